@@ -1,0 +1,283 @@
+//! `steadfast bench`: how fast the group is on this machine, the master in this process, as an
+//! embedding application has it, and the replicas in processes of their own.
+
+mod load;
+mod probe;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+use steadfast::{Bootstrap, RepConfig, ReplicatedEnvironment, Role};
+
+use self::load::{Load, Measured};
+use crate::child::{self, Child, ChildEvents};
+use crate::failure::Failure;
+use crate::ports::free_addresses;
+
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+/// Elections that this process may lose before the benchmark gives up.
+const ELECTIONS_MAX: usize = 10;
+/// The replicas wait so long before they stand for election that this process stands first.
+const REPLICA_ELECTION_MS: (u32, u32) = (2000, 3000);
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Measure a group of nodes on this machine
+#[derive(clap::Args)]
+#[command(after_help = "\
+The master runs in this process, each replica in its own, all on the loopback interface, with a
+real fdatasync for every commit. In the same run the two parts that no commit can do without are
+measured alone: an fdatasync of 4 KiB, and a TCP round trip.
+
+Workloads: put, one key; txn, two keys read and written; get, one key; mixed, 80 % get, 20 % put.
+
+Examples:
+  steadfast bench
+  steadfast bench --clients 1
+  steadfast bench --workload get --consistency eventual --json")]
+pub(crate) struct Arguments {
+    /// Nodes of the group
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=15))]
+    nodes: u8,
+    /// Threads that write or read
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    clients: u64,
+    /// How long it is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// Size of each value
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
+    value_bytes: u32,
+    /// What the clients do
+    #[arg(long, value_enum, default_value_t = Workload::Put)]
+    workload: Workload,
+    /// How fresh reads must be
+    #[arg(long, value_enum, default_value_t = Consistency::Linearizable)]
+    consistency: Consistency,
+    /// Where the temporary data directories are made
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// End with one JSON line on stdout, and print nothing else there
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Workload {
+    Put,
+    Get,
+    Txn,
+    Mixed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Consistency {
+    Linearizable,
+    Eventual,
+}
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// When the group could not be started, or this process does not become master.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let mut builder = tempfile::Builder::new();
+    let builder = builder.prefix("steadfast-bench-");
+    let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let dir = builder
+        .tempdir_in(parent)
+        .map_err(|error| Failure::system("no temporary directory", &error))?;
+    let probes = probe::fdatasync(dir.path()).and_then(|sync| Ok((sync, probe::round_trip()?)));
+    let (sync, round_trip) =
+        probes.map_err(|error| Failure::system("the machine cannot be measured", &error))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::system("no runtime could be started", &error))?;
+    let mut group = runtime.block_on(BenchGroup::start(dir.path(), arguments.nodes.into()))?;
+    let measured = measure(&group, arguments);
+    let closed = group.env.close();
+    runtime.block_on(child::end_all(
+        &mut group.replicas,
+        &mut group.events,
+        CLOSE_PATIENCE,
+    ));
+    closed?;
+    let mut line = measured?;
+    add_ratio(&mut line, sync, round_trip);
+    if !arguments.json {
+        print(&line);
+    }
+    println!("{line}");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The master in this process and its replicas.
+struct BenchGroup {
+    env: ReplicatedEnvironment,
+    replicas: Vec<Option<Child>>,
+    events: ChildEvents,
+}
+
+impl BenchGroup {
+    async fn start(dir: &Path, nodes: usize) -> Result<Self, Failure> {
+        let addresses = free_addresses(nodes)
+            .map_err(|error| Failure::system("no ports for the nodes", &error))?;
+        let list: Vec<_> = (1..)
+            .zip(&addresses)
+            .map(|(n, at)| format!("n{n}={at}"))
+            .collect();
+        let (sender, events) = child::events();
+        let start = |index: usize| {
+            let name = format!("n{}", index + 1);
+            let data_dir = dir.join(&name).display().to_string();
+            let (min, max) = REPLICA_ELECTION_MS;
+            let (min, max) = (
+                format!("election_timeout_min_ms={min}"),
+                format!("election_timeout_max_ms={max}"),
+            );
+            let arguments = [
+                ["--group", "bench"],
+                ["--node", &name],
+                ["--data-dir", &data_dir],
+                ["--listen", &addresses[index]],
+                ["--bootstrap", &list.join(",")],
+                ["--set", &min],
+                ["--set", &max],
+            ];
+            let arguments = ["start", "--until-stdin-closes"]
+                .into_iter()
+                .chain(arguments.into_iter().flatten());
+            let log = dir.join(format!("{name}.log"));
+            Child::start((index - 1, 1), arguments, &log, sender.clone()).map(Some)
+        };
+        let replicas = (1..nodes).map(start).collect::<Result<_, _>>()?;
+        let config = RepConfig::builder("bench", "n1")
+            .data_dir(dir.join("n1"))
+            .listen(&addresses[0])
+            .bootstrap(Bootstrap::expect(&list)?)
+            .build()?;
+        let env = ReplicatedEnvironment::open_async(config).await?;
+        let mut group = Self {
+            env,
+            replicas,
+            events,
+        };
+        group.wait_master().await?;
+        Ok(group)
+    }
+
+    /// Waits until this process is master; what the replicas say is of no interest.
+    async fn wait_master(&mut self) -> Result<(), Failure> {
+        let (env, events) = (&self.env, &mut self.events);
+        let leads = async {
+            let mut states = env.state_changes();
+            for _ in 0..ELECTIONS_MAX {
+                env.wait_ready_async(READY_TIMEOUT).await?;
+                match states.next_async().await {
+                    Some(state) if state.role == Role::Master => return Ok(()),
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+            Err(Failure::new(
+                "another node became master",
+                "nothing of value was there",
+                "run the benchmark again",
+            ))
+        };
+        let leads = async {
+            tokio::time::timeout(READY_TIMEOUT, leads)
+                .await
+                .unwrap_or_else(|_| {
+                    Err(Failure::new(
+                        "no master",
+                        "nothing of value was there",
+                        "run it again",
+                    ))
+                })
+        };
+        let drain = async { while events.recv().await.is_some() {} };
+        tokio::select! {
+            led = leads => led,
+            () = drain => Err(Failure::new("the replicas are gone", "none", "run it again")),
+        }
+    }
+}
+
+fn measure(group: &BenchGroup, arguments: &Arguments) -> Result<Value, Failure> {
+    let load = Load {
+        workload: arguments.workload,
+        consistency: arguments.consistency,
+        value_bytes: usize::try_from(arguments.value_bytes).unwrap_or(0),
+    };
+    let failed = |why: String| Failure::new(why, "nothing of value was there", "run it again");
+    load.prepare(&group.env).map_err(failed)?;
+    let mut pids = vec![std::process::id()];
+    pids.extend(group.replicas.iter().flatten().map(Child::pid));
+    let ticks = probe::cpu_ticks(&pids);
+    let time = Duration::from_secs(arguments.seconds);
+    let measured = load.run(&group.env, arguments.clients, time);
+    let ticks = probe::cpu_ticks(&pids) - ticks;
+    Ok(describe(arguments, &measured, ticks))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for people and plots")]
+fn describe(arguments: &Arguments, measured: &Measured, ticks: u64) -> Value {
+    let latencies = &measured.latencies_us;
+    let ops = latencies.len();
+    let word = |value: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
+        value().map(|value| value.get_name().to_owned())
+    };
+    json!({
+        "nodes": arguments.nodes,
+        "clients": arguments.clients,
+        "value_bytes": arguments.value_bytes,
+        "workload": word(&|| arguments.workload.to_possible_value()),
+        "consistency": word(&|| arguments.consistency.to_possible_value()),
+        "ops": ops,
+        "ops_per_s": (ops as f64 / measured.elapsed.as_secs_f64()).round(),
+        "p50_us": latencies.value_at_quantile(0.5),
+        "p99_us": latencies.value_at_quantile(0.99),
+        "p999_us": latencies.value_at_quantile(0.999),
+        "max_us": latencies.max(),
+        "errors": measured.errors,
+        "cpu_s": ticks as f64 / TICKS_PER_SECOND,
+    })
+}
+
+/// What the machine needs at least, and how many times that a commit takes.
+#[expect(clippy::cast_precision_loss, reason = "figures for people and plots")]
+fn add_ratio(line: &mut Value, sync: Duration, round_trip: Duration) {
+    let p50 = line["p50_us"].as_u64().unwrap_or(0) as f64;
+    let least = (sync + round_trip).as_secs_f64() * 1e6;
+    line["fdatasync_us"] = json!(round(sync.as_secs_f64() * 1e6));
+    line["round_trip_us"] = json!(round(round_trip.as_secs_f64() * 1e6));
+    line["p50_per_fdatasync_and_round_trip"] = json!(round(p50 / least));
+}
+
+fn round(number: f64) -> f64 {
+    (number * 100.0).round() / 100.0
+}
+
+fn print(line: &Value) {
+    println!(
+        "{} {} clients, {} nodes: {} ops/s   p50 {} us   p99 {} us   p99.9 {} us   errors {}",
+        line["clients"],
+        line["workload"].as_str().unwrap_or_default(),
+        line["nodes"],
+        line["ops_per_s"],
+        line["p50_us"],
+        line["p99_us"],
+        line["p999_us"],
+        line["errors"]
+    );
+    println!(
+        "this machine: fdatasync {} us, round trip {} us; p50 is {} times both together",
+        line["fdatasync_us"], line["round_trip_us"], line["p50_per_fdatasync_and_round_trip"]
+    );
+}

@@ -1,0 +1,68 @@
+//! `steadfast config`: explains the keys and checks a file.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use steadfast::config::{KEYS, Key, unknown_key};
+
+use crate::failure::Failure;
+use crate::settings::Flags;
+
+/// Explain the keys of the configuration, or check a file
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Unit, default and meaning of one key, or of all
+    Explain {
+        /// The key; all when it is left out
+        key: Option<String>,
+    },
+    /// Read a file as `start --config` would, and change nothing
+    Check {
+        /// The TOML file
+        file: PathBuf,
+    },
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// When there is no such key, or the file cannot be used.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    match &arguments.verb {
+        Verb::Explain { key: None } => KEYS.iter().for_each(explain),
+        Verb::Explain { key: Some(name) } => {
+            let key = KEYS.iter().find(|key| key.name == name);
+            explain(key.ok_or_else(|| unknown_key(name))?);
+        }
+        Verb::Check { file } => {
+            let config = Flags {
+                config: Some(file.clone()),
+                ..Flags::default()
+            }
+            .load()?;
+            println!(
+                "{} is fine: node {} of group {}, listening on {}, data in {}",
+                file.display(),
+                config.node(),
+                config.group(),
+                config.listen(),
+                config.data_dir().display()
+            );
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explain(key: &Key) {
+    println!(
+        "{}  ({}; default: {})\n    {}",
+        key.name, key.unit, key.default, key.help
+    );
+}

@@ -1,0 +1,264 @@
+//! `steadfast demo`: three processes under load, of which the master is killed again and again;
+//! in the end every acknowledged write is looked for on every node.
+//!
+//! ```text
+//!  demo (this process)                       demo-node, three times
+//!  -------------------                       ----------------------
+//!  starts, SIGKILLs and restarts    stdin    opens the environment as an application does
+//!  keeps the ledger of what was  ──────────► works while it is master: appends and transfers
+//!  acknowledged, and checks it   ◄────────── one line for each acknowledgement
+//!  against what each node holds     stdout   tells everything it holds when asked
+//! ```
+//!
+//! The nodes are never asked whether they are right: what they hold is compared with the ledger,
+//! which is kept outside of them.
+
+mod group;
+mod ledger;
+pub(crate) mod node;
+mod progress;
+mod protocol;
+mod workload;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde::Serialize;
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use self::group::{Group, name};
+use self::protocol::Command;
+use crate::failure::{FAILED, Failure};
+use crate::stop::Stop;
+
+pub(crate) use self::workload::scramble;
+
+/// How long a killed node stays down after the failover.
+const DOWN_TIME: Duration = Duration::from_millis(300);
+/// Exit code after Ctrl-C, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// Kill masters under load, and prove that nothing acknowledged is lost
+#[derive(clap::Args)]
+#[command(after_help = "\
+Three processes embed the library on this machine and write as fast as they can while the current
+master is killed with SIGKILL, and once all three at the same time. In the end every acknowledged
+record must be on every node exactly once, and the nodes must hold the same.
+
+Examples:
+  steadfast demo
+  steadfast demo --seconds 60 --kills 12 --clients 32
+  steadfast demo --json | jq .failover_ms")]
+pub(crate) struct Arguments {
+    /// How long the load lasts
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
+    seconds: u16,
+    /// How often the master is killed
+    #[arg(long, default_value_t = 5)]
+    kills: u16,
+    /// Threads that write
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    clients: u32,
+    /// End with one JSON line on stdout
+    #[arg(long)]
+    json: bool,
+    /// Keep the data directories
+    #[arg(long)]
+    keep: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Default, Serialize)]
+struct Summary {
+    acked: usize,
+    transfers: u64,
+    uncertain: usize,
+    lost: usize,
+    kills: usize,
+    failover_ms: Vec<u64>,
+    all_killed_ms: Option<u64>,
+    violations: Vec<String>,
+}
+
+/// Runs the demo.
+///
+/// # Errors
+/// When it could not be carried out.
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let mut stop = Stop::new(false)?;
+    let dir = tempfile::Builder::new().prefix("steadfast-demo-").tempdir();
+    let dir = dir.map_err(|error| Failure::system("no temporary directory", &error))?;
+    let mut group = Group::new(dir.path().to_owned(), arguments.clients)?;
+    let mut summary = Summary::default();
+    let played = tokio::select! {
+        played = play(&mut group, &arguments, &mut summary) => Some(played),
+        () = stop.wait() => None,
+    };
+    group.end(matches!(played, Some(Ok(())))).await;
+    let Some(played) = played else {
+        group.progress.line("interrupted");
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
+    summary.acked = group.ledger.appended();
+    summary.transfers = group.ledger.transfers();
+    summary.uncertain = group.ledger.uncertain();
+    summary.violations = group.ledger.violations().to_vec();
+    let is_right = played.is_ok() && summary.lost == 0 && summary.violations.is_empty();
+    if arguments.keep || !is_right {
+        keep(dir);
+    }
+    if arguments.json {
+        println!(
+            "{}",
+            serde_json::to_string(&summary).expect("a summary is plain data")
+        );
+    } else {
+        print(&summary);
+    }
+    played?;
+    Ok(if is_right {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(FAILED)
+    })
+}
+
+/// The whole run, up to what every node holds.
+async fn play(
+    group: &mut Group,
+    arguments: &Arguments,
+    summary: &mut Summary,
+) -> Result<(), Failure> {
+    let (kills, seconds) = (u32::from(arguments.kills), arguments.seconds.into());
+    for node in Group::all() {
+        group.start(node)?;
+    }
+    group.wait_whole().await?;
+    group
+        .progress
+        .line("three nodes have formed a group; the load begins");
+    group.command(Command::Load).await;
+    group.wait_acknowledged(0).await?;
+    let start = Instant::now();
+    let gap = Duration::from_secs(seconds) / (kills + 2);
+    for kill in 1..=kills {
+        group
+            .follow_for((start + gap * kill).saturating_duration_since(Instant::now()))
+            .await;
+        let took = kill_master(group, kill).await?;
+        summary.failover_ms.push(took);
+        summary.kills += 1;
+    }
+    let rest = start + gap * (kills + 1);
+    group
+        .follow_for(rest.saturating_duration_since(Instant::now()))
+        .await;
+    summary.all_killed_ms = Some(kill_all(group).await?);
+    let end = start + Duration::from_secs(seconds);
+    group
+        .follow_for(end.saturating_duration_since(Instant::now()))
+        .await;
+    group.wait_still().await?;
+    group
+        .progress
+        .line("the load has ended; looking for every acknowledged record on every node");
+    summary.lost = group.verify().await?;
+    Ok(())
+}
+
+/// Kills the master and brings it back; returns the milliseconds from the kill to the first
+/// acknowledgement of its successor.
+async fn kill_master(group: &mut Group, kill: u32) -> Result<u64, Failure> {
+    group
+        .wait_for("a master", |group| group.master().is_some())
+        .await?;
+    let (old, term) = (group.master().expect("waited for"), group.ledger.term());
+    let killed = Instant::now();
+    group.kill(old);
+    let (at, new) = group.wait_acknowledged(term).await?;
+    let took = millis(at.saturating_duration_since(killed));
+    group.progress.line(&format!(
+        "kill {kill}: SIGKILL to master {}; {} acknowledges in term {} after {took} ms",
+        name(old),
+        name(new),
+        group.ledger.term()
+    ));
+    group.follow_for(DOWN_TIME).await;
+    group.wait_ended(old).await?;
+    restart(group, [old]).await?;
+    Ok(took)
+}
+
+/// Kills all nodes at once and brings them back; returns the milliseconds from the kill to the
+/// first acknowledgement.
+async fn kill_all(group: &mut Group) -> Result<u64, Failure> {
+    let term = group.ledger.term();
+    let killed = Instant::now();
+    Group::all().for_each(|node| group.kill(node));
+    for node in Group::all() {
+        group.wait_ended(node).await?;
+    }
+    // What was under way may have been acknowledged in the newest term while the kill went out.
+    let term = term.max(group.ledger.term());
+    restart_load(group, Group::all()).await?;
+    let (at, new) = group.wait_acknowledged(term).await?;
+    let took = millis(at.saturating_duration_since(killed));
+    group.progress.line(&format!(
+        "SIGKILL to all three at once; restarted, {} acknowledges in term {} after {took} ms",
+        name(new),
+        group.ledger.term()
+    ));
+    group.wait_whole().await?;
+    Ok(took)
+}
+
+async fn restart(group: &mut Group, nodes: impl IntoIterator<Item = usize>) -> Result<(), Failure> {
+    restart_load(group, nodes).await?;
+    group.wait_whole().await
+}
+
+async fn restart_load(
+    group: &mut Group,
+    nodes: impl IntoIterator<Item = usize>,
+) -> Result<(), Failure> {
+    for node in nodes {
+        group.start(node)?;
+    }
+    group.command(Command::Load).await;
+    Ok(())
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn keep(dir: TempDir) {
+    eprintln!("data and logs of the nodes: {}", dir.keep().display());
+}
+
+fn print(summary: &Summary) {
+    let mut sorted = summary.failover_ms.clone();
+    sorted.sort_unstable();
+    println!(
+        "acknowledged  {} records, {} transfers",
+        summary.acked, summary.transfers
+    );
+    println!("unknown       {} records, told as such", summary.uncertain);
+    println!("lost          {}", summary.lost);
+    if let (Some(median), Some(max)) = (sorted.get(sorted.len() / 2), sorted.last()) {
+        println!(
+            "failover      {} kills: p50 {median} ms, max {max} ms",
+            summary.kills
+        );
+    }
+    if let Some(took) = summary.all_killed_ms {
+        println!("all killed    writes again after {took} ms");
+    }
+    for violation in &summary.violations {
+        println!("VIOLATION     {violation}");
+    }
+    if summary.violations.is_empty() {
+        println!("Every acknowledged record is on every node exactly once, and the nodes agree.");
+    }
+}

@@ -1,0 +1,75 @@
+//! What the demo shows while it runs, on stderr: one live line on a terminal, plain lines
+//! otherwise, and a line for each thing that happens.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How often the live line changes.
+const LIVE_INTERVAL: Duration = Duration::from_millis(200);
+/// How often there is a plain line.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub(super) struct Progress {
+    is_live: bool,
+    start: Instant,
+    shown: Instant,
+    shown_acked: u64,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            is_live: std::io::stderr().is_terminal(),
+            start: now,
+            shown: now,
+            shown_acked: 0,
+        }
+    }
+
+    /// Shows how far it is, when it is time to.
+    pub(super) fn update(&mut self, acked: u64, master: &str, term: u64) {
+        let since = self.shown.elapsed();
+        let interval = if self.is_live {
+            LIVE_INTERVAL
+        } else {
+            PLAIN_INTERVAL
+        };
+        if since < interval {
+            return;
+        }
+        let rate = u128::from(acked - self.shown_acked) * 1000 / since.as_millis().max(1);
+        let seconds = self.start.elapsed().as_secs();
+        let text = format!("{seconds:>3} s  acked {acked}  {rate}/s  master {master}  term {term}");
+        if self.is_live {
+            self.write(&format!("\r\x1b[K{text}"));
+        } else {
+            self.write(&format!("{text}\n"));
+        }
+        self.shown += since;
+        self.shown_acked = acked;
+    }
+
+    /// A line that stays.
+    pub(super) fn line(&mut self, text: &str) {
+        let clear = if self.is_live { "\r\x1b[K" } else { "" };
+        let seconds = self.start.elapsed().as_secs();
+        self.write(&format!("{clear}{seconds:>3} s  {text}\n"));
+    }
+
+    #[expect(
+        clippy::unused_self,
+        reason = "what writes is what holds the state of the line"
+    )]
+    fn write(&mut self, text: &str) {
+        let mut stderr = std::io::stderr().lock();
+        // Progress that nobody can see is no reason to end the run.
+        stderr
+            .write_all(text.as_bytes())
+            .and_then(|()| stderr.flush())
+            .ok();
+    }
+}

@@ -1,0 +1,67 @@
+//! What the demo and its nodes say to each other: one JSON object per line, commands on the
+//! node's stdin, reports on its stdout.
+
+use serde::{Deserialize, Serialize};
+
+/// Database of the appended records. Key: stream, big-endian `u32`, then number, big-endian `u64`.
+/// Value: the record's id.
+pub(super) const JOURNAL: &str = "journal";
+/// Database of the last number of each stream. Key: stream, big-endian `u32`.
+pub(super) const COUNTERS: &str = "counters";
+/// Database of the balances. Key: account, big-endian `u32`. Value: `i64`, little-endian.
+pub(super) const ACCOUNTS: &str = "accounts";
+/// How many accounts there are.
+pub(super) const ACCOUNT_COUNT: u32 = 100;
+/// What each account holds at first.
+pub(super) const ACCOUNT_START: i64 = 1000;
+
+/// To a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Command {
+    /// Run the workload whenever this node is master.
+    Load,
+    /// End the workload, and say when nothing of it is under way any more.
+    Rest,
+    /// Tell everything that this node holds.
+    Tell,
+}
+
+/// One appended record as a node holds it: stream, number, id.
+pub(super) type Row = (u32, u64, String);
+
+/// From a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Report {
+    /// The node belongs to the group and knows a master.
+    Ready,
+    /// Its role, and the name of the master that it follows.
+    Role {
+        role: String,
+        term: u64,
+        master: Option<String>,
+    },
+    /// The append of the record was acknowledged.
+    Appended { id: String, term: u64, vlsn: u64 },
+    /// A transfer was acknowledged.
+    Transferred { term: u64, vlsn: u64 },
+    /// The append has an unknown outcome.
+    Uncertain { id: String },
+    /// The append was refused: the record must never be seen.
+    Refused { id: String },
+    /// Nothing of the workload is under way.
+    Resting,
+    /// Some of the records that the node holds.
+    Rows(Vec<Row>),
+    /// The end of what a node tells, all of it as of one VLSN.
+    Told {
+        vlsn: u64,
+        accounts: u32,
+        sum: i64,
+        digest: String,
+        digest_vlsn: u64,
+    },
+    /// The node cannot go on.
+    Failed(String),
+}

@@ -1,0 +1,156 @@
+//! `steadfast dev`: a group of node processes to play with.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::child::{self, Child, ChildEvent, ChildEvents, ChildNews};
+use crate::failure::Failure;
+use crate::ports::free_addresses;
+use crate::stop::Stop;
+
+/// How long a node may take to close before it is killed.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Start a group of nodes on this machine to play with; Ctrl-C ends it
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  steadfast dev                      three nodes in a temporary directory, removed in the end
+  steadfast dev --nodes 5
+  steadfast dev --dir ./group        keeps the data; the same command starts the group again")]
+pub(crate) struct Arguments {
+    /// How many nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=15))]
+    nodes: u8,
+    /// Directory to keep the data in; a temporary one when it is left out
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+/// Runs the group until it is told to stop.
+///
+/// # Errors
+/// When the directory cannot be used or a process cannot be started.
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let mut stop = Stop::new(false)?;
+    let temporary = if arguments.dir.is_some() {
+        None
+    } else {
+        let made = tempfile::Builder::new().prefix("steadfast-dev-").tempdir();
+        Some(made.map_err(|error| Failure::system("no temporary directory", &error))?)
+    };
+    let dir = match (&arguments.dir, &temporary) {
+        (Some(dir), _) => dir.clone(),
+        (None, Some(made)) => made.path().to_owned(),
+        (None, None) => unreachable!("one of the two is there"),
+    };
+    let addresses = prepare(&dir, arguments.nodes.into())
+        .map_err(|error| Failure::system(&format!("cannot use {}", dir.display()), &error))?;
+    let (sender, mut events) = child::events();
+    let mut children = start_all(&dir, &addresses, &sender)?;
+    introduce(&dir, &addresses, &children);
+    tokio::select! {
+        () = stop.wait() => {}
+        () = forward(&mut events, &mut children, &dir) => {}
+    }
+    println!("closing");
+    child::end_all(&mut children, &mut events, CLOSE_PATIENCE).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn name(index: usize) -> String {
+    format!("n{}", index + 1)
+}
+
+fn config_file(dir: &Path, index: usize) -> PathBuf {
+    dir.join(format!("{}.toml", name(index)))
+}
+
+/// Writes one configuration per node, unless they are there from an earlier run: the addresses of
+/// a group that has formed do not change. Returns the addresses.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a directory to play with is made here"
+)]
+fn prepare(dir: &Path, nodes: usize) -> std::io::Result<Vec<String>> {
+    std::fs::create_dir_all(dir)?;
+    let addresses = free_addresses(nodes)?;
+    let list: Vec<_> = addresses
+        .iter()
+        .enumerate()
+        .map(|(index, address)| format!("{}={address}", name(index)))
+        .collect();
+    let mut used = Vec::new();
+    for (index, address) in addresses.into_iter().enumerate() {
+        let file = config_file(dir, index);
+        if file.exists() {
+            let table: toml::Table = std::fs::read_to_string(&file)?
+                .parse()
+                .map_err(std::io::Error::other)?;
+            let listen = table.get("listen").and_then(toml::Value::as_str);
+            used.push(listen.unwrap_or_default().to_owned());
+            continue;
+        }
+        let name = name(index);
+        let data_dir = dir.join(&name);
+        let mut table = toml::Table::new();
+        table.insert("group".to_owned(), "dev".into());
+        table.insert("node".to_owned(), name.into());
+        table.insert("data_dir".to_owned(), data_dir.display().to_string().into());
+        table.insert("listen".to_owned(), address.clone().into());
+        table.insert("bootstrap".to_owned(), list.clone().into());
+        std::fs::write(&file, table.to_string())?;
+        used.push(address);
+    }
+    Ok(used)
+}
+
+fn start_all(
+    dir: &Path,
+    addresses: &[String],
+    events: &mpsc::Sender<ChildEvent>,
+) -> Result<Vec<Option<Child>>, Failure> {
+    let start = |index| {
+        let file = config_file(dir, index);
+        let config = file.to_string_lossy();
+        let arguments = ["start", "--until-stdin-closes", "--config", &*config];
+        let log = dir.join(format!("{}.log", name(index)));
+        Child::start((index, 1), arguments, &log, events.clone()).map(Some)
+    };
+    (0..addresses.len()).map(start).collect()
+}
+
+fn introduce(dir: &Path, addresses: &[String], children: &[Option<Child>]) {
+    println!("a group of {} nodes in {}", addresses.len(), dir.display());
+    for (index, (address, child)) in addresses.iter().zip(children).enumerate() {
+        let pid = child.as_ref().map_or(0, Child::pid);
+        println!("  {}  {address}  pid {pid}", name(index));
+    }
+    println!("how it is:        steadfast status {}", addresses[0]);
+    println!("see a failover:   kill -9 the pid of the master");
+    println!("Ctrl-C ends all\n");
+}
+
+/// Prints what the nodes say, and when one ends. Returns when all have ended.
+async fn forward(events: &mut ChildEvents, children: &mut [Option<Child>], dir: &Path) {
+    while children.iter().any(Option::is_some)
+        && let Some(ChildEvent { who, what, .. }) = events.recv().await
+    {
+        match what {
+            ChildNews::Line(line) => println!("{line}"),
+            ChildNews::Ended(status) => {
+                children[who] = None;
+                let (name, file) = (name(who), config_file(dir, who));
+                println!(
+                    "{name} has ended ({status}); its log is {}\n  to start it again:  \
+                     steadfast start --config {}",
+                    dir.join(format!("{name}.log")).display(),
+                    file.display()
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Errors as people read them: what happened, what it means for the data, what to do.
+
+use std::error::Error;
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use steadfast::config::ConfigError;
+use steadfast::log::LogError;
+use steadfast::{OpenError, ReadyError};
+
+/// Exit code of a command that failed.
+pub(crate) const FAILED: u8 = 1;
+/// Exit code of a command that was given something unusable.
+pub(crate) const USAGE: u8 = 2;
+/// Exit code of a look at a group that works, but survives fewer failures than it was made for.
+pub(crate) const DEGRADED: u8 = 3;
+/// Exit code of a look at a group that takes no writes.
+pub(crate) const NO_QUORUM: u8 = 4;
+
+const UNTOUCHED: &str = "nothing was changed";
+const ELSEWHERE: &str =
+    "this node takes no part; nothing acknowledged is lost while a majority of the others has it";
+
+/// Why a verb ends without having done its work.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    exit: u8,
+    what: String,
+    data: String,
+    remedy: String,
+}
+
+impl Failure {
+    pub(crate) fn new(
+        what: impl Into<String>,
+        data: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            exit: FAILED,
+            what: what.into(),
+            data: data.into(),
+            remedy: remedy.into(),
+        }
+    }
+
+    /// Something of the machine was refused: a thread, a file, a process.
+    pub(crate) fn system(what: &str, error: &dyn Display) -> Self {
+        let remedy = "see to the cause, then try again";
+        Self::new(format!("{what}: {error}"), UNTOUCHED, remedy)
+    }
+
+    /// What was given on the command line cannot be used.
+    pub(crate) fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            exit: USAGE,
+            ..Self::new(what, UNTOUCHED, remedy)
+        }
+    }
+
+    /// Prints the three parts on stderr; returns the exit code.
+    pub(crate) fn print(&self) -> ExitCode {
+        eprintln!("error: {}", self.what);
+        eprintln!("  data:  {}", self.data);
+        eprintln!("  to do: {}", self.remedy);
+        ExitCode::from(self.exit)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let remedy = match steadfast::config::KEYS
+            .iter()
+            .find(|key| key.name == error.key)
+        {
+            Some(key) => format!("correct {}; see `steadfast config explain {0}`", key.name),
+            None => "correct the key; `steadfast config explain` lists all of them".to_owned(),
+        };
+        Self::usage(error.to_string(), remedy)
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        let what = with_sources(&error);
+        match error {
+            OpenError::Config(error) => error.into(),
+            OpenError::ForeignDirectory {
+                dir,
+                what: kind,
+                found,
+                expected,
+            } => Self::new(
+                format!(
+                    "data directory {} belongs to {kind} {found:?}, not to {expected:?}",
+                    dir.display()
+                ),
+                UNTOUCHED,
+                format!("point data_dir at the directory of {expected:?}, or at an empty one"),
+            ),
+            OpenError::InUse { dir } => Self::new(
+                format!(
+                    "data directory {} is in use by another process",
+                    dir.display()
+                ),
+                "nothing was changed; the other process goes on",
+                "stop the other process, or give this node a directory of its own",
+            ),
+            OpenError::NewerFormat { path, found, known } => Self::new(
+                format!(
+                    "{} has format version {found}, and this program knows up to {known}",
+                    path.display()
+                ),
+                UNTOUCHED,
+                "run the version that wrote it, or a newer one",
+            ),
+            OpenError::Corrupt { path, offset, what } => corrupt(&path, offset, &what),
+            OpenError::Log(LogError::Corrupt {
+                file,
+                offset,
+                damage,
+            }) => corrupt(&file, offset, &damage),
+            OpenError::Log(_) | OpenError::Engine(_) => Self::new(what, ELSEWHERE, LOOK_FIRST),
+            OpenError::Io {
+                doing,
+                path,
+                source,
+            } => Self::new(
+                format!("cannot {doing} {}: {source}", path.display()),
+                "nothing acknowledged is lost; this node does not start",
+                "make the data directory writable for this user, on a volume with free space",
+            ),
+            OpenError::Listen { address, source } => Self::new(
+                format!("cannot listen on {address}: {}", with_sources(&source)),
+                "nothing acknowledged is lost; this node does not start",
+                "stop the program that uses the port, or correct listen",
+            ),
+            _ => Self::new(
+                what,
+                "nothing acknowledged is lost; this node does not start",
+                "see to the cause, then start it again",
+            ),
+        }
+    }
+}
+
+const LOOK_FIRST: &str = "ask the other nodes with `steadfast status` whether they have the data, \
+                          and delete nothing before they do";
+
+fn corrupt(path: &std::path::Path, offset: u64, what: &dyn Display) -> Failure {
+    let what = format!("{} is corrupt at byte {offset}: {what}", path.display());
+    Failure::new(what, ELSEWHERE, LOOK_FIRST)
+}
+
+impl From<ReadyError> for Failure {
+    fn from(error: ReadyError) -> Self {
+        match error {
+            ReadyError::Refused { reason } => Self::new(
+                format!("the group refuses this node: {reason}"),
+                "nothing was changed; the group goes on without this node",
+                "correct what the reason names, then start the node again",
+            ),
+            ReadyError::Stopped { reason } => Self::new(
+                format!("the node has stopped: {reason}"),
+                ELSEWHERE,
+                "see to the cause, then start the node again: it re-reads its disk",
+            ),
+            other => Self::new(
+                other.to_string(),
+                "nothing acknowledged is lost",
+                "start the nodes that are waited for",
+            ),
+        }
+    }
+}
+
+/// An error with everything below it, where its own text does not say it already.
+pub(crate) fn with_sources(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let below = error.to_string();
+        if !text.contains(&below) {
+            text = format!("{text}: {below}");
+        }
+        source = error.source();
+    }
+    text
+}

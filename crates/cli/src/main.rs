@@ -1,0 +1,94 @@
+//! The `steadfast` program: runs a node, shows the state of a group, starts groups to play with,
+//! and proves and measures the library.
+//!
+//! Each verb is one module. A verb that fails returns a [`Failure`], which says what happened,
+//! what it means for the data and what to do, and carries the exit code.
+
+mod bench;
+mod child;
+mod configure;
+mod demo;
+mod dev;
+mod failure;
+mod ports;
+mod settings;
+mod start;
+mod status;
+mod stop;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::failure::Failure;
+
+/// What is logged unless `STEADFAST_LOG` says otherwise.
+const LOG_DEFAULT: &str = "warn,openraft=error";
+
+/// Replication and high availability for Noxu DB.
+#[derive(Parser)]
+#[command(
+    name = "steadfast",
+    version,
+    after_help = "\
+Examples:
+  steadfast demo                          kill masters under load, and see that nothing is lost
+  steadfast dev                           a group of three nodes to play with
+  steadfast start --config n1.toml        one node of a real group
+  steadfast status 10.0.0.1:7400          how the group is, asked of any of its nodes
+  steadfast config explain                every key of the configuration
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 degraded, 4 no quorum.
+STEADFAST_LOG sets what is logged on stderr, for example STEADFAST_LOG=debug."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Start(start::Arguments),
+    Status(status::Arguments),
+    Dev(dev::Arguments),
+    Demo(demo::Arguments),
+    Bench(bench::Arguments),
+    Config(configure::Arguments),
+    #[command(hide = true)]
+    DemoNode(demo::node::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter =
+        EnvFilter::try_from_env("STEADFAST_LOG").unwrap_or_else(|_| EnvFilter::new(LOG_DEFAULT));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    let done = match arguments.verb {
+        Verb::Start(arguments) => on_runtime(start::run(arguments)),
+        Verb::Status(arguments) => on_runtime(status::run(arguments)),
+        Verb::Dev(arguments) => on_runtime(dev::run(arguments)),
+        Verb::Demo(arguments) => on_runtime(demo::run(arguments)),
+        Verb::Bench(arguments) => bench::run(&arguments),
+        Verb::Config(arguments) => configure::run(&arguments),
+        Verb::DemoNode(arguments) => demo::node::run(&arguments),
+    };
+    done.unwrap_or_else(|failure| failure.print())
+}
+
+/// Runs one verb to its end.
+fn on_runtime(verb: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::system("no runtime could be started", &error))?;
+    let done = runtime.block_on(verb);
+    // Nothing that is left may hold up the end, such as a thread that waits for a line of stdin.
+    runtime.shutdown_background();
+    done
+}

@@ -1,0 +1,179 @@
+//! The configuration of one node out of a TOML file, environment variables and flags, the later
+//! over the earlier. The keys are those of [`KEYS`] everywhere.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use steadfast::config::{ConfigError, KEYS, unknown_key};
+use steadfast::{Bootstrap, RepConfig};
+use toml::Value;
+
+use crate::failure::Failure;
+
+/// Environment variables that set a key begin so: `STEADFAST_DATA_DIR`.
+const VARIABLE_PREFIX: &str = "STEADFAST_";
+
+/// The flags that configure a node.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Flags {
+    /// TOML file with the configuration; flags override it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Name of the group
+    #[arg(long)]
+    pub(crate) group: Option<String>,
+    /// Name of this node
+    #[arg(long)]
+    pub(crate) node: Option<String>,
+    /// Directory of this node's log and engine
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<String>,
+    /// Address to listen on
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: Option<String>,
+    /// The nodes of the group to be, separated by commas
+    #[arg(long, value_name = "NAME=HOST:PORT", value_delimiter = ',')]
+    pub(crate) bootstrap: Vec<String>,
+    /// Any other key, for example --set `flush_interval_ms=1000`
+    #[arg(long = "set", value_name = "KEY=NUMBER")]
+    pub(crate) numbers: Vec<String>,
+}
+
+/// Values by key, each known and of the right type.
+#[derive(Debug, Default)]
+struct Settings(BTreeMap<&'static str, Setting>);
+
+#[derive(Debug)]
+enum Setting {
+    Text(String),
+    List(Vec<String>),
+    Number(u64),
+}
+
+impl Flags {
+    /// The checked configuration.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a value cannot be used; exits as wrong usage.
+    pub(crate) fn load(&self) -> Result<RepConfig, Failure> {
+        let mut settings = Settings::default();
+        if let Some(path) = &self.config {
+            settings.add_file(path)?;
+        }
+        for key in KEYS {
+            let variable = format!("{VARIABLE_PREFIX}{}", key.name.to_uppercase());
+            if let Ok(text) = std::env::var(variable) {
+                settings.add_text(key.name, &text)?;
+            }
+        }
+        let flags = [
+            ("group", &self.group),
+            ("node", &self.node),
+            ("data_dir", &self.data_dir),
+            ("listen", &self.listen),
+        ];
+        for (key, value) in flags {
+            if let Some(value) = value {
+                settings.add_text(key, value)?;
+            }
+        }
+        if !self.bootstrap.is_empty() {
+            settings.add_text("bootstrap", &self.bootstrap.join(","))?;
+        }
+        for item in &self.numbers {
+            let (key, value) = item.split_once('=').ok_or_else(|| {
+                Failure::usage(
+                    format!("--set {item:?} has no '='"),
+                    "write --set KEY=NUMBER",
+                )
+            })?;
+            settings.add_text(key, value)?;
+        }
+        Ok(settings.build()?)
+    }
+}
+
+impl Settings {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a program reads its configuration itself"
+    )]
+    fn add_file(&mut self, path: &Path) -> Result<(), Failure> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let what = format!("cannot read {}: {error}", path.display());
+            Failure::usage(what, "give --config the path of a TOML file")
+        })?;
+        let table: toml::Table = text.parse().map_err(|error| {
+            let what = format!("{} is not TOML: {error}", path.display());
+            Failure::usage(what, "correct the line")
+        })?;
+        for (key, value) in table {
+            self.add(&key, value)?;
+        }
+        Ok(())
+    }
+
+    /// A value as the file has it.
+    fn add(&mut self, key: &str, value: Value) -> Result<(), ConfigError> {
+        let wrong = |expected: &str| ConfigError::new(key, format!("must be {expected}"));
+        let setting = match (known(key)?, value) {
+            ("group" | "node" | "data_dir" | "listen", Value::String(text)) => Setting::Text(text),
+            ("group" | "node" | "data_dir" | "listen", _) => return Err(wrong("a string")),
+            ("bootstrap", Value::Array(items)) => {
+                let item = |item| match item {
+                    Value::String(text) => Ok(text),
+                    _ => Err(wrong("an array of strings \"name=host:port\"")),
+                };
+                Setting::List(items.into_iter().map(item).collect::<Result<_, _>>()?)
+            }
+            ("bootstrap", _) => return Err(wrong("an array of strings \"name=host:port\"")),
+            (_, Value::Integer(number)) => {
+                Setting::Number(u64::try_from(number).map_err(|_| wrong("0 or more"))?)
+            }
+            _ => return Err(wrong("a number")),
+        };
+        self.0.insert(known(key)?, setting);
+        Ok(())
+    }
+
+    /// A value as a flag or an environment variable has it.
+    fn add_text(&mut self, key: &str, text: &str) -> Result<(), ConfigError> {
+        let value = match known(key)? {
+            "group" | "node" | "data_dir" | "listen" => Value::String(text.to_owned()),
+            "bootstrap" => {
+                let items = text
+                    .split(',')
+                    .map(|item| Value::String(item.trim().to_owned()));
+                Value::Array(items.collect())
+            }
+            _ => Value::Integer(
+                text.parse()
+                    .map_err(|_| ConfigError::new(key, format!("{text:?} is not a number")))?,
+            ),
+        };
+        self.add(key, value)
+    }
+
+    fn build(mut self) -> Result<RepConfig, ConfigError> {
+        let mut text = |key| match self.0.remove(key) {
+            Some(Setting::Text(text)) => Ok(text),
+            _ => Err(ConfigError::new(key, "is required")),
+        };
+        let mut builder = RepConfig::builder(text("group")?, text("node")?)
+            .data_dir(text("data_dir")?)
+            .listen(text("listen")?);
+        for (key, setting) in self.0 {
+            builder = match setting {
+                Setting::List(nodes) => builder.bootstrap(Bootstrap::expect(nodes)?),
+                Setting::Number(number) => builder.set(key, number),
+                Setting::Text(_) => builder,
+            };
+        }
+        builder.build()
+    }
+}
+
+fn known(key: &str) -> Result<&'static str, ConfigError> {
+    let found = KEYS.iter().find(|known| known.name == key);
+    found.map(|key| key.name).ok_or_else(|| unknown_key(key))
+}

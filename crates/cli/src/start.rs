@@ -1,0 +1,91 @@
+//! `steadfast start`: one node, until it is told to stop.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use steadfast::{ReadyError, ReplicatedEnvironment, Role, RoleState};
+
+use crate::failure::Failure;
+use crate::settings::Flags;
+use crate::stop::Stop;
+
+/// How often a node that is not ready says what it waits for.
+const REMINDER: Duration = Duration::from_secs(10);
+
+/// Run one node of a group, until Ctrl-C or SIGTERM
+#[derive(clap::Args)]
+#[command(after_help = "\
+Every key can stand in the file, in an environment variable (STEADFAST_DATA_DIR), or in a flag;
+flags win over variables, and those over the file. `steadfast config explain` has all keys.
+
+Examples:
+  steadfast start --config n1.toml
+  steadfast start --group orders --node n1 --data-dir /var/lib/orders --listen 10.0.0.1:7400 \\
+      --bootstrap n1=10.0.0.1:7400,n2=10.0.0.2:7400,n3=10.0.0.3:7400")]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    flags: Flags,
+    /// Close the node when stdin ends, so that it never outlives who started it
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
+}
+
+/// Runs the node.
+///
+/// # Errors
+/// When it cannot be opened, the group refuses it, or its disk fails.
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let config = arguments.flags.load()?;
+    let mut stop = Stop::new(arguments.until_stdin_closes)?;
+    let (group, node) = (config.group().to_owned(), config.node().to_owned());
+    let env = ReplicatedEnvironment::open_async(config).await?;
+    println!(
+        "{node} of group {group} listens on {}",
+        env.listen_address()
+    );
+    let stopped = tokio::select! {
+        () = stop.wait() => Ok(()),
+        () = print_roles(&env, &node) => Ok(()),
+        failure = watch(&env, &node) => Err(failure),
+    };
+    env.close_async().await?;
+    stopped?;
+    println!("{node} is closed");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line for each role, until the node is closed.
+async fn print_roles(env: &ReplicatedEnvironment, node: &str) {
+    let mut states = env.state_changes();
+    while let Some(RoleState { role, term, master }) = states.next_async().await {
+        match (role, master) {
+            (Role::Master, _) => println!("{node} is master in term {term}"),
+            (Role::Replica, Some(master)) => {
+                println!(
+                    "{node} is replica in term {term} of master {} at {}",
+                    master.name, master.address
+                );
+            }
+            _ => println!("{node} is {role} in term {term}"),
+        }
+    }
+}
+
+/// Says what the node waits for while it is not ready; returns why it has ended.
+async fn watch(env: &ReplicatedEnvironment, node: &str) -> Failure {
+    let takes_part = |state: &RoleState| matches!(state.role, Role::Master | Role::Replica);
+    loop {
+        match env.wait_ready_async(REMINDER).await {
+            Ok(()) => {
+                let mut states = env.state_changes();
+                while states
+                    .next_async()
+                    .await
+                    .is_some_and(|state| takes_part(&state))
+                {}
+            }
+            Err(ReadyError::Timeout { waiting_for, .. }) => println!("{node} is {waiting_for}"),
+            Err(error) => return error.into(),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! `steadfast status`: how a group is, asked of any of its nodes.
+
+mod survey;
+mod table;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+pub(crate) use survey::{Health, Survey};
+
+use crate::failure::Failure;
+
+/// Deadline of one node's answer.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Show the state of a group, asked of one or more of its nodes
+#[derive(clap::Args)]
+#[command(after_help = "\
+One node is enough: it knows the others, and they are asked as well. Works without a master.
+
+Examples:
+  steadfast status
+  steadfast status 10.0.0.1:7400 10.0.0.2:7400
+  steadfast status -o json | jq .health
+
+Exit codes: 0 healthy, 3 degraded, 4 no quorum (no writes are possible), 1 no node answers.")]
+pub(crate) struct Arguments {
+    /// Addresses of nodes
+    #[arg(value_name = "ADDRESS", default_value = "127.0.0.1:7400")]
+    addresses: Vec<String>,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Asks, and prints what was answered.
+///
+/// # Errors
+/// When no node answers.
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let survey = Survey::take(&arguments.addresses).await.map_err(|why| {
+        Failure::new(
+            why.join("; "),
+            "unknown from here; a group whose nodes do not answer takes no writes",
+            "check the addresses, and start the nodes that are down",
+        )
+    })?;
+    match arguments.output {
+        Output::Table => print!("{}", table::render(&survey)),
+        Output::Json => println!("{}", survey.to_json()),
+    }
+    Ok(survey.health.exit_code())
+}

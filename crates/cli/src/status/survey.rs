@@ -1,0 +1,295 @@
+//! Asks every node of a group that can be found, and judges the answers.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use futures_util::future::join_all;
+use serde_json::json;
+use steadfast::ids::{NodeId, Term, Vlsn};
+use steadfast::{NodeAddress, NodeStatus};
+
+use crate::failure::{DEGRADED, NO_QUORUM, with_sources};
+use crate::status::ANSWER_TIMEOUT;
+
+/// A volume with less than this share of it free is a problem.
+const DISK_FREE_PERCENT_MIN: u64 = 5;
+
+/// How a group is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Health {
+    /// All nodes work.
+    Healthy,
+    /// Writes are possible, and some node does not work.
+    Degraded,
+    /// No writes are possible.
+    NoQuorum,
+    /// The group does not exist yet.
+    Forming,
+}
+
+impl Health {
+    pub(crate) fn exit_code(self) -> ExitCode {
+        match self {
+            Self::Healthy => ExitCode::SUCCESS,
+            Self::Degraded => ExitCode::from(DEGRADED),
+            Self::NoQuorum | Self::Forming => ExitCode::from(NO_QUORUM),
+        }
+    }
+
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Healthy => "HEALTHY",
+            Self::Degraded => "DEGRADED",
+            Self::NoQuorum => "NO QUORUM",
+            Self::Forming => "FORMING",
+        }
+    }
+}
+
+/// One node, as far as it could be seen.
+#[derive(Debug)]
+pub(crate) struct SurveyedNode {
+    pub(crate) address: NodeAddress,
+    /// What it says of itself, or why it says nothing that counts.
+    pub(crate) status: Result<NodeStatus, String>,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(crate) struct Survey {
+    pub(crate) group_name: String,
+    pub(crate) nodes: Vec<SurveyedNode>,
+    pub(crate) health: Health,
+    /// How many further nodes may fail while writes stay possible.
+    pub(crate) survives: usize,
+    /// The master of the newest term that any node names, as it sees the group.
+    pub(crate) master: Option<NodeStatus>,
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// Something that is wrong, and what to do about it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Problem {
+    pub(crate) what: String,
+    pub(crate) remedy: String,
+}
+
+impl Survey {
+    /// Asks the nodes at `addresses`, and every member that they name.
+    ///
+    /// # Errors
+    /// When none of them answers: why, for each.
+    pub(crate) async fn take(addresses: &[String]) -> Result<Self, Vec<String>> {
+        let first = ask_all(addresses).await;
+        let newest = first
+            .values()
+            .flatten()
+            .max_by_key(|status| (status.group.is_some(), status.term, status.members.len()));
+        let Some(newest) = newest.cloned() else {
+            return Err(first.into_values().filter_map(Result::err).collect());
+        };
+        let unasked: Vec<_> = newest
+            .members
+            .iter()
+            .map(|member| member.address.clone())
+            .filter(|address| !first.contains_key(address))
+            .collect();
+        let mut answers = first;
+        answers.extend(ask_all(&unasked).await);
+        Ok(Self::judge(&newest, answers))
+    }
+
+    fn judge(
+        newest: &NodeStatus,
+        mut answers: BTreeMap<String, Result<NodeStatus, String>>,
+    ) -> Self {
+        let mut nodes: Vec<_> = newest
+            .members
+            .iter()
+            .map(|member| {
+                // An address may have been written in another form, such as a host name.
+                let key = answers
+                    .iter()
+                    .find(|(_, answer)| answer.as_ref().is_ok_and(|status| is_of(status, member)))
+                    .map_or(member.address.clone(), |(key, _)| key.clone());
+                let status = answers
+                    .remove(&key)
+                    .unwrap_or(Err("was not asked".to_owned()));
+                SurveyedNode {
+                    address: member.clone(),
+                    status: status.and_then(|status| check(status, newest, member)),
+                }
+            })
+            .collect();
+        if newest.group.is_none() {
+            nodes = answers
+                .into_iter()
+                .map(|(asked, answer)| SurveyedNode {
+                    address: answer.as_ref().map_or_else(
+                        |_| NodeAddress {
+                            id: NodeId(0),
+                            name: "?".to_owned(),
+                            address: asked,
+                        },
+                        |status| status.node.clone(),
+                    ),
+                    status: answer,
+                })
+                .collect();
+        }
+        let mut survey = Self {
+            group_name: newest.group_name.clone(),
+            nodes,
+            health: Health::Forming,
+            survives: 0,
+            master: None,
+            problems: Vec::new(),
+        };
+        survey.conclude(newest.group.is_some());
+        survey
+    }
+
+    fn conclude(&mut self, is_formed: bool) {
+        let working = self.working().count();
+        let majority = self.nodes.len() / 2 + 1;
+        if is_formed {
+            let masters = self.working().filter(|status| status.role == "master");
+            self.master = masters.max_by_key(|status| status.term).cloned();
+            self.survives = working.saturating_sub(majority);
+            self.health = match (&self.master, self.nodes.len() - working) {
+                (None, _) => Health::NoQuorum,
+                _ if working < majority => Health::NoQuorum,
+                (Some(_), 0) => Health::Healthy,
+                (Some(_), _) => Health::Degraded,
+            };
+        }
+        let mut problems: Vec<_> = self.nodes.iter().filter_map(problem_of).collect();
+        if self.health == Health::NoQuorum && working >= majority {
+            problems.push(Problem {
+                what: "no node is master at the moment".to_owned(),
+                remedy: "an election takes less than a second; ask again".to_owned(),
+            });
+        }
+        self.problems = problems;
+    }
+
+    /// The nodes that answer and take part.
+    pub(crate) fn working(&self) -> impl Iterator<Item = &NodeStatus> {
+        let statuses = self
+            .nodes
+            .iter()
+            .filter_map(|node| node.status.as_ref().ok());
+        statuses.filter(|status| status.group.is_some() && status.role != "detached")
+    }
+
+    /// The newest term that a node knows.
+    pub(crate) fn term(&self) -> Term {
+        self.working()
+            .map(|status| status.term)
+            .max()
+            .unwrap_or_default()
+    }
+
+    /// The newest transaction that a node has.
+    pub(crate) fn vlsn(&self) -> Vlsn {
+        self.working()
+            .map(|status| status.vlsn)
+            .max()
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let node = |node: &SurveyedNode| {
+            json!({
+                "name": node.address.name,
+                "address": node.address.address,
+                "status": node.status.as_ref().ok(),
+                "error": node.status.as_ref().err(),
+            })
+        };
+        let problem = |problem: &Problem| json!({"what": problem.what, "to_do": problem.remedy});
+        json!({
+            "group": self.group_name,
+            "health": self.health.word(),
+            "survives": self.survives,
+            "term": self.term(),
+            "vlsn": self.vlsn(),
+            "master": self.master.as_ref().map(|master| &master.node.name),
+            "nodes": self.nodes.iter().map(node).collect::<Vec<_>>(),
+            "problems": self.problems.iter().map(problem).collect::<Vec<_>>(),
+        })
+    }
+}
+
+async fn ask_all(addresses: &[String]) -> BTreeMap<String, Result<NodeStatus, String>> {
+    let asked = addresses.iter().map(|address| async move {
+        let answer = NodeStatus::ask(address, false, ANSWER_TIMEOUT).await;
+        (
+            address.clone(),
+            answer.map_err(|error| with_sources(&error)),
+        )
+    });
+    join_all(asked).await.into_iter().collect()
+}
+
+fn is_of(status: &NodeStatus, member: &NodeAddress) -> bool {
+    status.node.name == member.name
+}
+
+/// The answer from a member's address, unless somebody else gave it.
+fn check(
+    status: NodeStatus,
+    newest: &NodeStatus,
+    member: &NodeAddress,
+) -> Result<NodeStatus, String> {
+    if status.group_name != newest.group_name || !is_of(&status, member) {
+        return Err(format!(
+            "{} is answered by {} of group {:?}",
+            member.address, status.node.name, status.group_name
+        ));
+    }
+    if status.group.is_some() && status.group != newest.group {
+        return Err(format!(
+            "{} is in another group of the same name",
+            member.address
+        ));
+    }
+    Ok(status)
+}
+
+fn problem_of(node: &SurveyedNode) -> Option<Problem> {
+    let NodeAddress { name, address, .. } = &node.address;
+    let status = match &node.status {
+        Ok(status) => status,
+        Err(why) => {
+            return Some(Problem {
+                what: format!("{name} does not work: {why}"),
+                remedy: format!(
+                    "if its process has ended, start it again with its own data directory; \
+                     if it runs, check the way to {address}"
+                ),
+            });
+        }
+    };
+    if !status.waiting_for.is_empty() {
+        let remedy = if status.group.is_none() {
+            "start the nodes that it waits for, or correct what it names"
+        } else {
+            "it comes back by itself as soon as it reaches a majority"
+        };
+        let what = format!("{name} waits for {}", status.waiting_for);
+        return Some(Problem {
+            what,
+            remedy: remedy.to_owned(),
+        });
+    }
+    let is_full = status.disk_total_bytes > 0
+        && status.disk_free_bytes * 100 < status.disk_total_bytes * DISK_FREE_PERCENT_MIN;
+    is_full.then(|| Problem {
+        what: format!(
+            "{name} has {} MiB of disk left",
+            status.disk_free_bytes >> 20
+        ),
+        remedy: "make room on the volume of its data directory".to_owned(),
+    })
+}

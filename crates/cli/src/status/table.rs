@@ -1,0 +1,154 @@
+//! A survey as a table for people.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use steadfast::NodeStatus;
+
+use crate::status::survey::SurveyedNode;
+use crate::status::{Health, Survey};
+
+const COLUMNS: [&str; 7] = [
+    "NODE",
+    "TYPE",
+    "STATE",
+    "VLSN",
+    "LAG",
+    "DISK FREE",
+    "VERSION",
+];
+
+/// The whole text, each line ended.
+pub(super) fn render(survey: &Survey) -> String {
+    let mut text = headline(survey);
+    let mut rows = vec![COLUMNS.map(str::to_owned)];
+    rows.extend(survey.nodes.iter().map(|node| row(survey, node)));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<_> = (0..COLUMNS.len())
+        .map(|column| width(column).unwrap_or(0))
+        .collect();
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            push(&mut line, format_args!("{cell:width$}  "));
+        }
+        push(&mut text, format_args!("{}\n", line.trim_end()));
+    }
+    for problem in &survey.problems {
+        push(
+            &mut text,
+            format_args!("! {}\n  {}\n", problem.what, problem.remedy),
+        );
+    }
+    text
+}
+
+fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    text.write_fmt(arguments).expect("a string grows");
+}
+
+fn headline(survey: &Survey) -> String {
+    let total = survey.nodes.len();
+    let down = total - survey.working().count();
+    let word = survey.health.word();
+    let survives = survey.survives;
+    let failures = if survives == 1 { "failure" } else { "failures" };
+    let judgement = match survey.health {
+        Health::Healthy => {
+            format!("{word}: {total} of {total} nodes work; survives {survives} {failures}")
+        }
+        Health::Degraded => {
+            format!(
+                "{word}: {down} of {total} electable nodes down; survives {survives} more {failures}"
+            )
+        }
+        Health::NoQuorum => format!(
+            "{word}: {down} of {total} electable nodes down, no master; no writes until there is one"
+        ),
+        Health::Forming => format!("{word}: the group does not exist yet"),
+    };
+    let (term, vlsn) = (survey.term(), grouped(survey.vlsn().0));
+    format!(
+        "group {}  {judgement}    term {term}   vlsn {vlsn}\n",
+        survey.group_name
+    )
+}
+
+fn row(survey: &Survey, node: &SurveyedNode) -> [String; 7] {
+    let dash = || "-".to_owned();
+    let name = node.address.name.clone();
+    let kind = "electable".to_owned();
+    let Ok(status) = &node.status else {
+        let silent = silence(survey, node).map_or_else(String::new, |silent| format!(" {silent}"));
+        return [
+            name,
+            kind,
+            format!("DOWN{silent}"),
+            dash(),
+            dash(),
+            dash(),
+            dash(),
+        ];
+    };
+    let free = (status.disk_free_bytes * 100).checked_div(status.disk_total_bytes);
+    [
+        name,
+        kind,
+        state(survey, status),
+        grouped(status.vlsn.0),
+        lag(survey, status),
+        free.map_or_else(dash, |percent| format!("{percent} %")),
+        status.version.clone(),
+    ]
+}
+
+fn state(survey: &Survey, status: &NodeStatus) -> String {
+    let is_master = |master: &NodeStatus| master.node == status.node;
+    match (&status.role[..], status.group) {
+        (_, None) if survey.health == Health::Forming => "forming".to_owned(),
+        (_, None) => "NOT LET IN".to_owned(),
+        ("master", _) if survey.master.as_ref().is_some_and(is_master) => "MASTER".to_owned(),
+        ("master", _) => "deposed".to_owned(),
+        // What it follows is not there any more; it learns of that when another is elected.
+        ("replica", _) if survey.master.is_none() => "no master".to_owned(),
+        ("replica", _) => "replica".to_owned(),
+        ("detached", _) => "STOPPED".to_owned(),
+        _ => "no master".to_owned(),
+    }
+}
+
+fn lag(survey: &Survey, status: &NodeStatus) -> String {
+    match &survey.master {
+        Some(master) if master.node != status.node => {
+            grouped(master.vlsn.0.saturating_sub(status.vlsn.0))
+        }
+        _ => "-".to_owned(),
+    }
+}
+
+/// How long the master has not heard from the node.
+fn silence(survey: &Survey, node: &SurveyedNode) -> Option<String> {
+    let replicas = &survey.master.as_ref()?.replicas;
+    let replica = replicas
+        .iter()
+        .find(|replica| replica.node == node.address.id)?;
+    let seconds = Duration::from_millis(replica.heard_ms_ago?).as_secs();
+    Some(match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        _ => format!("{}h", seconds / 3600),
+    })
+}
+
+/// 1234567 as 1,234,567.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

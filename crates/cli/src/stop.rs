@@ -1,0 +1,66 @@
+//! When a verb that runs until it is told to stop is told so.
+
+use std::io::Read;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::failure::Failure;
+
+/// Ctrl-C, SIGTERM, and where it was asked for the end of stdin.
+pub(crate) struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+    stdin_closed: Option<oneshot::Receiver<()>>,
+}
+
+impl Stop {
+    /// From here on neither signal ends the process by itself.
+    ///
+    /// # Errors
+    /// When the system has no handler to give.
+    pub(crate) fn new(with_stdin: bool) -> Result<Self, Failure> {
+        let handler = |kind| {
+            signal(kind).map_err(|error| Failure::system("cannot listen for signals", &error))
+        };
+        Ok(Self {
+            interrupt: handler(SignalKind::interrupt())?,
+            terminate: handler(SignalKind::terminate())?,
+            stdin_closed: with_stdin.then(stdin_closed).transpose()?,
+        })
+    }
+
+    /// Returns when the verb should stop.
+    pub(crate) async fn wait(&mut self) {
+        let stdin_closed = async {
+            match &mut self.stdin_closed {
+                // An error is the end of the thread that reads, which is the end of stdin.
+                Some(closed) => {
+                    closed.await.ok();
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            () = stdin_closed => {}
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "nothing else can wait for stdin")]
+fn stdin_closed() -> Result<oneshot::Receiver<()>, Failure> {
+    let (closed, receiver) = oneshot::channel();
+    let read = move || {
+        let mut sink = [0; 1024];
+        while matches!(std::io::stdin().read(&mut sink), Ok(count) if count > 0) {}
+        // Nobody waits any more when the node ended for another reason.
+        closed.send(()).ok();
+    };
+    let started = std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(read);
+    started.map_err(|error| Failure::system("no thread could be started", &error))?;
+    Ok(receiver)
+}

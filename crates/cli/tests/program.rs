@@ -1,0 +1,360 @@
+//! The program as people run it: real processes, real sockets, real signals.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests use real processes, files, sockets and deadlines"
+)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(40);
+
+fn steadfast() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_steadfast"))
+}
+
+/// Runs the program to its end.
+fn run(arguments: &[&str]) -> Output {
+    steadfast()
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program runs")
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("bound").port()
+}
+
+/// One node as a process; dropping it kills it.
+struct Node {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Node {
+    fn start(arguments: &[String]) -> Self {
+        let mut child = steadfast()
+            .arg("start")
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let (sender, lines) = channel();
+        let output = child.stdout.take().expect("piped");
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                // Nobody may be listening any more.
+                sender.send(line).ok();
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// Waits until the node prints a line that has one of these words.
+    fn wait_for(&self, words: &[&str]) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self
+                .lines
+                .recv_timeout(left)
+                .expect("the node says it in time");
+            if words.iter().any(|word| line.contains(word)) {
+                return line;
+            }
+        }
+    }
+
+    fn wait_ready(&self) {
+        self.wait_for(&["is master", "is replica"]);
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill")
+            .args([name, &pid])
+            .status()
+            .expect("kill runs");
+        assert!(sent.success());
+    }
+
+    /// Waits for the end; returns how it ended and what it wrote to stderr.
+    fn end(mut self) -> (ExitStatus, String) {
+        let mut errors = String::new();
+        let mut stderr = self.child.stderr.take().expect("piped");
+        stderr.read_to_string(&mut errors).expect("text");
+        (self.child.wait().expect("it ends"), errors)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Three nodes of one group, in directories of their own.
+struct Group {
+    dir: TempDir,
+    list: String,
+    ports: Vec<u16>,
+    nodes: Vec<Option<Node>>,
+}
+
+impl Group {
+    fn start() -> Self {
+        let ports: Vec<_> = (0..3).map(|_| free_port()).collect();
+        let items = ports
+            .iter()
+            .zip(1..)
+            .map(|(port, n)| format!("n{n}=127.0.0.1:{port}"));
+        let list = items.collect::<Vec<_>>().join(",");
+        let dir = TempDir::new().expect("a directory");
+        let mut group = Self {
+            dir,
+            list,
+            ports,
+            nodes: Vec::new(),
+        };
+        group.nodes = (0..3)
+            .map(|at| Some(Node::start(&group.arguments(at))))
+            .collect();
+        for node in group.nodes.iter().flatten() {
+            node.wait_ready();
+        }
+        group
+    }
+
+    fn data_dir(&self, at: usize) -> PathBuf {
+        self.dir.path().join(format!("n{}", at + 1))
+    }
+
+    fn arguments(&self, at: usize) -> Vec<String> {
+        let mut arguments = node_arguments(
+            "g",
+            &format!("n{}", at + 1),
+            &self.data_dir(at),
+            self.ports[at],
+        );
+        arguments.extend(["--bootstrap".to_owned(), self.list.clone()]);
+        arguments
+    }
+
+    /// Asks the first node until `status` exits with `code`; returns what it printed.
+    fn status_until(&self, code: i32) -> String {
+        let address = format!("127.0.0.1:{}", self.ports[0]);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let output = run(&["status", &address]);
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            if output.status.code() == Some(code) {
+                return text;
+            }
+            assert!(Instant::now() < deadline, "{:?}: {text}", output.status);
+        }
+    }
+}
+
+fn node_arguments(group: &str, node: &str, dir: &Path, port: u16) -> Vec<String> {
+    let dir = dir.display().to_string();
+    let listen = format!("127.0.0.1:{port}");
+    let pairs = [
+        ("--group", group),
+        ("--node", node),
+        ("--data-dir", &dir),
+        ("--listen", &listen),
+    ];
+    pairs
+        .iter()
+        .flat_map(|(flag, value)| [(*flag).to_owned(), (*value).to_owned()])
+        .collect()
+}
+
+/// Starts a node that must not come up: it ends with `code`, and says all of `words`.
+fn assert_refused(arguments: &[String], code: i32, words: &[&str]) {
+    let (status, errors) = Node::start(arguments).end();
+    assert_eq!(status.code(), Some(code), "{errors}");
+    for word in words {
+        assert!(errors.contains(word), "{word:?} is not in: {errors}");
+    }
+    // What happened, what it means for the data, what to do.
+    for part in ["error: ", "data: ", "to do: "] {
+        assert!(errors.contains(part), "{part:?} is not in: {errors}");
+    }
+}
+
+/// A directory in which a node alone has written, and was closed.
+fn written_dir(dir: &TempDir) -> PathBuf {
+    let path = dir.path().join("data");
+    let node = Node::start(&node_arguments("g", "n1", &path, free_port()));
+    node.wait_for(&["is master"]);
+    node.signal("-INT");
+    let (status, errors) = node.end();
+    assert!(status.success(), "{errors}");
+    path
+}
+
+/// A node that comes up on the directory after all: nothing was lost.
+fn assert_unharmed(path: &Path) {
+    let node = Node::start(&node_arguments("g", "n1", path, free_port()));
+    node.wait_for(&["is master"]);
+}
+
+#[test]
+fn a_demo_with_kills_loses_nothing() {
+    let output = run(&["demo", "--seconds", "8", "--kills", "2", "--json"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{text}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let line: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
+    assert_eq!(line["lost"], 0, "{line}");
+    assert_eq!(line["kills"], 2, "{line}");
+    assert_eq!(line["violations"], serde_json::json!([]), "{line}");
+    assert!(line["acked"].as_u64().expect("a number") > 100, "{line}");
+}
+
+#[test]
+fn status_tells_a_whole_group_from_a_degraded_and_a_masterless_one() {
+    let mut group = Group::start();
+    let whole = group.status_until(0);
+    for word in ["HEALTHY", "n1", "n2", "n3", "MASTER"] {
+        assert!(whole.contains(word), "{word:?} is not in: {whole}");
+    }
+    group.nodes[2] = None;
+    assert!(group.status_until(3).contains("DOWN"));
+    group.nodes[1] = None;
+    group.status_until(4);
+    for at in [1, 2] {
+        group.nodes[at] = Some(Node::start(&group.arguments(at)));
+    }
+    group.status_until(0);
+}
+
+#[test]
+fn a_wiped_member_is_refused_and_the_others_go_on() {
+    let mut group = Group::start();
+    group.nodes[2] = None;
+    let (dir, aside) = (group.data_dir(2), group.dir.path().join("aside"));
+    fs::rename(&dir, &aside).expect("renamed");
+    assert_refused(&group.arguments(2), 1, &["already a member"]);
+    group.status_until(3);
+    fs::remove_dir_all(&dir).expect("removed");
+    fs::rename(&aside, &dir).expect("renamed");
+    group.nodes[2] = Some(Node::start(&group.arguments(2)));
+    group.status_until(0);
+}
+
+#[test]
+fn a_directory_of_another_group_or_node_is_refused() {
+    let dir = TempDir::new().expect("a directory");
+    let path = written_dir(&dir);
+    assert_refused(
+        &node_arguments("other", "n1", &path, free_port()),
+        1,
+        &["belongs to group"],
+    );
+    assert_refused(
+        &node_arguments("g", "n9", &path, free_port()),
+        1,
+        &["belongs to node"],
+    );
+    assert_unharmed(&path);
+}
+
+#[test]
+fn a_directory_in_use_and_a_port_in_use_are_refused() {
+    let dir = TempDir::new().expect("a directory");
+    let path = dir.path().join("data");
+    let port = free_port();
+    let node = Node::start(&node_arguments("g", "n1", &path, port));
+    node.wait_for(&["is master"]);
+    assert_refused(
+        &node_arguments("g", "n1", &path, free_port()),
+        1,
+        &["in use"],
+    );
+    let elsewhere = dir.path().join("elsewhere");
+    assert_refused(
+        &node_arguments("g", "n1", &elsewhere, port),
+        1,
+        &["cannot listen"],
+    );
+}
+
+#[test]
+fn a_newer_format_and_a_corrupt_log_are_refused_by_file_and_place() {
+    let dir = TempDir::new().expect("a directory");
+    let path = written_dir(&dir);
+    let arguments = node_arguments("g", "n1", &path, free_port());
+
+    let identity = path.join("identity");
+    let whole = fs::read(&identity).expect("an identity");
+    let mut newer = whole.clone();
+    newer[8] = 9;
+    fs::write(&identity, newer).expect("written");
+    assert_refused(&arguments, 1, &["identity", "format version 9"]);
+    fs::write(&identity, whole).expect("written");
+
+    let log = path.join("log");
+    let names = fs::read_dir(&log)
+        .expect("a log")
+        .map(|entry| entry.expect("an entry").path());
+    let segment = names
+        .filter(|name| name.extension().is_some_and(|e| e == "log"))
+        .min();
+    let segment = segment.expect("a segment");
+    let whole = fs::read(&segment).expect("a segment");
+    // The first record stands at 4096; its payload begins some 50 bytes behind.
+    let mut rotten = whole.clone();
+    rotten[4096 + 60] ^= 1;
+    fs::write(&segment, rotten).expect("written");
+    let name = segment
+        .file_name()
+        .expect("a name")
+        .to_string_lossy()
+        .into_owned();
+    assert_refused(&arguments, 1, &[&name, "corrupt at byte 4096"]);
+    fs::write(&segment, whole).expect("written");
+    assert_unharmed(&path);
+}
+
+#[test]
+fn what_cannot_be_used_is_named_before_anything_is_touched() {
+    let dir = TempDir::new().expect("a directory");
+    let file = dir.path().join("file");
+    fs::write(&file, b"not a directory").expect("written");
+    let below = file.join("data");
+    assert_refused(
+        &node_arguments("g", "n1", &below, free_port()),
+        1,
+        &["cannot create"],
+    );
+
+    let config = dir.path().join("n1.toml");
+    fs::write(&config, "group = \"g\"\nflush_intervall_ms = 3\n").expect("written");
+    let arguments = ["--config".to_owned(), config.display().to_string()];
+    assert_refused(&arguments, 2, &["did you mean flush_interval_ms?"]);
+    let missing = [
+        "--config".to_owned(),
+        dir.path().join("none").display().to_string(),
+    ];
+    assert_refused(&missing, 2, &["cannot read"]);
+}

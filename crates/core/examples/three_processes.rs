@@ -1,0 +1,117 @@
+//! Three processes that embed the library and form one group on this machine. Each is started by
+//! this program, from itself.
+//!
+//! `cargo run --example three_processes -p steadfast`
+
+use std::error::Error;
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use steadfast::{Bootstrap, ConsistencyPolicy, RepConfig, ReplicatedEnvironment, Role, WriteError};
+
+const NODES: usize = 3;
+const DONE: &str = "done";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
+        [] => parent(),
+        [node, dir, nodes @ ..] => node_process(node, dir, nodes),
+        _ => Err("usage: three_processes".into()),
+    }
+}
+
+/// Starts the nodes, shows what they print, and waits until every one has ended.
+fn parent() -> Result<(), Box<dyn Error>> {
+    let dir = tempfile::tempdir()?;
+    let nodes = (1..=NODES).map(|n| Ok(format!("n{n}=127.0.0.1:{}", free_port()?)));
+    let nodes: Vec<String> = nodes.collect::<Result<_, std::io::Error>>()?;
+    let start = |n: usize| -> Result<Child, Box<dyn Error>> {
+        let name = format!("n{n}");
+        let child = Command::new(std::env::current_exe()?)
+            .args([&name, &dir.path().join(&name).display().to_string()])
+            .args(&nodes)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        Ok(child)
+    };
+    let mut children = (1..=NODES).map(start).collect::<Result<Vec<_>, _>>()?;
+    // Each node shows what it does until it has done its part, and stays for the others.
+    for child in &mut children {
+        let output = child.stdout.take().ok_or("no output")?;
+        for line in BufReader::new(output).lines() {
+            let line = line?;
+            if line == DONE {
+                break;
+            }
+            println!("{line}");
+        }
+    }
+    // The end of its input tells a node that all are done.
+    for child in &mut children {
+        child.stdin.take();
+        if !child.wait()?.success() {
+            return Err("a node failed".into());
+        }
+    }
+    Ok(())
+}
+
+/// One node: opens its environment, adds itself to a list that all share, and waits until the list
+/// is complete.
+fn node_process(node: &str, dir: &str, nodes: &[String]) -> Result<(), Box<dyn Error>> {
+    let own = nodes
+        .iter()
+        .find_map(|item| item.strip_prefix(&format!("{node}=")));
+    let config = RepConfig::builder("example", node)
+        .data_dir(dir)
+        .listen(own.ok_or("this node is not in the list")?)
+        .bootstrap(Bootstrap::expect(nodes)?)
+        .build()?;
+    let env = ReplicatedEnvironment::open(config)?;
+    env.wait_ready(Duration::from_secs(30))?;
+
+    if env.state().role == Role::Master {
+        println!("{node} is the master, and writes for all");
+        for name in nodes {
+            let token = env.write(|txn| txn.database("seen")?.put(name, b"yes"))?;
+            println!("{node} committed {name} as {token}");
+        }
+    } else {
+        // A replica does not write. It says where to.
+        match env.write(|txn| txn.database("seen")?.put(node, b"yes")) {
+            Err(WriteError::NotMaster {
+                master: Some(master),
+            }) => {
+                println!(
+                    "{node} may not write; the master is {} at {}",
+                    master.name, master.address
+                );
+            }
+            other => println!("{node} tried to write: {other:?}"),
+        }
+    }
+    let seen = |env: &ReplicatedEnvironment| {
+        env.read(ConsistencyPolicy::Linearizable, |s| {
+            Ok(s.database("seen")?.iter().count())
+        })
+    };
+    while seen(&env)? < nodes.len() {
+        std::thread::yield_now();
+    }
+    println!("{node} reads {} entries", seen(&env)?);
+    println!("{DONE}");
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    env.close()?;
+    Ok(())
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the system is asked for a port that is free"
+)]
+fn free_port() -> std::io::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}

@@ -1,0 +1,600 @@
+//! Configuration: what a node is, where it keeps its data, and its limits. Every bad value is a
+//! named error before anything is touched.
+//!
+//! The keys are the same in the program's TOML file; [`KEYS`] describes each.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::group::formation::Expected;
+use crate::limits::{NAME_BYTES_MAX, NODES_MAX};
+
+/// What is wrong with a configuration. Nothing was touched.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("config: {key}: {problem}")]
+pub struct ConfigError {
+    /// The key, as the program's file has it.
+    pub key: String,
+    /// What is wrong, and what would be right.
+    pub problem: String,
+}
+
+impl ConfigError {
+    /// An error about `key`.
+    pub fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            key: key.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+/// One key of the configuration, described.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// Unit or form of its value.
+    pub unit: &'static str,
+    /// Default, in words where it has none.
+    pub default: &'static str,
+    /// What it does.
+    pub help: &'static str,
+}
+
+/// Every key, in the order of the documentation.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "group",
+        unit: "name",
+        default: "required",
+        help: "Name of the group; the same on all its nodes.",
+    },
+    Key {
+        name: "node",
+        unit: "name",
+        default: "required",
+        help: "Name of this node; one of the names in `bootstrap`.",
+    },
+    Key {
+        name: "data_dir",
+        unit: "path",
+        default: "required",
+        help: "Directory of this node's log and engine. Made if missing (mode 0700).",
+    },
+    Key {
+        name: "listen",
+        unit: "host:port",
+        default: "required",
+        help: "Address on which this node listens for the others.",
+    },
+    Key {
+        name: "bootstrap",
+        unit: "list of name=host:port",
+        default: "this node alone",
+        help: "The nodes of the group to be. Used only while data_dir is empty, ignored afterwards.",
+    },
+    Key {
+        name: "worker_threads",
+        unit: "threads",
+        default: "half the cores, 1 to 4",
+        help: "Threads of the environment's own runtime.",
+    },
+    Key {
+        name: "heartbeat_interval_ms",
+        unit: "ms, 5 to 10000",
+        default: "50",
+        help: "How often the master says that it is there.",
+    },
+    Key {
+        name: "election_timeout_min_ms",
+        unit: "ms, at least 3 heartbeats",
+        default: "200",
+        help: "A replica waits at least this long, after the lease of election_timeout_max_ms, before it asks for votes.",
+    },
+    Key {
+        name: "election_timeout_max_ms",
+        unit: "ms, above the minimum",
+        default: "300",
+        help: "Longest such wait, and the time for which a replica holds a silent master for alive. A master whose connections close is replaced without waiting.",
+    },
+    Key {
+        name: "dial_timeout_ms",
+        unit: "ms, 10 to 60000",
+        default: "1000",
+        help: "Deadline of connecting to a node, hello included.",
+    },
+    Key {
+        name: "silence_max_ms",
+        unit: "ms, 100 to 600000",
+        default: "5000",
+        help: "A connection on which an answer is due for this long is given up.",
+    },
+    Key {
+        name: "commit_timeout_ms",
+        unit: "ms, 10 to 3600000",
+        default: "10000",
+        help: "A write that waits this long for its acknowledgement returns OutcomeUnknown.",
+    },
+    Key {
+        name: "read_timeout_ms",
+        unit: "ms, 10 to 3600000",
+        default: "5000",
+        help: "A read that cannot be proved current by then returns NotCurrent.",
+    },
+    Key {
+        name: "batches_in_flight_max",
+        unit: "batches, 1 to 64",
+        default: "4",
+        help: "Batches proposed and not yet applied; while they are under way the next one fills.",
+    },
+    Key {
+        name: "commit_queue_bytes_max",
+        unit: "bytes, 1 MiB to 1 GiB",
+        default: "67108864",
+        help: "Bytes of writes that wait for their commit; over it, writers wait.",
+    },
+    Key {
+        name: "window_bytes_max",
+        unit: "bytes, 1 MiB to 64 GiB",
+        default: "268435456",
+        help: "Memory for versions that the engine does not hold yet; over it, writers wait.",
+    },
+    Key {
+        name: "flush_bytes",
+        unit: "bytes, at most half of window_bytes_max",
+        default: "33554432",
+        help: "A flush to the engine begins when this much has been applied.",
+    },
+    Key {
+        name: "flush_interval_ms",
+        unit: "ms, 1 to 3600000",
+        default: "5000",
+        help: "Nothing applied stays out of the engine longer than this.",
+    },
+    Key {
+        name: "snapshot_age_max_ms",
+        unit: "ms, 10 to 86400000",
+        default: "60000",
+        help: "A snapshot older than this ends with SnapshotTooOld.",
+    },
+    Key {
+        name: "log_segment_bytes",
+        unit: "bytes, 1 MiB to 1 GiB",
+        default: "67108864",
+        help: "Size of a segment of the log. A transaction of the largest size fits into 64 MiB.",
+    },
+    Key {
+        name: "log_cache_bytes_max",
+        unit: "bytes, up to 16 GiB",
+        default: "67108864",
+        help: "Memory for log entries that replicas may need next.",
+    },
+    Key {
+        name: "engine_cache_bytes",
+        unit: "bytes, 1 MiB to 1 TiB",
+        default: "134217728",
+        help: "Cache of the storage engine.",
+    },
+];
+
+/// How a node with an empty data directory comes to a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bootstrap(pub(crate) Vec<Expected>);
+
+impl Bootstrap {
+    /// A group of this node alone, at the address on which it listens.
+    pub fn single() -> Self {
+        Self(Vec::new())
+    }
+
+    /// The group forms out of these nodes, each written `name=host:port`, when all have started, in
+    /// any order. Every node is given the same list.
+    ///
+    /// # Errors
+    /// When an item has another form.
+    pub fn expect<I: AsRef<str>>(nodes: impl IntoIterator<Item = I>) -> Result<Self, ConfigError> {
+        let parse = |node: I| {
+            let node = node.as_ref();
+            let parts = node
+                .split_once('=')
+                .filter(|(name, address)| !name.is_empty() && !address.is_empty());
+            let (name, address) = parts.ok_or_else(|| {
+                ConfigError::new(
+                    "bootstrap",
+                    format!("{node:?} is not of the form name=host:port"),
+                )
+            })?;
+            Ok(Expected {
+                name: name.to_owned(),
+                address: address.to_owned(),
+            })
+        };
+        nodes
+            .into_iter()
+            .map(parse)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct RepConfig {
+    pub(crate) group: String,
+    pub(crate) node: String,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) listen: String,
+    /// Every node of the group to be, this one included.
+    pub(crate) expected: Vec<Expected>,
+    pub(crate) tuning: Tuning,
+    pub(crate) runtime: Option<tokio::runtime::Handle>,
+}
+
+/// The keys that have defaults. See [`KEYS`].
+#[derive(Clone, Debug)]
+pub(crate) struct Tuning {
+    pub(crate) worker_threads: Option<usize>,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) election_timeout_min: Duration,
+    pub(crate) election_timeout_max: Duration,
+    pub(crate) dial_timeout: Duration,
+    pub(crate) silence_max: Duration,
+    pub(crate) commit_timeout: Duration,
+    pub(crate) read_timeout: Duration,
+    pub(crate) snapshot_age_max: Duration,
+    pub(crate) flush_interval: Duration,
+    pub(crate) batches_in_flight_max: usize,
+    pub(crate) commit_queue_bytes_max: usize,
+    pub(crate) window_bytes_max: usize,
+    pub(crate) flush_bytes: usize,
+    pub(crate) log_segment_bytes: u32,
+    pub(crate) log_cache_bytes_max: usize,
+    pub(crate) engine_cache_bytes: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        const MIB: usize = 1024 * 1024;
+        Self {
+            worker_threads: None,
+            heartbeat_interval: Duration::from_millis(50),
+            election_timeout_min: Duration::from_millis(200),
+            election_timeout_max: Duration::from_millis(300),
+            dial_timeout: Duration::from_secs(1),
+            silence_max: Duration::from_secs(5),
+            commit_timeout: Duration::from_secs(10),
+            read_timeout: Duration::from_secs(5),
+            snapshot_age_max: Duration::from_mins(1),
+            flush_interval: Duration::from_secs(5),
+            batches_in_flight_max: 4,
+            commit_queue_bytes_max: 64 * MIB,
+            window_bytes_max: 256 * MIB,
+            flush_bytes: 32 * MIB,
+            log_segment_bytes: 64 * 1024 * 1024,
+            log_cache_bytes_max: 64 * MIB,
+            engine_cache_bytes: 128 * 1024 * 1024,
+        }
+    }
+}
+
+impl RepConfig {
+    /// Begins the configuration of node `node` of group `group`.
+    pub fn builder(group: impl Into<String>, node: impl Into<String>) -> RepConfigBuilder {
+        RepConfigBuilder {
+            group: group.into(),
+            node: node.into(),
+            data_dir: None,
+            listen: None,
+            bootstrap: Bootstrap::single(),
+            numbers: Vec::new(),
+            runtime: None,
+        }
+    }
+
+    /// Name of the group.
+    pub fn group(&self) -> &str {
+        &self.group
+    }
+
+    /// Name of the node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// The address to listen on.
+    pub fn listen(&self) -> &str {
+        &self.listen
+    }
+}
+
+/// Collects a [`RepConfig`]; nothing is checked before [`RepConfigBuilder::build`].
+#[derive(Clone, Debug)]
+pub struct RepConfigBuilder {
+    group: String,
+    node: String,
+    data_dir: Option<PathBuf>,
+    listen: Option<String>,
+    bootstrap: Bootstrap,
+    numbers: Vec<(String, u64)>,
+    runtime: Option<tokio::runtime::Handle>,
+}
+
+impl RepConfigBuilder {
+    /// Directory of this node's log and engine. Made if missing.
+    #[must_use]
+    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(dir.into());
+        self
+    }
+
+    /// Address on which this node listens, `host:port`.
+    #[must_use]
+    pub fn listen(mut self, address: impl Into<String>) -> Self {
+        self.listen = Some(address.into());
+        self
+    }
+
+    /// How the node comes to a group while its directory is empty.
+    #[must_use]
+    pub fn bootstrap(mut self, bootstrap: Bootstrap) -> Self {
+        self.bootstrap = bootstrap;
+        self
+    }
+
+    /// Sets a number by the name of its key, see [`KEYS`]: `.set("flush_interval_ms", 1000)`.
+    #[must_use]
+    pub fn set(mut self, key: impl Into<String>, value: u64) -> Self {
+        self.numbers.push((key.into(), value));
+        self
+    }
+
+    /// Runs the environment on the application's runtime, which must have more than one worker,
+    /// instead of one of its own.
+    #[must_use]
+    pub fn runtime(mut self, runtime: tokio::runtime::Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Checks everything.
+    ///
+    /// # Errors
+    /// The first value that cannot be used.
+    pub fn build(self) -> Result<RepConfig, ConfigError> {
+        check_name("group", &self.group)?;
+        check_name("node", &self.node)?;
+        let missing = |key| ConfigError::new(key, "is required");
+        let data_dir = self.data_dir.ok_or_else(|| missing("data_dir"))?;
+        if data_dir.as_os_str().is_empty() {
+            return Err(ConfigError::new("data_dir", "is empty"));
+        }
+        let listen = self.listen.ok_or_else(|| missing("listen"))?;
+        check_address("listen", &listen)?;
+        let mut expected = self.bootstrap.0;
+        if expected.is_empty() {
+            expected.push(Expected {
+                name: self.node.clone(),
+                address: listen.clone(),
+            });
+        }
+        check_expected(&self.node, &expected)?;
+        let mut tuning = Tuning::default();
+        for (key, value) in self.numbers {
+            tuning.set(&key, value)?;
+        }
+        tuning.check()?;
+        let (group, node, runtime) = (self.group, self.node, self.runtime);
+        Ok(RepConfig {
+            group,
+            node,
+            data_dir,
+            listen,
+            expected,
+            tuning,
+            runtime,
+        })
+    }
+}
+
+/// An unknown key, with the nearest known one.
+pub fn unknown_key(key: &str) -> ConfigError {
+    let near = KEYS
+        .iter()
+        .map(|known| (edit_distance(key, known.name), known.name))
+        .min();
+    let hint = match near {
+        Some((distance, name)) if distance <= key.len() / 3 + 1 => {
+            format!("; did you mean {name}?")
+        }
+        _ => String::new(),
+    };
+    ConfigError::new(key, format!("there is no such key{hint}"))
+}
+
+/// Levenshtein distance.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+impl Tuning {
+    fn set(&mut self, key: &str, value: u64) -> Result<(), ConfigError> {
+        const MIB: u64 = 1024 * 1024;
+        const GIB: u64 = 1024 * MIB;
+        let within = |min: u64, max: u64| {
+            if (min..=max).contains(&value) {
+                Ok(value)
+            } else {
+                Err(ConfigError::new(
+                    key,
+                    format!("{value} is not within {min} to {max}"),
+                ))
+            }
+        };
+        let ms = |min, max| within(min, max).map(Duration::from_millis);
+        let bytes =
+            |min, max| within(min, max).map(|value| usize::try_from(value).unwrap_or(usize::MAX));
+        match key {
+            "worker_threads" => self.worker_threads = Some(bytes(1, 1024)?),
+            "heartbeat_interval_ms" => self.heartbeat_interval = ms(5, 10_000)?,
+            "election_timeout_min_ms" => self.election_timeout_min = ms(15, 60_000)?,
+            "election_timeout_max_ms" => self.election_timeout_max = ms(16, 120_000)?,
+            "dial_timeout_ms" => self.dial_timeout = ms(10, 60_000)?,
+            "silence_max_ms" => self.silence_max = ms(100, 600_000)?,
+            "commit_timeout_ms" => self.commit_timeout = ms(10, 3_600_000)?,
+            "read_timeout_ms" => self.read_timeout = ms(10, 3_600_000)?,
+            "snapshot_age_max_ms" => self.snapshot_age_max = ms(10, 86_400_000)?,
+            "flush_interval_ms" => self.flush_interval = ms(1, 3_600_000)?,
+            "batches_in_flight_max" => self.batches_in_flight_max = bytes(1, 64)?,
+            "commit_queue_bytes_max" => self.commit_queue_bytes_max = bytes(MIB, GIB)?,
+            "window_bytes_max" => self.window_bytes_max = bytes(MIB, 64 * GIB)?,
+            "flush_bytes" => self.flush_bytes = bytes(1024, 32 * GIB)?,
+            "log_segment_bytes" => {
+                let value = within(MIB, GIB)?.next_multiple_of(4096);
+                self.log_segment_bytes = u32::try_from(value).unwrap_or(u32::MAX);
+            }
+            "log_cache_bytes_max" => self.log_cache_bytes_max = bytes(0, 16 * GIB)?,
+            "engine_cache_bytes" => self.engine_cache_bytes = within(MIB, 1024 * GIB)?,
+            _ => return Err(unknown_key(key)),
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.election_timeout_min < self.heartbeat_interval * 3 {
+            let problem = "must be at least three times heartbeat_interval_ms";
+            return Err(ConfigError::new("election_timeout_min_ms", problem));
+        }
+        if self.election_timeout_max <= self.election_timeout_min {
+            let problem = "must be above election_timeout_min_ms";
+            return Err(ConfigError::new("election_timeout_max_ms", problem));
+        }
+        if self.flush_bytes > self.window_bytes_max / 2 {
+            let problem = "must be at most half of window_bytes_max";
+            return Err(ConfigError::new("flush_bytes", problem));
+        }
+        Ok(())
+    }
+}
+
+fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let problem = match name {
+        "" => "is empty".to_owned(),
+        _ if name.len() > NAME_BYTES_MAX => {
+            format!("{name:?} is longer than {NAME_BYTES_MAX} bytes")
+        }
+        _ if !name.chars().all(is_plain) => {
+            format!("{name:?} may only have letters, digits, '-', '_' and '.'")
+        }
+        _ => return Ok(()),
+    };
+    Err(ConfigError::new(key, problem))
+}
+
+fn check_address(key: &str, address: &str) -> Result<(), ConfigError> {
+    let port = address
+        .rsplit_once(':')
+        .filter(|(host, _)| !host.is_empty());
+    match port.map(|(_, port)| port.parse::<u16>()) {
+        Some(Ok(_)) => Ok(()),
+        _ => Err(ConfigError::new(
+            key,
+            format!("{address:?} is not of the form host:port"),
+        )),
+    }
+}
+
+fn check_expected(node: &str, expected: &[Expected]) -> Result<(), ConfigError> {
+    let fail = |problem| Err(ConfigError::new("bootstrap", problem));
+    if expected.len() > NODES_MAX {
+        return fail(format!(
+            "{} nodes are more than the {NODES_MAX} that a group may have",
+            expected.len()
+        ));
+    }
+    let (mut names, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+    for item in expected {
+        check_name("bootstrap", &item.name)?;
+        check_address("bootstrap", &item.address)?;
+        if !names.insert(&item.name) {
+            return fail(format!("{:?} is listed twice", item.name));
+        }
+        if !addresses.insert(&item.address) {
+            return fail(format!("address {:?} is listed twice", item.address));
+        }
+    }
+    if !expected.iter().any(|item| item.name == node) {
+        return fail(format!("this node, {node:?}, is not in the list"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn builder() -> RepConfigBuilder {
+        RepConfig::builder("orders", "n1")
+            .data_dir("/d")
+            .listen("127.0.0.1:7400")
+    }
+
+    fn problem(builder: RepConfigBuilder) -> String {
+        builder.build().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_bad_value_is_named_by_its_key() {
+        let expect = |nodes: &[&str]| builder().bootstrap(Bootstrap::expect(nodes).unwrap());
+        assert!(problem(RepConfig::builder("a b", "n1")).contains("config: group"));
+        assert!(problem(RepConfig::builder("g", "n1")).contains("config: data_dir"));
+        assert!(problem(builder().listen("7400")).contains("config: listen"));
+        assert!(
+            problem(builder().set("heartbeat_interval_ms", 1)).contains("heartbeat_interval_ms")
+        );
+        assert!(
+            problem(builder().set("election_timeout_max_ms", 150))
+                .contains("election_timeout_max_ms")
+        );
+        assert!(problem(expect(&["n2=h:1"])).contains("is not in the list"));
+        assert!(problem(expect(&["n1=h:1", "n1=h:2"])).contains("listed twice"));
+        assert!(Bootstrap::expect(["n1"]).is_err());
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_known_one() {
+        let error = problem(builder().set("flush_intervall_ms", 1));
+        assert!(error.contains("did you mean flush_interval_ms?"), "{error}");
+    }
+
+    #[test]
+    fn every_described_number_can_be_set_to_its_default() {
+        for key in KEYS {
+            if let Ok(default) = key.default.parse() {
+                assert!(
+                    builder().set(key.name, default).build().is_ok(),
+                    "{}",
+                    key.name
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! FEEDER, the replica's side: appends in, acknowledgements out, in order.
+//!
+//! Everything about an append is checked before consensus sees it. An acknowledgement is sent when
+//! consensus says so, which is after the entries are on this node's disk.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::{FutureExt, Stream, StreamExt, stream};
+use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
+use steadfast_net::FrameReceiver;
+
+use crate::consensus::types::{
+    EntryError, TypeConfig, from_raft_log_id, from_raft_vote, to_raft_entry, to_raft_log_id,
+    to_raft_vote,
+};
+use crate::ids::NodeId;
+use crate::log::{Entry, LogId, Vote};
+use crate::service::hello::{DialError, Session};
+use crate::service::messages::{
+    Append, AppendReply, AppendResult, Kind, WireError, decode, encode,
+};
+
+/// Why an append was not handed on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AppendError {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    #[error("node {caller} sends appends in the name of node {claimed}")]
+    Impostor { caller: NodeId, claimed: NodeId },
+    #[error("entry {at} does not follow {after:?}")]
+    Gap { after: Option<LogId>, at: LogId },
+}
+
+/// The request in an append from `caller`, checked whole.
+///
+/// # Errors
+/// See [`AppendError`].
+pub(crate) fn check_append(
+    caller: NodeId,
+    append: Append,
+) -> Result<AppendEntriesRequest<TypeConfig>, AppendError> {
+    let vote: Vote = append
+        .vote
+        .ok_or(WireError::Missing("a vote"))?
+        .try_into()?;
+    if vote.node != caller {
+        return Err(AppendError::Impostor {
+            caller,
+            claimed: vote.node,
+        });
+    }
+    let prev = append.prev.map(LogId::try_from).transpose()?;
+    let committed = append.committed.map(LogId::try_from).transpose()?;
+    let mut last = prev;
+    let mut entries = Vec::with_capacity(append.entries.len());
+    for message in append.entries {
+        let entry: Entry = message.try_into()?;
+        let id = entry.id();
+        let next = last.map_or(0, |last: LogId| last.position.0 + 1);
+        let term_min = last.map(|last| last.term).unwrap_or_default();
+        if id.position.0 != next || id.term < term_min || id.term > vote.term {
+            return Err(AppendError::Gap {
+                after: last,
+                at: id,
+            });
+        }
+        last = Some(id);
+        entries.push(to_raft_entry(entry)?);
+    }
+    Ok(AppendEntriesRequest {
+        vote: to_raft_vote(vote),
+        prev_log_id: prev.map(to_raft_log_id),
+        entries,
+        leader_commit: committed.map(to_raft_log_id),
+    })
+}
+
+pub(crate) fn append_reply(result: &StreamAppendResult<TypeConfig>) -> AppendReply {
+    let result = match result {
+        Ok(Some(id)) => AppendResult::Matched(from_raft_log_id(id).into()),
+        Ok(None) => AppendResult::MatchedNothing(true),
+        Err(StreamAppendError::Conflict(id)) => AppendResult::Conflict(from_raft_log_id(id).into()),
+        Err(StreamAppendError::HigherVote(vote)) => {
+            AppendResult::HigherVote(from_raft_vote(vote).into())
+        }
+    };
+    AppendReply {
+        result: Some(result),
+    }
+}
+
+/// Why the stream of appends ended, where its reader leaves it.
+type Ended = Arc<Mutex<Option<AppendError>>>;
+
+fn requests(
+    caller: NodeId,
+    receiver: FrameReceiver,
+    ended: Ended,
+) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
+    stream::unfold((receiver, ended), move |(mut receiver, ended)| async move {
+        let read = async {
+            let frame = receiver.receive().await.map_err(DialError::from)?;
+            let Some(frame) = frame else { return Ok(None) };
+            check_append(caller, decode(Kind::Append, frame)?).map(Some)
+        };
+        match read.await {
+            Ok(request) => request.map(|request| (request, (receiver, ended))),
+            Err(error) => {
+                *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                None
+            }
+        }
+    })
+}
+
+/// Feeds the appends of `caller` to consensus, which is what `append` is, until one side ends.
+///
+/// # Errors
+/// When the caller sends nonsense, in the name of another, or goes away.
+pub(crate) async fn serve<R, E>(
+    caller: NodeId,
+    session: Session,
+    append: impl FnOnce(futures_util::stream::BoxStream<'static, AppendEntriesRequest<TypeConfig>>) -> R,
+) -> Result<(), AppendError>
+where
+    R: Stream<Item = Result<StreamAppendResult<TypeConfig>, E>>,
+{
+    let Session {
+        mut sender,
+        receiver,
+    } = session;
+    let ended = Ended::default();
+    let requests = requests(caller, receiver, Arc::clone(&ended)).boxed();
+    let mut results = Box::pin(append(requests)).fuse();
+    while let Some(Ok(result)) = results.next().await {
+        let mut next = Some(result);
+        while let Some(result) = next.take() {
+            let reply = encode(Kind::AppendReply, &append_reply(&result));
+            sender.feed(reply).await.map_err(DialError::from)?;
+            if let Some(Some(Ok(ready))) = results.next().now_or_never() {
+                next = Some(ready);
+            }
+        }
+        sender.flush().await.map_err(DialError::from)?;
+    }
+    match ended.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{LogPosition, Term};
+    use crate::log::EntryKind;
+    use crate::service::messages::EntryMessage;
+
+    fn append(vote_node: u64, prev: u64, positions: &[u64]) -> Append {
+        let entry = |position: &u64| -> EntryMessage {
+            let (term, position) = (Term(2), LogPosition(*position));
+            Entry {
+                term,
+                position,
+                kind: EntryKind::Blank,
+                payload: bytes::Bytes::new(),
+            }
+            .into()
+        };
+        Append {
+            vote: Some(
+                Vote {
+                    term: Term(2),
+                    node: NodeId(vote_node),
+                    committed: true,
+                }
+                .into(),
+            ),
+            prev: Some(
+                LogId {
+                    term: Term(1),
+                    position: LogPosition(prev),
+                }
+                .into(),
+            ),
+            committed: None,
+            entries: positions.iter().map(entry).collect(),
+        }
+    }
+
+    #[test]
+    fn an_append_in_the_name_of_another_node_is_refused() {
+        assert!(check_append(NodeId(1), append(1, 4, &[5, 6])).is_ok());
+        let impostor = check_append(NodeId(1), append(2, 4, &[5, 6]));
+        assert!(matches!(impostor, Err(AppendError::Impostor { .. })));
+    }
+
+    #[test]
+    fn entries_that_do_not_follow_each_other_are_refused() {
+        for positions in [&[6][..], &[5, 7], &[5, 5], &[4]] {
+            let gap = check_append(NodeId(1), append(1, 4, positions));
+            assert!(matches!(gap, Err(AppendError::Gap { .. })), "{positions:?}");
+        }
+    }
+
+    #[test]
+    fn a_batch_that_cannot_be_parsed_is_refused() {
+        let mut bad = append(1, 4, &[5]);
+        bad.entries[0].kind = 1;
+        assert!(matches!(
+            check_append(NodeId(1), bad),
+            Err(AppendError::Entry(_))
+        ));
+    }
+}

@@ -1,0 +1,152 @@
+//! The log as openraft wants to see it: entries in, a callback once they are on disk.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+
+use openraft::alias::LogIdOf;
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::{LogState, OptionalSend, RaftLogReader};
+
+use crate::consensus::types::{
+    RaftEntryOf, RaftVote, TypeConfig, from_raft_entry, from_raft_log_id, from_raft_vote,
+    to_raft_entry, to_raft_log_id, to_raft_vote,
+};
+use crate::ids::LogPosition;
+use crate::log::{Log, LogError};
+
+/// Payload bytes of the entries that one frame to a replica carries, about. Far below the limit of
+/// a frame, and large enough that a replica behind by much is limited by bandwidth.
+const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The log of this node, for openraft.
+#[derive(Clone)]
+pub(crate) struct LogStore {
+    log: Log,
+}
+
+impl LogStore {
+    pub(crate) fn new(log: Log) -> Self {
+        Self { log }
+    }
+
+    async fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<RaftEntryOf>> {
+        // What is purged is not there, which openraft knows; it asks for whole ranges all the same.
+        let first = self
+            .log
+            .state()
+            .purged
+            .map_or(0, |purged| purged.position.0 + 1);
+        let start = start.max(first);
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let entries = self
+            .log
+            .read(LogPosition(start)..LogPosition(end), bytes_max)
+            .await;
+        let entries = entries.map_err(io::Error::other)?.into_iter();
+        entries
+            .map(|entry| to_raft_entry(entry).map_err(io::Error::other))
+            .collect()
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> io::Result<Vec<RaftEntryOf>> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end + 1,
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.read(start, end, usize::MAX).await
+    }
+
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> io::Result<Vec<RaftEntryOf>> {
+        self.read(start, end, READ_BYTES_MAX).await
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<RaftVote>> {
+        Ok(self.log.state().vote.map(to_raft_vote))
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        let state = self.log.state();
+        Ok(LogState {
+            last_purged_log_id: state.purged.map(to_raft_log_id),
+            last_log_id: state.last.map(to_raft_log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &RaftVote) -> io::Result<()> {
+        self.log
+            .save_vote(from_raft_vote(vote))
+            .await
+            .map_err(io_error)
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogIdOf<TypeConfig>>) -> io::Result<()> {
+        match committed {
+            Some(id) => self
+                .log
+                .save_committed(from_raft_log_id(&id))
+                .map_err(io_error),
+            None => Ok(()),
+        }
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogIdOf<TypeConfig>>> {
+        Ok(self.log.state().committed.map(to_raft_log_id))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = RaftEntryOf> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries = entries
+            .into_iter()
+            .map(|entry| from_raft_entry(&entry))
+            .collect();
+        let done = Box::new(|result| callback.io_completed(result));
+        self.log.append(entries, done).await.map_err(io_error)
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogIdOf<TypeConfig>>) -> io::Result<()> {
+        self.log
+            .truncate_after(last.as_ref().map(from_raft_log_id))
+            .await
+            .map_err(io_error)
+    }
+
+    async fn purge(&mut self, id: LogIdOf<TypeConfig>) -> io::Result<()> {
+        self.log
+            .purge(from_raft_log_id(&id))
+            .await
+            .map_err(io_error)
+    }
+}
+
+fn io_error(error: LogError) -> io::Error {
+    io::Error::other(error)
+}

@@ -1,0 +1,270 @@
+//! Mastership: publishes the role of this node, and while it is master proposes what the sequencer
+//! has batched.
+//!
+//! ```text
+//!            openraft: leader                 own blank entry applied
+//!  Unknown ─────────────────────► (waiting) ─────────────────────────► Master: session open
+//!     ▲                                                                    │
+//!     └───────────── openraft: not leader, or a proposal refused ◄─────────┘
+//! ```
+//!
+//! The blank entry is what makes numbering safe: when it has been applied, every transaction of
+//! every earlier session has been applied too, or never will be.
+//!
+//! ```text
+//!            openraft: another leads, and it is heard
+//!  Unknown ───────────────────────────────────────────► Replica
+//!     ▲                                                    │
+//!     └─ openraft: nobody leads, or silence for 4 rounds ◄─┘
+//! ```
+//!
+//! openraft alone would not do there: without a majority no election gets as far as a new term, and
+//! the last leader stays the leader for ever.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use openraft::async_runtime::WatchReceiver;
+use tokio::sync::watch;
+
+use crate::consensus::{Consensus, Fate, TypeConfig, members_of};
+use crate::ids::{NodeId, Term};
+use crate::listener::{Role, RoleState};
+use crate::machine::Clock;
+
+/// How long a leader whose write was refused waits before it asks again, unless its role changes.
+const LEAD_RETRY: Duration = Duration::from_millis(10);
+
+/// Rounds of `election_timeout_max` in which a replica hears nothing of its master before it says
+/// that it knows none. A healthy group elects a new one within two or three. Rounds are counted, not
+/// time, so that a process which was stopped for longer listens first.
+const SILENT_ROUNDS_MAX: u32 = 4;
+
+/// What openraft says that matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Leadership {
+    term: Term,
+    leader: Option<NodeId>,
+    is_own: bool,
+}
+
+/// Follows the role until consensus stops.
+pub(super) async fn run(consensus: Arc<Consensus>, clock: Arc<dyn Clock>) {
+    let mut metrics = consensus.raft.server_metrics();
+    let (leadership_sender, leadership) = watch::channel(read(&consensus, &metrics));
+    let follow = async {
+        loop {
+            let now = read(&consensus, &metrics);
+            publish_members(&consensus, &metrics);
+            leadership_sender.send_if_modified(|old| {
+                let changed = *old != now;
+                *old = now;
+                changed
+            });
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = follow => {}
+        () = act(&consensus, leadership, &*clock) => {}
+    }
+    consensus.sequencer.end_session();
+    publish(
+        &consensus,
+        Role::Detached,
+        &Leadership {
+            term: Term(0),
+            leader: None,
+            is_own: false,
+        },
+    );
+}
+
+type ServerMetrics =
+    openraft::alias::WatchReceiverOf<TypeConfig, openraft::metrics::RaftServerMetrics<TypeConfig>>;
+
+fn read(consensus: &Consensus, metrics: &ServerMetrics) -> Leadership {
+    let metrics = metrics.borrow_watched();
+    let leader = metrics.current_leader;
+    // A candidate that has just won shows as leader before its vote is durable; it takes no
+    // writes until then.
+    let is_own = metrics.state.is_leader()
+        && metrics.vote.committed
+        && leader == Some(consensus.identity.node_id);
+    Leadership {
+        term: metrics.vote.leader_id.term,
+        leader,
+        is_own,
+    }
+}
+
+fn publish_members(consensus: &Consensus, metrics: &ServerMetrics) {
+    let membership = metrics
+        .borrow_watched()
+        .membership_config
+        .membership()
+        .clone();
+    let nodes = membership.nodes().map(|(id, member)| (*id, member.clone()));
+    let members = members_of(nodes);
+    if !members.is_empty() {
+        consensus.members.send_if_modified(|old| {
+            let changed = *old != members;
+            *old = members;
+            changed
+        });
+    }
+}
+
+fn publish(consensus: &Consensus, role: Role, leadership: &Leadership) {
+    let master = leadership.leader.and_then(|id| {
+        consensus
+            .members
+            .borrow()
+            .get(&id)
+            .map(|member| member.node_address(id))
+    });
+    let master = if role == Role::Unknown { None } else { master };
+    consensus.role.send_if_modified(|old| {
+        let term = leadership.term.max(old.term);
+        let new = RoleState { role, term, master };
+        let changed = *old != new;
+        if changed {
+            tracing::info!(role = %new.role, term = %new.term, master = ?new.master, "role");
+            *old = new;
+        }
+        changed
+    });
+}
+
+async fn act(
+    consensus: &Consensus,
+    mut leadership: watch::Receiver<Leadership>,
+    clock: &dyn Clock,
+) {
+    loop {
+        let now = leadership.borrow_and_update().clone();
+        if now.is_own {
+            publish(consensus, Role::Unknown, &now);
+            lead(consensus, &now, leadership.clone(), clock).await;
+            consensus.sequencer.end_session();
+            // Still leader after a refusal: consensus was between two states. Ask again soon.
+            let changed = tokio::time::timeout(LEAD_RETRY, leadership.changed());
+            changed.await.ok();
+            continue;
+        }
+        // This node's own name is there before its vote is durable, and says nothing yet.
+        let is_other = |leader: NodeId| leader != consensus.identity.node_id;
+        let follow = async {
+            if now.leader.is_some_and(is_other) {
+                follow(consensus, &now).await;
+            } else {
+                publish(consensus, Role::Unknown, &now);
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            changed = leadership.changed() => if changed.is_err() {
+                return;
+            },
+            () = follow => {}
+        }
+    }
+}
+
+/// Publishes whether the master of `now` is heard. Ends only by being dropped.
+async fn follow(consensus: &Consensus, now: &Leadership) {
+    let mut heard = consensus.heard.subscribe();
+    let is_heard = |newest: &Option<Term>| *newest == Some(now.term);
+    loop {
+        if !is_heard(&heard.borrow_and_update()) {
+            publish(consensus, Role::Unknown, now);
+        }
+        // The sender is a part of `consensus`, so neither this nor the wait below fails.
+        heard.wait_for(is_heard).await.ok();
+        publish(consensus, Role::Replica, now);
+        silence(&mut heard, consensus.timers.election_timeout_max).await;
+        publish(consensus, Role::Unknown, now);
+        heard.changed().await.ok();
+    }
+}
+
+/// Ends when nothing was heard in [`SILENT_ROUNDS_MAX`] rounds one after the other.
+async fn silence(heard: &mut watch::Receiver<Option<Term>>, round: Duration) {
+    let mut silent_rounds = 0;
+    while silent_rounds < SILENT_ROUNDS_MAX {
+        tokio::time::sleep(round).await;
+        silent_rounds += 1;
+        if heard.has_changed().unwrap_or_default() {
+            heard.mark_unchanged();
+            silent_rounds = 0;
+        }
+    }
+}
+
+/// Leads while the role lasts, or until a proposal is refused.
+async fn lead(
+    consensus: &Consensus,
+    own: &Leadership,
+    mut leadership: watch::Receiver<Leadership>,
+    clock: &dyn Clock,
+) {
+    let lost = async {
+        // An error says that consensus has stopped, which is a loss as well.
+        leadership.wait_for(|now| now != own).await.ok();
+    };
+    tokio::pin!(lost);
+    tokio::select! {
+        biased;
+        () = &mut lost => return,
+        written = consensus.raft.write_blank() => match written {
+            Ok(blank) if blank.log_id.leader_id.term == own.term => {}
+            _ => return,
+        },
+    }
+    consensus.sequencer.begin_session(own.term);
+    publish(consensus, Role::Master, own);
+    tokio::select! {
+        biased;
+        () = &mut lost => {}
+        () = propose_all(consensus, own.term, clock) => {}
+    }
+}
+
+/// Proposes batches as they fill, until one is refused or consensus stops.
+///
+/// A refusal is seen also while an earlier proposal is under way. Until it is, later batches may
+/// enter the log: a leader that lost its majority refuses, and takes proposals again when it finds
+/// the majority back. They do not follow on what was applied, and no node applies them.
+async fn propose_all(consensus: &Consensus, term: Term, clock: &dyn Clock) {
+    let in_flight_max = consensus.timers.batches_in_flight_max;
+    let mut proposals = FuturesUnordered::new();
+    loop {
+        while let Some(batch) = consensus
+            .sequencer
+            .take_batch(in_flight_max, clock.now_ms())
+        {
+            match consensus.propose(term, batch).await {
+                Ok(proposal) => proposals.push(proposal.fate()),
+                Err(_stopped) => return,
+            }
+        }
+        tokio::select! {
+            biased;
+            Some(fate) = proposals.next(), if !proposals.is_empty() => match fate {
+                Fate::Applied => {}
+                Fate::Refused(first) => {
+                    consensus.sequencer.end_session_refused(Some(first));
+                    return;
+                }
+                Fate::Unknown => return,
+            },
+            () = consensus.sequencer.ready() => {}
+        }
+    }
+}

@@ -1,0 +1,503 @@
+//! Consensus: the only place that names openraft.
+//!
+//! The rest of the library sees [`Consensus`]: propose a batch, ask for a read barrier, watch the
+//! role and the positions, shut down. Who is master, in which term, and what is committed, is
+//! decided here and nowhere else.
+
+mod barrier;
+mod failover;
+mod feeder;
+mod log_store;
+#[cfg(test)]
+mod log_store_suite;
+mod mastership;
+mod network;
+mod runtime;
+mod state_machine;
+mod types;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, InitializeError, RaftError};
+use openraft::raft::{AppendEntriesRequest, ReadPolicy, VoteRequest};
+use openraft::{Config, Raft, SnapshotPolicy};
+use steadfast_net::{Transport, process};
+use tokio::sync::watch;
+
+use crate::engine::{Applied, StorageEngine};
+use crate::group::identity::Identity;
+use crate::group::{Member, Members};
+use crate::ids::{LogPosition, NodeId, Term};
+use crate::listener::{Role, RoleState};
+use crate::log::{Log, LogId, Vote};
+use crate::machine::Clock;
+use crate::service::election::{self, CallError};
+use crate::service::hello::{Caller, DialError, Session};
+use crate::service::messages::{
+    BarrierReply, BarrierRequest, ElectionAnswer, ElectionCall, VoteReplyMessage,
+    VoteRequestMessage,
+};
+use crate::txn::batch::Batch;
+use crate::txn::flush::Flush;
+use crate::txn::sequencer::Sequencer;
+
+pub(crate) use barrier::ReadBarriers;
+use failover::Inbound;
+use feeder::AppendError;
+use log_store::LogStore;
+use network::{NetworkFactory, PeerTimeouts, Peers};
+use state_machine::StateMachine;
+use types::{
+    TypeConfig, committed_leader, from_raft_log_id, from_raft_vote, to_raft_log_id, to_raft_vote,
+};
+
+type ConsensusRaft = Raft<TypeConfig, StateMachine>;
+type SeededRuntime = <TypeConfig as openraft::RaftTypeConfig>::AsyncRuntime;
+
+/// Entries that one append to a replica carries at most; the bytes are bounded too.
+const APPEND_ENTRIES_MAX: u64 = 256;
+
+/// Timers of elections, see `RepConfig` for their meaning to a user.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timers {
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) election_timeout_min: Duration,
+    pub(crate) election_timeout_max: Duration,
+    pub(crate) dial_timeout: Duration,
+    pub(crate) silence_max: Duration,
+    /// Batches proposed and not yet applied.
+    pub(crate) batches_in_flight_max: usize,
+}
+
+/// Why consensus could not be started or asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum ConsensusError {
+    #[error("consensus has stopped: {0}")]
+    Stopped(String),
+    #[error("this node is not the master")]
+    NotMaster(Option<NodeId>),
+    #[error("no majority answers")]
+    NoMajority,
+    #[error("the master cannot be asked: {0}")]
+    Unreachable(#[from] CallError),
+}
+
+/// What consensus works on.
+pub(crate) struct Parts {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) log: Log,
+    pub(crate) engine: Arc<dyn StorageEngine>,
+    pub(crate) sequencer: Arc<Sequencer>,
+    pub(crate) flush: Arc<Flush>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) members: watch::Sender<Members>,
+    pub(crate) role: watch::Sender<RoleState>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) seed: u64,
+    pub(crate) timers: Timers,
+}
+
+/// The consensus of one node.
+pub(crate) struct Consensus {
+    raft: ConsensusRaft,
+    identity: Arc<Identity>,
+    sequencer: Arc<Sequencer>,
+    members: watch::Sender<Members>,
+    peers: Arc<Peers>,
+    inbound: Inbound,
+    log: Log,
+    applied: watch::Receiver<Option<LogId>>,
+    role: watch::Sender<RoleState>,
+    /// Term of the newest master that was heard since the start; sent anew each time it is heard.
+    heard: watch::Sender<Option<Term>>,
+    seeds: AtomicU64,
+    timers: Timers,
+}
+
+/// How far a replica has got, as the master knows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Progress {
+    pub(crate) persisted: Option<LogId>,
+    /// How long ago the replica was last heard in this term.
+    pub(crate) heard: Option<Duration>,
+}
+
+impl Consensus {
+    /// Starts consensus on the current runtime: replays the log that the engine does not hold yet,
+    /// and takes part in the group from then on.
+    ///
+    /// # Errors
+    /// [`ConsensusError::Stopped`] when the log or the engine cannot be read.
+    pub(crate) async fn start(parts: Parts) -> Result<Arc<Self>, ConsensusError> {
+        let Parts {
+            identity,
+            log,
+            engine,
+            sequencer,
+            flush,
+            transport,
+            members,
+            role,
+            ..
+        } = parts;
+        let timers = parts.timers;
+        let applied_sender = watch::Sender::new(None);
+        let applied = applied_sender.subscribe();
+        let held = engine.applied().map_err(|error| stopped(&error))?;
+        let state = (Arc::clone(&sequencer), flush);
+        let machine = StateMachine::new(state, held.as_ref(), applied_sender)
+            .map_err(|error| stopped(&error))?;
+        let peers = Arc::new(Peers::new(
+            Caller::Node(Arc::clone(&identity)),
+            transport,
+            members.subscribe(),
+            PeerTimeouts {
+                dial: timers.dial_timeout,
+                silence: timers.silence_max,
+            },
+        ));
+        let config = raft_config(&identity, timers).map_err(|error| stopped(&error))?;
+        let seeds = AtomicU64::new(parts.seed);
+        let network = NetworkFactory {
+            peers: Arc::clone(&peers),
+        };
+        let store = LogStore::new(log.clone());
+        let raft = SeededRuntime::scope(
+            next_seed(&seeds),
+            ConsensusRaft::new(identity.node_id, Arc::new(config), network, store, machine),
+        )
+        .await
+        .map_err(|error| stopped(&error))?;
+        let inbound = Inbound::default();
+        let consensus = Arc::new(Self {
+            raft,
+            identity,
+            sequencer,
+            members,
+            peers,
+            inbound,
+            log,
+            applied,
+            role,
+            heard: watch::Sender::new(None),
+            seeds,
+            timers,
+        });
+        consensus.spawn(mastership::run(Arc::clone(&consensus), parts.clock));
+        consensus.spawn(failover::run(Arc::clone(&consensus)));
+        Ok(consensus)
+    }
+
+    /// Runs a task with a generator of its own, as openraft asks of whoever calls it.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        process::spawn(self.seeded(task));
+    }
+
+    fn seeded<F: Future>(&self, task: F) -> impl Future<Output = F::Output> + use<F> {
+        SeededRuntime::scope(next_seed(&self.seeds), task)
+    }
+
+    /// Makes the founders the members, if the log is empty. Done by the founder alone.
+    ///
+    /// # Errors
+    /// [`ConsensusError::Stopped`].
+    pub(crate) async fn found(&self) -> Result<(), ConsensusError> {
+        let founders: BTreeMap<_, _> = self.identity.founders.iter().cloned().collect();
+        match self.seeded(self.raft.initialize(founders)).await {
+            // Not allowed: the log has entries already, so the group was founded before.
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(stopped(&error)),
+        }
+    }
+
+    /// Id of the last applied entry.
+    pub(crate) fn applied(&self) -> watch::Receiver<Option<LogId>> {
+        self.applied.clone()
+    }
+
+    /// A position at or above every write that was acknowledged before this call. A reader that
+    /// has applied it is current.
+    ///
+    /// # Errors
+    /// When no majority confirms the master, or the master cannot be asked.
+    pub(crate) async fn read_barrier(&self) -> Result<Option<LogPosition>, ConsensusError> {
+        match self.own_barrier().await {
+            Err(ConsensusError::NotMaster(Some(master))) if master != self.identity.node_id => {
+                let client = self.peers.election_of(master);
+                let client = client.ok_or(ConsensusError::NotMaster(None))?;
+                let call = ElectionCall::Barrier(BarrierRequest {});
+                match client.call(call, self.timers.silence_max).await? {
+                    ElectionAnswer::Barrier(BarrierReply {
+                        position: Some(position),
+                    }) => Ok(Some(LogPosition(position))),
+                    _ => Err(ConsensusError::NoMajority),
+                }
+            }
+            result => result,
+        }
+    }
+
+    async fn own_barrier(&self) -> Result<Option<LogPosition>, ConsensusError> {
+        use openraft::errors::LinearizableReadError::{ForwardToLeader, QuorumNotEnough};
+        match self
+            .seeded(self.raft.get_read_log_id(ReadPolicy::ReadIndex))
+            .await
+        {
+            Ok((id, _applied)) => Ok(Some(LogPosition(id.index()))),
+            Err(RaftError::APIError(ForwardToLeader(forward))) => {
+                Err(ConsensusError::NotMaster(forward.leader_id))
+            }
+            Err(RaftError::APIError(QuorumNotEnough(_))) => Err(ConsensusError::NoMajority),
+            Err(RaftError::Fatal(fatal)) => Err(stopped(&fatal)),
+        }
+    }
+
+    /// How far each other member has got; empty when this node is not master.
+    pub(crate) fn replica_progress(&self) -> BTreeMap<NodeId, Progress> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let heartbeats = metrics.heartbeat.clone().unwrap_or_default();
+        let replication = metrics.replication.iter().flatten();
+        let others = replication.filter(|(id, _)| **id != self.identity.node_id);
+        let progress = |(id, matched): (&NodeId, &Option<_>)| {
+            let heard = heartbeats
+                .get(id)
+                .copied()
+                .flatten()
+                .map(|at| openraft::Instant::elapsed(&*at));
+            (
+                *id,
+                Progress {
+                    persisted: matched.as_ref().map(from_raft_log_id),
+                    heard,
+                },
+            )
+        };
+        others.map(progress).collect()
+    }
+
+    /// Waits until consensus has stopped by itself, and returns why.
+    pub(crate) async fn failure(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        loop {
+            if let Err(fatal) = &metrics.borrow_and_update().running_state {
+                return fatal.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                return "consensus has ended".to_owned();
+            }
+        }
+    }
+
+    /// Stops taking part. Returns when every task has ended.
+    pub(crate) async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::error!(%error, "consensus ended badly");
+        }
+        // The others see at once that this node is gone.
+        self.peers.close();
+        self.role.send_modify(|role| {
+            *role = RoleState {
+                role: Role::Detached,
+                ..role.clone()
+            }
+        });
+    }
+
+    /// Serves one FEEDER connection.
+    ///
+    /// # Errors
+    /// See [`AppendError`].
+    pub(crate) async fn serve_feeder(
+        &self,
+        caller: NodeId,
+        session: Session,
+    ) -> Result<(), AppendError> {
+        let _guard = self.inbound.connected(caller);
+        let heard = self.heard.clone();
+        let append = |requests: BoxStream<'static, AppendEntriesRequest<TypeConfig>>| {
+            let hear = move |append: &AppendEntriesRequest<TypeConfig>| hear(&heard, append);
+            self.raft.stream_append(requests.inspect(hear).boxed())
+        };
+        self.seeded(feeder::serve(caller, session, append)).await
+    }
+
+    /// Serves one ELECTION connection.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub(crate) async fn serve_election(
+        &self,
+        caller: NodeId,
+        session: Session,
+    ) -> Result<(), DialError> {
+        let _guard = self.inbound.connected(caller);
+        self.seeded(election::serve(session, |call| self.answer(caller, call)))
+            .await
+    }
+
+    async fn answer(&self, caller: NodeId, call: ElectionCall) -> Option<ElectionAnswer> {
+        match call {
+            ElectionCall::Vote(message) => {
+                let request = vote_request(caller, message)?;
+                let reply = self.raft.vote(request).await.ok()?;
+                Some(ElectionAnswer::Vote(vote_reply(&reply)))
+            }
+            ElectionCall::PreVote(message) => {
+                let request = vote_request(caller, message)?;
+                let reply = self.raft.pre_vote(request).await.ok()?;
+                Some(ElectionAnswer::Vote(vote_reply(&reply)))
+            }
+            ElectionCall::Heartbeat(append) => {
+                let request = feeder::check_append(caller, append)
+                    .inspect_err(|error| tracing::warn!(%caller, %error, "bad heartbeat"))
+                    .ok()?;
+                hear(&self.heard, &request);
+                let prev = request.prev_log_id;
+                let reply = self.raft.append_entries(request).await.ok()?;
+                let result = reply.into_stream_result(prev, prev);
+                Some(ElectionAnswer::Append(feeder::append_reply(&result)))
+            }
+            ElectionCall::MasterGone(gone) => {
+                Some(ElectionAnswer::Agrees(failover::agrees(self, &gone)))
+            }
+            ElectionCall::Barrier(BarrierRequest {}) => {
+                let position = self.own_barrier().await.ok().flatten();
+                let position = position.map(|position| position.0);
+                Some(ElectionAnswer::Barrier(BarrierReply { position }))
+            }
+        }
+    }
+
+    /// Proposes a batch that was numbered in `term`. The future tells whether it was refused.
+    async fn propose(&self, term: Term, batch: Batch) -> Result<Proposal, ConsensusError> {
+        let (responder, result) = openraft::impls::ProgressResponder::complete_only();
+        let write = self
+            .raft
+            .write(batch.clone())
+            .with_leader(committed_leader(term));
+        write
+            .responder(responder)
+            .await
+            .map_err(|error| stopped(&error))?;
+        Ok(Proposal {
+            first: batch.first(),
+            result,
+        })
+    }
+}
+
+/// A proposed batch.
+struct Proposal {
+    first: crate::ids::Vlsn,
+    result: openraft::alias::OneshotReceiverOf<
+        TypeConfig,
+        openraft::raft::ClientWriteResult<TypeConfig>,
+    >,
+}
+
+/// What became of a proposal.
+enum Fate {
+    Applied,
+    /// It never entered the log, nor will it.
+    Refused(crate::ids::Vlsn),
+    /// It entered the log, and this node is master no more.
+    Unknown,
+}
+
+impl Proposal {
+    async fn fate(self) -> Fate {
+        match self.result.await {
+            Ok(Ok(_)) => Fate::Applied,
+            Ok(Err(ClientWriteError::ForwardToLeader(_))) => Fate::Refused(self.first),
+            Ok(Err(_)) | Err(_) => Fate::Unknown,
+        }
+    }
+}
+
+/// Notes that a master was heard. Called before consensus sees the append, so that nobody follows a
+/// master that has not been heard yet.
+fn hear(heard: &watch::Sender<Option<Term>>, append: &AppendEntriesRequest<TypeConfig>) {
+    let term = Some(from_raft_vote(&append.vote).term);
+    heard.send_if_modified(|newest| {
+        let is_newest = term >= *newest;
+        if is_newest {
+            *newest = term;
+        }
+        is_newest
+    });
+}
+
+fn next_seed(seeds: &AtomicU64) -> u64 {
+    // Odd and irrational: consecutive seeds share no low bits. The runtime mixes them further.
+    seeds.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
+}
+
+fn stopped(error: &impl ToString) -> ConsensusError {
+    ConsensusError::Stopped(error.to_string())
+}
+
+fn raft_config(identity: &Identity, timers: Timers) -> Result<Config, openraft::ConfigError> {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let (min, max) = (
+        ms(timers.election_timeout_min),
+        ms(timers.election_timeout_max),
+    );
+    let config = Config {
+        cluster_name: identity.group_name.clone(),
+        heartbeat_interval: ms(timers.heartbeat_interval),
+        election_timeout_min: min,
+        election_timeout_max: max,
+        max_payload_entries: APPEND_ENTRIES_MAX,
+        snapshot_policy: SnapshotPolicy::Never,
+        enable_pre_vote: Some(true),
+        quorum_loss_probe_interval: Some(max.saturating_mul(2)),
+        backoff: "10ms 20ms 40ms 80ms ...400ms".to_owned(),
+        broadcast_submitted_on_append: Some(true),
+        // Replicas may hold entries that a master lost before its own sync. Were it to go on in
+        // its old term, it would give their positions to others.
+        enable_leader_restore: Some(false),
+        ..Config::default()
+    };
+    config.validate()
+}
+
+fn vote_request(caller: NodeId, message: VoteRequestMessage) -> Option<VoteRequest<TypeConfig>> {
+    let vote: Vote = message.vote?.try_into().ok()?;
+    if vote.node != caller {
+        tracing::warn!(%caller, claimed = %vote.node, "a vote was asked in another's name");
+        return None;
+    }
+    let last = message.last.map(LogId::try_from).transpose().ok()?;
+    let mut request = VoteRequest::new(to_raft_vote(vote), last.map(to_raft_log_id));
+    request.leadership_transfer = message.lease_is_over;
+    Some(request)
+}
+
+fn vote_reply(reply: &openraft::raft::VoteResponse<TypeConfig>) -> VoteReplyMessage {
+    VoteReplyMessage {
+        vote: Some(from_raft_vote(&reply.vote).into()),
+        granted: reply.vote_granted,
+        last: reply
+            .last_log_id
+            .as_ref()
+            .map(|id| from_raft_log_id(id).into()),
+    }
+}
+
+/// The VLSN through which an engine's account says that it holds everything.
+pub(crate) fn held_vlsn(held: Option<&Applied>) -> crate::ids::Vlsn {
+    held.map(|held| held.vlsn).unwrap_or_default()
+}
+
+/// Members by id, as a membership has them.
+fn members_of(nodes: impl Iterator<Item = (NodeId, Member)>) -> Members {
+    Arc::new(nodes.collect())
+}

@@ -1,0 +1,423 @@
+//! How openraft reaches the other nodes: entries over FEEDER, everything short over ELECTION.
+//!
+//! A FEEDER connection carries one stream of appends, pipelined: requests go out as openraft makes
+//! them, up to [`APPENDS_IN_FLIGHT_MAX`] and [`BYTES_IN_FLIGHT_MAX`] ahead of the acknowledgements,
+//! which come back in order. One task drives both directions.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::{FutureExt, Stream, StreamExt, stream};
+use openraft::OptionalSend;
+use openraft::alias::{SnapshotOf, VoteOf};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::v2::RaftNetworkV2;
+use openraft::network::{RPCOption, RaftNetworkFactory, stream_append_sequential};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
+    StreamAppendResult, VoteRequest, VoteResponse,
+};
+use steadfast_net::Transport;
+use tokio::sync::watch;
+
+use crate::consensus::types::{
+    TypeConfig, from_raft_entry, from_raft_log_id, from_raft_vote, to_raft_log_id, to_raft_vote,
+};
+use crate::group::{Member, Members};
+use crate::ids::NodeId;
+use crate::log::{LogId, Vote};
+use crate::service::FEEDER;
+use crate::service::election::{ElectionClient, Peer};
+use crate::service::hello::{Caller, DialError, Session};
+use crate::service::messages::{
+    Append, AppendReply, AppendResult, ElectionAnswer, ElectionCall, Kind, VoteReplyMessage,
+    VoteRequestMessage, WireError, decode, encode,
+};
+
+/// Appends sent and not acknowledged on one FEEDER connection. More would only queue at the
+/// replica's disk.
+const APPENDS_IN_FLIGHT_MAX: usize = 64;
+/// Bytes sent and not acknowledged on one FEEDER connection; one append may exceed it alone.
+const BYTES_IN_FLIGHT_MAX: usize = 16 * 1024 * 1024;
+
+type RpcError = RPCError<TypeConfig>;
+
+/// The deadlines of talking to peers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PeerTimeouts {
+    pub(crate) dial: Duration,
+    /// A connection on which nothing is acknowledged for this long is given up.
+    pub(crate) silence: Duration,
+}
+
+/// The other nodes, by their current addresses.
+pub(crate) struct Peers {
+    caller: Caller,
+    transport: Arc<dyn Transport>,
+    members: watch::Receiver<Members>,
+    timeouts: PeerTimeouts,
+    election: Mutex<BTreeMap<(NodeId, String), ElectionClient>>,
+}
+
+impl Peers {
+    pub(crate) fn new(
+        caller: Caller,
+        transport: Arc<dyn Transport>,
+        members: watch::Receiver<Members>,
+        timeouts: PeerTimeouts,
+    ) -> Self {
+        Self {
+            caller,
+            transport,
+            members,
+            timeouts,
+            election: Mutex::default(),
+        }
+    }
+
+    /// The ELECTION client of a member; one for each address that it is known under.
+    pub(crate) fn election(&self, id: NodeId, address: &str) -> ElectionClient {
+        let mut clients = self.election.lock().unwrap_or_else(PoisonError::into_inner);
+        let client = clients.entry((id, address.to_owned())).or_insert_with(|| {
+            ElectionClient::start(Peer {
+                caller: self.caller.clone(),
+                transport: Arc::clone(&self.transport),
+                address: address.to_owned(),
+                id,
+                dial_timeout: self.timeouts.dial,
+                silence_max: self.timeouts.silence,
+            })
+        });
+        client.clone()
+    }
+
+    /// The ELECTION client of a member by id, `None` when there is no such member.
+    pub(crate) fn election_of(&self, id: NodeId) -> Option<ElectionClient> {
+        let address = self
+            .members
+            .borrow()
+            .get(&id)
+            .map(|member| member.address.clone())?;
+        Some(self.election(id, &address))
+    }
+
+    /// Closes the ELECTION connections that nobody uses any more.
+    pub(crate) fn close(&self) {
+        self.election
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
+    async fn dial_feeder(&self, id: NodeId, address: &str) -> Result<Session, DialError> {
+        self.caller
+            .dial(&*self.transport, (address, id), FEEDER, self.timeouts.dial)
+            .await
+    }
+}
+
+/// Makes a [`PeerNetwork`] for each use that openraft has for a peer.
+pub(crate) struct NetworkFactory {
+    pub(crate) peers: Arc<Peers>,
+}
+
+impl NetworkFactory {
+    fn client(&self, target: NodeId, node: &Member, is_heartbeat: bool) -> PeerNetwork {
+        PeerNetwork {
+            peers: Arc::clone(&self.peers),
+            target,
+            address: node.address.clone(),
+            election: self.peers.election(target, &node.address),
+            is_heartbeat,
+            feeder: Mutex::default(),
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
+    type Network = PeerNetwork;
+
+    async fn new_client(&mut self, target: NodeId, node: &Member) -> PeerNetwork {
+        self.client(target, node, false)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, node: &Member) -> PeerNetwork {
+        self.client(target, node, true)
+    }
+}
+
+/// One peer, as openraft talks to it.
+pub(crate) struct PeerNetwork {
+    peers: Arc<Peers>,
+    target: NodeId,
+    address: String,
+    election: ElectionClient,
+    is_heartbeat: bool,
+    /// A FEEDER connection with nothing in flight. The mutex is never contended: it is there because
+    /// openraft asks for `Sync`, which a connection is not.
+    feeder: Mutex<Option<Session>>,
+}
+
+impl PeerNetwork {
+    async fn vote_call(
+        &self,
+        request: VoteRequest<TypeConfig>,
+        call: fn(VoteRequestMessage) -> ElectionCall,
+        timeout: Duration,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let message = VoteRequestMessage {
+            vote: Some(from_raft_vote(&request.vote).into()),
+            last: request
+                .last_log_id
+                .as_ref()
+                .map(|id| from_raft_log_id(id).into()),
+            lease_is_over: request.leadership_transfer,
+        };
+        match self.election.call(call(message), timeout).await {
+            Ok(ElectionAnswer::Vote(reply)) => {
+                vote_response(reply).map_err(|error| unreachable(&error))
+            }
+            Ok(_) => Err(unreachable(&WireError::Invalid("answer to a vote request"))),
+            Err(error) => Err(unreachable(&error)),
+        }
+    }
+}
+
+fn unreachable(error: &(impl std::error::Error + 'static)) -> RpcError {
+    RPCError::Unreachable(Unreachable::new(error))
+}
+
+fn vote_response(reply: VoteReplyMessage) -> Result<VoteResponse<TypeConfig>, WireError> {
+    let vote: Vote = reply.vote.ok_or(WireError::Missing("a vote"))?.try_into()?;
+    let last = reply.last.map(LogId::try_from).transpose()?;
+    Ok(VoteResponse::new(
+        to_raft_vote(vote),
+        last.map(to_raft_log_id),
+        reply.granted,
+    ))
+}
+
+fn append_message(request: &AppendEntriesRequest<TypeConfig>) -> Append {
+    let id = |id: &Option<_>| id.as_ref().map(|id| from_raft_log_id(id).into());
+    Append {
+        vote: Some(from_raft_vote(&request.vote).into()),
+        prev: id(&request.prev_log_id),
+        committed: id(&request.leader_commit),
+        entries: request
+            .entries
+            .iter()
+            .map(|entry| from_raft_entry(entry).into())
+            .collect(),
+    }
+}
+
+fn append_result(reply: AppendReply) -> Result<StreamAppendResult<TypeConfig>, WireError> {
+    let id = |id| LogId::try_from(id).map(to_raft_log_id);
+    Ok(match reply.result.ok_or(WireError::Missing("a result"))? {
+        AppendResult::Matched(matched) => Ok(Some(id(matched)?)),
+        AppendResult::MatchedNothing(_) => Ok(None),
+        AppendResult::Conflict(at) => Err(StreamAppendError::Conflict(id(at)?)),
+        AppendResult::HigherVote(vote) => Err(StreamAppendError::HigherVote(to_raft_vote(
+            vote.try_into()?,
+        ))),
+    })
+}
+
+impl RaftNetworkV2<TypeConfig> for PeerNetwork {
+    type SnapshotData = ();
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+        let call = ElectionCall::Heartbeat(append_message(&request));
+        match self.election.call(call, option.hard_ttl()).await {
+            Ok(ElectionAnswer::Append(reply)) => match append_result(reply) {
+                Ok(Ok(matched)) => Ok(AppendEntriesResponse::PartialSuccess(matched)),
+                Ok(Err(StreamAppendError::Conflict(_))) => Ok(AppendEntriesResponse::Conflict),
+                Ok(Err(StreamAppendError::HigherVote(vote))) => {
+                    Ok(AppendEntriesResponse::HigherVote(vote))
+                }
+                Err(error) => Err(unreachable(&error)),
+            },
+            Ok(_) => Err(unreachable(&WireError::Invalid("answer to a heartbeat"))),
+            Err(error) => Err(unreachable(&error)),
+        }
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        mut input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RpcError>>, RpcError>,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        if self.is_heartbeat {
+            return stream_append_sequential(self, input, option);
+        }
+        Box::pin(async move {
+            let idle = self
+                .feeder
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner);
+            // The first request is what waits out openraft's backoff, so it is awaited before
+            // the dial.
+            let first = input.next().await;
+            let session = if let Some(session) = idle.take() {
+                session
+            } else {
+                let dialled = self.peers.dial_feeder(self.target, &self.address).await;
+                dialled.map_err(|error| unreachable(&error))?
+            };
+            let silence_max = self.peers.timeouts.silence;
+            let ended = first.is_none();
+            let mut feed = Feed {
+                session,
+                input,
+                ended,
+                in_flight: VecDeque::new(),
+                silence_max,
+            };
+            if let Some(first) = first {
+                feed.send(first)
+                    .await
+                    .map_err(|error| unreachable(&error))?;
+            }
+            let replies = stream::unfold(Some((feed, idle)), |state| async move {
+                let (mut feed, idle) = state?;
+                match feed.next_reply().await {
+                    Ok(Some(reply)) => Some((Ok(reply), Some((feed, idle)))),
+                    Ok(None) => {
+                        *idle = Some(feed.session);
+                        None
+                    }
+                    Err(error) => Some((Err(unreachable(&error)), None)),
+                }
+            });
+            let replies: BoxStream<'s, _> = Box::pin(replies);
+            Ok(replies)
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        self.vote_call(request, ElectionCall::Vote, option.hard_ttl())
+            .await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        self.vote_call(request, ElectionCall::PreVote, option.hard_ttl())
+            .await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        _vote: VoteOf<TypeConfig>,
+        _snapshot: SnapshotOf<TypeConfig, ()>,
+        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let why = "the log is kept whole; no snapshot is ever sent";
+        Err(StreamingError::Unreachable(Unreachable::from_string(why)))
+    }
+}
+
+/// Why a FEEDER connection ended.
+#[derive(Debug)]
+struct FeedError(DialError);
+
+impl fmt::Display for FeedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FEEDER: {}", self.0)
+    }
+}
+
+impl std::error::Error for FeedError {}
+
+impl<E: Into<DialError>> From<E> for FeedError {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+/// Both directions of one stream of appends.
+struct Feed<S> {
+    session: Session,
+    input: S,
+    ended: bool,
+    /// Sizes of the frames that are not acknowledged yet, oldest first.
+    in_flight: VecDeque<usize>,
+    silence_max: Duration,
+}
+
+impl<S> Feed<S>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+{
+    /// Sends what there is to send until the next acknowledgement comes. `None` when the input has
+    /// ended and everything is acknowledged: the connection can be used again.
+    async fn next_reply(&mut self) -> Result<Option<StreamAppendResult<TypeConfig>>, FeedError> {
+        loop {
+            if self.ended && self.in_flight.is_empty() {
+                return Ok(None);
+            }
+            let may_send = !self.ended
+                && self.in_flight.len() < APPENDS_IN_FLIGHT_MAX
+                && self.in_flight.iter().sum::<usize>() < BYTES_IN_FLIGHT_MAX;
+            let is_waiting = !self.in_flight.is_empty();
+            tokio::select! {
+                biased;
+                frame = self.session.receiver.receive() => {
+                    let reply = decode(Kind::AppendReply, frame?.ok_or(DialError::Closed)?)?;
+                    self.in_flight.pop_front();
+                    return Ok(Some(append_result(reply)?));
+                }
+                request = self.input.next(), if may_send => match request {
+                    Some(request) => self.send(request).await?,
+                    None => self.ended = true,
+                },
+                () = tokio::time::sleep(self.silence_max), if is_waiting => {
+                    return Err(DialError::Timeout(self.silence_max).into());
+                }
+            }
+        }
+    }
+
+    /// Sends `request` and whatever else is ready, in one write.
+    async fn send(&mut self, request: AppendEntriesRequest<TypeConfig>) -> Result<(), FeedError> {
+        let mut next = Some(request);
+        while let Some(request) = next.take() {
+            let frame = encode(Kind::Append, &append_message(&request));
+            self.in_flight.push_back(frame.len());
+            let has_room = self.in_flight.len() < APPENDS_IN_FLIGHT_MAX;
+            tokio::time::timeout(self.silence_max, self.session.sender.feed(frame))
+                .await
+                .map_err(|_| DialError::Timeout(self.silence_max))??;
+            if has_room {
+                match self.input.next().now_or_never() {
+                    Some(Some(request)) => next = Some(request),
+                    Some(None) => self.ended = true,
+                    None => {}
+                }
+            }
+        }
+        let flushed = tokio::time::timeout(self.silence_max, self.session.sender.flush()).await;
+        Ok(flushed.map_err(|_| DialError::Timeout(self.silence_max))??)
+    }
+}

@@ -1,0 +1,224 @@
+//! What openraft applies committed entries to: the sequencer makes them visible, and the flush
+//! later moves them into the engine.
+
+use std::io;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt};
+use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, StoredMembership};
+use tokio::sync::watch;
+
+use crate::consensus::types::{
+    EntryError, TypeConfig, decode_membership, encode_membership, from_raft_log_id, to_raft_log_id,
+};
+use crate::engine::Applied;
+use crate::log::LogId;
+use crate::txn::batch::Batch;
+use crate::txn::flush::{Flush, Mark};
+use crate::txn::sequencer::Sequencer;
+use crate::txn::window::VersionKey;
+
+/// Applies entries, one task, in log order.
+pub(crate) struct StateMachine {
+    sequencer: Arc<Sequencer>,
+    flush: Arc<Flush>,
+    applied: watch::Sender<Option<LogId>>,
+    membership: StoredMembershipOf<TypeConfig>,
+}
+
+impl StateMachine {
+    /// Goes on from what the engine holds.
+    ///
+    /// # Errors
+    /// When the engine's account of the membership cannot be decoded.
+    pub(crate) fn new(
+        (sequencer, flush): (Arc<Sequencer>, Arc<Flush>),
+        engine: Option<&Applied>,
+        applied: watch::Sender<Option<LogId>>,
+    ) -> Result<Self, EntryError> {
+        let membership = match engine {
+            Some(state) if !state.membership.is_empty() => decode_membership(&state.membership)?,
+            _ => StoredMembership::default(),
+        };
+        let id = engine.map(|state| LogId {
+            term: state.term,
+            position: state.position,
+        });
+        applied.send_replace(id);
+        Ok(Self {
+            sequencer,
+            flush,
+            applied,
+            membership,
+        })
+    }
+
+    /// A batch that does not follow on the last one applied was numbered in vain: consensus had
+    /// refused the one before it. Every node finds the same here, and passes over it.
+    async fn apply_batch(&self, id: LogId, batch: &Batch) -> io::Result<Vec<VersionKey>> {
+        let (first, visible) = (batch.first(), self.sequencer.visible());
+        if first != visible.next() {
+            tracing::info!(entry = %id, %first, %visible, "passed over a batch numbered in vain");
+            return Ok(Vec::new());
+        }
+        if !self.sequencer.is_in_flight(id.term, batch) {
+            while !self.flush.has_room() {
+                self.flush.more_room().await.map_err(io::Error::other)?;
+            }
+        }
+        Ok(self.sequencer.apply(id.term, batch))
+    }
+
+    async fn apply_entry(
+        &mut self,
+        raft_id: &LogIdOf<TypeConfig>,
+        payload: &EntryPayload<Batch, crate::ids::NodeId, crate::group::Member>,
+    ) -> io::Result<()> {
+        let id = from_raft_log_id(raft_id);
+        let mut membership = None;
+        let mut versions = Vec::new();
+        match payload {
+            EntryPayload::Blank => {}
+            EntryPayload::Normal(batch) => {
+                versions = self.apply_batch(id, batch).await?;
+            }
+            EntryPayload::Membership(changed) => {
+                membership = Some(encode_membership(Some(id), changed));
+                self.membership = StoredMembership::new(Some(*raft_id), changed.clone());
+            }
+        }
+        self.flush.note(Mark {
+            log_id: id,
+            vlsn: self.sequencer.visible(),
+            membership,
+            versions,
+        });
+        self.applied.send_replace(Some(id));
+        Ok(())
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = ();
+    type SnapshotBuilder = NoSnapshots;
+
+    async fn applied_state(
+        &mut self,
+    ) -> io::Result<(Option<LogIdOf<TypeConfig>>, StoredMembershipOf<TypeConfig>)> {
+        Ok((
+            self.applied.borrow().map(to_raft_log_id),
+            self.membership.clone(),
+        ))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            self.apply_entry(&entry.log_id, &entry.payload).await?;
+            if let Some(responder) = responder {
+                responder.send(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<NoSnapshots> {
+        None
+    }
+
+    async fn get_snapshot_builder(&mut self) -> NoSnapshots {
+        NoSnapshots
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        _meta: &SnapshotMetaOf<TypeConfig>,
+        _snapshot: (),
+    ) -> io::Result<()> {
+        Err(no_snapshots())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, ()>>> {
+        Ok(None)
+    }
+}
+
+/// The log is never purged, so every replica can be brought up from it, and consensus has no use
+/// for snapshots.
+pub(crate) struct NoSnapshots;
+
+impl RaftSnapshotBuilder<TypeConfig> for NoSnapshots {
+    type SnapshotData = ();
+
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, ()>> {
+        Err(no_snapshots())
+    }
+}
+
+fn no_snapshots() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "the log is kept whole; there are no snapshots",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::{EngineFactory, MemoryStore};
+    use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
+    use crate::txn::batch::{BatchBuilder, Operation};
+    use crate::txn::flush::FlushLimits;
+    use crate::txn::readers::Readers;
+    use crate::txn::window::Window;
+
+    fn batch(first: u64, transactions: usize) -> Batch {
+        let mut builder = BatchBuilder::new(Vlsn(first));
+        for _ in 0..transactions {
+            builder.push(&[Operation {
+                database: DatabaseId(1),
+                key: "key".into(),
+                value: Some("value".into()),
+            }]);
+        }
+        builder.finish(0)
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_follows_on_a_refused_one_is_passed_over() {
+        let window = Arc::new(Window::default());
+        let sequencer = Arc::new(Sequencer::new(Arc::clone(&window), Vlsn(0), 1024));
+        let engine = MemoryStore::new().open(Path::new("/engine")).unwrap();
+        let limits = FlushLimits {
+            window_bytes_max: 1 << 20,
+            flush_bytes: 1 << 20,
+            flush_interval: Duration::from_secs(1),
+            snapshot_age_max: Duration::from_secs(1),
+        };
+        let shared = (window, Arc::new(Readers::default()), Arc::clone(&sequencer));
+        let flush = Arc::new(Flush::new(shared, engine, limits).unwrap());
+        let parts = (Arc::clone(&sequencer), flush);
+        let mut machine = StateMachine::new(parts, None, watch::Sender::new(None)).unwrap();
+        // VLSN 3 to 4 were refused. A batch of the session's end may be in the log after them, and
+        // what the next session numbers begins where the last applied one ended.
+        let log = [(batch(1, 2), 2), (batch(5, 1), 2), (batch(3, 1), 3)];
+        for (position, (batch, visible)) in (1..).zip(log) {
+            let id = LogId {
+                term: Term(1),
+                position: LogPosition(position),
+            };
+            let payload = EntryPayload::Normal(batch);
+            let applied = machine.apply_entry(&to_raft_log_id(id), &payload).await;
+            applied.expect("every node goes on");
+            assert_eq!(sequencer.visible(), Vlsn(visible));
+        }
+    }
+}

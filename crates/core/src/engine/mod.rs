@@ -1,0 +1,347 @@
+//! Where the data of one node lies on disk: the contract of a storage engine, and the engines.
+//!
+//! The replicated log is the write-ahead log. An engine is written behind it, in large sorted
+//! batches and without waiting for the disk; now and then it is synced, and the log below the
+//! synced position may go. After a crash the log is replayed from [`StorageEngine::applied`].
+//!
+//! ```text
+//!   log ──► window ──flush──► apply(batch) apply(batch) sync() apply(batch) ── crash
+//!                             └────── never lost ───────────┘ └─ kept or not, whole ─┘
+//! ```
+//!
+//! [`NoxuFactory`] opens the engine that ships, one Noxu environment per directory. [`MemoryStore`]
+//! keeps a node's data in memory and models what a crash leaves of it, for the simulator and for
+//! tests. `suite.rs` is the contract as a test, run against both; `docs/engines.md` has what it
+//! showed.
+//!
+//! An engine has no versions and takes no snapshot: a read that runs beside an `apply` may see part
+//! of that batch. The window above it holds every key of a batch that is being applied, and is
+//! asked first.
+
+mod memory;
+mod noxu;
+#[cfg(test)]
+mod suite;
+
+use std::ops::{Bound, RangeBounds};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use self::memory::{MemoryEngine, MemoryStore};
+pub use self::noxu::{BATCH_CHANGES_BEST, NoxuEngine, NoxuFactory};
+use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
+pub use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+
+/// What engine calls return.
+pub type Result<T> = std::result::Result<T, EngineError>;
+
+/// Ordered databases of keys and values that survive a crash as a prefix of whole batches.
+///
+/// - After a crash (of the process or of the machine) an engine opens with the effect of the first
+///   `n` batches ever applied and of no other: never part of a batch, never fewer than the last
+///   [`sync`](Self::sync) that returned covers.
+/// - Keys are ordered as bytes. The empty key and the empty value are a key and a value like any
+///   other. Keys of [`KEY_BYTES_MAX`] and values of [`VALUE_BYTES_MAX`] are taken.
+/// - A database comes into being with its first put. Before that it reads as empty.
+/// - Any thread may call anything at any time. Two `apply` calls run one after the other. Reads
+///   wait for no `apply` or `sync` and make none wait; they see every batch whose `apply`
+///   has returned, and may see part of one that is still running.
+pub trait StorageEngine: Send + Sync + 'static {
+    /// What the last applied batch says of itself; `None` in a fresh engine.
+    ///
+    /// # Errors
+    /// [`EngineError::Closed`], [`EngineError::Failed`].
+    fn applied(&self) -> Result<Option<Applied>>;
+
+    /// Makes all changes of the batch, and `batch.applied` with them, or none. Not synced.
+    ///
+    /// # Errors
+    /// [`EngineError::DiskFull`] when nothing was changed and the engine is as it was. After
+    /// [`EngineError::Io`] the engine refuses everything but `close`.
+    ///
+    /// # Panics
+    /// When the changes are not in strictly ascending order of (database, key).
+    fn apply(&self, batch: &EngineBatch) -> Result<()>;
+
+    /// Makes every batch durable whose `apply` returned before this call.
+    ///
+    /// # Errors
+    /// After [`EngineError::Io`] the engine refuses everything but `close`: what the disk holds is
+    /// known only after it has been read again.
+    fn sync(&self) -> Result<()>;
+
+    /// What the last batch that is known to be durable says of itself. The log may be purged below
+    /// it, never above.
+    fn durable(&self) -> Option<Applied>;
+
+    /// Value of the key, `None` when there is none.
+    ///
+    /// # Errors
+    /// [`EngineError::Corrupt`] and [`EngineError::Io`] when the value cannot be read.
+    fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Bytes>>;
+
+    /// Up to `limit` pairs of the range, from its start or, in reverse, from its end. Fewer than
+    /// `limit` means that the range holds no more. Continue with [`KeyRange::after`].
+    ///
+    /// Each pair is one that [`get`](Self::get) would have returned at some moment of the call.
+    /// Nothing is held between calls.
+    ///
+    /// # Errors
+    /// [`EngineError::Corrupt`] and [`EngineError::Io`] when a value cannot be read.
+    fn scan(
+        &self,
+        database: DatabaseId,
+        range: KeyRange,
+        direction: Direction,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>>;
+
+    /// Figures for metrics and status.
+    fn stats(&self) -> EngineStats;
+
+    /// Syncs, gives space back, stops background work. Later calls return
+    /// [`EngineError::Closed`]; closing twice is no error.
+    ///
+    /// # Errors
+    /// What [`sync`](Self::sync) returns. The engine is closed all the same.
+    fn close(&self) -> Result<()>;
+}
+
+/// Opens the engine of one data directory.
+pub trait EngineFactory: Send + Sync {
+    /// The engine in `dir`, which is created when it is missing. Everything that it holds is
+    /// durable: [`StorageEngine::durable`] equals [`StorageEngine::applied`].
+    ///
+    /// # Errors
+    /// [`EngineError::InUse`] when the directory is open already, [`EngineError::Corrupt`] and
+    /// [`EngineError::Io`] when what is there cannot be read.
+    fn open(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>>;
+}
+
+/// What a batch says of itself: how far the engine has got in the replicated log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Term of the last log entry in the batch.
+    pub term: Term,
+    /// Position of the last log entry in the batch.
+    pub position: LogPosition,
+    /// Number of the last transaction in the batch.
+    pub vlsn: Vlsn,
+    /// Membership in force at `position`; the engine does not look into it.
+    pub membership: Bytes,
+}
+
+/// Changes that an engine makes together or not at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineBatch {
+    /// Replaces what [`StorageEngine::applied`] returns.
+    pub applied: Applied,
+    /// In strictly ascending order of (database, key). May be empty.
+    pub changes: Vec<(DatabaseId, Bytes, Change)>,
+}
+
+impl EngineBatch {
+    /// Panics when the changes are not in strictly ascending order: an engine that took them would
+    /// keep whichever of two changes to one key comes last.
+    fn assert_sorted(&self) {
+        let sorted = self.changes.is_sorted_by(|a, b| (a.0, &a.1) < (b.0, &b.1));
+        assert!(
+            sorted,
+            "changes of a batch ascend by (database, key), each key once"
+        );
+    }
+}
+
+/// What happens to one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The key has this value, whether it had one before or not.
+    Put(Bytes),
+    /// The key has no value, whether it had one before or not.
+    Delete,
+}
+
+/// The order in which a scan returns keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Ascending.
+    Forward,
+    /// Descending.
+    Reverse,
+}
+
+/// A range of keys in byte order. Bounds that cross hold no key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRange {
+    /// Where the range starts.
+    pub start: Bound<Bytes>,
+    /// Where the range ends.
+    pub end: Bound<Bytes>,
+}
+
+impl KeyRange {
+    /// Every key.
+    pub fn all() -> Self {
+        Self {
+            start: Bound::Unbounded,
+            end: Bound::Unbounded,
+        }
+    }
+
+    /// The keys between two bounds, written as Rust ranges: `KeyRange::of(&b"a"[..]..&b"b"[..])`.
+    pub fn of<K: AsRef<[u8]>>(range: impl RangeBounds<K>) -> Self {
+        let copy = |key: &K| Bytes::copy_from_slice(key.as_ref());
+        Self {
+            start: range.start_bound().map(copy),
+            end: range.end_bound().map(copy),
+        }
+    }
+
+    /// The keys that begin with `prefix`.
+    pub fn prefix(prefix: &[u8]) -> Self {
+        let start = Bound::Included(Bytes::copy_from_slice(prefix));
+        // The first key after all of them is the prefix, cut behind its last byte that can be
+        // raised, with that byte raised. A prefix of 0xff bytes alone is followed by no key.
+        let end = match prefix.iter().rposition(|&byte| byte < 0xff) {
+            None => Bound::Unbounded,
+            Some(last) => {
+                let mut after = prefix[..=last].to_vec();
+                after[last] += 1;
+                Bound::Excluded(after.into())
+            }
+        };
+        Self { start, end }
+    }
+
+    /// Whether the key lies in the range.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        !self.ends_before(key) && !self.starts_after(key)
+    }
+
+    /// Whether the bounds cross, so that no key can lie between them.
+    pub fn is_empty(&self) -> bool {
+        match (&self.start, &self.end) {
+            (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
+            (Bound::Included(start), Bound::Included(end)) => start > end,
+            (
+                Bound::Included(start) | Bound::Excluded(start),
+                Bound::Included(end) | Bound::Excluded(end),
+            ) => start >= end,
+        }
+    }
+
+    /// The part of the range that a scan has not returned yet when `last` was its last key.
+    #[must_use]
+    pub fn after(self, last: Bytes, direction: Direction) -> Self {
+        match direction {
+            Direction::Forward => Self {
+                start: Bound::Excluded(last),
+                ..self
+            },
+            Direction::Reverse => Self {
+                end: Bound::Excluded(last),
+                ..self
+            },
+        }
+    }
+
+    /// Whether the key lies below the whole range.
+    fn starts_after(&self, key: &[u8]) -> bool {
+        match &self.start {
+            Bound::Included(start) => key < &start[..],
+            Bound::Excluded(start) => key <= &start[..],
+            Bound::Unbounded => false,
+        }
+    }
+
+    /// Whether the key lies above the whole range.
+    fn ends_before(&self, key: &[u8]) -> bool {
+        match &self.end {
+            Bound::Included(end) => key > &end[..],
+            Bound::Excluded(end) => key >= &end[..],
+            Bound::Unbounded => false,
+        }
+    }
+}
+
+/// Figures of an engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Size of its files; for an engine in memory, of the keys and values that it holds.
+    pub bytes_on_disk: u64,
+    /// Databases that have been written.
+    pub databases: usize,
+}
+
+/// Why an engine did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// What is on disk cannot be what was written. Restore this node from a peer.
+    #[error("the engine's data is corrupt ({what}): restore this node from a peer")]
+    Corrupt {
+        /// What was found.
+        what: String,
+    },
+    /// The volume is too full. Nothing was changed: try again when there is space.
+    #[error("too little space for the engine; nothing was changed")]
+    DiskFull {
+        /// The engine's own account.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file could not be read or written. Close the engine and open it again; replay the log from
+    /// what it holds then.
+    #[error("the engine could not {doing}")]
+    Io {
+        /// What it was doing, to be read after "could not".
+        doing: &'static str,
+        /// The engine's own account.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An earlier call failed in a way that leaves the state on disk unknown. Close and open again.
+    #[error("the engine has failed before: close it and open it again")]
+    Failed,
+    /// Another engine has the directory open. End that process first.
+    #[error("the engine in {} is in use", .directory.display())]
+    InUse {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// [`StorageEngine::close`] has been called, or the engine's store has crashed.
+    #[error("the engine is closed")]
+    Closed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_that_cannot_be_raised_is_followed_by_no_key() {
+        let range = KeyRange::prefix(b"\xff\xff");
+        assert_eq!(range.end, Bound::Unbounded);
+        assert!(range.contains(b"\xff\xff"));
+        assert!(range.contains(b"\xff\xff\xff\xff"));
+        assert!(!range.contains(b"\xff\xfe"));
+    }
+
+    #[test]
+    fn a_prefix_is_raised_at_its_last_byte_that_can_be() {
+        let range = KeyRange::prefix(b"a\xff\xff");
+        assert_eq!(range.end, Bound::Excluded(Bytes::from_static(b"b")));
+        assert!(range.contains(b"a\xff\xff\xff"));
+        assert!(!range.contains(b"b"));
+        assert_eq!(KeyRange::prefix(b""), KeyRange::of::<&[u8]>(&b""[..]..));
+    }
+
+    #[test]
+    fn bounds_that_cross_hold_no_key() {
+        let range = KeyRange::of(&b"b"[..]..&b"a"[..]);
+        for key in [&b""[..], b"a", b"aa", b"b", b"c"] {
+            assert!(!range.contains(key));
+        }
+    }
+}

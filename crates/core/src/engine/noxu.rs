@@ -1,0 +1,598 @@
+//! The engine that ships: one Noxu environment per directory.
+//!
+//! Each of our databases is one Noxu database, `data-<id>`; one more, `engine`, has a single record
+//! that says what was applied. A batch is one Noxu transaction, committed without sync; a sync
+//! flushes Noxu's log to the disk. Checkpoints and cleaning are left to Noxu's own threads while the
+//! engine is open.
+//!
+//! Reads take no Noxu lock (read-uncommitted), so that no read and no batch ever deadlock. A cursor
+//! of Noxu that moves while records are written beside it skips and repeats keys, so a batch and
+//! the scans take turns, in slices that are short whatever the size of the batch or the scan.
+//!
+//! `docs/engines.md` says why each setting is what it is, and which properties of Noxu this file
+//! works around.
+
+mod configuration;
+mod record;
+mod scan;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
+use noxu::{
+    CheckpointConfig, Database, DatabaseConfig, Durability, Environment, EnvironmentFailureReason,
+    NoxuError, ReadOptions, Transaction, TransactionConfig,
+};
+
+use self::scan::Scan;
+use super::{
+    Applied, Change, Direction, EngineBatch, EngineError, EngineFactory, EngineStats, KeyRange,
+    Result, StorageEngine,
+};
+use crate::ids::DatabaseId;
+
+/// Changes per batch at which Noxu is fastest: it keeps a lock and a before-image for each change
+/// until the commit, and slows as they grow. Batches of 100 times as many are correct.
+pub const BATCH_CHANGES_BEST: usize = 1_000;
+
+/// Rounds of cleaning at close. Each round frees what the round before emptied; the bound keeps
+/// close from chasing the last file.
+const CLEAN_ROUNDS_MAX: usize = 4;
+/// Changes that a batch makes, and pairs that a scan reads, before the other has its turn: about a
+/// millisecond of work.
+const SLICE: usize = 256;
+/// Reads after which the cache is brought back to its size.
+const READS_PER_EVICTION: u64 = 1_024;
+/// Attempts at a batch that loses a lock to Noxu's cleaner, which holds one only while it moves a
+/// record.
+const APPLY_ATTEMPTS_MAX: usize = 3;
+
+const ENGINE_DATABASE: &str = "engine";
+const DATA_DATABASE_PREFIX: &str = "data-";
+const APPLIED_KEY: &[u8] = b"applied";
+
+/// Opens [`NoxuEngine`]s.
+#[derive(Clone, Debug)]
+pub struct NoxuFactory {
+    /// Memory for Noxu's cache.
+    pub cache_bytes: u64,
+}
+
+impl EngineFactory for NoxuFactory {
+    fn open(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>> {
+        Ok(Arc::new(NoxuEngine::open(dir, self.cache_bytes)?))
+    }
+}
+
+/// A Noxu environment as a storage engine.
+pub struct NoxuEngine {
+    directory: PathBuf,
+    /// `None` when closed. Every call holds it for reading while it runs, so that `close` (and the
+    /// creation of a database) waits for the calls that are in Noxu. Taken after `writer`.
+    open: RwLock<Option<Open>>,
+    /// Held by the one `apply` that is running.
+    writer: Mutex<()>,
+    progress: Mutex<Progress>,
+    /// Set for good when what is on disk is no longer known.
+    failed: AtomicBool,
+}
+
+impl NoxuEngine {
+    /// The engine in `directory`, created when missing, with `cache_bytes` of memory for its cache.
+    ///
+    /// # Errors
+    /// See [`EngineFactory::open`].
+    pub fn open(directory: &Path, cache_bytes: u64) -> Result<Self> {
+        make_directory_durable(directory).map_err(|source| io_error("sync its files", source))?;
+        let environment = Environment::open(configuration::of(directory, cache_bytes))
+            .map_err(|error| open_error(directory, error))?;
+        let open = Open::new(environment)?;
+        let applied = open.read_applied()?;
+        let progress = Progress {
+            durable: applied.clone(),
+            applied,
+            ..Progress::default()
+        };
+        Ok(Self {
+            directory: directory.to_owned(),
+            open: RwLock::new(Some(open)),
+            writer: Mutex::new(()),
+            progress: Mutex::new(progress),
+            failed: AtomicBool::new(false),
+        })
+    }
+
+    /// Runs `call` on the open environment.
+    fn with_open<T>(&self, call: impl FnOnce(&Open) -> Result<T>) -> Result<T> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(EngineError::Failed);
+        }
+        match &*self.open_guard() {
+            Some(open) => call(open),
+            None => Err(EngineError::Closed),
+        }
+    }
+
+    fn open_guard(&self) -> RwLockReadGuard<'_, Option<Open>> {
+        // Nothing under this lock can panic between two steps that belong together.
+        self.open.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Creates the databases that the batch puts its first record into.
+    fn create_databases(&self, batch: &EngineBatch) -> Result<()> {
+        let missing = self.with_open(|open| Ok(open.missing_databases(batch)))?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let open = open.as_mut().ok_or(EngineError::Closed)?;
+        for database in missing {
+            let handle = open_database(&open.environment, &database_name(database))?;
+            open.databases.insert(database, handle);
+        }
+        Ok(())
+    }
+
+    /// Notes that the state on disk is unknown when Noxu says so or could not undo a batch.
+    fn note_failure(&self, open: &Open, undone: bool) {
+        if !undone || !open.environment.is_valid() {
+            self.failed.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl StorageEngine for NoxuEngine {
+    fn applied(&self) -> Result<Option<Applied>> {
+        self.with_open(|_| Ok(self.progress().applied.clone()))
+    }
+
+    fn apply(&self, batch: &EngineBatch) -> Result<()> {
+        batch.assert_sorted();
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.create_databases(batch)?;
+        self.with_open(|open| {
+            // Noxu looks at the free space every few seconds only. A batch that finds out by a
+            // failed write leaves an environment that must be opened again.
+            open.environment
+                .refresh_disk_limit()
+                .and_then(|()| open.evict())
+                .map_err(|error| write_error("prepare for a batch", error))?;
+            let mut attempt = 1;
+            while let Err(failure) = open.apply(batch) {
+                let again = failure.undone && failure.error.is_retryable();
+                if !again || attempt == APPLY_ATTEMPTS_MAX {
+                    self.note_failure(open, failure.undone);
+                    return Err(write_error("apply a batch", failure.error));
+                }
+                attempt += 1;
+            }
+            let mut progress = self.progress();
+            progress.applied = Some(batch.applied.clone());
+            progress.batches_applied += 1;
+            Ok(())
+        })
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.with_open(|open| {
+            let (applied, batches) = {
+                let progress = self.progress();
+                (progress.applied.clone(), progress.batches_applied)
+            };
+            // Between two batches, never inside one.
+            if let Ok(_writer) = self.writer.try_lock() {
+                open.compress()
+                    .map_err(|error| io_error("remove deleted records", error))?;
+            }
+            if let Err(error) = open.environment.flush_log(true) {
+                self.note_failure(open, false);
+                return Err(io_error("sync its log", error));
+            }
+            let mut progress = self.progress();
+            // Of two syncs at a time the one that began first may end last.
+            if batches >= progress.batches_durable {
+                progress.durable = applied;
+                progress.batches_durable = batches;
+            }
+            Ok(())
+        })
+    }
+
+    fn durable(&self) -> Option<Applied> {
+        self.progress().durable.clone()
+    }
+
+    fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Bytes>> {
+        self.with_open(|open| match open.databases.get(&database) {
+            Some(handle) => open.get(handle, key),
+            None => Ok(None),
+        })
+    }
+
+    fn scan(
+        &self,
+        database: DatabaseId,
+        range: KeyRange,
+        direction: Direction,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>> {
+        self.with_open(|open| match open.databases.get(&database) {
+            Some(handle) => open.scan(handle, range, direction, limit),
+            None => Ok(Vec::new()),
+        })
+    }
+
+    fn stats(&self) -> EngineStats {
+        let databases = self
+            .open_guard()
+            .as_ref()
+            .map_or(0, |open| open.databases.len());
+        EngineStats {
+            bytes_on_disk: bytes_in(&self.directory),
+            databases,
+        }
+    }
+
+    fn close(&self) -> Result<()> {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let synced = match self.sync() {
+            Err(EngineError::Closed) => return Ok(()),
+            synced => synced,
+        };
+        let open = self
+            .open
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(open) = open else { return Ok(()) };
+        if synced.is_ok() {
+            open.clean(&self.directory);
+        }
+        open.close().and(synced)
+    }
+}
+
+impl Drop for NoxuEngine {
+    fn drop(&mut self) {
+        let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = open.take()
+            && let Err(error) = open.close()
+        {
+            tracing::warn!(%error, "the engine was dropped and did not close cleanly");
+        }
+    }
+}
+
+/// How far the engine has got. Counts of batches tell which of two syncs covers more.
+#[derive(Default)]
+struct Progress {
+    applied: Option<Applied>,
+    batches_applied: u64,
+    durable: Option<Applied>,
+    batches_durable: u64,
+}
+
+/// An open environment and its databases. Fields drop in this order: Noxu does not close an
+/// environment that has an open database.
+struct Open {
+    databases: BTreeMap<DatabaseId, Database>,
+    engine: Database,
+    environment: Environment,
+    /// Held for writing while records change, for reading while a cursor is in use.
+    turn: RwLock<()>,
+    reads: AtomicU64,
+}
+
+/// A batch that Noxu refused.
+struct ApplyFailure {
+    error: NoxuError,
+    /// Whether the databases are as they were before.
+    undone: bool,
+}
+
+impl Open {
+    fn new(environment: Environment) -> Result<Self> {
+        let engine = open_database(&environment, ENGINE_DATABASE)?;
+        let names = environment
+            .database_names()
+            .map_err(|error| read_error("list databases", error))?;
+        let mut databases = BTreeMap::new();
+        for name in names {
+            let Some(id) = name.strip_prefix(DATA_DATABASE_PREFIX) else {
+                continue;
+            };
+            let id = id.parse().map_err(|_| EngineError::Corrupt {
+                what: format!("{name} is not the name of a database"),
+            })?;
+            databases.insert(id, open_database(&environment, &name)?);
+        }
+        Ok(Self {
+            databases,
+            engine,
+            environment,
+            turn: RwLock::new(()),
+            reads: AtomicU64::new(0),
+        })
+    }
+
+    fn read_applied(&self) -> Result<Option<Applied>> {
+        read(&self.engine, APPLIED_KEY)?
+            .as_ref()
+            .map(record::decode)
+            .transpose()
+    }
+
+    fn missing_databases(&self, batch: &EngineBatch) -> Vec<DatabaseId> {
+        let puts = batch
+            .changes
+            .iter()
+            .filter(|(_, _, change)| matches!(change, Change::Put(_)));
+        let mut missing: Vec<_> = puts
+            .map(|(id, _, _)| *id)
+            .filter(|id| !self.databases.contains_key(id))
+            .collect();
+        missing.dedup();
+        missing
+    }
+
+    /// Makes the changes of the batch and the record of what was applied in one transaction.
+    fn apply(&self, batch: &EngineBatch) -> std::result::Result<(), ApplyFailure> {
+        let config = TransactionConfig::default().with_durability(Durability::COMMIT_NO_SYNC);
+        let transaction = self
+            .environment
+            .begin_transaction(Some(&config))
+            .map_err(|error| ApplyFailure {
+                error,
+                undone: true,
+            })?;
+        if let Err(error) = self.write(&transaction, batch) {
+            let _turn = self.turn_to_write();
+            let undone = transaction.abort().is_ok();
+            return Err(ApplyFailure { error, undone });
+        }
+        // A commit that failed may have reached the log all the same.
+        transaction.commit().map_err(|error| ApplyFailure {
+            error,
+            undone: false,
+        })
+    }
+
+    /// Deletes first: a put of a new key leaves a lock on the key behind it that Noxu's delete of
+    /// that key cannot raise ("illegal lock upgrade"), while its put can.
+    fn write(&self, transaction: &Transaction, batch: &EngineBatch) -> noxu::Result<()> {
+        for slice in batch.changes.chunks(SLICE) {
+            let _turn = self.turn_to_write();
+            for (id, key, change) in slice {
+                if *change == Change::Delete
+                    && let Some(database) = self.databases.get(id)
+                {
+                    database.delete_in(transaction, key)?;
+                }
+            }
+        }
+        for slice in batch.changes.chunks(SLICE) {
+            let _turn = self.turn_to_write();
+            for (id, key, change) in slice {
+                if let Change::Put(value) = change {
+                    // `create_databases` has seen to it.
+                    self.databases[id].put_in(transaction, key, value)?;
+                }
+            }
+        }
+        self.engine
+            .put_in(transaction, APPLIED_KEY, record::encode(&batch.applied))
+    }
+
+    fn turn_to_write(&self) -> RwLockWriteGuard<'_, ()> {
+        self.turn.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, database: &Database, key: &[u8]) -> Result<Option<Bytes>> {
+        self.count_reads(1)?;
+        read(database, key)
+    }
+
+    /// Keeps reads from filling memory: Noxu evicts for writes only.
+    fn count_reads(&self, count: u64) -> Result<()> {
+        let before = self.reads.fetch_add(count, Ordering::Relaxed);
+        if before / READS_PER_EVICTION != (before + count) / READS_PER_EVICTION
+            && let Ok(_turn) = self.turn.try_write()
+        {
+            self.environment
+                .evict_memory()
+                .map_err(|error| read_error("evict records", error))?;
+        }
+        Ok(())
+    }
+
+    /// Brings the cache back to its size.
+    fn evict(&self) -> noxu::Result<()> {
+        let _turn = self.turn_to_write();
+        self.environment.evict_memory().map(drop)
+    }
+
+    /// Removes the slots of deleted records.
+    fn compress(&self) -> noxu::Result<()> {
+        let _turn = self.turn_to_write();
+        self.environment.compress().map(drop)
+    }
+
+    fn scan(
+        &self,
+        database: &Database,
+        mut range: KeyRange,
+        direction: Direction,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>> {
+        let mut pairs = Vec::new();
+        while pairs.len() < limit {
+            let slice = SLICE.min(limit - pairs.len());
+            let found = {
+                let _turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
+                Scan::new(database, &range, direction)?.collect(slice)?
+            };
+            let Some((last, _)) = found.last() else { break };
+            range = range.after(last.clone(), direction);
+            self.count_reads(found.len() as u64)?;
+            let is_last = found.len() < slice;
+            pairs.extend(found);
+            if is_last {
+                break;
+            }
+        }
+        Ok(pairs)
+    }
+
+    /// Gives space back: moves live records out of sparse files until that frees no more. What it
+    /// cannot free costs space alone, and is tried again at the next close.
+    fn clean(&self, directory: &Path) {
+        let mut bytes_before = u64::MAX;
+        for _ in 0..CLEAN_ROUNDS_MAX {
+            let cleaned = self.clean_once();
+            if let Err(error) = &cleaned {
+                tracing::warn!(%error, "the engine could not give space back");
+            }
+            let bytes = bytes_in(directory);
+            if matches!(cleaned, Ok(0)) || bytes >= bytes_before {
+                break;
+            }
+            bytes_before = bytes;
+        }
+    }
+
+    /// Number of files emptied.
+    fn clean_once(&self) -> noxu::Result<u32> {
+        let checkpoint = CheckpointConfig::new().with_force(true);
+        let files = self.environment.clean_log();
+        // A file that was emptied goes at the second checkpoint after it.
+        self.environment.checkpoint(Some(&checkpoint))?;
+        self.environment.checkpoint(Some(&checkpoint))?;
+        files
+    }
+
+    fn close(self) -> Result<()> {
+        let Self {
+            databases,
+            engine,
+            environment,
+            turn: _,
+            reads: _,
+        } = self;
+        drop(databases);
+        drop(engine);
+        environment
+            .close()
+            .map_err(|error| io_error("close its environment", error))
+    }
+}
+
+/// Reads a value without locks.
+fn read(database: &Database, key: &[u8]) -> Result<Option<Bytes>> {
+    database
+        .get_with_options(None, key, &ReadOptions::read_uncommitted())
+        .map_err(|error| read_error("read a record", error))
+}
+
+fn database_name(id: DatabaseId) -> String {
+    format!("{DATA_DATABASE_PREFIX}{id}")
+}
+
+fn open_database(environment: &Environment, name: &str) -> Result<Database> {
+    let config = DatabaseConfig::new()
+        .with_allow_create(true)
+        .with_transactional(true);
+    environment
+        .open_database(None, name, &config)
+        .map_err(|error| write_error("open a database", error))
+}
+
+/// Creates the directory and makes it and its files durable as they are. Noxu reads files that were
+/// written before a crash of the process, but not synced, as if they were.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "Noxu's files are not behind the disk trait"
+)]
+fn make_directory_durable(directory: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::fs::File::open(entry.path())?.sync_all()?;
+        }
+    }
+    std::fs::File::open(directory)?.sync_all()?;
+    match directory
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        Some(parent) => std::fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Size of the files of a directory. A file that goes while this looks counts for nothing.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "Noxu's files are not behind the disk trait"
+)]
+fn bytes_in(directory: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return 0;
+    };
+    let sizes = entries.filter_map(|entry| entry.and_then(|entry| entry.metadata()).ok());
+    sizes.map(|metadata| metadata.len()).sum()
+}
+
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+fn io_error(doing: &'static str, source: impl Into<Source>) -> EngineError {
+    EngineError::Io {
+        doing,
+        source: source.into(),
+    }
+}
+
+fn read_error(doing: &'static str, error: NoxuError) -> EngineError {
+    let is_corrupt = error.is_corrupted()
+        || matches!(
+            error.reason(),
+            Some(
+                EnvironmentFailureReason::LogIntegrity | EnvironmentFailureReason::LogFileNotFound
+            )
+        );
+    if is_corrupt {
+        EngineError::Corrupt {
+            what: error.to_string(),
+        }
+    } else {
+        io_error(doing, error)
+    }
+}
+
+fn write_error(doing: &'static str, error: NoxuError) -> EngineError {
+    match error {
+        NoxuError::DiskLimitExceeded { .. } => EngineError::DiskFull {
+            source: error.into(),
+        },
+        error => read_error(doing, error),
+    }
+}
+
+fn open_error(directory: &Path, error: NoxuError) -> EngineError {
+    // Noxu reports every failure to open as one kind of error: only the text tells this one apart.
+    if error.to_string().contains("locked by another process") {
+        EngineError::InUse {
+            directory: directory.to_owned(),
+        }
+    } else {
+        read_error("open its environment", error)
+    }
+}

@@ -1,0 +1,45 @@
+//! How a Noxu environment is set up. `docs/engines.md` has the reasons in full.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use noxu::{EnvironmentConfig, ExceptionEvent, ExceptionListener};
+
+/// Noxu refuses to write when the volume has less free space than this: room for a batch of 64 MiB
+/// and the checkpoint after it. Its default of 5 GiB would stop a node on a small volume.
+const FREE_DISK_BYTES_MIN: u64 = 128 * 1024 * 1024;
+/// Log written between two checkpoints: what has to be read again after a crash.
+const CHECKPOINT_BYTES_INTERVAL: u64 = 64 * 1024 * 1024;
+/// How often Noxu looks whether that much has been written.
+const CHECKPOINT_WAKEUP_MS: u64 = 2_000;
+
+/// The configuration of the environment in `directory`.
+pub(super) fn of(directory: &Path, cache_bytes: u64) -> EnvironmentConfig {
+    let mut config = EnvironmentConfig::new(directory.to_owned())
+        .with_allow_create(true)
+        .with_transactional(true)
+        .with_free_disk(FREE_DISK_BYTES_MIN)
+        .with_checkpointer_bytes_interval(CHECKPOINT_BYTES_INTERVAL)
+        .with_checkpointer_wakeup_interval_ms(CHECKPOINT_WAKEUP_MS)
+        // Its nightly walk over every tree holds the lock that a transaction needs to begin.
+        .with_run_verifier(false)
+        // Beside a batch they lose its changes and move records under a cursor: their work is done
+        // in turn with both.
+        .with_run_evictor(false)
+        .with_run_in_compressor(false);
+    config.set_cache_size(cache_bytes);
+    // The collector writes files of its own into the directory.
+    config.set_stats_collect(false);
+    config.set_exception_listener(Arc::new(BackgroundFailures));
+    config
+}
+
+/// Tells the operator what Noxu's own threads could not do. What a caller must know about reaches it
+/// through the next call that fails.
+struct BackgroundFailures;
+
+impl ExceptionListener for BackgroundFailures {
+    fn exception_event(&self, event: &ExceptionEvent) {
+        tracing::warn!(source = %event.source, error = %event.message, "engine background work");
+    }
+}

@@ -1,0 +1,107 @@
+//! A scan of a Noxu database with a cursor that takes no locks.
+
+use bytes::Bytes;
+use noxu::{Cursor, CursorConfig, Database, DatabaseEntry, Get, OperationStatus};
+
+use super::{read, read_error};
+use crate::engine::{Direction, KeyRange, Result};
+
+/// One pass over a range with a cursor that takes no locks.
+pub(super) struct Scan<'a> {
+    database: &'a Database,
+    cursor: Cursor<'static>,
+    range: &'a KeyRange,
+    direction: Direction,
+    key: DatabaseEntry,
+    value: DatabaseEntry,
+}
+
+impl<'a> Scan<'a> {
+    pub(super) fn new(
+        database: &'a Database,
+        range: &'a KeyRange,
+        direction: Direction,
+    ) -> Result<Self> {
+        let config = CursorConfig::read_uncommitted();
+        let cursor = database
+            .open_cursor(Some(&config))
+            .map_err(|error| read_error("scan", error))?;
+        let (key, value) = (DatabaseEntry::new(), DatabaseEntry::new());
+        Ok(Self {
+            database,
+            cursor,
+            range,
+            direction,
+            key,
+            value,
+        })
+    }
+
+    pub(super) fn collect(mut self, limit: usize) -> Result<Vec<(Bytes, Bytes)>> {
+        let mut pairs = Vec::new();
+        let mut found = self.first()?;
+        while found && pairs.len() < limit {
+            if let Some(pair) = self.pair()? {
+                pairs.push(pair);
+            } else if self.is_past_range() {
+                break;
+            }
+            found = self.next()?;
+        }
+        Ok(pairs)
+    }
+
+    /// Moves to the first key of the range or near it: a bound may exclude the key found, and a
+    /// batch that is being applied may move its neighbours.
+    fn first(&mut self) -> Result<bool> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        let (bound, at_bound, at_end) = match self.direction {
+            Direction::Forward => (&self.range.start, Get::SearchGte, Get::First),
+            Direction::Reverse => (&self.range.end, Get::SearchLte, Get::Last),
+        };
+        match bound {
+            Included(key) | Excluded(key) => {
+                self.key.set_data(key);
+                self.position(at_bound)
+            }
+            Unbounded => self.position(at_end),
+        }
+    }
+
+    fn next(&mut self) -> Result<bool> {
+        match self.direction {
+            Direction::Forward => self.position(Get::Next),
+            Direction::Reverse => self.position(Get::Prev),
+        }
+    }
+
+    fn position(&mut self, get: Get) -> Result<bool> {
+        self.cursor
+            .get(&mut self.key, &mut self.value, get, None)
+            .map(|status| status == OperationStatus::Success)
+            .map_err(|error| read_error("scan", error))
+    }
+
+    fn is_past_range(&self) -> bool {
+        match self.direction {
+            Direction::Forward => self.range.ends_before(self.key.data()),
+            Direction::Reverse => self.range.starts_after(self.key.data()),
+        }
+    }
+
+    /// The pair under the cursor if it lies in the range and is still there.
+    fn pair(&self) -> Result<Option<(Bytes, Bytes)>> {
+        let key = self.key.data();
+        if !self.range.contains(key) {
+            return Ok(None);
+        }
+        // A cursor without locks shows an empty value for a record that is not in Noxu's cache:
+        // only a lookup tells which it is.
+        let value = if self.value.data().is_empty() {
+            read(self.database, key)?
+        } else {
+            Some(Bytes::copy_from_slice(self.value.data()))
+        };
+        Ok(value.map(|value| (Bytes::copy_from_slice(key), value)))
+    }
+}

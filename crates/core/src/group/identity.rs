@@ -1,0 +1,372 @@
+//! The identity of a data directory: written once when the directory is made, completed once when
+//! the node's group has formed, checked at every open.
+//!
+//! ```text
+//! identity   | "SFIDENT\0" | format version: u32 LE = 1 | length: u32 LE | crc32c of the body: u32 LE |
+//!            | body (protobuf: IdentityRecord) |
+//! ```
+//!
+//! A new content is written beside the old one, synced, renamed over it, and the directory synced:
+//! a crash leaves one of the two. The incarnation is on disk before anybody is told of it, so that
+//! a directory that was wiped can never come back as the one that was let into the group.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::error::OpenError;
+use crate::group::{Member, MemberRecord};
+use crate::ids::{GroupUuid, Incarnation, NodeId};
+use crate::log::{self, Disk, DiskLock, OpenMode};
+
+const MAGIC: &[u8; 8] = b"SFIDENT\0";
+const FORMAT_VERSION: u32 = 1;
+const HEADER_BYTES: usize = 20;
+const FILE: &str = "identity";
+const NEW_FILE: &str = "identity.new";
+const LOCK_FILE: &str = "lock";
+
+/// The body of the identity file.
+#[derive(Clone, PartialEq, Eq, Message)]
+struct IdentityRecord {
+    #[prost(string, tag = "1")]
+    group_name: String,
+    #[prost(string, tag = "2")]
+    node_name: String,
+    #[prost(fixed64, tag = "3")]
+    incarnation: u64,
+    /// Absent until the group has formed.
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    group: Option<Bytes>,
+    #[prost(uint64, tag = "5")]
+    node_id: u64,
+    #[prost(message, repeated, tag = "6")]
+    founders: Vec<MemberRecord>,
+}
+
+/// Whose directory this is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) group_name: String,
+    pub(crate) node_name: String,
+    pub(crate) incarnation: Incarnation,
+    /// `None` until the group has formed.
+    pub(crate) group: Option<GroupUuid>,
+    /// 0 until the group has formed.
+    pub(crate) node_id: NodeId,
+    /// The members with which the group was formed.
+    pub(crate) founders: Vec<(NodeId, Member)>,
+}
+
+/// A data directory, locked against any other process.
+pub(crate) struct DataDir {
+    dir: PathBuf,
+    _lock: Box<dyn DiskLock>,
+}
+
+impl DataDir {
+    /// Makes the directory if it is missing and locks it.
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`] when somebody has it, [`OpenError::Io`] when it cannot be written.
+    pub(crate) fn open(disk: &dyn Disk, dir: &Path) -> Result<Self, OpenError> {
+        disk.create_dir_all(dir).map_err(io_error("create", dir))?;
+        let lock_path = dir.join(LOCK_FILE);
+        let lock = disk.lock(&lock_path).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => OpenError::InUse {
+                dir: dir.to_owned(),
+            },
+            _ => io_error("lock", &lock_path)(error),
+        })?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    pub(crate) fn log_dir(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    pub(crate) fn engine_dir(&self) -> PathBuf {
+        self.dir.join("engine")
+    }
+
+    /// Whether there is a log.
+    ///
+    /// # Errors
+    /// [`OpenError::Io`].
+    pub(crate) fn has_log(&self, disk: &dyn Disk) -> Result<bool, OpenError> {
+        let dir = self.log_dir();
+        if !disk.exists(&dir).map_err(io_error("look for", &dir))? {
+            return Ok(false);
+        }
+        let names = disk.list(&dir).map_err(io_error("list", &dir))?;
+        Ok(names.iter().any(|name| log::is_segment(name)))
+    }
+
+    /// Removes the log of a node that crashed before its identity said that the group has formed:
+    /// nothing was ever acknowledged out of it.
+    ///
+    /// # Errors
+    /// [`OpenError::Io`].
+    pub(crate) fn remove_log(&self, disk: &dyn Disk) -> Result<(), OpenError> {
+        let dir = self.log_dir();
+        if !disk.exists(&dir).map_err(io_error("look for", &dir))? {
+            return Ok(());
+        }
+        for name in disk.list(&dir).map_err(io_error("list", &dir))? {
+            let path = dir.join(name);
+            disk.remove(&path).map_err(io_error("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    /// The identity in the directory, durable there from now on; `None` where there is none yet.
+    ///
+    /// A process that died between the rename and the sync after it, or whose sync failed, has left a
+    /// name that a power cut takes back. The content was synced before it got that name.
+    ///
+    /// # Errors
+    /// [`OpenError::NewerFormat`], [`OpenError::Corrupt`], [`OpenError::Io`]; and
+    /// [`OpenError::Corrupt`] where there is a log without an identity.
+    pub(crate) async fn find_identity(
+        &self,
+        disk: &dyn Disk,
+    ) -> Result<Option<Identity>, OpenError> {
+        let found = self.read_identity(disk)?;
+        if found.is_some() {
+            self.sync_names(disk).await?;
+        }
+        Ok(found)
+    }
+
+    fn read_identity(&self, disk: &dyn Disk) -> Result<Option<Identity>, OpenError> {
+        let path = self.dir.join(FILE);
+        if !disk.exists(&path).map_err(io_error("look for", &path))? {
+            let orphan = self.log_dir();
+            if disk
+                .exists(&orphan)
+                .map_err(io_error("look for", &orphan))?
+            {
+                let what = "the file is missing beside a log".to_owned();
+                return Err(OpenError::Corrupt {
+                    path,
+                    offset: 0,
+                    what,
+                });
+            }
+            return Ok(None);
+        }
+        let bytes = read_file(disk, &path).map_err(io_error("read", &path))?;
+        decode(&path, &bytes).map(Some)
+    }
+
+    /// Replaces the identity, durably.
+    ///
+    /// # Errors
+    /// [`OpenError::Io`]; the old identity stands then.
+    pub(crate) async fn write_identity(
+        &self,
+        disk: &dyn Disk,
+        identity: &Identity,
+    ) -> Result<(), OpenError> {
+        let (new, path) = (self.dir.join(NEW_FILE), self.dir.join(FILE));
+        if disk.exists(&new).map_err(io_error("look for", &new))? {
+            disk.remove(&new).map_err(io_error("remove", &new))?;
+        }
+        let file = disk
+            .open(&new, OpenMode::CreateNew)
+            .map_err(io_error("create", &new))?;
+        file.write_all_at(&encode(identity), 0)
+            .map_err(io_error("write", &new))?;
+        file.sync_data().await.map_err(io_error("sync", &new))?;
+        disk.rename(&new, &path).map_err(io_error("rename", &new))?;
+        self.sync_names(disk).await
+    }
+
+    async fn sync_names(&self, disk: &dyn Disk) -> Result<(), OpenError> {
+        disk.sync_dir(&self.dir)
+            .await
+            .map_err(io_error("sync", &self.dir))
+    }
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Io {
+        doing,
+        path,
+        source,
+    }
+}
+
+fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
+    let file = disk.open(path, OpenMode::Read)?;
+    let length = usize::try_from(file.len()?).map_err(io::Error::other)?;
+    // An identity is some hundred bytes; whatever is larger is not one.
+    let mut bytes = vec![0; length.min(1024 * 1024)];
+    let mut read = 0;
+    while read < bytes.len() {
+        match file.read_at(&mut bytes[read..], read as u64)? {
+            0 => break,
+            count => read += count,
+        }
+    }
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
+fn encode(identity: &Identity) -> Vec<u8> {
+    let founders = identity.founders.iter();
+    let body = IdentityRecord {
+        group_name: identity.group_name.clone(),
+        node_name: identity.node_name.clone(),
+        incarnation: identity.incarnation.0,
+        group: identity.group.map(GroupUuid::to_bytes),
+        node_id: identity.node_id.0,
+        founders: founders
+            .map(|(id, member)| MemberRecord::new(*id, member))
+            .collect(),
+    }
+    .encode_to_vec();
+    let length = u32::try_from(body.len()).expect("a member list is far below 4 GiB");
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend(FORMAT_VERSION.to_le_bytes());
+    bytes.extend(length.to_le_bytes());
+    bytes.extend(crc32c::crc32c(&body).to_le_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, OpenError> {
+    let corrupt = |offset: usize, what: &str| OpenError::Corrupt {
+        path: path.to_owned(),
+        offset: offset as u64,
+        what: what.to_owned(),
+    };
+    let Some((header, body)) = bytes.split_at_checked(HEADER_BYTES) else {
+        return Err(corrupt(bytes.len(), "the file ends inside its header"));
+    };
+    if &header[..8] != MAGIC {
+        return Err(corrupt(0, "the file does not begin as an identity does"));
+    }
+    let field = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
+    let version = field(8);
+    if version > FORMAT_VERSION {
+        let path = path.to_owned();
+        return Err(OpenError::NewerFormat {
+            path,
+            found: version,
+            known: FORMAT_VERSION,
+        });
+    }
+    if field(12) as usize != body.len() {
+        return Err(corrupt(12, "the length does not match the file"));
+    }
+    if field(16) != crc32c::crc32c(body) {
+        return Err(corrupt(16, "the checksum does not match the bytes"));
+    }
+    let record =
+        IdentityRecord::decode(body).map_err(|error| corrupt(HEADER_BYTES, &error.to_string()))?;
+    let group = record
+        .group
+        .map(|group| GroupUuid::from_bytes(&group))
+        .transpose();
+    Ok(Identity {
+        group_name: record.group_name,
+        node_name: record.node_name,
+        incarnation: Incarnation(record.incarnation),
+        group: group.map_err(|error| corrupt(HEADER_BYTES, &error.to_string()))?,
+        node_id: NodeId(record.node_id),
+        founders: record
+            .founders
+            .into_iter()
+            .map(MemberRecord::into_member)
+            .collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::MemoryDisk;
+
+    fn identity(group: Option<u128>) -> Identity {
+        Identity {
+            group_name: "orders".to_owned(),
+            node_name: "n1".to_owned(),
+            incarnation: Incarnation(77),
+            group: group.map(|uuid| GroupUuid(uuid::Uuid::from_u128(uuid))),
+            node_id: NodeId(u64::from(group.is_some())),
+            founders: vec![],
+        }
+    }
+
+    #[tokio::test]
+    async fn an_identity_that_was_found_survives_a_power_cut_after_that() {
+        let disk = MemoryDisk::new();
+        let dir = DataDir::open(&disk, Path::new("/data")).unwrap();
+        dir.write_identity(&disk, &identity(None)).await.unwrap();
+        // A process that ends between the rename and the sync of the names.
+        let formed = identity(Some(5));
+        let (new, path) = (dir.dir.join(NEW_FILE), dir.dir.join(FILE));
+        let file = disk.open(&new, OpenMode::CreateNew).unwrap();
+        file.write_all_at(&encode(&formed), 0).unwrap();
+        file.sync_data().await.unwrap();
+        disk.rename(&new, &path).unwrap();
+        drop(dir);
+
+        let dir = DataDir::open(&disk, Path::new("/data")).unwrap();
+        let found = dir.find_identity(&disk).await.unwrap();
+        assert_eq!(found.as_ref(), Some(&formed));
+        disk.crash();
+        let dir = DataDir::open(&disk, Path::new("/data")).unwrap();
+        assert_eq!(dir.find_identity(&disk).await.unwrap(), found);
+    }
+
+    #[tokio::test]
+    async fn an_identity_survives_a_power_cut() {
+        let disk = MemoryDisk::new();
+        let dir = DataDir::open(&disk, Path::new("/data")).unwrap();
+        assert!(dir.find_identity(&disk).await.unwrap().is_none());
+        for written in [identity(None), identity(Some(5))] {
+            dir.write_identity(&disk, &written).await.unwrap();
+            let after = disk.clone();
+            after.crash();
+            let dir = DataDir::open(&after, Path::new("/data")).unwrap();
+            assert_eq!(dir.find_identity(&after).await.unwrap(), Some(written));
+            drop(dir);
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_anywhere_is_named() {
+        let bytes = encode(&identity(Some(5)));
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 0x10;
+            assert!(
+                decode(Path::new("identity"), &changed).is_err(),
+                "byte {at}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_by_its_version() {
+        let mut bytes = encode(&identity(None));
+        bytes[8] = 9;
+        let error = decode(Path::new("identity"), &bytes).unwrap_err();
+        assert!(matches!(
+            error,
+            OpenError::NewerFormat {
+                found: 9,
+                known: 1,
+                ..
+            }
+        ));
+    }
+}

@@ -1,0 +1,108 @@
+//! The words of the glossary as types, so that a term is never passed where a position is meant.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Defines a newtype over an unsigned integer that prints as the bare number.
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+        )]
+        #[serde(transparent)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl From<$inner> for $name {
+            fn from(number: $inner) -> Self {
+                Self(number)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = std::num::ParseIntError;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                text.parse().map(Self)
+            }
+        }
+    };
+}
+
+number! {
+    /// Number of one committed transaction: dense from 1, the same on every node. 0 is "before
+    /// the first".
+    Vlsn(u64)
+}
+number! {
+    /// Election epoch. At most one master acts in a term.
+    Term(u64)
+}
+number! {
+    /// Place of one entry (a batch of transactions) in the replicated log. The first entry of a
+    /// group stands at position 0.
+    LogPosition(u64)
+}
+number! {
+    /// One member of a group. Given out by the group and never used again.
+    NodeId(u64)
+}
+number! {
+    /// One database (a named key space) of the replicated environment. 0 is the catalog.
+    DatabaseId(u32)
+}
+number! {
+    /// One life of a node's data directory: a wiped directory comes back with another one.
+    Incarnation(u64)
+}
+
+impl Vlsn {
+    /// The number that follows this one.
+    ///
+    /// # Panics
+    /// When 2^64 transactions have been numbered, which no group lives to see.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.checked_add(1).expect("VLSNs do not run out"))
+    }
+}
+
+/// Identity of a group. Every connection checks it, so that groups never mix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GroupUuid(pub uuid::Uuid);
+
+impl GroupUuid {
+    /// Its 16 bytes, as they travel.
+    pub(crate) fn to_bytes(self) -> bytes::Bytes {
+        bytes::Bytes::copy_from_slice(self.0.as_bytes())
+    }
+
+    /// # Errors
+    /// When there are not 16 bytes.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, uuid::Error> {
+        uuid::Uuid::from_slice(bytes).map(Self)
+    }
+}
+
+impl fmt::Display for GroupUuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl FromStr for GroupUuid {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}

@@ -1,0 +1,106 @@
+//! Replication and high availability for Noxu DB, as an embedded library.
+//!
+//! One master takes writes, its replicas hold the same data, and when the master dies another
+//! takes over by itself with nothing lost that was acknowledged. A write returns when it is on the
+//! disks of a majority; transactions are strictly serializable; a read on any node sees every write
+//! that was acknowledged before it began, unless it asks for less.
+//!
+//! ```
+//! use steadfast::{ConsistencyPolicy, ReplicatedEnvironment, Role};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // Three connected nodes in this process, for tests.
+//!     let group = ReplicatedEnvironment::in_memory_group(3)?;
+//!     let is_master = |node: &&ReplicatedEnvironment| node.state().role == Role::Master;
+//!     let master = group.iter().find(is_master).ok_or("no master")?;
+//!     let token = master.write(|txn| {
+//!         let orders = txn.database("orders")?;
+//!         let count = orders.get("count")?.map_or(0, |old| old[0]);
+//!         orders.put("count", [count + 1])
+//!     })?;
+//!     println!("committed as {token}");
+//!     for node in &group {
+//!         let count = node.read(ConsistencyPolicy::Linearizable, |snapshot| {
+//!             snapshot.database("orders")?.get("count")
+//!         })?;
+//!         assert_eq!(count.as_deref(), Some(&[1][..]));
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A node of a real group has a directory, an address, and the list of nodes out of which the
+//! group forms:
+//!
+//! ```no_run
+//! # use std::time::Duration;
+//! # use steadfast::{Bootstrap, RepConfig, ReplicatedEnvironment};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = RepConfig::builder("orders", "n1")
+//!     .data_dir("/var/lib/orders")
+//!     .listen("10.0.0.1:7400")
+//!     .bootstrap(Bootstrap::expect([
+//!         "n1=10.0.0.1:7400",
+//!         "n2=10.0.0.2:7400",
+//!         "n3=10.0.0.3:7400",
+//!     ])?)
+//!     .build()?;
+//! let env = ReplicatedEnvironment::open(config)?;
+//! env.wait_ready(Duration::from_secs(30))?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What it does not do: encrypt or authenticate connections, purge the log, change the members of a
+//! group, or copy a whole state to a node that has lost its own.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `env` | [`ReplicatedEnvironment`]: open, write, read, close |
+//! | [`config`], [`limits`] | what can be configured, and every bound that cannot |
+//! | [`error`], `token`, `listener` | errors, commit tokens, state changes |
+//! | `lifecycle`, `node` | a node from open to close; the parts of a node at work |
+//! | `write`, `txn` | one write from function to token; window, sequencer, flush |
+//! | `consensus` | who is master and what is committed; the only place that names openraft |
+//! | [`log`] | the replicated log of this node, on disk |
+//! | [`engine`] | where the data lies: the contract, Noxu, and an engine in memory |
+//! | `group` | members, the identity of a data directory, how a group forms |
+//! | `service` | what travels between nodes: hello, messages, the services |
+//! | `observe` | status and digests |
+//! | [`machine`] | disk, network, engine, clock, chance and threads: the edge |
+//! | [`ids`] | terms, numbers and positions as types |
+//!
+//! The way of a write and of a read through these modules is in `ARCHITECTURE.md`.
+
+pub mod config;
+mod consensus;
+pub mod engine;
+mod env;
+pub mod error;
+mod group;
+pub mod ids;
+mod lifecycle;
+pub mod limits;
+mod listener;
+pub mod log;
+pub mod machine;
+mod node;
+mod observe;
+mod service;
+mod token;
+mod txn;
+mod write;
+
+pub use config::{Bootstrap, RepConfig, RepConfigBuilder};
+pub use env::{ConsistencyPolicy, ReplicatedEnvironment};
+pub use error::{OpenError, Outcome, ReadError, ReadyError, WriteError};
+pub use group::NodeAddress;
+pub use listener::{Role, RoleState, StateChanges};
+pub use observe::status::{NodeStatus, ReplicaStatus, StatusError};
+pub use token::{CommitToken, ParseTokenError};
+pub use txn::transaction::{Scan, Snapshot, SnapshotDatabase, Transaction, TransactionDatabase};
+
+/// The examples of the README, run with those of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

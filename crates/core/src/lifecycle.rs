@@ -1,0 +1,563 @@
+//! A node from open to close: locks its directory, listens, comes to its group, works, stops.
+//!
+//! ```text
+//!  open ──► Forming ──group formed──► Running ──log or engine failed──► Stopped
+//!              │  refused                │
+//!              ▼                         └───close──► Closed   (from everywhere)
+//!           Refused
+//! ```
+//!
+//! `NODE_STATE` is answered in every phase; FEEDER and ELECTION only by a node that is running.
+
+mod describe;
+mod serving;
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use steadfast_net::{Dispatcher, DispatcherOptions, process};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+
+use crate::config::RepConfig;
+use crate::consensus::ConsensusError;
+use crate::env::ConsistencyPolicy;
+use crate::error::{OpenError, ReadError, ReadyError, WriteError};
+use crate::group::Members;
+use crate::group::formation::Formation;
+use crate::group::identity::{DataDir, Identity};
+use crate::ids::{GroupUuid, Incarnation, NodeId, Vlsn};
+use crate::listener::{Role, RoleState};
+use crate::machine::Machine;
+use crate::node::{Node, Surroundings, create_log};
+use crate::observe::digest::{self, SharedDigest};
+use crate::observe::status::NodeStatus;
+use crate::service::hello::Gate;
+use crate::service::{ELECTION, FEEDER, NODE_STATE};
+use crate::token::CommitToken;
+use crate::txn::transaction::{Snapshot, Transaction};
+use crate::write;
+use serving::Service;
+
+/// How long a read that found no master to ask waits before it asks again.
+const BARRIER_RETRY: Duration = Duration::from_millis(20);
+
+/// Where a node stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Phase {
+    Forming,
+    Running,
+    /// The group does not let the node in.
+    Refused(String),
+    /// The disk or the engine failed.
+    Stopped(String),
+    /// On the way to closed: what stops now was meant to.
+    Closing,
+    Closed,
+}
+
+/// See the module.
+pub(crate) struct Lifecycle {
+    config: RepConfig,
+    machine: Machine,
+    dir: Mutex<Option<DataDir>>,
+    identity: watch::Sender<Arc<Identity>>,
+    around: Surroundings,
+    phase: watch::Sender<Phase>,
+    /// Whom the formation waits for.
+    waiting_for: watch::Sender<String>,
+    node: OnceLock<Arc<Node>>,
+    /// What `NODE_STATE` gives out.
+    digest: SharedDigest,
+    dispatcher: Dispatcher,
+    listen_address: OnceLock<String>,
+    forming: Mutex<Option<JoinHandle<()>>>,
+    closing: tokio::sync::Mutex<()>,
+}
+
+impl Lifecycle {
+    /// Opens the node. See [`crate::ReplicatedEnvironment::open`].
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub(crate) async fn open(config: RepConfig, machine: Machine) -> Result<Arc<Self>, OpenError> {
+        let dir = DataDir::open(&*machine.disk, &config.data_dir)?;
+        let identity = own_identity(&config, &machine, &dir).await?;
+        let lifecycle = Arc::new(Self::new(config, machine, dir, identity));
+        let opened = lifecycle.begin().await;
+        if opened.is_err()
+            && let Err(error) = lifecycle.close().await
+        {
+            tracing::warn!(error, "a node that did not open could not be closed");
+        }
+        opened.map(|()| lifecycle)
+    }
+
+    fn new(config: RepConfig, machine: Machine, dir: DataDir, identity: Identity) -> Self {
+        let phase = watch::Sender::new(Phase::Forming);
+        let on_failure = phase.clone();
+        let failed = move |reason: String| {
+            on_failure.send_if_modified(|phase| {
+                let is_news = matches!(phase, Phase::Forming | Phase::Running);
+                if is_news {
+                    tracing::error!(reason, "the node has stopped");
+                    *phase = Phase::Stopped(reason);
+                }
+                is_news
+            });
+        };
+        let founders = identity.founders.iter().cloned().collect();
+        let around = Surroundings {
+            members: watch::Sender::new(Arc::new(founders)),
+            role: watch::Sender::new(RoleState::default()),
+            failed: Arc::new(failed),
+        };
+        Self {
+            config,
+            machine,
+            dir: Mutex::new(Some(dir)),
+            identity: watch::Sender::new(Arc::new(identity)),
+            around,
+            phase,
+            waiting_for: watch::Sender::new(String::new()),
+            node: OnceLock::new(),
+            digest: SharedDigest::default(),
+            dispatcher: Dispatcher::new(DispatcherOptions::default()),
+            listen_address: OnceLock::new(),
+            forming: Mutex::default(),
+            closing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    async fn begin(self: &Arc<Self>) -> Result<(), OpenError> {
+        let identity = self.identity.borrow().clone();
+        if identity.group.is_some() {
+            self.start_node(identity).await?;
+        }
+        self.serve();
+        let transport = Arc::clone(&self.machine.transport);
+        let listening = self.dispatcher.start(transport, &self.config.listen).await;
+        let address = listening.map_err(|source| OpenError::Listen {
+            address: self.config.listen.clone(),
+            source,
+        })?;
+        if is_exposed(&address) {
+            tracing::warn!(
+                address,
+                "connections are neither encrypted nor authenticated; \
+                 only the nodes of the group may reach this address"
+            );
+        }
+        self.listen_address.get_or_init(|| address);
+        if self.node.get().is_none() {
+            let forming = process::spawn(form(Arc::clone(self)));
+            *lock(&self.forming) = Some(forming);
+        }
+        Ok(())
+    }
+
+    async fn start_node(self: &Arc<Self>, identity: Arc<Identity>) -> Result<(), OpenError> {
+        let dir = lock(&self.dir)
+            .take()
+            .ok_or(OpenError::Start("closed".to_owned()))?;
+        let around = self.around.clone();
+        let started = Node::start(
+            &self.config,
+            &self.machine,
+            (&dir, Arc::clone(&identity)),
+            around,
+        )
+        .await;
+        *lock(&self.dir) = Some(dir);
+        let node = started?;
+        let is_founder = identity
+            .founders
+            .first()
+            .is_some_and(|(id, _)| *id == identity.node_id);
+        self.node.get_or_init(|| Arc::clone(&node));
+        self.phase.send_if_modified(|phase| {
+            let is_forming = *phase == Phase::Forming;
+            if is_forming {
+                *phase = Phase::Running;
+            }
+            is_forming
+        });
+        process::spawn(watch_failure(Arc::downgrade(self)));
+        if is_founder {
+            let founded = node.consensus.found().await;
+            founded.map_err(|error| OpenError::Start(error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    fn serve(self: &Arc<Self>) {
+        let timeout = self.config.tuning.dial_timeout;
+        let members = self.around.members.subscribe();
+        let gate = Gate::new(self.identity.subscribe(), members, timeout);
+        for name in [FEEDER, ELECTION, NODE_STATE] {
+            let (gate, lifecycle) = (gate.clone(), Arc::downgrade(self));
+            self.dispatcher.register_async(Arc::new(Service {
+                name,
+                gate,
+                lifecycle,
+            }));
+        }
+    }
+
+    /// The node at work.
+    fn running(&self) -> Result<&Arc<Node>, NotRunning> {
+        match &*self.phase.borrow() {
+            Phase::Running => self.node.get().ok_or(NotRunning::NotYet),
+            Phase::Forming => Err(NotRunning::NotYet),
+            Phase::Refused(reason) | Phase::Stopped(reason) => {
+                Err(NotRunning::Stopped(reason.clone()))
+            }
+            Phase::Closing | Phase::Closed => Err(NotRunning::Closed),
+        }
+    }
+
+    pub(crate) async fn wait_ready(&self, timeout: Duration) -> Result<(), ReadyError> {
+        let deadline = Instant::now() + timeout;
+        let (mut phase, mut role) = (self.phase.subscribe(), self.role());
+        loop {
+            match &*phase.borrow_and_update() {
+                Phase::Running | Phase::Forming => {}
+                Phase::Refused(reason) => {
+                    return Err(ReadyError::Refused {
+                        reason: reason.clone(),
+                    });
+                }
+                Phase::Stopped(reason) => {
+                    return Err(ReadyError::Stopped {
+                        reason: reason.clone(),
+                    });
+                }
+                Phase::Closing | Phase::Closed => return Err(ReadyError::Closed),
+            }
+            if matches!(role.borrow_and_update().role, Role::Master | Role::Replica) {
+                return Ok(());
+            }
+            let changed = async {
+                tokio::select! {
+                    biased;
+                    changed = phase.changed() => changed.is_ok(),
+                    changed = role.changed() => changed.is_ok(),
+                }
+            };
+            if timeout_at(deadline, changed).await.is_err() {
+                let waiting_for = format!("waiting for {}", self.waiting_for());
+                return Err(ReadyError::Timeout {
+                    after: timeout,
+                    waiting_for,
+                });
+            }
+        }
+    }
+
+    /// What the node waits for, in words; empty when it is ready.
+    fn waiting_for(&self) -> String {
+        match &*self.phase.borrow() {
+            Phase::Forming => return self.waiting_for.borrow().clone(),
+            Phase::Refused(reason) | Phase::Stopped(reason) => return reason.clone(),
+            Phase::Closing | Phase::Closed => return "nothing; it is closed".to_owned(),
+            Phase::Running => {}
+        }
+        if matches!(self.around.role.borrow().role, Role::Master | Role::Replica) {
+            return String::new();
+        }
+        let members = self.around.members.borrow();
+        let own = self.identity.borrow().node_id;
+        let others = members.iter().filter(|(id, _)| **id != own);
+        let others: Vec<_> = others
+            .map(|(_, member)| format!("{} at {}", member.name, member.address))
+            .collect();
+        format!(
+            "a master; that takes {} of {} nodes, which are this one and {}",
+            members.len() / 2 + 1,
+            members.len(),
+            others.join(", ")
+        )
+    }
+
+    pub(crate) async fn write(
+        &self,
+        transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
+    ) -> Result<CommitToken, WriteError> {
+        let node = self.running().map_err(|why| match why {
+            NotRunning::NotYet => WriteError::NotMaster { master: None },
+            NotRunning::Stopped(reason) => WriteError::Stopped { reason },
+            NotRunning::Closed => WriteError::Closed,
+        })?;
+        let written = write::write(node, self.config.tuning.commit_timeout, transaction).await;
+        match written {
+            Err(error @ (WriteError::NotMaster { .. } | WriteError::Closed)) => {
+                Err(self.why_not_written(error))
+            }
+            written => written,
+        }
+    }
+
+    /// `error`, or the larger truth behind it.
+    fn why_not_written(&self, error: WriteError) -> WriteError {
+        match (self.running(), error) {
+            (Err(NotRunning::Stopped(reason)), _) => WriteError::Stopped { reason },
+            (Err(NotRunning::Closed), _) => WriteError::Closed,
+            (_, WriteError::NotMaster { .. }) => {
+                let state = self.around.role.borrow();
+                let master = state.master.clone();
+                let master = master.filter(|_| state.role != Role::Master);
+                WriteError::NotMaster { master }
+            }
+            (_, error) => error,
+        }
+    }
+
+    /// A snapshot that is as fresh as `policy` says.
+    pub(crate) async fn snapshot(&self, policy: ConsistencyPolicy) -> Result<Snapshot, ReadError> {
+        let node = self.running()?;
+        if policy == ConsistencyPolicy::Linearizable {
+            let timeout = self.config.tuning.read_timeout;
+            let why_not = Mutex::new("the node lags behind".to_owned());
+            let current = wait_until_current(node, self.role(), &why_not);
+            if let Ok(waited) = tokio::time::timeout(timeout, current).await {
+                waited?;
+            } else {
+                let reason = format!("within {timeout:?}: {}", lock(&why_not));
+                return Err(ReadError::NotCurrent { reason });
+            }
+        }
+        Ok(Snapshot::new(node.view()))
+    }
+
+    pub(crate) fn digest(&self) -> Result<(Vlsn, u128), ReadError> {
+        let node = self.running()?;
+        digest::digest(&Snapshot::new(node.view()))
+    }
+
+    pub(crate) fn role(&self) -> watch::Receiver<RoleState> {
+        self.around.role.subscribe()
+    }
+
+    pub(crate) fn listen_address(&self) -> &str {
+        self.listen_address
+            .get()
+            .map_or(&self.config.listen, String::as_str)
+    }
+
+    pub(crate) fn status(&self) -> NodeStatus {
+        let described = NodeStatus::from_message(self.describe());
+        described.expect("what a node says of itself is well-formed")
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.phase.borrow() == Phase::Closed
+    }
+
+    /// Stops everything. Every call waits until it is done.
+    pub(crate) async fn close(&self) -> Result<(), String> {
+        let _one_at_a_time = self.closing.lock().await;
+        if self.is_closed() {
+            return Ok(());
+        }
+        self.phase.send_replace(Phase::Closing);
+        let forming = lock(&self.forming).take();
+        if let Some(forming) = forming {
+            // It ends because of the phase, and leaves nothing half made behind. A panic in it has
+            // been reported.
+            forming.await.ok();
+        }
+        self.dispatcher.stop().await;
+        let stopped = match self.node.get() {
+            Some(node) => node.stop().await,
+            None => Ok(()),
+        };
+        self.around
+            .role
+            .send_modify(|role| role.role = Role::Detached);
+        self.phase.send_replace(Phase::Closed);
+        lock(&self.dir).take();
+        stopped
+    }
+}
+
+/// Whether other machines can reach the address. What is no socket address is in memory.
+fn is_exposed(address: &str) -> bool {
+    let parsed = address.parse::<std::net::SocketAddr>();
+    parsed.is_ok_and(|address| !address.ip().is_loopback())
+}
+
+/// Why a node does no work.
+enum NotRunning {
+    NotYet,
+    Stopped(String),
+    Closed,
+}
+
+impl From<NotRunning> for ReadError {
+    fn from(why: NotRunning) -> Self {
+        match why {
+            NotRunning::NotYet => Self::NotCurrent {
+                reason: "the node belongs to no group yet".to_owned(),
+            },
+            NotRunning::Stopped(reason) => Self::Stopped { reason },
+            NotRunning::Closed => Self::Closed,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until this node has applied every write that was acknowledged before the call; asks again
+/// while there is no master to ask. `why_not` holds the reason for which it waits.
+async fn wait_until_current(
+    node: &Node,
+    mut role: watch::Receiver<RoleState>,
+    why_not: &Mutex<String>,
+) -> Result<(), ReadError> {
+    let position = loop {
+        role.borrow_and_update();
+        match node.barriers.wait().await {
+            Ok(position) => break position,
+            Err(ConsensusError::Stopped(reason)) => return Err(ReadError::Stopped { reason }),
+            Err(other) => *lock(why_not) = other.to_string(),
+        }
+        // A new master ends the wait early; an end of the role's sender shows in the next answer.
+        tokio::time::timeout(BARRIER_RETRY, role.changed())
+            .await
+            .ok();
+    };
+    let mut applied = node.consensus.applied();
+    let reached = applied
+        .wait_for(|applied| applied.map(|id| id.position) >= position)
+        .await;
+    let stopped = |_| ReadError::Stopped {
+        reason: "consensus has ended".to_owned(),
+    };
+    reached.map(|_| ()).map_err(stopped)
+}
+
+/// The identity in the directory, or a new one that has been written there.
+async fn own_identity(
+    config: &RepConfig,
+    machine: &Machine,
+    dir: &DataDir,
+) -> Result<Identity, OpenError> {
+    if let Some(found) = dir.find_identity(&*machine.disk).await? {
+        let foreign = |what, found: &str, expected: &str| OpenError::ForeignDirectory {
+            dir: config.data_dir.clone(),
+            what,
+            found: found.to_owned(),
+            expected: expected.to_owned(),
+        };
+        if found.group_name != config.group {
+            return Err(foreign("group", &found.group_name, &config.group));
+        }
+        if found.node_name != config.node {
+            return Err(foreign("node", &found.node_name, &config.node));
+        }
+        return Ok(found);
+    }
+    let (incarnation, _) = draw(machine.seed);
+    let identity = Identity {
+        group_name: config.group.clone(),
+        node_name: config.node.clone(),
+        incarnation: Incarnation(incarnation),
+        group: None,
+        node_id: NodeId(0),
+        founders: Vec::new(),
+    };
+    dir.write_identity(&*machine.disk, &identity).await?;
+    Ok(identity)
+}
+
+/// An incarnation and a group UUID out of a machine's seed.
+fn draw(seed: u64) -> (u64, GroupUuid) {
+    use rand::{Rng, SeedableRng};
+    let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+    let incarnation = rng.next_u64();
+    let mut bytes = [0; 16];
+    rng.fill_bytes(&mut bytes);
+    (
+        incarnation,
+        GroupUuid(uuid::Builder::from_random_bytes(bytes).into_uuid()),
+    )
+}
+
+/// Comes to the group, then to work. A close ends the waiting for others; once this node has begun
+/// to make its log, threads work in its directory, and it goes on until they can be stopped.
+async fn form(lifecycle: Arc<Lifecycle>) {
+    let identity = Identity::clone(&lifecycle.identity.borrow());
+    let formation = Formation {
+        identity,
+        list: lifecycle.config.expected.clone(),
+        group: draw(lifecycle.machine.seed).1,
+        transport: Arc::clone(&lifecycle.machine.transport),
+        dial_timeout: lifecycle.config.tuning.dial_timeout,
+    };
+    let mut phase = lifecycle.phase.subscribe();
+    let formed = tokio::select! {
+        biased;
+        _ = phase.wait_for(|phase| *phase == Phase::Closing) => return,
+        formed = formation.run(&lifecycle.waiting_for) => formed,
+    };
+    match formed {
+        Ok(identity) => {
+            if let Err(error) = lifecycle.come_to_work(identity).await {
+                (lifecycle.around.failed)(error.to_string());
+            }
+        }
+        Err(reason) => {
+            tracing::error!(reason, "the group refuses this node");
+            lifecycle.phase.send_replace(Phase::Refused(reason));
+        }
+    }
+}
+
+impl Lifecycle {
+    async fn come_to_work(self: &Arc<Self>, identity: Identity) -> Result<(), OpenError> {
+        let dir = lock(&self.dir)
+            .take()
+            .ok_or(OpenError::Start("closed".to_owned()))?;
+        let written = match create_log(&self.config, &self.machine, &dir, &identity).await {
+            Ok(()) => dir.write_identity(&*self.machine.disk, &identity).await,
+            Err(error) => Err(error),
+        };
+        *lock(&self.dir) = Some(dir);
+        written?;
+        let identity = Arc::new(identity);
+        let members: Members = Arc::new(identity.founders.iter().cloned().collect());
+        self.around.members.send_replace(members);
+        self.start_node(Arc::clone(&identity)).await?;
+        // Only now do peers learn of the group here, and are let in.
+        self.identity.send_replace(identity);
+        Ok(())
+    }
+}
+
+/// Ends the node's work when consensus stops by itself, or something under it fails.
+async fn watch_failure(lifecycle: std::sync::Weak<Lifecycle>) {
+    let Some((node, mut phase, failed)) = lifecycle.upgrade().and_then(|lifecycle| {
+        let node = Arc::clone(lifecycle.node.get()?);
+        Some((
+            node,
+            lifecycle.phase.subscribe(),
+            Arc::clone(&lifecycle.around.failed),
+        ))
+    }) else {
+        return;
+    };
+    tokio::select! {
+        biased;
+        ended = phase.wait_for(|phase| !matches!(phase, Phase::Forming | Phase::Running)) => {
+            if ended.is_ok_and(|phase| matches!(*phase, Phase::Closing | Phase::Closed)) {
+                return;
+            }
+        }
+        reason = node.consensus.failure() => failed(reason),
+    }
+    // Whatever failed, this node must neither vote nor acknowledge any more.
+    node.consensus.shutdown().await;
+}

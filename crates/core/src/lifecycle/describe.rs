@@ -1,0 +1,100 @@
+//! What a node says of itself, in every phase of its life.
+
+use std::sync::Arc;
+
+use crate::error::ReadError;
+use crate::group::MemberRecord;
+use crate::group::formation;
+use crate::group::identity::Identity;
+use crate::ids::{GroupUuid, Vlsn};
+use crate::lifecycle::Lifecycle;
+use crate::node::Node;
+use crate::observe::digest;
+use crate::service::messages::{NodeStateMessage, ReplicaProgress};
+use crate::txn::transaction::Snapshot;
+
+impl Lifecycle {
+    /// What `NODE_STATE` answers.
+    pub(super) fn describe(&self) -> NodeStateMessage {
+        let identity = self.identity.borrow().clone();
+        let members = self.around.members.borrow().clone();
+        let role = self.around.role.borrow().clone();
+        let space = self.machine.disk.space(&self.config.data_dir).ok();
+        let mut message = NodeStateMessage {
+            group_name: identity.group_name.clone(),
+            group: identity.group.map(GroupUuid::to_bytes).unwrap_or_default(),
+            node: Some(self.own_record(&identity)),
+            expects: formation::digest(&identity.group_name, &self.config.expected),
+            members: members
+                .iter()
+                .map(|(id, member)| MemberRecord::new(*id, member))
+                .collect(),
+            role: role.role.to_string(),
+            term: role.term.0,
+            master: role.master.map(|master| master.id.0),
+            disk_free_bytes: space.map_or(0, |space| space.free_bytes),
+            disk_total_bytes: space.map_or(0, |space| space.total_bytes),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            waiting_for: self.waiting_for(),
+            ..NodeStateMessage::default()
+        };
+        if let Some(node) = self.node.get() {
+            describe_node(node, &mut message);
+        }
+        message
+    }
+
+    /// The same with a digest, where the node has one.
+    pub(super) async fn describe_with_digest(&self) -> NodeStateMessage {
+        let digest = self.shared_digest().await;
+        let mut message = self.describe();
+        if let Ok((vlsn, digest)) = digest {
+            message.vlsn = vlsn.0;
+            message.digest = format!("{digest:032x}");
+        }
+        message
+    }
+
+    async fn shared_digest(&self) -> Result<(Vlsn, u128), ReadError> {
+        let node = Arc::clone(self.running()?);
+        let vlsn = node.sequencer.visible();
+        let compute = move || digest::digest(&Snapshot::new(node.view()));
+        self.digest.get(&self.machine, vlsn, compute).await
+    }
+
+    fn own_record(&self, identity: &Identity) -> MemberRecord {
+        let listed = self
+            .config
+            .expected
+            .iter()
+            .find(|node| node.name == identity.node_name);
+        let members = self.around.members.borrow();
+        let address = match members.get(&identity.node_id) {
+            Some(member) => member.address.clone(),
+            None => listed.map(|node| node.address.clone()).unwrap_or_default(),
+        };
+        MemberRecord {
+            id: identity.node_id.0,
+            name: identity.node_name.clone(),
+            address,
+            incarnation: identity.incarnation.0,
+        }
+    }
+}
+
+fn describe_node(node: &Node, message: &mut NodeStateMessage) {
+    message.vlsn = node.sequencer.visible().0;
+    message.persisted = node.log.state().persisted.map(Into::into);
+    message.applied = node.consensus.applied().borrow().map(Into::into);
+    message.window_bytes = node.window.bytes() as u64;
+    let replicas = node.consensus.replica_progress().into_iter();
+    message.replicas = replicas
+        .map(|(id, progress)| ReplicaProgress {
+            node: id.0,
+            persisted: progress.persisted.map(Into::into),
+            heard_ms_ago: progress
+                .heard
+                .map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
+        })
+        .collect();
+}

@@ -1,0 +1,76 @@
+//! Our services on the one port: the hello, then the service, of a node in whatever phase.
+
+use std::sync::{Arc, Weak};
+
+use steadfast_net::{AsyncServiceHandler, BoxFuture, Connection};
+
+use crate::ids::NodeId;
+use crate::lifecycle::Lifecycle;
+use crate::service::hello::{DialError, Gate, Session};
+use crate::service::messages::NodeStateMessage;
+use crate::service::{FEEDER, node_state};
+
+/// One of our services, as the dispatcher sees it.
+pub(super) struct Service {
+    pub(super) name: &'static str,
+    pub(super) gate: Gate,
+    pub(super) lifecycle: Weak<Lifecycle>,
+}
+
+impl AsyncServiceHandler for Service {
+    fn service_name(&self) -> &str {
+        self.name
+    }
+
+    fn serve(&self, connection: Connection) -> BoxFuture<'static, steadfast_net::Result<()>> {
+        let (name, gate) = (self.name, self.gate.clone());
+        let lifecycle = Weak::clone(&self.lifecycle);
+        let peer = connection.peer().to_owned();
+        Box::pin(async move {
+            let served = async {
+                let (caller, session) = gate.accept(connection, name).await?;
+                match lifecycle.upgrade() {
+                    Some(lifecycle) => lifecycle.serve_session(name, caller, session).await,
+                    None => Ok(()),
+                }
+            };
+            if let Err(error) = served.await {
+                tracing::debug!(%peer, service = name, %error, "a connection ended");
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Lifecycle {
+    async fn serve_session(
+        self: Arc<Self>,
+        name: &'static str,
+        caller: Option<NodeId>,
+        session: Session,
+    ) -> Result<(), DialError> {
+        let (Some(caller), Some(node)) = (caller, self.node.get().cloned()) else {
+            let weak = &Arc::downgrade(&self);
+            drop(self);
+            let describe = |digest| async move {
+                match weak.upgrade() {
+                    Some(lifecycle) if digest => lifecycle.describe_with_digest().await,
+                    Some(lifecycle) => lifecycle.describe(),
+                    None => NodeStateMessage::default(),
+                }
+            };
+            return node_state::serve(describe, session).await;
+        };
+        // A connection must not keep a dropped environment alive.
+        drop(self);
+        match name {
+            FEEDER => {
+                if let Err(error) = node.consensus.serve_feeder(caller, session).await {
+                    tracing::warn!(%caller, %error, "a FEEDER connection ended");
+                }
+                Ok(())
+            }
+            _ => node.consensus.serve_election(caller, session).await,
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Every bound that a user can meet, with its unit and its reason.
+
+/// Longest key, in bytes. A key lies in the window's and the engine's inner nodes.
+pub const KEY_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest value, in bytes. A value travels in one frame with the rest of its batch.
+pub const VALUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Most bytes that one transaction may write: keys and values together, and 16 bytes for each key.
+/// Its batch must fit into one frame ([`steadfast_net::MAX_FRAME_PAYLOAD`], 64 MiB) with room for
+/// the envelope. With log segments below 64 MiB, half a segment is the limit.
+pub const TRANSACTION_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Longest name of a database, in bytes.
+pub const DATABASE_NAME_BYTES_MAX: usize = 255;
+
+/// Longest name of a group or of a node, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Most nodes in a group: more electable nodes make commits slower and no safer.
+pub const NODES_MAX: usize = 63;
+
+/// A batch that has reached this many bytes takes no further transaction. Small enough that one
+/// fdatasync and one frame stay short, large enough that per-batch costs vanish.
+pub(crate) const BATCH_BYTES_MAX: usize = 1024 * 1024;
+
+/// A batch that has this many transactions takes no further one.
+pub(crate) const BATCH_TRANSACTIONS_MAX: u32 = 4096;

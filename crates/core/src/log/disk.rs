@@ -1,0 +1,282 @@
+//! The seam between the log and the machine's disk.
+//!
+//! Everything that this library keeps in files goes through [`Disk`], so that a test can hold the
+//! same code against a disk that loses what was not synced ([`MemoryDisk`]). The points where
+//! bytes become durable ([`DiskFile::sync_data`], [`Disk::sync_dir`]) are futures, because a
+//! simulator spends virtual time there; all other calls return at once. [`RealDisk`] does its
+//! blocking calls inside those futures, so poll them on a thread that may block.
+//!
+//! What an implementation promises: bytes and names may be lost by a crash until the sync that
+//! covers them has returned `Ok`, and are kept after it; a sector of 512 bytes is written whole
+//! or not at all, and writing one sector leaves its neighbours alone.
+
+mod memory;
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::pin::Pin;
+
+pub use memory::MemoryDisk;
+
+/// Mode of every directory that the library creates: only its owner may look inside.
+const DIRECTORY_MODE: u32 = 0o700;
+/// Mode of every file that the library creates.
+const FILE_MODE: u32 = 0o600;
+
+/// The result of a point where bytes become durable.
+pub type DiskFuture<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a>>;
+
+/// Files and directories: the machine's, or a model of them.
+pub trait Disk: Send + Sync + 'static {
+    /// Creates a directory and its parents (mode 0700); one that exists already is fine.
+    ///
+    /// # Errors
+    /// As the disk reports them.
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+
+    /// The names of the files in a directory, sorted.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such directory; others as the disk reports them.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+
+    /// Whether a file or directory of this name exists.
+    ///
+    /// # Errors
+    /// As the disk reports them.
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// `NotFound` without the file (`Read`, `ReadWrite`), `AlreadyExists` with it (`CreateNew`).
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn DiskFile>>;
+
+    /// Gives a file another name, atomically; durable after [`Disk::sync_dir`].
+    ///
+    /// # Errors
+    /// `NotFound` without the file; others as the disk reports them.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file; durable after [`Disk::sync_dir`].
+    ///
+    /// # Errors
+    /// `NotFound` without the file; others as the disk reports them.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes every name created, changed or removed in this directory durable.
+    ///
+    /// # Errors
+    /// As the disk reports them. After one, what is durable is unknown.
+    fn sync_dir<'a>(&'a self, dir: &'a Path) -> DiskFuture<'a, ()>;
+
+    /// Takes a lock file for as long as the returned value lives.
+    ///
+    /// # Errors
+    /// `WouldBlock` while another holder, in this process or another, has it.
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>>;
+
+    /// The size of the volume that holds this path.
+    ///
+    /// # Errors
+    /// As the disk reports them.
+    fn space(&self, path: &Path) -> io::Result<DiskSpace>;
+}
+
+/// One open file. Reads and writes name their offset, so that a handle has no position to share.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "a file's length is a number of bytes"
+)]
+pub trait DiskFile: Send + Sync {
+    /// Reads at most `buffer.len()` bytes; fewer, or none, at the end of the file.
+    ///
+    /// # Errors
+    /// As the disk reports them.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all bytes, or fails with some of them written.
+    ///
+    /// # Errors
+    /// `StorageFull` when the file would grow and cannot; others as the disk reports them.
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes everything written to the file before this call durable, its length included.
+    ///
+    /// # Errors
+    /// As the disk reports them. After one, what is durable is unknown and a later success says
+    /// nothing about the bytes of before.
+    fn sync_data(&self) -> DiskFuture<'_, ()>;
+
+    /// The length in bytes.
+    ///
+    /// # Errors
+    /// As the disk reports them.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Reserves space for the first `bytes` bytes and makes the file at least that long.
+    ///
+    /// # Errors
+    /// `StorageFull` when there is no room.
+    fn allocate(&self, bytes: u64) -> io::Result<()>;
+
+    /// Cuts the file to this length, or extends it with zeros.
+    ///
+    /// # Errors
+    /// As the disk reports them.
+    fn set_len(&self, bytes: u64) -> io::Result<()>;
+}
+
+/// A held lock file. Dropping it releases the lock.
+pub trait DiskLock: Send + Sync {}
+
+/// How to open a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// An existing file, for reading.
+    Read,
+    /// A file that must not exist yet, for reading and writing.
+    CreateNew,
+    /// An existing file, for reading and writing.
+    ReadWrite,
+}
+
+/// Room on a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// Bytes that this process may still use.
+    pub free_bytes: u64,
+    /// Bytes of the whole volume.
+    pub total_bytes: u64,
+}
+
+/// The machine's own disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(path)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the real disk")]
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            // A name that is not UTF-8 is none of ours.
+            names.extend(entry?.file_name().into_string());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        path.try_exists()
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the real disk")]
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn DiskFile>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(mode != OpenMode::Read)
+            .create_new(mode == OpenMode::CreateNew)
+            .mode(FILE_MODE)
+            .open(path)?;
+        Ok(Box::new(RealFile(file)))
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the real disk")]
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the real disk")]
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the real disk")]
+    fn sync_dir<'a>(&'a self, dir: &'a Path) -> DiskFuture<'a, ()> {
+        Box::pin(async move { File::open(dir)?.sync_all() })
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the real disk")]
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(FILE_MODE)
+            .open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Box::new(RealLock { _file: file })),
+            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn space(&self, path: &Path) -> io::Result<DiskSpace> {
+        let volume = rustix::fs::statvfs(path)?;
+        Ok(DiskSpace {
+            free_bytes: volume.f_bavail.saturating_mul(volume.f_frsize),
+            total_bytes: volume.f_blocks.saturating_mul(volume.f_frsize),
+        })
+    }
+}
+
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut read = 0;
+        while read < buffer.len() {
+            match FileExt::read_at(&self.0, &mut buffer[read..], offset + read as u64) {
+                Ok(0) => break,
+                Ok(bytes) => read += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(read)
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(&self.0, bytes, offset)
+    }
+
+    fn sync_data(&self) -> DiskFuture<'_, ()> {
+        Box::pin(async move { self.0.sync_data() })
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+            // Reserving is an early warning of a full disk; a file system without it gives that
+            // warning when the bytes are written.
+            Err(rustix::io::Errno::OPNOTSUPP) if self.len()? < bytes => self.set_len(bytes),
+            Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            result => Ok(result?),
+        }
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.0.set_len(bytes)
+    }
+}
+
+/// Holds the lock for as long as the file is open.
+struct RealLock {
+    _file: File,
+}
+
+impl DiskLock for RealLock {}

@@ -1,0 +1,470 @@
+//! The replicated log on disk: entries, votes and purges of one node, in the order they were made.
+//!
+//! ```text
+//!  append, save_vote,           one group           0000000007.log   64 MiB, preallocated
+//!  truncate_after, purge        at a time          ┌────────┬─────┬─────┬──────┬───────────┐
+//!        │        ┌─────────┐   ┌───────────┐      │ header │entry│entry│ vote │  zeros    │
+//!        └───────►│  queue  │──►│ LogWriter │─────►└────────┴─────┴─────┴──────┴───────────┘
+//!        │        └─────────┘   └─────┬─────┘        one write, one fdatasync per group
+//!        ▼                            │ synced: callbacks, `persisted`
+//!  ┌───────────┐  read                ▼
+//!  │   cache   │◄────── [`Log`] ── index: position -> place in a segment
+//!  └───────────┘
+//! ```
+//!
+//! A [`Log`] is a handle for many tasks; the one [`LogWriter`] owns the files. What is appended can
+//! be read at once, and is durable when its callback runs. While the disk syncs one group, the next
+//! gathers in the queue: no timer decides when to write.
+//!
+//! The bytes, and what recovery makes of them, are in `docs/format.md`. The rule to know: a tail that
+//! was being written when the power went is cut; bytes that had been synced and are not what was
+//! written are [`LogError::Corrupt`], and are never cut.
+//!
+//! The log does not know consensus: it neither compares terms nor decides what may be truncated.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `disk.rs` | the seam to the machine's files, and a disk in memory for tests |
+//! | `format.rs` | bytes of segment headers and records |
+//! | `segment.rs` | files: names, preallocation, reuse |
+//! | `appender.rs` | records into segments, group by group |
+//! | `writer.rs` | the loop that drains the queue |
+//! | `state.rs` | what all handles share in memory: queue, cache, index |
+//! | `reader.rs` | entries from segments |
+//! | `recovery.rs` | opening: replay, torn tail or corruption |
+
+mod appender;
+mod disk;
+mod format;
+mod reader;
+mod recovery;
+mod segment;
+mod state;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{oneshot, watch};
+
+use crate::ids::{GroupUuid, Incarnation, LogPosition, NodeId, Term};
+
+pub use disk::{Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, MemoryDisk, OpenMode, RealDisk};
+pub use writer::LogWriter;
+
+use state::{Done, Request, Shared};
+
+/// A handle on the log. Clones are cheap and are the same log; dropping the last one closes it.
+#[derive(Clone)]
+pub struct Log {
+    shared: Arc<Shared>,
+    _open: Arc<CloseOnDrop>,
+}
+
+impl Log {
+    /// Opens the log in `dir`, or creates it there, and takes its lock. What it then holds is
+    /// durable.
+    ///
+    /// Poll this where blocking disk calls may run. The log makes progress while
+    /// [`LogWriter::run`] is driven.
+    ///
+    /// # Errors
+    /// - [`LogError::Locked`]: the log is open already.
+    /// - [`LogError::Corrupt`], [`LogError::VoteMissing`]: this node may not vote.
+    /// - [`LogError::NewerVersion`], [`LogError::Foreign`]: not a log for this program or node.
+    /// - [`LogError::Io`]: the disk refused.
+    ///
+    /// # Panics
+    /// When `config` is outside of its stated bounds.
+    pub async fn open(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        identity: LogIdentity,
+        config: LogConfig,
+    ) -> Result<(Self, LogWriter), LogError> {
+        config.check();
+        let recovered = recovery::recover(disk, dir, identity, config).await?;
+        let shared = Arc::new(Shared::new(config, &recovered));
+        let open = Arc::new(CloseOnDrop(Arc::clone(&shared)));
+        let writer = LogWriter::new(Arc::clone(&shared), recovered.appender, recovered.lock);
+        Ok((
+            Self {
+                shared,
+                _open: open,
+            },
+            writer,
+        ))
+    }
+
+    /// Queues entries; they can be read from now on, and `done` runs once they are durable.
+    ///
+    /// Waits while the queue is over [`LogConfig::queue_bytes_max`]. Callbacks run on the writer's
+    /// thread, in the order of the calls: they must be short. When this returns an error, or is
+    /// dropped before it returns, nothing was queued and `done` is never called.
+    ///
+    /// # Errors
+    /// [`LogError::EntryTooLarge`]; [`LogError::Failed`] and [`LogError::Closed`].
+    ///
+    /// # Panics
+    /// When the entries do not follow on each other and on the last one of the log. An empty log
+    /// may start at any position.
+    pub async fn append(
+        &self,
+        entries: Vec<Entry>,
+        done: Box<dyn FnOnce(io::Result<()>) + Send + Sync>,
+    ) -> Result<(), LogError> {
+        let bytes = self.shared.weigh(&entries)?;
+        let room = self.shared.room(bytes).await?;
+        self.shared.append(entries, room, Done::Callback(done))
+    }
+
+    /// Saves the vote; it is durable on return, and so is everything queued before it.
+    ///
+    /// # Errors
+    /// [`LogError::Failed`] and [`LogError::Closed`].
+    pub async fn save_vote(&self, vote: Vote) -> Result<(), LogError> {
+        self.request(Request::Vote(vote)).await
+    }
+
+    /// Notes the newest committed entry. Costs no sync of its own: it goes to disk with the next
+    /// group, and a crash before that forgets it.
+    ///
+    /// # Errors
+    /// [`LogError::Failed`] and [`LogError::Closed`].
+    pub fn save_committed(&self, id: LogId) -> Result<(), LogError> {
+        self.shared.save_committed(id)
+    }
+
+    /// Drops every entry after this one (`None`: every entry); durable on return. A crash before
+    /// that leaves the log as it was, or truncated. Purged entries stay purged.
+    ///
+    /// # Errors
+    /// [`LogError::Failed`] and [`LogError::Closed`].
+    pub async fn truncate_after(&self, last: Option<LogId>) -> Result<(), LogError> {
+        self.request(Request::Truncation(last)).await
+    }
+
+    /// Drops every entry up to this one; durable on return. Past the end of the log, the log is
+    /// empty and goes on after `upto`. Files that hold nothing else are reused or removed.
+    ///
+    /// # Errors
+    /// [`LogError::Failed`] and [`LogError::Closed`].
+    pub async fn purge(&self, upto: LogId) -> Result<(), LogError> {
+        self.request(Request::Purge(upto)).await
+    }
+
+    /// The entries of this range as far as the log has them, durable or not, and as many as fit
+    /// into `bytes_max` bytes of payload; at least one, when the range has any.
+    ///
+    /// Entries that are not in memory are read from their segment, which blocks for that read, and
+    /// are verified each time.
+    ///
+    /// # Errors
+    /// - [`LogError::Purged`]: the range starts before the first entry kept.
+    /// - [`LogError::Corrupt`], [`LogError::Io`]: the disk did not give back what was written.
+    #[expect(clippy::unused_async, reason = "a read from disk may become a wait")]
+    pub async fn read(
+        &self,
+        range: Range<LogPosition>,
+        bytes_max: usize,
+    ) -> Result<Vec<Entry>, LogError> {
+        reader::read(&self.shared, range, bytes_max)
+    }
+
+    /// What the log holds at this moment.
+    pub fn state(&self) -> LogState {
+        self.shared.state()
+    }
+
+    /// Watches the last durable entry. It goes back when a truncation becomes durable.
+    pub fn persisted(&self) -> watch::Receiver<Option<LogId>> {
+        self.shared.persisted.subscribe()
+    }
+
+    /// Writes and syncs what is queued, then stops the writer and releases the lock. Entries can
+    /// still be read through handles that are left.
+    ///
+    /// # Errors
+    /// [`LogError::Failed`] when the writer stopped for that instead.
+    pub async fn close(&self) -> Result<(), LogError> {
+        self.shared.close();
+        self.shared.stopped().await
+    }
+
+    async fn request(&self, request: Request) -> Result<(), LogError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.enqueue(request, Done::Reply(reply))?;
+        // A writer that is dropped answers nothing and leaves the reason in the shared state.
+        answer.await.unwrap_or_else(|_| Err(self.shared.failure()))
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log")
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a file of this name in a log's directory is a segment.
+pub(crate) fn is_segment(name: &str) -> bool {
+    segment::sequence_of(name).is_some()
+}
+
+/// Closes the log with its last handle.
+struct CloseOnDrop(Arc<Shared>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// What an entry carries; the log only tells them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    /// Nothing: the first entry of a new master.
+    Blank,
+    /// One batch of transactions.
+    Transactions,
+    /// The members of the group from here on.
+    Membership,
+}
+
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The term of the master that made it.
+    pub term: Term,
+    /// Its place: one after the entry before.
+    pub position: LogPosition,
+    /// What the payload is.
+    pub kind: EntryKind,
+    /// Bytes the log does not look into. Kept in the cache as they are, so a small slice of a large
+    /// buffer keeps the whole buffer alive.
+    pub payload: Bytes,
+}
+
+impl Entry {
+    /// Which entry this is.
+    pub fn id(&self) -> LogId {
+        LogId {
+            term: self.term,
+            position: self.position,
+        }
+    }
+}
+
+/// The vote of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vote {
+    /// The term voted in.
+    pub term: Term,
+    /// The node voted for.
+    pub node: NodeId,
+    /// Whether a majority is known to have given it.
+    pub committed: bool,
+}
+
+/// Which entry: the same id is the same entry on every node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogId {
+    /// The term of the master that made it.
+    pub term: Term,
+    /// Its place in the log.
+    pub position: LogPosition,
+}
+
+impl fmt::Display for LogId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.position, self.term)
+    }
+}
+
+/// Whose log it is. Written into every segment and checked when it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogIdentity {
+    /// The group.
+    pub group: GroupUuid,
+    /// The member of the group.
+    pub node: NodeId,
+    /// The life of the member's data directory.
+    pub incarnation: Incarnation,
+}
+
+/// What a log holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogState {
+    /// The last entry that was purged.
+    pub purged: Option<LogId>,
+    /// The last entry, durable or not; `purged`, when there is none after it.
+    pub last: Option<LogId>,
+    /// The durable vote.
+    pub vote: Option<Vote>,
+    /// The newest entry noted as committed.
+    pub committed: Option<LogId>,
+    /// The last durable entry.
+    pub persisted: Option<LogId>,
+}
+
+/// Sizes. The defaults are for production; tests shrink them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Length of new segments; an entry must fit into one. A multiple of 4,096, at least 8,192.
+    pub segment_bytes: u32,
+    /// The writer stops adding requests to a group at this size, so that one sync stays short.
+    pub group_bytes_max: usize,
+    /// Bytes that may be appended and not yet synced; appenders wait when there are more. At
+    /// least 1. One larger append is let in alone.
+    pub queue_bytes_max: u32,
+    /// Payload bytes of synced entries kept in memory for replicas that are close behind. What
+    /// is not yet synced comes on top.
+    pub cache_bytes_max: usize,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            group_bytes_max: 8 << 20,
+            queue_bytes_max: 64 << 20,
+            cache_bytes_max: 64 << 20,
+        }
+    }
+}
+
+impl LogConfig {
+    fn check(&self) {
+        let block = format::RECORDS_START;
+        assert!(
+            self.segment_bytes >= 2 * block,
+            "a segment has room for records"
+        );
+        assert!(
+            self.segment_bytes.is_multiple_of(block),
+            "a segment is whole blocks"
+        );
+        assert!(
+            self.queue_bytes_max >= 1,
+            "the queue has room for something"
+        );
+    }
+
+    /// Bytes of the largest payload that fits into a segment.
+    pub fn entry_bytes_max(&self) -> usize {
+        (self.segment_bytes - format::RECORDS_START) as usize - format::RECORD_HEADER_BYTES
+    }
+}
+
+/// Why the log cannot do what was asked. Clones share their source.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LogError {
+    /// Another process, or another handle of this one, has the log open: end that one first.
+    #[error("the log in {} is open elsewhere", dir.display())]
+    Locked {
+        /// Its directory.
+        dir: PathBuf,
+    },
+    /// The disk refused while the log was opened or read; nothing was changed. See to the cause,
+    /// then try again.
+    #[error("cannot use {}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the disk said.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// Synced bytes are not what was written. The node must not vote, and comes back by a restore
+    /// from a peer. Nothing was cut.
+    #[error("{} is corrupt at byte {offset}: {damage}", file.display())]
+    Corrupt {
+        /// The segment.
+        file: PathBuf,
+        /// The first byte that cannot be trusted.
+        offset: u64,
+        /// What is wrong there.
+        damage: Damage,
+    },
+    /// There are entries of a term that this node's vote does not reach, so a vote was lost or
+    /// rolled back. The node must not vote, and comes back by a restore from a peer.
+    #[error("the log ends in {last}, but its vote is {vote:?}")]
+    VoteMissing {
+        /// The last entry.
+        last: LogId,
+        /// The newest vote that was found.
+        vote: Option<Vote>,
+    },
+    /// Written by a newer version of this library: start that version, or a newer one.
+    #[error("{} has format version {version}; this program reads up to {}", file.display(), format::VERSION)]
+    NewerVersion {
+        /// The segment.
+        file: PathBuf,
+        /// Its version.
+        version: u16,
+    },
+    /// The segment belongs to another group, node or incarnation: it was copied here by mistake.
+    #[error("{} belongs to {found:?}, this node is {expected:?}", file.display())]
+    Foreign {
+        /// The segment.
+        file: PathBuf,
+        /// Whose it is.
+        found: Box<LogIdentity>,
+        /// Whose it should be.
+        expected: Box<LogIdentity>,
+    },
+    /// A write or a sync failed. What is durable is unknown: take no further part until the log
+    /// has been opened again, which reads back what the disk has.
+    #[error("writing {} failed", path.display())]
+    Failed {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the disk said.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// The range starts before the first entry kept: restore, or read from `first` on.
+    #[error("entries before {first} were purged")]
+    Purged {
+        /// The first position that can be read.
+        first: LogPosition,
+    },
+    /// The entry does not fit into a segment: make smaller batches.
+    #[error("an entry of {bytes} bytes exceeds the {bytes_max} that fit into a segment")]
+    EntryTooLarge {
+        /// Bytes of its payload.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// The log was closed, or its writer was dropped: open it again.
+    #[error("the log is closed")]
+    Closed,
+}
+
+/// What is wrong with bytes that had been synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// The file ends before its stated length.
+    #[error("the file is too short")]
+    Short,
+    /// The segment's header is not one.
+    #[error("the segment header is not valid")]
+    Header,
+    /// A record is not the one that was written there.
+    #[error("a record is not valid")]
+    Record,
+    /// The segment does not continue the one before it.
+    #[error("the segment before it is missing or another one")]
+    Sequence,
+    /// The records are whole and contradict each other.
+    #[error("records contradict each other")]
+    Order,
+}

@@ -1,0 +1,239 @@
+//! The files of the log: their names, how one comes to be, and how an old one is used again.
+//!
+//! A segment gets its name last. It is filled with zeros under a spare's name, so that a later
+//! fdatasync has no metadata to write (fallocate alone is not enough: the first write to a reserved
+//! block changes the file's block map); then its header is written and synced; then it is renamed.
+//! So a file with a segment's name always has a whole header, and everything in the segment before
+//! it was synced.
+//!
+//! A segment whose entries are all purged becomes a spare under its old bytes. They are never taken
+//! for records of the new segment, because each record names the segment it was written to.
+//!
+//! Spares are worth nothing after a restart; opening the log removes them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::ids::LogPosition;
+
+use super::disk::{Disk, DiskFile, OpenMode};
+use super::format::{RECORDS_START, SegmentHeader};
+use super::{LogError, LogIdentity};
+
+/// Files kept for reuse: one that is needed next, and one from a purge while that one waits.
+const SPARES_MAX: usize = 2;
+/// Bytes of zeros per write.
+const ZEROS_BYTES: u32 = 256 << 10;
+/// A spare being filled is synced each time it has grown by this much, so that the sync before its
+/// first use is short.
+const SPARE_SYNC_BYTES: u32 = 4 << 20;
+
+const SEGMENT_SUFFIX: &str = ".log";
+const SPARE_PREFIX: &str = "spare-";
+
+/// One open segment. Readers hold it for the time of a read, even past its removal.
+pub(super) struct Segment {
+    pub(super) sequence: u32,
+    pub(super) path: PathBuf,
+    pub(super) file: Box<dyn DiskFile>,
+    /// Length of the file.
+    pub(super) bytes: u32,
+    /// The last entry before it. Once that one is purged, the segments before this are not needed.
+    pub(super) starts_after: Option<LogPosition>,
+}
+
+/// The directory of the log, for the one writer.
+pub(super) struct Files {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) dir: PathBuf,
+    pub(super) identity: LogIdentity,
+    /// Length of new segments.
+    segment_bytes: u32,
+    spares: Vec<Spare>,
+    /// Spares so far; gives each its name.
+    spares_made: u64,
+    zeros: Vec<u8>,
+}
+
+impl Files {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        identity: LogIdentity,
+        segment_bytes: u32,
+    ) -> Self {
+        let zeros = vec![0; ZEROS_BYTES.min(segment_bytes) as usize];
+        Self {
+            disk,
+            dir,
+            identity,
+            segment_bytes,
+            spares: Vec::new(),
+            spares_made: 0,
+            zeros,
+        }
+    }
+
+    /// The segment with this header (whose length is set here), durable under its name.
+    pub(super) async fn create(&mut self, header: SegmentHeader) -> Result<Segment, LogError> {
+        let header = SegmentHeader {
+            bytes: self.segment_bytes,
+            ..header
+        };
+        let path = self.dir.join(segment_name(header.sequence));
+        let spare = self.write_spare(&header).await?;
+        self.disk
+            .rename(&spare.path, &path)
+            .map_err(|error| failed(&path, error))?;
+        self.sync_names().await?;
+        Ok(Segment {
+            sequence: header.sequence,
+            path,
+            file: spare.file,
+            bytes: header.bytes,
+            starts_after: header.head.last.map(|id| id.position),
+        })
+    }
+
+    /// Makes a segment that is not needed any more a spare, or removes it; durable on return.
+    pub(super) async fn retire(&mut self, segment: &Segment) -> Result<(), LogError> {
+        let failed = |error| failed(&segment.path, error);
+        if self.spares.len() < SPARES_MAX && segment.bytes == self.segment_bytes {
+            let path = self.spare_path();
+            self.disk.rename(&segment.path, &path).map_err(failed)?;
+            let file = self.disk.open(&path, OpenMode::ReadWrite).map_err(failed)?;
+            self.spares.push(Spare {
+                path,
+                file,
+                filled: segment.bytes,
+            });
+        } else {
+            self.disk.remove(&segment.path).map_err(failed)?;
+        }
+        // One by one, oldest first: a crash must never leave a gap between segments.
+        self.sync_names().await
+    }
+
+    /// Fills a spare with about `budget` bytes of zeros, unless a whole one is waiting.
+    ///
+    /// What goes wrong here costs only the spare: nothing depends on it yet, and a disk that is full
+    /// may have space again when the next segment is needed.
+    pub(super) async fn prepare(&mut self, budget: u32) {
+        let Some(mut spare) = self.spares.pop().or_else(|| self.spare().ok()) else {
+            return;
+        };
+        if spare.filled == self.segment_bytes || self.fill(&mut spare, budget).await.is_ok() {
+            self.spares.push(spare);
+        } else {
+            // Opening the log removes what is left behind here.
+            self.disk.remove(&spare.path).ok();
+        }
+    }
+
+    /// Makes created, renamed and removed files durable.
+    pub(super) async fn sync_names(&self) -> Result<(), LogError> {
+        self.disk
+            .sync_dir(&self.dir)
+            .await
+            .map_err(|error| failed(&self.dir, error))
+    }
+
+    async fn write_spare(&mut self, header: &SegmentHeader) -> Result<Spare, LogError> {
+        // A recycled spare is whole, one that is being filled may not be: take that one last.
+        let whole = self
+            .spares
+            .iter()
+            .position(|spare| spare.filled == self.segment_bytes);
+        let spare = match whole {
+            Some(index) => Ok(self.spares.swap_remove(index)),
+            None => self.spares.pop().map_or_else(|| self.spare(), Ok),
+        };
+        let mut spare = spare.map_err(|error| failed(&self.dir, error))?;
+        let mut block = vec![0; RECORDS_START as usize];
+        let bytes = header.encode();
+        block[..bytes.len()].copy_from_slice(&bytes);
+        let written = async {
+            self.fill(&mut spare, self.segment_bytes).await?;
+            spare.file.write_all_at(&block, 0)?;
+            spare.file.sync_data().await
+        };
+        written.await.map_err(|error| failed(&spare.path, error))?;
+        Ok(spare)
+    }
+
+    fn spare(&mut self) -> io::Result<Spare> {
+        let path = self.spare_path();
+        let file = self.disk.open(&path, OpenMode::CreateNew)?;
+        match file.allocate(u64::from(self.segment_bytes)) {
+            Ok(()) => Ok(Spare {
+                path,
+                file,
+                filled: 0,
+            }),
+            Err(error) => {
+                self.disk.remove(&path)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn spare_path(&mut self) -> PathBuf {
+        self.spares_made += 1;
+        self.dir
+            .join(format!("{SPARE_PREFIX}{:010}", self.spares_made))
+    }
+
+    async fn fill(&self, spare: &mut Spare, budget: u32) -> io::Result<()> {
+        let end = self.segment_bytes.min(spare.filled.saturating_add(budget));
+        while spare.filled < end {
+            let bytes = (end - spare.filled).min(ZEROS_BYTES);
+            spare
+                .file
+                .write_all_at(&self.zeros[..bytes as usize], spare.filled.into())?;
+            let before = spare.filled / SPARE_SYNC_BYTES;
+            spare.filled += bytes;
+            if spare.filled / SPARE_SYNC_BYTES > before {
+                spare.file.sync_data().await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A file that will be a segment.
+struct Spare {
+    path: PathBuf,
+    file: Box<dyn DiskFile>,
+    /// Bytes written so far, from the start.
+    filled: u32,
+}
+
+/// Removes what earlier lives left for reuse, and returns the sequence numbers of the segments.
+pub(super) fn segments_in(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<u32>> {
+    let mut sequences = Vec::new();
+    for name in disk.list(dir)? {
+        if name.starts_with(SPARE_PREFIX) {
+            disk.remove(&dir.join(&name))?;
+        } else if let Some(sequence) = sequence_of(&name) {
+            sequences.push(sequence);
+        }
+    }
+    Ok(sequences)
+}
+
+pub(super) fn segment_name(sequence: u32) -> String {
+    format!("{sequence:010}{SEGMENT_SUFFIX}")
+}
+
+pub(super) fn sequence_of(name: &str) -> Option<u32> {
+    let sequence = name.strip_suffix(SEGMENT_SUFFIX)?.parse().ok()?;
+    (segment_name(sequence) == name).then_some(sequence)
+}
+
+pub(super) fn failed(path: &Path, error: io::Error) -> LogError {
+    LogError::Failed {
+        path: path.to_owned(),
+        source: Arc::new(error),
+    }
+}

@@ -1,0 +1,586 @@
+//! What the handles and the writer share: the queue, the cache of entries, the index of places.
+//!
+//! The cache is the log as called: it always reaches to the last entry appended, durable or not.
+//! The index is the log as written: the writer adds to it, and applies a truncation to it when
+//! the marker is durable. Reads look into the cache first, so where the two differ the cache is
+//! right: everything not yet durable is in it. Nothing leaves it for want of room before it is
+//! durable.
+//!
+//! One lock guards all of it. It is held to move values, never across I/O or an await.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
+
+use crate::ids::LogPosition;
+
+use super::appender::Segments;
+use super::format::{Head, Place};
+use super::recovery::Recovered;
+use super::segment::Segment;
+use super::{Entry, LogConfig, LogError, LogId, LogState, Vote};
+
+/// One log, for all its handles.
+pub(super) struct Shared {
+    state: Mutex<State>,
+    config: LogConfig,
+    /// Wakes the writer: there is a request, or an end.
+    wake: Notify,
+    /// Bytes that may still be queued. Closed when the writer stops.
+    room: Semaphore,
+    pub(super) persisted: watch::Sender<Option<LogId>>,
+    stopped: watch::Sender<bool>,
+}
+
+impl Shared {
+    pub(super) fn new(config: LogConfig, recovered: &Recovered) -> Self {
+        let head = recovered.appender.head();
+        let index = recovered.index.clone();
+        Self {
+            state: Mutex::new(State {
+                start: index.first,
+                cache: Cache::default(),
+                index,
+                segments: recovered.appender.segments().clone(),
+                head,
+                queue: VecDeque::new(),
+                tickets: 0,
+                ended: None,
+                closing: false,
+            }),
+            config,
+            wake: Notify::new(),
+            room: Semaphore::new(config.queue_bytes_max as usize),
+            persisted: watch::Sender::new(head.last),
+            stopped: watch::Sender::new(false),
+        }
+    }
+
+    pub(super) fn config(&self) -> &LogConfig {
+        &self.config
+    }
+
+    /// Bytes that these entries take in the queue.
+    pub(super) fn weigh(&self, entries: &[Entry]) -> Result<usize, LogError> {
+        let bytes_max = self.config.entry_bytes_max();
+        let mut sum = 0;
+        for entry in entries {
+            let bytes = entry.payload.len();
+            if bytes > bytes_max {
+                return Err(LogError::EntryTooLarge { bytes, bytes_max });
+            }
+            sum += size_of::<Entry>() + bytes;
+        }
+        Ok(sum)
+    }
+
+    /// Waits until the queue has room for this many bytes, or is empty, and takes it. First come,
+    /// first served.
+    pub(super) async fn room(&self, bytes: usize) -> Result<Room<'_>, LogError> {
+        let bytes_max = self.config.queue_bytes_max;
+        let bytes = u32::try_from(bytes).map_or(bytes_max, |bytes| bytes.min(bytes_max));
+        let permit = self.room.acquire_many(bytes).await;
+        permit.map(Room).map_err(|_| self.failure())
+    }
+
+    pub(super) fn append(
+        &self,
+        entries: Vec<Entry>,
+        room: Room<'_>,
+        done: Done,
+    ) -> Result<(), LogError> {
+        let mut state = self.open_state()?;
+        state.append(&entries);
+        let bytes = room.0.num_permits();
+        room.0.forget();
+        state.push(Request::Append(entries), done, bytes);
+        drop(state);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Queues anything but an append; what it changes for readers, it changes at once.
+    pub(super) fn enqueue(&self, request: Request, done: Done) -> Result<(), LogError> {
+        let mut state = self.open_state()?;
+        let request = match request {
+            Request::Truncation(last) => Request::Truncation(state.truncate(last)),
+            Request::Purge(upto) => Request::Purge(state.purge(upto)),
+            request => request,
+        };
+        state.push(request, done, 0);
+        drop(state);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    pub(super) fn save_committed(&self, id: LogId) -> Result<(), LogError> {
+        self.open_state()?.head.committed = Some(id);
+        Ok(())
+    }
+
+    pub(super) fn state(&self) -> LogState {
+        let state = self.lock();
+        LogState {
+            purged: state.head.purged,
+            last: state.head.last,
+            vote: state.head.vote,
+            committed: state.head.committed,
+            persisted: *self.persisted.borrow(),
+        }
+    }
+
+    /// Where the entries of a range are, up to `bytes_max` bytes of them.
+    pub(super) fn locate(
+        &self,
+        range: Range<LogPosition>,
+        bytes_max: usize,
+    ) -> Result<Located, LogError> {
+        self.lock().locate(range, bytes_max)
+    }
+
+    /// Whether this is still where the entry stands.
+    pub(super) fn is_at(&self, position: LogPosition, slot: Slot) -> bool {
+        let state = self.lock();
+        state.check_kept(position).is_ok() && state.index.find(position) == Some(slot)
+    }
+
+    /// Moves the next group into `group` (empty); false when the log is closed and all is written.
+    pub(super) async fn next_group(&self, group: &mut Group) -> bool {
+        loop {
+            {
+                let mut state = self.lock();
+                let mut bytes = 0;
+                while bytes < self.config.group_bytes_max.max(1)
+                    && let Some((queued, done)) = state.queue.pop_front()
+                {
+                    bytes += queued.request.bytes();
+                    group.requests.push(queued);
+                    group.waiters.push(done);
+                }
+                if !group.requests.is_empty() {
+                    return true;
+                }
+                if state.closing {
+                    return false;
+                }
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    pub(super) fn queue_is_empty(&self) -> bool {
+        self.lock().queue.is_empty()
+    }
+
+    pub(super) fn committed(&self) -> Option<LogId> {
+        self.lock().head.committed
+    }
+
+    /// Makes a durable group visible: places, vote, room in the queue, the last durable entry.
+    pub(super) fn group_synced(&self, group: &[Queued], slots: &[Slot], durable: &Durable<'_>) {
+        let mut state = self.lock();
+        let mut slots = slots.iter().copied();
+        let mut room = 0;
+        for queued in group {
+            room += queued.room;
+            match &queued.request {
+                Request::Append(entries) => {
+                    for (entry, slot) in entries.iter().zip(&mut slots) {
+                        state.index.push(entry.position, slot);
+                    }
+                }
+                Request::Vote(vote) => state.head.vote = Some(*vote),
+                Request::Truncation(last) => state.index.truncate(last.map(|id| id.position)),
+                Request::Purge(upto) => state.index.purge(upto.position),
+            }
+        }
+        if let Some(queued) = group.last() {
+            state.cache.trim(queued.ticket, self.config.cache_bytes_max);
+        }
+        if state.segments.len() != durable.segments.len()
+            || state
+                .segments
+                .last_key_value()
+                .map(|(sequence, _)| sequence)
+                != durable
+                    .segments
+                    .last_key_value()
+                    .map(|(sequence, _)| sequence)
+        {
+            state.segments = durable.segments.clone();
+        }
+        drop(state);
+        self.room.add_permits(room);
+        self.persisted.send_if_modified(|last| {
+            let changed = *last != durable.last;
+            *last = durable.last;
+            changed
+        });
+    }
+
+    /// Forgets segments that the writer has retired.
+    pub(super) fn segments_retired(&self, segments: &Segments) {
+        self.lock().segments = segments.clone();
+    }
+
+    /// Ends the log: everything queued, this group included, gets the error.
+    pub(super) fn stop(&self, error: &LogError, group: &mut Group) {
+        let queue = {
+            let mut state = self.lock();
+            state.ended.get_or_insert_with(|| error.clone());
+            std::mem::take(&mut state.queue)
+        };
+        self.room.close();
+        let waiters = group
+            .waiters
+            .drain(..)
+            .chain(queue.into_iter().map(|(_, done)| done));
+        for done in waiters {
+            done.call(Err(error.clone()));
+        }
+        self.stopped.send_replace(true);
+    }
+
+    /// Lets the writer stop once it has written everything; nothing more is accepted.
+    pub(super) fn close(&self) {
+        self.lock().closing = true;
+        self.room.close();
+        self.wake.notify_one();
+    }
+
+    /// Waits for the writer to stop, and says whether that was by closing.
+    pub(super) async fn stopped(&self) -> Result<(), LogError> {
+        let mut stopped = self.stopped.subscribe();
+        let waited = stopped.wait_for(|stopped| *stopped).await;
+        waited.expect("the sender lives in self");
+        match self.failure() {
+            LogError::Closed => Ok(()),
+            error => Err(error),
+        }
+    }
+
+    /// Why nothing is accepted any more.
+    pub(super) fn failure(&self) -> LogError {
+        self.lock().ended.clone().unwrap_or(LogError::Closed)
+    }
+
+    fn open_state(&self) -> Result<MutexGuard<'_, State>, LogError> {
+        let state = self.lock();
+        match &state.ended {
+            Some(error) => Err(error.clone()),
+            None if state.closing => Err(LogError::Closed),
+            None => Ok(state),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The one panic under this lock is an append that does not follow on the last entry, which
+        // is checked before anything is changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Room in the queue, given back on drop unless an append takes it.
+pub(super) struct Room<'a>(tokio::sync::SemaphorePermit<'a>);
+
+/// What the appender knows after a sync.
+pub(super) struct Durable<'a> {
+    pub(super) last: Option<LogId>,
+    pub(super) segments: &'a Segments,
+}
+
+/// Something to write.
+pub(super) enum Request {
+    Append(Vec<Entry>),
+    Vote(Vote),
+    Truncation(Option<LogId>),
+    Purge(LogId),
+}
+
+impl Request {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Append(entries) => entries.iter().map(|entry| entry.payload.len()).sum(),
+            Self::Vote(_) | Self::Truncation(_) | Self::Purge(_) => 0,
+        }
+    }
+}
+
+/// A request in the queue.
+pub(super) struct Queued {
+    pub(super) request: Request,
+    /// Counts requests; what carries a ticket up to a durable one is durable.
+    ticket: u64,
+    /// Room to give back.
+    room: usize,
+}
+
+/// Requests that become durable together, and who waits for them, in the same order. Apart, because
+/// a callback may not be shared between threads, which a loop over the requests asks for.
+#[derive(Default)]
+pub(super) struct Group {
+    pub(super) requests: Vec<Queued>,
+    pub(super) waiters: Vec<Done>,
+}
+
+/// Who waits for a request.
+pub(super) enum Done {
+    Callback(Box<dyn FnOnce(io::Result<()>) + Send + Sync>),
+    Reply(oneshot::Sender<Result<(), LogError>>),
+}
+
+impl Done {
+    pub(super) fn call(self, result: Result<(), LogError>) {
+        match self {
+            Self::Callback(done) => done(result.map_err(io::Error::other)),
+            Self::Reply(reply) => {
+                // Who stopped waiting does not want to know.
+                reply.send(result).ok();
+            }
+        }
+    }
+}
+
+/// Where the entries of a range are: first those on disk, then those in memory.
+pub(super) struct Located {
+    pub(super) on_disk: Vec<(LogPosition, Slot, Arc<Segment>)>,
+    pub(super) cached: Vec<Entry>,
+}
+
+struct State {
+    /// The first position there is, or, in an empty log, was.
+    start: LogPosition,
+    cache: Cache,
+    index: Index,
+    segments: Segments,
+    /// As called, except for the vote, which is as synced.
+    head: Head,
+    queue: VecDeque<(Queued, Done)>,
+    tickets: u64,
+    /// Why the writer stopped.
+    ended: Option<LogError>,
+    closing: bool,
+}
+
+impl State {
+    fn append(&mut self, entries: &[Entry]) {
+        let Some(first) = entries.first() else { return };
+        let expected = self
+            .head
+            .last
+            .map_or(first.position, |last| next(last.position));
+        for (entry, position) in entries.iter().zip(expected.0..) {
+            assert_eq!(entry.position.0, position, "entries follow on each other");
+        }
+        if self.head.last.is_none() {
+            self.start = first.position;
+        }
+        for entry in entries {
+            self.cache.push(entry.clone(), self.tickets);
+        }
+        self.head.last = entries.last().map(Entry::id);
+    }
+
+    /// Truncates, and returns what the log ends with.
+    fn truncate(&mut self, last: Option<LogId>) -> Option<LogId> {
+        let position = |id: Option<LogId>| id.map(|id| id.position);
+        if position(last) < position(self.head.last) {
+            let last = if position(last) < position(self.head.purged) {
+                self.head.purged
+            } else {
+                last
+            };
+            self.head.last = last;
+            self.cache.truncate(position(last));
+        }
+        self.head.last
+    }
+
+    /// Purges, and returns the last purged entry.
+    fn purge(&mut self, upto: LogId) -> LogId {
+        if let Some(purged) = self.head.purged
+            && upto.position <= purged.position
+        {
+            return purged;
+        }
+        self.head.purged = Some(upto);
+        self.start = self.start.max(next(upto.position));
+        self.cache.purge(upto.position);
+        if self
+            .head
+            .last
+            .is_none_or(|last| last.position <= upto.position)
+        {
+            self.head.last = Some(upto);
+        }
+        upto
+    }
+
+    fn push(&mut self, request: Request, done: Done, room: usize) {
+        let queued = Queued {
+            request,
+            ticket: self.tickets,
+            room,
+        };
+        self.queue.push_back((queued, done));
+        self.tickets += 1;
+    }
+
+    fn check_kept(&self, position: LogPosition) -> Result<(), LogError> {
+        match self.head.purged {
+            Some(purged) if position <= purged.position => Err(LogError::Purged {
+                first: next(purged.position),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn locate(&self, range: Range<LogPosition>, bytes_max: usize) -> Result<Located, LogError> {
+        self.check_kept(range.start)?;
+        let end = self
+            .head
+            .last
+            .map_or(0, |last| last.position.0 + 1)
+            .min(range.end.0);
+        let start = self.start.max(range.start).0;
+        let cached_from = self.cache.first().map_or(end, |first| first.0.min(end));
+        let mut located = Located {
+            on_disk: Vec::new(),
+            cached: Vec::new(),
+        };
+        let mut bytes = 0;
+        for position in (start..cached_from).map(LogPosition) {
+            let slot = self
+                .index
+                .find(position)
+                .expect("what is not cached is written");
+            bytes += slot.bytes as usize;
+            if bytes > bytes_max && !located.on_disk.is_empty() {
+                return Ok(located);
+            }
+            let segment = Arc::clone(&self.segments[&slot.place.segment]);
+            located.on_disk.push((position, slot, segment));
+        }
+        for entry in self.cache.range(start.max(cached_from)..end) {
+            bytes += entry.payload.len();
+            if bytes > bytes_max && !(located.on_disk.is_empty() && located.cached.is_empty()) {
+                break;
+            }
+            located.cached.push(entry.clone());
+        }
+        Ok(located)
+    }
+}
+
+/// Entries at the end of the log, without gaps.
+#[derive(Default)]
+struct Cache {
+    entries: VecDeque<(Entry, u64)>,
+    /// Of payload.
+    bytes: usize,
+}
+
+impl Cache {
+    fn first(&self) -> Option<LogPosition> {
+        self.entries.front().map(|(entry, _)| entry.position)
+    }
+
+    fn push(&mut self, entry: Entry, ticket: u64) {
+        self.bytes += entry.payload.len();
+        self.entries.push_back((entry, ticket));
+    }
+
+    fn truncate(&mut self, last: Option<LogPosition>) {
+        while let Some((entry, _)) = self.entries.back()
+            && last.is_none_or(|last| entry.position > last)
+        {
+            self.bytes -= entry.payload.len();
+            self.entries.pop_back();
+        }
+    }
+
+    fn purge(&mut self, upto: LogPosition) {
+        self.pop_while(|_, entry, _| entry.position <= upto);
+    }
+
+    /// Drops the oldest entries until `bytes_max` is kept, as far as they are durable.
+    fn trim(&mut self, durable: u64, bytes_max: usize) {
+        self.pop_while(|bytes, _, ticket| bytes > bytes_max && ticket <= durable);
+    }
+
+    fn pop_while(&mut self, drop: impl Fn(usize, &Entry, u64) -> bool) {
+        while let Some((entry, ticket)) = self.entries.front()
+            && drop(self.bytes, entry, *ticket)
+        {
+            self.bytes -= entry.payload.len();
+            self.entries.pop_front();
+        }
+    }
+
+    /// The entries at these positions, all of which it holds.
+    fn range(&self, positions: Range<u64>) -> impl Iterator<Item = &Entry> {
+        let first = self.first().unwrap_or_default().0;
+        let skip = usize::try_from(positions.start.saturating_sub(first)).unwrap_or(usize::MAX);
+        let entries = self.entries.iter().map(|(entry, _)| entry).skip(skip);
+        entries.take_while(move |entry| entry.position.0 < positions.end)
+    }
+}
+
+/// Where an entry stands on disk. Twelve bytes for each entry that the log keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slot {
+    pub(super) place: Place,
+    /// Bytes of its record.
+    pub(super) bytes: u32,
+}
+
+/// The place of each entry on disk, by position.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Index {
+    pub(super) first: LogPosition,
+    slots: VecDeque<Slot>,
+}
+
+impl Index {
+    /// The position that an entry would have next; any, for an empty index.
+    pub(super) fn next(&self) -> Option<LogPosition> {
+        (!self.slots.is_empty()).then(|| LogPosition(self.first.0 + self.slots.len() as u64))
+    }
+
+    /// # Panics
+    /// When the position is not the next one.
+    pub(super) fn push(&mut self, position: LogPosition, slot: Slot) {
+        match self.next() {
+            None => self.first = position,
+            Some(next) => assert_eq!(next, position, "the index has no gaps"),
+        }
+        self.slots.push_back(slot);
+    }
+
+    pub(super) fn truncate(&mut self, last: Option<LogPosition>) {
+        let kept = last.map_or(0, |last| (last.0 + 1).saturating_sub(self.first.0));
+        self.slots
+            .truncate(usize::try_from(kept).unwrap_or(usize::MAX));
+    }
+
+    pub(super) fn purge(&mut self, upto: LogPosition) {
+        let gone = (upto.0 + 1).saturating_sub(self.first.0);
+        let gone = usize::try_from(gone)
+            .unwrap_or(usize::MAX)
+            .min(self.slots.len());
+        self.slots.drain(..gone);
+        self.first = self.first.max(next(upto));
+    }
+
+    fn find(&self, position: LogPosition) -> Option<Slot> {
+        let slot = usize::try_from(position.0.checked_sub(self.first.0)?).ok()?;
+        self.slots.get(slot).copied()
+    }
+}
+
+pub(super) fn next(position: LogPosition) -> LogPosition {
+    LogPosition(position.0 + 1)
+}

@@ -1,0 +1,137 @@
+//! The one writer: takes what is queued, writes it, syncs it, says so.
+//!
+//! Each turn of the loop is one group: everything that gathered while the group before was being
+//! synced, up to a size. Callbacks run after the sync, in order. Work that nobody waits for
+//! (vouching for the group, retiring segments, preparing the next one) comes after them.
+
+use std::sync::Arc;
+
+use super::appender::Appender;
+use super::disk::DiskLock;
+use super::format::Record;
+use super::state::{Durable, Group, Request, Shared, Slot};
+use super::{LogError, LogId};
+
+/// Owns the files of a log. Dropping it without [`LogWriter::run`] having returned ends the log:
+/// whoever waits for it gets [`LogError::Closed`].
+pub struct LogWriter {
+    shared: Arc<Shared>,
+    appender: Appender,
+    /// The group being written; its callbacks have not run.
+    group: Group,
+    /// Where the entries of the group stand.
+    slots: Vec<Slot>,
+    /// The committed entry as last written.
+    committed: Option<LogId>,
+    /// Held as long as the files may be written.
+    lock: Option<Box<dyn DiskLock>>,
+}
+
+impl LogWriter {
+    pub(super) fn new(shared: Arc<Shared>, appender: Appender, lock: Box<dyn DiskLock>) -> Self {
+        let committed = appender.head().committed;
+        let (group, slots) = (Group::default(), Vec::new());
+        Self {
+            shared,
+            appender,
+            group,
+            slots,
+            committed,
+            lock: Some(lock),
+        }
+    }
+
+    /// Writes until the log is closed, or until the disk fails, which every caller of the log then
+    /// hears. Blocks where the disk blocks: give it a thread of its own.
+    pub async fn run(mut self) {
+        let error = match self.write_all().await {
+            Ok(()) => LogError::Closed,
+            Err(error) => error,
+        };
+        self.stop(&error);
+    }
+
+    async fn write_all(&mut self) -> Result<(), LogError> {
+        while self.shared.next_group(&mut self.group).await {
+            let written = self.write_group().await?;
+            self.tidy(written).await?;
+        }
+        self.write_committed().await?;
+        self.appender.seal().await
+    }
+
+    /// One group, durable on return. Returns its bytes.
+    async fn write_group(&mut self) -> Result<usize, LogError> {
+        self.slots.clear();
+        let mut written = 0;
+        for queued in &self.group.requests {
+            let record = match &queued.request {
+                Request::Append(entries) => {
+                    for entry in entries {
+                        let record = Record::Entry(entry.kind, entry.id());
+                        let (place, bytes) = self.appender.put(&record, &entry.payload).await?;
+                        self.slots.push(Slot { place, bytes });
+                        written += bytes as usize;
+                    }
+                    continue;
+                }
+                Request::Vote(vote) => Record::Vote(*vote),
+                Request::Truncation(last) => Record::Truncation(*last),
+                Request::Purge(upto) => Record::Purge(*upto),
+            };
+            let (_, bytes) = self.appender.put(&record, &[]).await?;
+            written += bytes as usize;
+        }
+        self.write_committed().await?;
+        self.appender.sync().await?;
+
+        let durable = Durable {
+            last: self.appender.head().last,
+            segments: self.appender.segments(),
+        };
+        self.shared
+            .group_synced(&self.group.requests, &self.slots, &durable);
+        Ok(written)
+    }
+
+    /// Callbacks, and then what nobody waits for.
+    async fn tidy(&mut self, written: usize) -> Result<(), LogError> {
+        for done in self.group.waiters.drain(..) {
+            done.call(Ok(()));
+        }
+        let mut requests = self.group.requests.drain(..);
+        let purged = requests.any(|queued| matches!(queued.request, Request::Purge(_)));
+        drop(requests);
+        if self.shared.queue_is_empty() {
+            self.appender.mark().await?;
+        }
+        if purged && let Some(upto) = self.appender.head().purged {
+            self.appender.retire(upto.position).await?;
+            self.shared.segments_retired(self.appender.segments());
+        }
+        self.appender.prepare(written).await;
+        self.appender.shrink(self.shared.config().group_bytes_max);
+        Ok(())
+    }
+
+    async fn write_committed(&mut self) -> Result<(), LogError> {
+        let committed = self.shared.committed();
+        if committed != self.committed {
+            self.appender.put(&Record::Mark(committed), &[]).await?;
+            self.committed = committed;
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self, error: &LogError) {
+        // The lock goes first: who waits for the end may open the log again at once.
+        self.lock = None;
+        self.shared.stop(error, &mut self.group);
+    }
+}
+
+impl Drop for LogWriter {
+    fn drop(&mut self) {
+        self.stop(&LogError::Closed);
+    }
+}

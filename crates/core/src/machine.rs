@@ -1,0 +1,136 @@
+//! The machine under a node: disk, network, engine, clock, chance and threads.
+//!
+//! This is the edge: the only place that names the real ones. Tests and the simulator hand in
+//! their own, and everything else in the crate runs unchanged.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+use steadfast_net::{MemoryNetwork, TcpTransport, Transport, process};
+use tokio::sync::oneshot;
+
+use crate::engine::{EngineFactory, MemoryStore, NoxuFactory};
+use crate::error::OpenError;
+use crate::log::{Disk, MemoryDisk, RealDisk};
+
+/// Wall-clock time, passed in.
+pub trait Clock: Send + Sync + 'static {
+    /// Milliseconds since 1970.
+    fn now_ms(&self) -> u64;
+}
+
+/// What a node runs on.
+#[derive(Clone)]
+pub struct Machine {
+    /// Where the log and the identity are kept.
+    pub disk: Arc<dyn Disk>,
+    /// How the other nodes are reached.
+    pub transport: Arc<dyn Transport>,
+    /// What opens the storage engine.
+    pub engines: Arc<dyn EngineFactory>,
+    /// Wall-clock time. Nothing that must be right rests on it.
+    pub clock: Arc<dyn Clock>,
+    /// Source of all chance: election timeouts, incarnations, UUIDs.
+    pub seed: u64,
+    /// Who runs what blocks.
+    pub threads: Threads,
+}
+
+/// Who runs the parts that block on a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// One OS thread for the log and one for the flush.
+    Own,
+    /// The runtime itself, as tasks: for a disk and an engine that do not block.
+    Tasks,
+}
+
+struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the real clock")]
+    fn now_ms(&self) -> u64 {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Machine {
+    /// The machine that this process runs on, with a cache of `cache_bytes` for the engine.
+    ///
+    /// # Errors
+    /// When the system has no entropy to give.
+    pub fn real(cache_bytes: u64) -> Result<Self, OpenError> {
+        Ok(Self {
+            disk: Arc::new(RealDisk),
+            transport: Arc::new(TcpTransport),
+            engines: Arc::new(NoxuFactory { cache_bytes }),
+            clock: Arc::new(SystemClock),
+            seed: entropy()?,
+            threads: Threads::Own,
+        })
+    }
+
+    /// A machine whose disk and engine are in memory and which reaches others over `network`, as
+    /// `host`.
+    ///
+    /// # Errors
+    /// When the system has no entropy to give.
+    pub fn in_memory(network: &MemoryNetwork, host: &str) -> Result<Self, OpenError> {
+        Ok(Self {
+            disk: Arc::new(MemoryDisk::new()),
+            transport: network.host(host),
+            engines: Arc::new(MemoryStore::new()),
+            clock: Arc::new(SystemClock),
+            seed: entropy()?,
+            threads: Threads::Own,
+        })
+    }
+
+    /// Runs `work` to its end where it may block; the receiver tells its result.
+    pub(crate) fn run<T: Send + 'static>(
+        &self,
+        name: &str,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<oneshot::Receiver<T>, OpenError> {
+        let (done, result) = oneshot::channel();
+        let work = async move {
+            // Nobody may be waiting any more; the work is done all the same.
+            done.send(work.await).ok();
+        };
+        match self.threads {
+            Threads::Tasks => {
+                process::spawn(work);
+            }
+            Threads::Own => {
+                let runtime = tokio::runtime::Handle::current();
+                start_thread(name, move || runtime.block_on(work))?;
+            }
+        }
+        Ok(result)
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is where threads are started"
+)]
+fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
+    let started = std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work);
+    started
+        .map(|_| ())
+        .map_err(|error| OpenError::Start(format!("thread {name}: {error}")))
+}
+
+fn entropy() -> Result<u64, OpenError> {
+    SysRng
+        .try_next_u64()
+        .map_err(|error| OpenError::Start(format!("no entropy: {error}")))
+}

@@ -1,0 +1,427 @@
+//! One member at work: the parts of a node that belongs to a group, put together and taken apart.
+//!
+//! ```text
+//!   log writer (thread) ◄── consensus ──► peers            flush (thread) ──► engine
+//!                             │  ▲                            ▲
+//!                       apply ▼  │ propose                    │ marks
+//!                           sequencer ──── window ────────────┘
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use steadfast_net::process;
+use tokio::sync::{RwLock, Semaphore, oneshot, watch};
+
+use crate::config::RepConfig;
+use crate::consensus::{Consensus, Parts, ReadBarriers, Timers, held_vlsn};
+use crate::engine::{Applied, EngineError, StorageEngine};
+use crate::error::OpenError;
+use crate::group::Members;
+use crate::group::identity::{DataDir, Identity};
+use crate::limits::{BATCH_BYTES_MAX, TRANSACTION_BYTES_MAX};
+use crate::listener::RoleState;
+use crate::log::{Log, LogConfig, LogError, LogId, LogIdentity};
+use crate::machine::Machine;
+use crate::txn::flush::{Flush, FlushLimits};
+use crate::txn::readers::Readers;
+use crate::txn::sequencer::Sequencer;
+use crate::txn::view::View;
+use crate::txn::window::Window;
+
+/// Bytes of one group of log records, about: what one write and one fdatasync carry.
+const LOG_GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// See the module.
+pub(crate) struct Node {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) window: Arc<Window>,
+    pub(crate) readers: Arc<Readers>,
+    pub(crate) sequencer: Arc<Sequencer>,
+    pub(crate) flush: Arc<Flush>,
+    pub(crate) engine: Arc<dyn StorageEngine>,
+    machine: Machine,
+    pub(crate) log: Log,
+    pub(crate) consensus: Arc<Consensus>,
+    pub(crate) barriers: ReadBarriers,
+    /// Bytes of writes that may wait for their commit.
+    pub(crate) budget: Semaphore,
+    pub(crate) budget_bytes: usize,
+    /// What one transaction may write.
+    pub(crate) transaction_bytes_max: usize,
+    /// Held for writing by a transaction that has met too many conflicts, so that none meets it.
+    pub(crate) gate: RwLock<()>,
+    stop_flush: watch::Sender<bool>,
+    flushed: std::sync::Mutex<Option<oneshot::Receiver<Result<(), EngineError>>>>,
+}
+
+/// What the environment shares with the node before and after it belongs to a group.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) members: watch::Sender<Members>,
+    pub(crate) role: watch::Sender<RoleState>,
+    /// Told why the node has failed, should it.
+    pub(crate) failed: Arc<dyn Fn(String) + Send + Sync>,
+}
+
+impl Node {
+    /// Opens log and engine and starts consensus: when this returns, the node has replayed its log
+    /// and takes part.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub(crate) async fn start(
+        config: &RepConfig,
+        machine: &Machine,
+        (dir, identity): (&DataDir, Arc<Identity>),
+        around: Surroundings,
+    ) -> Result<Arc<Self>, OpenError> {
+        let log = open_log(config, machine, dir, &identity, &around).await?;
+        let engine = match open_engine(machine, dir).await {
+            Ok(engine) => engine,
+            Err(error) => return Err(abandon(&log, None, error).await),
+        };
+        let (log_handle, engine_handle) = (log.clone(), Arc::clone(&engine));
+        let started = Self::start_on(config, machine, identity, (log, engine), around).await;
+        match started {
+            Ok(node) => Ok(node),
+            Err(error) => Err(abandon(&log_handle, Some(&*engine_handle), error).await),
+        }
+    }
+
+    async fn start_on(
+        config: &RepConfig,
+        machine: &Machine,
+        identity: Arc<Identity>,
+        (log, engine): (Log, Arc<dyn StorageEngine>),
+        around: Surroundings,
+    ) -> Result<Arc<Self>, OpenError> {
+        let held = engine.applied()?;
+        check_log_reaches(log.state().last, held.as_ref(), &config.data_dir)?;
+        let window = Arc::new(Window::default());
+        let readers = Arc::new(Readers::default());
+        let sequencer = Arc::new(Sequencer::new(
+            Arc::clone(&window),
+            held_vlsn(held.as_ref()),
+            batch_bytes_max(config),
+        ));
+        let shared = (
+            Arc::clone(&window),
+            Arc::clone(&readers),
+            Arc::clone(&sequencer),
+        );
+        let flush = Arc::new(Flush::new(
+            shared,
+            Arc::clone(&engine),
+            flush_limits(config),
+        )?);
+        let (stop_flush, flushed) = start_flush(machine, &flush, &log, &around)?;
+        let consensus = Consensus::start(Parts {
+            identity: Arc::clone(&identity),
+            log: log.clone(),
+            engine: Arc::clone(&engine),
+            sequencer: Arc::clone(&sequencer),
+            flush: Arc::clone(&flush),
+            transport: Arc::clone(&machine.transport),
+            members: around.members,
+            role: around.role,
+            clock: Arc::clone(&machine.clock),
+            seed: machine.seed ^ identity.node_id.0,
+            timers: timers(config),
+        })
+        .await
+        .map_err(|error| OpenError::Start(error.to_string()))?;
+        let barriers = ReadBarriers::start(Arc::clone(&consensus));
+        let budget_bytes = config.tuning.commit_queue_bytes_max;
+        let budget = Semaphore::new(budget_bytes);
+        let (gate, flushed) = (RwLock::default(), std::sync::Mutex::new(Some(flushed)));
+        Ok(Arc::new(Self {
+            identity,
+            window,
+            readers,
+            sequencer,
+            flush,
+            engine,
+            machine: machine.clone(),
+            log,
+            consensus,
+            barriers,
+            budget,
+            budget_bytes,
+            transaction_bytes_max: transaction_bytes_max(config),
+            gate,
+            stop_flush,
+            flushed,
+        }))
+    }
+
+    /// A view at the last committed transaction.
+    pub(crate) fn view(&self) -> View {
+        let reader = self.readers.begin(|| self.sequencer.visible());
+        View::new(Arc::clone(&self.window), Arc::clone(&self.engine), reader)
+    }
+
+    /// Stops everything, in the order in which the parts rest on each other, and leaves the engine
+    /// and the log synced.
+    ///
+    /// # Errors
+    /// What could not be written. Nothing acknowledged is lost: it is in the log.
+    pub(crate) async fn stop(&self) -> Result<(), String> {
+        self.consensus.shutdown().await;
+        self.stop_flush.send_replace(true);
+        let flushed = self
+            .flushed
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
+        let flushed = match flushed {
+            Some(flushed) => flushed.await,
+            None => Ok(Ok(())),
+        };
+        let closed_log = self.log.close().await;
+        let engine = Arc::clone(&self.engine);
+        // It gives space back, which takes its time.
+        let closing = self
+            .machine
+            .run("steadfast-close", async move { engine.close() });
+        let closed_engine = match closing {
+            Ok(closing) => closing.await.unwrap_or(Err(EngineError::Failed)),
+            Err(_) => self.engine.close(),
+        };
+        if let Ok(Err(error)) = flushed {
+            return Err(format!("the last flush failed: {error}"));
+        }
+        closed_log.map_err(|error| format!("the log could not be closed: {error}"))?;
+        closed_engine.map_err(|error| format!("the engine could not be closed: {error}"))
+    }
+}
+
+/// Gives up what was opened for a node that cannot start, so that the next try finds it free.
+async fn abandon(log: &Log, engine: Option<&dyn StorageEngine>, error: OpenError) -> OpenError {
+    if let Err(second) = log.close().await {
+        tracing::warn!(error = %second, "the log of a node that did not start");
+    }
+    if let Some(Err(second)) = engine.map(StorageEngine::close) {
+        tracing::warn!(error = %second, "the engine of a node that did not start");
+    }
+    error
+}
+
+/// A batch and the transaction that overfills it must fit into a segment of the log together.
+fn batch_bytes_max(config: &RepConfig) -> usize {
+    BATCH_BYTES_MAX.min(config.tuning.log_segment_bytes as usize / 4)
+}
+
+fn transaction_bytes_max(config: &RepConfig) -> usize {
+    TRANSACTION_BYTES_MAX.min(config.tuning.log_segment_bytes as usize / 2)
+}
+
+fn timers(config: &RepConfig) -> Timers {
+    let tuning = &config.tuning;
+    Timers {
+        heartbeat_interval: tuning.heartbeat_interval,
+        election_timeout_min: tuning.election_timeout_min,
+        election_timeout_max: tuning.election_timeout_max,
+        dial_timeout: tuning.dial_timeout,
+        silence_max: tuning.silence_max,
+        batches_in_flight_max: tuning.batches_in_flight_max,
+    }
+}
+
+fn flush_limits(config: &RepConfig) -> FlushLimits {
+    let tuning = &config.tuning;
+    FlushLimits {
+        window_bytes_max: tuning.window_bytes_max,
+        flush_bytes: tuning.flush_bytes,
+        flush_interval: tuning.flush_interval,
+        snapshot_age_max: tuning.snapshot_age_max,
+    }
+}
+
+async fn open_log(
+    config: &RepConfig,
+    machine: &Machine,
+    dir: &DataDir,
+    identity: &Identity,
+    around: &Surroundings,
+) -> Result<Log, OpenError> {
+    let path = dir.log_dir();
+    if !dir.has_log(&*machine.disk)? {
+        let what = "there is no log beside an identity that has one".to_owned();
+        return Err(OpenError::Corrupt {
+            path,
+            offset: 0,
+            what,
+        });
+    }
+    let (log, ended) = start_log(config, machine, (path, whose(identity))).await?;
+    let (failed, watched) = (Arc::clone(&around.failed), log.clone());
+    process::spawn(async move {
+        // However the writer ended, closing says why.
+        ended.await.ok();
+        if let Err(error) = watched.close().await {
+            failed(format!("the log failed: {error}"));
+        }
+    });
+    Ok(log)
+}
+
+/// Makes the log of a node whose group has just formed, before its identity says so: an identity
+/// without a log is a log that was lost.
+///
+/// # Errors
+/// See [`OpenError`].
+pub(crate) async fn create_log(
+    config: &RepConfig,
+    machine: &Machine,
+    dir: &DataDir,
+    identity: &Identity,
+) -> Result<(), OpenError> {
+    dir.remove_log(&*machine.disk)?;
+    let (log, _ended) = start_log(config, machine, (dir.log_dir(), whose(identity))).await?;
+    log.close().await.map_err(open_log_error)
+}
+
+fn whose(identity: &Identity) -> LogIdentity {
+    LogIdentity {
+        group: identity
+            .group
+            .expect("a log is made when its group has formed"),
+        node: identity.node_id,
+        incarnation: identity.incarnation,
+    }
+}
+
+/// Opens the log in `path` with its writer on a thread; the receiver tells when that has ended.
+async fn start_log(
+    config: &RepConfig,
+    machine: &Machine,
+    (path, whose): (PathBuf, LogIdentity),
+) -> Result<(Log, oneshot::Receiver<()>), OpenError> {
+    let log_config = LogConfig {
+        segment_bytes: config.tuning.log_segment_bytes,
+        group_bytes_max: LOG_GROUP_BYTES_MAX,
+        cache_bytes_max: config.tuning.log_cache_bytes_max,
+        ..LogConfig::default()
+    };
+    let disk = Arc::clone(&machine.disk);
+    let (opened_sender, opened) = oneshot::channel();
+    let ended = machine.run("steadfast-log", async move {
+        match Log::open(disk, path, whose, log_config).await {
+            Ok((log, writer)) => {
+                opened_sender.send(Ok(log)).ok();
+                writer.run().await;
+            }
+            Err(error) => drop(opened_sender.send(Err(error))),
+        }
+    })?;
+    let opened = opened
+        .await
+        .map_err(|_| OpenError::Start("the log's thread died".to_owned()))?;
+    Ok((opened.map_err(open_log_error)?, ended))
+}
+
+fn open_log_error(error: LogError) -> OpenError {
+    match error {
+        LogError::Corrupt {
+            file,
+            offset,
+            damage,
+        } => OpenError::Corrupt {
+            path: file,
+            offset,
+            what: damage.to_string(),
+        },
+        other => OpenError::Log(other),
+    }
+}
+
+async fn open_engine(
+    machine: &Machine,
+    dir: &DataDir,
+) -> Result<Arc<dyn StorageEngine>, OpenError> {
+    let (engines, path) = (Arc::clone(&machine.engines), dir.engine_dir());
+    let opened = machine.run("steadfast-open", async move { engines.open(&path) })?;
+    let opened = opened
+        .await
+        .map_err(|_| OpenError::Start("the engine's thread died".to_owned()))?;
+    Ok(opened?)
+}
+
+type FlushEnd = oneshot::Receiver<Result<(), EngineError>>;
+
+/// The engine never gets what is not in the log on disk. If it holds more than the log, the log has
+/// lost what it had synced.
+fn check_log_reaches(
+    last: Option<LogId>,
+    held: Option<&Applied>,
+    data_dir: &Path,
+) -> Result<(), OpenError> {
+    let Some(held) = held else { return Ok(()) };
+    if last.is_some_and(|last| last.position >= held.position) {
+        return Ok(());
+    }
+    let last = last.map_or_else(
+        || "is empty".to_owned(),
+        |last| format!("ends with entry {last}"),
+    );
+    Err(OpenError::Corrupt {
+        path: data_dir.join("log"),
+        offset: 0,
+        what: format!(
+            "the log {last}, and the storage engine holds entries up to {}@{}",
+            held.position, held.term
+        ),
+    })
+}
+
+fn start_flush(
+    machine: &Machine,
+    flush: &Arc<Flush>,
+    log: &Log,
+    around: &Surroundings,
+) -> Result<(watch::Sender<bool>, FlushEnd), OpenError> {
+    let (stop_sender, stop) = watch::channel(false);
+    let (flush, persisted) = (Arc::clone(flush), log.persisted());
+    let failed = Arc::clone(&around.failed);
+    let ended = machine.run("steadfast-flush", async move {
+        let result = flush.run(persisted, stop).await;
+        if let Err(error) = &result {
+            failed(format!("the storage engine failed: {error}"));
+        }
+        flush.end();
+        result
+    })?;
+    Ok((stop_sender, ended))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{LogPosition, Term, Vlsn};
+
+    #[test]
+    fn a_log_that_ends_before_what_the_engine_holds_is_corrupt() {
+        let (term, position) = (Term(2), LogPosition(7));
+        let held = Applied {
+            term,
+            position,
+            vlsn: Vlsn(3),
+            membership: bytes::Bytes::new(),
+        };
+        let check = |last: Option<u64>| {
+            let last = last.map(|position| LogId {
+                term,
+                position: LogPosition(position),
+            });
+            check_log_reaches(last, Some(&held), Path::new("/data"))
+        };
+        assert!(check(Some(7)).is_ok() && check(Some(9)).is_ok());
+        for lost in [None, Some(6)] {
+            let refused = check(lost)
+                .expect_err("the log has lost entries")
+                .to_string();
+            assert!(refused.contains("/data/log is corrupt"), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! What a node shows of itself.
+
+pub(crate) mod digest;
+pub(crate) mod status;

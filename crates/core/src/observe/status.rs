@@ -1,0 +1,123 @@
+//! The state of a node as data: what the command line, JSON and metrics all render.
+
+use std::error::Error;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use steadfast_net::TcpTransport;
+
+use crate::group::{MemberRecord, NodeAddress};
+use crate::ids::{GroupUuid, LogPosition, NodeId, Term, Vlsn};
+use crate::service::messages::{NodeStateMessage, ReplicaProgress};
+use crate::service::node_state;
+
+/// What one node says of itself, also while it has no master or belongs to no group yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Name of the group.
+    pub group_name: String,
+    /// The group; `None` until it has formed.
+    pub group: Option<GroupUuid>,
+    /// The node. Its id is 0 until the group has formed.
+    pub node: NodeAddress,
+    /// All members, this node included; empty until the group has formed.
+    pub members: Vec<NodeAddress>,
+    /// "master", "replica", "unknown" or "detached".
+    pub role: String,
+    /// The newest term that the node knows.
+    pub term: Term,
+    /// The master that the node follows.
+    pub master: Option<NodeId>,
+    /// The last visible transaction.
+    pub vlsn: Vlsn,
+    /// The last log position that is on this node's disk.
+    pub persisted: Option<LogPosition>,
+    /// The last log position that this node has applied.
+    pub applied: Option<LogPosition>,
+    /// On the master: every other member.
+    pub replicas: Vec<ReplicaStatus>,
+    /// Free bytes on the volume of the data directory.
+    pub disk_free_bytes: u64,
+    /// Size of that volume in bytes.
+    pub disk_total_bytes: u64,
+    /// Version of the program.
+    pub version: String,
+    /// Memory for versions that the engine does not hold yet, in bytes.
+    pub window_bytes: u64,
+    /// What the node waits for, in words; empty when it is ready.
+    pub waiting_for: String,
+    /// Digest of everything visible as of `vlsn`, in hexadecimal, where it was asked for.
+    pub digest: Option<String>,
+}
+
+/// A replica as the master sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// The replica.
+    pub node: NodeId,
+    /// The last log position that is on its disk.
+    pub persisted: Option<LogPosition>,
+    /// Milliseconds since it was last heard; `None` when it was never heard in this term.
+    pub heard_ms_ago: Option<u64>,
+}
+
+/// Why a node's status could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{address} does not answer: {source}")]
+pub struct StatusError {
+    address: String,
+    source: Box<dyn Error + Send + Sync>,
+}
+
+impl NodeStatus {
+    /// Asks the node that listens on `address`, over TCP. With `digest` the node reads all of its
+    /// data, which can take long.
+    ///
+    /// # Errors
+    /// When it does not answer within `timeout`, or answers nonsense.
+    pub async fn ask(address: &str, digest: bool, timeout: Duration) -> Result<Self, StatusError> {
+        let error = |source| StatusError {
+            address: address.to_owned(),
+            source,
+        };
+        let state = node_state::ask(&TcpTransport, address, digest, timeout).await;
+        Self::from_message(state.map_err(|source| error(source.into()))?).map_err(error)
+    }
+
+    pub(crate) fn from_message(
+        state: NodeStateMessage,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let group = match &state.group[..] {
+            [] => None,
+            bytes => Some(GroupUuid::from_bytes(bytes)?),
+        };
+        let address = |record: MemberRecord| {
+            let (id, member) = record.into_member();
+            member.node_address(id)
+        };
+        let replica = |progress: ReplicaProgress| ReplicaStatus {
+            node: NodeId(progress.node),
+            persisted: progress.persisted.map(|id| LogPosition(id.position)),
+            heard_ms_ago: progress.heard_ms_ago,
+        };
+        Ok(Self {
+            group_name: state.group_name,
+            group,
+            node: address(state.node.ok_or("the answer names no node")?),
+            members: state.members.into_iter().map(address).collect(),
+            role: state.role,
+            term: Term(state.term),
+            master: state.master.map(NodeId),
+            vlsn: Vlsn(state.vlsn),
+            persisted: state.persisted.map(|id| LogPosition(id.position)),
+            applied: state.applied.map(|id| LogPosition(id.position)),
+            replicas: state.replicas.into_iter().map(replica).collect(),
+            disk_free_bytes: state.disk_free_bytes,
+            disk_total_bytes: state.disk_total_bytes,
+            version: state.version,
+            window_bytes: state.window_bytes,
+            waiting_for: state.waiting_for,
+            digest: Some(state.digest).filter(|digest| !digest.is_empty()),
+        })
+    }
+}

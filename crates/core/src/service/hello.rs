@@ -1,0 +1,234 @@
+//! The hello: who is calling, whom it means, and whether it may.
+//!
+//! It is the first frame on every connection of our services. A refused caller changes no state
+//! here and is told why, in a reason that it can act on and a text for people.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use steadfast_net::{Connection, FrameReceiver, FrameSender, NetError, Transport};
+use tokio::sync::watch;
+
+use crate::group::identity::Identity;
+use crate::group::{Member, Members};
+use crate::ids::{GroupUuid, Incarnation, NodeId};
+use crate::service::NODE_STATE;
+use crate::service::messages::{
+    Hello, HelloReply, Kind, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN, Refusal, WireError,
+    decode, encode,
+};
+
+/// A connection on which the hello was accepted.
+pub(crate) struct Session {
+    pub(crate) sender: FrameSender,
+    pub(crate) receiver: FrameReceiver,
+}
+
+/// Why a peer could not be talked to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    #[error(transparent)]
+    Net(#[from] NetError),
+    #[error("the peer sent nonsense: {0}")]
+    Wire(#[from] WireError),
+    #[error("the peer refused the connection ({refusal:?}): {text}")]
+    Refused { refusal: Refusal, text: String },
+    #[error("the peer closed the connection")]
+    Closed,
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+}
+
+/// What a caller says of itself.
+#[derive(Clone)]
+pub(crate) enum Caller {
+    Node(Arc<Identity>),
+    /// A program that is no node; it may ask for the state of one.
+    Client,
+}
+
+impl Caller {
+    /// Connects to `service` of the node `receiver` (0: whoever answers) and says hello.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub(crate) async fn dial(
+        &self,
+        transport: &dyn Transport,
+        (address, receiver): (&str, NodeId),
+        service: &str,
+        timeout: Duration,
+    ) -> Result<Session, DialError> {
+        let dialled = async {
+            let connection = steadfast_net::open_service(transport, address, service).await?;
+            let (mut sender, mut receiver_half) = connection.split();
+            sender
+                .send(encode(Kind::Hello, &self.hello(receiver, service)))
+                .await?;
+            let reply = receiver_half.receive().await?.ok_or(DialError::Closed)?;
+            let reply: HelloReply = decode(Kind::HelloReply, reply)?;
+            if reply.version == 0 {
+                return Err(DialError::Refused {
+                    refusal: reply.refusal(),
+                    text: reply.text,
+                });
+            }
+            Ok(Session {
+                sender,
+                receiver: receiver_half,
+            })
+        };
+        tokio::time::timeout(timeout, dialled)
+            .await
+            .unwrap_or(Err(DialError::Timeout(timeout)))
+    }
+
+    fn hello(&self, receiver: NodeId, service: &str) -> Hello {
+        let (group, sender, incarnation) = match self {
+            Self::Node(identity) => (
+                identity.group.map_or_else(Bytes::new, GroupUuid::to_bytes),
+                identity.node_id.0,
+                identity.incarnation.0,
+            ),
+            Self::Client => (Bytes::new(), 0, 0),
+        };
+        Hello {
+            version_min: PROTOCOL_VERSION_MIN,
+            version_max: PROTOCOL_VERSION_MAX,
+            group,
+            sender,
+            sender_incarnation: incarnation,
+            receiver: receiver.0,
+            purpose: service.to_owned(),
+        }
+    }
+}
+
+/// Answers hellos for one node.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    identity: watch::Receiver<Arc<Identity>>,
+    members: watch::Receiver<Members>,
+    timeout: Duration,
+}
+
+/// A refusal with its text for people.
+type Refused = (Refusal, String);
+
+impl Gate {
+    pub(crate) fn new(
+        identity: watch::Receiver<Arc<Identity>>,
+        members: watch::Receiver<Members>,
+        timeout: Duration,
+    ) -> Self {
+        Self {
+            identity,
+            members,
+            timeout,
+        }
+    }
+
+    /// Reads the hello of a connection to `service` and answers it. Returns the calling member;
+    /// `None` for a client.
+    ///
+    /// # Errors
+    /// When the hello is refused (the caller has been told) or does not come.
+    pub(crate) async fn accept(
+        &self,
+        connection: Connection,
+        service: &'static str,
+    ) -> Result<(Option<NodeId>, Session), DialError> {
+        let peer = connection.peer().to_owned();
+        let (mut sender, mut receiver) = connection.split();
+        let first = tokio::time::timeout(self.timeout, receiver.receive()).await;
+        let frame = first.map_err(|_| DialError::Timeout(self.timeout))??;
+        let hello: Hello = decode(Kind::Hello, frame.ok_or(DialError::Closed)?)?;
+        let result = self.check(&hello, service);
+        let (version, refusal, text) = match &result {
+            Ok(_) => (
+                PROTOCOL_VERSION_MAX.min(hello.version_max),
+                Refusal::None,
+                String::new(),
+            ),
+            Err((refusal, text)) => (0, *refusal, text.clone()),
+        };
+        let reply = HelloReply {
+            version,
+            refusal: refusal.into(),
+            text,
+        };
+        sender.send(encode(Kind::HelloReply, &reply)).await?;
+        match result {
+            Ok(caller) => Ok((caller, Session { sender, receiver })),
+            Err((refusal, text)) => {
+                metrics::counter!("steadfast_hello_refused_total", "reason" => format!("{refusal:?}"))
+                    .increment(1);
+                tracing::warn!(%peer, service, ?refusal, text, "refused a hello");
+                Err(DialError::Refused { refusal, text })
+            }
+        }
+    }
+
+    fn check(&self, hello: &Hello, service: &str) -> Result<Option<NodeId>, Refused> {
+        let identity = self.identity.borrow().clone();
+        if hello.version_min > PROTOCOL_VERSION_MAX || hello.version_max < PROTOCOL_VERSION_MIN {
+            let text = format!(
+                "this node speaks protocol versions {PROTOCOL_VERSION_MIN} to \
+                 {PROTOCOL_VERSION_MAX}, the caller {} to {}",
+                hello.version_min, hello.version_max
+            );
+            return Err((Refusal::NoCommonVersion, text));
+        }
+        if hello.purpose != service {
+            return Err((
+                Refusal::NotAllowed,
+                "the hello names another service".to_owned(),
+            ));
+        }
+        // The state of a node is shown to anyone: it is what an operator looks at first.
+        if service == NODE_STATE {
+            return Ok(None);
+        }
+        let Some(group) = identity.group else {
+            return Err((
+                Refusal::NotFormed,
+                "this node belongs to no group yet".to_owned(),
+            ));
+        };
+        if hello.group != group.to_bytes() {
+            let text = format!(
+                "this node belongs to group {:?} ({group})",
+                identity.group_name
+            );
+            return Err((Refusal::WrongGroup, text));
+        }
+        if hello.receiver != identity.node_id.0 {
+            let text = format!("this is node {} ({})", identity.node_id, identity.node_name);
+            return Err((Refusal::WrongNode, text));
+        }
+        self.check_sender(hello)
+    }
+
+    fn check_sender(&self, hello: &Hello) -> Result<Option<NodeId>, Refused> {
+        let sender = NodeId(hello.sender);
+        let members = self.members.borrow();
+        let Some(Member {
+            name, incarnation, ..
+        }) = members.get(&sender)
+        else {
+            return Err((
+                Refusal::NotAMember,
+                format!("node {sender} is not a member"),
+            ));
+        };
+        if *incarnation != Incarnation(hello.sender_incarnation) {
+            let text = format!(
+                "node {sender} ({name}) has another data directory than the one that was let in: \
+                 it could have acknowledged writes that it no longer has"
+            );
+            return Err((Refusal::FencedIncarnation, text));
+        }
+        Ok(Some(sender))
+    }
+}

@@ -1,0 +1,508 @@
+//! The messages on the wire, and the envelope of each frame.
+//!
+//! ```text
+//! frame   | kind: u8 | 0: [u8; 3] | crc32c of kind and body: u32 LE | body (protobuf) |
+//! ```
+//!
+//! The checksum finds what TCP's does not. Unknown fields are ignored, so that a field can be
+//! added while old and new nodes talk to each other; a new meaning needs a new protocol version.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
+
+use crate::group::MemberRecord;
+use crate::ids::{LogPosition, NodeId, Term};
+use crate::log::{self, EntryKind, LogId};
+
+/// The protocol versions that this program speaks.
+pub(crate) const PROTOCOL_VERSION_MIN: u32 = 1;
+pub(crate) const PROTOCOL_VERSION_MAX: u32 = 1;
+
+const CHECKSUM_OFFSET: usize = 4;
+const BODY_OFFSET: usize = 8;
+
+/// What a frame holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Hello = 1,
+    HelloReply = 2,
+    Append = 3,
+    AppendReply = 4,
+    ElectionRequest = 5,
+    ElectionReply = 6,
+    NodeState = 7,
+    NodeStateRequest = 8,
+}
+
+/// Why a frame from a peer was not understood. The connection is closed; nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WireError {
+    #[error("frame of {0} bytes has no room for its envelope")]
+    Short(usize),
+    #[error("frame of kind {found} where kind {expected:?} was expected")]
+    Kind { expected: Kind, found: u8 },
+    #[error("frame checksum {found:#010x} does not match its bytes ({computed:#010x})")]
+    Checksum { found: u32, computed: u32 },
+    #[error("message cannot be decoded: {0}")]
+    Decode(#[from] prost::DecodeError),
+    #[error("message lacks {0}")]
+    Missing(&'static str),
+    #[error("message has an impossible {0}")]
+    Invalid(&'static str),
+}
+
+/// Puts `message` into the envelope.
+pub(crate) fn encode(kind: Kind, message: &impl Message) -> Bytes {
+    let mut frame = BytesMut::with_capacity(BODY_OFFSET + message.encoded_len());
+    frame.put_u32_le(u32::from(kind as u8));
+    frame.put_u32_le(0);
+    message.encode(&mut frame).expect("the buffer grows");
+    let checksum = checksum(&frame);
+    frame[CHECKSUM_OFFSET..BODY_OFFSET].copy_from_slice(&checksum.to_le_bytes());
+    frame.freeze()
+}
+
+/// The message in a frame that must be of `kind`. Byte fields share the frame's memory.
+///
+/// # Errors
+/// See [`WireError`].
+pub(crate) fn decode<M: Message + Default>(kind: Kind, mut frame: Bytes) -> Result<M, WireError> {
+    if frame.len() < BODY_OFFSET {
+        return Err(WireError::Short(frame.len()));
+    }
+    let stored = frame[CHECKSUM_OFFSET..BODY_OFFSET]
+        .try_into()
+        .expect("four bytes");
+    let (found, computed) = (u32::from_le_bytes(stored), checksum(&frame));
+    if found != computed {
+        return Err(WireError::Checksum { found, computed });
+    }
+    if frame[..CHECKSUM_OFFSET] != u32::from(kind as u8).to_le_bytes() {
+        return Err(WireError::Kind {
+            expected: kind,
+            found: frame[0],
+        });
+    }
+    Ok(M::decode(frame.split_off(BODY_OFFSET))?)
+}
+
+fn checksum(frame: &[u8]) -> u32 {
+    crc32c::crc32c_append(
+        crc32c::crc32c(&frame[..CHECKSUM_OFFSET]),
+        &frame[BODY_OFFSET..],
+    )
+}
+
+/// First frame from the client on every service.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct Hello {
+    #[prost(uint32, tag = "1")]
+    pub(crate) version_min: u32,
+    #[prost(uint32, tag = "2")]
+    pub(crate) version_max: u32,
+    /// UUID of the group, 16 bytes; empty from a client that belongs to none.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(crate) group: Bytes,
+    /// 0 from a client that is no node.
+    #[prost(uint64, tag = "4")]
+    pub(crate) sender: u64,
+    #[prost(fixed64, tag = "5")]
+    pub(crate) sender_incarnation: u64,
+    /// The node that the sender means to reach; 0 for whoever answers.
+    #[prost(uint64, tag = "6")]
+    pub(crate) receiver: u64,
+    /// Name of the service.
+    #[prost(string, tag = "7")]
+    pub(crate) purpose: String,
+}
+
+/// Answer to [`Hello`].
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct HelloReply {
+    /// The version chosen, or 0 when the hello is refused.
+    #[prost(uint32, tag = "1")]
+    pub(crate) version: u32,
+    #[prost(enumeration = "Refusal", tag = "2")]
+    pub(crate) refusal: i32,
+    /// What to tell people.
+    #[prost(string, tag = "3")]
+    pub(crate) text: String,
+}
+
+/// Why a hello was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub(crate) enum Refusal {
+    None = 0,
+    WrongGroup = 1,
+    WrongNode = 2,
+    NotAMember = 3,
+    FencedIncarnation = 4,
+    NoCommonVersion = 5,
+    NotAllowed = 6,
+    NotFormed = 7,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct VoteMessage {
+    #[prost(uint64, tag = "1")]
+    pub(crate) term: u64,
+    #[prost(uint64, tag = "2")]
+    pub(crate) node: u64,
+    #[prost(bool, tag = "3")]
+    pub(crate) committed: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct LogIdMessage {
+    #[prost(uint64, tag = "1")]
+    pub(crate) term: u64,
+    #[prost(uint64, tag = "2")]
+    pub(crate) position: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct EntryMessage {
+    #[prost(uint64, tag = "1")]
+    pub(crate) term: u64,
+    #[prost(uint64, tag = "2")]
+    pub(crate) position: u64,
+    /// 0 blank, 1 transactions, 2 membership.
+    #[prost(uint32, tag = "3")]
+    pub(crate) kind: u32,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub(crate) payload: Bytes,
+}
+
+/// Entries from the master (FEEDER), or a heartbeat without entries (ELECTION).
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct Append {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) vote: Option<VoteMessage>,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) prev: Option<LogIdMessage>,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) committed: Option<LogIdMessage>,
+    #[prost(message, repeated, tag = "4")]
+    pub(crate) entries: Vec<EntryMessage>,
+}
+
+/// Answer to one [`Append`], in the order of the appends. An acknowledgement is sent after the
+/// entries are on disk.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct AppendReply {
+    #[prost(oneof = "AppendResult", tags = "1, 2, 3, 4")]
+    pub(crate) result: Option<AppendResult>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Oneof)]
+pub(crate) enum AppendResult {
+    /// The log matches the master's up to here, durably.
+    #[prost(message, tag = "1")]
+    Matched(LogIdMessage),
+    /// The log matches where nothing stands yet.
+    #[prost(bool, tag = "2")]
+    MatchedNothing(bool),
+    /// The log has another entry, or none, at `prev`.
+    #[prost(message, tag = "3")]
+    Conflict(LogIdMessage),
+    /// The replica knows a newer term.
+    #[prost(message, tag = "4")]
+    HigherVote(VoteMessage),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct VoteRequestMessage {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) vote: Option<VoteMessage>,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) last: Option<LogIdMessage>,
+    /// The candidate was told by the master, or knows from a majority, that no lease stands.
+    #[prost(bool, tag = "3")]
+    pub(crate) lease_is_over: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct VoteReplyMessage {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) vote: Option<VoteMessage>,
+    #[prost(bool, tag = "2")]
+    pub(crate) granted: bool,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) last: Option<LogIdMessage>,
+}
+
+/// Asks whether the receiver, too, has lost every connection from this master.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct MasterGone {
+    #[prost(uint64, tag = "1")]
+    pub(crate) master: u64,
+    #[prost(uint64, tag = "2")]
+    pub(crate) term: u64,
+    /// Last entry of the asking node.
+    #[prost(message, optional, tag = "3")]
+    pub(crate) last: Option<LogIdMessage>,
+}
+
+/// Asks the master for a position that every acknowledged write stands at or below.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct BarrierRequest {}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct BarrierReply {
+    /// Absent when the receiver is not the master, or cannot prove that it is.
+    #[prost(uint64, optional, tag = "1")]
+    pub(crate) position: Option<u64>,
+}
+
+/// A request on the ELECTION connection. Answers carry its `id` and may come in any order.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct ElectionRequest {
+    #[prost(uint64, tag = "1")]
+    pub(crate) id: u64,
+    #[prost(oneof = "ElectionCall", tags = "2, 3, 4, 5, 6")]
+    pub(crate) call: Option<ElectionCall>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
+pub(crate) enum ElectionCall {
+    #[prost(message, tag = "2")]
+    Vote(VoteRequestMessage),
+    #[prost(message, tag = "3")]
+    PreVote(VoteRequestMessage),
+    #[prost(message, tag = "4")]
+    Heartbeat(Append),
+    #[prost(message, tag = "5")]
+    MasterGone(MasterGone),
+    #[prost(message, tag = "6")]
+    Barrier(BarrierRequest),
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct ElectionReply {
+    #[prost(uint64, tag = "1")]
+    pub(crate) id: u64,
+    #[prost(oneof = "ElectionAnswer", tags = "2, 3, 4, 5")]
+    pub(crate) answer: Option<ElectionAnswer>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Oneof)]
+pub(crate) enum ElectionAnswer {
+    #[prost(message, tag = "2")]
+    Vote(VoteReplyMessage),
+    #[prost(message, tag = "3")]
+    Append(AppendReply),
+    /// To [`ElectionCall::MasterGone`]: whether the receiver agrees and would vote for the sender.
+    #[prost(bool, tag = "4")]
+    Agrees(bool),
+    #[prost(message, tag = "5")]
+    Barrier(BarrierReply),
+}
+
+/// Asks for [`NodeStateMessage`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct NodeStateRequest {
+    /// Also compute the digest of the node's visible state.
+    #[prost(bool, tag = "1")]
+    pub(crate) digest: bool,
+}
+
+/// What a node says of itself, also while it has no master or belongs to no group yet.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct NodeStateMessage {
+    #[prost(string, tag = "1")]
+    pub(crate) group_name: String,
+    /// UUID of the group, 16 bytes; empty while the node has none.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) group: Bytes,
+    /// The node itself.
+    #[prost(message, optional, tag = "3")]
+    pub(crate) node: Option<MemberRecord>,
+    /// While the node belongs to no group: a digest of the list that it expects.
+    #[prost(fixed64, tag = "4")]
+    pub(crate) expects: u64,
+    #[prost(message, repeated, tag = "5")]
+    pub(crate) members: Vec<MemberRecord>,
+    #[prost(string, tag = "6")]
+    pub(crate) role: String,
+    #[prost(uint64, tag = "7")]
+    pub(crate) term: u64,
+    #[prost(uint64, optional, tag = "8")]
+    pub(crate) master: Option<u64>,
+    #[prost(uint64, tag = "9")]
+    pub(crate) vlsn: u64,
+    #[prost(message, optional, tag = "10")]
+    pub(crate) persisted: Option<LogIdMessage>,
+    #[prost(message, optional, tag = "11")]
+    pub(crate) applied: Option<LogIdMessage>,
+    /// On the master: how far each replica has persisted, and when it was last heard.
+    #[prost(message, repeated, tag = "12")]
+    pub(crate) replicas: Vec<ReplicaProgress>,
+    #[prost(uint64, tag = "13")]
+    pub(crate) disk_free_bytes: u64,
+    #[prost(uint64, tag = "14")]
+    pub(crate) disk_total_bytes: u64,
+    #[prost(string, tag = "15")]
+    pub(crate) version: String,
+    /// Digest of everything visible, as of `vlsn`, where it was asked for.
+    #[prost(string, tag = "16")]
+    pub(crate) digest: String,
+    #[prost(uint64, tag = "17")]
+    pub(crate) window_bytes: u64,
+    /// What the node waits for, in words; empty when it is ready.
+    #[prost(string, tag = "18")]
+    pub(crate) waiting_for: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct ReplicaProgress {
+    #[prost(uint64, tag = "1")]
+    pub(crate) node: u64,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) persisted: Option<LogIdMessage>,
+    /// Absent when it was never heard in this term.
+    #[prost(uint64, optional, tag = "3")]
+    pub(crate) heard_ms_ago: Option<u64>,
+}
+
+impl From<LogId> for LogIdMessage {
+    fn from(id: LogId) -> Self {
+        Self {
+            term: id.term.0,
+            position: id.position.0,
+        }
+    }
+}
+
+impl TryFrom<LogIdMessage> for LogId {
+    type Error = WireError;
+
+    fn try_from(message: LogIdMessage) -> Result<Self, WireError> {
+        check_headroom(message.term, "term")?;
+        check_headroom(message.position, "log position")?;
+        Ok(Self {
+            term: Term(message.term),
+            position: LogPosition(message.position),
+        })
+    }
+}
+
+impl From<log::Vote> for VoteMessage {
+    fn from(vote: log::Vote) -> Self {
+        Self {
+            term: vote.term.0,
+            node: vote.node.0,
+            committed: vote.committed,
+        }
+    }
+}
+
+impl TryFrom<VoteMessage> for log::Vote {
+    type Error = WireError;
+
+    fn try_from(message: VoteMessage) -> Result<Self, WireError> {
+        check_headroom(message.term, "term")?;
+        let (term, node) = (Term(message.term), NodeId(message.node));
+        Ok(Self {
+            term,
+            node,
+            committed: message.committed,
+        })
+    }
+}
+
+impl From<log::Entry> for EntryMessage {
+    fn from(entry: log::Entry) -> Self {
+        let kind = match entry.kind {
+            EntryKind::Blank => 0,
+            EntryKind::Transactions => 1,
+            EntryKind::Membership => 2,
+        };
+        let (term, position) = (entry.term.0, entry.position.0);
+        Self {
+            term,
+            position,
+            kind,
+            payload: entry.payload,
+        }
+    }
+}
+
+impl TryFrom<EntryMessage> for log::Entry {
+    type Error = WireError;
+
+    fn try_from(message: EntryMessage) -> Result<Self, WireError> {
+        let EntryMessage {
+            term,
+            position,
+            kind,
+            payload,
+        } = message;
+        let kind = match kind {
+            0 => EntryKind::Blank,
+            1 => EntryKind::Transactions,
+            2 => EntryKind::Membership,
+            _ => return Err(WireError::Invalid("kind of entry")),
+        };
+        let LogId { term, position } = LogIdMessage { term, position }.try_into()?;
+        Ok(Self {
+            term,
+            position,
+            kind,
+            payload,
+        })
+    }
+}
+
+/// Numbers near the end of their range would overflow in sums made of them.
+fn check_headroom(number: u64, what: &'static str) -> Result<(), WireError> {
+    if number < u64::MAX / 2 {
+        Ok(())
+    } else {
+        Err(WireError::Invalid(what))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flipped_bit_anywhere_in_a_frame_is_refused() {
+        let message = LogIdMessage {
+            term: 3,
+            position: 77,
+        };
+        let frame = encode(Kind::Append, &message);
+        let read: LogIdMessage = decode(Kind::Append, frame.clone()).unwrap();
+        assert_eq!(read, message);
+        for bit in 0..frame.len() * 8 {
+            let mut flipped = BytesMut::from(&frame[..]);
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(
+                decode::<LogIdMessage>(Kind::Append, flipped.freeze()).is_err(),
+                "bit {bit}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_frame_of_another_kind_is_refused() {
+        let frame = encode(Kind::Append, &BarrierRequest {});
+        assert!(matches!(
+            decode::<BarrierRequest>(Kind::Hello, frame),
+            Err(WireError::Kind {
+                expected: Kind::Hello,
+                found: 3
+            })
+        ));
+    }
+
+    #[test]
+    fn terms_and_positions_near_the_end_of_their_range_are_refused() {
+        for (term, position) in [(u64::MAX, 0), (0, u64::MAX), (1 << 63, 1 << 63)] {
+            assert!(LogId::try_from(LogIdMessage { term, position }).is_err());
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! What travels between nodes: one file per service, the messages, and the hello before them.
+
+pub(crate) mod election;
+pub(crate) mod hello;
+pub(crate) mod messages;
+pub(crate) mod node_state;
+
+/// Entry streams and acknowledgements.
+pub(crate) const FEEDER: &str = "FEEDER";
+/// Votes, pre-votes, heartbeats and read barriers.
+pub(crate) const ELECTION: &str = "ELECTION";
+/// State of one node, answered also while it has no master.
+pub(crate) const NODE_STATE: &str = "NODE_STATE";

@@ -1,0 +1,56 @@
+//! `NODE_STATE`: what a node says of itself, also while it has no master or no group.
+
+use std::future::Future;
+use std::time::Duration;
+
+use steadfast_net::Transport;
+
+use crate::ids::NodeId;
+use crate::service::NODE_STATE;
+use crate::service::hello::{Caller, DialError, Session};
+use crate::service::messages::{Kind, NodeStateMessage, NodeStateRequest, decode, encode};
+
+/// Asks the node at `address` for its state.
+///
+/// # Errors
+/// When it cannot be reached, or answers nonsense.
+pub(crate) async fn ask(
+    transport: &dyn Transport,
+    address: &str,
+    digest: bool,
+    timeout: Duration,
+) -> Result<NodeStateMessage, DialError> {
+    let asked = async {
+        let anyone = (address, NodeId(0));
+        let mut session = Caller::Client
+            .dial(transport, anyone, NODE_STATE, timeout)
+            .await?;
+        let request = encode(Kind::NodeStateRequest, &NodeStateRequest { digest });
+        session.sender.send(request).await?;
+        let reply = session.receiver.receive().await?.ok_or(DialError::Closed)?;
+        Ok(decode(Kind::NodeState, reply)?)
+    };
+    tokio::time::timeout(timeout, asked)
+        .await
+        .unwrap_or(Err(DialError::Timeout(timeout)))
+}
+
+/// Answers requests with `describe` until the caller closes; `true` asks for the digest too, which
+/// may take long.
+///
+/// # Errors
+/// When the caller sends nonsense or goes away.
+pub(crate) async fn serve<F>(
+    describe: impl Fn(bool) -> F,
+    mut session: Session,
+) -> Result<(), DialError>
+where
+    F: Future<Output = NodeStateMessage>,
+{
+    while let Some(frame) = session.receiver.receive().await? {
+        let NodeStateRequest { digest } = decode(Kind::NodeStateRequest, frame)?;
+        let state = describe(digest).await;
+        session.sender.send(encode(Kind::NodeState, &state)).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,374 @@
+//! The payload of one log entry: a batch of transactions, in the bytes that are logged and sent.
+//!
+//! ```text
+//! batch        | format: u8 = 1 | 0: [u8; 3] | transactions: u32 | first VLSN: u64 | committed_at_ms: u64 |
+//!              | transaction ... |
+//! transaction  | operations: u32 | operation ... |
+//! operation    | kind: u8 (1 put, 2 delete) | 0: [u8; 3] | database: u32 | key_len: u32 | value_len: u32 |
+//!              | key | value |
+//! ```
+//!
+//! All integers are little-endian. VLSNs within a batch are dense: transaction `i` has the VLSN
+//! `first + i`. Operations of one transaction are sorted by (database, key), each key once.
+//!
+//! A batch is checked whole by [`Batch::parse`] before any of it changes anything; what comes out
+//! borrows the entry's bytes, so keys and values are not copied on a replica.
+
+use std::fmt;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::ids::{DatabaseId, Vlsn};
+use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+
+const FORMAT: u8 = 1;
+const FORMAT_OFFSET: usize = 0;
+const COUNT_OFFSET: usize = FORMAT_OFFSET + 4;
+const FIRST_VLSN_OFFSET: usize = COUNT_OFFSET + 4;
+const COMMITTED_AT_OFFSET: usize = FIRST_VLSN_OFFSET + 8;
+const HEADER_BYTES: usize = COMMITTED_AT_OFFSET + 8;
+/// What an operation takes in a batch beside its key and value.
+pub(crate) const OPERATION_HEADER_BYTES: usize = 16;
+
+const KIND_PUT: u8 = 1;
+const KIND_DELETE: u8 = 2;
+
+/// What one transaction does to one key: `value` is `None` for a deletion.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Operation {
+    pub(crate) database: DatabaseId,
+    pub(crate) key: Bytes,
+    pub(crate) value: Option<Bytes>,
+}
+
+impl Operation {
+    /// Bytes that the operation takes in a batch.
+    pub(crate) fn encoded_bytes(&self) -> usize {
+        OPERATION_HEADER_BYTES + self.key.len() + self.value.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+/// Why the payload of an entry is not a batch.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BatchError {
+    #[error("batch format {0} is newer than this program knows (it knows {FORMAT})")]
+    Format(u8),
+    #[error("batch ends inside {0}")]
+    Short(&'static str),
+    #[error("batch has {0} bytes after its last transaction")]
+    Trailing(usize),
+    #[error("batch has an operation of unknown kind {0}")]
+    Kind(u8),
+    #[error("batch numbers its transactions past the last VLSN")]
+    VlsnOverflow,
+    #[error("batch has no transaction")]
+    Empty,
+    #[error("batch has a key of {0} bytes or a value of {1} bytes, over the limits")]
+    Limit(usize, usize),
+}
+
+/// Collects transactions into the bytes of one batch.
+#[derive(Debug)]
+pub(crate) struct BatchBuilder {
+    bytes: BytesMut,
+    first: Vlsn,
+    transactions: u32,
+}
+
+impl BatchBuilder {
+    /// An empty batch whose first transaction will have the VLSN `first`.
+    pub(crate) fn new(first: Vlsn) -> Self {
+        let mut bytes = BytesMut::with_capacity(16 * 1024);
+        bytes.put_u32_le(u32::from(FORMAT));
+        bytes.put_u32_le(0);
+        bytes.put_u64_le(first.0);
+        bytes.put_u64_le(0);
+        Self {
+            bytes,
+            first,
+            transactions: 0,
+        }
+    }
+
+    /// Adds one transaction and returns its VLSN.
+    pub(crate) fn push(&mut self, operations: &[Operation]) -> Vlsn {
+        let vlsn = Vlsn(self.first.0 + u64::from(self.transactions));
+        self.transactions += 1;
+        self.bytes.reserve(
+            4 + operations
+                .iter()
+                .map(Operation::encoded_bytes)
+                .sum::<usize>(),
+        );
+        self.bytes.put_u32_le(length_u32(operations.len()));
+        for operation in operations {
+            let kind = if operation.value.is_some() {
+                KIND_PUT
+            } else {
+                KIND_DELETE
+            };
+            let value = operation.value.as_deref().unwrap_or_default();
+            self.bytes.put_u32_le(u32::from(kind));
+            self.bytes.put_u32_le(operation.database.0);
+            self.bytes.put_u32_le(length_u32(operation.key.len()));
+            self.bytes.put_u32_le(length_u32(value.len()));
+            self.bytes.put_slice(&operation.key);
+            self.bytes.put_slice(value);
+        }
+        vlsn
+    }
+
+    pub(crate) fn transactions(&self) -> u32 {
+        self.transactions
+    }
+
+    pub(crate) fn encoded_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Closes the batch. `committed_at_ms` is the master's wall clock, in milliseconds since 1970.
+    ///
+    /// # Panics
+    /// When nothing was pushed: an empty batch is never proposed.
+    pub(crate) fn finish(mut self, committed_at_ms: u64) -> Batch {
+        assert!(self.transactions > 0, "an empty batch is never proposed");
+        self.bytes[COUNT_OFFSET..FIRST_VLSN_OFFSET]
+            .copy_from_slice(&self.transactions.to_le_bytes());
+        self.bytes[COMMITTED_AT_OFFSET..HEADER_BYTES]
+            .copy_from_slice(&committed_at_ms.to_le_bytes());
+        let last = Vlsn(self.first.0 + u64::from(self.transactions) - 1);
+        Batch {
+            bytes: self.bytes.freeze(),
+            first: self.first,
+            last,
+        }
+    }
+}
+
+/// Lengths were checked against limits far below 4 GiB before they came here.
+fn length_u32(length: usize) -> u32 {
+    u32::try_from(length).expect("lengths are limited before a batch is built")
+}
+
+/// One batch, checked whole. Cloning shares the bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Batch {
+    bytes: Bytes,
+    first: Vlsn,
+    last: Vlsn,
+}
+
+impl Batch {
+    /// Checks every byte of `bytes`.
+    ///
+    /// # Errors
+    /// Whatever makes the bytes no batch of this format.
+    pub(crate) fn parse(bytes: Bytes) -> Result<Self, BatchError> {
+        let mut reader = Reader {
+            bytes: &bytes,
+            at: 0,
+        };
+        let format = reader.u32("header")?;
+        if format != u32::from(FORMAT) {
+            return Err(BatchError::Format(format.to_le_bytes()[0]));
+        }
+        let count = reader.u32("header")?;
+        let first = Vlsn(reader.u64("header")?);
+        let _committed_at_ms = reader.u64("header")?;
+        for _ in 0..count {
+            let operations = reader.u32("transaction")?;
+            for _ in 0..operations {
+                reader.operation()?;
+            }
+        }
+        if reader.at != bytes.len() {
+            return Err(BatchError::Trailing(bytes.len() - reader.at));
+        }
+        let after_first = u64::from(count).checked_sub(1).ok_or(BatchError::Empty)?;
+        // The number after the last one must exist too: it is where the next batch starts.
+        let last = first
+            .0
+            .checked_add(after_first)
+            .filter(|last| *last < u64::MAX);
+        let last = Vlsn(last.ok_or(BatchError::VlsnOverflow)?);
+        Ok(Self { bytes, first, last })
+    }
+
+    /// The bytes that are logged and sent.
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    pub(crate) fn first(&self) -> Vlsn {
+        self.first
+    }
+
+    pub(crate) fn last(&self) -> Vlsn {
+        self.last
+    }
+
+    /// Calls `visit` for each operation, in log order, with the VLSN of its transaction.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(Vlsn, Operation)) {
+        let mut reader = Reader {
+            bytes: &self.bytes,
+            at: HEADER_BYTES,
+        };
+        for vlsn in self.first.0..=self.last.0 {
+            let operations = reader.u32("transaction").expect("checked by parse");
+            for _ in 0..operations {
+                let raw = reader.operation().expect("checked by parse");
+                visit(
+                    Vlsn(vlsn),
+                    Operation {
+                        database: raw.database,
+                        key: self.bytes.slice(raw.key),
+                        value: raw.value.map(|range| self.bytes.slice(range)),
+                    },
+                );
+            }
+        }
+    }
+}
+
+impl fmt::Display for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "vlsn {}..={} ({} bytes)",
+            self.first,
+            self.last,
+            self.bytes.len()
+        )
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+struct RawOperation {
+    database: DatabaseId,
+    key: std::ops::Range<usize>,
+    value: Option<std::ops::Range<usize>>,
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Reader<'_> {
+    fn take(&mut self, length: usize, what: &'static str) -> Result<usize, BatchError> {
+        let start = self.at;
+        let end = start
+            .checked_add(length)
+            .filter(|end| *end <= self.bytes.len());
+        self.at = end.ok_or(BatchError::Short(what))?;
+        Ok(start)
+    }
+
+    fn u32(&mut self, what: &'static str) -> Result<u32, BatchError> {
+        let at = self.take(4, what)?;
+        Ok(u32::from_le_bytes(
+            self.bytes[at..at + 4].try_into().expect("four bytes"),
+        ))
+    }
+
+    fn u64(&mut self, what: &'static str) -> Result<u64, BatchError> {
+        let at = self.take(8, what)?;
+        Ok(u64::from_le_bytes(
+            self.bytes[at..at + 8].try_into().expect("eight bytes"),
+        ))
+    }
+
+    fn operation(&mut self) -> Result<RawOperation, BatchError> {
+        let kind = self.u32("operation")?;
+        let database = DatabaseId(self.u32("operation")?);
+        let key_len = self.u32("operation")? as usize;
+        let value_len = self.u32("operation")? as usize;
+        if key_len > KEY_BYTES_MAX || value_len > VALUE_BYTES_MAX {
+            return Err(BatchError::Limit(key_len, value_len));
+        }
+        let key = self.take(key_len, "key")?;
+        let value = self.take(value_len, "value")?;
+        let value = match kind.to_le_bytes() {
+            [KIND_PUT, 0, 0, 0] => Some(value..value + value_len),
+            [KIND_DELETE, 0, 0, 0] if value_len == 0 => None,
+            [kind, ..] => return Err(BatchError::Kind(kind)),
+        };
+        Ok(RawOperation {
+            database,
+            key: key..key + key_len,
+            value,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn operation() -> impl Strategy<Value = Operation> {
+        let bytes = || proptest::collection::vec(any::<u8>(), 0..20).prop_map(Bytes::from);
+        (0..4_u32, bytes(), proptest::option::of(bytes())).prop_map(|(database, key, value)| {
+            Operation {
+                database: DatabaseId(database),
+                key,
+                value,
+            }
+        })
+    }
+
+    fn transactions() -> impl Strategy<Value = Vec<Vec<Operation>>> {
+        proptest::collection::vec(proptest::collection::vec(operation(), 0..5), 1..6)
+    }
+
+    fn build(first: u64, transactions: &[Vec<Operation>]) -> Bytes {
+        let mut builder = BatchBuilder::new(Vlsn(first));
+        for operations in transactions {
+            builder.push(operations);
+        }
+        builder.finish(7).bytes().clone()
+    }
+
+    proptest! {
+        #[test]
+        fn a_batch_comes_back_as_it_was_built(transactions in transactions()) {
+            let batch = Batch::parse(build(41, &transactions)).unwrap();
+            let mut read = vec![Vec::new(); transactions.len()];
+            batch.for_each(|vlsn, operation| {
+                read[usize::try_from(vlsn.0 - 41).unwrap()].push(operation);
+            });
+            prop_assert_eq!(read, transactions);
+            prop_assert_eq!(batch.first(), Vlsn(41));
+        }
+
+        #[test]
+        fn a_batch_cut_anywhere_is_refused(transactions in transactions(), cut in any::<proptest::sample::Index>()) {
+            let bytes = build(1, &transactions);
+            let cut = cut.index(bytes.len());
+            prop_assert!(Batch::parse(bytes.slice(..cut)).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(batch) = Batch::parse(Bytes::from(bytes)) {
+                batch.for_each(|_, _| ());
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_past_the_last_vlsn_are_refused() {
+        let mut bytes = BytesMut::from(&build(1, &[vec![]])[..]);
+        bytes[FIRST_VLSN_OFFSET..COMMITTED_AT_OFFSET].fill(0xff);
+        assert!(matches!(
+            Batch::parse(bytes.freeze()),
+            Err(BatchError::VlsnOverflow)
+        ));
+    }
+}

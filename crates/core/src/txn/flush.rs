@@ -1,0 +1,592 @@
+//! The flush: moves applied versions from the window into the engine, in bulk, off the commit path.
+//!
+//! ```text
+//!  state machine ──note──► marks: (position, VLSN, what it put into the window), in log order
+//!                            │  as far as every reader, and the log on this disk, has passed
+//!                            ▼
+//!  some marks ──newest version of each key, sorted──► engine.apply (atomic, with the position)
+//!                            │                              │ when a run of them has ended
+//!                            │                              ▼
+//!                            │                         engine.sync
+//!                            └─► evicted once no reader is left that began before
+//! ```
+//!
+//! A batch takes marks until it has [`BATCH_CHANGES_BEST`] different keys: Noxu's cost per change
+//! grows with the batch, and a key that is written again and again counts once.
+//!
+//! The engine never gets ahead of this node's own log: a mark is used only when its entry is
+//! persisted here, so that after a crash the log always continues where the engine ends.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::engine::{Applied, BATCH_CHANGES_BEST, Change, EngineBatch, EngineError, StorageEngine};
+use crate::ids::{DatabaseId, Vlsn};
+use crate::log::LogId;
+use crate::txn::readers::{ReaderId, Readers};
+use crate::txn::sequencer::Sequencer;
+use crate::txn::window::{Version, VersionKey, Window};
+
+/// Bounds of the flush, see `RepConfig` for their meaning to a user.
+#[derive(Clone, Debug)]
+pub(crate) struct FlushLimits {
+    /// The window may hold this many bytes; over it, writers wait.
+    pub(crate) window_bytes_max: usize,
+    /// A flush begins when the window holds this many bytes that the engine does not.
+    pub(crate) flush_bytes: usize,
+    /// Nothing applied stays out of the engine longer than this, readers permitting.
+    pub(crate) flush_interval: Duration,
+    /// A reader older than this is ended.
+    pub(crate) snapshot_age_max: Duration,
+}
+
+/// How often the flush looks after ages and evictions while nothing else wakes it.
+const TICK: Duration = Duration::from_millis(100);
+
+/// One applied entry.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    pub(crate) log_id: LogId,
+    /// The last VLSN applied with it.
+    pub(crate) vlsn: Vlsn,
+    /// The membership that is in force from this entry on, where it changes it.
+    pub(crate) membership: Option<Bytes>,
+    /// What the entry put into the window.
+    pub(crate) versions: Vec<VersionKey>,
+}
+
+/// Versions that the engine holds, and from when on no reader can miss them in the window.
+#[derive(Debug)]
+struct Eviction {
+    mark: ReaderId,
+    versions: Vec<VersionKey>,
+}
+
+#[derive(Debug)]
+struct State {
+    marks: VecDeque<Mark>,
+    membership: Bytes,
+    evictions: VecDeque<Eviction>,
+    /// Bytes of the window that the engine holds already.
+    evictable_bytes: usize,
+    last_run: Instant,
+}
+
+/// See the module.
+pub(crate) struct Flush {
+    window: Arc<Window>,
+    readers: Arc<Readers>,
+    sequencer: Arc<Sequencer>,
+    engine: Arc<dyn StorageEngine>,
+    limits: FlushLimits,
+    state: Mutex<State>,
+    wake: Notify,
+    room: Notify,
+    ended: AtomicBool,
+}
+
+/// The flush has ended, because the node closes or its engine failed.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the flush has ended")]
+pub(crate) struct FlushEnded;
+
+impl Flush {
+    /// Goes on from what the engine holds.
+    ///
+    /// # Errors
+    /// When the engine cannot be read.
+    pub(crate) fn new(
+        (window, readers, sequencer): (Arc<Window>, Arc<Readers>, Arc<Sequencer>),
+        engine: Arc<dyn StorageEngine>,
+        limits: FlushLimits,
+    ) -> Result<Self, EngineError> {
+        let applied = engine.applied()?;
+        let state = State {
+            marks: VecDeque::new(),
+            membership: applied
+                .map(|applied| applied.membership)
+                .unwrap_or_default(),
+            evictions: VecDeque::new(),
+            evictable_bytes: 0,
+            last_run: Instant::now(),
+        };
+        Ok(Self {
+            window,
+            readers,
+            sequencer,
+            engine,
+            limits,
+            state: Mutex::new(state),
+            wake: Notify::new(),
+            room: Notify::new(),
+            ended: AtomicBool::new(false),
+        })
+    }
+
+    /// Notes an applied entry. Called in log order.
+    pub(crate) fn note(&self, mark: Mark) {
+        let mut state = self.lock();
+        state.marks.push_back(mark);
+        let unflushed = self.window.bytes().saturating_sub(state.evictable_bytes);
+        let is_due = unflushed >= self.limits.flush_bytes;
+        drop(state);
+        if is_due {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Whether the window is within its bound.
+    pub(crate) fn has_room(&self) -> bool {
+        self.window.bytes() <= self.limits.window_bytes_max
+    }
+
+    /// Waits until there may be more room, a tick at the most: room also comes from where nobody
+    /// tells of it.
+    ///
+    /// # Errors
+    /// When the flush has ended, so that none will come of it.
+    pub(crate) async fn more_room(&self) -> Result<(), FlushEnded> {
+        let freed = self.room.notified();
+        if self.ended.load(Ordering::Acquire) {
+            return Err(FlushEnded);
+        }
+        self.wake.notify_one();
+        // Told or not, the caller looks again.
+        tokio::time::timeout(TICK, freed).await.ok();
+        Ok(())
+    }
+
+    /// Flushes until `stop` says so, then flushes what is left.
+    ///
+    /// # Errors
+    /// When the engine fails. Nothing is retried: the node must be opened again.
+    pub(crate) async fn run(
+        &self,
+        persisted: watch::Receiver<Option<LogId>>,
+        mut stop: watch::Receiver<bool>,
+    ) -> Result<(), EngineError> {
+        loop {
+            let stopped = tokio::select! {
+                biased;
+                () = self.wake.notified() => false,
+                () = tokio::time::sleep(TICK) => false,
+                stopped = stop.wait_for(|stop| *stop) => {
+                    // A sender that is gone says the same as one that says so.
+                    drop(stopped);
+                    true
+                }
+            };
+            self.readers.end_older_than(self.limits.snapshot_age_max);
+            self.evict();
+            if stopped || self.is_due() {
+                self.flush_all(&persisted)?;
+            }
+            if stopped {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Tells whoever waits for room that none will come any more.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.room.notify_waiters();
+    }
+
+    fn is_due(&self) -> bool {
+        let state = self.lock();
+        let bytes = self.window.bytes();
+        !state.marks.is_empty()
+            && (state.last_run.elapsed() >= self.limits.flush_interval
+                || bytes - state.evictable_bytes.min(bytes) >= self.limits.flush_bytes
+                || bytes > self.limits.window_bytes_max)
+    }
+
+    /// Flushes everything that may be flushed by now, and syncs once.
+    fn flush_all(&self, persisted: &watch::Receiver<Option<LogId>>) -> Result<(), EngineError> {
+        let mut flushed = false;
+        loop {
+            // Copied out: a borrow that lasts holds up the log's writer.
+            let persisted = *persisted.borrow();
+            let limit = self.readers.flush_limit(|| self.sequencer.visible());
+            let marks = self.take_marks(limit, persisted);
+            if marks.is_empty() || !self.flush_marks(marks)? {
+                break;
+            }
+            flushed = true;
+            self.evict();
+        }
+        if flushed {
+            self.engine.sync()?;
+        }
+        self.lock().last_run = Instant::now();
+        Ok(())
+    }
+
+    /// The oldest marks that may be flushed, as many as make one batch.
+    fn take_marks(&self, limit: Vlsn, persisted: Option<LogId>) -> Vec<Mark> {
+        let Some(persisted) = persisted else {
+            return Vec::new();
+        };
+        let mut state = self.lock();
+        let mut taken: Vec<Mark> = Vec::new();
+        let mut keys = std::collections::BTreeSet::new();
+        while let Some(mark) = state.marks.front() {
+            let may_flush = mark.vlsn <= limit && mark.log_id.position <= persisted.position;
+            if !may_flush || keys.len() >= BATCH_CHANGES_BEST {
+                break;
+            }
+            keys.extend(
+                mark.versions
+                    .iter()
+                    .map(|version| (version.database, version.key.clone())),
+            );
+            taken.extend(state.marks.pop_front());
+        }
+        taken
+    }
+
+    /// Puts the marks into the engine as one batch. `false` when there is no space for it: the
+    /// marks are back in their place then.
+    fn flush_marks(&self, marks: Vec<Mark>) -> Result<bool, EngineError> {
+        let Some(last) = marks.last() else {
+            return Ok(false);
+        };
+        let (log_id, vlsn) = (last.log_id, last.vlsn);
+        let changed = marks.iter().rev().find_map(|mark| mark.membership.clone());
+        let membership = changed.unwrap_or_else(|| self.lock().membership.clone());
+        let applied = Applied {
+            term: log_id.term,
+            position: log_id.position,
+            vlsn,
+            membership: membership.clone(),
+        };
+        let changes = self.changes(&marks);
+        match self.engine.apply(&EngineBatch { applied, changes }) {
+            Ok(()) => {}
+            Err(EngineError::DiskFull { source }) => {
+                tracing::warn!(%source, "the volume is too full to flush; writers will wait");
+                let mut state = self.lock();
+                for mark in marks.into_iter().rev() {
+                    state.marks.push_front(mark);
+                }
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
+        let mark = self.readers.now();
+        let versions: Vec<_> = marks.into_iter().flat_map(|mark| mark.versions).collect();
+        let bytes: usize = versions
+            .iter()
+            .map(|version| self.window.version_bytes(version))
+            .sum();
+        let mut state = self.lock();
+        state.membership = membership;
+        state.evictable_bytes += bytes;
+        state.evictions.push_back(Eviction { mark, versions });
+        Ok(true)
+    }
+
+    /// The newest version of each key that the marks wrote, sorted by (database, key).
+    fn changes(&self, marks: &[Mark]) -> Vec<(DatabaseId, Bytes, Change)> {
+        let mut newest: BTreeMap<(DatabaseId, &Bytes), &VersionKey> = BTreeMap::new();
+        // Marks are in log order: the last one to write a key wins.
+        for version in marks.iter().flat_map(|mark| &mark.versions) {
+            newest.insert((version.database, &version.key), version);
+        }
+        let change = |((database, key), version): ((DatabaseId, &Bytes), &VersionKey)| {
+            let found = self.window.version(version);
+            let change = match found.expect("what is not flushed is in the window") {
+                Version::Value(value) => Change::Put(value),
+                Version::Deleted => Change::Delete,
+            };
+            (database, key.clone(), change)
+        };
+        newest.into_iter().map(change).collect()
+    }
+
+    /// Takes flushed versions out of the window, as far as readers permit.
+    fn evict(&self) {
+        loop {
+            let mut state = self.lock();
+            let Some(next) = state.evictions.front() else {
+                return;
+            };
+            if !self.readers.all_began_after(next.mark) {
+                return;
+            }
+            let Some(eviction) = state.evictions.pop_front() else {
+                return;
+            };
+            drop(state);
+            let bytes: usize = eviction
+                .versions
+                .iter()
+                .map(|version| self.window.remove(version))
+                .sum();
+            self.lock().evictable_bytes -= bytes;
+            self.room.notify_waiters();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Bound;
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::{Direction, EngineFactory, KeyRange, MemoryStore};
+    use crate::ids::{LogPosition, Term};
+    use crate::txn::batch::{BatchBuilder, Operation};
+    use crate::txn::view::View;
+
+    const TERM: Term = Term(1);
+    const DATABASES: u32 = 2;
+    /// Few, so that every key is overwritten, deleted and flushed again and again.
+    const KEYS: u8 = 8;
+
+    type Model = BTreeMap<(DatabaseId, Bytes), Bytes>;
+
+    /// Everything between the log and a reader, with the flush in the hands of the test.
+    struct Rig {
+        window: Arc<Window>,
+        readers: Arc<Readers>,
+        sequencer: Arc<Sequencer>,
+        engine: Arc<dyn StorageEngine>,
+        flush: Flush,
+        model: Model,
+        persisted: watch::Sender<Option<LogId>>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let window = Arc::new(Window::default());
+            let readers = Arc::new(Readers::default());
+            let sequencer = Arc::new(Sequencer::new(Arc::clone(&window), Vlsn(0), 1 << 20));
+            let opened = MemoryStore::new().open(Path::new("/engine"));
+            let engine = opened.expect("an engine");
+            let shared = (
+                Arc::clone(&window),
+                Arc::clone(&readers),
+                Arc::clone(&sequencer),
+            );
+            let limits = FlushLimits {
+                window_bytes_max: 1 << 20,
+                flush_bytes: 1 << 10,
+                flush_interval: Duration::from_secs(1),
+                snapshot_age_max: Duration::from_mins(1),
+            };
+            let flush = Flush::new(shared, Arc::clone(&engine), limits).expect("an empty engine");
+            Self {
+                window,
+                readers,
+                sequencer,
+                engine,
+                flush,
+                model: Model::new(),
+                persisted: watch::Sender::new(None),
+            }
+        }
+
+        /// Applies one transaction as an entry of the log; `true` when it is on disk already.
+        fn apply(&mut self, operations: &[Operation], is_persisted: bool) {
+            let first = self.sequencer.visible().next();
+            let mut builder = BatchBuilder::new(first);
+            builder.push(operations);
+            let batch = builder.finish(0);
+            self.sequencer.apply(TERM, &batch);
+            let log_id = LogId {
+                term: TERM,
+                position: LogPosition(first.0),
+            };
+            let versions = operations.iter().map(|operation| VersionKey {
+                database: operation.database,
+                key: operation.key.clone(),
+                vlsn: std::cmp::Reverse(first),
+            });
+            self.flush.note(Mark {
+                log_id,
+                vlsn: first,
+                membership: None,
+                versions: versions.collect(),
+            });
+            if is_persisted {
+                self.persisted.send_replace(Some(log_id));
+            }
+            for Operation {
+                database,
+                key,
+                value,
+            } in operations.iter().cloned()
+            {
+                match value {
+                    Some(value) => self.model.insert((database, key), value),
+                    None => self.model.remove(&(database, key)),
+                };
+            }
+        }
+
+        fn flush(&self) {
+            let flushed = self.flush.flush_all(&self.persisted.subscribe());
+            flushed.expect("an engine in memory");
+        }
+
+        fn reader(&self) -> Held {
+            let reader = self.readers.begin(|| self.sequencer.visible());
+            let view = View::new(Arc::clone(&self.window), Arc::clone(&self.engine), reader);
+            Held {
+                view,
+                model: self.model.clone(),
+            }
+        }
+
+        fn engine_vlsn(&self) -> Vlsn {
+            let applied = self.engine.applied().expect("an engine in memory");
+            applied.map(|applied| applied.vlsn).unwrap_or_default()
+        }
+    }
+
+    /// A reader, and what it must see for as long as it lives.
+    struct Held {
+        view: View,
+        model: Model,
+    }
+
+    impl Held {
+        fn check(&self) -> Result<(), TestCaseError> {
+            for database in (0..DATABASES).map(DatabaseId) {
+                for key in 0..KEYS {
+                    let key = Bytes::copy_from_slice(&[key]);
+                    let seen = self.view.get(database, &key).expect("a value");
+                    prop_assert_eq!(seen, self.model.get(&(database, key)).cloned());
+                }
+                let range = KeyRange {
+                    start: Bound::Included(Bytes::from_static(&[1])),
+                    end: Bound::Excluded(Bytes::from_static(&[KEYS - 1])),
+                };
+                for range in [KeyRange::all(), range] {
+                    let inside =
+                        |key: &&(DatabaseId, Bytes)| key.0 == database && range.contains(&key.1);
+                    let expected = self.model.keys().filter(inside);
+                    let mut expected: Vec<_> = expected
+                        .map(|key| (key.1.clone(), self.model[key].clone()))
+                        .collect();
+                    for direction in [Direction::Forward, Direction::Reverse] {
+                        let chunk = self.view.chunk(database, &range, direction);
+                        prop_assert_eq!(&chunk.expect("a chunk").rows, &expected);
+                        expected.reverse();
+                    }
+                }
+            }
+            Ok(())
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Apply(Vec<Operation>, bool),
+        Begin,
+        End(usize),
+        Flush,
+        Evict,
+    }
+
+    fn operations() -> impl Strategy<Value = Vec<Operation>> {
+        let place = (0..DATABASES, 0..KEYS);
+        let value = proptest::option::of(any::<u8>());
+        proptest::collection::btree_map(place, value, 1..5).prop_map(|changes| {
+            let operation = |((database, key), value): ((u32, u8), Option<u8>)| Operation {
+                database: DatabaseId(database),
+                key: Bytes::copy_from_slice(&[key]),
+                value: value.map(|value| Bytes::copy_from_slice(&[value])),
+            };
+            changes.into_iter().map(operation).collect()
+        })
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (operations(), proptest::bool::weighted(0.8)).prop_map(|(o, p)| Step::Apply(o, p)),
+            2 => Just(Step::Begin),
+            2 => (0..8_usize).prop_map(Step::End),
+            2 => Just(Step::Flush),
+            1 => Just(Step::Evict),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_reader_sees_a_flush_or_an_eviction(steps in proptest::collection::vec(step(), 1..40)) {
+            let mut rig = Rig::new();
+            let mut held: Vec<Held> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Apply(operations, is_persisted) => rig.apply(&operations, is_persisted),
+                    Step::Begin => held.push(rig.reader()),
+                    Step::End(at) if at < held.len() => drop(held.remove(at)),
+                    Step::End(_) => {}
+                    Step::Flush => rig.flush(),
+                    Step::Evict => rig.flush.evict(),
+                }
+                let persisted = rig.persisted.borrow().map_or(0, |id| id.position.0);
+                prop_assert!(rig.engine_vlsn().0 <= persisted);
+                rig.reader().check()?;
+                held.iter().try_for_each(Held::check)?;
+            }
+            held.clear();
+            // Whatever is left unpersisted becomes persisted, and nothing stays in the window.
+            rig.apply(&[], true);
+            rig.flush();
+            rig.flush.evict();
+            prop_assert_eq!(rig.window.bytes(), 0);
+            rig.reader().check()?;
+        }
+    }
+
+    #[test]
+    fn scans_go_on_past_a_chunk_that_the_window_has_deleted_whole() {
+        let mut rig = Rig::new();
+        let key = |n: u16| Bytes::copy_from_slice(&n.to_be_bytes());
+        let all = |value: Option<&'static [u8]>, keys: std::ops::Range<u16>| -> Vec<Operation> {
+            keys.map(|n| Operation {
+                database: DatabaseId(1),
+                key: key(n),
+                value: value.map(Bytes::from_static),
+            })
+            .collect()
+        };
+        rig.apply(&all(Some(b"v"), 0..600), true);
+        rig.flush();
+        rig.flush.evict();
+        rig.apply(&all(None, 10..590), true);
+        let held = rig.reader();
+        for direction in [Direction::Forward, Direction::Reverse] {
+            let (mut rest, mut keys, mut chunks) = (Some(KeyRange::all()), Vec::new(), 0);
+            while let Some(range) = rest {
+                let chunk = held.view.chunk(DatabaseId(1), &range, direction);
+                let chunk = chunk.expect("a chunk");
+                keys.extend(chunk.rows.into_iter().map(|(key, _)| key));
+                (rest, chunks) = (chunk.rest, chunks + 1);
+            }
+            if direction == Direction::Reverse {
+                keys.reverse();
+            }
+            let expected: Vec<_> = (0..10).chain(590..600).map(key).collect();
+            assert_eq!(keys, expected);
+            assert!(chunks > 2);
+        }
+    }
+}

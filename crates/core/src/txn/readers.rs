@@ -1,0 +1,171 @@
+//! Who is reading at which VLSN, so that the flush never overtakes a reader.
+//!
+//! Two facts are kept here. The engine must not hold a version newer than an open reader's VLSN:
+//! the flush asks [`Readers::flush_limit`]. And a version that was flushed must stay in the window
+//! until every reader has ended that could have looked at the engine before: the flush remembers
+//! [`Readers::now`] after it has applied, and evicts once [`Readers::all_began_after`] says so.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::ids::Vlsn;
+
+/// Number of a reader, in the order in which readers began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ReaderId(u64);
+
+#[derive(Debug)]
+struct Reader {
+    at: Vlsn,
+    began: Instant,
+    ended: Arc<AtomicBool>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: ReaderId,
+    active: BTreeMap<ReaderId, Reader>,
+}
+
+/// The readers that are open on this node.
+#[derive(Debug, Default)]
+pub(crate) struct Readers {
+    state: Mutex<State>,
+}
+
+impl Readers {
+    /// Begins a reader at the VLSN that `at` returns. `at` runs under the lock that the flush
+    /// takes, so that the flush sees the reader or the reader sees the flush; it must be quick.
+    pub(crate) fn begin(self: &Arc<Self>, at: impl FnOnce() -> Vlsn) -> ReaderGuard {
+        let mut state = self.lock();
+        let at = at();
+        let id = state.next;
+        state.next = ReaderId(id.0 + 1);
+        let ended = Arc::new(AtomicBool::new(false));
+        let reader = Reader {
+            at,
+            began: Instant::now(),
+            ended: Arc::clone(&ended),
+        };
+        state.active.insert(id, reader);
+        ReaderGuard {
+            readers: Arc::clone(self),
+            id,
+            at,
+            ended,
+        }
+    }
+
+    /// The VLSN through which the engine may be brought: `visible`, or that of the oldest reader if
+    /// it is lower. A transaction that reads what is pending stands above `visible`, and the next
+    /// snapshot may begin at it.
+    pub(crate) fn flush_limit(&self, visible: impl FnOnce() -> Vlsn) -> Vlsn {
+        let state = self.lock();
+        let oldest = state.active.values().map(|reader| reader.at).min();
+        let visible = visible();
+        oldest.map_or(visible, |oldest| oldest.min(visible))
+    }
+
+    /// A mark in the order of readers.
+    pub(crate) fn now(&self) -> ReaderId {
+        self.lock().next
+    }
+
+    /// Whether every open reader began at or after `mark`.
+    pub(crate) fn all_began_after(&self, mark: ReaderId) -> bool {
+        self.lock()
+            .active
+            .keys()
+            .next()
+            .is_none_or(|first| *first >= mark)
+    }
+
+    /// Ends readers that are older than `age_max`: their next read says so.
+    pub(crate) fn end_older_than(&self, age_max: Duration) {
+        let now = Instant::now();
+        self.lock().active.retain(|_, reader| {
+            let keep = now.duration_since(reader.began) <= age_max;
+            reader.ended.fetch_or(!keep, Ordering::Release);
+            keep
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One open reader; dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct ReaderGuard {
+    readers: Arc<Readers>,
+    id: ReaderId,
+    at: Vlsn,
+    ended: Arc<AtomicBool>,
+}
+
+impl ReaderGuard {
+    pub(crate) fn at(&self) -> Vlsn {
+        self.at
+    }
+
+    /// Whether the reader was ended for its age. What it read since then cannot be trusted, so
+    /// this is asked after each look at the engine, not before.
+    pub(crate) fn was_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for ReaderGuard {
+    fn drop(&mut self) {
+        self.readers.lock().active.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_reader_holds_back_the_flush() {
+        let readers = Arc::new(Readers::default());
+        let old = readers.begin(|| Vlsn(5));
+        let _new = readers.begin(|| Vlsn(9));
+        assert_eq!(readers.flush_limit(|| Vlsn(12)), Vlsn(5));
+        drop(old);
+        assert_eq!(readers.flush_limit(|| Vlsn(12)), Vlsn(9));
+    }
+
+    #[test]
+    fn a_reader_of_what_is_pending_does_not_let_the_flush_ahead() {
+        let readers = Arc::new(Readers::default());
+        let _writer = readers.begin(|| Vlsn(15));
+        assert_eq!(readers.flush_limit(|| Vlsn(12)), Vlsn(12));
+    }
+
+    #[test]
+    fn only_readers_from_before_the_mark_hold_back_eviction() {
+        let readers = Arc::new(Readers::default());
+        let before = readers.begin(|| Vlsn(5));
+        let mark = readers.now();
+        let _after = readers.begin(|| Vlsn(9));
+        assert!(!readers.all_began_after(mark));
+        drop(before);
+        assert!(readers.all_began_after(mark));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_over_its_age_is_told_and_holds_nothing_back() {
+        let readers = Arc::new(Readers::default());
+        let old = readers.begin(|| Vlsn(5));
+        tokio::time::advance(Duration::from_secs(61)).await;
+        let new = readers.begin(|| Vlsn(9));
+        readers.end_older_than(Duration::from_mins(1));
+        assert!(old.was_ended() && !new.was_ended());
+        assert_eq!(readers.flush_limit(|| Vlsn(12)), Vlsn(9));
+    }
+}

@@ -1,0 +1,551 @@
+//! The sequencer: validates, numbers and batches transactions, and makes applied ones visible.
+//!
+//! ```text
+//!  submit ──► validate against the window ──► number ──► window (pending) ──► open batch
+//!                                                                                │ take_batch
+//!                                                          in flight (proposed) ◄┘
+//!  apply (from the log, committed) ──► in flight here? its versions are in the window already
+//!         │                            not in flight:   insert them
+//!         └──► visible VLSN moves ──► the waiters of the batch return
+//! ```
+//!
+//! Transactions are numbered in a *session*: the time during which this node is master of one
+//! term and knows every earlier transaction. When the session ends, whatever was pending leaves
+//! the window again; what was committed after all comes back through [`Sequencer::apply`].
+//!
+//! Because the master's log order is the order of numbering, a transaction may read versions that
+//! are still in flight: it commits only if they do.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::engine::KeyRange;
+use crate::ids::{DatabaseId, Term, Vlsn};
+use crate::limits::BATCH_TRANSACTIONS_MAX;
+use crate::txn::batch::{Batch, BatchBuilder, Operation};
+use crate::txn::readers::ReaderGuard;
+use crate::txn::window::{VersionKey, Window};
+
+/// What a transaction read: a commit is valid while none of it has a newer version.
+#[derive(Debug, Default)]
+pub(crate) struct ReadSet {
+    pub(crate) keys: Vec<(DatabaseId, Bytes)>,
+    pub(crate) ranges: Vec<(DatabaseId, KeyRange)>,
+}
+
+/// One session. A term may have several: numbers that were given in vain are given again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SessionId {
+    pub(crate) term: Term,
+    number: u64,
+}
+
+/// A transaction that has done its reads and writes and asks for its number.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// The session in which it read.
+    pub(crate) session: SessionId,
+    /// Its snapshot, open until the transaction has its number: what came after it must still be
+    /// in the window to be found.
+    pub(crate) reader: ReaderGuard,
+    pub(crate) reads: ReadSet,
+    /// Sorted by (database, key), each key once.
+    pub(crate) operations: Vec<Operation>,
+}
+
+/// Why a transaction got no number. Nothing of it was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SubmitError {
+    #[error("something that the transaction read has changed")]
+    Conflict,
+    #[error("the node is not the master of the transaction's term")]
+    NotMaster,
+    #[error("the transaction's snapshot was ended for its age")]
+    TooOld,
+}
+
+/// How a numbered transaction ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Committed(Vlsn),
+    /// The batch never entered the log.
+    NotCommitted,
+    /// The session ended with the batch proposed.
+    Unknown(Vlsn),
+}
+
+#[derive(Debug)]
+struct Waiter {
+    vlsn: Vlsn,
+    done: oneshot::Sender<Outcome>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    batch: Batch,
+    waiters: Vec<Waiter>,
+    versions: Vec<VersionKey>,
+}
+
+#[derive(Debug)]
+struct OpenBatch {
+    builder: BatchBuilder,
+    waiters: Vec<Waiter>,
+    /// What the batch put into the window, to take it out again.
+    versions: Vec<VersionKey>,
+}
+
+#[derive(Debug)]
+struct Session {
+    id: SessionId,
+    /// The last number given.
+    numbered: Vlsn,
+    /// Batches that wait to be proposed, oldest first; all but the last are full.
+    open: VecDeque<OpenBatch>,
+    /// Batches handed out to be proposed, oldest first.
+    in_flight: VecDeque<InFlight>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Sequencer {
+    window: Arc<Window>,
+    session: Mutex<Option<Session>>,
+    /// The last applied VLSN: readers see everything up to it, and nothing after.
+    visible: watch::Sender<Vlsn>,
+    ready: Notify,
+    batch_bytes_max: usize,
+    sessions: AtomicU64,
+}
+
+impl Sequencer {
+    /// `applied` is the last VLSN that the engine holds. A batch that has `batch_bytes_max` takes no
+    /// further transaction.
+    pub(crate) fn new(window: Arc<Window>, applied: Vlsn, batch_bytes_max: usize) -> Self {
+        Self {
+            window,
+            session: Mutex::new(None),
+            visible: watch::Sender::new(applied),
+            ready: Notify::new(),
+            batch_bytes_max,
+            sessions: AtomicU64::new(0),
+        }
+    }
+
+    /// The last committed and applied VLSN.
+    pub(crate) fn visible(&self) -> Vlsn {
+        *self.visible.borrow()
+    }
+
+    /// Begins to number transactions. The caller has seen an entry of its own in `term` applied
+    /// after everything that was ever proposed in an earlier session.
+    pub(crate) fn begin_session(&self, term: Term) {
+        let mut session = self.lock();
+        assert!(session.is_none(), "one session at a time");
+        let numbered = self.visible();
+        let number = self.sessions.fetch_add(1, Ordering::Relaxed);
+        *session = Some(Session {
+            id: SessionId { term, number },
+            numbered,
+            open: VecDeque::new(),
+            in_flight: VecDeque::new(),
+        });
+    }
+
+    /// Ends the session, if one is open: pending versions leave the window, and waiters learn
+    /// what is known of their transactions.
+    pub(crate) fn end_session(&self) {
+        self.end_session_refused(None);
+    }
+
+    /// Ends the session because the batch that starts at `refused` did not enter the log, nor did
+    /// any later one.
+    pub(crate) fn end_session_refused(&self, refused: Option<Vlsn>) {
+        let mut session = self.lock();
+        self.drop_pending(&mut session, refused);
+    }
+
+    /// The open session and its newest number: where a write transaction begins.
+    /// `None` when the node is not master, or not ready as master yet.
+    pub(crate) fn newest(&self) -> Option<(SessionId, Vlsn)> {
+        self.lock()
+            .as_ref()
+            .map(|session| (session.id, session.numbered))
+    }
+
+    /// Validates and numbers a transaction and adds it to the open batch. Returns its number and
+    /// what will tell how it ended.
+    ///
+    /// # Errors
+    /// See [`SubmitError`].
+    pub(crate) fn submit(
+        &self,
+        finished: Finished,
+    ) -> Result<(Vlsn, oneshot::Receiver<Outcome>), SubmitError> {
+        let (done, receiver) = oneshot::channel();
+        let mut guard = self.lock();
+        let session = guard
+            .as_mut()
+            .filter(|session| session.id == finished.session);
+        let session = session.ok_or(SubmitError::NotMaster)?;
+        let has_conflict = self.has_conflict(&finished);
+        // Asked after the look into the window, which is complete only for a reader that stands.
+        if finished.reader.was_ended() {
+            return Err(SubmitError::TooOld);
+        }
+        if has_conflict {
+            return Err(SubmitError::Conflict);
+        }
+        let batch = session.batch_with_room(self.batch_bytes_max);
+        let vlsn = batch.builder.push(&finished.operations);
+        for operation in finished.operations {
+            batch.versions.push(VersionKey::of(vlsn, &operation));
+            self.window.insert(vlsn, operation);
+        }
+        batch.waiters.push(Waiter { vlsn, done });
+        session.numbered = vlsn;
+        drop(guard);
+        self.ready.notify_one();
+        Ok((vlsn, receiver))
+    }
+
+    fn has_conflict(&self, finished: &Finished) -> bool {
+        let (at, reads) = (finished.reader.at(), &finished.reads);
+        let changed =
+            |(database, key): &(DatabaseId, Bytes)| self.window.key_changed(*database, key, at);
+        reads.keys.iter().any(changed)
+            || reads
+                .ranges
+                .iter()
+                .any(|(database, range)| self.window.range_changed(*database, range, at))
+    }
+
+    /// Waits until [`Sequencer::take_batch`] may have something to give.
+    pub(crate) async fn ready(&self) {
+        self.ready.notified().await;
+    }
+
+    /// The oldest batch that waits to be proposed, if fewer than `in_flight_max` are in flight.
+    /// `committed_at_ms` is the wall clock.
+    pub(crate) fn take_batch(&self, in_flight_max: usize, committed_at_ms: u64) -> Option<Batch> {
+        let mut guard = self.lock();
+        let session = guard
+            .as_mut()
+            .filter(|s| s.in_flight.len() < in_flight_max)?;
+        let open = session.open.pop_front()?;
+        let batch = open.builder.finish(committed_at_ms);
+        session.in_flight.push_back(InFlight {
+            batch: batch.clone(),
+            waiters: open.waiters,
+            versions: open.versions,
+        });
+        Some(batch)
+    }
+
+    /// Whether `batch`, committed in `term`, is in flight here, so that the window has its versions.
+    pub(crate) fn is_in_flight(&self, term: Term, batch: &Batch) -> bool {
+        self.lock()
+            .as_ref()
+            .is_some_and(|session| session.is_next(term, batch))
+    }
+
+    /// Makes a committed batch visible, and returns what it put into the window. Called in log
+    /// order, once for each batch.
+    ///
+    /// # Panics
+    /// When the batch does not follow the last applied one: numbers are dense.
+    pub(crate) fn apply(&self, term: Term, batch: &Batch) -> Vec<VersionKey> {
+        assert_eq!(
+            batch.first(),
+            self.visible().next(),
+            "VLSNs are dense in the log"
+        );
+        let mut guard = self.lock();
+        let own = guard
+            .as_mut()
+            .filter(|session| session.is_next(term, batch))
+            .and_then(|session| session.in_flight.pop_front());
+        let (versions, waiters) = if let Some(own) = own {
+            (own.versions, own.waiters)
+        } else {
+            // Somebody else's batch: whatever is pending here was numbered in vain.
+            self.drop_pending(&mut guard, None);
+            (self.insert_all(batch), Vec::new())
+        };
+        self.visible.send_replace(batch.last());
+        drop(guard);
+        self.ready.notify_one();
+        for waiter in waiters {
+            // A waiter that is gone has stopped caring; its transaction is committed all the same.
+            waiter.done.send(Outcome::Committed(waiter.vlsn)).ok();
+        }
+        versions
+    }
+
+    fn insert_all(&self, batch: &Batch) -> Vec<VersionKey> {
+        let mut versions = Vec::new();
+        batch.for_each(|vlsn, operation| {
+            versions.push(VersionKey::of(vlsn, &operation));
+            self.window.insert(vlsn, operation);
+        });
+        versions
+    }
+
+    /// Works under the lock: a batch that comes back through the log puts versions into the
+    /// window under the very keys that are taken out here, and must do so afterwards.
+    fn drop_pending(&self, session: &mut Option<Session>, refused: Option<Vlsn>) {
+        let Some(session) = session.take() else {
+            return;
+        };
+        for in_flight in session.in_flight {
+            let first = in_flight.batch.first();
+            for version in &in_flight.versions {
+                self.window.remove(version);
+            }
+            let was_refused = refused.is_some_and(|refused| first >= refused);
+            for waiter in in_flight.waiters {
+                let outcome = if was_refused {
+                    Outcome::NotCommitted
+                } else {
+                    Outcome::Unknown(waiter.vlsn)
+                };
+                waiter.done.send(outcome).ok();
+            }
+        }
+        for open in session.open {
+            for version in &open.versions {
+                self.window.remove(version);
+            }
+            for waiter in open.waiters {
+                waiter.done.send(Outcome::NotCommitted).ok();
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    fn batch_with_room(&mut self, bytes_max: usize) -> &mut OpenBatch {
+        let has_room = self.open.back().is_some_and(|batch| {
+            batch.builder.encoded_bytes() < bytes_max
+                && batch.builder.transactions() < BATCH_TRANSACTIONS_MAX
+        });
+        if !has_room {
+            let builder = BatchBuilder::new(self.numbered.next());
+            self.open.push_back(OpenBatch {
+                builder,
+                waiters: Vec::new(),
+                versions: Vec::new(),
+            });
+        }
+        self.open
+            .back_mut()
+            .expect("a batch with room was just made")
+    }
+
+    fn is_next(&self, term: Term, batch: &Batch) -> bool {
+        self.id.term == term
+            && self
+                .in_flight
+                .front()
+                .is_some_and(|own| own.batch.last() == batch.last())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::txn::readers::Readers;
+    use crate::txn::window::Version;
+
+    const DB: DatabaseId = DatabaseId(1);
+    const TERM: Term = Term(3);
+
+    fn sequencer() -> Sequencer {
+        let sequencer = Sequencer::new(Arc::new(Window::default()), Vlsn(10), 1024);
+        sequencer.begin_session(TERM);
+        sequencer
+    }
+
+    fn put(key: &'static str, value: &'static str) -> Operation {
+        Operation {
+            database: DB,
+            key: key.into(),
+            value: Some(value.into()),
+        }
+    }
+
+    fn finished(at: u64, reads: ReadSet, operations: Vec<Operation>) -> Finished {
+        Finished {
+            session: SessionId {
+                term: TERM,
+                number: 0,
+            },
+            reader: Arc::new(Readers::default()).begin(|| Vlsn(at)),
+            reads,
+            operations,
+        }
+    }
+
+    fn read_key(key: &'static str) -> ReadSet {
+        ReadSet {
+            keys: vec![(DB, key.into())],
+            ranges: vec![],
+        }
+    }
+
+    fn newest(sequencer: &Sequencer, key: &'static str, at: u64) -> Option<Version> {
+        sequencer.window.newest(DB, &Bytes::from(key), Vlsn(at))
+    }
+
+    #[test]
+    fn a_transaction_conflicts_with_one_in_flight_that_wrote_what_it_read() {
+        let sequencer = sequencer();
+        let _first = sequencer
+            .submit(finished(10, ReadSet::default(), vec![put("a", "1")]))
+            .unwrap();
+        let stale = sequencer.submit(finished(10, read_key("a"), vec![put("a", "2")]));
+        assert_eq!(stale.unwrap_err(), SubmitError::Conflict);
+        assert!(
+            sequencer
+                .submit(finished(11, read_key("a"), vec![put("a", "2")]))
+                .is_ok()
+        );
+        assert!(
+            sequencer
+                .submit(finished(10, read_key("b"), vec![put("a", "3")]))
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn a_key_that_appears_in_a_scanned_range_is_a_conflict() {
+        let sequencer = sequencer();
+        let range = KeyRange::prefix(b"a");
+        let reads = || ReadSet {
+            keys: vec![],
+            ranges: vec![(DB, range.clone())],
+        };
+        let _first = sequencer
+            .submit(finished(10, ReadSet::default(), vec![put("ab", "1")]))
+            .unwrap();
+        let stale = sequencer.submit(finished(10, reads(), vec![put("x", "2")]));
+        assert_eq!(stale.unwrap_err(), SubmitError::Conflict);
+        assert!(
+            sequencer
+                .submit(finished(11, reads(), vec![put("x", "2")]))
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_session_tells_each_waiter_what_is_known_and_drops_what_was_pending() {
+        let sequencer = sequencer();
+        let submit = |key| {
+            sequencer
+                .submit(finished(10, ReadSet::default(), vec![put(key, "1")]))
+                .unwrap()
+                .1
+        };
+        let mut committed = submit("a");
+        let first = sequencer.take_batch(9, 0).unwrap();
+        let mut proposed = submit("b");
+        let _second = sequencer.take_batch(9, 0).unwrap();
+        let mut open = submit("c");
+        sequencer.apply(TERM, &first);
+        sequencer.end_session();
+        assert_eq!(committed.try_recv().unwrap(), Outcome::Committed(Vlsn(11)));
+        assert_eq!(proposed.try_recv().unwrap(), Outcome::Unknown(Vlsn(12)));
+        assert_eq!(open.try_recv().unwrap(), Outcome::NotCommitted);
+        assert_eq!(
+            newest(&sequencer, "a", 99),
+            Some(Version::Value("1".into()))
+        );
+        assert_eq!(newest(&sequencer, "b", 99), None);
+        assert_eq!(newest(&sequencer, "c", 99), None);
+    }
+
+    #[test]
+    fn a_batch_of_another_master_replaces_what_was_pending_under_the_same_numbers() {
+        let sequencer = sequencer();
+        let mut lost = sequencer
+            .submit(finished(10, ReadSet::default(), vec![put("mine", "1")]))
+            .unwrap()
+            .1;
+        let _proposed = sequencer.take_batch(9, 0).unwrap();
+        let mut other = BatchBuilder::new(Vlsn(11));
+        other.push(&[put("theirs", "2")]);
+        sequencer.apply(Term(4), &other.finish(0));
+        assert_eq!(lost.try_recv().unwrap(), Outcome::Unknown(Vlsn(11)));
+        assert_eq!(sequencer.visible(), Vlsn(11));
+        assert_eq!(newest(&sequencer, "mine", 11), None);
+        assert_eq!(
+            newest(&sequencer, "theirs", 11),
+            Some(Version::Value("2".into()))
+        );
+        assert_eq!(sequencer.newest(), None);
+    }
+
+    #[test]
+    fn a_refused_batch_and_all_after_it_are_known_not_to_be_committed() {
+        let sequencer = sequencer();
+        let submit = |key| {
+            sequencer
+                .submit(finished(10, ReadSet::default(), vec![put(key, "1")]))
+                .unwrap()
+                .1
+        };
+        let mut before = submit("a");
+        let _first = sequencer.take_batch(9, 0).unwrap();
+        let mut refused = submit("b");
+        let second = sequencer.take_batch(9, 0).unwrap();
+        sequencer.end_session_refused(Some(second.first()));
+        assert_eq!(before.try_recv().unwrap(), Outcome::Unknown(Vlsn(11)));
+        assert_eq!(refused.try_recv().unwrap(), Outcome::NotCommitted);
+    }
+
+    #[test]
+    fn a_committed_batch_is_invisible_until_it_is_applied() {
+        let sequencer = sequencer();
+        let _waiter = sequencer
+            .submit(finished(10, ReadSet::default(), vec![put("a", "1")]))
+            .unwrap();
+        let batch = sequencer.take_batch(9, 0).unwrap();
+        assert_eq!(sequencer.visible(), Vlsn(10));
+        sequencer.apply(TERM, &batch);
+        assert_eq!(sequencer.visible(), Vlsn(11));
+    }
+
+    #[test]
+    fn a_transaction_of_an_earlier_session_of_the_same_term_gets_no_number() {
+        let sequencer = sequencer();
+        let transaction = finished(10, ReadSet::default(), vec![put("a", "1")]);
+        sequencer.end_session();
+        sequencer.begin_session(TERM);
+        assert_eq!(
+            sequencer.submit(transaction).unwrap_err(),
+            SubmitError::NotMaster
+        );
+    }
+
+    #[test]
+    fn a_full_pipeline_hands_out_no_further_batch() {
+        let sequencer = sequencer();
+        let take = || {
+            let _waiter = sequencer
+                .submit(finished(10, ReadSet::default(), vec![put("a", "1")]))
+                .unwrap();
+            sequencer.take_batch(2, 0)
+        };
+        assert!(take().is_some());
+        let second = take();
+        assert!(second.is_some() && take().is_none());
+    }
+}

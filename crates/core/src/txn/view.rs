@@ -1,0 +1,188 @@
+//! One consistent view of all databases at one VLSN: the window over the engine.
+//!
+//! ```text
+//!   get(key)    window: newest version <= at ──found──► value or deleted
+//!                  └─────────none──────────► engine
+//!
+//!   chunk(range)   engine  a . c d . f         a chunk covers the part of the range up to the
+//!                  window  . B . D̶ e .         nearer end of the two, so that both sides are
+//!                  merged  a B c   e f         complete in it; the window wins
+//! ```
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::engine::{Direction, EngineError, KeyRange, StorageEngine};
+use crate::ids::{DatabaseId, Vlsn};
+use crate::txn::readers::ReaderGuard;
+use crate::txn::window::{Version, Window};
+
+/// Keys that one look at a scanned range fetches from the engine and from the window.
+pub(crate) const CHUNK_KEYS: usize = 256;
+
+/// Why a read could not be answered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ViewError {
+    #[error("the reader is older than a snapshot may get")]
+    TooOld,
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// See the module. Cheap to make; ends its reader when dropped.
+pub(crate) struct View {
+    window: Arc<Window>,
+    engine: Arc<dyn StorageEngine>,
+    reader: ReaderGuard,
+}
+
+/// A part of a scan.
+pub(crate) struct Chunk {
+    /// Keys and values in the order of the scan.
+    pub(crate) rows: Vec<(Bytes, Bytes)>,
+    /// The part of the asked range that `rows` answers for completely.
+    pub(crate) covered: KeyRange,
+    /// What is left of the asked range; `None` when the scan is over.
+    pub(crate) rest: Option<KeyRange>,
+}
+
+impl View {
+    pub(crate) fn new(
+        window: Arc<Window>,
+        engine: Arc<dyn StorageEngine>,
+        reader: ReaderGuard,
+    ) -> Self {
+        Self {
+            window,
+            engine,
+            reader,
+        }
+    }
+
+    /// The reader alone, still open.
+    pub(crate) fn into_reader(self) -> ReaderGuard {
+        self.reader
+    }
+
+    pub(crate) fn at(&self) -> Vlsn {
+        self.reader.at()
+    }
+
+    /// The value of `key`, or `None`.
+    ///
+    /// # Errors
+    /// [`ViewError::TooOld`] when the reader was ended for its age, [`ViewError::Engine`] when the
+    /// engine cannot be read.
+    pub(crate) fn get(
+        &self,
+        database: DatabaseId,
+        key: &Bytes,
+    ) -> Result<Option<Bytes>, ViewError> {
+        let found = match self.window.newest(database, key, self.at()) {
+            Some(Version::Value(value)) => Some(value),
+            Some(Version::Deleted) => None,
+            None => self.engine.get(database, key)?,
+        };
+        self.still_valid(found)
+    }
+
+    /// The first part of a scan of `range`.
+    ///
+    /// # Errors
+    /// As [`View::get`].
+    pub(crate) fn chunk(
+        &self,
+        database: DatabaseId,
+        range: &KeyRange,
+        direction: Direction,
+    ) -> Result<Chunk, ViewError> {
+        // The window first: a version that leaves it afterwards is in the engine by then.
+        let window = self
+            .window
+            .scan(database, range, self.at(), (direction, CHUNK_KEYS));
+        let engine = self
+            .engine
+            .scan(database, range.clone(), direction, CHUNK_KEYS)?;
+        let end = nearer_end(
+            direction,
+            (window.len() == CHUNK_KEYS)
+                .then(|| window.last())
+                .flatten()
+                .map(|row| &row.0),
+            (engine.len() == CHUNK_KEYS)
+                .then(|| engine.last())
+                .flatten()
+                .map(|row| &row.0),
+        );
+        let (covered, rest) = split(range, end, direction);
+        let mut merged: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
+        merged.extend(engine.into_iter().map(|(key, value)| (key, Some(value))));
+        merged.extend(window);
+        let rows = merged.into_iter().filter(|(key, _)| covered.contains(key));
+        let mut rows: Vec<_> = rows
+            .filter_map(|(key, value)| Some((key, value?)))
+            .collect();
+        if direction == Direction::Reverse {
+            rows.reverse();
+        }
+        self.still_valid(Chunk {
+            rows,
+            covered,
+            rest,
+        })
+    }
+
+    /// `read`, unless the reader was ended meanwhile: the flush may have overtaken it then.
+    fn still_valid<T>(&self, read: T) -> Result<T, ViewError> {
+        if self.reader.was_ended() {
+            Err(ViewError::TooOld)
+        } else {
+            Ok(read)
+        }
+    }
+}
+
+/// Where the first of two cut-off sides ends; `None` when neither was cut off.
+fn nearer_end(direction: Direction, a: Option<&Bytes>, b: Option<&Bytes>) -> Option<Bytes> {
+    let ends = a.into_iter().chain(b);
+    match direction {
+        Direction::Forward => ends.min().cloned(),
+        Direction::Reverse => ends.max().cloned(),
+    }
+}
+
+/// Splits `range` behind the key `end` (in the order of the scan).
+fn split(
+    range: &KeyRange,
+    end: Option<Bytes>,
+    direction: Direction,
+) -> (KeyRange, Option<KeyRange>) {
+    let Some(end) = end else {
+        return (range.clone(), None);
+    };
+    match direction {
+        Direction::Forward => (
+            KeyRange {
+                start: range.start.clone(),
+                end: Bound::Included(end.clone()),
+            },
+            Some(KeyRange {
+                start: Bound::Excluded(end),
+                end: range.end.clone(),
+            }),
+        ),
+        Direction::Reverse => (
+            KeyRange {
+                start: Bound::Included(end.clone()),
+                end: range.end.clone(),
+            },
+            Some(KeyRange {
+                start: range.start.clone(),
+                end: Bound::Excluded(end),
+            }),
+        ),
+    }
+}

@@ -1,0 +1,276 @@
+//! The window: versions newer than what the engine holds.
+//!
+//! An ordered concurrent map from (database, key, VLSN descending) to a value or a tombstone
+//! (`None`). A read at a snapshot takes the newest version at or below it, here or else in the
+//! engine. The order makes both the read of one key and the flush of everything one walk.
+//!
+//! Entries come from the sequencer (pending, on the master) and from the log (committed), and
+//! leave when the flush has moved them into the engine and no reader can miss them, or when the
+//! node loses its mastership and drops what was pending. The window does not know which of its
+//! versions are committed: readers bring the VLSN up to which they may see.
+
+use std::cmp::Reverse;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use crossbeam_skiplist::SkipMap;
+
+use crate::engine::{Direction, KeyRange};
+use crate::ids::{DatabaseId, Vlsn};
+use crate::txn::batch::Operation;
+
+/// Memory that one version takes beside its key and value: map node, tower and handles.
+const VERSION_OVERHEAD_BYTES: usize = 160;
+
+/// Place of one version. The order of the fields is the order of the map.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct VersionKey {
+    pub(crate) database: DatabaseId,
+    pub(crate) key: Bytes,
+    pub(crate) vlsn: Reverse<Vlsn>,
+}
+
+impl VersionKey {
+    /// The place of what a transaction numbered `vlsn` did by `operation`.
+    pub(crate) fn of(vlsn: Vlsn, operation: &Operation) -> Self {
+        Self {
+            database: operation.database,
+            key: operation.key.clone(),
+            vlsn: Reverse(vlsn),
+        }
+    }
+}
+
+/// What a transaction left of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    Value(Bytes),
+    Deleted,
+}
+
+/// One key as a scan of the window sees it: `value` is `None` where the key was deleted.
+pub(crate) type WindowRow = (Bytes, Option<Bytes>);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    versions: SkipMap<VersionKey, Option<Bytes>>,
+    bytes: AtomicUsize,
+}
+
+impl Window {
+    /// Adds what a transaction numbered `vlsn` did to one key.
+    pub(crate) fn insert(&self, vlsn: Vlsn, operation: Operation) {
+        let Operation {
+            database,
+            key,
+            value,
+        } = operation;
+        let bytes = version_bytes(&key, value.as_ref());
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.versions.insert(
+            VersionKey {
+                database,
+                key,
+                vlsn: Reverse(vlsn),
+            },
+            value,
+        );
+    }
+
+    /// Takes one version out again and returns the memory that it held, in bytes; 0 when it was
+    /// not there.
+    pub(crate) fn remove(&self, version: &VersionKey) -> usize {
+        let removed = self.versions.remove(version);
+        let bytes = removed.map_or(0, |entry| {
+            version_bytes(&entry.key().key, entry.value().as_ref())
+        });
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        bytes
+    }
+
+    /// Memory that this version holds, in bytes; 0 when it is not there.
+    pub(crate) fn version_bytes(&self, version: &VersionKey) -> usize {
+        let entry = self.versions.get(version);
+        entry.map_or(0, |entry| {
+            version_bytes(&entry.key().key, entry.value().as_ref())
+        })
+    }
+
+    /// The newest version of `key` at or below `at`; `None` says that the window has none and the
+    /// engine must be asked.
+    pub(crate) fn newest(&self, database: DatabaseId, key: &Bytes, at: Vlsn) -> Option<Version> {
+        let from = VersionKey {
+            database,
+            key: key.clone(),
+            vlsn: Reverse(at),
+        };
+        let entry = self.versions.lower_bound(Bound::Included(&from))?;
+        let found = entry.key();
+        let version = || {
+            entry
+                .value()
+                .clone()
+                .map_or(Version::Deleted, Version::Value)
+        };
+        (found.database == database && found.key == *key).then(version)
+    }
+
+    /// Whether `key` has a version newer than `at`.
+    pub(crate) fn key_changed(&self, database: DatabaseId, key: &Bytes, at: Vlsn) -> bool {
+        let from = VersionKey {
+            database,
+            key: key.clone(),
+            vlsn: Reverse(Vlsn(u64::MAX)),
+        };
+        self.versions
+            .lower_bound(Bound::Included(&from))
+            .is_some_and(|entry| {
+                let found = entry.key();
+                found.database == database && found.key == *key && found.vlsn.0 > at
+            })
+    }
+
+    /// Whether any key of `range` has a version newer than `at`.
+    pub(crate) fn range_changed(&self, database: DatabaseId, range: &KeyRange, at: Vlsn) -> bool {
+        self.versions
+            .range(version_bounds(database, range))
+            .any(|entry| entry.key().vlsn.0 > at)
+    }
+
+    /// Up to `limit` keys of `range` with their newest version at or below `at`, in the order of
+    /// `direction`. Fewer than `limit` means that the range has no more.
+    pub(crate) fn scan(
+        &self,
+        database: DatabaseId,
+        range: &KeyRange,
+        at: Vlsn,
+        (direction, limit): (Direction, usize),
+    ) -> Vec<WindowRow> {
+        let mut entries = self.versions.range(version_bounds(database, range));
+        let mut rows: Vec<WindowRow> = Vec::new();
+        let mut last_seen: Option<Bytes> = None;
+        while rows.len() < limit {
+            let next = match direction {
+                Direction::Forward => entries.next(),
+                Direction::Reverse => entries.next_back(),
+            };
+            let Some(entry) = next else { break };
+            let key = &entry.key().key;
+            if last_seen.as_ref() == Some(key) {
+                continue;
+            }
+            last_seen = Some(key.clone());
+            // Versions are evicted while this walks, the older ones first: what the walk meets of a
+            // key need not be its newest. Only the key is taken from it.
+            match self.newest(database, key, at) {
+                Some(Version::Value(value)) => rows.push((key.clone(), Some(value))),
+                Some(Version::Deleted) => rows.push((key.clone(), None)),
+                None => {}
+            }
+        }
+        rows
+    }
+
+    /// What this very version says of its key: the outer `None` when it is not in the window.
+    pub(crate) fn version(&self, version: &VersionKey) -> Option<Version> {
+        let entry = self.versions.get(version)?;
+        let value = entry.value().clone();
+        Some(value.map_or(Version::Deleted, Version::Value))
+    }
+
+    /// Memory held, in bytes, estimated.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Memory that one version of this size takes, estimated.
+fn version_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
+    key.len() + value.map_or(0, Bytes::len) + VERSION_OVERHEAD_BYTES
+}
+
+/// The bounds in the map that hold every version of every key of `range`.
+fn version_bounds(
+    database: DatabaseId,
+    range: &KeyRange,
+) -> (Bound<VersionKey>, Bound<VersionKey>) {
+    let newest = |key: &Bytes| VersionKey {
+        database,
+        key: key.clone(),
+        vlsn: Reverse(Vlsn(u64::MAX)),
+    };
+    let oldest = |key: &Bytes| VersionKey {
+        database,
+        key: key.clone(),
+        vlsn: Reverse(Vlsn(0)),
+    };
+    let start = match &range.start {
+        Bound::Included(key) => Bound::Included(newest(key)),
+        Bound::Excluded(key) => Bound::Excluded(oldest(key)),
+        Bound::Unbounded => Bound::Included(newest(&Bytes::new())),
+    };
+    let end = match &range.end {
+        Bound::Included(key) => Bound::Included(oldest(key)),
+        Bound::Excluded(key) => Bound::Excluded(newest(key)),
+        Bound::Unbounded => match database.0.checked_add(1) {
+            Some(next) => Bound::Excluded(VersionKey {
+                database: DatabaseId(next),
+                key: Bytes::new(),
+                vlsn: Reverse(Vlsn(u64::MAX)),
+            }),
+            None => Bound::Unbounded,
+        },
+    };
+    (start, end)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64};
+
+    use super::*;
+
+    const DB: DatabaseId = DatabaseId(1);
+
+    fn operation(key: u8, value: Option<&'static str>) -> Operation {
+        Operation {
+            database: DB,
+            key: Bytes::copy_from_slice(&[key]),
+            value: value.map(Into::into),
+        }
+    }
+
+    /// Each key is put and then deleted, and its versions leave in that order.
+    #[test]
+    fn a_scan_beside_an_eviction_never_shows_what_was_deleted() {
+        let (window, visible) = (Window::default(), AtomicU64::new(0));
+        let done = AtomicBool::new(false);
+        let scan = |direction| {
+            while !done.load(Ordering::Relaxed) {
+                let at = Vlsn(visible.load(Ordering::Acquire));
+                let rows = window.scan(DB, &KeyRange::all(), at, (direction, 256));
+                assert!(rows.iter().all(|(_, value)| value.is_none()), "{rows:?}");
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| scan(Direction::Forward));
+            scope.spawn(|| scan(Direction::Reverse));
+            for put in (1..6_000).step_by(2).map(Vlsn) {
+                for key in 0..32 {
+                    window.insert(put, operation(key, Some("old")));
+                    window.insert(put.next(), operation(key, None));
+                }
+                visible.store(put.next().0, Ordering::Release);
+                for key in 0..32 {
+                    for vlsn in [put, put.next()] {
+                        window.remove(&VersionKey::of(vlsn, &operation(key, None)));
+                    }
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(window.bytes(), 0);
+    }
+}

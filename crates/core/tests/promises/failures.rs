@@ -1,0 +1,158 @@
+//! Disks that fail and masters that are cut off: no false word to a writer, no stale one to a
+//! reader, and the group goes on.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Instant;
+
+use steadfast::{ConsistencyPolicy, Outcome, ReadError, ReadyError, Role, WriteError};
+
+use crate::support::{Env, Group, PATIENCE, eventually, get, name, put};
+
+#[test]
+fn a_master_whose_disk_fails_acknowledges_nothing_more_and_the_others_go_on() {
+    let mut group = Group::in_memory(3, &[("commit_timeout_ms", 2000)]);
+    let old = group.master_except(None);
+    let acknowledged = Mutex::new(Vec::new());
+    let stopped = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (group, acknowledged, stopped) = (&group, &acknowledged, &stopped);
+            scope.spawn(move || {
+                for n in 0.. {
+                    let key = format!("{thread}/{n}");
+                    match put(group.node(old), &key, b"v") {
+                        Ok(_) => acknowledged.lock().expect("no panic").push(key),
+                        Err(WriteError::Stopped { .. }) => {
+                            stopped.fetch_add(1, Ordering::Relaxed);
+                            return;
+                        }
+                        Err(
+                            WriteError::NotMaster { .. }
+                            | WriteError::NotCommitted { .. }
+                            | WriteError::OutcomeUnknown { .. },
+                        ) => {}
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+            });
+        }
+        eventually("some writes", || {
+            acknowledged.lock().expect("no panic").len() > 50
+        });
+        group.storages[old].disk().fail_syncs(true);
+    });
+    assert_eq!(stopped.load(Ordering::Relaxed), 4);
+    let ready = group.node(old).wait_ready(PATIENCE);
+    assert!(
+        matches!(ready, Err(ReadyError::Stopped { .. })),
+        "{ready:?}"
+    );
+    let new = group.master_except(Some(old));
+    let _token = put(group.node(new), "after", b"v").expect("the others go on");
+    group.crash(old);
+    group.reopen(old).expect("opened on the healed disk");
+    group.wait_ready();
+    for node in group.open_nodes() {
+        for key in acknowledged.lock().expect("no panic").iter() {
+            let value = get(node, ConsistencyPolicy::Linearizable, key).expect("read");
+            assert_eq!(value.as_deref(), Some(&b"v"[..]), "{key}");
+        }
+    }
+    group.digest();
+}
+
+/// Writes on a master that is cut off, until told to stop. No such write may be acknowledged.
+fn write_in_vain(node: &Env, thread: usize, stop: &AtomicBool) -> u32 {
+    let mut unknown = 0;
+    for n in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            return unknown;
+        }
+        match put(node, format!("ghost/{thread}/{n}"), b"v") {
+            Ok(token) => panic!("acknowledged without a majority: {token}"),
+            Err(error) => match error.outcome() {
+                Outcome::Unknown(_) => unknown += 1,
+                Outcome::NotCommitted => {}
+            },
+        }
+    }
+    unknown
+}
+
+fn ghosts(node: &Env, policy: ConsistencyPolicy) -> Result<usize, ReadError> {
+    node.read(policy, |s| Ok(s.database("d")?.prefix("ghost/").count()))
+}
+
+#[test]
+fn a_master_that_is_cut_off_acknowledges_and_shows_nothing_that_the_others_do_not_have() {
+    let group = Group::in_memory(3, &[("commit_timeout_ms", 300), ("read_timeout_ms", 500)]);
+    let old = group.master_except(None);
+    let _token = put(group.node(old), "before", b"v").expect("committed");
+    group.network.isolate(&name(old));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (node, stop) = (group.node(old), &stop);
+        let writers: Vec<_> = (0..4)
+            .map(|thread| scope.spawn(move || write_in_vain(node, thread, stop)))
+            .collect();
+        let new = group.master_except(Some(old));
+        let _token = put(group.node(new), "after", b"v").expect("the others go on");
+        let asked = Instant::now();
+        let read = get(node, ConsistencyPolicy::Linearizable, "after");
+        assert!(
+            matches!(read, Err(ReadError::NotCurrent { .. })),
+            "{read:?}"
+        );
+        assert!(asked.elapsed() < PATIENCE / 4);
+        assert_eq!(ghosts(node, ConsistencyPolicy::Eventual).expect("read"), 0);
+        let before = get(node, ConsistencyPolicy::Eventual, "before").expect("read");
+        assert_eq!(before.as_deref(), Some(&b"v"[..]));
+        stop.store(true, Ordering::Relaxed);
+        let unknown: u32 = writers
+            .into_iter()
+            .map(|w| w.join().expect("no panic"))
+            .sum();
+        assert!(unknown > 0, "no write was in flight");
+        group.network.heal(&name(old));
+    });
+    eventually("the deposed master follows", || {
+        group.node(old).state().role == Role::Replica
+    });
+    for node in group.open_nodes() {
+        let after = get(node, ConsistencyPolicy::Linearizable, "after").expect("read");
+        assert_eq!(after.as_deref(), Some(&b"v"[..]));
+        assert_eq!(ghosts(node, ConsistencyPolicy::Eventual).expect("read"), 0);
+    }
+    group.digest();
+}
+
+#[test]
+fn a_replica_that_is_cut_off_says_that_it_cannot_be_current() {
+    let group = Group::in_memory(3, &[("read_timeout_ms", 300)]);
+    let master = group.master_except(None);
+    let replica = (master + 1) % 3;
+    let _token = put(group.node(master), "k", b"old").expect("committed");
+    let node = group.node(replica);
+    assert!(
+        get(node, ConsistencyPolicy::Linearizable, "k")
+            .expect("read")
+            .is_some()
+    );
+    group.network.isolate(&name(replica));
+    let _token = put(group.node(master), "k", b"new").expect("committed");
+    let read = get(node, ConsistencyPolicy::Linearizable, "k");
+    assert!(
+        matches!(read, Err(ReadError::NotCurrent { .. })),
+        "{read:?}"
+    );
+    let read = get(node, ConsistencyPolicy::Eventual, "k").expect("read");
+    assert_eq!(read.as_deref(), Some(&b"old"[..]));
+    group.network.heal(&name(replica));
+    let mut read = None;
+    eventually("a current answer", || {
+        read = get(node, ConsistencyPolicy::Linearizable, "k").unwrap_or_default();
+        read.is_some()
+    });
+    assert_eq!(read.as_deref(), Some(&b"new"[..]));
+}

@@ -1,0 +1,17 @@
+//! What the library promises to its users, held against groups in one process, through the public
+//! API alone.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests use real threads, files and deadlines"
+)]
+
+mod blocking;
+mod digest;
+mod failures;
+mod input;
+mod isolation;
+mod model;
+mod pressure;
+mod restart;
+mod support;

@@ -1,0 +1,303 @@
+//! Groups whose disks, network and runtime a test holds in its hands.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use steadfast::engine::MemoryStore;
+use steadfast::log::MemoryDisk;
+use steadfast::machine::Machine;
+use steadfast::{
+    Bootstrap, CommitToken, ConsistencyPolicy, OpenError, ReadError, RepConfig,
+    ReplicatedEnvironment, Role, WriteError,
+};
+use steadfast_net::MemoryNetwork;
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+
+pub(crate) use steadfast::ReplicatedEnvironment as Env;
+
+/// How long anything may take that must happen. Only a failure waits for so long, and a machine that
+/// is busy with other things must not cause one.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
+
+/// Timers with which a master stays master and a write waits also on a busy machine: for tests
+/// in which nothing fails.
+pub(crate) const STEADY: Numbers = &[
+    ("election_timeout_min_ms", 2_000),
+    ("election_timeout_max_ms", 3_000),
+    ("commit_timeout_ms", 120_000),
+];
+
+/// Numbers of a configuration, by key.
+pub(crate) type Numbers = &'static [(&'static str, u64)];
+
+pub(crate) fn runtime() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+/// Waits until `condition` holds.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+/// Watches that `condition` holds for as long as a wrong one would take to show.
+pub(crate) fn stays(what: &str, mut condition: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_millis(100);
+    while Instant::now() < until {
+        assert!(condition(), "not any more: {what}");
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+/// Runs `work` on a thread of its own, and fails when it has not ended in time.
+pub(crate) fn in_time<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let thread = std::thread::spawn(work);
+    eventually(what, || thread.is_finished());
+    match thread.join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Where a node keeps its data.
+pub(crate) enum Storage {
+    Memory {
+        disk: MemoryDisk,
+        store: MemoryStore,
+    },
+    Real(PathBuf),
+}
+
+impl Storage {
+    pub(crate) fn memory() -> Self {
+        Self::Memory {
+            disk: MemoryDisk::new(),
+            store: MemoryStore::new(),
+        }
+    }
+
+    pub(crate) fn disk(&self) -> &MemoryDisk {
+        match self {
+            Self::Memory { disk, .. } => disk,
+            Self::Real(dir) => panic!("{} is on a real disk", dir.display()),
+        }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        match self {
+            Self::Memory { .. } => Path::new("/data"),
+            Self::Real(dir) => dir,
+        }
+    }
+
+    fn machine(&self, network: &MemoryNetwork, host: &str) -> Machine {
+        match self {
+            Self::Memory { disk, store } => Machine {
+                disk: Arc::new(disk.clone()),
+                engines: Arc::new(store.clone()),
+                ..Machine::in_memory(network, host).expect("entropy")
+            },
+            Self::Real(_) => Machine {
+                transport: network.host(host),
+                ..Machine::real(16 << 20).expect("entropy")
+            },
+        }
+    }
+}
+
+/// A group of nodes `n1`, `n2`, … in this process.
+pub(crate) struct Group {
+    pub(crate) network: MemoryNetwork,
+    pub(crate) storages: Vec<Storage>,
+    pub(crate) nodes: Vec<Option<Env>>,
+    pub(crate) runtime: Runtime,
+    numbers: Numbers,
+    _dir: Option<TempDir>,
+}
+
+impl Group {
+    /// Nodes on disks in memory.
+    pub(crate) fn in_memory(nodes: usize, numbers: Numbers) -> Self {
+        let storages = (0..nodes).map(|_| Storage::memory()).collect();
+        Self::new(storages, numbers, None)
+    }
+
+    /// Nodes on the real disk, with the real engine.
+    pub(crate) fn on_disk(nodes: usize, numbers: Numbers) -> Self {
+        let dir = TempDir::new().expect("a directory");
+        let storages = (1..=nodes).map(|n| Storage::Real(dir.path().join(format!("n{n}"))));
+        Self::new(storages.collect(), numbers, Some(dir))
+    }
+
+    fn new(storages: Vec<Storage>, numbers: Numbers, dir: Option<TempDir>) -> Self {
+        let mut group = Self::unopened(storages, numbers, dir);
+        for at in 0..group.nodes.len() {
+            group.reopen(at).expect("opened");
+        }
+        group.wait_ready();
+        group
+    }
+
+    /// Nodes that nobody has opened yet.
+    pub(crate) fn unopened(storages: Vec<Storage>, numbers: Numbers, dir: Option<TempDir>) -> Self {
+        Self {
+            network: MemoryNetwork::new(),
+            nodes: storages.iter().map(|_| None).collect(),
+            storages,
+            runtime: runtime(),
+            numbers,
+            _dir: dir,
+        }
+    }
+
+    pub(crate) fn config(&self, at: usize) -> RepConfig {
+        let list = (1..=self.storages.len()).map(|n| format!("n{n}=n{n}:7400"));
+        let builder = RepConfig::builder("promises", name(at))
+            .data_dir(self.storages[at].dir())
+            .listen(format!("{}:7400", name(at)))
+            .bootstrap(Bootstrap::expect(list).expect("a list"));
+        let set = |builder: steadfast::RepConfigBuilder, (key, value): &(&str, u64)| {
+            builder.set(*key, *value)
+        };
+        let builder = self.numbers.iter().fold(builder, set);
+        builder.build().expect("a configuration")
+    }
+
+    pub(crate) fn machine(&self, at: usize) -> Machine {
+        self.storages[at].machine(&self.network, &name(at))
+    }
+
+    /// Opens a node on what its storage holds.
+    pub(crate) fn reopen(&mut self, at: usize) -> Result<(), OpenError> {
+        let opening = Env::open_on(self.config(at), self.machine(at));
+        self.nodes[at] = Some(self.runtime.block_on(opening)?);
+        Ok(())
+    }
+
+    /// Closes a node; it can be reopened when this returns.
+    pub(crate) fn close(&mut self, at: usize) {
+        if let Some(node) = self.nodes[at].take() {
+            node.close().expect("closed");
+        }
+    }
+
+    /// Cuts the power of a node, in memory.
+    pub(crate) fn crash(&mut self, at: usize) {
+        let Storage::Memory { disk, store } = &self.storages[at] else {
+            panic!("only a disk in memory can crash");
+        };
+        disk.crash();
+        store.crash(0);
+        if let Some(node) = self.nodes[at].take() {
+            // What it says about a disk that is gone is of no interest.
+            node.close().ok();
+        }
+    }
+
+    pub(crate) fn node(&self, at: usize) -> &Env {
+        self.nodes[at].as_ref().expect("the node is open")
+    }
+
+    pub(crate) fn open_nodes(&self) -> impl Iterator<Item = &Env> {
+        self.nodes.iter().flatten()
+    }
+
+    pub(crate) fn wait_ready(&self) {
+        for node in self.open_nodes() {
+            node.wait_ready(PATIENCE).expect("ready");
+        }
+    }
+
+    /// The node, of those that are open and not `except`, that takes writes.
+    pub(crate) fn master_except(&self, except: Option<usize>) -> usize {
+        let mut found = None;
+        eventually("a master", || {
+            let is_master = |at: &usize| {
+                let node = self.nodes[*at].as_ref();
+                node.is_some_and(|node| node.state().role == Role::Master)
+            };
+            let mut candidates = (0..self.nodes.len()).filter(|at| Some(*at) != except);
+            found = candidates.find(is_master);
+            found.is_some()
+        });
+        found.expect("just found")
+    }
+
+    pub(crate) fn master(&self) -> &Env {
+        self.node(self.master_except(None))
+    }
+
+    /// Waits until every open node holds the same, and returns the digest.
+    pub(crate) fn digest(&self) -> u128 {
+        let mut digest = 0;
+        eventually("equal digests", || {
+            let digests: Vec<_> = self
+                .open_nodes()
+                .map(|node| match node.digest() {
+                    Ok(digest) => digest,
+                    Err(error) => panic!("{error}: {}", node.status().waiting_for),
+                })
+                .collect();
+            digest = digests[0].1;
+            digests.iter().all(|other| *other == digests[0])
+        });
+        digest
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for at in 0..self.nodes.len() {
+            self.storages[at].release();
+            if let Some(node) = self.nodes[at].take() {
+                node.close().ok();
+            }
+        }
+    }
+}
+
+impl Storage {
+    fn release(&self) {
+        if let Self::Memory { disk, .. } = self {
+            disk.hold_syncs(false);
+        }
+    }
+}
+
+pub(crate) fn name(at: usize) -> String {
+    format!("n{}", at + 1)
+}
+
+pub(crate) fn put(
+    node: &ReplicatedEnvironment,
+    key: impl AsRef<[u8]>,
+    value: impl AsRef<[u8]>,
+) -> Result<CommitToken, WriteError> {
+    node.write(|txn| txn.database("d")?.put(&key, &value))
+}
+
+pub(crate) fn get(
+    node: &ReplicatedEnvironment,
+    policy: ConsistencyPolicy,
+    key: impl AsRef<[u8]>,
+) -> Result<Option<Vec<u8>>, ReadError> {
+    let value = node.read(policy, |s| s.database("d")?.get(&key))?;
+    Ok(value.map(|value| value.to_vec()))
+}
+
+pub(crate) fn number(value: Option<impl AsRef<[u8]>>) -> u64 {
+    let decode = |value: &[u8]| u64::from_le_bytes(value.try_into().expect("eight bytes"));
+    value.map_or(0, |value| decode(value.as_ref()))
+}

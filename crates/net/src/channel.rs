@@ -1,0 +1,394 @@
+//! The blocking face of a connection: messages in both directions, from any thread.
+//!
+//! Every channel is a [`BlockingConnection`]: the two halves of a [`Connection`], each behind its
+//! own lock, and one switch that turns both off. `send` takes the lock of one half and `receive`
+//! that of the other, so neither waits for the other; `close` takes none, it throws the switch.
+//!
+//! Closing leaves the peer time to read: a task of the crate's runtime writes out what is queued,
+//! ends the stream, and for a moment reads and forgets what the peer still sends. Without that, a
+//! TCP socket closed over unread bytes would reset the connection and take back what the peer has
+//! not read yet.
+
+use std::fmt;
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::blocking::{block_on, poll_once, runtime};
+use crate::connection::{Connection, FrameReceiver, FrameSender, check_sendable};
+use crate::error::{NetError, Result};
+use crate::tcp;
+
+/// Bytes that wait in each direction of a [`LocalChannelPair`]: about what a TCP connection holds.
+const LOCAL_QUEUE_BYTES: usize = 256 * 1024;
+
+/// How long a closed channel takes in and forgets what its peer still sends.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Messages in both directions at once, between two ends.
+///
+/// All methods may be called from any thread at the same time, inside an async context too: they
+/// block that thread. A channel that failed stays closed. Dropping a channel closes it.
+pub trait Channel: Send + Sync {
+    /// Sends one message. Never waits for a `receive` in another thread.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::Protocol`] when `data` is longer than
+    /// [`MAX_FRAME_PAYLOAD`](crate::MAX_FRAME_PAYLOAD): nothing was sent, and the channel goes on.
+    /// All others close the channel: [`NetError::ChannelClosed`], [`NetError::DeadlineExceeded`]
+    /// when the peer takes nothing for 10 s, [`NetError::Io`].
+    fn send(&self, data: &[u8]) -> Result<()>;
+
+    /// The next message, or `None` when none is complete within `timeout`. What has come of it is
+    /// kept for the next call. A timeout of zero polls.
+    ///
+    /// # Errors
+    ///
+    /// All close the channel: [`NetError::ChannelClosed`] once all that the peer sent was received,
+    /// [`NetError::Protocol`] for a message over the limit or cut short,
+    /// [`NetError::DeadlineExceeded`] when a message that has begun does not go on for 10 s,
+    /// [`NetError::Io`].
+    fn receive(&self, timeout: Duration) -> Result<Option<Vec<u8>>>;
+
+    /// Closes the channel: calls that wait on this end return [`NetError::ChannelClosed`], and the
+    /// peer gets that error after it received what was sent. Closing twice is no error.
+    ///
+    /// # Errors
+    ///
+    /// None of the channels of this crate fails to close.
+    fn close(&self) -> Result<()>;
+
+    /// Whether the channel was neither closed, nor failed, nor seen to be closed by the peer.
+    fn is_open(&self) -> bool;
+}
+
+/// One end of a channel within the process.
+pub struct LocalChannel(BlockingConnection);
+
+/// Two ends of a channel within the process. Each direction holds up to 256 KiB that were not
+/// received yet; then `send` blocks, for as long as the other end takes bytes within 10 s.
+pub struct LocalChannelPair {
+    /// The end that `channel_b` talks to.
+    pub channel_a: LocalChannel,
+    /// The end that `channel_a` talks to.
+    pub channel_b: LocalChannel,
+}
+
+impl LocalChannelPair {
+    /// Two ends of a new channel.
+    pub fn new() -> Self {
+        let (stream_a, stream_b) = tokio::io::duplex(LOCAL_QUEUE_BYTES);
+        let end = |stream| {
+            LocalChannel(BlockingConnection::open(Ok(Connection::new(
+                Box::new(stream),
+                "local".into(),
+            ))))
+        };
+        Self {
+            channel_a: end(stream_a),
+            channel_b: end(stream_b),
+        }
+    }
+}
+
+impl Default for LocalChannelPair {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A channel over one TCP connection.
+pub struct TcpChannel(BlockingConnection);
+
+impl TcpChannel {
+    /// A channel over a connected socket. Should the operating system refuse to hand the socket
+    /// over, the channel is closed from the start.
+    pub fn new(stream: TcpStream) -> Self {
+        Self(BlockingConnection::open(adopt(stream)))
+    }
+
+    /// Connects to one address, within 10 s.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::Io`], [`NetError::DeadlineExceeded`].
+    pub fn connect(address: SocketAddr) -> Result<Self> {
+        let stream = block_on(&runtime()?, tcp::connect(&address.to_string()))?;
+        Ok(Self::over(Connection::new(
+            Box::new(stream),
+            address.to_string(),
+        )))
+    }
+
+    /// Resolves `host` and connects to whichever of its addresses answers first, within 10 s.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::Io`], [`NetError::DeadlineExceeded`].
+    pub fn connect_host(host: &str, port: u16) -> Result<Self> {
+        let address = match host.parse::<Ipv6Addr>() {
+            Ok(literal) => format!("[{literal}]:{port}"),
+            Err(_) => format!("{host}:{port}"),
+        };
+        let stream = block_on(&runtime()?, tcp::connect(&address))?;
+        Ok(Self::over(Connection::new(Box::new(stream), address)))
+    }
+
+    /// The channel over a connection that was made already.
+    pub(crate) fn over(connection: Connection) -> Self {
+        Self(BlockingConnection::open(Ok(connection)))
+    }
+}
+
+/// Takes in TCP connections as channels, with no service names and no limits. For those, see
+/// [`TcpServiceDispatcher`](crate::TcpServiceDispatcher).
+pub struct TcpChannelListener {
+    runtime: Handle,
+    listener: tokio::net::TcpListener,
+}
+
+impl TcpChannelListener {
+    /// Listens at `address`; port 0 picks a free one.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::Io`].
+    pub fn bind(address: SocketAddr) -> Result<Self> {
+        let runtime = runtime()?;
+        let listener = {
+            let _context = runtime.enter();
+            tcp::listen(address)?
+        };
+        Ok(Self { runtime, listener })
+    }
+
+    /// The address it listens at.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::Io`].
+    pub fn local_addr(&self) -> Result<SocketAddr> {
+        self.listener
+            .local_addr()
+            .map_err(|error| NetError::io("read a bound address", error))
+    }
+
+    /// The next connection, for which the calling thread waits.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::Io`]. The listener goes on.
+    pub fn accept(&self) -> Result<TcpChannel> {
+        let (stream, peer) = block_on(&self.runtime, tcp::accept(&self.listener))?;
+        Ok(TcpChannel::over(Connection::new(
+            Box::new(stream),
+            peer.to_string(),
+        )))
+    }
+}
+
+/// A connection whose halves are driven by the threads that call it. Empty when it could not be
+/// opened; it is closed from the start then.
+pub(crate) struct BlockingConnection(Option<Arc<Shared>>);
+
+/// What the owner of a blocking connection, its closing task and its dispatcher share.
+pub(crate) struct Shared {
+    /// Watches the timers of waiting calls and runs the closing task.
+    runtime: Handle,
+    sender: Mutex<Option<FrameSender>>,
+    receiver: Mutex<Option<FrameReceiver>>,
+    closed: CancellationToken,
+    /// The closing task was started.
+    closing: AtomicBool,
+}
+
+impl BlockingConnection {
+    /// The blocking face of `connection`, or one that is closed from the start for the reason that
+    /// is logged.
+    fn open(connection: Result<Connection>) -> Self {
+        match connection.and_then(Self::over) {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::error!(%error, "a channel could not be opened");
+                Self(None)
+            }
+        }
+    }
+
+    /// The blocking face of `connection`.
+    pub(crate) fn over(connection: Connection) -> Result<Self> {
+        let runtime = runtime()?;
+        let closed = connection.switch();
+        let (sender, receiver) = connection.split();
+        Ok(Self(Some(Arc::new(Shared {
+            runtime,
+            sender: Mutex::new(Some(sender)),
+            receiver: Mutex::new(Some(receiver)),
+            closed,
+            closing: AtomicBool::new(false),
+        }))))
+    }
+
+    /// What closes this connection from outside.
+    pub(crate) fn shared(&self) -> Option<Arc<Shared>> {
+        self.0.clone()
+    }
+
+    fn opened(&self) -> Result<&Arc<Shared>> {
+        self.0.as_ref().ok_or(NetError::ChannelClosed)
+    }
+}
+
+impl Channel for BlockingConnection {
+    fn send(&self, data: &[u8]) -> Result<()> {
+        let shared = self.opened()?;
+        check_sendable(data.len())?;
+        block_on(&shared.runtime, shared.send(data)).inspect_err(|_| shared.close())
+    }
+
+    fn receive(&self, wait: Duration) -> Result<Option<Vec<u8>>> {
+        let shared = self.opened()?;
+        let received = if wait.is_zero() {
+            poll_once(&shared.runtime, shared.receive())
+        } else {
+            block_on(&shared.runtime, async {
+                timeout(wait, shared.receive()).await.ok()
+            })
+        };
+        received.transpose().inspect_err(|_| shared.close())
+    }
+
+    fn close(&self) -> Result<()> {
+        if let Some(shared) = &self.0 {
+            shared.close();
+        }
+        Ok(())
+    }
+
+    fn is_open(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_some_and(|shared| !shared.closed.is_cancelled())
+    }
+}
+
+impl Drop for BlockingConnection {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            shared.close();
+        }
+    }
+}
+
+impl Shared {
+    /// Turns the connection off, and leaves the rest of closing to a task.
+    pub(crate) fn close(self: &Arc<Self>) {
+        self.closed.cancel();
+        if !self.closing.swap(true, Ordering::SeqCst) {
+            self.runtime.spawn(Arc::clone(self).linger());
+        }
+    }
+
+    async fn send(&self, data: &[u8]) -> Result<()> {
+        let mut sender = self.sender.lock().await;
+        sender
+            .as_mut()
+            .ok_or(NetError::ChannelClosed)?
+            .send_copy(data)
+            .await
+    }
+
+    async fn receive(&self) -> Result<Vec<u8>> {
+        // The closing task may hold the half, and a poll does not wait for it.
+        if self.closed.is_cancelled() {
+            return Err(NetError::ChannelClosed);
+        }
+        let mut receiver = self.receiver.lock().await;
+        let received = receiver
+            .as_mut()
+            .ok_or(NetError::ChannelClosed)?
+            .receive()
+            .await?;
+        received.map(Vec::from).ok_or(NetError::ChannelClosed)
+    }
+
+    /// Lets the peer have what was sent, then lets go of the stream. The switch is off, so whoever
+    /// holds a half gives it back at once.
+    async fn linger(self: Arc<Self>) {
+        let sender = self.sender.lock().await.take();
+        let receiver = self.receiver.lock().await.take();
+        let (Some(mut sender), Some(mut receiver)) = (sender, receiver) else {
+            return;
+        };
+        if let Err(error) = sender.finish().await {
+            tracing::debug!(%error, "a channel was closed before all of it was sent");
+            return;
+        }
+        if timeout(LINGER_TIMEOUT, receiver.discard()).await.is_err() {
+            tracing::debug!("a peer kept its end open after the channel was closed");
+        }
+    }
+}
+
+impl Connection {
+    /// The blocking face of this connection. Its stream stays with the runtime that made it: that
+    /// one has to go on running in other threads than those that call the channel.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::Io`] when the runtime under the blocking face cannot be started.
+    pub fn into_channel(self) -> Result<Box<dyn Channel>> {
+        Ok(Box::new(BlockingConnection::over(self)?))
+    }
+}
+
+macro_rules! channel_over_its_connection {
+    ($channel:ty) => {
+        impl Channel for $channel {
+            fn send(&self, data: &[u8]) -> Result<()> {
+                self.0.send(data)
+            }
+
+            fn receive(&self, timeout: Duration) -> Result<Option<Vec<u8>>> {
+                self.0.receive(timeout)
+            }
+
+            fn close(&self) -> Result<()> {
+                self.0.close()
+            }
+
+            fn is_open(&self) -> bool {
+                self.0.is_open()
+            }
+        }
+
+        impl fmt::Debug for $channel {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($channel))
+                    .field("is_open", &self.is_open())
+                    .finish()
+            }
+        }
+    };
+}
+
+channel_over_its_connection!(LocalChannel);
+channel_over_its_connection!(TcpChannel);
+
+/// A connection over a socket that someone else connected.
+fn adopt(stream: TcpStream) -> Result<Connection> {
+    let runtime = runtime()?;
+    let _context = runtime.enter();
+    let stream = tcp::adopt(stream)?;
+    let peer = stream
+        .peer_addr()
+        .map_err(|error| NetError::io("read a peer's address", error))?;
+    Ok(Connection::new(Box::new(stream), peer.to_string()))
+}

@@ -1,0 +1,449 @@
+//! The accept loop: limits, service open, deadlines, handlers, and an end to all of it.
+//!
+//! ```text
+//!   accept ─► place ─► authenticate ─► service name ─► handler
+//!               │        └── handshake deadline ──┘        ├─ async: a task of this runtime
+//!               └─ none left: closed, counted              └─ blocking: one of N threads
+//! ```
+//!
+//! It runs on the runtime that calls `start`, over any [`Transport`], and owns all it starts: one
+//! task accepts, and holds one task per connection. `stop` drops the listener, turns the
+//! connections off, and waits for those tasks.
+//!
+//! A connection that is refused gets no reply. No failure of `accept` ends the loop. What a handler
+//! does wrong stays with its connection.
+//!
+//! | metric | counts |
+//! | --- | --- |
+//! | `steadfast_connections_open` | connections that hold a place |
+//! | `steadfast_connections_refused_total{reason}` | connections closed before a handler saw them |
+//! | `steadfast_accept_errors_total` | failures of `accept` |
+//! | `steadfast_handler_panics_total{service}` | handlers that panicked |
+//! | `steadfast_handler_failures_total{service}` | handlers that returned an error |
+//! | `steadfast_handlers_abandoned_total` | handlers that did not return within a stop's deadline |
+//! | `steadfast_frames_rejected_total` | connections closed over a frame that breaks the protocol |
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::blocking::{lock, runtime};
+use crate::channel::BlockingConnection;
+use crate::connection::{ByteStream, Connection};
+use crate::error::{NetError, Result};
+use crate::places::{Place, Places, Refusal};
+use crate::process;
+use crate::service::{AsyncServiceHandler, ServiceHandler, check_service_name, read_service_name};
+use crate::transport::{Authenticated, Listener, Transport};
+
+/// Rest after a failed accept. Nothing tells when the system has descriptors again, so the loop
+/// asks anew at this interval, long enough not to spin.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Limits and deadlines of a [`Dispatcher`].
+#[derive(Clone, Debug)]
+pub struct DispatcherOptions {
+    /// From accepting a connection to the end of its service name, TLS included (5 s).
+    pub handshake_timeout: Duration,
+    /// Most connections at once (4096).
+    pub connections_max: usize,
+    /// Of these, the ones that only authenticated peers can hold (512).
+    pub connections_reserved: usize,
+    /// Most connections of one address that have not authenticated (512).
+    pub connections_per_address_max: usize,
+    /// Most blocking handlers at once, each on a thread (256). One more connection waits for up to
+    /// the handshake timeout, then it is refused.
+    pub handlers_blocking_max: usize,
+    /// How long `stop` waits for handlers after it closed their connections (10 s).
+    pub stop_timeout: Duration,
+}
+
+impl Default for DispatcherOptions {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(5),
+            connections_max: 4096,
+            connections_reserved: 512,
+            connections_per_address_max: 512,
+            handlers_blocking_max: 256,
+            stop_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Accepts connections and gives each to the handler whose name it asks for. Dropping it ends
+/// accepting and closes the open connections, without waiting for their handlers.
+pub struct Dispatcher {
+    shared: Arc<Shared>,
+    /// Held while starting or stopping, so that the two never overlap.
+    run: tokio::sync::Mutex<Option<Run>>,
+}
+
+/// What the dispatcher and its tasks share.
+struct Shared {
+    options: DispatcherOptions,
+    services: Mutex<BTreeMap<String, Service>>,
+    places: Arc<Places>,
+    blocking_handlers: Arc<Semaphore>,
+    running: AtomicBool,
+}
+
+impl Shared {
+    /// Refuses what could never be served.
+    fn check(&self) -> Result<()> {
+        let DispatcherOptions {
+            connections_max,
+            connections_reserved,
+            ..
+        } = self.options;
+        if connections_reserved > connections_max {
+            let reason = format!(
+                "{connections_reserved} reserved places are more than all {connections_max} places"
+            );
+            return Err(NetError::Configuration { reason });
+        }
+        lock(&self.services)
+            .keys()
+            .try_for_each(|name| check_service_name(name))
+    }
+}
+
+#[derive(Clone)]
+enum Service {
+    Async(Arc<dyn AsyncServiceHandler>),
+    Blocking(Arc<dyn ServiceHandler>),
+}
+
+/// One time of running, from start to stop.
+struct Run {
+    stopping: CancellationToken,
+    accepting: JoinHandle<()>,
+}
+
+impl Dispatcher {
+    /// A dispatcher without services, not started yet.
+    pub fn new(options: DispatcherOptions) -> Self {
+        let shared = Shared {
+            places: Arc::new(Places::new(&options)),
+            blocking_handlers: Arc::new(Semaphore::new(
+                options.handlers_blocking_max.min(Semaphore::MAX_PERMITS),
+            )),
+            services: Mutex::default(),
+            running: AtomicBool::new(false),
+            options,
+        };
+        Self {
+            shared: Arc::new(shared),
+            run: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Adds a handler under its own name, in place of one that had it. A name that no client can
+    /// ask for makes [`start`](Self::start) fail. Works while running too.
+    pub fn register_async(&self, handler: Arc<dyn AsyncServiceHandler>) {
+        let name = handler.service_name().to_owned();
+        lock(&self.shared.services).insert(name, Service::Async(handler));
+    }
+
+    /// Adds a blocking handler under `name`, in place of one that had it. Works while running too.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::Configuration`] for a name that is empty or over
+    /// [`MAX_SERVICE_NAME_LEN`](crate::MAX_SERVICE_NAME_LEN) bytes.
+    pub fn register(
+        &self,
+        name: impl Into<String>,
+        handler: Arc<dyn ServiceHandler>,
+    ) -> Result<()> {
+        let name = name.into();
+        check_service_name(&name)?;
+        self.insert(name, handler);
+        Ok(())
+    }
+
+    /// Starts to accept connections at `address`, on the current runtime, and returns the address
+    /// bound. Nothing runs elsewhere, except blocking handlers.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::Configuration`] when it runs already, when a registered name fits into no
+    /// service open, or when more places are reserved than there are; [`NetError::Io`] when the
+    /// address cannot be bound.
+    pub async fn start(&self, transport: Arc<dyn Transport>, address: &str) -> Result<String> {
+        let mut run = self.run.lock().await;
+        if run.is_some() {
+            return Err(NetError::Configuration {
+                reason: "the dispatcher is running".into(),
+            });
+        }
+        self.shared.check()?;
+        let listener = transport.bind(address).await?;
+        let bound = listener.local_address();
+        let stopping = CancellationToken::new();
+        let accepting = Accepting {
+            shared: Arc::clone(&self.shared),
+            transport,
+            stopping: stopping.clone(),
+            connections: JoinSet::new(),
+        };
+        self.shared.running.store(true, Ordering::SeqCst);
+        *run = Some(Run {
+            stopping,
+            accepting: process::spawn(accepting.run(listener)),
+        });
+        Ok(bound)
+    }
+
+    /// Stops accepting, closes the open connections, and waits up to
+    /// [`stop_timeout`](DispatcherOptions::stop_timeout) for their handlers; async handlers that
+    /// are not done by then are dropped. The address is free when this returns, and
+    /// [`start`](Self::start) works again. Stopping one that does not run does nothing.
+    pub async fn stop(&self) {
+        let mut run = self.run.lock().await;
+        if let Some(running) = run.as_mut() {
+            self.shared.running.store(false, Ordering::SeqCst);
+            running.stopping.cancel();
+            if let Err(error) = (&mut running.accepting).await {
+                // The runtime that it was started on went away first.
+                tracing::debug!(%error, "the accept loop ended before it was stopped");
+            }
+        }
+        *run = None;
+    }
+
+    /// Whether it was started and not stopped since.
+    pub fn is_running(&self) -> bool {
+        self.shared.running.load(Ordering::SeqCst)
+    }
+
+    /// Adds a blocking handler under a name that [`start`](Self::start) checks.
+    pub(crate) fn insert(&self, name: String, handler: Arc<dyn ServiceHandler>) {
+        lock(&self.shared.services).insert(name, Service::Blocking(handler));
+    }
+}
+
+impl Drop for Dispatcher {
+    fn drop(&mut self) {
+        if let Some(run) = self.run.get_mut() {
+            run.stopping.cancel();
+        }
+    }
+}
+
+/// The accept loop and the tasks of its connections.
+struct Accepting {
+    shared: Arc<Shared>,
+    transport: Arc<dyn Transport>,
+    stopping: CancellationToken,
+    connections: JoinSet<()>,
+}
+
+impl Accepting {
+    async fn run(mut self, mut listener: Box<dyn Listener>) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => break,
+                Some(ended) = self.connections.join_next() => report(ended),
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => self.admit(stream, peer),
+                    Err(error) => self.rest_after(error).await,
+                },
+            }
+        }
+        drop(listener);
+        let joining = async {
+            while let Some(ended) = self.connections.join_next().await {
+                report(ended);
+            }
+        };
+        if timeout(self.shared.options.stop_timeout, joining)
+            .await
+            .is_err()
+        {
+            let left = self.connections.len();
+            tracing::error!(left, "handlers did not return in time and are left behind");
+            metrics::counter!("steadfast_handlers_abandoned_total").increment(left as u64);
+            self.connections.shutdown().await;
+        }
+    }
+
+    /// Starts the task of one connection, if there is a place for it.
+    fn admit(&mut self, stream: Box<dyn ByteStream>, peer: String) {
+        let place = match self.shared.places.admit(&peer) {
+            Ok(place) => place,
+            Err(refusal) => return refuse(&peer, refusal),
+        };
+        let incoming = Incoming {
+            shared: Arc::clone(&self.shared),
+            transport: Arc::clone(&self.transport),
+            stopping: self.stopping.clone(),
+            peer,
+        };
+        self.connections
+            .spawn(process::in_current(incoming.serve(stream, place)));
+    }
+
+    async fn rest_after(&self, error: NetError) {
+        metrics::counter!("steadfast_accept_errors_total").increment(1);
+        tracing::warn!(%error, source = ?std::error::Error::source(&error), "accepting goes on");
+        // Out of descriptors, most likely: the half-open connections have the least claim to
+        // theirs.
+        self.shared.places.evict_oldest();
+        self.stopping
+            .run_until_cancelled(sleep(ACCEPT_RETRY_INTERVAL))
+            .await;
+    }
+}
+
+/// One accepted connection.
+struct Incoming {
+    shared: Arc<Shared>,
+    transport: Arc<dyn Transport>,
+    stopping: CancellationToken,
+    peer: String,
+}
+
+impl Incoming {
+    async fn serve(self, stream: Box<dyn ByteStream>, place: Place) {
+        let opening = self.stopping.run_until_cancelled(self.open(stream, place));
+        let served = match opening.await {
+            Some(Ok((Service::Async(handler), name, connection))) => {
+                serve_async(&*handler, &name, connection).await;
+                Ok(())
+            }
+            Some(Ok((Service::Blocking(handler), name, connection))) => {
+                self.serve_blocking(handler, &name, connection).await
+            }
+            Some(Err(refusal)) => Err(refusal),
+            None => Ok(()),
+        };
+        if let Err(refusal) = served {
+            refuse(&self.peer, refusal);
+        }
+    }
+
+    /// Hears the client out: the service it asks for, and the connection to serve it on.
+    async fn open(
+        &self,
+        stream: Box<dyn ByteStream>,
+        mut place: Place,
+    ) -> std::result::Result<(Service, String, Connection), Refusal> {
+        let evicted = place.evicted();
+        let hearing = timeout(self.shared.options.handshake_timeout, self.hear(stream));
+        let (client, name) = match evicted.run_until_cancelled(hearing).await {
+            Some(Ok(heard)) => heard?,
+            Some(Err(_)) => return Err(Refusal::HandshakeTimeout),
+            None => return Err(Refusal::HandshakeEvicted),
+        };
+        let service = lock(&self.shared.services).get(&name).cloned();
+        let service = service.ok_or(Refusal::ServiceUnknown)?;
+        place.settle(client.identity.is_some())?;
+        let connection = Connection::new(place.hold(client.stream), self.peer.clone())
+            .identified(client.identity)
+            .closed_by(self.stopping.child_token());
+        Ok((service, name, connection))
+    }
+
+    async fn hear(
+        &self,
+        stream: Box<dyn ByteStream>,
+    ) -> std::result::Result<(Authenticated, String), Refusal> {
+        let authenticated = self.transport.authenticate(stream, &self.peer).await;
+        let mut client = authenticated.map_err(|error| {
+            tracing::debug!(peer = self.peer, %error, "a client did not authenticate");
+            Refusal::HandshakeFailed
+        })?;
+        let name = read_service_name(&mut client.stream).await?;
+        Ok((client, name))
+    }
+
+    async fn serve_blocking(
+        &self,
+        handler: Arc<dyn ServiceHandler>,
+        name: &str,
+        connection: Connection,
+    ) -> std::result::Result<(), Refusal> {
+        let permit = Arc::clone(&self.shared.blocking_handlers).acquire_owned();
+        let permit = timeout(self.shared.options.handshake_timeout, permit).await;
+        let Ok(Ok(permit)) = permit else {
+            return Err(Refusal::HandlersMax);
+        };
+        let opened = runtime().and_then(|r| Ok((r, BlockingConnection::over(connection)?)));
+        let (runtime, channel) = opened.map_err(|error| {
+            tracing::error!(%error, "no runtime for a blocking handler");
+            Refusal::HandlersMax
+        })?;
+        let shared = channel.shared();
+        let mut handling = runtime.spawn_blocking(move || {
+            let handled = catch_unwind(AssertUnwindSafe(|| handler.handle(Box::new(channel))));
+            drop(permit);
+            handled
+        });
+        let handled = tokio::select! {
+            biased;
+            handled = &mut handling => handled,
+            () = self.stopping.cancelled() => {
+                if let Some(shared) = shared {
+                    shared.close();
+                }
+                handling.await
+            }
+        };
+        match handled {
+            Ok(handled) => report_handled(name, handled),
+            Err(error) => tracing::error!(name, %error, "a blocking handler was not run"),
+        }
+        Ok(())
+    }
+}
+
+async fn serve_async(handler: &dyn AsyncServiceHandler, name: &str, connection: Connection) {
+    let serving = async { handler.serve(connection).await };
+    report_handled(name, AssertUnwindSafe(serving).catch_unwind().await);
+}
+
+/// Logs and counts what became of a handler.
+fn report_handled(service: &str, handled: std::result::Result<Result<()>, Box<dyn Any + Send>>) {
+    let service_label = service.to_owned();
+    match handled {
+        // A channel closed by the peer or by a stop is how most connections end.
+        Ok(Ok(()) | Err(NetError::ChannelClosed)) => {}
+        Ok(Err(error)) => {
+            metrics::counter!("steadfast_handler_failures_total", "service" => service_label)
+                .increment(1);
+            tracing::warn!(service, %error, "a handler failed");
+        }
+        Err(panic) => {
+            metrics::counter!("steadfast_handler_panics_total", "service" => service_label)
+                .increment(1);
+            let said = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+            let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
+            tracing::error!(service, panic = said, "a handler panicked");
+        }
+    }
+}
+
+/// Logs what became of the task of a connection. Handlers' panics were contained before.
+fn report(ended: std::result::Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "the task of a connection failed");
+    }
+}
+
+/// Counts a connection that was closed before a handler saw it.
+fn refuse(peer: &str, refusal: Refusal) {
+    let reason = refusal.reason();
+    metrics::counter!("steadfast_connections_refused_total", "reason" => reason).increment(1);
+    tracing::debug!(peer, reason, "a connection was refused");
+}

@@ -1,0 +1,77 @@
+//! What can go wrong between two nodes, by what the caller can do about it.
+
+use std::error::Error;
+use std::io;
+
+/// The result of every fallible call of this crate.
+pub type Result<T> = std::result::Result<T, NetError>;
+
+/// Why a call of this crate failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetError {
+    /// The caller asked for something that can never work, such as an empty service name.
+    #[error("bad configuration: {reason}")]
+    Configuration {
+        /// What is wrong, with the value.
+        reason: String,
+    },
+    /// The operating system or the network failed. Another attempt may succeed.
+    #[error("cannot {doing}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The bytes break the protocol. A channel on which a peer did this is closed.
+    #[error("protocol violation: expected {expected}, found {found}")]
+    Protocol {
+        /// What the protocol allows here.
+        expected: String,
+        /// What came instead.
+        found: String,
+    },
+    /// The channel was closed, by either side. Open another one to go on.
+    #[error("the channel is closed")]
+    ChannelClosed,
+    /// No handler is registered under this name.
+    #[error("no service is called {name:?}")]
+    ServiceNotFound {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// A peer or a network took too long. The channel, if there was one, is closed.
+    #[error("deadline exceeded: {doing}")]
+    DeadlineExceeded {
+        /// What was being waited for.
+        doing: String,
+    },
+    /// A TLS handshake or record failed: certificates or versions do not fit.
+    #[error("TLS: {doing}")]
+    Tls {
+        /// What was being done.
+        doing: String,
+        /// What the TLS library said.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+}
+
+impl NetError {
+    /// The error for a failed system call. A peer that went away is a closed channel, however the
+    /// operating system words it.
+    pub(crate) fn io(doing: impl Into<String>, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected => Self::ChannelClosed,
+            _ => Self::Io {
+                doing: doing.into(),
+                source,
+            },
+        }
+    }
+}

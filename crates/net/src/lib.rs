@@ -1,0 +1,99 @@
+//! Moves frames between named services. Knows no replication message and no database.
+//!
+//! ```text
+//!   client                                        server, one port
+//!   ------                                        ----------------
+//!   open_service / connect_to_service ──bytes──►  Dispatcher: limits, service open, deadlines
+//!        │                                             │ by service name
+//!        ▼                                             ▼
+//!   Connection ◄──────────── frames ──────────►  Connection ─► AsyncServiceHandler
+//!   (or a Channel over it)                       (or a Channel over it ─► ServiceHandler)
+//! ```
+//!
+//! There is one implementation, and it is async: a [`Connection`] frames one [`ByteStream`],
+//! whatever carries it, and a [`Dispatcher`] gives accepted connections to services. A
+//! [`Transport`] dials and listens; TCP ([`TcpTransport`]) and memory ([`MemoryNetwork`]) are here,
+//! and whoever wants TLS or faults brings another one.
+//!
+//! The blocking face is thin: a [`Channel`] ([`TcpChannel`], [`LocalChannel`]) is a connection
+//! whose futures are polled on the calling thread, while a small runtime that this crate starts on
+//! first use watches the sockets and the clock. [`TcpServiceDispatcher`] is a [`Dispatcher`] on
+//! that runtime.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use bytes::Bytes;
+//! use steadfast_net::{
+//!     AsyncServiceHandler, BoxFuture, Connection, Dispatcher, DispatcherOptions, MemoryNetwork,
+//!     Result, open_service,
+//! };
+//!
+//! struct Echo;
+//!
+//! impl AsyncServiceHandler for Echo {
+//!     fn service_name(&self) -> &str {
+//!         "ECHO"
+//!     }
+//!
+//!     fn serve(&self, connection: Connection) -> BoxFuture<'static, Result<()>> {
+//!         Box::pin(async move {
+//!             let (mut sender, mut receiver) = connection.split();
+//!             while let Some(frame) = receiver.receive().await? {
+//!                 sender.send(frame).await?;
+//!             }
+//!             Ok(())
+//!         })
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<()> {
+//! let network = MemoryNetwork::new();
+//! let dispatcher = Dispatcher::new(DispatcherOptions::default());
+//! dispatcher.register_async(Arc::new(Echo));
+//! let address = dispatcher.start(network.host("n1"), "n1:0").await?;
+//!
+//! let connection = open_service(&*network.host("n2"), &address, "ECHO").await?;
+//! let (mut sender, mut receiver) = connection.split();
+//! sender.send(Bytes::from_static(b"hello")).await?;
+//! assert_eq!(receiver.receive().await?.as_deref(), Some(&b"hello"[..]));
+//! # dispatcher.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What this crate does not do: retry, reconnect, authenticate a message, or look into a frame.
+//! The bytes are described in `docs/protocol.md`.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `connection` | frames over a byte stream: the send half and the receive half |
+//! | `transport` | the traits that dial and listen, and the service open as the client sends it |
+//! | `tcp`, `memory` | the two transports |
+//! | `service` | handlers, the in-memory registry, the service open as the server reads it |
+//! | `dispatcher`, `places` | the accept loop and the limits on what it lets in |
+//! | `channel`, `blocking` | the blocking face and the runtime under it |
+//! | `tcp_dispatcher` | the blocking face of the dispatcher |
+
+mod blocking;
+mod channel;
+mod connection;
+mod dispatcher;
+mod error;
+mod memory;
+mod places;
+pub mod process;
+mod service;
+mod tcp;
+mod tcp_dispatcher;
+mod transport;
+
+pub use channel::{Channel, LocalChannel, LocalChannelPair, TcpChannel, TcpChannelListener};
+pub use connection::{ByteStream, Connection, FrameReceiver, FrameSender, MAX_FRAME_PAYLOAD};
+pub use dispatcher::{Dispatcher, DispatcherOptions};
+pub use error::{NetError, Result};
+pub use memory::MemoryNetwork;
+pub use service::{AsyncServiceHandler, MAX_SERVICE_NAME_LEN, ServiceDispatcher, ServiceHandler};
+pub use tcp::TcpTransport;
+pub use tcp_dispatcher::{TcpServiceDispatcher, connect_to_service};
+pub use transport::{Authenticated, BoxFuture, Listener, Transport, open_service};

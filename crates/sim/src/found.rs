@@ -1,0 +1,20 @@
+//! Seeds that once found something in the library. `--found` runs them all.
+
+/// Seed, and what it found. A seed stays here when what it draws has changed since; then a test
+/// beside the code is what holds the fix.
+pub(crate) const FOUND: &[(u64, &str)] = &[
+    (
+        50,
+        "a leader that had lost its majority refused a batch and took the next one: every node \
+         stopped at the gap between their numbers",
+    ),
+    (
+        1,
+        "consensus panicked over a log that ended before what the engine held",
+    ),
+    (
+        1225,
+        "a power cut took back an identity whose rename had not been synced, and the node removed \
+         its log as that of a group that had not formed",
+    ),
+];

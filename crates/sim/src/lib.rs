@@ -1,0 +1,13 @@
+//! Whole nodes of Steadfast in one thread under virtual time, on disks and a network that fail.
+
+pub mod check;
+pub mod disk;
+pub mod history;
+pub mod logfile;
+pub mod nemesis;
+pub mod net;
+pub mod plan;
+pub mod run;
+pub mod story;
+pub mod workload;
+pub mod world;

@@ -1,0 +1,197 @@
+//! Reads a node's log from the bytes on its disk, by docs/format.md alone.
+//!
+//! It shares no code with the library, so that a mistake in writing and the same mistake in
+//! reading do not cancel out. It trusts the disk: checksums are the library's own business.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+const SEGMENT_HEADER_BYTES: usize = 4096;
+const RECORD_HEADER_BYTES: usize = 48;
+
+/// One entry of a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogEntry {
+    /// The term it was written in.
+    pub term: u64,
+    /// 1 blank, 2 transactions, 3 membership.
+    pub kind: u8,
+    /// The bytes.
+    pub payload: Bytes,
+}
+
+/// A transaction as the log has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoggedTransaction {
+    /// Term of its entry.
+    pub term: u64,
+    /// Database, key, and the value or `None` for a deletion.
+    pub operations: Vec<(u32, Bytes, Option<Bytes>)>,
+}
+
+/// The entries that a log amounts to, by position. `files` are sorted by name.
+///
+/// # Errors
+/// When the bytes are not as the format says.
+pub fn entries(files: &[(String, Vec<u8>)]) -> Result<BTreeMap<u64, LogEntry>, String> {
+    let segments = files
+        .iter()
+        .filter_map(|(name, bytes)| Some((name.strip_suffix(".log")?, bytes)));
+    let mut entries = BTreeMap::new();
+    let mut previous = None;
+    for (name, bytes) in segments {
+        let sequence: u32 = name
+            .parse()
+            .map_err(|_| format!("segment {name} has no number"))?;
+        let chain = u32_at(bytes, 24).ok_or_else(|| format!("segment {name} is short"))?;
+        if previous.is_some_and(|previous| previous != chain) {
+            return Err(format!("segment {name} does not follow the one before"));
+        }
+        previous = Some(read_segment(bytes, sequence, chain, &mut entries));
+    }
+    Ok(entries)
+}
+
+/// Reads records for as long as each follows on the one before; returns the last one's checksum.
+fn read_segment(
+    bytes: &[u8],
+    sequence: u32,
+    mut chain: u32,
+    entries: &mut BTreeMap<u64, LogEntry>,
+) -> u32 {
+    let mut at = SEGMENT_HEADER_BYTES;
+    while let Some(header) = bytes.get(at..at + RECORD_HEADER_BYTES) {
+        let field = |offset| u32_at(header, offset).unwrap_or_default();
+        let wide = |offset| u64_at(header, offset).unwrap_or_default();
+        let place = (u64::from(sequence) << 32) | at as u64;
+        if field(12) != chain || wide(16) != place {
+            break;
+        }
+        let length = field(4) as usize;
+        let end = (at + RECORD_HEADER_BYTES + length).next_multiple_of(8);
+        if bytes.len() < end || crc32c(&bytes[at + 4..end]) != field(0) {
+            break;
+        }
+        chain = field(0);
+        let (kind, flag, term, number) = (header[10], header[11], wide(32), wide(40));
+        match kind {
+            1..=3 => {
+                let payload = &bytes[at + RECORD_HEADER_BYTES..at + RECORD_HEADER_BYTES + length];
+                let payload = Bytes::copy_from_slice(payload);
+                let entry = LogEntry {
+                    term,
+                    kind,
+                    payload,
+                };
+                entries.insert(number, entry);
+            }
+            6 if flag == 0 => entries.clear(),
+            6 => entries.retain(|position, _| *position <= number),
+            7 => entries.retain(|position, _| *position > number),
+            _ => {}
+        }
+        at = end;
+    }
+    chain
+}
+
+/// CRC-32C, bit by bit from its polynomial: the library uses a crate with tables and instructions.
+fn crc32c(bytes: &[u8]) -> u32 {
+    const TABLE: [u32; 256] = table();
+    let step = |crc: u32, byte: &u8| TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize] ^ (crc >> 8);
+    !bytes.iter().fold(!0, step)
+}
+
+const fn table() -> [u32; 256] {
+    let mut table = [0; 256];
+    let mut byte: u32 = 0;
+    while byte < 256 {
+        let mut crc = byte;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 1 == 1 {
+                (crc >> 1) ^ 0x82f6_3b78
+            } else {
+                crc >> 1
+            };
+            bit += 1;
+        }
+        table[byte as usize] = crc;
+        byte += 1;
+    }
+    table
+}
+
+/// The transactions in these entries up to position `last`, by VLSN. A batch that does not follow
+/// on the one before was numbered in vain and counts for nothing.
+///
+/// # Errors
+/// When a batch is not as the format says.
+pub fn transactions(
+    entries: &BTreeMap<u64, LogEntry>,
+    last: u64,
+) -> Result<BTreeMap<u64, LoggedTransaction>, String> {
+    let mut transactions = BTreeMap::new();
+    let mut newest = 0;
+    for (position, entry) in entries.range(..=last).filter(|(_, entry)| entry.kind == 2) {
+        let batch = batch(entry).ok_or_else(|| format!("entry {position} is no batch"))?;
+        if batch.first().is_some_and(|(first, _)| *first == newest + 1) {
+            newest += batch.len() as u64;
+            transactions.extend(batch);
+        }
+    }
+    Ok(transactions)
+}
+
+fn batch(entry: &LogEntry) -> Option<Vec<(u64, LoggedTransaction)>> {
+    let bytes = &entry.payload;
+    let (count, first) = (u32_at(bytes, 4)?, u64_at(bytes, 8)?);
+    let mut at = 24;
+    let mut transactions = Vec::new();
+    for nth in 0..u64::from(count) {
+        let mut operations = Vec::new();
+        let number = u32_at(bytes, at)?;
+        at += 4;
+        for _ in 0..number {
+            let (kind, database) = (u32_at(bytes, at)?, u32_at(bytes, at + 4)?);
+            let key_bytes = u32_at(bytes, at + 8)? as usize;
+            let value_bytes = u32_at(bytes, at + 12)? as usize;
+            let key_end = at + 16 + key_bytes;
+            let value_end = key_end + value_bytes;
+            if bytes.len() < value_end {
+                return None;
+            }
+            let value = (kind == 1).then(|| bytes.slice(key_end..value_end));
+            operations.push((database, bytes.slice(at + 16..key_end), value));
+            at = value_end;
+        }
+        let transaction = LoggedTransaction {
+            term: entry.term,
+            operations,
+        };
+        transactions.push((first + nth, transaction));
+    }
+    (at == bytes.len()).then_some(transactions)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..at + 4)?;
+    bytes.try_into().ok().map(u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    let bytes = bytes.get(at..at + 8)?;
+    bytes.try_into().ok().map(u64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_the_published_one() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+    }
+}

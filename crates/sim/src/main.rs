@@ -1,0 +1,147 @@
+//! The simulator's command line: a budget of seeds, or one seed and its story.
+
+mod budget;
+mod found;
+mod shrink;
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use steadfast_sim::plan::{Cuts, Fault, Plan};
+use steadfast_sim::run::{self, Report};
+use steadfast_sim::story::Story;
+
+/// Run whole Steadfast nodes in virtual time, on disks and a network that fail
+#[derive(Parser)]
+#[command(
+    name = "steadfast-sim",
+    version,
+    after_help = "\
+Each seed draws its own group, limits, load and subset of faults. Faults happen for 20 virtual seconds;
+then they end, and the group has to commit again and to agree. What clients saw is held against the
+committed log. Each seed runs in a process of its own, and the same seed always does the same.
+
+Examples:
+  steadfast-sim --seeds 1000                        a budget; ends with one JSON line
+  steadfast-sim --seed 4711                         replay one seed and print its story
+  steadfast-sim --seed 4711 --without kill,pause    the same with fewer faults
+  steadfast-sim --seed 4711 --shrink                find the least that still fails
+  steadfast-sim --long --ledger seeds.jsonl         until stopped, a line for every 1,000 seeds
+
+Exit code: 0 when no seed failed, 1 when one did, 2 for bad arguments."
+)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+struct Arguments {
+    /// How many seeds to run
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: u64,
+    /// The first of them
+    #[arg(long, default_value_t = 1)]
+    first_seed: u64,
+    /// Run the seeds that once found something
+    #[arg(long, conflicts_with_all = ["seeds", "seed"])]
+    found: bool,
+    /// Run until stopped, in rounds of 1,000 seeds
+    #[arg(long, conflicts_with_all = ["seeds", "seed", "found"])]
+    long: bool,
+    /// Append the line of each round to this file
+    #[arg(long, value_name = "FILE")]
+    ledger: Option<std::path::PathBuf>,
+    /// Seeds that are run at the same time; the number of cores by default
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: Option<u16>,
+    /// Of every so many seeds one is run twice, and both traces are compared
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    twice_every: u64,
+    /// Run this one seed and print its story
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// With --seed: drop faults, nodes and time for as long as the seed still fails
+    #[arg(long, requires = "seed")]
+    shrink: bool,
+    /// Most nodes that a seed may have
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=7))]
+    nodes: Option<u16>,
+    /// Length of the safety phase, in virtual milliseconds, 20000 at most
+    #[arg(long, value_name = "MS")]
+    safety_ms: Option<u64>,
+    /// Faults to leave out, by their names
+    #[arg(long, value_delimiter = ',', value_name = "FAULT,...")]
+    without: Vec<Fault>,
+    /// With --seed: print each event of the trace instead of the story
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// Run one seed and print its report as JSON; what a budget starts for each seed
+    #[arg(long, hide = true, requires = "seed")]
+    report: bool,
+}
+
+impl Arguments {
+    fn cuts(&self) -> Cuts {
+        Cuts {
+            nodes: self.nodes.map(usize::from),
+            safety: self.safety_ms.map(Duration::from_millis),
+            without: self.without.iter().copied().collect::<BTreeSet<_>>(),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.seed {
+        Some(seed) if arguments.shrink => shrink::shrink(seed, &arguments.cuts()),
+        Some(seed) => one(seed, &arguments),
+        None if arguments.found => budget::found(&arguments),
+        None => budget::budget(&arguments),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("steadfast-sim: {error}");
+        ExitCode::from(2)
+    })
+}
+
+/// Runs one seed in this process.
+fn one(seed: u64, arguments: &Arguments) -> std::io::Result<ExitCode> {
+    if std::env::var_os("RUST_LOG").is_some() {
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_writer(std::io::stderr)
+            .without_time()
+            .init();
+    }
+    let plan = Plan::new(seed, &arguments.cuts());
+    let is_told = !arguments.report && !arguments.trace;
+    let (mut report, story) = run::run(plan, || Story::new(is_told, arguments.trace))?;
+    report.cpu_us = cpu_us();
+    if arguments.report {
+        println!("{}", serde_json::to_string(&report)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    print!("{}{}", story.told(), story.dump());
+    print_end(&report);
+    Ok(if report.violations.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn print_end(report: &Report) {
+    for violation in &report.violations {
+        println!("VIOLATION: {violation}");
+    }
+    println!("{}", serde_json::json!(report));
+}
+
+/// CPU time of this thread's process so far, in microseconds; 0 where the system does not say.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the true time, for the report alone"
+)]
+fn cpu_us() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+    let nanoseconds = stat.split(' ').next().and_then(|ns| ns.parse::<u64>().ok());
+    nanoseconds.unwrap_or(0) / 1000
+}

@@ -1,0 +1,504 @@
+//! Does harm: faults happen to machines and to the network, by the plan's own subset.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use rand::seq::IndexedRandom;
+use steadfast::ReadyError;
+use tokio::io::AsyncWriteExt;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::disk::{Damage, DiskFaults};
+use crate::net::NetFaults;
+use crate::plan::{Fault, Plan};
+use crate::world::{DATA_DIR, End, Host, PORT, World, wait};
+
+/// How often the operator looks for nodes that have stopped by themselves.
+const WATCH_EVERY: Duration = Duration::from_millis(50);
+
+/// Faults that are done to a node or to the whole network, one at a time; the others happen at a
+/// rate, or are set when the machine is made.
+const EVENTS: &[Fault] = &[
+    Fault::Kill,
+    Fault::KillAll,
+    Fault::PowerCut,
+    Fault::PowerCutAll,
+    Fault::CrashAtStep,
+    Fault::Pause,
+    Fault::ClockJump,
+    Fault::DiskFull,
+    Fault::StuckDisk,
+    Fault::BitRot,
+    Fault::ZeroedSector,
+    Fault::Misdirected,
+    Fault::Stale,
+    Fault::Truncated,
+    Fault::Wipe,
+    Fault::Partition,
+    Fault::OneWay,
+    Fault::Hub,
+    Fault::Constrained,
+    Fault::Chain,
+    Fault::Intruder,
+];
+
+/// The faults of every link.
+pub fn net_faults(plan: &Plan) -> NetFaults {
+    let rate = |fault, ppm| if plan.has(fault) { ppm } else { 0 };
+    NetFaults {
+        delay_max_ms: rate(Fault::NetDelay, 8),
+        loss: rate(Fault::NetLoss, 1000),
+        duplicate: rate(Fault::NetDuplicate, 1000),
+        reorder: rate(Fault::NetReorder, 3000),
+        reset: rate(Fault::NetReset, 300),
+        corrupt: rate(Fault::NetCorrupt, 300),
+        bytes_per_ms: plan.has(Fault::SlowLink).then_some(2000),
+    }
+}
+
+/// The faults of a node's disk.
+pub fn disk_faults(plan: &Plan, at: usize) -> DiskFaults {
+    let rate = |fault, ppm| if plan.has(fault) { ppm } else { 0 };
+    DiskFaults {
+        slow_sync: rate(Fault::SlowSync, 5000),
+        fail_sync: rate(Fault::FailSync, 500),
+        lying_sync: plan.has(Fault::LyingSync) && plan.expendable.contains(&at),
+        fail_write: rate(Fault::FailWrite, 300),
+        torn_bytes: plan.has(Fault::TornByte),
+        keep_versions: plan.has(Fault::Stale),
+        ..DiskFaults::default()
+    }
+}
+
+/// Harm until `calm`; all nodes are left as they are then.
+pub async fn rage(world: Arc<World>, calm: CancellationToken) {
+    let events: Vec<Fault> = EVENTS
+        .iter()
+        .copied()
+        .filter(|fault| world.plan.has(*fault))
+        .collect();
+    let mut under_way = JoinSet::new();
+    let mean = u64::try_from(world.plan.fault_every.as_millis()).unwrap_or(u64::MAX);
+    while !events.is_empty() {
+        let pause = world.chance(|rng| rng.random_range(1..=2 * mean));
+        tokio::select! {
+            biased;
+            () = calm.cancelled() => break,
+            () = wait(Duration::from_millis(pause)) => {}
+        }
+        let Some(fault) = world.chance(|rng| events.choose(rng).copied()) else {
+            break;
+        };
+        let event = Event {
+            world: Arc::clone(&world),
+            calm: calm.clone(),
+            fault,
+        };
+        under_way.spawn(event.happen());
+        while under_way.try_join_next().is_some() {}
+    }
+    calm.cancelled().await;
+    under_way.join_all().await;
+}
+
+/// Restarts nodes that have stopped by themselves, as an operator would. Runs for ever.
+pub async fn watch(world: Arc<World>) {
+    loop {
+        wait(WATCH_EVERY).await;
+        for host in 0..world.hosts.len() {
+            let state = world.hosts[host].state();
+            let Some(env) = world.hosts[host].life().and_then(|life| life.env) else {
+                continue;
+            };
+            let reason = match env.wait_ready_async(Duration::ZERO).await {
+                Err(ReadyError::Stopped { reason }) => reason,
+                Err(ReadyError::Refused { reason }) => {
+                    if !state.lost {
+                        let name = &world.hosts[host].name;
+                        world
+                            .story
+                            .violation(format!("{name} is refused: {reason}"));
+                    }
+                    continue;
+                }
+                _ => continue,
+            };
+            if state.busy {
+                continue;
+            }
+            world.hosts[host].set_state(|state| state.busy = true);
+            world
+                .story
+                .tell(|| format!("n{} has stopped: {reason}", host + 1));
+            world.end(host, End::Kill);
+            let world = Arc::clone(&world);
+            tokio::spawn(async move {
+                let delay = world.chance(|rng| rng.random_range(10..500));
+                wait(Duration::from_millis(delay)).await;
+                restart(&world, host).await;
+                world.hosts[host].set_state(|state| state.busy = false);
+            });
+        }
+    }
+}
+
+/// Starts a node again and again until it opens, unless it is lost.
+pub async fn restart(world: &Arc<World>, at: usize) {
+    loop {
+        if world.hosts[at].life().is_some() {
+            return;
+        }
+        let Err(error) = world.start(at).await else {
+            return;
+        };
+        let state = world.hosts[at].state();
+        world
+            .story
+            .tell(|| format!("n{} does not open: {error}", at + 1));
+        if state.lost {
+            return;
+        }
+        if error.contains("corrupt") {
+            world.story.violation(format!(
+                "n{} was not damaged and does not open: {error}",
+                at + 1
+            ));
+            world.hosts[at].set_state(|state| state.lost = true);
+            return;
+        }
+        wait(Duration::from_millis(200)).await;
+    }
+}
+
+/// One event under way.
+struct Event {
+    world: Arc<World>,
+    calm: CancellationToken,
+    fault: Fault,
+}
+
+impl Event {
+    async fn happen(self) {
+        match self.fault {
+            Fault::Partition | Fault::OneWay | Fault::Hub | Fault::Constrained | Fault::Chain => {
+                self.cut_network().await;
+            }
+            Fault::KillAll | Fault::PowerCutAll => self.end_all().await,
+            Fault::Intruder => self.intrude().await,
+            Fault::ClockJump => {
+                let at = self
+                    .world
+                    .chance(|rng| rng.random_range(0..self.world.plan.nodes));
+                let ms = self
+                    .world
+                    .chance(|rng| rng.random_range(-3_600_000..3_600_000));
+                self.fired(|| format!("the clock of n{} jumps by {ms} ms", at + 1));
+                self.world.hosts[at].clock().jump(ms);
+            }
+            _ => self.harm_host().await,
+        }
+    }
+
+    fn fired(&self, line: impl FnOnce() -> String) {
+        self.world.story.count(self.fault.name());
+        self.world.story.tell(line);
+    }
+
+    /// Waits up to `max_ms`, less when calm is asked for.
+    async fn last(&self, max_ms: u64) {
+        let ms = self.world.chance(|rng| rng.random_range(1..=max_ms));
+        tokio::select! {
+            biased;
+            () = self.calm.cancelled() => {}
+            () = wait(Duration::from_millis(ms)) => {}
+        }
+    }
+
+    async fn cut_network(&self) {
+        let world = &self.world;
+        let mut hosts: Vec<String> = world.hosts.iter().map(|host| host.name.clone()).collect();
+        if hosts.len() < 2 {
+            return;
+        }
+        for at in (1..hosts.len()).rev() {
+            hosts.swap(at, world.chance(|rng| rng.random_range(0..=at)));
+        }
+        let split = world.chance(|rng| rng.random_range(1..hosts.len()));
+        let (one, other) = hosts.split_at(split);
+        let old_leader = world
+            .masters()
+            .first()
+            .map(|at| world.hosts[*at].name.clone());
+        self.fired(|| format!("network: {}, {hosts:?} split at {split}", self.fault));
+        match self.fault {
+            Fault::Partition => world.net.partition(&[one.to_vec(), other.to_vec()]),
+            Fault::OneWay => world.net.one_way(one, other),
+            Fault::Hub => world.net.quorum_loss_hub(&hosts, &hosts[0]),
+            Fault::Constrained => {
+                let old_leader = old_leader.unwrap_or_else(|| hosts[1].clone());
+                let outdated = hosts.iter().find(|host| **host != old_leader);
+                let outdated = outdated.expect("there are two").clone();
+                world.net.partition(&[
+                    vec![outdated.clone()],
+                    hosts
+                        .iter()
+                        .filter(|host| **host != outdated)
+                        .cloned()
+                        .collect(),
+                ]);
+                self.last(500).await;
+                world.net.unblock_all();
+                world
+                    .net
+                    .constrained_election(&hosts, &old_leader, &outdated);
+            }
+            _ => world.net.chain(&hosts),
+        }
+        self.last(4000).await;
+        world.net.unblock_all();
+        world.story.tell(|| "network: healed".into());
+    }
+
+    async fn end_all(&self) {
+        let world = &self.world;
+        let mine: Vec<usize> = (0..world.plan.nodes).filter(|at| self.take(*at)).collect();
+        self.fired(|| format!("{}: {} nodes", self.fault, mine.len()));
+        for at in &mine {
+            self.end(*at, self.fault == Fault::PowerCutAll);
+        }
+        self.last(1000).await;
+        for at in mine {
+            // Together, and in any order: they may need each other to become ready, not to open.
+            if !world.hosts[at].state().lost {
+                restart(world, at).await;
+            }
+            world.hosts[at].set_state(|state| state.busy = false);
+        }
+    }
+
+    /// Whether this event has the machine for itself now.
+    fn take(&self, at: usize) -> bool {
+        let host = &self.world.hosts[at];
+        let state = host.state();
+        let is_free =
+            !state.busy && !state.lost && host.life().is_some_and(|life| life.env.is_some());
+        if is_free {
+            host.set_state(|state| state.busy = true);
+        }
+        is_free
+    }
+
+    /// A power cut loses a node whose disk lies. Until the group has formed it needs every node, so
+    /// none is lost before.
+    fn may_lose_power(&self, at: usize) -> bool {
+        let is_liar = disk_faults(&self.world.plan, at).lying_sync;
+        !is_liar || self.world.history().acknowledged > 0
+    }
+
+    fn end(&self, at: usize, is_power_cut: bool) {
+        let world = &self.world;
+        let is_power_cut = is_power_cut && self.may_lose_power(at);
+        let end = if is_power_cut {
+            End::PowerCut
+        } else {
+            End::Kill
+        };
+        world.end(at, end);
+        if is_power_cut && disk_faults(&world.plan, at).lying_sync {
+            // Its disk has lost what it had said was there. It cannot know, and must not come back.
+            world
+                .story
+                .tell(|| format!("n{} has lost what its disk had promised", at + 1));
+            world.hosts[at].set_state(|state| state.lost = true);
+        }
+    }
+
+    async fn harm_host(&self) {
+        let world = &self.world;
+        let at = match self.fault {
+            // What cannot be repaired yet happens to those that the group can do without.
+            Fault::BitRot
+            | Fault::ZeroedSector
+            | Fault::Misdirected
+            | Fault::Stale
+            | Fault::Truncated
+            | Fault::Wipe => {
+                let expendable: Vec<usize> = world.plan.expendable.iter().copied().collect();
+                world.chance(|rng| expendable.choose(rng).copied())
+            }
+            _ => Some(world.chance(|rng| rng.random_range(0..world.plan.nodes))),
+        };
+        let Some(at) = at.filter(|at| self.take(*at)) else {
+            return;
+        };
+        // Until the group has formed it needs every node, so none is lost before.
+        let is_lasting = !matches!(
+            self.fault,
+            Fault::Kill
+                | Fault::PowerCut
+                | Fault::CrashAtStep
+                | Fault::Pause
+                | Fault::DiskFull
+                | Fault::StuckDisk
+        );
+        if is_lasting && world.history().acknowledged == 0 {
+            world.hosts[at].set_state(|state| state.busy = false);
+            return;
+        }
+        self.harm(at).await;
+        let host = &world.hosts[at];
+        if !host.state().lost {
+            restart(world, at).await;
+        }
+        host.set_state(|state| state.busy = false);
+    }
+
+    async fn harm(&self, at: usize) {
+        let world = &self.world;
+        let host = &world.hosts[at];
+        let name = &host.name;
+        match self.fault {
+            Fault::Kill | Fault::PowerCut => {
+                self.fired(|| format!("{name}: {}", self.fault));
+                self.end(at, self.fault == Fault::PowerCut);
+                self.last(2000).await;
+            }
+            Fault::CrashAtStep => self.crash_at_step(at).await,
+            Fault::Pause => {
+                let Some(life) = host.life() else { return };
+                self.fired(|| format!("{name} is paused"));
+                life.process.pause();
+                self.last(if world.chance(|rng| rng.random_range(0..10) == 0) {
+                    30_000
+                } else {
+                    1500
+                })
+                .await;
+                life.process.resume();
+                world.story.tell(|| format!("{name} goes on"));
+            }
+            Fault::DiskFull => {
+                self.fired(|| format!("{name}: the disk is full"));
+                host.disk().set_full(true);
+                self.last(3000).await;
+                host.disk().set_full(false);
+                world
+                    .story
+                    .tell(|| format!("{name}: the disk has room again"));
+            }
+            Fault::StuckDisk => {
+                self.fired(|| format!("{name}: the disk is stuck"));
+                host.disk().hold(true);
+                self.last(3000).await;
+                host.disk().hold(false);
+                world.story.tell(|| format!("{name}: the disk goes on"));
+            }
+            Fault::Wipe => {
+                world.end(at, End::Kill);
+                host.set_state(|state| state.lost = true);
+                host.replace_disk(world);
+                self.fired(|| format!("{name} is wiped and started under its old name"));
+                restart(world, at).await;
+            }
+            _ => self.damage(at).await,
+        }
+    }
+
+    /// Cuts the power at one of the next steps of I/O.
+    async fn crash_at_step(&self, at: usize) {
+        let world = &self.world;
+        let host = &world.hosts[at];
+        if !self.may_lose_power(at) {
+            return;
+        }
+        let Some(life) = host.life() else { return };
+        let steps = world.chance(|rng| rng.random_range(1..200));
+        let tripped = life.clone();
+        let (net, name) = (world.net.clone(), host.name.clone());
+        host.disk().crash_after(steps, move || {
+            net.power_off(&name);
+            tripped.process.kill();
+            tripped.ended.cancel();
+        });
+        tokio::select! {
+            biased;
+            () = life.ended.cancelled() => {}
+            () = wait(Duration::from_secs(2)) => {}
+        }
+        self.fired(|| format!("{}: power cut at a step of I/O", host.name));
+        self.end(at, true);
+        self.last(1000).await;
+    }
+
+    /// Damages what a node that was closed has on its disk. It says so when it opens, and stays
+    /// out, or the damage hit nothing.
+    async fn damage(&self, at: usize) {
+        let world = &self.world;
+        let host = &world.hosts[at];
+        let Some(life) = host.life() else { return };
+        if let Some(env) = &life.env {
+            let closing = life.process.run(env.close_async());
+            tokio::select! {
+                biased;
+                closed = closing => drop(closed),
+                () = life.ended.cancelled() => {}
+                () = wait(Duration::from_secs(5)) => {}
+            }
+        }
+        world.end(at, End::Kill);
+        let damage = match self.fault {
+            Fault::BitRot => Damage::FlipBit,
+            Fault::ZeroedSector => Damage::ZeroSector,
+            Fault::Misdirected => Damage::Misdirected,
+            Fault::Stale => Damage::Stale,
+            _ => Damage::Truncate,
+        };
+        if let Some(report) = host.disk().damage(damage, std::path::Path::new(DATA_DIR)) {
+            self.fired(|| format!("{}: {report:?}", host.name));
+            host.set_state(|state| state.lost = true);
+            // If it opens all the same, it takes part, and is held to what it promised.
+            restart(world, at).await;
+        }
+    }
+
+    /// Somebody who is no member talks to a node.
+    async fn intrude(&self) {
+        let world = &self.world;
+        let at = world.chance(|rng| rng.random_range(0..world.plan.nodes));
+        let address = format!("{}:{PORT}", world.hosts[at].name);
+        let transport = world.net.host("intruder");
+        let Ok(mut stream) = transport.connect(&address).await else {
+            return;
+        };
+        let services = ["FEEDER", "ELECTION", "NODE_STATE", "nonsense"];
+        let service = world.chance(|rng| *services.choose(rng).expect("there are some"));
+        self.fired(|| format!("an intruder talks to n{} as {service}", at + 1));
+        let mut bytes = u32::try_from(service.len())
+            .unwrap_or(0)
+            .to_le_bytes()
+            .to_vec();
+        bytes.extend_from_slice(service.as_bytes());
+        let noise = world.chance(|rng| {
+            let count = rng.random_range(0..300);
+            (0..count).map(|_| rng.random()).collect::<Vec<u8>>()
+        });
+        bytes.extend_from_slice(&noise);
+        stream.write_all(&bytes).await.ok();
+        self.last(500).await;
+    }
+}
+
+impl Host {
+    /// Ends every fault of this machine that a switch holds on.
+    pub fn calm(&self) {
+        let disk = self.disk();
+        disk.set_full(false);
+        disk.hold(false);
+        disk.set_faults(DiskFaults::default());
+        if let Some(life) = self.life() {
+            life.process.resume();
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! What one seed stands for: a cluster, its limits, its load and its own subset of faults.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+macro_rules! faults {
+    ($($name:ident = $text:literal,)*) => {
+        /// A kind of fault that a run may have.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Fault {
+            $(#[doc = concat!("`", $text, "`")] $name,)*
+        }
+
+        impl Fault {
+            /// Every kind.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// The name on the command line and in reports.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+faults! {
+    Kill = "kill",
+    KillAll = "kill_all",
+    PowerCut = "power_cut",
+    PowerCutAll = "power_cut_all",
+    CrashAtStep = "crash_at_step",
+    Pause = "pause",
+    ClockJump = "clock_jump",
+    ClockDrift = "clock_drift",
+    SlowSync = "slow_sync",
+    FailSync = "fail_sync",
+    LyingSync = "lying_sync",
+    FailWrite = "fail_write",
+    TornByte = "torn_byte",
+    DiskFull = "disk_full",
+    StuckDisk = "stuck_disk",
+    BitRot = "bit_rot",
+    ZeroedSector = "zeroed_sector",
+    Misdirected = "misdirected_write",
+    Stale = "stale_sector",
+    Truncated = "truncated_file",
+    Wipe = "wipe",
+    NetDelay = "net_delay",
+    NetLoss = "net_loss",
+    NetDuplicate = "net_duplicate",
+    NetReorder = "net_reorder",
+    NetReset = "net_reset",
+    NetCorrupt = "net_corrupt",
+    SlowLink = "slow_link",
+    Partition = "partition",
+    OneWay = "one_way",
+    Hub = "quorum_loss_hub",
+    Constrained = "constrained_election",
+    Chain = "chain",
+    Intruder = "intruder",
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.iter().find(|fault| fault.name() == text);
+        found.copied().ok_or_else(|| {
+            let known: Vec<_> = Self::ALL.iter().map(|fault| fault.name()).collect();
+            format!("no fault {text:?}; there are: {}", known.join(", "))
+        })
+    }
+}
+
+/// What is taken away from a seed's plan, to find out what a failure needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cuts {
+    /// Nodes at most.
+    pub nodes: Option<usize>,
+    /// Length of the safety phase at most.
+    pub safety: Option<Duration>,
+    /// Faults that are left out.
+    pub without: BTreeSet<Fault>,
+}
+
+/// Everything that a run is made of.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where all chance comes from.
+    pub seed: u64,
+    /// Nodes of the group.
+    pub nodes: usize,
+    /// The faults of this run.
+    pub faults: BTreeSet<Fault>,
+    /// How long faults happen.
+    pub safety: Duration,
+    /// Mean time between two faults of the kind that is done to a node or to the whole network.
+    pub fault_every: Duration,
+    /// Clients that write and read.
+    pub clients: usize,
+    /// Longest pause of a client between two operations.
+    pub think_max: Duration,
+    /// Keys in each database; few make conflicts.
+    pub keys: u32,
+    /// Largest value.
+    pub value_max: usize,
+    /// Nodes, by index, that may be lost for good: never more than the group can spare.
+    pub expendable: BTreeSet<usize>,
+    /// Shrunk limits of the nodes.
+    pub limits: Limits,
+}
+
+/// Limits that are reached within a short run.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// `heartbeat_interval_ms`; the election timeouts are multiples of it.
+    pub heartbeat_ms: u64,
+    /// `flush_interval_ms`.
+    pub flush_interval_ms: u64,
+    /// `flush_bytes`.
+    pub flush_bytes: u64,
+    /// `log_cache_bytes_max`; small ones make replicas catch up from the segments.
+    pub log_cache_bytes: u64,
+    /// `batches_in_flight_max`.
+    pub batches_in_flight: u64,
+    /// `commit_timeout_ms`.
+    pub commit_timeout_ms: u64,
+}
+
+/// Length of the safety phase of a run.
+const SAFETY: Duration = Duration::from_secs(20);
+
+impl Plan {
+    /// The plan of a seed, less what is cut.
+    pub fn new(seed: u64, cuts: &Cuts) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let sizes = [1, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5, 7];
+        let nodes = pick(&mut rng, &sizes);
+        let share = pick(&mut rng, &[0.1, 0.25, 0.5]);
+        let mut faults: BTreeSet<Fault> = Fault::ALL
+            .iter()
+            .copied()
+            .filter(|_| rng.random_bool(share))
+            .collect();
+        let mut spare: Vec<usize> = (0..nodes).collect();
+        let mut expendable = BTreeSet::new();
+        for _ in 0..(nodes - 1) / 2 {
+            expendable.insert(spare.swap_remove(rng.random_range(0..spare.len())));
+        }
+        let limits = Limits {
+            heartbeat_ms: rng.random_range(20..=60),
+            flush_interval_ms: pick(&mut rng, &[20, 100, 1000]),
+            flush_bytes: pick(&mut rng, &[1024, 16 * 1024, 256 * 1024]),
+            log_cache_bytes: pick(&mut rng, &[0, 4096, 1 << 20]),
+            batches_in_flight: rng.random_range(1..=8),
+            commit_timeout_ms: pick(&mut rng, &[300, 2000, 10_000]),
+        };
+        let safety = cuts.safety.map_or(SAFETY, |most| most.min(SAFETY));
+        let mut plan = Self {
+            seed,
+            nodes,
+            faults: BTreeSet::new(),
+            safety,
+            fault_every: Duration::from_millis(rng.random_range(300..3000)),
+            clients: rng.random_range(2..=8),
+            think_max: Duration::from_millis(rng.random_range(20..150)),
+            keys: pick(&mut rng, &[2, 10, 100]),
+            value_max: pick(&mut rng, &[16, 300, 20_000]),
+            expendable,
+            limits,
+        };
+        faults.retain(|fault| !cuts.without.contains(fault));
+        plan.faults = faults;
+        if let Some(most) = cuts.nodes
+            && most < nodes
+        {
+            plan.nodes = most.max(1);
+            let spare = (plan.nodes - 1) / 2;
+            plan.expendable = plan
+                .expendable
+                .into_iter()
+                .filter(|node| *node < most)
+                .take(spare)
+                .collect();
+        }
+        plan
+    }
+
+    /// Whether this run has faults of this kind.
+    pub fn has(&self, fault: Fault) -> bool {
+        self.faults.contains(&fault)
+    }
+
+    /// Host name of a node.
+    pub fn host(at: usize) -> String {
+        format!("n{}", at + 1)
+    }
+}
+
+/// One of a list that is not empty.
+fn pick<T: Copy>(rng: &mut StdRng, from: &[T]) -> T {
+    from[rng.random_range(0..from.len())]
+}

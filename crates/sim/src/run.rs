@@ -1,0 +1,292 @@
+//! One run: a safety phase with faults, a liveness phase without, and the checks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rand::RngExt;
+use serde::{Deserialize, Serialize};
+use steadfast::ReplicatedEnvironment;
+use tokio::runtime::RngSeed;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::net::NetFaults;
+use crate::plan::Plan;
+use crate::story::Story;
+use crate::world::{Host, World, lock, wait};
+use crate::{check, logfile, nemesis, workload};
+
+/// After the faults have ended, a majority commits within this, and all nodes agree within twice
+/// this: some forty election timeouts of the slowest node.
+const LIVENESS_BOUND: Duration = Duration::from_secs(30);
+
+/// A run with fewer acknowledged transactions does not count.
+pub const TRANSACTIONS_MIN: usize = 50;
+
+/// Memory for versions outside of the engine that a node may hold: its limit, and one transaction.
+const WINDOW_BYTES_MAX: u64 = 3 << 20;
+
+/// Panics of the process, wherever they happened.
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// What came of a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// Hash of the whole trace.
+    pub hash: u64,
+    /// What must never be.
+    pub violations: Vec<String>,
+    /// Virtual time.
+    pub simulated_ms: u64,
+    /// Transactions that were acknowledged.
+    pub transactions: usize,
+    /// Faults that fired.
+    pub faults: BTreeMap<String, u64>,
+    /// CPU time of the run.
+    pub cpu_us: u64,
+}
+
+impl Report {
+    /// Whether the run was one: things went wrong, and work was done.
+    pub fn counts(&self) -> bool {
+        self.transactions >= TRANSACTIONS_MIN && !self.faults.is_empty()
+    }
+}
+
+/// Runs a plan to its end, on a runtime of its own.
+///
+/// # Errors
+/// When no runtime can be made.
+pub fn run(plan: Plan, story_of: impl FnOnce() -> Story) -> std::io::Result<(Report, Story)> {
+    std::panic::set_hook(Box::new(|panic| lock(&PANICS).push(panic.to_string())));
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder
+        .enable_time()
+        .start_paused(true)
+        // Orders that tokio leaves to chance: who of several waiters is woken first.
+        .rng_seed(RngSeed::from_bytes(&plan.seed.to_le_bytes()))
+        .build()?;
+    let (report, story) = runtime.block_on(async {
+        let story = story_of();
+        let report = simulate(plan, story.clone()).await;
+        (report, story)
+    });
+    // What is left of the nodes goes without being run.
+    runtime.shutdown_background();
+    Ok((report, story))
+}
+
+async fn simulate(plan: Plan, story: Story) -> Report {
+    let seed = plan.seed;
+    story.tell(|| format!("{plan:#?}"));
+    let world = World::new(plan, story.clone());
+    for at in 0..world.plan.nodes {
+        nemesis::restart(&world, at).await;
+    }
+    let calm = CancellationToken::new();
+    let mut clients = JoinSet::new();
+    for _ in 0..world.plan.clients {
+        clients.spawn(workload::client(
+            Arc::clone(&world),
+            world.chance(RngExt::random),
+        ));
+    }
+    let watch = tokio::spawn(nemesis::watch(Arc::clone(&world)));
+    let observe = tokio::spawn(observe(Arc::clone(&world)));
+    let rage = tokio::spawn(nemesis::rage(Arc::clone(&world), calm.clone()));
+    wait(world.plan.safety).await;
+    story.tell(|| "the faults end".into());
+    calm.cancel();
+    for host in &world.hosts {
+        host.calm();
+    }
+    world.net.set_faults(NetFaults::default());
+    world.net.clear_links();
+    world.net.unblock_all();
+    if tokio::time::timeout(LIVENESS_BOUND, rage).await.is_err() {
+        story.violation("a fault does not end: a node does not open");
+    }
+    world.net.unblock_all();
+    for host in &world.hosts {
+        host.calm();
+    }
+    settle(&world).await;
+    clients.shutdown().await;
+    watch.abort();
+    observe.abort();
+    finish(&world).await;
+    for panic in lock(&PANICS).drain(..) {
+        story.violation(format!("panic: {panic}"));
+    }
+    report(seed, &world)
+}
+
+/// Looks at all nodes now and then.
+async fn observe(world: Arc<World>) {
+    loop {
+        let pause = world.chance(|rng| rng.random_range(100..2000));
+        wait(Duration::from_millis(pause)).await;
+        world.compare_digests();
+        for (at, life) in world.open_nodes() {
+            let Some(env) = life.env else { continue };
+            let bytes = env.status().window_bytes;
+            if bytes > WINDOW_BYTES_MAX {
+                world
+                    .story
+                    .violation(format!("the window of n{} has {bytes} bytes", at + 1));
+            }
+        }
+    }
+}
+
+/// Waits until a majority commits again.
+async fn settle(world: &Arc<World>) {
+    let before = world.history().acknowledged;
+    let healed = async {
+        while world.history().acknowledged == before {
+            wait(Duration::from_millis(10)).await;
+        }
+    };
+    if tokio::time::timeout(LIVENESS_BOUND, healed).await.is_err() {
+        world.story.violation(format!(
+            "nothing is committed within {LIVENESS_BOUND:?} of the last fault"
+        ));
+    }
+    // Some more load on the healed group.
+    wait(Duration::from_secs(1)).await;
+}
+
+/// Lets all nodes catch up and holds everything against the committed log.
+async fn finish(world: &Arc<World>) {
+    let Some(last) = last_write(world).await else {
+        return;
+    };
+    let live: Vec<usize> = world
+        .open_nodes()
+        .into_iter()
+        .map(|(at, _)| at)
+        .filter(|at| !world.hosts[*at].state().lost)
+        .collect();
+    for host in &world.hosts {
+        if !live.contains(&host_index(world, host)) && !host.state().lost {
+            world
+                .story
+                .violation(format!("{} is down without a reason", host.name));
+        }
+    }
+    let caught_up = async {
+        while live.iter().any(|at| vlsn(world, *at) < last) {
+            wait(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(LIVENESS_BOUND, caught_up)
+        .await
+        .is_err()
+    {
+        let where_they_are: Vec<_> = live.iter().map(|at| (at + 1, vlsn(world, *at))).collect();
+        world.story.violation(format!(
+            "nodes do not catch up to {last}: {where_they_are:?}"
+        ));
+        return;
+    }
+    world.compare_digests();
+    check_logs(world, &live);
+}
+
+fn host_index(world: &World, host: &Host) -> usize {
+    world
+        .hosts
+        .iter()
+        .position(|other| other.name == host.name)
+        .unwrap_or_default()
+}
+
+fn env(world: &World, at: usize) -> Option<ReplicatedEnvironment> {
+    world.hosts[at].life().and_then(|life| life.env)
+}
+
+fn vlsn(world: &World, at: usize) -> u64 {
+    env(world, at).map_or(0, |env| env.status().vlsn.0)
+}
+
+/// One more transaction, after which nothing is under way.
+async fn last_write(world: &Arc<World>) -> Option<u64> {
+    let writing = async {
+        loop {
+            if let Some(env) = world.masters().first().and_then(|at| env(world, *at)) {
+                let id = world.history().begin(0);
+                let mark = check::marker(id);
+                let written = env
+                    .write_async(|txn| txn.database(crate::history::MARKERS)?.put(&mark, b""))
+                    .await;
+                world.history().transactions[id].writes =
+                    vec![(crate::history::MARKERS, mark, Some(bytes::Bytes::new()))];
+                if let Ok(token) = written {
+                    return token.vlsn.0;
+                }
+            }
+            wait(Duration::from_millis(20)).await;
+        }
+    };
+    let written = tokio::time::timeout(LIVENESS_BOUND, writing).await;
+    if written.is_err() {
+        world.story.violation("the last write is not committed");
+    }
+    written.ok()
+}
+
+fn check_logs(world: &World, live: &[usize]) {
+    let mut logs = Vec::new();
+    let mut committed = u64::MAX;
+    for at in live {
+        let host = &world.hosts[*at];
+        let files = host.log_files().map_err(|error| error.to_string());
+        match files.and_then(|files| logfile::entries(&files)) {
+            Ok(entries) => logs.push((host.name.clone(), entries)),
+            Err(error) => world
+                .story
+                .violation(format!("the log of {}: {error}", host.name)),
+        }
+        let applied = env(world, *at).and_then(|env| env.status().applied);
+        committed = committed.min(applied.map_or(0, |position| position.0));
+    }
+    for problem in check::logs_agree(&logs, committed) {
+        world.story.violation(problem);
+    }
+    let Some((_, log)) = logs.first() else { return };
+    match logfile::transactions(log, committed) {
+        Ok(transactions) => {
+            for problem in check::history(&world.history(), &transactions) {
+                world.story.violation(problem);
+            }
+        }
+        Err(error) => world.story.violation(error),
+    }
+}
+
+fn report(seed: u64, world: &World) -> Report {
+    let mut faults: BTreeMap<String, u64> = BTreeMap::new();
+    let mut add = |counts: BTreeMap<&'static str, u64>| {
+        for (fault, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+            *faults.entry(fault.to_owned()).or_default() += count;
+        }
+    };
+    add(world.story.counts());
+    add(world.net.counts());
+    for host in &world.hosts {
+        add(host.disk().counts());
+    }
+    Report {
+        seed,
+        hash: world.story.hash(),
+        violations: world.story.violations(),
+        simulated_ms: world.story.now_us() / 1000,
+        transactions: world.history().committed(),
+        faults,
+        cpu_us: 0,
+    }
+}

@@ -1,0 +1,390 @@
+//! A group of simulated machines, and what can be done to each of them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use steadfast::engine::MemoryStore;
+use steadfast::log::{Disk, OpenMode};
+use steadfast::machine::{Clock, Machine, Threads};
+use steadfast::{Bootstrap, RepConfig, ReplicatedEnvironment, Role};
+use steadfast_net::process::Process;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::disk::SimDisk;
+use crate::history::History;
+use crate::net::SimNet;
+use crate::plan::{Fault, Plan};
+use crate::story::Story;
+
+/// Where each node keeps its data, on its own disk.
+pub const DATA_DIR: &str = "/data";
+/// Port of every node.
+pub const PORT: u16 = 7400;
+
+/// Everything that a run has.
+pub struct World {
+    /// What the seed stands for.
+    pub plan: Plan,
+    /// What happened.
+    pub story: Story,
+    /// The network between the hosts.
+    pub net: SimNet,
+    /// The machines.
+    pub hosts: Vec<Host>,
+    /// What the clients saw.
+    pub history: Mutex<History>,
+    /// Digests that nodes gave, by VLSN.
+    digests: Mutex<BTreeMap<u64, (u128, usize)>>,
+    rng: Mutex<StdRng>,
+}
+
+/// One machine.
+pub struct Host {
+    /// Host name, which is the node's name too.
+    pub name: String,
+    at: usize,
+    /// What outlives the process.
+    hardware: Mutex<Hardware>,
+    clock: Arc<SimClock>,
+    life: Mutex<Option<Life>>,
+    state: Mutex<HostState>,
+}
+
+#[derive(Clone)]
+struct Hardware {
+    disk: SimDisk,
+    store: MemoryStore,
+}
+
+/// One life of a node, from start to end.
+#[derive(Clone)]
+pub struct Life {
+    /// Its tasks.
+    pub process: Process,
+    /// The node. `None` while it opens.
+    pub env: Option<ReplicatedEnvironment>,
+    /// Ends when the process does.
+    pub ended: CancellationToken,
+}
+
+/// Who may do what to a machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostState {
+    /// A fault is under way that brings the node back by itself.
+    pub busy: bool,
+    /// The node is lost for good, and not expected to open again.
+    pub lost: bool,
+}
+
+/// How a node ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The process alone: the kernel closes its connections and keeps its pages.
+    Kill,
+    /// The machine: what is not synced may be lost, and peers are told nothing.
+    PowerCut,
+}
+
+impl World {
+    /// Machines without power, by the plan.
+    pub fn new(plan: Plan, story: Story) -> Arc<Self> {
+        let mut rng = StdRng::seed_from_u64(plan.seed ^ 0x5eed);
+        let net = SimNet::new(rng.random(), crate::nemesis::net_faults(&plan));
+        let hosts = (0..plan.nodes)
+            .map(|at| {
+                let clock = SimClock::new(plan.has(Fault::ClockDrift).then_some(&mut rng));
+                Host {
+                    name: Plan::host(at),
+                    at,
+                    hardware: Mutex::new(Hardware::new(&plan, at, &mut rng, &story)),
+                    clock: Arc::new(clock),
+                    life: Mutex::new(None),
+                    state: Mutex::default(),
+                }
+            })
+            .collect();
+        let tapped = story.clone();
+        net.set_tap(Box::new(move |op, from, to, bytes| {
+            tapped.trace(&[op.as_bytes(), from.as_bytes(), to.as_bytes(), bytes]);
+        }));
+        Arc::new(Self {
+            plan,
+            story,
+            net,
+            hosts,
+            history: Mutex::default(),
+            digests: Mutex::default(),
+            rng: Mutex::new(rng),
+        })
+    }
+
+    /// Chance that belongs to the world itself.
+    pub fn chance<T>(&self, draw: impl FnOnce(&mut StdRng) -> T) -> T {
+        draw(&mut lock(&self.rng))
+    }
+
+    /// What the clients saw so far.
+    pub fn history(&self) -> MutexGuard<'_, History> {
+        lock(&self.history)
+    }
+
+    fn config(&self, at: usize) -> RepConfig {
+        let limits = &self.plan.limits;
+        let host = &self.hosts[at];
+        let list = (0..self.plan.nodes).map(|at| format!("{0}={0}:{PORT}", Plan::host(at)));
+        let list: Vec<_> = list.collect();
+        // A clock that is fast or slow makes every timer of its node so.
+        let ms = |ms: u64| host.clock.timer_ms(ms);
+        let heartbeat = ms(limits.heartbeat_ms).max(5);
+        let config = RepConfig::builder("sim", &host.name)
+            .data_dir(DATA_DIR)
+            .listen(format!("{}:{PORT}", host.name))
+            .bootstrap(Bootstrap::expect(&list).expect("a well-formed list"))
+            .set("heartbeat_interval_ms", heartbeat)
+            .set("election_timeout_min_ms", heartbeat * 4)
+            .set("election_timeout_max_ms", heartbeat * 6)
+            .set("dial_timeout_ms", ms(500).max(10))
+            .set("silence_max_ms", ms(2000).max(100))
+            .set("commit_timeout_ms", ms(limits.commit_timeout_ms).max(10))
+            .set("read_timeout_ms", ms(2000).max(10))
+            .set("flush_interval_ms", limits.flush_interval_ms)
+            .set("flush_bytes", limits.flush_bytes)
+            .set("window_bytes_max", 1 << 20)
+            .set("commit_queue_bytes_max", 1 << 20)
+            .set("log_segment_bytes", 1 << 20)
+            .set("log_cache_bytes_max", limits.log_cache_bytes)
+            .set("batches_in_flight_max", limits.batches_in_flight)
+            .build();
+        config.expect("the limits of a plan are valid")
+    }
+
+    /// Opens the node of a host that has power and runs nothing.
+    ///
+    /// # Errors
+    /// Why the node does not open.
+    pub async fn start(self: &Arc<Self>, at: usize) -> Result<(), String> {
+        let host = &self.hosts[at];
+        let life = Life {
+            process: Process::new(),
+            env: None,
+            ended: CancellationToken::new(),
+        };
+        *lock(&host.life) = Some(life.clone());
+        let hardware = lock(&host.hardware).clone();
+        let machine = Machine {
+            disk: Arc::new(hardware.disk),
+            transport: self.net.host(&host.name),
+            engines: Arc::new(hardware.store),
+            clock: Arc::clone(&host.clock) as Arc<dyn Clock>,
+            seed: self.chance(RngExt::random),
+            threads: Threads::Tasks,
+        };
+        let opening = ReplicatedEnvironment::open_on(self.config(at), machine);
+        let opened = tokio::select! {
+            biased;
+            () = life.ended.cancelled() => return Ok(()),
+            opened = life.process.run(opening) => opened,
+        };
+        match opened {
+            Ok(env) => {
+                if let Some(life) = &mut *lock(&host.life) {
+                    life.env = Some(env);
+                }
+                self.story.tell(|| format!("{} is open", host.name));
+                Ok(())
+            }
+            Err(error) => {
+                self.end(at, End::Kill);
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// Ends a node, if it runs, and whatever its machine loses by that.
+    pub fn end(&self, at: usize, end: End) {
+        let host = &self.hosts[at];
+        let life = lock(&host.life).take();
+        if end == End::PowerCut {
+            self.net.power_off(&host.name);
+        } else {
+            self.net.kill_host(&host.name);
+        }
+        if let Some(life) = life {
+            life.process.kill();
+            life.ended.cancel();
+            let Life { process, env, .. } = life;
+            // Whatever the last handle does when it goes, it does as a dead process.
+            process.enter(|| drop(env));
+        }
+        let hardware = lock(&host.hardware).clone();
+        let kept = self.chance(|rng| rng.random_range(0..4));
+        if end == End::PowerCut {
+            hardware.disk.crash();
+            hardware.store.crash(kept);
+            self.net.power_on(&host.name);
+        } else {
+            hardware.disk.process_ended();
+            hardware.store.crash(usize::MAX);
+        }
+    }
+
+    /// The nodes that are open now, with their lives.
+    pub fn open_nodes(&self) -> Vec<(usize, Life)> {
+        let alive = |host: &Host| Some((host.at, host.life().filter(|life| life.env.is_some())?));
+        self.hosts.iter().filter_map(alive).collect()
+    }
+
+    /// The open nodes that take themselves for the master.
+    pub fn masters(&self) -> Vec<usize> {
+        let mut open = self.open_nodes();
+        open.retain(|(_, life)| {
+            let env = life.env.as_ref();
+            env.is_some_and(|env| env.state().role == Role::Master)
+        });
+        open.into_iter().map(|(at, _)| at).collect()
+    }
+
+    /// Asks every open node for its digest; two that name the same VLSN name the same digest.
+    pub fn compare_digests(&self) {
+        for (at, life) in self.open_nodes() {
+            let Some(Ok((vlsn, digest))) = life.env.as_ref().map(ReplicatedEnvironment::digest)
+            else {
+                continue;
+            };
+            let known = *lock(&self.digests).entry(vlsn.0).or_insert((digest, at));
+            if known.0 != digest {
+                let (one, other) = (known.1 + 1, at + 1);
+                self.story
+                    .violation(format!("n{one} and n{other} differ at VLSN {}", vlsn.0));
+            }
+        }
+    }
+}
+
+impl Host {
+    /// The life that the node has now.
+    pub fn life(&self) -> Option<Life> {
+        lock(&self.life).clone()
+    }
+
+    /// What is under way with this machine.
+    pub fn state(&self) -> HostState {
+        *lock(&self.state)
+    }
+
+    /// Changes what is under way with this machine.
+    pub fn set_state(&self, change: impl FnOnce(&mut HostState)) {
+        change(&mut lock(&self.state));
+    }
+
+    /// Its disk.
+    pub fn disk(&self) -> SimDisk {
+        lock(&self.hardware).disk.clone()
+    }
+
+    /// Its clock.
+    pub fn clock(&self) -> &SimClock {
+        &self.clock
+    }
+
+    /// Puts an empty disk into the machine, which runs nothing.
+    pub fn replace_disk(&self, world: &World) {
+        let fresh = world.chance(|rng| Hardware::new(&world.plan, self.at, rng, &world.story));
+        *lock(&self.hardware) = fresh;
+    }
+
+    /// The files of the node's log as a process sees them, sorted by name.
+    ///
+    /// # Errors
+    /// As the disk reports them.
+    pub fn log_files(&self) -> io::Result<Vec<(String, Vec<u8>)>> {
+        let (disk, dir) = (self.disk(), Path::new(DATA_DIR).join("log"));
+        let mut files = Vec::new();
+        for name in disk.list(&dir)? {
+            let file = disk.open(&dir.join(&name), OpenMode::Read)?;
+            let length = usize::try_from(file.len()?).map_err(io::Error::other)?;
+            let mut bytes = vec![0; length];
+            let read = file.read_at(&mut bytes, 0)?;
+            bytes.truncate(read);
+            files.push((name, bytes));
+        }
+        Ok(files)
+    }
+}
+
+impl Hardware {
+    fn new(plan: &Plan, at: usize, rng: &mut StdRng, story: &Story) -> Self {
+        let disk = SimDisk::new(rng.random(), crate::nemesis::disk_faults(plan, at));
+        let (tapped, name) = (story.clone(), Plan::host(at));
+        disk.set_tap(Box::new(
+            move |op: &str, path: &Path, offset: u64, len: u64| {
+                tapped.trace(&[
+                    op.as_bytes(),
+                    name.as_bytes(),
+                    path.as_os_str().as_encoded_bytes(),
+                    &offset.to_le_bytes(),
+                    &len.to_le_bytes(),
+                ]);
+            },
+        ));
+        Self {
+            disk,
+            store: MemoryStore::new(),
+        }
+    }
+}
+
+/// The wall clock of one machine, which may be wrong and may run at another speed.
+pub struct SimClock {
+    started: Instant,
+    offset_ms: AtomicI64,
+    /// Thousandths of the true speed.
+    speed: AtomicU64,
+}
+
+impl SimClock {
+    fn new(drift: Option<&mut StdRng>) -> Self {
+        let speed = drift.map_or(1000, |rng| rng.random_range(500..=2000));
+        Self {
+            started: Instant::now(),
+            offset_ms: AtomicI64::new(1_800_000_000_000),
+            speed: AtomicU64::new(speed),
+        }
+    }
+
+    /// Sets the clock forward or back.
+    pub fn jump(&self, ms: i64) {
+        self.offset_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    /// How long a timer of `ms` on this machine takes in truth.
+    fn timer_ms(&self, ms: u64) -> u64 {
+        ms * 1000 / self.speed.load(Ordering::Relaxed)
+    }
+}
+
+impl Clock for SimClock {
+    fn now_ms(&self) -> u64 {
+        let elapsed = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let shown = elapsed * self.speed.load(Ordering::Relaxed) / 1000;
+        let offset = self.offset_ms.load(Ordering::Relaxed);
+        shown.saturating_add_signed(offset)
+    }
+}
+
+/// Waits in virtual time.
+pub async fn wait(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
+/// The guard of a mutex that no section leaves half-changed.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

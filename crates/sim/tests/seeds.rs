@@ -1,0 +1,50 @@
+//! The program as people run it.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn sim(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_steadfast-sim"));
+    command
+        .args(arguments)
+        .output()
+        .expect("the program starts")
+}
+
+fn last_line(output: &Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().last().expect("there is a line");
+    serde_json::from_str(line).expect("the last line is JSON")
+}
+
+#[test]
+fn a_budget_ends_with_one_line_and_checks_that_seeds_repeat() {
+    let output = sim(&["--seeds", "4", "--twice-every", "2", "--safety-ms", "2000"]);
+    assert!(output.status.success(), "{output:?}");
+    let line = last_line(&output);
+    assert_eq!(line["seeds"], 4);
+    assert_eq!(line["failed"], serde_json::json!([]));
+    assert_eq!(line["determinism"], "checked 2 seeds twice");
+    assert!(line["transactions"].as_u64() > Some(50), "{line}");
+}
+
+#[test]
+fn a_seed_tells_its_story() {
+    let output = sim(&["--seed", "3", "--safety-ms", "1000"]);
+    let story = String::from_utf8_lossy(&output.stdout);
+    for part in ["n1 is open", ": committed ", "the faults end"] {
+        assert!(story.contains(part), "no {part:?} in:\n{story}");
+    }
+}
+
+#[test]
+fn an_unknown_fault_is_refused_with_the_names_of_all() {
+    let output = sim(&["--seed", "3", "--without", "gremlins"]);
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        error.contains("gremlins") && error.contains("power_cut"),
+        "{error}"
+    );
+}
