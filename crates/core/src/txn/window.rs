@@ -106,15 +106,20 @@ impl Window {
             key: key.clone(),
             vlsn: Reverse(at),
         };
-        let entry = self.versions.lower_bound(Bound::Included(&from))?;
-        let found = entry.key();
-        let version = || {
-            entry
-                .value()
-                .clone()
-                .map_or(Version::Deleted, Version::Value)
-        };
-        (found.database == database && found.key == *key).then(version)
+        loop {
+            let entry = self.versions.lower_bound(Bound::Included(&from))?;
+            // The map's search may settle on an entry that leaves while it runs. A newer version of
+            // the key leaves only later, so what is still there now is the newest; else look again.
+            if entry.is_removed() {
+                continue;
+            }
+            let found = entry.key();
+            if found.database != database || found.key != *key {
+                return None;
+            }
+            let value = entry.value().clone();
+            return Some(value.map_or(Version::Deleted, Version::Value));
+        }
     }
 
     /// Whether `key` has a version newer than `at`.
