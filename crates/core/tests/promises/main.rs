@@ -14,4 +14,5 @@ mod isolation;
 mod model;
 mod pressure;
 mod restart;
+mod serializable;
 mod support;
