@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use steadfast::engine::StorageEngine;
+use steadfast::ids::DatabaseId;
 use steadfast::{ConsistencyPolicy, ReplicatedEnvironment};
 use tokio::time::Instant;
 
@@ -11,12 +13,16 @@ use super::{Consistency, Workload};
 use crate::demo::scramble;
 
 const DATABASE: &str = "bench";
-/// Keys that are written and read.
-const KEYS: u64 = 10_000;
+/// Where the engine keeps which id a database has.
+const CATALOG: DatabaseId = DatabaseId(0);
 /// Keys that one transaction of the preparation writes.
 const KEYS_PER_TRANSACTION: u64 = 500;
 /// Of ten operations of the mixed workload, so many are writes.
 const MIXED_WRITES_OF_TEN: u64 = 2;
+/// A counter is the beginning of a value.
+const COUNTER_BYTES: usize = 8;
+/// What the preparation leaves in each counter.
+const COUNTER_FIRST: u64 = 0x1111_1111_1111_1111;
 /// Latencies are kept with so many digits.
 const DIGITS: u8 = 3;
 
@@ -25,12 +31,18 @@ pub(super) struct Load {
     pub(super) workload: Workload,
     pub(super) consistency: Consistency,
     pub(super) value_bytes: usize,
+    /// Keys that are written and read.
+    pub(super) keys: u64,
+    /// Threads that put beside the clients, and are not measured.
+    pub(super) writers: u64,
 }
 
 /// What came of it.
 pub(super) struct Measured {
     pub(super) latencies_us: Histogram<u64>,
     pub(super) errors: u64,
+    /// What the writers beside the clients have written.
+    pub(super) puts_beside: u64,
     pub(super) elapsed: Duration,
 }
 
@@ -40,90 +52,93 @@ impl Load {
     /// # Errors
     /// What the environment says.
     pub(super) fn prepare(&self, env: &ReplicatedEnvironment) -> Result<(), String> {
-        let value = vec![0x11; self.value_bytes];
-        for first in (0..KEYS).step_by(usize::try_from(KEYS_PER_TRANSACTION).unwrap_or(1)) {
+        let value = vec![0x11; self.value_bytes.max(COUNTER_BYTES)];
+        for first in (0..self.keys).step_by(usize::try_from(KEYS_PER_TRANSACTION).unwrap_or(1)) {
+            let last = self.keys.min(first + KEYS_PER_TRANSACTION);
             let written = env.write(|txn| {
                 let database = txn.database(DATABASE)?;
-                (first..first + KEYS_PER_TRANSACTION)
-                    .try_for_each(|key| database.put(key.to_be_bytes(), &value))
+                (first..last).try_for_each(|key| database.put(key.to_be_bytes(), &value))
             });
             let _token = written.map_err(|error| error.to_string())?;
         }
         Ok(())
     }
 
-    /// Runs `clients` threads for `time`. Operations that are under way at its end count.
+    /// Sum of all counters, less what they began with.
+    ///
+    /// # Errors
+    /// What the environment says.
+    pub(super) fn counted(&self, env: &ReplicatedEnvironment) -> Result<u64, String> {
+        let read = env.read(ConsistencyPolicy::Linearizable, |snapshot| {
+            let database = snapshot.database(DATABASE)?;
+            let mut sum = 0_u64;
+            for key in 0..self.keys {
+                let value = database.get(key.to_be_bytes())?.unwrap_or_default();
+                sum = sum.wrapping_add(counter(&value).wrapping_sub(COUNTER_FIRST));
+            }
+            Ok(sum)
+        });
+        read.map_err(|error| error.to_string())
+    }
+
+    /// Runs `clients` threads for `time`, each with one operation of the workload after the other.
     pub(super) fn run(
         &self,
         env: &ReplicatedEnvironment,
         clients: u64,
         time: Duration,
     ) -> Measured {
-        let stop = AtomicBool::new(false);
-        let begun = Instant::now();
-        let mut total = new_histogram();
-        let mut errors = 0;
-        std::thread::scope(|scope| {
-            let client = |client| {
-                let stop = &stop;
-                move || self.drive(env, client, stop)
-            };
-            let threads: Vec<_> = (0..clients).map(|n| scope.spawn(client(n))).collect();
-            #[expect(clippy::disallowed_methods, reason = "the load lasts for a set time")]
-            std::thread::sleep(time);
-            stop.store(true, Ordering::Relaxed);
-            for thread in threads {
-                let (latencies, failed) = thread.join().expect("a client does not panic");
-                total
-                    .add(latencies)
-                    .expect("all histograms have the same range");
-                errors += failed;
-            }
-        });
-        Measured {
-            latencies_us: total,
-            errors,
-            elapsed: begun.elapsed(),
-        }
+        let operate = |client, chance| self.operate(env, client, chance);
+        let put = |_, chance| self.write(env, chance, &vec![0x22; self.value_bytes]);
+        drive((clients, &operate), (self.writers, &put), time)
     }
 
-    fn drive(
+    /// Gets from the bare engine of a node that is closed, as many and as random as `run` does.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub(super) fn run_on_engine(
         &self,
-        env: &ReplicatedEnvironment,
-        client: u64,
-        stop: &AtomicBool,
-    ) -> (Histogram<u64>, u64) {
-        let (mut latencies, mut errors, mut round) = (new_histogram(), 0, 0);
-        let value = vec![u8::try_from(client % 256).unwrap_or(0); self.value_bytes];
-        while !stop.load(Ordering::Relaxed) {
-            let chance = scramble(client << 40 | round);
-            round += 1;
-            let is_write = match self.workload {
-                Workload::Put | Workload::Txn => true,
-                Workload::Get => false,
-                Workload::Mixed => (chance >> 40) % 10 < MIXED_WRITES_OF_TEN,
-            };
-            let begun = Instant::now();
-            let done = if is_write {
-                self.write(env, chance, &value)
-            } else {
-                self.read(env, chance)
-            };
-            let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-            if done {
-                latencies
-                    .record(took)
-                    .expect("the histogram grows with what it is given");
-            } else {
-                errors += 1;
-            }
+        engine: &dyn StorageEngine,
+        clients: u64,
+        time: Duration,
+    ) -> Result<Measured, String> {
+        let id = engine.get(CATALOG, DATABASE.as_bytes());
+        let id = id.map_err(|error| error.to_string())?;
+        let id = id.and_then(|id| id.first_chunk().copied());
+        let database = DatabaseId(u32::from_le_bytes(
+            id.ok_or("the engine has no such database")?,
+        ));
+        let get = |_, chance| {
+            let key = self.key(chance);
+            matches!(engine.get(database, &key), Ok(Some(_)))
+        };
+        let nothing = |_, _| true;
+        Ok(drive((clients, &get), (0, &nothing), time))
+    }
+
+    fn key(&self, chance: u64) -> [u8; 8] {
+        (chance % self.keys).to_be_bytes()
+    }
+
+    fn operate(&self, env: &ReplicatedEnvironment, client: u64, chance: u64) -> bool {
+        let is_write = match self.workload {
+            Workload::Counter => return self.count(env, client),
+            Workload::Put | Workload::Txn => true,
+            Workload::Get => false,
+            Workload::Mixed => (chance >> 40) % 10 < MIXED_WRITES_OF_TEN,
+        };
+        if is_write {
+            let byte = u8::try_from(client % 256).unwrap_or(0);
+            self.write(env, chance, &vec![byte; self.value_bytes])
+        } else {
+            self.read(env, chance)
         }
-        (latencies, errors)
     }
 
     /// One put; or, as a transaction, two keys read and both written.
     fn write(&self, env: &ReplicatedEnvironment, chance: u64, value: &[u8]) -> bool {
-        let (first, second) = (chance % KEYS, (chance >> 20) % KEYS);
+        let (first, second) = (chance % self.keys, (chance >> 20) % self.keys);
         let written = env.write(|txn| {
             let database = txn.database(DATABASE)?;
             if self.workload == Workload::Txn {
@@ -136,15 +151,95 @@ impl Load {
         written.is_ok()
     }
 
+    /// Adds one to the client's counter, which it may share with others.
+    fn count(&self, env: &ReplicatedEnvironment, client: u64) -> bool {
+        let key = (client % self.keys).to_be_bytes();
+        let written = env.write(|txn| {
+            let database = txn.database(DATABASE)?;
+            let mut value = database.get(key)?.unwrap_or_default().to_vec();
+            value.resize(self.value_bytes.max(COUNTER_BYTES), 0);
+            let next = counter(&value).wrapping_add(1);
+            value[..COUNTER_BYTES].copy_from_slice(&next.to_be_bytes());
+            database.put(key, value)
+        });
+        written.is_ok()
+    }
+
     fn read(&self, env: &ReplicatedEnvironment, chance: u64) -> bool {
         let policy = match self.consistency {
             Consistency::Linearizable => ConsistencyPolicy::Linearizable,
             Consistency::Eventual => ConsistencyPolicy::Eventual,
         };
-        let key = (chance % KEYS).to_be_bytes();
+        let key = self.key(chance);
         let read = env.read(policy, |snapshot| snapshot.database(DATABASE)?.get(key));
         matches!(read, Ok(Some(_)))
     }
+}
+
+/// One operation of a client, by the client's number and a random one: whether it succeeded.
+type Operation<'a> = &'a (dyn Fn(u64, u64) -> bool + Sync);
+
+/// Runs so many threads of the one and of the other operation for `time`. Only the one is measured.
+/// Operations that are under way at its end count.
+fn drive(
+    (clients, operate): (u64, Operation<'_>),
+    (writers, beside): (u64, Operation<'_>),
+    time: Duration,
+) -> Measured {
+    let stop = AtomicBool::new(false);
+    let begun = Instant::now();
+    let mut total = Measured {
+        latencies_us: new_histogram(),
+        errors: 0,
+        puts_beside: 0,
+        elapsed: Duration::ZERO,
+    };
+    std::thread::scope(|scope| {
+        let start = |client, operate| {
+            let stop = &stop;
+            scope.spawn(move || repeat(client, operate, stop))
+        };
+        let clients: Vec<_> = (0..clients).map(|n| start(n, operate)).collect();
+        let writers: Vec<_> = (0..writers).map(|n| start(n, beside)).collect();
+        #[expect(clippy::disallowed_methods, reason = "the load lasts for a set time")]
+        std::thread::sleep(time);
+        stop.store(true, Ordering::Relaxed);
+        for client in clients {
+            let (latencies, failed) = client.join().expect("a client does not panic");
+            let added = total.latencies_us.add(latencies);
+            added.expect("all histograms have the same range");
+            total.errors += failed;
+        }
+        for writer in writers {
+            total.puts_beside += writer.join().expect("a writer does not panic").0.len();
+        }
+    });
+    total.elapsed = begun.elapsed();
+    total
+}
+
+/// Operates until it is told to stop. Returns latencies in microseconds, and how many failed.
+fn repeat(client: u64, operate: Operation<'_>, stop: &AtomicBool) -> (Histogram<u64>, u64) {
+    let (mut latencies, mut errors, mut round) = (new_histogram(), 0, 0);
+    while !stop.load(Ordering::Relaxed) {
+        let chance = scramble(client << 40 | round);
+        round += 1;
+        let begun = Instant::now();
+        let done = operate(client, chance);
+        let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        if done {
+            let recorded = latencies.record(took);
+            recorded.expect("the histogram grows with what it is given");
+        } else {
+            errors += 1;
+        }
+    }
+    (latencies, errors)
+}
+
+/// The counter in a value; 0 when it is too short for one.
+fn counter(value: &[u8]) -> u64 {
+    value.first_chunk().copied().map_or(0, u64::from_be_bytes)
 }
 
 fn new_histogram() -> Histogram<u64> {

@@ -10,9 +10,12 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
+use steadfast::engine::{EngineFactory, NoxuFactory};
 use steadfast::{Bootstrap, RepConfig, ReplicatedEnvironment, Role};
 
 use self::load::{Load, Measured};
+use tokio::time::Instant;
+
 use crate::child::{self, Child, ChildEvents};
 use crate::failure::Failure;
 use crate::ports::free_addresses;
@@ -24,6 +27,12 @@ const ELECTIONS_MAX: usize = 10;
 /// The replicas wait so long before they stand for election that this process stands first.
 const REPLICA_ELECTION_MS: (u32, u32) = (2000, 3000);
 const TICKS_PER_SECOND: f64 = 100.0;
+/// With this interval nothing is flushed while the benchmark runs.
+const KEEP_IN_WINDOW_MS: u64 = 3_600_000;
+/// How often it is looked whether everything has been flushed.
+const FLUSH_LOOK: Duration = Duration::from_millis(20);
+/// Cache of the engine when it is measured alone: what a node gives it by default.
+const ENGINE_CACHE_BYTES: u64 = 128 << 20;
 
 /// Measure a group of nodes on this machine
 #[derive(clap::Args)]
@@ -32,12 +41,19 @@ The master runs in this process, each replica in its own, all on the loopback in
 real fdatasync for every commit. In the same run the two parts that no commit can do without are
 measured alone: an fdatasync of 4 KiB, and a TCP round trip.
 
-Workloads: put, one key; txn, two keys read and written; get, one key; mixed, 80 % get, 20 % put.
+Workloads: put, one key; txn, two keys read and written; get, one key; mixed, 80 % get, 20 % put;
+counter, one key read and raised by one. Clients share the keys: with --keys 1 all raise the same
+counter, and in the end the sum of all counters must be what was acknowledged.
+
+Reads come from where the data lies. --from window keeps all of it in memory, --from engine waits
+until all of it is in the storage engine, and then measures the engine alone as well.
 
 Examples:
   steadfast bench
   steadfast bench --clients 1
-  steadfast bench --workload get --consistency eventual --json")]
+  steadfast bench --workload counter --keys 1
+  steadfast bench --workload get --writers 1
+  steadfast bench --workload get --consistency eventual --from engine --clients 1 --json")]
 pub(crate) struct Arguments {
     /// Nodes of the group
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=15))]
@@ -54,6 +70,15 @@ pub(crate) struct Arguments {
     /// What the clients do
     #[arg(long, value_enum, default_value_t = Workload::Put)]
     workload: Workload,
+    /// Keys that are written and read
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    keys: u64,
+    /// Threads that put beside the clients and are not measured
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=4096))]
+    writers: u64,
+    /// Where what is read lies when the clients begin
+    #[arg(long, value_enum)]
+    from: Option<Source>,
     /// How fresh reads must be
     #[arg(long, value_enum, default_value_t = Consistency::Linearizable)]
     consistency: Consistency,
@@ -71,6 +96,13 @@ enum Workload {
     Get,
     Txn,
     Mixed,
+    Counter,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Source {
+    Window,
+    Engine,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -98,8 +130,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::system("no runtime could be started", &error))?;
-    let mut group = runtime.block_on(BenchGroup::start(dir.path(), arguments.nodes.into()))?;
-    let measured = measure(&group, arguments);
+    let mut group = runtime.block_on(BenchGroup::start(dir.path(), arguments))?;
+    let load = Load {
+        workload: arguments.workload,
+        consistency: arguments.consistency,
+        value_bytes: usize::try_from(arguments.value_bytes).unwrap_or(0),
+        keys: arguments.keys,
+        writers: arguments.writers,
+    };
+    let measured = measure(&group, &load, arguments);
     let closed = group.env.close();
     runtime.block_on(child::end_all(
         &mut group.replicas,
@@ -108,6 +147,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     ));
     closed?;
     let mut line = measured?;
+    if arguments.from == Some(Source::Engine) && arguments.workload == Workload::Get {
+        line["engine_ops_per_s"] = json!(measure_engine(dir.path(), &load, arguments)?);
+    }
     add_ratio(&mut line, sync, round_trip);
     if !arguments.json {
         print(&line);
@@ -124,7 +166,8 @@ struct BenchGroup {
 }
 
 impl BenchGroup {
-    async fn start(dir: &Path, nodes: usize) -> Result<Self, Failure> {
+    async fn start(dir: &Path, arguments: &Arguments) -> Result<Self, Failure> {
+        let nodes = usize::from(arguments.nodes);
         let addresses = free_addresses(nodes)
             .map_err(|error| Failure::system("no ports for the nodes", &error))?;
         let list: Vec<_> = (1..)
@@ -156,11 +199,14 @@ impl BenchGroup {
             Child::start((index - 1, 1), arguments, &log, sender.clone()).map(Some)
         };
         let replicas = (1..nodes).map(start).collect::<Result<_, _>>()?;
-        let config = RepConfig::builder("bench", "n1")
+        let mut config = RepConfig::builder("bench", "n1")
             .data_dir(dir.join("n1"))
             .listen(&addresses[0])
-            .bootstrap(Bootstrap::expect(&list)?)
-            .build()?;
+            .bootstrap(Bootstrap::expect(&list)?);
+        if arguments.from == Some(Source::Window) {
+            config = config.set("flush_interval_ms", KEEP_IN_WINDOW_MS);
+        }
+        let config = config.build()?;
         let env = ReplicatedEnvironment::open_async(config).await?;
         let mut group = Self {
             env,
@@ -209,21 +255,69 @@ impl BenchGroup {
     }
 }
 
-fn measure(group: &BenchGroup, arguments: &Arguments) -> Result<Value, Failure> {
-    let load = Load {
-        workload: arguments.workload,
-        consistency: arguments.consistency,
-        value_bytes: usize::try_from(arguments.value_bytes).unwrap_or(0),
-    };
-    let failed = |why: String| Failure::new(why, "nothing of value was there", "run it again");
+fn measure(group: &BenchGroup, load: &Load, arguments: &Arguments) -> Result<Value, Failure> {
     load.prepare(&group.env).map_err(failed)?;
+    if arguments.from == Some(Source::Engine) {
+        wait_flushed(&group.env)?;
+    }
     let mut pids = vec![std::process::id()];
     pids.extend(group.replicas.iter().flatten().map(Child::pid));
     let ticks = probe::cpu_ticks(&pids);
     let time = Duration::from_secs(arguments.seconds);
     let measured = load.run(&group.env, arguments.clients, time);
     let ticks = probe::cpu_ticks(&pids) - ticks;
+    if arguments.workload == Workload::Counter {
+        let (counted, acknowledged) = (
+            load.counted(&group.env).map_err(failed)?,
+            measured.latencies_us.len(),
+        );
+        // A write whose outcome is unknown may have counted.
+        if !(acknowledged..=acknowledged + measured.errors).contains(&counted) {
+            let what = format!("{acknowledged} additions were acknowledged, and {counted} counted");
+            return Err(Failure::new(
+                what,
+                "an update was lost",
+                "report this as a bug",
+            ));
+        }
+    }
     Ok(describe(arguments, &measured, ticks))
+}
+
+fn failed(why: String) -> Failure {
+    Failure::new(why, "nothing of value was there", "run it again")
+}
+
+/// Waits until the storage engine holds everything that was written.
+fn wait_flushed(env: &ReplicatedEnvironment) -> Result<(), Failure> {
+    let deadline = Instant::now() + READY_TIMEOUT;
+    while env.status().window_bytes > 0 {
+        if Instant::now() > deadline {
+            return Err(failed("the engine does not take what was written".into()));
+        }
+        #[expect(clippy::disallowed_methods, reason = "there is nothing to wait on")]
+        std::thread::sleep(FLUSH_LOOK);
+    }
+    Ok(())
+}
+
+/// The same gets on the engine alone, now that its node is closed.
+fn measure_engine(dir: &Path, load: &Load, arguments: &Arguments) -> Result<f64, Failure> {
+    let factory = NoxuFactory {
+        cache_bytes: ENGINE_CACHE_BYTES,
+    };
+    let engine = factory.open(&dir.join("n1").join("engine"));
+    let engine = engine.map_err(|error| failed(error.to_string()))?;
+    let time = Duration::from_secs(arguments.seconds);
+    let measured = load.run_on_engine(&*engine, arguments.clients, time);
+    let closed = engine.close();
+    closed.map_err(|error| failed(error.to_string()))?;
+    Ok(ops_per_s(&measured.map_err(failed)?))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for people and plots")]
+fn ops_per_s(measured: &Measured) -> f64 {
+    (measured.latencies_us.len() as f64 / measured.elapsed.as_secs_f64()).round()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people and plots")]
@@ -240,12 +334,13 @@ fn describe(arguments: &Arguments, measured: &Measured, ticks: u64) -> Value {
         "workload": word(&|| arguments.workload.to_possible_value()),
         "consistency": word(&|| arguments.consistency.to_possible_value()),
         "ops": ops,
-        "ops_per_s": (ops as f64 / measured.elapsed.as_secs_f64()).round(),
+        "ops_per_s": ops_per_s(measured),
         "p50_us": latencies.value_at_quantile(0.5),
         "p99_us": latencies.value_at_quantile(0.99),
         "p999_us": latencies.value_at_quantile(0.999),
         "max_us": latencies.max(),
         "errors": measured.errors,
+        "puts_beside": measured.puts_beside,
         "cpu_s": ticks as f64 / TICKS_PER_SECOND,
     })
 }
