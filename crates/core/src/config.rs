@@ -137,7 +137,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "window_bytes_max",
-        unit: "bytes, 1 MiB to 64 GiB",
+        unit: "bytes, 64 KiB to 64 GiB",
         default: "268435456",
         help: "Memory for versions that the engine does not hold yet; over it, writers wait.",
     },
@@ -161,7 +161,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "log_segment_bytes",
-        unit: "bytes, 1 MiB to 1 GiB",
+        unit: "bytes, 64 KiB to 1 GiB",
         default: "67108864",
         help: "Size of a segment of the log. A transaction of the largest size fits into 64 MiB.",
     },
@@ -464,10 +464,10 @@ impl Tuning {
             "flush_interval_ms" => self.flush_interval = ms(1, 3_600_000)?,
             "batches_in_flight_max" => self.batches_in_flight_max = bytes(1, 64)?,
             "commit_queue_bytes_max" => self.commit_queue_bytes_max = bytes(MIB, GIB)?,
-            "window_bytes_max" => self.window_bytes_max = bytes(MIB, 64 * GIB)?,
+            "window_bytes_max" => self.window_bytes_max = bytes(64 * 1024, 64 * GIB)?,
             "flush_bytes" => self.flush_bytes = bytes(1024, 32 * GIB)?,
             "log_segment_bytes" => {
-                let value = within(MIB, GIB)?.next_multiple_of(4096);
+                let value = within(64 * 1024, GIB)?.next_multiple_of(4096);
                 self.log_segment_bytes = u32::try_from(value).unwrap_or(u32::MAX);
             }
             "log_cache_bytes_max" => self.log_cache_bytes_max = bytes(0, 16 * GIB)?,

@@ -208,16 +208,18 @@ pub(crate) fn run_child(seed: u64, cuts: &Cuts) -> io::Result<Result<Report, Str
 /// The cuts as a command line gives them.
 pub(crate) fn as_arguments(cuts: &Cuts) -> Vec<String> {
     let mut arguments = Vec::new();
-    let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
     if let Some(nodes) = cuts.nodes {
-        add("--nodes", nodes.to_string());
+        arguments.extend(["--nodes".to_owned(), nodes.to_string()]);
     }
     if let Some(safety) = cuts.safety {
-        add("--safety-ms", safety.as_millis().to_string());
+        arguments.extend(["--safety-ms".to_owned(), safety.as_millis().to_string()]);
+    }
+    if cuts.every_fault {
+        arguments.push("--every-fault".to_owned());
     }
     if !cuts.without.is_empty() {
         let names: Vec<_> = cuts.without.iter().map(|fault| fault.name()).collect();
-        add("--without", names.join(","));
+        arguments.extend(["--without".to_owned(), names.join(",")]);
     }
     arguments
 }

@@ -67,6 +67,9 @@ struct Arguments {
     /// Length of the safety phase, in virtual milliseconds, 20000 at most
     #[arg(long, value_name = "MS")]
     safety_ms: Option<u64>,
+    /// Give each seed every fault, not a subset of its own
+    #[arg(long)]
+    every_fault: bool,
     /// Faults to leave out, by their names
     #[arg(long, value_delimiter = ',', value_name = "FAULT,...")]
     without: Vec<Fault>,
@@ -83,6 +86,7 @@ impl Arguments {
         Cuts {
             nodes: self.nodes.map(usize::from),
             safety: self.safety_ms.map(Duration::from_millis),
+            every_fault: self.every_fault,
             without: self.without.iter().copied().collect::<BTreeSet<_>>(),
         }
     }

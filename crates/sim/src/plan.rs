@@ -85,13 +85,15 @@ impl FromStr for Fault {
     }
 }
 
-/// What is taken away from a seed's plan, to find out what a failure needs.
+/// What is changed in a seed's plan: to find out what a failure needs, or to compare runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cuts {
     /// Nodes at most.
     pub nodes: Option<usize>,
     /// Length of the safety phase at most.
     pub safety: Option<Duration>,
+    /// Every fault, whatever the seed has drawn.
+    pub every_fault: bool,
     /// Faults that are left out.
     pub without: BTreeSet<Fault>,
 }
@@ -110,8 +112,10 @@ pub struct Plan {
     /// Mean time between two faults of the kind that is done to a node or to the whole network.
     pub fault_every: Duration,
     /// Clients that write and read.
-    pub clients: usize,
-    /// Longest pause of a client between two operations.
+    pub clients: u64,
+    /// Operations that a client begins together, at most.
+    pub burst_max: u64,
+    /// Longest pause of a client between such operations and the next.
     pub think_max: Duration,
     /// Keys in each database; few make conflicts.
     pub keys: u32,
@@ -134,6 +138,10 @@ pub struct Limits {
     pub flush_bytes: u64,
     /// `log_cache_bytes_max`; small ones make replicas catch up from the segments.
     pub log_cache_bytes: u64,
+    /// `window_bytes_max`; small ones make writers wait for the flush.
+    pub window_bytes: u64,
+    /// `log_segment_bytes`; the smallest roll again and again.
+    pub log_segment_bytes: u64,
     /// `batches_in_flight_max`.
     pub batches_in_flight: u64,
     /// `commit_timeout_ms`.
@@ -160,14 +168,22 @@ impl Plan {
         for _ in 0..(nodes - 1) / 2 {
             expendable.insert(spare.swap_remove(rng.random_range(0..spare.len())));
         }
+        let window_bytes = pick(&mut rng, &[64 << 10, 256 << 10, 1 << 20]);
         let limits = Limits {
-            heartbeat_ms: rng.random_range(20..=60),
+            heartbeat_ms: rng.random_range(30..=120),
             flush_interval_ms: pick(&mut rng, &[20, 100, 1000]),
-            flush_bytes: pick(&mut rng, &[1024, 16 * 1024, 256 * 1024]),
+            flush_bytes: pick(&mut rng, &[1024, 16 << 10, 256 << 10]).min(window_bytes / 2),
             log_cache_bytes: pick(&mut rng, &[0, 4096, 1 << 20]),
+            window_bytes,
+            log_segment_bytes: pick(&mut rng, &[128 << 10, 256 << 10, 1 << 20]),
             batches_in_flight: rng.random_range(1..=8),
             commit_timeout_ms: pick(&mut rng, &[300, 2000, 10_000]),
         };
+        let clients = rng.random_range(2..=8);
+        let burst_max = pick(&mut rng, &[1, 4, 8]);
+        let operations_per_s = rng.random_range(100..=250);
+        // A client pauses for half of this on average, and begins half as many operations.
+        let think_max = Duration::from_millis(1000 * clients * (1 + burst_max) / operations_per_s);
         let safety = cuts.safety.map_or(SAFETY, |most| most.min(SAFETY));
         let mut plan = Self {
             seed,
@@ -175,13 +191,17 @@ impl Plan {
             faults: BTreeSet::new(),
             safety,
             fault_every: Duration::from_millis(rng.random_range(300..3000)),
-            clients: rng.random_range(2..=8),
-            think_max: Duration::from_millis(rng.random_range(20..150)),
+            clients,
+            burst_max,
+            think_max,
             keys: pick(&mut rng, &[2, 10, 100]),
             value_max: pick(&mut rng, &[16, 300, 20_000]),
             expendable,
             limits,
         };
+        if cuts.every_fault {
+            faults = Fault::ALL.iter().copied().collect();
+        }
         faults.retain(|fault| !cuts.without.contains(fault));
         plan.faults = faults;
         if let Some(most) = cuts.nodes

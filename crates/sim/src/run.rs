@@ -128,7 +128,7 @@ async fn simulate(plan: Plan, story: Story) -> Report {
 /// Looks at all nodes now and then.
 async fn observe(world: Arc<World>) {
     loop {
-        let pause = world.chance(|rng| rng.random_range(100..2000));
+        let pause = world.chance(|rng| rng.random_range(500..4000));
         wait(Duration::from_millis(pause)).await;
         world.compare_digests();
         for (at, life) in world.open_nodes() {

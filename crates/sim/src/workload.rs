@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use steadfast::{
@@ -18,22 +19,27 @@ use crate::world::{Life, World, wait};
 /// How long a client waits for an answer of a node.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(12);
 
-/// One client: an endless run of operations.
+/// One client: an endless run of operations, some at a time.
 pub async fn client(world: Arc<World>, seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let think_max = u64::try_from(world.plan.think_max.as_millis()).unwrap_or(u64::MAX);
     loop {
         wait(Duration::from_millis(rng.random_range(0..=think_max))).await;
-        for _ in 0..rng.random_range(1..=4) {
-            let Some((at, life)) = pick(&world, &mut rng) else {
-                break;
-            };
-            if rng.random_range(0..4) == 0 {
-                snapshot(&world, &mut rng, at, &life).await;
-            } else {
-                transaction(&world, &mut rng, at, &life).await;
-            }
-        }
+        let at_once = rng.random_range(1..=world.plan.burst_max);
+        let operations = (0..at_once).map(|_| operation(&world, rng.random()));
+        join_all(operations.collect::<Vec<_>>()).await;
+    }
+}
+
+async fn operation(world: &Arc<World>, seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let Some((at, life)) = pick(world, &mut rng) else {
+        return;
+    };
+    if rng.random_range(0..4) == 0 {
+        snapshot(world, &mut rng, at, &life).await;
+    } else {
+        transaction(world, &mut rng, at, &life).await;
     }
 }
 

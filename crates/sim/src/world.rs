@@ -156,9 +156,9 @@ impl World {
             .set("read_timeout_ms", ms(2000).max(10))
             .set("flush_interval_ms", limits.flush_interval_ms)
             .set("flush_bytes", limits.flush_bytes)
-            .set("window_bytes_max", 1 << 20)
+            .set("window_bytes_max", limits.window_bytes)
             .set("commit_queue_bytes_max", 1 << 20)
-            .set("log_segment_bytes", 1 << 20)
+            .set("log_segment_bytes", limits.log_segment_bytes)
             .set("log_cache_bytes_max", limits.log_cache_bytes)
             .set("batches_in_flight_max", limits.batches_in_flight)
             .build();

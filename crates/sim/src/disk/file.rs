@@ -55,6 +55,7 @@ struct Sector {
 }
 
 /// What a sync covers: the state of the file when the sync began.
+#[derive(Default)]
 pub(super) struct Snapshot {
     len: Length,
     sectors: Vec<(usize, Stamp, Content)>,

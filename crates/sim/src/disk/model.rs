@@ -324,10 +324,14 @@ impl Model {
 
     pub(super) fn begin_sync(&mut self, id: FileId) -> io::Result<Sync<Snapshot>> {
         let path = self.path(id)?;
-        let covered = self.file(id)?.begin_sync();
+        let (delay, outcome) = self.chance.sync();
+        // A disk that lies gathers what it never syncs: nobody looks at all of it again each time.
+        let covered = match outcome {
+            Outcome::Lied => Snapshot::default(),
+            Outcome::Done | Outcome::Failed => self.file(id)?.begin_sync(),
+        };
         self.stats.syncs += 1;
         self.step("sync", &path, 0..covered.sectors() * SECTOR_BYTES);
-        let (delay, outcome) = self.chance.sync();
         Ok(Sync {
             delay,
             outcome,
