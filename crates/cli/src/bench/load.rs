@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use steadfast::{ConsistencyPolicy, ReplicatedEnvironment};
+use steadfast::{ConsistencyPolicy, Durability, ReplicatedEnvironment};
 use tokio::time::Instant;
 
 use super::{Consistency, Workload};
@@ -24,6 +24,7 @@ const DIGITS: u8 = 3;
 pub(super) struct Load {
     pub(super) workload: Workload,
     pub(super) consistency: Consistency,
+    pub(super) durability: Durability,
     pub(super) value_bytes: usize,
 }
 
@@ -124,7 +125,7 @@ impl Load {
     /// One put; or, as a transaction, two keys read and both written.
     fn write(&self, env: &ReplicatedEnvironment, chance: u64, value: &[u8]) -> bool {
         let (first, second) = (chance % KEYS, (chance >> 20) % KEYS);
-        let written = env.write(|txn| {
+        let written = env.write_with(self.durability, |txn| {
             let database = txn.database(DATABASE)?;
             if self.workload == Workload::Txn {
                 database.get(first.to_be_bytes())?;

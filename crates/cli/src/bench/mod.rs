@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
-use steadfast::{Bootstrap, RepConfig, ReplicatedEnvironment, Role};
+use steadfast::{Bootstrap, Durability, RepConfig, ReplicatedEnvironment, Role};
 
 use self::load::{Load, Measured};
 use crate::child::{self, Child, ChildEvents};
@@ -57,6 +57,9 @@ pub(crate) struct Arguments {
     /// How fresh reads must be
     #[arg(long, value_enum, default_value_t = Consistency::Linearizable)]
     consistency: Consistency,
+    /// When a write is acknowledged: majority, all, local or none
+    #[arg(long, default_value_t = Durability::MAJORITY)]
+    durability: Durability,
     /// Where the temporary data directories are made
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -213,6 +216,7 @@ fn measure(group: &BenchGroup, arguments: &Arguments) -> Result<Value, Failure> 
     let load = Load {
         workload: arguments.workload,
         consistency: arguments.consistency,
+        durability: arguments.durability,
         value_bytes: usize::try_from(arguments.value_bytes).unwrap_or(0),
     };
     let failed = |why: String| Failure::new(why, "nothing of value was there", "run it again");
@@ -239,6 +243,7 @@ fn describe(arguments: &Arguments, measured: &Measured, ticks: u64) -> Value {
         "value_bytes": arguments.value_bytes,
         "workload": word(&|| arguments.workload.to_possible_value()),
         "consistency": word(&|| arguments.consistency.to_possible_value()),
+        "durability": arguments.durability.to_string(),
         "ops": ops,
         "ops_per_s": (ops as f64 / measured.elapsed.as_secs_f64()).round(),
         "p50_us": latencies.value_at_quantile(0.5),
