@@ -35,7 +35,7 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "NAME=HOST:PORT", value_delimiter = ',')]
     pub(crate) bootstrap: Vec<String>,
     /// Any other key, for example --set `flush_interval_ms=1000`
-    #[arg(long = "set", value_name = "KEY=NUMBER")]
+    #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) numbers: Vec<String>,
 }
 
@@ -84,7 +84,7 @@ impl Flags {
             let (key, value) = item.split_once('=').ok_or_else(|| {
                 Failure::usage(
                     format!("--set {item:?} has no '='"),
-                    "write --set KEY=NUMBER",
+                    "write --set KEY=VALUE",
                 )
             })?;
             settings.add_text(key, value)?;
@@ -117,8 +117,12 @@ impl Settings {
     fn add(&mut self, key: &str, value: Value) -> Result<(), ConfigError> {
         let wrong = |expected: &str| ConfigError::new(key, format!("must be {expected}"));
         let setting = match (known(key)?, value) {
-            ("group" | "node" | "data_dir" | "listen", Value::String(text)) => Setting::Text(text),
-            ("group" | "node" | "data_dir" | "listen", _) => return Err(wrong("a string")),
+            ("group" | "node" | "data_dir" | "listen" | "durability", Value::String(text)) => {
+                Setting::Text(text)
+            }
+            ("group" | "node" | "data_dir" | "listen" | "durability", _) => {
+                return Err(wrong("a string"));
+            }
             ("bootstrap", Value::Array(items)) => {
                 let item = |item| match item {
                     Value::String(text) => Ok(text),
@@ -139,7 +143,9 @@ impl Settings {
     /// A value as a flag or an environment variable has it.
     fn add_text(&mut self, key: &str, text: &str) -> Result<(), ConfigError> {
         let value = match known(key)? {
-            "group" | "node" | "data_dir" | "listen" => Value::String(text.to_owned()),
+            "group" | "node" | "data_dir" | "listen" | "durability" => {
+                Value::String(text.to_owned())
+            }
             "bootstrap" => {
                 let items = text
                     .split(',')
@@ -166,7 +172,8 @@ impl Settings {
             builder = match setting {
                 Setting::List(nodes) => builder.bootstrap(Bootstrap::expect(nodes)?),
                 Setting::Number(number) => builder.set(key, number),
-                Setting::Text(_) => builder,
+                // The others were taken before.
+                Setting::Text(name) => builder.durability(name.parse()?),
             };
         }
         builder.build()

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::group::formation::Expected;
 use crate::limits::{NAME_BYTES_MAX, NODES_MAX};
+use crate::txn::durability::Durability;
 
 /// What is wrong with a configuration. Nothing was touched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -112,16 +113,22 @@ pub const KEYS: &[Key] = &[
         help: "A connection on which an answer is due for this long is given up.",
     },
     Key {
+        name: "durability",
+        unit: "majority, all, local or none",
+        default: "majority",
+        help: "When a write is acknowledged that says nothing else. A failover may roll back what was acknowledged with local or none; see docs/durability.md.",
+    },
+    Key {
         name: "commit_timeout_ms",
         unit: "ms, 10 to 3600000",
         default: "10000",
-        help: "A write that waits this long for its acknowledgement returns OutcomeUnknown.",
+        help: "A write that waits this long for its acknowledgements returns InsufficientAcks.",
     },
     Key {
         name: "read_timeout_ms",
         unit: "ms, 10 to 3600000",
         default: "5000",
-        help: "A read that cannot be proved current by then returns NotCurrent.",
+        help: "A read for which this node is not fresh enough by then returns an error that says how far behind it is.",
     },
     Key {
         name: "batches_in_flight_max",
@@ -228,6 +235,8 @@ pub struct RepConfig {
     pub(crate) listen: String,
     /// Every node of the group to be, this one included.
     pub(crate) expected: Vec<Expected>,
+    /// Of writes that say nothing else.
+    pub(crate) durability: Durability,
     pub(crate) tuning: Tuning,
     pub(crate) runtime: Option<tokio::runtime::Handle>,
 }
@@ -288,6 +297,7 @@ impl RepConfig {
             data_dir: None,
             listen: None,
             bootstrap: Bootstrap::single(),
+            durability: Durability::default(),
             numbers: Vec::new(),
             runtime: None,
         }
@@ -322,6 +332,7 @@ pub struct RepConfigBuilder {
     data_dir: Option<PathBuf>,
     listen: Option<String>,
     bootstrap: Bootstrap,
+    durability: Durability,
     numbers: Vec<(String, u64)>,
     runtime: Option<tokio::runtime::Handle>,
 }
@@ -345,6 +356,13 @@ impl RepConfigBuilder {
     #[must_use]
     pub fn bootstrap(mut self, bootstrap: Bootstrap) -> Self {
         self.bootstrap = bootstrap;
+        self
+    }
+
+    /// How durable a write must be that says nothing else.
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
         self
     }
 
@@ -391,12 +409,14 @@ impl RepConfigBuilder {
         }
         tuning.check()?;
         let (group, node, runtime) = (self.group, self.node, self.runtime);
+        let durability = self.durability;
         Ok(RepConfig {
             group,
             node,
             data_dir,
             listen,
             expected,
+            durability,
             tuning,
             runtime,
         })

@@ -16,20 +16,10 @@ use crate::lifecycle::Lifecycle;
 use crate::listener::{RoleState, StateChanges};
 use crate::machine::Machine;
 use crate::observe::status::NodeStatus;
-use crate::token::CommitToken;
+use crate::token::{CommitToken, TokenOutcome};
+use crate::txn::consistency::ReadOptions;
+use crate::txn::durability::Durability;
 use crate::txn::transaction::{Snapshot, Transaction};
-
-/// How fresh a read must be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ConsistencyPolicy {
-    /// The read sees every write that was acknowledged before it began, on any node. Costs a
-    /// question to a majority, which reads that arrive together share.
-    #[default]
-    Linearizable,
-    /// The read sees what this node has applied: a prefix of the group's transactions, whole.
-    Eventual,
-}
 
 /// A node of a replicated group, in this process. Clones are the same node; the last one dropped
 /// closes it.
@@ -138,7 +128,8 @@ impl ReplicatedEnvironment {
         self.handle.lifecycle.wait_ready(timeout).await
     }
 
-    /// Runs `transaction` and commits what it did, durably on a majority of the nodes.
+    /// Runs `transaction` and commits what it did, as durably as the configuration says: on the disks
+    /// of a majority of the nodes, if it says nothing.
     ///
     /// The function sees one consistent state and its own writes. It is run again when something
     /// that it read was changed by another transaction before it could commit, so it must have no
@@ -147,7 +138,8 @@ impl ReplicatedEnvironment {
     /// the transaction and comes back.
     ///
     /// # Errors
-    /// See [`WriteError`]: in every case but `OutcomeUnknown` nothing was written.
+    /// See [`WriteError`]: in every case but `OutcomeUnknown` and `InsufficientAcks` nothing was
+    /// written.
     pub fn write(
         &self,
         transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
@@ -163,17 +155,64 @@ impl ReplicatedEnvironment {
         &self,
         transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
     ) -> Result<CommitToken, WriteError> {
-        self.handle.lifecycle.write(transaction).await
+        self.handle.lifecycle.write(None, transaction).await
+    }
+
+    /// As [`ReplicatedEnvironment::write`], as durably as `durability` says. See [`Durability`] for
+    /// what a failover may do to a write that no majority has acknowledged.
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub fn write_with(
+        &self,
+        durability: Durability,
+        transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
+    ) -> Result<CommitToken, WriteError> {
+        self.block_on(self.write_with_async(durability, transaction))
+    }
+
+    /// As [`ReplicatedEnvironment::write_with`].
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub async fn write_with_async(
+        &self,
+        durability: Durability,
+        transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
+    ) -> Result<CommitToken, WriteError> {
+        let lifecycle = &self.handle.lifecycle;
+        lifecycle.write(Some(durability), transaction).await
+    }
+
+    /// What became of the write of a token: one of an error, or one that was acknowledged without
+    /// a majority. Any node of the group can be asked, as far back as its log reaches.
+    ///
+    /// A node that does not know asks how far the group is, and waits until it has come so far,
+    /// `read_timeout_ms` at the most.
+    ///
+    /// # Errors
+    /// [`ReadError::ForeignToken`] for a token of another group; [`ReadError::HistoryGone`], and
+    /// those of a read.
+    pub fn outcome(&self, token: CommitToken) -> Result<TokenOutcome, ReadError> {
+        self.block_on(self.outcome_async(token))
+    }
+
+    /// As [`ReplicatedEnvironment::outcome`].
+    ///
+    /// # Errors
+    /// As [`ReplicatedEnvironment::outcome`].
+    pub async fn outcome_async(&self, token: CommitToken) -> Result<TokenOutcome, ReadError> {
+        self.handle.lifecycle.outcome(token).await
     }
 
     /// Runs `read` on a consistent snapshot of all databases that is as fresh as `policy` says, and
-    /// returns what it returns.
+    /// returns what it returns. A policy may come with a timeout: `policy.within(…)`.
     ///
     /// # Errors
     /// See [`ReadError`].
     pub fn read<T>(
         &self,
-        policy: ConsistencyPolicy,
+        policy: impl Into<ReadOptions>,
         read: impl FnOnce(&Snapshot) -> Result<T, ReadError>,
     ) -> Result<T, ReadError> {
         self.block_on(self.read_async(policy, read))
@@ -185,10 +224,10 @@ impl ReplicatedEnvironment {
     /// See [`ReadError`].
     pub async fn read_async<T>(
         &self,
-        policy: ConsistencyPolicy,
+        policy: impl Into<ReadOptions>,
         read: impl FnOnce(&Snapshot) -> Result<T, ReadError>,
     ) -> Result<T, ReadError> {
-        let snapshot = self.handle.lifecycle.snapshot(policy).await?;
+        let snapshot = self.handle.lifecycle.snapshot(policy.into()).await?;
         read(&snapshot)
     }
 

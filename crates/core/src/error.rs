@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::config::ConfigError;
 use crate::engine::EngineError;
 use crate::group::NodeAddress;
+use crate::ids::Vlsn;
 use crate::log::LogError;
 use crate::token::CommitToken;
 
@@ -15,6 +16,8 @@ use crate::token::CommitToken;
 pub enum Outcome {
     /// Nothing of it was done, and nothing of it will be.
     NotCommitted,
+    /// It is committed, and is on the disks of fewer nodes than was asked for.
+    Committed(CommitToken),
     /// It may have been committed, or may still be: look before doing it again.
     Unknown(CommitToken),
 }
@@ -149,14 +152,46 @@ pub enum WriteError {
         /// Why.
         reason: &'static str,
     },
-    /// The node lost its mastership, or its patience, with the write in flight.
+    /// The node lost its mastership with the write in flight.
     #[error(
         "the outcome of the write is unknown: it may have been committed as {token}; \
-         look for its effect before writing it again"
+         ask for the outcome of that token before writing it again"
     )]
     OutcomeUnknown {
         /// The token that the write has if it was committed.
         token: CommitToken,
+    },
+    /// Too few nodes are there to acknowledge the write. Nothing was written.
+    #[error(
+        "the write needs {needed} electable nodes and {available} are there; nothing was written; \
+         retry when the others are back, or ask for less durability"
+    )]
+    InsufficientReplicas {
+        /// Electable nodes that must have the write on disk, the master included.
+        needed: usize,
+        /// Electable nodes that are there: the master, and those that have answered it within
+        /// `election_timeout_max_ms`.
+        available: usize,
+    },
+    /// The write is in the log, and too few nodes have acknowledged it in time, or before this node
+    /// lost its mastership.
+    #[error(
+        "{acked} of {needed} nodes have acknowledged the write {token}{}",
+        if *.is_committed {
+            "; it is committed, and stays so"
+        } else {
+            "; it may still be committed: ask for the outcome of its token before writing it again"
+        }
+    )]
+    InsufficientAcks {
+        /// The token that the write has if it was committed.
+        token: CommitToken,
+        /// Electable nodes that should have it on disk, the master included.
+        needed: usize,
+        /// Electable nodes that have it on disk as far as the master knows.
+        acked: usize,
+        /// Whether a majority has it: then it cannot be lost, whatever the others do.
+        is_committed: bool,
     },
     /// Something is larger than it may be. Nothing was written.
     #[error("{what} of {actual} bytes is over the limit of {max}; nothing was written")]
@@ -196,7 +231,14 @@ impl WriteError {
     /// What is known of the write.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::OutcomeUnknown { token } => Outcome::Unknown(*token),
+            Self::InsufficientAcks {
+                token,
+                is_committed: true,
+                ..
+            } => Outcome::Committed(*token),
+            Self::OutcomeUnknown { token } | Self::InsufficientAcks { token, .. } => {
+                Outcome::Unknown(*token)
+            }
             _ => Outcome::NotCommitted,
         }
     }
@@ -205,7 +247,9 @@ impl WriteError {
     /// by trying.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NotMaster { .. } | Self::NotCommitted { .. } => true,
+            Self::NotMaster { .. }
+            | Self::NotCommitted { .. }
+            | Self::InsufficientReplicas { .. } => true,
             Self::Read(read) => read.is_retryable(),
             _ => false,
         }
@@ -222,6 +266,58 @@ pub enum ReadError {
         /// Why.
         reason: String,
     },
+    /// The node has not applied the transaction of the token in time.
+    #[error(
+        "this node has applied VLSN {vlsn} and not yet {}: it is {} transactions behind; \
+         retry, or read on the master", token.vlsn, token.vlsn.0.saturating_sub(vlsn.0)
+    )]
+    Behind {
+        /// The token that was asked for.
+        token: CommitToken,
+        /// The last VLSN that the node has applied.
+        vlsn: Vlsn,
+    },
+    /// The node could not prove in time that it lags by no more than was asked for.
+    #[error(
+        "this node may lag by more than {max:?}: {}, and is at VLSN {vlsn} ({reason}); \
+         retry, or read with Eventual",
+        lag.map_or_else(
+            || "it is not known when it was last current".to_owned(),
+            |lag| format!("it was last known to be current {} ms ago", lag.as_millis())
+        )
+    )]
+    Lagging {
+        /// The lag that was asked for.
+        max: Duration,
+        /// How long ago the node was current for certain; `None` when that is not known.
+        lag: Option<Duration>,
+        /// The last VLSN that the node has applied.
+        vlsn: Vlsn,
+        /// Why it could not be proved.
+        reason: String,
+    },
+    /// The token is of another group. VLSNs of two groups have nothing to do with each other.
+    #[error("the token {token} is of another group; ask a node of that one")]
+    ForeignToken {
+        /// The token.
+        token: CommitToken,
+    },
+    /// The write of the token was acknowledged without a majority, and lost at a failover: another
+    /// transaction has its number.
+    #[error("the write {token} was rolled back at a failover; do it again if it is still wanted")]
+    RolledBack {
+        /// The token.
+        token: CommitToken,
+    },
+    /// The log does not reach back to the token any more.
+    #[error("the log no longer reaches back to {token}; look for the effect of the write instead")]
+    HistoryGone {
+        /// The token.
+        token: CommitToken,
+    },
+    /// The log on this node's disk cannot be read.
+    #[error("the log cannot be read: {0}")]
+    Log(#[from] LogError),
     /// The snapshot is older than the configured limit.
     #[error("the snapshot is too old; begin another one")]
     SnapshotTooOld,
@@ -250,7 +346,13 @@ pub enum ReadError {
 impl ReadError {
     /// Whether the same read may succeed later.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::NotCurrent { .. } | Self::SnapshotTooOld)
+        matches!(
+            self,
+            Self::NotCurrent { .. }
+                | Self::Behind { .. }
+                | Self::Lagging { .. }
+                | Self::SnapshotTooOld
+        )
     }
 }
 

@@ -92,12 +92,14 @@ mod txn;
 mod write;
 
 pub use config::{Bootstrap, RepConfig, RepConfigBuilder};
-pub use env::{ConsistencyPolicy, ReplicatedEnvironment};
+pub use env::ReplicatedEnvironment;
 pub use error::{OpenError, Outcome, ReadError, ReadyError, WriteError};
 pub use group::NodeAddress;
 pub use listener::{Role, RoleState, StateChanges};
 pub use observe::status::{NodeStatus, ReplicaStatus, StatusError};
-pub use token::{CommitToken, ParseTokenError};
+pub use token::{CommitToken, ParseTokenError, TokenOutcome};
+pub use txn::consistency::{ConsistencyPolicy, ReadOptions};
+pub use txn::durability::{Durability, ReplicaAckPolicy, SyncPolicy};
 pub use txn::transaction::{Scan, Snapshot, SnapshotDatabase, Transaction, TransactionDatabase};
 
 /// The examples of the README, run with those of the documentation.

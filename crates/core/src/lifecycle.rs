@@ -21,8 +21,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::RepConfig;
-use crate::consensus::ConsensusError;
-use crate::env::ConsistencyPolicy;
 use crate::error::{OpenError, ReadError, ReadyError, WriteError};
 use crate::group::Members;
 use crate::group::formation::Formation;
@@ -35,13 +33,13 @@ use crate::observe::digest::{self, SharedDigest};
 use crate::observe::status::NodeStatus;
 use crate::service::hello::Gate;
 use crate::service::{ELECTION, FEEDER, NODE_STATE};
-use crate::token::CommitToken;
+use crate::token::{CommitToken, TokenOutcome};
+use crate::txn::consistency::{self, ReadOptions};
+use crate::txn::durability::Durability;
+use crate::txn::outcome;
 use crate::txn::transaction::{Snapshot, Transaction};
 use crate::write;
 use serving::Service;
-
-/// How long a read that found no master to ask waits before it asks again.
-const BARRIER_RETRY: Duration = Duration::from_millis(20);
 
 /// Where a node stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -282,6 +280,7 @@ impl Lifecycle {
 
     pub(crate) async fn write(
         &self,
+        durability: Option<Durability>,
         transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
     ) -> Result<CommitToken, WriteError> {
         let node = self.running().map_err(|why| match why {
@@ -289,7 +288,10 @@ impl Lifecycle {
             NotRunning::Stopped(reason) => WriteError::Stopped { reason },
             NotRunning::Closed => WriteError::Closed,
         })?;
-        let written = write::write(node, self.config.tuning.commit_timeout, transaction).await;
+        let durability = durability.unwrap_or(self.config.durability);
+        let timeout = durability.timeout;
+        let timeout = timeout.unwrap_or(self.config.tuning.commit_timeout);
+        let written = write::write(node, (durability, timeout), transaction).await;
         match written {
             Err(error @ (WriteError::NotMaster { .. } | WriteError::Closed)) => {
                 Err(self.why_not_written(error))
@@ -313,21 +315,19 @@ impl Lifecycle {
         }
     }
 
-    /// A snapshot that is as fresh as `policy` says.
-    pub(crate) async fn snapshot(&self, policy: ConsistencyPolicy) -> Result<Snapshot, ReadError> {
+    /// A snapshot that is as fresh as `options` say.
+    pub(crate) async fn snapshot(&self, options: ReadOptions) -> Result<Snapshot, ReadError> {
         let node = self.running()?;
-        if policy == ConsistencyPolicy::Linearizable {
-            let timeout = self.config.tuning.read_timeout;
-            let why_not = Mutex::new("the node lags behind".to_owned());
-            let current = wait_until_current(node, self.role(), &why_not);
-            if let Ok(waited) = tokio::time::timeout(timeout, current).await {
-                waited?;
-            } else {
-                let reason = format!("within {timeout:?}: {}", lock(&why_not));
-                return Err(ReadError::NotCurrent { reason });
-            }
-        }
+        let timeout = options.timeout.unwrap_or(self.config.tuning.read_timeout);
+        consistency::wait(node, self.role(), (options.policy, timeout)).await?;
         Ok(Snapshot::new(node.view()))
+    }
+
+    /// What became of the write of a token.
+    pub(crate) async fn outcome(&self, token: CommitToken) -> Result<TokenOutcome, ReadError> {
+        let node = self.running()?;
+        let timeout = self.config.tuning.read_timeout;
+        outcome::outcome(node, self.role(), (token, timeout)).await
     }
 
     pub(crate) fn digest(&self) -> Result<(Vlsn, u128), ReadError> {
@@ -408,35 +408,6 @@ impl From<NotRunning> for ReadError {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Waits until this node has applied every write that was acknowledged before the call; asks again
-/// while there is no master to ask. `why_not` holds the reason for which it waits.
-async fn wait_until_current(
-    node: &Node,
-    mut role: watch::Receiver<RoleState>,
-    why_not: &Mutex<String>,
-) -> Result<(), ReadError> {
-    let position = loop {
-        role.borrow_and_update();
-        match node.barriers.wait().await {
-            Ok(position) => break position,
-            Err(ConsensusError::Stopped(reason)) => return Err(ReadError::Stopped { reason }),
-            Err(other) => *lock(why_not) = other.to_string(),
-        }
-        // A new master ends the wait early; an end of the role's sender shows in the next answer.
-        tokio::time::timeout(BARRIER_RETRY, role.changed())
-            .await
-            .ok();
-    };
-    let mut applied = node.consensus.applied();
-    let reached = applied
-        .wait_for(|applied| applied.map(|id| id.position) >= position)
-        .await;
-    let stopped = |_| ReadError::Stopped {
-        reason: "consensus has ended".to_owned(),
-    };
-    reached.map(|_| ()).map_err(stopped)
 }
 
 /// The identity in the directory, or a new one that has been written there.

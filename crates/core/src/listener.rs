@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use futures_util::{Stream, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -48,7 +49,9 @@ pub struct RoleState {
 /// The states of a node, from the present one on. States that come and go while nobody looks are
 /// skipped; the newest is always seen. Ends when the environment is closed.
 ///
-/// As an iterator it blocks; [`StateChanges::next_async`] waits.
+/// As an iterator it blocks; [`StateChanges::next_async`] waits, and [`StateChanges::into_stream`]
+/// makes a stream. Nothing is held locked between two states, so whoever takes his time with one
+/// stalls nobody.
 #[derive(Debug)]
 pub struct StateChanges {
     states: watch::Receiver<RoleState>,
@@ -71,6 +74,14 @@ impl StateChanges {
         let state = self.states.borrow_and_update().clone();
         self.last = Some(state.role);
         Some(state)
+    }
+
+    /// The same as a stream.
+    pub fn into_stream(self) -> impl Stream<Item = RoleState> + Send + use<> {
+        stream::unfold(self, |mut changes| async move {
+            let state = changes.next_async().await?;
+            Some((state, changes))
+        })
     }
 }
 

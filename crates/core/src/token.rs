@@ -3,14 +3,21 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::ids::{GroupUuid, Term, Vlsn};
 
-/// Names one committed transaction: (group UUID, term, VLSN). Within a group, tokens are ordered
-/// as their transactions are. Printed and parsed as `<uuid>:<term>:<vlsn>`.
+/// Names one transaction: (group UUID, term, VLSN). Printed and parsed as `<uuid>:<term>:<vlsn>`,
+/// and serialized so too where the format is for people.
+///
+/// Tokens of one group are ordered by term and VLSN, which is the order of the committed ones: who
+/// has several to wait for waits for the greatest. Tokens of different groups are ordered by the
+/// groups' UUIDs, which says nothing but keeps sets of them sorted.
+///
+/// A token that came with [`crate::Durability::LOCAL`] or `NONE`, or out of an error, may be that of
+/// a write which was rolled back: [`crate::ReplicatedEnvironment::outcome`] tells.
 #[must_use = "a token proves the commit to readers; drop it on purpose if nobody needs it"]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CommitToken {
     /// The group that committed.
     pub group: GroupUuid,
@@ -24,6 +31,38 @@ impl fmt::Display for CommitToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.group, self.term, self.vlsn)
     }
+}
+
+impl Serialize for CommitToken {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.collect_str(self)
+        } else {
+            (self.group, self.term, self.vlsn).serialize(serializer)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for CommitToken {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            let text = String::deserialize(deserializer)?;
+            return text.parse().map_err(serde::de::Error::custom);
+        }
+        let (group, term, vlsn) = Deserialize::deserialize(deserializer)?;
+        Ok(Self { group, term, vlsn })
+    }
+}
+
+/// What became of the write of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenOutcome {
+    /// A majority has it on disk: it stays.
+    Committed,
+    /// It is not committed and never will be.
+    NotCommitted,
+    /// It is under way, or this node cannot find out now: ask again.
+    StillUnknown,
 }
 
 /// The text is not that of a commit token.
@@ -53,6 +92,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn tokens_of_a_group_are_ordered_as_their_transactions_are() {
+        let token = |term, vlsn| CommitToken {
+            group: GroupUuid(uuid::Uuid::from_u128(0x1234)),
+            term: Term(term),
+            vlsn: Vlsn(vlsn),
+        };
+        let order = [token(1, 1), token(1, 2), token(3, 3), token(4, 4)];
+        assert!(order.is_sorted());
+    }
+
+    #[test]
     fn a_token_survives_being_printed() {
         let group = GroupUuid(uuid::Uuid::from_u128(0x1234));
         let token = CommitToken {
@@ -61,6 +111,10 @@ mod tests {
             vlsn: Vlsn(99),
         };
         assert_eq!(token.to_string().parse(), Ok(token));
+        let json = serde_json::to_string(&token).expect("a token has a text");
+        assert_eq!(json, format!("\"{token}\""));
+        assert_eq!(serde_json::from_str::<CommitToken>(&json).ok(), Some(token));
+        assert!(serde_json::from_str::<CommitToken>("\"4:99\"").is_err());
         assert!("".parse::<CommitToken>().is_err());
         assert!(format!("{token}:1").parse::<CommitToken>().is_err());
     }

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-
 use crate::error::{ReadError, WriteError};
-use crate::ids::{Term, Vlsn};
+use crate::ids::Vlsn;
 use crate::node::Node;
 use crate::token::CommitToken;
-use crate::txn::sequencer::{Finished, Outcome, SubmitError};
+use crate::txn::durability::{Durability, Numbered, acknowledge, check_replicas};
+use crate::txn::sequencer::{Finished, SubmitError};
 use crate::txn::transaction::Transaction;
 use crate::txn::view::View;
 
@@ -19,16 +18,17 @@ const CONFLICTS_MAX: u32 = 8;
 /// What a transaction takes of the queue beside the bytes that it writes.
 const TRANSACTION_OVERHEAD_BYTES: usize = 256;
 
-/// See the module.
+/// See the module. Waits for `durability` for as long as the `Duration` says.
 ///
 /// # Errors
 /// See [`WriteError`]. `NotMaster` comes without the master's address.
 pub(crate) async fn write(
     node: &Node,
-    commit_timeout: Duration,
+    (durability, timeout): (Durability, Duration),
     mut transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
 ) -> Result<CommitToken, WriteError> {
     let mut conflicts = 0;
+    check_replicas(node, durability.ack)?;
     loop {
         wait_for_room(node).await?;
         let alone = if conflicts > CONFLICTS_MAX {
@@ -44,7 +44,7 @@ pub(crate) async fn write(
         } else {
             None
         };
-        let term = finished.session.term;
+        let session = finished.session;
         // Held until the outcome is known: this is what bounds the bytes in flight. What is larger
         // than the whole budget takes all of it.
         let permits = u32::try_from(bytes.min(node.budget_bytes)).unwrap_or(u32::MAX);
@@ -54,16 +54,12 @@ pub(crate) async fn write(
         drop((alone, together));
         match submitted {
             Ok((vlsn, outcome)) => {
-                let token = |vlsn| token(node, term, vlsn);
-                return wait(outcome, commit_timeout, vlsn)
-                    .await
-                    .map(token)
-                    .map_err(|lost| match lost {
-                        Lost::NotCommitted => WriteError::NotCommitted {
-                            reason: "the master changed",
-                        },
-                        Lost::Unknown(vlsn) => WriteError::OutcomeUnknown { token: token(vlsn) },
-                    });
+                let numbered = Numbered {
+                    session,
+                    vlsn,
+                    outcome,
+                };
+                return acknowledge(node, (durability, timeout), numbered).await;
             }
             Err(SubmitError::NotMaster) => return Err(WriteError::NotMaster { master: None }),
             Err(SubmitError::TooOld) => return Err(ReadError::SnapshotTooOld.into()),
@@ -108,33 +104,4 @@ fn run(
     transaction(&running)?;
     let bytes = running.written_bytes() + TRANSACTION_OVERHEAD_BYTES;
     Ok((running.finish(), bytes))
-}
-
-enum Lost {
-    NotCommitted,
-    Unknown(Vlsn),
-}
-
-async fn wait(
-    outcome: oneshot::Receiver<Outcome>,
-    timeout: Duration,
-    vlsn: Vlsn,
-) -> Result<Vlsn, Lost> {
-    match tokio::time::timeout(timeout, outcome).await {
-        Ok(Ok(Outcome::Committed(vlsn))) => Ok(vlsn),
-        Ok(Ok(Outcome::NotCommitted)) => Err(Lost::NotCommitted),
-        // The mastership is lost, the sequencer is gone, or the majority is silent.
-        Ok(Ok(Outcome::Unknown(_)) | Err(_)) | Err(_) => {
-            metrics::counter!("steadfast_outcome_unknown_total").increment(1);
-            Err(Lost::Unknown(vlsn))
-        }
-    }
-}
-
-fn token(node: &Node, term: Term, vlsn: Vlsn) -> CommitToken {
-    let group = node
-        .identity
-        .group
-        .expect("a node at work belongs to a group");
-    CommitToken { group, term, vlsn }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::history::{Fate, History, MARKERS, Read, SnapshotRead};
-use crate::logfile::{LogEntry, LoggedTransaction};
+use crate::logfile::{self, LogEntry, LoggedTransaction};
 
 /// Id of the database that maps names to ids.
 const CATALOG: u32 = 0;
@@ -124,6 +124,20 @@ pub fn logs_agree(logs: &[(String, BTreeMap<u64, LogEntry>)], committed: u64) ->
     problems
 }
 
+/// Whether a log, which is `files`, has transaction `id`.
+///
+/// # Errors
+/// When the bytes are not as the format says.
+pub fn is_in_log(files: &[(String, Vec<u8>)], id: usize) -> Result<bool, String> {
+    let entries = logfile::entries(files)?;
+    let marker = marker(id);
+    let has = |entry: &LogEntry| {
+        let mut keys = entry.payload.windows(marker.len());
+        entry.kind == 2 && keys.any(|key| *key == marker)
+    };
+    Ok(entries.values().rev().any(has))
+}
+
 /// Holds the whole history against the committed transactions, which are `log`, by VLSN.
 pub fn history(history: &History, log: &BTreeMap<u64, LoggedTransaction>) -> Vec<String> {
     let mut checker = Checker {
@@ -159,7 +173,9 @@ pub fn history(history: &History, log: &BTreeMap<u64, LoggedTransaction>) -> Vec
             snapshot.vlsn
         ));
     }
-    checker.fates();
+    let newest_term = log.values().map(|transaction| transaction.term).max();
+    checker.fates(newest_term.unwrap_or_default());
+    checker.outcomes();
     checker.terms();
     checker.problems
 }
@@ -261,7 +277,7 @@ impl Checker<'_> {
             && snapshot.vlsn < floor
         {
             self.problems.push(format!(
-                "a linearizable read on node {node} saw VLSN {}, and {floor} had been acknowledged before it began",
+                "a read on node {node} saw VLSN {}, and by its policy had to see {floor}",
                 snapshot.vlsn
             ));
         }
@@ -274,12 +290,14 @@ impl Checker<'_> {
         }
     }
 
-    /// What clients were told, against what there is.
-    fn fates(&mut self) {
+    /// What clients were told, against what there is; the newest term is that of the last master.
+    fn fates(&mut self, newest_term: u64) {
         for (id, asked) in self.history.transactions.iter().enumerate() {
             let found = self.found.get(&id);
             let problem = match (asked.fate, found) {
-                (Fate::Committed { term, vlsn }, Some(found)) if *found != (vlsn, term) => {
+                (Fate::Committed { term, vlsn } | Fate::Local { term, vlsn }, Some(found))
+                    if *found != (vlsn, term) =>
+                {
                     format!(
                         "was acknowledged as {term}/{vlsn} and is {}/{}",
                         found.1, found.0
@@ -287,6 +305,11 @@ impl Checker<'_> {
                 }
                 (Fate::Committed { term, vlsn }, None) => {
                     format!("was acknowledged as {term}/{vlsn} and is lost")
+                }
+                (Fate::Local { term, vlsn }, None) if term >= newest_term => {
+                    format!(
+                        "was acknowledged by the master as {term}/{vlsn} and is lost without a failover"
+                    )
                 }
                 (Fate::NotCommitted, Some((vlsn, _))) => {
                     format!("was said not to be committed and is at VLSN {vlsn}")
@@ -303,11 +326,28 @@ impl Checker<'_> {
         }
     }
 
+    /// What nodes said of tokens.
+    fn outcomes(&mut self) {
+        for said in &self.history.outcomes {
+            let found = self.found.get(&said.id).copied();
+            let token = self.history.transactions[said.id].fate.token();
+            let is_committed = found.is_some() && found == token.map(|(term, vlsn)| (vlsn, term));
+            if is_committed != said.is_committed {
+                self.problems.push(format!(
+                    "node {} said of transaction {}, {token:?}, committed: {}; the log has it as {found:?}",
+                    said.node + 1,
+                    said.id,
+                    said.is_committed
+                ));
+            }
+        }
+    }
+
     /// One master acknowledges in a term.
     fn terms(&mut self) {
         let mut masters: BTreeMap<u64, usize> = BTreeMap::new();
         for (id, asked) in self.history.transactions.iter().enumerate() {
-            if let Fate::Committed { term, .. } = asked.fate {
+            if let Fate::Committed { term, .. } | Fate::Local { term, .. } = asked.fate {
                 let master = *masters.entry(term).or_insert(asked.node);
                 if master != asked.node {
                     self.problems.push(format!(

@@ -51,7 +51,14 @@ pub enum Fate {
         /// VLSN of the token.
         vlsn: u64,
     },
-    /// Acknowledged.
+    /// Acknowledged by the master alone: a failover may lose it.
+    Local {
+        /// Term of the token.
+        term: u64,
+        /// VLSN of the token.
+        vlsn: u64,
+    },
+    /// Acknowledged by a majority.
     Committed {
         /// Term of the token.
         term: u64,
@@ -60,6 +67,18 @@ pub enum Fate {
     },
     /// The node said that nothing was written, and nothing will be.
     NotCommitted,
+}
+
+impl Fate {
+    /// Term and VLSN of its token, if it has one.
+    pub fn token(self) -> Option<(u64, u64)> {
+        match self {
+            Self::UnknownAs { term, vlsn }
+            | Self::Local { term, vlsn }
+            | Self::Committed { term, vlsn } => Some((term, vlsn)),
+            Self::Unknown | Self::NotCommitted => None,
+        }
+    }
 }
 
 /// A transaction that writes.
@@ -84,12 +103,23 @@ pub struct Transaction {
 pub struct SnapshotRead {
     /// Index of the node that was asked.
     pub node: usize,
-    /// Newest VLSN that was acknowledged when the read began, for one that must see it.
+    /// The VLSN that the read had to see, by its policy.
     pub floor: Option<u64>,
     /// VLSN of the snapshot.
     pub vlsn: u64,
     /// What it saw.
     pub reads: Vec<Read>,
+}
+
+/// What a node said of a token.
+#[derive(Clone, Copy, Debug)]
+pub struct OutcomeRead {
+    /// Index of the node that was asked.
+    pub node: usize,
+    /// The transaction of the token.
+    pub id: usize,
+    /// Whether the node said that it is committed, or that it never will be.
+    pub is_committed: bool,
 }
 
 /// Everything that clients did. Transactions are known by their index.
@@ -100,8 +130,12 @@ pub struct History {
     pub transactions: Vec<Transaction>,
     /// In the order in which they ended.
     pub snapshots: Vec<SnapshotRead>,
-    /// Newest VLSN that was acknowledged.
+    /// In the order in which they ended.
+    pub outcomes: Vec<OutcomeRead>,
+    /// Newest VLSN that a majority has acknowledged.
     pub acknowledged: u64,
+    /// When it became so, in microseconds, with that VLSN.
+    acknowledged_at: Vec<(u64, u64)>,
 }
 
 impl History {
@@ -125,17 +159,28 @@ impl History {
         self.transactions.len() - 1
     }
 
-    /// Ends a transaction.
-    pub fn end(&mut self, id: usize, fate: Fate) {
+    /// Ends a transaction, at `now_us`.
+    pub fn end(&mut self, id: usize, fate: Fate, now_us: u64) {
         let ended = self.tick();
-        if let Fate::Committed { vlsn, .. } = fate {
-            self.acknowledged = self.acknowledged.max(vlsn);
+        if let Fate::Committed { vlsn, .. } = fate
+            && vlsn > self.acknowledged
+        {
+            self.acknowledged = vlsn;
+            self.acknowledged_at.push((now_us, vlsn));
         }
         let transaction = &mut self.transactions[id];
         (transaction.ended, transaction.fate) = (ended, fate);
     }
 
-    /// Number of transactions that were acknowledged.
+    /// Newest VLSN that a majority had acknowledged before `at_us`.
+    pub fn acknowledged_before(&self, at_us: u64) -> u64 {
+        let later = self.acknowledged_at.partition_point(|(at, _)| *at < at_us);
+        later
+            .checked_sub(1)
+            .map_or(0, |last| self.acknowledged_at[last].1)
+    }
+
+    /// Number of transactions that a majority has acknowledged.
     pub fn committed(&self) -> usize {
         let committed = |t: &&Transaction| matches!(t.fate, Fate::Committed { .. });
         self.transactions.iter().filter(committed).count()

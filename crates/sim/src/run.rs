@@ -194,6 +194,11 @@ async fn finish(world: &Arc<World>) {
         return;
     }
     world.compare_digests();
+    for at in &live {
+        if let Some(env) = env(world, *at) {
+            workload::settle_outcomes(world, *at, &env).await;
+        }
+    }
     check_logs(world, &live);
 }
 

@@ -7,13 +7,14 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use steadfast::ids::{Term, Vlsn};
 use steadfast::{
-    ConsistencyPolicy, ReadError, Snapshot, SnapshotDatabase, Transaction as Txn,
-    TransactionDatabase, WriteError,
+    CommitToken, ConsistencyPolicy, Durability, Outcome, ReadError, ReplicatedEnvironment,
+    Snapshot, SnapshotDatabase, TokenOutcome, Transaction as Txn, TransactionDatabase, WriteError,
 };
 
-use crate::check::marker;
-use crate::history::{DATABASES, Fate, MARKERS, Read, SnapshotRead, Write};
+use crate::check::{self, marker};
+use crate::history::{DATABASES, Fate, MARKERS, OutcomeRead, Read, SnapshotRead, Write};
 use crate::world::{Life, World, wait};
 
 /// How long a client waits for an answer of a node.
@@ -36,10 +37,10 @@ async fn operation(world: &Arc<World>, seed: u64) {
     let Some((at, life)) = pick(world, &mut rng) else {
         return;
     };
-    if rng.random_range(0..4) == 0 {
-        snapshot(world, &mut rng, at, &life).await;
-    } else {
-        transaction(world, &mut rng, at, &life).await;
+    match rng.random_range(0..16) {
+        0..4 => snapshot(world, &mut rng, at, &life).await,
+        4 => outcome(world, &mut rng, at, &life).await,
+        _ => transaction(world, &mut rng, at, &life).await,
     }
 }
 
@@ -193,6 +194,12 @@ async fn ask<T>(life: &Life, call: impl Future<Output = T>) -> Option<T> {
 async fn transaction(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
     let Some(env) = &life.env else { return };
     let id = world.history().begin(at);
+    let durability = match rng.random_range(0..10) {
+        0 => Durability::ALL,
+        1 | 2 => Durability::LOCAL,
+        3 => Durability::NONE,
+        _ => Durability::MAJORITY,
+    };
     let script = Script::draw(world, rng, Some(id));
     let run = |txn: &Txn| {
         let reads = script.read(|name| txn.database(name))?;
@@ -209,40 +216,176 @@ async fn transaction(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Lif
         record.writes.clone_from(&script.writes);
         Ok(())
     };
-    let answer = ask(life, env.write_async(run)).await;
-    let fate = match &answer {
-        None => Fate::Unknown,
-        Some(Ok(token)) => Fate::Committed {
-            term: token.term.0,
-            vlsn: token.vlsn.0,
-        },
-        Some(Err(WriteError::OutcomeUnknown { token })) => Fate::UnknownAs {
-            term: token.term.0,
-            vlsn: token.vlsn.0,
-        },
-        Some(Err(_)) => Fate::NotCommitted,
-    };
-    world.history().end(id, fate);
+    let answer = ask(life, env.write_with_async(durability, run)).await;
+    let fate = answer
+        .as_ref()
+        .map_or(Fate::Unknown, |answer| fate(durability, answer));
+    world.history().end(id, fate, world.story.now_us());
+    if durability == Durability::ALL && matches!(answer, Some(Ok(_))) && rng.random_range(0..4) == 0
+    {
+        check_everywhere(world, id);
+    }
     world.story.tell(|| {
         let answer = match answer {
             None => "no answer".into(),
-            Some(Ok(token)) => format!("committed {}/{}", token.term.0, token.vlsn.0),
+            Some(Ok(token)) => format!("acknowledged {}/{}", token.term.0, token.vlsn.0),
             Some(Err(error)) => error.to_string(),
         };
-        format!("transaction {id} on n{}: {answer}", at + 1)
+        format!("transaction {id} on n{} ({durability}): {answer}", at + 1)
     });
+}
+
+/// What an answer says of the transaction, by what its durability promises.
+fn fate(durability: Durability, answer: &Result<CommitToken, WriteError>) -> Fate {
+    let is_local = durability == Durability::LOCAL || durability == Durability::NONE;
+    let (token, is_acknowledged) = match answer {
+        Ok(token) => (*token, true),
+        Err(error) => match error.outcome() {
+            Outcome::NotCommitted => return Fate::NotCommitted,
+            Outcome::Unknown(token) => (token, false),
+            Outcome::Committed(token) => {
+                let (term, vlsn) = (token.term.0, token.vlsn.0);
+                return Fate::Committed { term, vlsn };
+            }
+        },
+    };
+    let (term, vlsn) = (token.term.0, token.vlsn.0);
+    match (is_acknowledged, is_local) {
+        (true, true) => Fate::Local { term, vlsn },
+        (true, false) => Fate::Committed { term, vlsn },
+        (false, _) => Fate::UnknownAs { term, vlsn },
+    }
+}
+
+/// What is acknowledged with `ALL` is in the log of every node whose disk keeps its word.
+fn check_everywhere(world: &World, id: usize) {
+    for (at, host) in world.hosts.iter().enumerate() {
+        if world.plan.expendable.contains(&at) || host.state().lost {
+            continue;
+        }
+        let files = host.log_files().map_err(|error| error.to_string());
+        let found = files.and_then(|files| check::is_in_log(&files, id));
+        if found != Ok(true) {
+            world.story.violation(format!(
+                "transaction {id} was acknowledged by all, and the log of {} says {found:?}",
+                host.name
+            ));
+        }
+    }
+}
+
+/// A transaction that had a token and, if `is_open`, was not known to be committed.
+fn pick_token(world: &World, rng: &mut StdRng, is_open: bool) -> Option<(usize, u64, u64)> {
+    let history = world.history();
+    let with_token = |(id, transaction): (usize, &crate::history::Transaction)| {
+        let (term, vlsn) = transaction.fate.token()?;
+        let is_known = matches!(transaction.fate, Fate::Committed { .. });
+        (is_known != is_open).then_some((id, term, vlsn))
+    };
+    let from = history.transactions.len().saturating_sub(200);
+    let recent = history.transactions.iter().enumerate().skip(from);
+    let known: Vec<_> = recent.filter_map(with_token).collect();
+    (!known.is_empty()).then(|| known[rng.random_range(0..known.len())])
+}
+
+fn token_of(env: &ReplicatedEnvironment, term: u64, vlsn: u64) -> Option<CommitToken> {
+    Some(CommitToken {
+        group: env.status().group?,
+        term: Term(term),
+        vlsn: Vlsn(vlsn),
+    })
+}
+
+/// Asks a node what became of a write whose fate is open.
+async fn outcome(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
+    let Some(env) = &life.env else { return };
+    let Some((id, term, vlsn)) = pick_token(world, rng, true) else {
+        return;
+    };
+    let Some(token) = token_of(env, term, vlsn) else {
+        return;
+    };
+    if let Some(Ok(outcome)) = ask(life, env.outcome_async(token)).await {
+        note_outcome(world, (at, id), outcome);
+    }
+}
+
+fn note_outcome(world: &World, (node, id): (usize, usize), outcome: TokenOutcome) {
+    world.story.trace(&[b"outcome", &[outcome as u8]]);
+    let is_committed = match outcome {
+        TokenOutcome::Committed => true,
+        TokenOutcome::NotCommitted => false,
+        TokenOutcome::StillUnknown => return,
+    };
+    world.history().outcomes.push(OutcomeRead {
+        node,
+        id,
+        is_committed,
+    });
+}
+
+/// Asks a node for the outcome of every write whose fate is open. Nothing is under way any more, so
+/// it knows each.
+pub async fn settle_outcomes(world: &World, at: usize, env: &ReplicatedEnvironment) {
+    let open: Vec<_> = {
+        let history = world.history();
+        let transactions = history.transactions.iter().enumerate();
+        let open = transactions.filter(|(_, t)| !matches!(t.fate, Fate::Committed { .. }));
+        open.filter_map(|(id, t)| Some((id, t.fate.token()?)))
+            .collect()
+    };
+    for (id, (term, vlsn)) in open {
+        let Some(token) = token_of(env, term, vlsn) else {
+            continue;
+        };
+        match env.outcome_async(token).await {
+            Ok(TokenOutcome::StillUnknown) => world.story.violation(format!(
+                "n{} does not know what became of transaction {id}, {term}/{vlsn}",
+                at + 1
+            )),
+            Ok(outcome) => note_outcome(world, (at, id), outcome),
+            Err(error) => world
+                .story
+                .violation(format!("the outcome of transaction {id}: {error}")),
+        }
+    }
+}
+
+/// A policy, with the VLSN that a read by it must see.
+fn policy(
+    world: &World,
+    rng: &mut StdRng,
+    env: &ReplicatedEnvironment,
+) -> (ConsistencyPolicy, Option<u64>) {
+    match rng.random_range(0..6) {
+        0 | 1 => (
+            ConsistencyPolicy::Linearizable,
+            Some(world.history().acknowledged),
+        ),
+        2 => {
+            let is_open = rng.random_range(0..4) == 0;
+            let token = pick_token(world, rng, is_open);
+            let token = token.and_then(|(_, term, vlsn)| token_of(env, term, vlsn));
+            match token {
+                Some(token) => (ConsistencyPolicy::AtLeast(token), Some(token.vlsn.0)),
+                None => (ConsistencyPolicy::Eventual, None),
+            }
+        }
+        3 => {
+            let lag = Duration::from_millis(rng.random_range(0..3000));
+            let lag_us = u64::try_from(lag.as_micros()).unwrap_or(u64::MAX);
+            let at_us = world.story.now_us().saturating_sub(lag_us);
+            let floor = world.history().acknowledged_before(at_us);
+            (ConsistencyPolicy::MaxLag(lag), Some(floor))
+        }
+        _ => (ConsistencyPolicy::Eventual, None),
+    }
 }
 
 async fn snapshot(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
     let Some(env) = &life.env else { return };
     let script = Script::draw(world, rng, None);
-    let is_linearizable = rng.random();
-    let policy = if is_linearizable {
-        ConsistencyPolicy::Linearizable
-    } else {
-        ConsistencyPolicy::Eventual
-    };
-    let floor = is_linearizable.then(|| world.history().acknowledged);
+    let (policy, floor) = policy(world, rng, env);
     let read = |snapshot: &Snapshot| {
         let reads = script.read(|name| snapshot.database(name))?;
         Ok((snapshot.vlsn().0, reads))

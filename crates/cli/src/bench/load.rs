@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use steadfast::engine::StorageEngine;
 use steadfast::ids::DatabaseId;
-use steadfast::{ConsistencyPolicy, ReplicatedEnvironment};
+use steadfast::{ConsistencyPolicy, Durability, ReplicatedEnvironment};
 use tokio::time::Instant;
 
 use super::{Consistency, Workload};
@@ -30,6 +30,7 @@ const DIGITS: u8 = 3;
 pub(super) struct Load {
     pub(super) workload: Workload,
     pub(super) consistency: Consistency,
+    pub(super) durability: Durability,
     pub(super) value_bytes: usize,
     /// Keys that are written and read.
     pub(super) keys: u64,
@@ -139,7 +140,7 @@ impl Load {
     /// One put; or, as a transaction, two keys read and both written.
     fn write(&self, env: &ReplicatedEnvironment, chance: u64, value: &[u8]) -> bool {
         let (first, second) = (chance % self.keys, (chance >> 20) % self.keys);
-        let written = env.write(|txn| {
+        let written = env.write_with(self.durability, |txn| {
             let database = txn.database(DATABASE)?;
             if self.workload == Workload::Txn {
                 database.get(first.to_be_bytes())?;

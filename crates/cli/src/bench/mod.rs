@@ -11,11 +11,10 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use steadfast::engine::{EngineFactory, NoxuFactory};
-use steadfast::{Bootstrap, RepConfig, ReplicatedEnvironment, Role};
-
-use self::load::{Load, Measured};
+use steadfast::{Bootstrap, Durability, RepConfig, ReplicatedEnvironment, Role};
 use tokio::time::Instant;
 
+use self::load::{Load, Measured};
 use crate::child::{self, Child, ChildEvents};
 use crate::failure::Failure;
 use crate::ports::free_addresses;
@@ -82,6 +81,9 @@ pub(crate) struct Arguments {
     /// How fresh reads must be
     #[arg(long, value_enum, default_value_t = Consistency::Linearizable)]
     consistency: Consistency,
+    /// When a write is acknowledged: majority, all, local or none
+    #[arg(long, default_value_t = Durability::MAJORITY)]
+    durability: Durability,
     /// Where the temporary data directories are made
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -134,6 +136,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let load = Load {
         workload: arguments.workload,
         consistency: arguments.consistency,
+        durability: arguments.durability,
         value_bytes: usize::try_from(arguments.value_bytes).unwrap_or(0),
         keys: arguments.keys,
         writers: arguments.writers,
@@ -333,6 +336,7 @@ fn describe(arguments: &Arguments, measured: &Measured, ticks: u64) -> Value {
         "value_bytes": arguments.value_bytes,
         "workload": word(&|| arguments.workload.to_possible_value()),
         "consistency": word(&|| arguments.consistency.to_possible_value()),
+        "durability": arguments.durability.to_string(),
         "ops": ops,
         "ops_per_s": ops_per_s(measured),
         "p50_us": latencies.value_at_quantile(0.5),

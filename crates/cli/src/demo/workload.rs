@@ -129,7 +129,9 @@ fn told(appended: Result<CommitToken, WriteError>, id: String) -> Report {
             term: term.0,
             vlsn: vlsn.0,
         },
-        Err(WriteError::OutcomeUnknown { .. }) => Report::Uncertain { id },
+        Err(WriteError::OutcomeUnknown { .. } | WriteError::InsufficientAcks { .. }) => {
+            Report::Uncertain { id }
+        }
         Err(error) if error.is_retryable() || matches!(error, WriteError::Closed) => {
             Report::Refused { id }
         }

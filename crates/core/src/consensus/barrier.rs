@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use steadfast_net::process;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::consensus::{Consensus, ConsensusError};
 use crate::ids::LogPosition;
@@ -13,28 +14,48 @@ const WAITING_MAX: usize = 65_536;
 
 type Answer = Result<Option<LogPosition>, ConsensusError>;
 
+/// A barrier that was given.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Barrier {
+    /// A position at or above every write acknowledged before the barrier was asked for.
+    pub(crate) position: Option<LogPosition>,
+    /// When it was.
+    pub(crate) asked: Instant,
+}
+
 /// Asks consensus for barriers, one at a time.
 pub(crate) struct ReadBarriers {
     requests: mpsc::Sender<oneshot::Sender<Answer>>,
+    last: watch::Receiver<Option<Barrier>>,
 }
 
 impl ReadBarriers {
     /// Starts the task that asks. It ends with the last handle.
     pub(crate) fn start(consensus: Arc<Consensus>) -> Self {
         let (requests, mut receiver) = mpsc::channel::<oneshot::Sender<Answer>>(WAITING_MAX);
+        let (last_sender, last) = watch::channel(None);
         process::spawn(async move {
             while let Some(first) = receiver.recv().await {
                 let mut waiting = vec![first];
                 while let Ok(more) = receiver.try_recv() {
                     waiting.push(more);
                 }
+                let asked = Instant::now();
                 let answer = consensus.read_barrier().await;
+                if let Ok(position) = answer {
+                    last_sender.send_replace(Some(Barrier { position, asked }));
+                }
                 for reader in waiting {
                     reader.send(answer.clone()).ok();
                 }
             }
         });
-        Self { requests }
+        Self { requests, last }
+    }
+
+    /// The last barrier that was given.
+    pub(crate) fn last(&self) -> Option<Barrier> {
+        *self.last.borrow()
     }
 
     /// A position at or above every write acknowledged before this call.

@@ -3,10 +3,11 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
 
 use openraft::alias::LogIdOf;
 use openraft::storage::{IOFlushed, RaftLogStorage};
-use openraft::{LogState, OptionalSend, RaftLogReader};
+use openraft::{EntryPayload, LogState, OptionalSend, RaftLogReader};
 
 use crate::consensus::types::{
     RaftEntryOf, RaftVote, TypeConfig, from_raft_entry, from_raft_log_id, from_raft_vote,
@@ -14,6 +15,7 @@ use crate::consensus::types::{
 };
 use crate::ids::LogPosition;
 use crate::log::{Log, LogError};
+use crate::txn::sequencer::Sequencer;
 
 /// Payload bytes of the entries that one frame to a replica carries, about. Far below the limit of
 /// a frame, and large enough that a replica behind by much is limited by bandwidth.
@@ -23,11 +25,13 @@ const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
 #[derive(Clone)]
 pub(crate) struct LogStore {
     log: Log,
+    /// Told which entry each batch became.
+    sequencer: Arc<Sequencer>,
 }
 
 impl LogStore {
-    pub(crate) fn new(log: Log) -> Self {
-        Self { log }
+    pub(crate) fn new(log: Log, sequencer: Arc<Sequencer>) -> Self {
+        Self { log, sequencer }
     }
 
     async fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<RaftEntryOf>> {
@@ -124,12 +128,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = RaftEntryOf> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries = entries
-            .into_iter()
-            .map(|entry| from_raft_entry(&entry))
-            .collect();
+        let entries: Vec<_> = entries.into_iter().collect();
+        let records = entries.iter().map(from_raft_entry).collect();
         let done = Box::new(|result| callback.io_completed(result));
-        self.log.append(entries, done).await.map_err(io_error)
+        self.log.append(records, done).await.map_err(io_error)?;
+        for entry in &entries {
+            if let EntryPayload::Normal(batch) = &entry.payload {
+                self.sequencer
+                    .placed(from_raft_log_id(&entry.log_id), batch);
+            }
+        }
+        Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<LogIdOf<TypeConfig>>) -> io::Result<()> {

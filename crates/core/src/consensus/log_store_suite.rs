@@ -14,8 +14,9 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, StorageError, St
 
 use super::log_store::LogStore;
 use super::types::TypeConfig;
-use crate::ids::{GroupUuid, Incarnation, NodeId};
+use crate::ids::{GroupUuid, Incarnation, NodeId, Vlsn};
 use crate::log::{Log, LogConfig, LogIdentity, RealDisk};
+use crate::txn::sequencer::Sequencer;
 
 #[derive(Clone, Default)]
 struct Machine {
@@ -102,7 +103,8 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, tempfile::TempDir> for Builder 
         let opened = Log::open(Arc::new(RealDisk), dir.path().join("log"), identity, config).await;
         let (log, writer) = opened.expect("a fresh log opens");
         start_writer(writer);
-        Ok((dir, LogStore::new(log), Machine::default()))
+        let sequencer = Arc::new(Sequencer::new(Arc::default(), Vlsn(0), 1024));
+        Ok((dir, LogStore::new(log, sequencer), Machine::default()))
     }
 }
 

@@ -4,8 +4,9 @@
 //! ```text
 //!            openraft: leader                 own blank entry applied
 //!  Unknown ─────────────────────► (waiting) ─────────────────────────► Master: session open
-//!     ▲                                                                    │
-//!     └───────────── openraft: not leader, or a proposal refused ◄─────────┘
+//!     ▲                                                                  │  ▲
+//!     ├──────────────────── openraft: not leader ◄───────────────────────┤  │
+//!     └──────── openraft: no majority heard, a proposal refused ─────────┴──┘ until one is taken
 //! ```
 //!
 //! The blank entry is what makes numbering safe: when it has been applied, every transaction of
@@ -24,17 +25,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
 
-use crate::consensus::{Consensus, Fate, TypeConfig, members_of};
+use crate::consensus::{Consensus, ConsensusError, TypeConfig, members_of};
 use crate::ids::{NodeId, Term};
 use crate::listener::{Role, RoleState};
 use crate::machine::Clock;
+use crate::txn::batch::Batch;
+use crate::txn::sequencer::SessionId;
 
-/// How long a leader whose write was refused waits before it asks again, unless its role changes.
+/// How long a leader whose proposal was refused waits before it proposes again.
 const LEAD_RETRY: Duration = Duration::from_millis(10);
 
 /// Rounds of `election_timeout_max` in which a replica hears nothing of its master before it says
@@ -152,7 +153,7 @@ async fn act(
             publish(consensus, Role::Unknown, &now);
             lead(consensus, &now, leadership.clone(), clock).await;
             consensus.sequencer.end_session();
-            // Still leader after a refusal: consensus was between two states. Ask again soon.
+            // Still leader, without a session: its blank entry was refused. Ask again soon.
             let changed = tokio::time::timeout(LEAD_RETRY, leadership.changed());
             changed.await.ok();
             continue;
@@ -207,7 +208,7 @@ async fn silence(heard: &mut watch::Receiver<Option<Term>>, round: Duration) {
     }
 }
 
-/// Leads while the role lasts, or until a proposal is refused.
+/// Leads while the role lasts.
 async fn lead(
     consensus: &Consensus,
     own: &Leadership,
@@ -232,39 +233,59 @@ async fn lead(
     tokio::select! {
         biased;
         () = &mut lost => {}
-        () = propose_all(consensus, own.term, clock) => {}
+        () = propose_all(consensus, own, clock) => {}
     }
 }
 
-/// Proposes batches as they fill, until one is refused or consensus stops.
-///
-/// A refusal is seen also while an earlier proposal is under way. Until it is, later batches may
-/// enter the log: a leader that lost its majority refuses, and takes proposals again when it finds
-/// the majority back. They do not follow on what was applied, and no node applies them.
-async fn propose_all(consensus: &Consensus, term: Term, clock: &dyn Clock) {
+/// Proposes batches as they fill, one after the other, until consensus stops.
+async fn propose_all(consensus: &Consensus, own: &Leadership, clock: &dyn Clock) {
+    let sequencer = &consensus.sequencer;
     let in_flight_max = consensus.timers.batches_in_flight_max;
-    let mut proposals = FuturesUnordered::new();
     loop {
-        while let Some(batch) = consensus
-            .sequencer
-            .take_batch(in_flight_max, clock.now_ms())
-        {
-            match consensus.propose(term, batch).await {
-                Ok(proposal) => proposals.push(proposal.fate()),
-                Err(_stopped) => return,
+        while let Some(batch) = sequencer.take_batch(in_flight_max, clock.now_ms()) {
+            if propose(consensus, own, &batch).await.is_err() {
+                return;
             }
         }
-        tokio::select! {
-            biased;
-            Some(fate) = proposals.next(), if !proposals.is_empty() => match fate {
-                Fate::Applied => {}
-                Fate::Refused(first) => {
-                    consensus.sequencer.end_session_refused(Some(first));
-                    return;
-                }
-                Fate::Unknown => return,
-            },
-            () = consensus.sequencer.ready() => {}
-        }
+        sequencer.ready().await;
     }
+}
+
+/// Proposes a batch until the log has it: were the next one proposed before, it could enter the log
+/// without this one.
+///
+/// A leader that has not heard from a majority within its lease refuses proposals, and takes them
+/// again when it finds the majority back. Until then this node is no master to anyone.
+///
+/// # Errors
+/// When consensus has stopped.
+async fn propose(
+    consensus: &Consensus,
+    own: &Leadership,
+    batch: &Batch,
+) -> Result<(), ConsensusError> {
+    let session = SessionId { term: own.term };
+    let mut was_refused = false;
+    loop {
+        let place = consensus.sequencer.place_of(session, batch.first());
+        let proposal = consensus.propose(own.term, batch.clone()).await?;
+        let is_refused = tokio::select! {
+            biased;
+            // The place, or the news that the session is over.
+            _ = place => false,
+            is_refused = proposal.refused() => is_refused,
+        };
+        if !is_refused {
+            break;
+        }
+        was_refused = true;
+        consensus.sequencer.note_refused(true);
+        publish(consensus, Role::Unknown, own);
+        tokio::time::sleep(LEAD_RETRY).await;
+        consensus.sequencer.note_refused(false);
+    }
+    if was_refused {
+        publish(consensus, Role::Master, own);
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@
 //! role and the positions, shut down. Who is master, in which term, and what is committed, is
 //! decided here and nowhere else.
 
+mod acks;
 mod barrier;
 mod failover;
 mod feeder;
@@ -168,7 +169,7 @@ impl Consensus {
         let network = NetworkFactory {
             peers: Arc::clone(&peers),
         };
-        let store = LogStore::new(log.clone());
+        let store = LogStore::new(log.clone(), Arc::clone(&sequencer));
         let raft = SeededRuntime::scope(
             next_seed(&seeds),
             ConsensusRaft::new(identity.node_id, Arc::new(config), network, store, machine),
@@ -257,6 +258,15 @@ impl Consensus {
             Err(RaftError::APIError(QuorumNotEnough(_))) => Err(ConsensusError::NoMajority),
             Err(RaftError::Fatal(fatal)) => Err(stopped(&fatal)),
         }
+    }
+
+    /// Waits until this node takes no part any more.
+    pub(crate) async fn detached(&self) {
+        let mut role = self.role.subscribe();
+        // The sender is a part of this, so the wait cannot fail.
+        role.wait_for(|state| state.role == Role::Detached)
+            .await
+            .ok();
     }
 
     /// How far each other member has got; empty when this node is not master.
@@ -379,46 +389,30 @@ impl Consensus {
     /// Proposes a batch that was numbered in `term`. The future tells whether it was refused.
     async fn propose(&self, term: Term, batch: Batch) -> Result<Proposal, ConsensusError> {
         let (responder, result) = openraft::impls::ProgressResponder::complete_only();
-        let write = self
-            .raft
-            .write(batch.clone())
-            .with_leader(committed_leader(term));
+        let write = self.raft.write(batch).with_leader(committed_leader(term));
         write
             .responder(responder)
             .await
             .map_err(|error| stopped(&error))?;
-        Ok(Proposal {
-            first: batch.first(),
-            result,
-        })
+        Ok(Proposal { result })
     }
 }
 
 /// A proposed batch.
 struct Proposal {
-    first: crate::ids::Vlsn,
     result: openraft::alias::OneshotReceiverOf<
         TypeConfig,
         openraft::raft::ClientWriteResult<TypeConfig>,
     >,
 }
 
-/// What became of a proposal.
-enum Fate {
-    Applied,
-    /// It never entered the log, nor will it.
-    Refused(crate::ids::Vlsn),
-    /// It entered the log, and this node is master no more.
-    Unknown,
-}
-
 impl Proposal {
-    async fn fate(self) -> Fate {
-        match self.result.await {
-            Ok(Ok(_)) => Fate::Applied,
-            Ok(Err(ClientWriteError::ForwardToLeader(_))) => Fate::Refused(self.first),
-            Ok(Err(_)) | Err(_) => Fate::Unknown,
-        }
+    /// Whether it was refused: then it is not in the log. Known at the latest when it is applied.
+    async fn refused(self) -> bool {
+        matches!(
+            self.result.await,
+            Ok(Err(ClientWriteError::ForwardToLeader(_)))
+        )
     }
 }
 

@@ -68,7 +68,7 @@ impl StateMachine {
                 self.flush.more_room().await.map_err(io::Error::other)?;
             }
         }
-        Ok(self.sequencer.apply(id.term, batch))
+        Ok(self.sequencer.apply(id, batch))
     }
 
     async fn apply_entry(

@@ -171,7 +171,11 @@ impl Appender {
         self.buffer.shrink_to(bytes_max);
     }
 
-    fn write(&mut self) -> Result<(), LogError> {
+    /// Hands what was added to the system, without a sync.
+    pub(super) fn write(&mut self) -> Result<(), LogError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
         let written = self
             .tail
             .file

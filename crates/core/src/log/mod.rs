@@ -182,6 +182,12 @@ impl Log {
         self.shared.state()
     }
 
+    /// Watches the last entry that was handed to the system, which survives an end of the process.
+    /// It goes back when a truncation is written.
+    pub fn written(&self) -> watch::Receiver<Option<LogId>> {
+        self.shared.written.subscribe()
+    }
+
     /// Watches the last durable entry. It goes back when a truncation becomes durable.
     pub fn persisted(&self) -> watch::Receiver<Option<LogId>> {
         self.shared.persisted.subscribe()

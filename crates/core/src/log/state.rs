@@ -31,6 +31,8 @@ pub(super) struct Shared {
     wake: Notify,
     /// Bytes that may still be queued. Closed when the writer stops.
     room: Semaphore,
+    /// The last entry that the disk has been given, synced or not.
+    pub(super) written: watch::Sender<Option<LogId>>,
     pub(super) persisted: watch::Sender<Option<LogId>>,
     stopped: watch::Sender<bool>,
 }
@@ -54,6 +56,7 @@ impl Shared {
             config,
             wake: Notify::new(),
             room: Semaphore::new(config.queue_bytes_max as usize),
+            written: watch::Sender::new(head.last),
             persisted: watch::Sender::new(head.last),
             stopped: watch::Sender::new(false),
         }

@@ -83,6 +83,8 @@ impl LogWriter {
             written += bytes as usize;
         }
         self.write_committed().await?;
+        self.appender.write()?;
+        self.shared.written.send_replace(self.appender.head().last);
         self.appender.sync().await?;
 
         let durable = Durable {

@@ -118,6 +118,11 @@ impl BatchBuilder {
         vlsn
     }
 
+    /// The VLSN of its first transaction.
+    pub(crate) fn first(&self) -> Vlsn {
+        self.first
+    }
+
     pub(crate) fn transactions(&self) -> u32 {
         self.transactions
     }

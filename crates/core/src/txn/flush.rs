@@ -407,11 +407,11 @@ mod tests {
             let mut builder = BatchBuilder::new(first);
             builder.push(operations);
             let batch = builder.finish(0);
-            self.sequencer.apply(TERM, &batch);
             let log_id = LogId {
                 term: TERM,
                 position: LogPosition(first.0),
             };
+            self.sequencer.apply(log_id, &batch);
             let versions = operations.iter().map(|operation| VersionKey {
                 database: operation.database,
                 key: operation.key.clone(),

@@ -1,7 +1,10 @@
 //! Transactions: the window of recent versions, the sequencer that numbers them, and the flush.
 
 pub(crate) mod batch;
+pub(crate) mod consistency;
+pub(crate) mod durability;
 pub(crate) mod flush;
+pub(crate) mod outcome;
 pub(crate) mod readers;
 pub(crate) mod sequencer;
 pub(crate) mod transaction;

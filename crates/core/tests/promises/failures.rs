@@ -30,7 +30,9 @@ fn a_master_whose_disk_fails_acknowledges_nothing_more_and_the_others_go_on() {
                         Err(
                             WriteError::NotMaster { .. }
                             | WriteError::NotCommitted { .. }
-                            | WriteError::OutcomeUnknown { .. },
+                            | WriteError::OutcomeUnknown { .. }
+                            | WriteError::InsufficientReplicas { .. }
+                            | WriteError::InsufficientAcks { .. },
                         ) => {}
                         Err(error) => panic!("{error:?}"),
                     }
@@ -72,6 +74,7 @@ fn write_in_vain(node: &Env, thread: usize, stop: &AtomicBool) -> u32 {
         match put(node, format!("ghost/{thread}/{n}"), b"v") {
             Ok(token) => panic!("acknowledged without a majority: {token}"),
             Err(error) => match error.outcome() {
+                Outcome::Committed(token) => panic!("committed without a majority: {token}"),
                 Outcome::Unknown(_) => unknown += 1,
                 Outcome::NotCommitted => {}
             },

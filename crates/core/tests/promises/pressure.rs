@@ -266,6 +266,7 @@ fn writers_that_wait_for_room_are_told_when_the_engine_fails() {
                 error,
                 WriteError::Stopped { .. }
                     | WriteError::OutcomeUnknown { .. }
+                    | WriteError::InsufficientAcks { .. }
                     | WriteError::NotMaster { .. }
                     | WriteError::NotCommitted { .. }
             ),

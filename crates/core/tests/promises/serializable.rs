@@ -90,7 +90,7 @@ impl Run {
         let (vlsn, ended) = match &result {
             Ok(token) => (token.vlsn.0, Some(self.now())),
             Err(error) => match error.outcome() {
-                Outcome::Unknown(token) => (token.vlsn.0, None),
+                Outcome::Unknown(token) | Outcome::Committed(token) => (token.vlsn.0, None),
                 Outcome::NotCommitted => return None,
             },
         };

@@ -1,0 +1,103 @@
+//! What a master knows of the others' disks and presence: who could acknowledge, and who has.
+//!
+//! What is committed is openraft's to say. This only tells people and waiters about it.
+
+use openraft::async_runtime::WatchReceiver;
+
+use crate::consensus::{Consensus, ConsensusError, TypeConfig};
+use crate::ids::{LogPosition, NodeId};
+use crate::log::LogId;
+
+type Metrics = openraft::RaftMetrics<TypeConfig>;
+
+/// A number of electable nodes, of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Electable {
+    pub(crate) counted: usize,
+    pub(crate) all: usize,
+}
+
+impl Electable {
+    /// How many are more than half.
+    pub(crate) fn majority(self) -> usize {
+        self.all / 2 + 1
+    }
+}
+
+impl Consensus {
+    /// Whether a majority has answered this master within its lease, the time for which they hold
+    /// it for alive: it may have been replaced since otherwise. True for a node that is not master.
+    pub(crate) fn majority_is_heard(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let acked = metrics.last_quorum_acked;
+        acked.is_none_or(|at| openraft::Instant::elapsed(&*at) <= self.timers.election_timeout_max)
+    }
+
+    /// How many electable nodes are there: this one, and those that have answered within the lease.
+    pub(crate) fn heard(&self) -> Electable {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let heartbeats = metrics.heartbeat.iter().flatten();
+        let lease = self.timers.election_timeout_max;
+        let is_heard = |id| {
+            let mut answers = heartbeats.clone().filter(|(other, _)| **other == id);
+            answers.any(|(_, at)| at.is_some_and(|at| openraft::Instant::elapsed(&*at) <= lease))
+        };
+        count(&metrics, |id| id == self.identity.node_id || is_heard(id))
+    }
+
+    /// How many electable nodes have everything up to this position on disk, as this master knows.
+    pub(crate) fn persisted_by(&self, at: LogPosition) -> Electable {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        self.count_persisted(&metrics, at)
+    }
+
+    /// Waits until every electable node has entry `at`, which is committed, on disk.
+    ///
+    /// # Errors
+    /// When this node is no longer the master of the entry's term.
+    pub(crate) async fn persisted_by_all(&self, at: LogId) -> Result<(), ConsensusError> {
+        let mut metrics = self.raft.metrics();
+        loop {
+            {
+                let metrics = metrics.borrow_and_update();
+                let term = metrics.vote.leader_id.term;
+                if !metrics.state.is_leader() || term != at.term {
+                    return Err(ConsensusError::NotMaster(metrics.current_leader));
+                }
+                let persisted = self.count_persisted(&metrics, at.position);
+                if persisted.counted == persisted.all {
+                    return Ok(());
+                }
+            }
+            let ended = |_| ConsensusError::Stopped("consensus has ended".to_owned());
+            metrics.changed().await.map_err(ended)?;
+        }
+    }
+
+    fn count_persisted(&self, metrics: &Metrics, at: LogPosition) -> Electable {
+        let own = self.log.persisted();
+        let own = own.borrow().is_some_and(|last| last.position >= at);
+        count(metrics, |id| {
+            if id == self.identity.node_id {
+                return own;
+            }
+            let mut matched = metrics.replication.iter().flatten();
+            matched.any(|(other, last)| {
+                *other == id && last.as_ref().is_some_and(|last| last.index >= at.0)
+            })
+        })
+    }
+}
+
+fn count(metrics: &Metrics, counts: impl Fn(NodeId) -> bool) -> Electable {
+    let membership = metrics.membership_config.membership();
+    let (mut counted, mut all) = (0, 0);
+    for id in membership.voter_ids() {
+        all += 1;
+        counted += usize::from(counts(id));
+    }
+    Electable { counted, all }
+}

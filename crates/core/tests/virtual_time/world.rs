@@ -1,0 +1,252 @@
+//! The group that the tests hold in their hands.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use steadfast::engine::MemoryStore;
+use steadfast::log::MemoryDisk;
+use steadfast::machine::{Clock, Machine, Threads};
+use steadfast::{
+    Bootstrap, CommitToken, ConsistencyPolicy, Durability, ReadError, ReadOptions, RepConfig,
+    ReplicatedEnvironment, Role, WriteError,
+};
+use steadfast_net::MemoryNetwork;
+use steadfast_net::process::Process;
+use tokio::time::Instant;
+
+/// Wall-clock time that follows the paused clock.
+struct VirtualClock(Instant);
+
+impl Clock for VirtualClock {
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.0.elapsed().as_millis()).expect("a short run")
+    }
+}
+
+/// What of a node outlives a crash.
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) disk: MemoryDisk,
+    store: MemoryStore,
+    pub(crate) process: Process,
+    env: Option<ReplicatedEnvironment>,
+}
+
+impl Host {
+    pub(crate) fn env(&self) -> &ReplicatedEnvironment {
+        self.env.as_ref().expect("the node is open")
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) network: MemoryNetwork,
+    started: Instant,
+    rng: StdRng,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) story: String,
+    pub(crate) acknowledged: Vec<(String, CommitToken)>,
+}
+
+impl World {
+    pub(crate) async fn new(seed: u64) -> Self {
+        Self::of(3, seed).await
+    }
+
+    pub(crate) async fn of(nodes: usize, seed: u64) -> Self {
+        let mut world = Self {
+            network: MemoryNetwork::new(),
+            started: Instant::now(),
+            rng: StdRng::seed_from_u64(seed),
+            hosts: Vec::new(),
+            story: String::new(),
+            acknowledged: Vec::new(),
+        };
+        for n in 1..=nodes {
+            world.hosts.push(Host {
+                name: format!("n{n}"),
+                disk: MemoryDisk::new(),
+                store: MemoryStore::new(),
+                process: Process::new(),
+                env: None,
+            });
+        }
+        for at in 0..nodes {
+            world.open(at).await;
+        }
+        world
+    }
+
+    async fn open(&mut self, at: usize) {
+        let nodes = self.hosts.len();
+        let host = &mut self.hosts[at];
+        host.process = Process::new();
+        let Host {
+            name, disk, store, ..
+        } = host;
+        let machine = Machine {
+            disk: Arc::new(disk.clone()),
+            transport: self.network.host(name),
+            engines: Arc::new(store.clone()),
+            clock: Arc::new(VirtualClock(self.started)),
+            seed: self.rng.random(),
+            threads: Threads::Tasks,
+        };
+        let list = (1..=nodes).map(|n| format!("n{n}=n{n}:7400"));
+        let config = RepConfig::builder("group", name.as_str())
+            .data_dir("/data")
+            .listen(format!("{name}:7400"))
+            .bootstrap(Bootstrap::expect(list).expect("well-formed"))
+            .set("log_segment_bytes", 1024 * 1024)
+            .set("flush_interval_ms", 50)
+            .build();
+        let opening = ReplicatedEnvironment::open_on(config.expect("valid"), machine);
+        let opened = host.process.run(opening).await;
+        host.env = Some(opened.expect("the node opens"));
+    }
+
+    pub(crate) fn note(&mut self, what: &str) {
+        let at = self.started.elapsed().as_micros();
+        writeln!(self.story, "{at:>10} {what}").expect("a string takes everything");
+    }
+
+    /// The index of the node that takes writes, as soon as there is one.
+    pub(crate) async fn master(&self) -> usize {
+        loop {
+            let is_master = |host: &Host| {
+                let env = host.env.as_ref();
+                env.is_some_and(|env| env.state().role == Role::Master)
+            };
+            if let Some(master) = self.hosts.iter().position(is_master) {
+                return master;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    pub(crate) async fn write(&mut self, key: &str) {
+        let master = self.master().await;
+        let written = self.hosts[master]
+            .env()
+            .write_async(|txn| {
+                let db = txn.database("keys")?;
+                let count = db.get("count")?.map_or(0, |n| n.len() + 1);
+                db.put("count", vec![b'x'; count % 100])?;
+                db.put(key, format!("{count}"))
+            })
+            .await;
+        match written {
+            Ok(token) => {
+                self.note(&format!("{key} is {token}"));
+                self.acknowledged.push((key.to_owned(), token));
+            }
+            Err(error) => self.note(&format!("{key} failed: {error}")),
+        }
+    }
+
+    /// Cuts the master's power while it writes, and brings it back.
+    pub(crate) async fn crash_master(&mut self, round: usize) {
+        let at = self.master().await;
+        let in_flight = self.hosts[at].env().clone();
+        let key = format!("in-flight-{round}");
+        let write = tokio::spawn(async move {
+            in_flight
+                .write_async(|txn| txn.database("keys")?.put(&key, "?"))
+                .await
+        });
+        tokio::task::yield_now().await;
+        self.cut_power(at).await;
+        let fate = write.await.expect("the write ends");
+        let fate = fate.map_err(|error| error.to_string());
+        let name = self.hosts[at].name.clone();
+        self.note(&format!("{name} crashed; its last write: {fate:?}"));
+        self.restart(at).await;
+        let ready = self.hosts[at]
+            .env()
+            .wait_ready_async(Duration::from_mins(1))
+            .await;
+        self.note(&format!("{name} is back: {ready:?}"));
+        ready.expect("the node comes back");
+    }
+
+    /// Ends a node at once: what it had not synced is gone.
+    pub(crate) async fn cut_power(&mut self, at: usize) {
+        let host = &self.hosts[at];
+        self.network.isolate(&host.name);
+        host.disk.crash();
+        host.disk.hold_syncs(false);
+        host.store.crash(self.rng.random_range(0..4));
+        // What a dead node says of its own end is nobody's business.
+        if let Some(env) = self.hosts[at].env.take() {
+            env.close_async().await.ok();
+        }
+    }
+
+    /// Ends a node's process at once: what it had not handed to its disk is gone.
+    pub(crate) async fn kill(&mut self, at: usize) {
+        let host = &mut self.hosts[at];
+        host.process.kill();
+        let env = host.env.take();
+        host.process.enter(|| drop(env));
+        host.store.crash(usize::MAX);
+        // The system keeps what it was handed, and writes it some day.
+        host.disk.crash_keeping(usize::MAX, |_, _| usize::MAX);
+        // Its tasks go when the runtime comes round to them.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    pub(crate) async fn restart(&mut self, at: usize) {
+        self.network.heal(&self.hosts[at].name);
+        self.open(at).await;
+    }
+
+    /// Writes a key on this node, and says how it went.
+    pub(crate) async fn put(
+        &self,
+        at: usize,
+        durability: Durability,
+        key: &str,
+    ) -> Result<CommitToken, WriteError> {
+        let env = self.hosts[at].env();
+        let write = env.write_with_async(durability, |txn| txn.database("keys")?.put(key, "v"));
+        write.await
+    }
+
+    /// Whether a read on this node finds the key.
+    pub(crate) async fn has(
+        &self,
+        at: usize,
+        options: impl Into<ReadOptions>,
+        key: &str,
+    ) -> Result<bool, ReadError> {
+        let env = self.hosts[at].env();
+        let read = env.read_async(options, |s| s.database("keys")?.get(key));
+        read.await.map(|value| value.is_some())
+    }
+
+    /// Waits until every node has applied the same, and checks that nothing acknowledged is gone.
+    pub(crate) async fn check(&mut self) {
+        let policy = ConsistencyPolicy::Linearizable;
+        for at in 0..self.hosts.len() {
+            for (key, token) in &self.acknowledged {
+                let read = self.hosts[at]
+                    .env()
+                    .read_async(policy, |s| s.database("keys")?.get(key));
+                let value = read.await.expect("a healthy group answers");
+                assert!(value.is_some(), "{key}, acknowledged as {token}, is gone");
+            }
+        }
+        let digests: Vec<_> = self
+            .hosts
+            .iter()
+            .map(|host| host.env().digest().expect("open"))
+            .collect();
+        assert!(
+            digests.windows(2).all(|pair| pair[0] == pair[1]),
+            "{digests:?}"
+        );
+        self.note(&format!("all nodes hold {:?}", digests[0]));
+    }
+}
