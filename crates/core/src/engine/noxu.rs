@@ -31,7 +31,7 @@ use noxu::{
 use self::scan::Scan;
 use super::{
     Applied, Change, Direction, EngineBatch, EngineError, EngineFactory, EngineStats, KeyRange,
-    Result, StorageEngine,
+    Result, ScanLimit, StorageEngine,
 };
 use crate::ids::DatabaseId;
 
@@ -47,6 +47,8 @@ const CLEAN_ROUNDS_MAX: usize = 4;
 const SLICE: usize = 256;
 /// Reads after which the cache is brought back to its size.
 const READS_PER_EVICTION: u64 = 1_024;
+/// Bytes of keys and values that one step of giving a database up looks at.
+const RECLAIM_BYTES: usize = 4 * 1024 * 1024;
 /// Attempts at a batch that loses a lock to Noxu's cleaner, which holds one only while it moves a
 /// record.
 const APPLY_ATTEMPTS_MAX: usize = 3;
@@ -141,6 +143,41 @@ impl NoxuEngine {
         Ok(())
     }
 
+    /// Makes changes in one Noxu transaction, again when it loses a lock.
+    fn commit(&self, open: &Open, write: impl Fn(&Transaction) -> noxu::Result<()>) -> Result<()> {
+        // Noxu looks at the free space every few seconds only. A batch that finds out by a failed
+        // write leaves an environment that must be opened again.
+        open.environment
+            .refresh_disk_limit()
+            .and_then(|()| open.evict())
+            .map_err(|error| write_error("prepare for a batch", error))?;
+        let mut attempt = 1;
+        while let Err(failure) = open.commit(&write) {
+            let again = failure.undone && failure.error.is_retryable();
+            if !again || attempt == APPLY_ATTEMPTS_MAX {
+                self.note_failure(open, failure.undone);
+                return Err(write_error("apply a batch", failure.error));
+            }
+            attempt += 1;
+        }
+        Ok(())
+    }
+
+    /// Removes a database that holds nothing any more.
+    fn remove_database(&self, database: DatabaseId) -> Result<()> {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let open = open.as_mut().ok_or(EngineError::Closed)?;
+        // Noxu removes no database that has a handle.
+        drop(open.databases.remove(&database));
+        let removed = open
+            .environment
+            .remove_database(None, &database_name(database));
+        removed.map_err(|error| {
+            self.note_failure(open, false);
+            write_error("remove a database", error)
+        })
+    }
+
     /// Notes that the state on disk is unknown when Noxu says so or could not undo a batch.
     fn note_failure(&self, open: &Open, undone: bool) {
         if !undone || !open.environment.is_valid() {
@@ -159,21 +196,7 @@ impl StorageEngine for NoxuEngine {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         self.create_databases(batch)?;
         self.with_open(|open| {
-            // Noxu looks at the free space every few seconds only. A batch that finds out by a
-            // failed write leaves an environment that must be opened again.
-            open.environment
-                .refresh_disk_limit()
-                .and_then(|()| open.evict())
-                .map_err(|error| write_error("prepare for a batch", error))?;
-            let mut attempt = 1;
-            while let Err(failure) = open.apply(batch) {
-                let again = failure.undone && failure.error.is_retryable();
-                if !again || attempt == APPLY_ATTEMPTS_MAX {
-                    self.note_failure(open, failure.undone);
-                    return Err(write_error("apply a batch", failure.error));
-                }
-                attempt += 1;
-            }
+            self.commit(open, |transaction| open.write(transaction, batch))?;
             let mut progress = self.progress();
             progress.applied = Some(batch.applied.clone());
             progress.batches_applied += 1;
@@ -222,12 +245,40 @@ impl StorageEngine for NoxuEngine {
         database: DatabaseId,
         range: KeyRange,
         direction: Direction,
-        limit: usize,
+        limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>> {
         self.with_open(|open| match open.databases.get(&database) {
             Some(handle) => open.scan(handle, range, direction, limit),
             None => Ok(Vec::new()),
         })
+    }
+
+    fn databases(&self) -> Result<Vec<DatabaseId>> {
+        self.with_open(|open| Ok(open.databases.keys().copied().collect()))
+    }
+
+    fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool> {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_empty = self.with_open(|open| {
+            let Some(handle) = open.databases.get(&database) else {
+                return Ok(None);
+            };
+            let limit = ScanLimit {
+                keys: keys_max,
+                bytes: RECLAIM_BYTES,
+            };
+            let found = open.scan(handle, KeyRange::all(), Direction::Forward, limit)?;
+            self.commit(open, |transaction| open.delete(transaction, handle, &found))?;
+            // Or the next step would walk over the slots of these keys again.
+            open.compress()
+                .map_err(|error| io_error("remove deleted records", error))?;
+            Ok(Some(!limit.is_reached(&found)))
+        })?;
+        match is_empty {
+            None => Ok(true),
+            Some(false) => Ok(false),
+            Some(true) => self.remove_database(database).map(|()| true),
+        }
     }
 
     fn stats(&self) -> EngineStats {
@@ -343,8 +394,11 @@ impl Open {
         missing
     }
 
-    /// Makes the changes of the batch and the record of what was applied in one transaction.
-    fn apply(&self, batch: &EngineBatch) -> std::result::Result<(), ApplyFailure> {
+    /// Runs `write` in one transaction.
+    fn commit(
+        &self,
+        write: impl Fn(&Transaction) -> noxu::Result<()>,
+    ) -> std::result::Result<(), ApplyFailure> {
         let config = TransactionConfig::default().with_durability(Durability::COMMIT_NO_SYNC);
         let transaction = self
             .environment
@@ -353,7 +407,7 @@ impl Open {
                 error,
                 undone: true,
             })?;
-        if let Err(error) = self.write(&transaction, batch) {
+        if let Err(error) = write(&transaction) {
             let _turn = self.turn_to_write();
             let undone = transaction.abort().is_ok();
             return Err(ApplyFailure { error, undone });
@@ -365,6 +419,8 @@ impl Open {
         })
     }
 
+    /// Makes the changes of the batch and writes the record of what was applied.
+    ///
     /// Deletes first: a put of a new key leaves a lock on the key behind it that Noxu's delete of
     /// that key cannot raise ("illegal lock upgrade"), while its put can.
     fn write(&self, transaction: &Transaction, batch: &EngineBatch) -> noxu::Result<()> {
@@ -389,6 +445,21 @@ impl Open {
         }
         self.engine
             .put_in(transaction, APPLIED_KEY, record::encode(&batch.applied))
+    }
+
+    fn delete(
+        &self,
+        transaction: &Transaction,
+        database: &Database,
+        pairs: &[(Bytes, Bytes)],
+    ) -> noxu::Result<()> {
+        for slice in pairs.chunks(SLICE) {
+            let _turn = self.turn_to_write();
+            for (key, _) in slice {
+                database.delete_in(transaction, key)?;
+            }
+        }
+        Ok(())
     }
 
     fn turn_to_write(&self) -> RwLockWriteGuard<'_, ()> {
@@ -430,11 +501,14 @@ impl Open {
         database: &Database,
         mut range: KeyRange,
         direction: Direction,
-        limit: usize,
+        mut limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>> {
         let mut pairs = Vec::new();
-        while pairs.len() < limit {
-            let slice = SLICE.min(limit - pairs.len());
+        while !limit.is_used_up() {
+            let slice = ScanLimit {
+                keys: SLICE.min(limit.keys),
+                ..limit
+            };
             let found = {
                 let _turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
                 Scan::new(database, &range, direction)?.collect(slice)?
@@ -442,7 +516,10 @@ impl Open {
             let Some((last, _)) = found.last() else { break };
             range = range.after(last.clone(), direction);
             self.count_reads(found.len() as u64)?;
-            let is_last = found.len() < slice;
+            for (key, value) in &found {
+                limit.take(key.len() + value.len());
+            }
+            let is_last = !slice.is_reached(&found);
             pairs.extend(found);
             if is_last {
                 break;

@@ -7,6 +7,7 @@
 )]
 
 mod blocking;
+mod databases;
 mod digest;
 mod failures;
 mod input;
@@ -15,3 +16,4 @@ mod model;
 mod pressure;
 mod restart;
 mod support;
+mod transactions;
