@@ -46,13 +46,16 @@ impl Turns {
     async fn step_back(&self, conflicts: u32) {
         let most = 1_u64.checked_shl(conflicts - 1).unwrap_or(u64::MAX);
         let most = most.min(STEP_BACK_MS_MAX);
-        let chance = self.chance.lock();
-        let mut chance = chance.unwrap_or_else(PoisonError::into_inner);
-        let ms = chance.random_range(0..=most);
-        drop(chance);
+        let ms = self.draw(most);
         if ms > 0 {
             tokio::time::sleep(Duration::from_millis(ms)).await;
         }
+    }
+
+    fn draw(&self, most: u64) -> u64 {
+        let chance = self.chance.lock();
+        let mut chance = chance.unwrap_or_else(PoisonError::into_inner);
+        chance.random_range(0..=most)
     }
 }
 

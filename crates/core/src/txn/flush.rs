@@ -443,7 +443,8 @@ mod tests {
                 key: key.clone(),
                 value: value.clone(),
             };
-            self.commit(writes.iter().map(operation).collect(), is_persisted);
+            let operations: Vec<_> = writes.iter().map(operation).collect();
+            self.commit(&operations, is_persisted);
             for (name, key, value) in writes.iter().cloned() {
                 match value {
                     Some(value) => self.model.insert((name, key), value),
@@ -463,15 +464,15 @@ mod tests {
             };
             let next = entry(catalog::NEXT_ID_KEY, self.next);
             let name_entry = entry(NAMES[name].as_bytes(), self.ids[name]);
-            self.commit(vec![next, name_entry], is_persisted);
+            self.commit(&[next, name_entry], is_persisted);
             self.model.retain(|(of, _), _| *of != name);
         }
 
         /// Applies one transaction as an entry of the log; `true` when it is on disk already.
-        fn commit(&mut self, operations: Vec<Operation>, is_persisted: bool) {
+        fn commit(&mut self, operations: &[Operation], is_persisted: bool) {
             let first = self.sequencer.visible().next();
             let mut builder = BatchBuilder::new(first);
-            builder.push(&operations);
+            builder.push(operations);
             let batch = builder.finish(0);
             self.sequencer.apply(TERM, &batch);
             let log_id = LogId {

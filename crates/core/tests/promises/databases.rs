@@ -19,6 +19,8 @@ const SMALL: &[(&str, u64)] = &[
     ("flush_interval_ms", 1),
 ];
 
+type InTransaction<T> = fn(&Transaction) -> Result<T, WriteError>;
+
 fn put_in(node: &Env, database: &str, key: &str) {
     let _token = node.database(database).put(key, "v").expect("committed");
 }
@@ -139,7 +141,7 @@ fn a_drop_and_a_truncate_are_undone_with_their_transaction() {
 fn whoever_used_a_database_that_another_one_dropped_or_truncated_conflicts() {
     let group = Group::in_memory(1, STEADY);
     let node = group.master();
-    let uses: [fn(&Transaction) -> Result<(), WriteError>; 4] = [
+    let uses: [InTransaction<()>; 4] = [
         |txn| txn.database("d")?.put("new", "v"),
         |txn| txn.database("d")?.get("k").map(|_| ()),
         |txn| {
@@ -150,7 +152,7 @@ fn whoever_used_a_database_that_another_one_dropped_or_truncated_conflicts() {
         },
         |txn| txn.list_databases().map(|_| ()),
     ];
-    let changes: [fn(&Transaction) -> Result<bool, WriteError>; 2] = [
+    let changes: [InTransaction<bool>; 2] = [
         |txn| txn.drop_database("d"),
         |txn| txn.truncate_database("d"),
     ];
