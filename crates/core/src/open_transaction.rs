@@ -15,8 +15,9 @@ use crate::txn::transaction::Transaction;
 ///
 /// Nobody runs it again after a conflict but its owner, and what is written under contention is
 /// better written with [`ReplicatedEnvironment::write`], which gets through in the end. It keeps its
-/// node open, and its snapshot alive: it ends with [`WriteError::TooOld`] when it is open for longer
-/// than `snapshot_age_max_ms`.
+/// node open, and its snapshot alive: what others write in the meantime stays in memory, up to
+/// `window_bytes_max`, over which writers wait. So keep it short; it ends with
+/// [`WriteError::TooOld`] when it is open for longer than `snapshot_age_max_ms`.
 #[must_use = "a transaction that is dropped is aborted"]
 pub struct OpenTransaction {
     environment: ReplicatedEnvironment,

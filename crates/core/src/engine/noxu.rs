@@ -13,21 +13,24 @@
 //! works around.
 
 mod configuration;
+mod directory;
+mod errors;
 mod record;
 mod scan;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use noxu::{
-    CheckpointConfig, Database, DatabaseConfig, Durability, Environment, EnvironmentFailureReason,
-    NoxuError, ReadOptions, Transaction, TransactionConfig,
+    CheckpointConfig, Database, DatabaseConfig, Durability, Environment, NoxuError, ReadOptions,
+    Transaction, TransactionConfig,
 };
 
+use self::directory::{bytes_in, make_directory_durable};
+use self::errors::{io_error, open_error, read_error, write_error};
 use self::scan::Scan;
 use super::{
     Applied, Change, Direction, EngineBatch, EngineError, EngineFactory, EngineStats, KeyRange,
@@ -163,19 +166,26 @@ impl NoxuEngine {
         Ok(())
     }
 
-    /// Removes a database that holds nothing any more.
-    fn remove_database(&self, database: DatabaseId) -> Result<()> {
+    /// Removes a database that holds nothing any more. `false` when its name is locked: it is as it
+    /// was, and the next try may succeed.
+    fn remove_database(&self, database: DatabaseId) -> Result<bool> {
+        let name = database_name(database);
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         let open = open.as_mut().ok_or(EngineError::Closed)?;
         // Noxu removes no database that has a handle.
         drop(open.databases.remove(&database));
-        let removed = open
-            .environment
-            .remove_database(None, &database_name(database));
-        removed.map_err(|error| {
-            self.note_failure(open, false);
-            write_error("remove a database", error)
-        })
+        match open.environment.remove_database(None, &name) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_retryable() => {
+                let handle = open_database(&open.environment, &name)?;
+                open.databases.insert(database, handle);
+                Ok(false)
+            }
+            Err(error) => {
+                self.note_failure(open, false);
+                Err(write_error("remove a database", error))
+            }
+        }
     }
 
     /// Notes that the state on disk is unknown when Noxu says so or could not undo a batch.
@@ -277,15 +287,13 @@ impl StorageEngine for NoxuEngine {
         match is_empty {
             None => Ok(true),
             Some(false) => Ok(false),
-            Some(true) => self.remove_database(database).map(|()| true),
+            Some(true) => self.remove_database(database),
         }
     }
 
     fn stats(&self) -> EngineStats {
-        let databases = self
-            .open_guard()
-            .as_ref()
-            .map_or(0, |open| open.databases.len());
+        let open = self.open_guard();
+        let databases = open.as_ref().map_or(0, |open| open.databases.len());
         EngineStats {
             bytes_on_disk: bytes_in(&self.directory),
             databases,
@@ -589,87 +597,4 @@ fn open_database(environment: &Environment, name: &str) -> Result<Database> {
     environment
         .open_database(None, name, &config)
         .map_err(|error| write_error("open a database", error))
-}
-
-/// Creates the directory and makes it and its files durable as they are. Noxu reads files that were
-/// written before a crash of the process, but not synced, as if they were.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "Noxu's files are not behind the disk trait"
-)]
-fn make_directory_durable(directory: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(directory)?;
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_file() {
-            std::fs::File::open(entry.path())?.sync_all()?;
-        }
-    }
-    std::fs::File::open(directory)?.sync_all()?;
-    match directory
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        Some(parent) => std::fs::File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-/// Size of the files of a directory. A file that goes while this looks counts for nothing.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "Noxu's files are not behind the disk trait"
-)]
-fn bytes_in(directory: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return 0;
-    };
-    let sizes = entries.filter_map(|entry| entry.and_then(|entry| entry.metadata()).ok());
-    sizes.map(|metadata| metadata.len()).sum()
-}
-
-type Source = Box<dyn std::error::Error + Send + Sync>;
-
-fn io_error(doing: &'static str, source: impl Into<Source>) -> EngineError {
-    EngineError::Io {
-        doing,
-        source: source.into(),
-    }
-}
-
-fn read_error(doing: &'static str, error: NoxuError) -> EngineError {
-    let is_corrupt = error.is_corrupted()
-        || matches!(
-            error.reason(),
-            Some(
-                EnvironmentFailureReason::LogIntegrity | EnvironmentFailureReason::LogFileNotFound
-            )
-        );
-    if is_corrupt {
-        EngineError::Corrupt {
-            what: error.to_string(),
-        }
-    } else {
-        io_error(doing, error)
-    }
-}
-
-fn write_error(doing: &'static str, error: NoxuError) -> EngineError {
-    match error {
-        NoxuError::DiskLimitExceeded { .. } => EngineError::DiskFull {
-            source: error.into(),
-        },
-        error => read_error(doing, error),
-    }
-}
-
-fn open_error(directory: &Path, error: NoxuError) -> EngineError {
-    // Noxu reports every failure to open as one kind of error: only the text tells this one apart.
-    if error.to_string().contains("locked by another process") {
-        EngineError::InUse {
-            directory: directory.to_owned(),
-        }
-    } else {
-        read_error("open its environment", error)
-    }
 }

@@ -133,3 +133,41 @@ fn refuse(name: &str, reason: &'static str) -> ReadError {
 fn text(name: &Bytes) -> String {
     String::from_utf8_lossy(name).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::engine::{Applied, Change, EngineBatch, EngineFactory, MemoryStore};
+    use crate::ids::{LogPosition, Term, Vlsn};
+
+    /// Also where an engine has made a database whose creation has not reached it yet.
+    #[test]
+    fn what_has_an_entry_or_an_id_that_has_not_been_given_is_not_nameless() {
+        let engine = MemoryStore::new()
+            .open(Path::new("/engine"))
+            .expect("opened");
+        let put = |database, key: Bytes, value| (database, key, Change::Put(value));
+        let (named, next) = (1..=600, DatabaseId(603));
+        let mut changes = vec![put(CATALOG, Bytes::from(NEXT_ID_KEY), encode_id(next))];
+        changes.extend(named.clone().map(|id| {
+            let name = Bytes::from(format!("database {id:03}"));
+            put(CATALOG, name, encode_id(DatabaseId(id)))
+        }));
+        for id in named.chain([601, 602, 603, 700]) {
+            changes.push(put(DatabaseId(id), Bytes::from("k"), Bytes::from("v")));
+        }
+        let applied = Applied {
+            term: Term(1),
+            position: LogPosition(1),
+            vlsn: Vlsn(1),
+            membership: Bytes::new(),
+        };
+        engine
+            .apply(&EngineBatch { applied, changes })
+            .expect("applied");
+        let found = nameless(&*engine).expect("an engine in memory");
+        assert_eq!(found, [601, 602].map(DatabaseId));
+    }
+}

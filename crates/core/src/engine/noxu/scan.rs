@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use noxu::{Cursor, CursorConfig, Database, DatabaseEntry, Get, OperationStatus};
 
-use super::{read, read_error};
+use super::errors::read_error;
+use super::read;
 use crate::engine::{Direction, KeyRange, Result, ScanLimit};
 
 /// One pass over a range with a cursor that takes no locks.
