@@ -10,12 +10,14 @@ use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 use tokio::task::JoinHandle;
 
 use crate::config::{Bootstrap, RepConfig};
+use crate::database::{Database, WriteBatch};
 use crate::error::{OpenError, ReadError, ReadyError, WriteError};
 use crate::ids::Vlsn;
 use crate::lifecycle::Lifecycle;
 use crate::listener::{RoleState, StateChanges};
 use crate::machine::Machine;
 use crate::observe::status::NodeStatus;
+use crate::open_transaction::OpenTransaction;
 use crate::token::{CommitToken, TokenOutcome};
 use crate::txn::consistency::ReadOptions;
 use crate::txn::durability::Durability;
@@ -133,9 +135,10 @@ impl ReplicatedEnvironment {
     ///
     /// The function sees one consistent state and its own writes. It is run again when something
     /// that it read was changed by another transaction before it could commit, so it must have no
-    /// effect but through the transaction; after some conflicts it runs alone. It must not write to
+    /// effect but through the transaction; after some conflicts, with a short wait after each, it runs
+    /// alone, and so gets through. It must not write to
     /// the same environment by other means than the transaction. An error that it returns aborts
-    /// the transaction and comes back.
+    /// the transaction and comes back; see [`WriteError::abort`] for errors of your own.
     ///
     /// # Errors
     /// See [`WriteError`]: in every case but `OutcomeUnknown` and `InsufficientAcks` nothing was
@@ -203,6 +206,47 @@ impl ReplicatedEnvironment {
     /// As [`ReplicatedEnvironment::outcome`].
     pub async fn outcome_async(&self, token: CommitToken) -> Result<TokenOutcome, ReadError> {
         self.handle.lifecycle.outcome(token).await
+    }
+
+    /// Begins a transaction that is committed by a call, for code that cannot be a function that is
+    /// run again.
+    ///
+    /// # Errors
+    /// See [`WriteError`]: [`WriteError::NotMaster`] on a replica.
+    pub fn begin_transaction(&self) -> Result<OpenTransaction, WriteError> {
+        self.block_on(self.begin_transaction_async())
+    }
+
+    /// As [`ReplicatedEnvironment::begin_transaction`].
+    ///
+    /// # Errors
+    /// See [`WriteError`]: [`WriteError::NotMaster`] on a replica.
+    pub async fn begin_transaction_async(&self) -> Result<OpenTransaction, WriteError> {
+        let transaction = self.handle.lifecycle.begin_transaction().await?;
+        Ok(OpenTransaction::new(self.clone(), transaction))
+    }
+
+    /// The database of this name, for operations that are a transaction each. Its name is looked at
+    /// when it is used.
+    pub fn database(&self, name: &str) -> Database {
+        Database::new(self.clone(), name)
+    }
+
+    /// Does everything in `batch` together, durably on a majority of the nodes. It reads nothing and
+    /// conflicts with nobody.
+    ///
+    /// # Errors
+    /// See [`WriteError`]: in every case but `OutcomeUnknown` nothing was written.
+    pub fn write_batch(&self, batch: &WriteBatch) -> Result<CommitToken, WriteError> {
+        self.block_on(self.write_batch_async(batch))
+    }
+
+    /// As [`ReplicatedEnvironment::write_batch`].
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub async fn write_batch_async(&self, batch: &WriteBatch) -> Result<CommitToken, WriteError> {
+        self.write_async(|txn| batch.run(txn)).await
     }
 
     /// Runs `read` on a consistent snapshot of all databases that is as fresh as `policy` says, and
@@ -284,8 +328,12 @@ impl ReplicatedEnvironment {
             .map_err(OpenError::Start)
     }
 
+    pub(crate) fn lifecycle(&self) -> &Lifecycle {
+        &self.handle.lifecycle
+    }
+
     /// Waits for `work` on this thread; timers in it run on the environment's runtime.
-    fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+    pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
         let work = async {
             // Entered for each poll, not for as long as it takes.
             tokio::pin!(work);

@@ -203,10 +203,31 @@ pub enum WriteError {
         /// The largest size in bytes.
         max: usize,
     },
+    /// The transaction writes more keys than one may. Nothing was written.
+    #[error("a transaction may write {max} keys; nothing was written; split it")]
+    TooManyKeys {
+        /// The most keys.
+        max: usize,
+    },
+    /// The transaction was open for longer than one may be. Nothing was written.
+    #[error(
+        "the transaction was open for more than {age_max:?} (snapshot_age_max_ms); nothing was \
+         written; begin it again"
+    )]
+    TooOld {
+        /// The highest age.
+        age_max: Duration,
+    },
+    /// Something that the transaction read was changed by another one before it could commit.
+    /// Nothing was written.
+    #[error(
+        "another transaction changed what this one had read; nothing was written; run it again"
+    )]
+    Conflict,
     /// A read within the transaction failed. Nothing was written.
     #[error("a read in the transaction failed; nothing was written: {0}")]
-    Read(#[from] ReadError),
-    /// The transaction function gave up. Nothing was written.
+    Read(#[source] ReadError),
+    /// The transaction function gave up. Nothing was written. See [`WriteError::into_aborted`].
     #[error("the transaction was aborted; nothing was written: {0}")]
     Aborted(Box<dyn Error + Send + Sync>),
     /// The node has stopped. Nothing was written.
@@ -224,8 +245,50 @@ pub enum WriteError {
 
 impl WriteError {
     /// Aborts a transaction: return it from the function given to `write`, and `write` returns it.
+    ///
+    /// With `impl From<MyError> for WriteError`, by this function, `?` does so with errors of your
+    /// own; [`WriteError::into_aborted`] gives them back as they were.
     pub fn abort(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Aborted(reason.into())
+    }
+
+    /// The error with which the function aborted the transaction, as it was.
+    ///
+    /// # Errors
+    /// This error again, when it is another one.
+    ///
+    /// ```
+    /// # use steadfast::{ReplicatedEnvironment, WriteError};
+    /// #[derive(Debug, PartialEq, thiserror::Error)]
+    /// #[error("{0} are left")]
+    /// struct SoldOut(u64);
+    ///
+    /// impl From<SoldOut> for WriteError {
+    ///     fn from(error: SoldOut) -> Self {
+    ///         Self::abort(error)
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let group = ReplicatedEnvironment::in_memory_group(1)?;
+    /// # let env = &group[0];
+    /// let sold = env.write(|txn| {
+    ///     let _stock = txn.database("stock")?.get("tickets")?;
+    ///     Err(SoldOut(0))?
+    /// });
+    /// match sold.map_err(WriteError::into_aborted) {
+    ///     Ok(token) => println!("sold as {token}"),
+    ///     Err(Ok(sold_out)) => assert_eq!(sold_out, SoldOut(0)),
+    ///     Err(Err(error)) => return Err(error.into()),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn into_aborted<E: Error + Send + Sync + 'static>(self) -> Result<E, Self> {
+        match self {
+            Self::Aborted(reason) => reason.downcast().map(|own| *own).map_err(Self::Aborted),
+            other => Err(other),
+        }
     }
 
     /// What is known of the write.
@@ -249,9 +312,22 @@ impl WriteError {
         match self {
             Self::NotMaster { .. }
             | Self::NotCommitted { .. }
-            | Self::InsufficientReplicas { .. } => true,
+            | Self::InsufficientReplicas { .. }
+            | Self::TooOld { .. }
+            | Self::Conflict => true,
             Self::Read(read) => read.is_retryable(),
             _ => false,
+        }
+    }
+}
+
+impl From<ReadError> for WriteError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::SnapshotTooOld { age_max } => Self::TooOld { age_max },
+            ReadError::Stopped { reason } => Self::Stopped { reason },
+            ReadError::Closed => Self::Closed,
+            error => Self::Read(error),
         }
     }
 }
@@ -319,8 +395,19 @@ pub enum ReadError {
     #[error("the log cannot be read: {0}")]
     Log(#[from] LogError),
     /// The snapshot is older than the configured limit.
-    #[error("the snapshot is too old; begin another one")]
-    SnapshotTooOld,
+    #[error(
+        "the snapshot was open for more than {age_max:?} (snapshot_age_max_ms); begin another one"
+    )]
+    SnapshotTooOld {
+        /// The highest age.
+        age_max: Duration,
+    },
+    /// A transaction reads more than one may.
+    #[error("a transaction may read {max} different keys and ranges; read ranges, or split it")]
+    TooManyReads {
+        /// The most keys and ranges.
+        max: usize,
+    },
     /// A name cannot be that of a database.
     #[error("{name:?} cannot be the name of a database: {reason}")]
     DatabaseName {
@@ -351,7 +438,7 @@ impl ReadError {
             Self::NotCurrent { .. }
                 | Self::Behind { .. }
                 | Self::Lagging { .. }
-                | Self::SnapshotTooOld
+                | Self::SnapshotTooOld { .. }
         )
     }
 }

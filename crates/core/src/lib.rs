@@ -57,6 +57,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | `env` | [`ReplicatedEnvironment`]: open, write, read, close |
+//! | `database`, `open_transaction` | single operations and batches; transactions without a function |
 //! | [`config`], [`limits`] | what can be configured, and every bound that cannot |
 //! | [`error`], `token`, `listener` | errors, commit tokens, state changes |
 //! | `lifecycle`, `node` | a node from open to close; the parts of a node at work |
@@ -74,6 +75,7 @@
 
 pub mod config;
 mod consensus;
+mod database;
 pub mod engine;
 mod env;
 pub mod error;
@@ -86,21 +88,25 @@ pub mod log;
 pub mod machine;
 mod node;
 mod observe;
+mod open_transaction;
 mod service;
 mod token;
 mod txn;
 mod write;
 
 pub use config::{Bootstrap, RepConfig, RepConfigBuilder};
+pub use database::{CompareAndSet, Database, WriteBatch};
 pub use env::ReplicatedEnvironment;
 pub use error::{OpenError, Outcome, ReadError, ReadyError, WriteError};
 pub use group::NodeAddress;
 pub use listener::{Role, RoleState, StateChanges};
 pub use observe::status::{NodeStatus, ReplicaStatus, StatusError};
+pub use open_transaction::OpenTransaction;
 pub use token::{CommitToken, ParseTokenError, TokenOutcome};
 pub use txn::consistency::{ConsistencyPolicy, ReadOptions};
 pub use txn::durability::{Durability, ReplicaAckPolicy, SyncPolicy};
-pub use txn::transaction::{Scan, Snapshot, SnapshotDatabase, Transaction, TransactionDatabase};
+pub use txn::scan::Scan;
+pub use txn::transaction::{Snapshot, SnapshotDatabase, Transaction, TransactionDatabase};
 
 /// The examples of the README, run with those of the documentation.
 #[cfg(doctest)]

@@ -283,25 +283,41 @@ impl Lifecycle {
         durability: Option<Durability>,
         transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
     ) -> Result<CommitToken, WriteError> {
-        let node = self.running().map_err(|why| match why {
-            NotRunning::NotYet => WriteError::NotMaster { master: None },
-            NotRunning::Stopped(reason) => WriteError::Stopped { reason },
-            NotRunning::Closed => WriteError::Closed,
-        })?;
-        let durability = durability.unwrap_or(self.config.durability);
-        let timeout = durability.timeout;
-        let timeout = timeout.unwrap_or(self.config.tuning.commit_timeout);
-        let written = write::write(node, (durability, timeout), transaction).await;
-        match written {
-            Err(error @ (WriteError::NotMaster { .. } | WriteError::Closed)) => {
-                Err(self.why_not_written(error))
-            }
-            written => written,
-        }
+        let node = self.running()?;
+        let written = write::write(node, self.promise(durability), transaction).await;
+        written.map_err(|error| self.why_not_written(error))
     }
 
-    /// `error`, or the larger truth behind it.
+    pub(crate) async fn begin_transaction(&self) -> Result<Transaction, WriteError> {
+        let begun = write::begin(self.running()?).await;
+        begun.map_err(|error| self.why_not_written(error))
+    }
+
+    pub(crate) async fn commit(
+        &self,
+        durability: Option<Durability>,
+        transaction: Transaction,
+    ) -> Result<CommitToken, WriteError> {
+        let node = self.running()?;
+        let committed = write::commit(node, self.promise(durability), transaction).await;
+        committed.map_err(|error| self.why_not_written(error))
+    }
+
+    /// The durability that is asked for, or else the environment's, and how long it is waited for.
+    fn promise(&self, durability: Option<Durability>) -> (Durability, Duration) {
+        let durability = durability.unwrap_or(self.config.durability);
+        let timeout = durability.timeout;
+        (
+            durability,
+            timeout.unwrap_or(self.config.tuning.commit_timeout),
+        )
+    }
+
+    /// `error`, or the larger truth behind one that says that the node does not write.
     fn why_not_written(&self, error: WriteError) -> WriteError {
+        if !matches!(error, WriteError::NotMaster { .. } | WriteError::Closed) {
+            return error;
+        }
         match (self.running(), error) {
             (Err(NotRunning::Stopped(reason)), _) => WriteError::Stopped { reason },
             (Err(NotRunning::Closed), _) => WriteError::Closed,
@@ -400,6 +416,16 @@ impl From<NotRunning> for ReadError {
             NotRunning::NotYet => Self::NotCurrent {
                 reason: "the node belongs to no group yet".to_owned(),
             },
+            NotRunning::Stopped(reason) => Self::Stopped { reason },
+            NotRunning::Closed => Self::Closed,
+        }
+    }
+}
+
+impl From<NotRunning> for WriteError {
+    fn from(why: NotRunning) -> Self {
+        match why {
+            NotRunning::NotYet => Self::NotMaster { master: None },
             NotRunning::Stopped(reason) => Self::Stopped { reason },
             NotRunning::Closed => Self::Closed,
         }

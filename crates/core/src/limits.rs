@@ -11,6 +11,14 @@ pub const VALUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// the envelope. With log segments below 64 MiB, half a segment is the limit.
 pub const TRANSACTION_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+/// Most keys that one transaction may write. They get their versions under the lock that numbers all
+/// transactions, and reach the engine as one batch.
+pub const TRANSACTION_KEYS_MAX: usize = 100_000;
+
+/// Most different keys and ranges that one transaction may read. They are compared with what others
+/// wrote under the lock that numbers all transactions. A scan counts as one range, however long.
+pub const TRANSACTION_READS_MAX: usize = 100_000;
+
 /// Longest name of a database, in bytes.
 pub const DATABASE_NAME_BYTES_MAX: usize = 255;
 

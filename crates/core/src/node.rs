@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use steadfast_net::process;
-use tokio::sync::{RwLock, Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::config::RepConfig;
 use crate::consensus::{Consensus, Parts, ReadBarriers, Timers, held_vlsn};
@@ -28,6 +28,7 @@ use crate::txn::readers::Readers;
 use crate::txn::sequencer::Sequencer;
 use crate::txn::view::View;
 use crate::txn::window::Window;
+use crate::write::Turns;
 
 /// Bytes of one group of log records, about: what one write and one fdatasync carry.
 const LOG_GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -49,8 +50,7 @@ pub(crate) struct Node {
     pub(crate) budget_bytes: usize,
     /// What one transaction may write.
     pub(crate) transaction_bytes_max: usize,
-    /// Held for writing by a transaction that has met too many conflicts, so that none meets it.
-    pub(crate) gate: RwLock<()>,
+    pub(crate) turns: Turns,
     stop_flush: watch::Sender<bool>,
     flushed: std::sync::Mutex<Option<oneshot::Receiver<Result<(), EngineError>>>>,
 }
@@ -134,7 +134,8 @@ impl Node {
         let barriers = ReadBarriers::start(Arc::clone(&consensus));
         let budget_bytes = config.tuning.commit_queue_bytes_max;
         let budget = Semaphore::new(budget_bytes);
-        let (gate, flushed) = (RwLock::default(), std::sync::Mutex::new(Some(flushed)));
+        let turns = Turns::new(machine.seed ^ identity.node_id.0);
+        let flushed = std::sync::Mutex::new(Some(flushed));
         Ok(Arc::new(Self {
             identity,
             window,
@@ -149,7 +150,7 @@ impl Node {
             budget,
             budget_bytes,
             transaction_bytes_max: transaction_bytes_max(config),
-            gate,
+            turns,
             stop_flush,
             flushed,
         }))

@@ -23,7 +23,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use steadfast::engine::{
     Applied, Change, Direction, EngineBatch, EngineError, EngineFactory, KeyRange, MemoryStore,
-    NoxuFactory, StorageEngine,
+    NoxuFactory, ScanLimit, StorageEngine,
 };
 use steadfast::ids::{DatabaseId, LogPosition, Term, Vlsn};
 use tempfile::TempDir;
@@ -108,7 +108,12 @@ fn state_of(engine: &dyn StorageEngine) -> State {
     let mut state = State::new();
     for database in (0..DATABASES).map(DatabaseId) {
         let pairs = engine
-            .scan(database, KeyRange::all(), Direction::Forward, usize::MAX)
+            .scan(
+                database,
+                KeyRange::all(),
+                Direction::Forward,
+                ScanLimit::NONE,
+            )
             .unwrap();
         state.extend(
             pairs
@@ -144,7 +149,7 @@ fn memory_keeps_the_prefix_that_the_crash_leaves() {
                 engine.sync().unwrap();
             }
         }
-        assert_eq!(store.unsynced_batches(), 7);
+        assert_eq!(store.unsynced_steps(), 7);
         store.crash(kept);
         assert!(engine.applied().is_err() && engine.sync().is_err());
         let engine = store.open(Path::new("")).unwrap();

@@ -1,15 +1,18 @@
 //! The checkers. They take the committed log for the order of everything and hold what clients
 //! saw against it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use crate::history::{Fate, History, MARKERS, Read, SnapshotRead};
+use crate::history::{Change, Fate, History, MARKERS, Read, SnapshotRead, Transaction};
 use crate::logfile::{self, LogEntry, LoggedTransaction};
 
 /// Id of the database that maps names to ids.
 const CATALOG: u32 = 0;
+
+/// Its key of the next free id.
+const NEXT_ID: &[u8] = b"\0next";
 
 /// The state of all databases at one VLSN.
 #[derive(Default)]
@@ -29,8 +32,19 @@ impl Model {
     }
 
     fn id(&self, name: &str) -> Option<u32> {
-        let id = self.databases.get(&CATALOG)?.get(name.as_bytes())?;
-        id[..].try_into().ok().map(u32::from_le_bytes)
+        parse_database_id(self.databases.get(&CATALOG)?.get(name.as_bytes())?)
+    }
+
+    /// Ids below this have been given.
+    fn next_id(&self) -> u32 {
+        let entry = |catalog: &BTreeMap<Bytes, Bytes>| parse_database_id(catalog.get(NEXT_ID)?);
+        self.databases.get(&CATALOG).and_then(entry).unwrap_or(1)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let catalog = self.databases.get(&CATALOG).into_iter().flatten();
+        let names = catalog.filter(|(key, _)| *key != NEXT_ID);
+        names.map(|(key, _)| text(key)).collect()
     }
 
     fn keys(&self, name: &str) -> Option<&BTreeMap<Bytes, Bytes>> {
@@ -40,6 +54,10 @@ impl Model {
     /// What the read should have seen, when it saw something else.
     fn contradicts(&self, read: &Read) -> Option<String> {
         match read {
+            Read::Databases { names } => {
+                let there = self.names();
+                (there != *names).then(|| format!("there were {there:?}, read as {names:?}"))
+            }
             Read::Get {
                 database,
                 key,
@@ -196,12 +214,16 @@ impl Checker<'_> {
         let mark = |(database, key, _): &(u32, Bytes, Option<Bytes>)| {
             (Some(*database) == marker).then(|| key.clone())
         };
-        let Some(id) = logged
-            .operations
-            .iter()
-            .find_map(mark)
-            .and_then(|key| parse_id(&key))
-        else {
+        // A compare-and-set that found another value: it changes nothing, and has no mark.
+        if logged.operations.is_empty() {
+            return;
+        }
+        let marked = logged.operations.iter().find_map(mark);
+        let id = match &marked {
+            Some(key) => parse_id(key),
+            None => only_value(logged).and_then(|value| parse_value(&value)),
+        };
+        let Some(id) = id else {
             let problem = format!("nobody asked for the transaction at VLSN {vlsn}");
             self.problems.push(problem);
             return;
@@ -234,39 +256,9 @@ impl Checker<'_> {
     }
 
     fn writes(&mut self, id: usize, vlsn: u64, logged: &LoggedTransaction, before: &Model) {
-        let asked = &self.history.transactions[id];
-        // What is deleted from a database that is not there yet leaves nothing in the log.
-        let is_idle = |database: &str, value: &Option<Bytes>| {
-            before.id(database).is_none() && value.is_none()
-        };
-        let id_of = |database: &str| before.id(database).or_else(|| created(logged, database));
-        let mut expected = BTreeMap::new();
-        for (database, key, value) in &asked.writes {
-            if !is_idle(database, value) {
-                expected.insert((id_of(database), key.clone()), value.clone());
-            }
-        }
-        let idle: Vec<_> = asked
-            .writes
-            .iter()
-            .filter(|(database, _, value)| is_idle(database, value))
-            .map(|(database, key, _)| (id_of(database), key.clone()))
-            .collect();
-        let mut logged: BTreeMap<_, _> = logged
-            .operations
-            .iter()
-            .filter(|(database, ..)| *database != CATALOG)
-            .map(|(database, key, value)| ((Some(*database), key.clone()), value.clone()))
-            .collect();
-        for place in idle {
-            for side in [&mut expected, &mut logged] {
-                // Also where a put of the same key came before or after it.
-                side.remove(&place);
-            }
-        }
-        if logged != expected {
-            let problem =
-                format!("transaction {id} at VLSN {vlsn} wrote other things than it was asked to");
+        let expected = Expected::new(&self.history.transactions[id], before);
+        if let Err(what) = expected.compare(logged, before) {
+            let problem = format!("transaction {id} at VLSN {vlsn} {what}");
             self.problems.push(problem);
         }
     }
@@ -361,15 +353,124 @@ impl Checker<'_> {
     }
 }
 
+/// What becomes of a database in a transaction that uses it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Becomes {
+    /// It is not there afterwards.
+    Gone,
+    /// It is there under an id that nothing had before.
+    New,
+    /// It is there as it was before.
+    Same,
+}
+
+/// What the log should have of a transaction.
+struct Expected {
+    names: BTreeMap<&'static str, Becomes>,
+    rows: BTreeMap<(&'static str, Bytes), Option<Bytes>>,
+}
+
+impl Expected {
+    /// Does what was asked for, in order.
+    fn new(asked: &Transaction, before: &Model) -> Self {
+        let mut names = BTreeMap::new();
+        let met = |name: &str| {
+            let is_there = before.id(name).is_some();
+            if is_there {
+                Becomes::Same
+            } else {
+                Becomes::Gone
+            }
+        };
+        for Change { database, drops } in asked.changes.iter().copied() {
+            let becomes = names.entry(database).or_insert_with(|| met(database));
+            if *becomes != Becomes::Gone {
+                *becomes = if drops { Becomes::Gone } else { Becomes::New };
+            }
+        }
+        let mut rows = BTreeMap::new();
+        for (database, key, value) in &asked.writes {
+            let becomes = names.entry(*database).or_insert_with(|| met(database));
+            if value.is_some() && *becomes == Becomes::Gone {
+                *becomes = Becomes::New;
+            }
+            // What is deleted from a database that is not there leaves nothing in the log.
+            if *becomes != Becomes::Gone {
+                rows.insert((*database, key.clone()), value.clone());
+            }
+        }
+        Self { names, rows }
+    }
+
+    fn compare(&self, logged: &LoggedTransaction, before: &Model) -> Result<(), String> {
+        let (mut catalog, mut rows) = (BTreeMap::new(), BTreeMap::new());
+        for (database, key, value) in logged.operations.iter().cloned() {
+            if database == CATALOG {
+                catalog.insert(key, value);
+            } else {
+                rows.insert((database, key), value);
+            }
+        }
+        let next = catalog.remove(NEXT_ID).flatten();
+        let next = next.and_then(|value| parse_database_id(&value));
+        let new_ids = before.next_id()..next.unwrap_or(0);
+        let mut ids = BTreeMap::new();
+        for (name, becomes) in &self.names {
+            let (entry, old) = (catalog.remove(name.as_bytes()), before.id(name));
+            let new = entry.clone().flatten();
+            let new = new.and_then(|value| parse_database_id(&value));
+            let is_right = match becomes {
+                Becomes::Gone => entry == old.map(|_| None),
+                Becomes::New => new.is_some_and(|id| new_ids.contains(&id)),
+                Becomes::Same => entry.is_none(),
+            };
+            if !is_right {
+                return Err(format!("left {name:?} otherwise than it was asked to"));
+            }
+            ids.insert(*name, new.or(old));
+        }
+        let given: BTreeSet<_> = ids.values().flatten().collect();
+        if given.len() != ids.values().flatten().count() || !catalog.is_empty() {
+            return Err("changed names that it was not asked to".into());
+        }
+        let place = |((name, key), value): (&(&'static str, Bytes), &Option<Bytes>)| {
+            let id = ids.get(name).copied().flatten()?;
+            Some(((id, key.clone()), value.clone()))
+        };
+        let expected: BTreeMap<_, _> = self.rows.iter().filter_map(place).collect();
+        if rows != expected {
+            return Err("wrote other things than it was asked to".into());
+        }
+        Ok(())
+    }
+}
+
 /// The id that a transaction gives to a database which it creates.
 fn created(logged: &LoggedTransaction, name: &str) -> Option<u32> {
     let creates = |(database, key, value): &(u32, Bytes, Option<Bytes>)| {
         let value = value
             .as_ref()
             .filter(|_| *database == CATALOG && *key == *name.as_bytes())?;
-        value[..].try_into().ok().map(u32::from_le_bytes)
+        parse_database_id(value)
     };
     logged.operations.iter().find_map(creates)
+}
+
+fn parse_database_id(value: &Bytes) -> Option<u32> {
+    value[..].try_into().ok().map(u32::from_le_bytes)
+}
+
+/// The value that a transaction puts, if it is one outside of the catalog.
+fn only_value(logged: &LoggedTransaction) -> Option<Bytes> {
+    let mut rows = logged.operations.iter().filter(|(id, ..)| *id != CATALOG);
+    let (row, rest) = (rows.next(), rows.next());
+    row.filter(|_| rest.is_none())?.2.clone()
+}
+
+/// Id of the transaction that wrote a value.
+fn parse_value(value: &Bytes) -> Option<usize> {
+    let id = value.split(|byte| *byte == b'.').next()?;
+    std::str::from_utf8(id).ok()?.parse().ok()
 }
 
 /// Key of a transaction's mark.

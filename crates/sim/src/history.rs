@@ -34,6 +34,20 @@ pub enum Read {
         /// What was there.
         pairs: Vec<(Bytes, Bytes)>,
     },
+    /// The names of all databases.
+    Databases {
+        /// What was there.
+        names: Vec<String>,
+    },
+}
+
+/// What a transaction does to a whole database, before it writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Its name.
+    pub database: &'static str,
+    /// Whether the database goes, or what it holds alone.
+    pub drops: bool,
 }
 
 /// A write within a transaction.
@@ -94,6 +108,8 @@ pub struct Transaction {
     pub fate: Fate,
     /// What it read, in its last run.
     pub reads: Vec<Read>,
+    /// What it dropped and truncated, in order, before it wrote.
+    pub changes: Vec<Change>,
     /// What it wrote, in its last run.
     pub writes: Vec<Write>,
 }
@@ -154,6 +170,7 @@ impl History {
             ended: u64::MAX,
             fate: Fate::Unknown,
             reads: Vec::new(),
+            changes: Vec::new(),
             writes: Vec::new(),
         });
         self.transactions.len() - 1

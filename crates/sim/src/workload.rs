@@ -1,4 +1,5 @@
-//! The clients: transactions that read and write few keys, and snapshots.
+//! The clients: transactions that read and write few keys, as functions, open or of one operation;
+//! databases that go and come back; and snapshots.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +10,13 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use steadfast::ids::{Term, Vlsn};
 use steadfast::{
-    CommitToken, ConsistencyPolicy, Durability, Outcome, ReadError, ReplicatedEnvironment,
-    Snapshot, SnapshotDatabase, TokenOutcome, Transaction as Txn, TransactionDatabase, WriteError,
+    CommitToken, CompareAndSet, ConsistencyPolicy, Durability, Outcome, ReadError,
+    ReplicatedEnvironment, Snapshot, SnapshotDatabase, TokenOutcome, Transaction as Txn,
+    TransactionDatabase, WriteError,
 };
 
 use crate::check::{self, marker};
-use crate::history::{DATABASES, Fate, MARKERS, OutcomeRead, Read, SnapshotRead, Write};
+use crate::history::{Change, DATABASES, Fate, MARKERS, OutcomeRead, Read, SnapshotRead, Write};
 use crate::world::{Life, World, wait};
 
 /// How long a client waits for an answer of a node.
@@ -40,6 +42,8 @@ async fn operation(world: &Arc<World>, seed: u64) {
     match rng.random_range(0..16) {
         0..4 => snapshot(world, &mut rng, at, &life).await,
         4 => outcome(world, &mut rng, at, &life).await,
+        5 | 6 => open_transaction(world, &mut rng, at, &life).await,
+        7 | 8 => single(world, &mut rng, at, &life).await,
         _ => transaction(world, &mut rng, at, &life).await,
     }
 }
@@ -56,8 +60,10 @@ fn pick(world: &World, rng: &mut StdRng) -> Option<(usize, Life)> {
 
 /// What a transaction does, drawn before it runs: it may run several times.
 struct Script {
+    lists: bool,
     gets: Vec<(&'static str, Bytes)>,
     ranges: Vec<RangeScript>,
+    changes: Vec<Change>,
     writes: Vec<Write>,
 }
 
@@ -72,9 +78,7 @@ struct RangeScript {
 
 impl Script {
     fn draw(world: &World, rng: &mut StdRng, id: Option<usize>) -> Self {
-        let keys = world.plan.keys;
-        let database = |rng: &mut StdRng| DATABASES[rng.random_range(0..DATABASES.len())];
-        let key = |rng: &mut StdRng| Bytes::from(format!("k{:03}", rng.random_range(0..keys)));
+        let key = |rng: &mut StdRng| key(world, rng);
         let gets = (0..rng.random_range(0..3)).map(|_| (database(rng), key(rng)));
         let gets = gets.collect();
         let ranges = (0..rng.random_range(0..10) / 8)
@@ -89,8 +93,14 @@ impl Script {
                 }
             })
             .collect();
-        let mut writes = Vec::new();
+        let (mut changes, mut writes) = (Vec::new(), Vec::new());
         if let Some(id) = id {
+            for _ in 0..rng.random_range(0..14) / 12 {
+                changes.push(Change {
+                    database: database(rng),
+                    drops: rng.random(),
+                });
+            }
             for nth in 0..rng.random_range(1..4) {
                 let is_put = rng.random_range(0..5) > 0;
                 let value = is_put.then(|| value(rng, world.plan.value_max, id, nth));
@@ -99,17 +109,58 @@ impl Script {
             writes.push((MARKERS, marker(id), Some(Bytes::new())));
         }
         Self {
+            lists: rng.random_range(0..6) == 0,
             gets,
             ranges,
+            changes,
             writes,
         }
     }
 
+    /// Reads as the script says, changes and writes, and records it.
+    fn run(&self, world: &World, id: usize, txn: &Txn) -> Result<(), WriteError> {
+        let reads = self.read(|| txn.list_databases(), |name| txn.database(name))?;
+        self.write(world, id, txn, reads)
+    }
+
+    fn write(
+        &self,
+        world: &World,
+        id: usize,
+        txn: &Txn,
+        reads: Vec<Read>,
+    ) -> Result<(), WriteError> {
+        for change in &self.changes {
+            if change.drops {
+                txn.drop_database(change.database)?;
+            } else {
+                txn.truncate_database(change.database)?;
+            }
+        }
+        for (database, key, value) in &self.writes {
+            let database = txn.database(database)?;
+            match value {
+                Some(value) => database.put(key, value)?,
+                None => database.delete(key)?,
+            }
+        }
+        let mut history = world.history();
+        let record = &mut history.transactions[id];
+        record.reads = reads;
+        record.changes.clone_from(&self.changes);
+        record.writes.clone_from(&self.writes);
+        Ok(())
+    }
+
     fn read<D: Readable>(
         &self,
+        list: impl Fn() -> Result<Vec<String>, D::Error>,
         open: impl Fn(&'static str) -> Result<D, D::Error>,
     ) -> Result<Vec<Read>, D::Error> {
         let mut reads = Vec::new();
+        if self.lists {
+            reads.push(Read::Databases { names: list()? });
+        }
         for (database, key) in &self.gets {
             reads.push(Read::Get {
                 database,
@@ -137,6 +188,14 @@ impl Script {
         }
         Ok(reads)
     }
+}
+
+fn database(rng: &mut StdRng) -> &'static str {
+    DATABASES[rng.random_range(0..DATABASES.len())]
+}
+
+fn key(world: &World, rng: &mut StdRng) -> Bytes {
+    Bytes::from(format!("k{:03}", rng.random_range(0..world.plan.keys)))
 }
 
 /// A value that no other write has, of up to `max` bytes.
@@ -194,37 +253,113 @@ async fn ask<T>(life: &Life, call: impl Future<Output = T>) -> Option<T> {
 async fn transaction(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
     let Some(env) = &life.env else { return };
     let id = world.history().begin(at);
-    let durability = match rng.random_range(0..10) {
-        0 => Durability::ALL,
-        1 | 2 => Durability::LOCAL,
-        3 => Durability::NONE,
-        _ => Durability::MAJORITY,
-    };
+    let durability = durability(rng);
     let script = Script::draw(world, rng, Some(id));
-    let run = |txn: &Txn| {
-        let reads = script.read(|name| txn.database(name))?;
-        for (database, key, value) in &script.writes {
-            let database = txn.database(database)?;
-            match value {
-                Some(value) => database.put(key, value)?,
-                None => database.delete(key)?,
-            }
-        }
-        let mut history = world.history();
-        let record = &mut history.transactions[id];
-        record.reads = reads;
-        record.writes.clone_from(&script.writes);
-        Ok(())
-    };
+    let run = |txn: &Txn| script.run(world, id, txn);
     let answer = ask(life, env.write_with_async(durability, run)).await;
-    let fate = answer
-        .as_ref()
-        .map_or(Fate::Unknown, |answer| fate(durability, answer));
-    world.history().end(id, fate, world.story.now_us());
+    end(world, (at, id), durability, answer.as_ref());
     if durability == Durability::ALL && matches!(answer, Some(Ok(_))) && rng.random_range(0..4) == 0
     {
         check_everywhere(world, id);
     }
+}
+
+fn durability(rng: &mut StdRng) -> Durability {
+    match rng.random_range(0..10) {
+        0 => Durability::ALL,
+        1 | 2 => Durability::LOCAL,
+        3 => Durability::NONE,
+        _ => Durability::MAJORITY,
+    }
+}
+
+/// The same without a function: others come in between its reads and its writes.
+async fn open_transaction(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
+    let Some(env) = &life.env else { return };
+    let id = world.history().begin(at);
+    let script = Script::draw(world, rng, Some(id));
+    let durability = durability(rng);
+    let pauses = [(); 2].map(|()| Duration::from_millis(rng.random_range(0..40)));
+    let is_abandoned = rng.random_range(0..8) == 0;
+    let run = async {
+        let open = env.begin_transaction_async().await?;
+        wait(pauses[0]).await;
+        let reads = script.read(|| open.list_databases(), |name| open.database(name))?;
+        wait(pauses[1]).await;
+        script.write(world, id, &open, reads)?;
+        if is_abandoned {
+            drop(open);
+            return Err(WriteError::abort("abandoned"));
+        }
+        open.commit_with_async(durability).await
+    };
+    let answer = ask(life, run).await;
+    end(world, (at, id), durability, answer.as_ref());
+}
+
+/// An operation that is a transaction: a put, or one on a condition.
+async fn single(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
+    let Some(env) = &life.env else { return };
+    let id = world.history().begin(at);
+    let (database, key) = (database(rng), key(world, rng));
+    let value = value(rng, world.plan.value_max, id, 0);
+    let kind = rng.random_range(0..3);
+    let floor = world.history().acknowledged;
+    let record = |reads| {
+        let mut history = world.history();
+        let record = &mut history.transactions[id];
+        record.reads = reads;
+        record.writes = vec![(database, key.clone(), Some(value.clone()))];
+    };
+    let read = |value| Read::Get {
+        database,
+        key: key.clone(),
+        value,
+    };
+    let run = async {
+        let handle = env.database(database);
+        if kind == 0 {
+            record(Vec::new());
+            return handle
+                .put_async(&key, &value)
+                .await
+                .map(CompareAndSet::Done);
+        }
+        let known = match kind {
+            1 => None,
+            _ => handle.get_async(ConsistencyPolicy::Eventual, &key).await?,
+        };
+        record(vec![read(known.clone())]);
+        handle
+            .compare_and_set_async(&key, known.as_deref(), &value)
+            .await
+    };
+    let answer = match ask(life, run).await {
+        Some(Ok(CompareAndSet::Refused { current, token })) => {
+            world.history().snapshots.push(SnapshotRead {
+                node: at,
+                floor: Some(floor),
+                vlsn: token.vlsn.0,
+                reads: vec![read(current)],
+            });
+            Some(Err(WriteError::abort(format!("refused as of {token}"))))
+        }
+        Some(Ok(CompareAndSet::Done(token))) => Some(Ok(token)),
+        Some(Err(error)) => Some(Err(error)),
+        None => None,
+    };
+    end(world, (at, id), Durability::MAJORITY, answer.as_ref());
+}
+
+/// Records what a node answered.
+fn end(
+    world: &World,
+    (at, id): (usize, usize),
+    durability: Durability,
+    answer: Option<&Result<CommitToken, WriteError>>,
+) {
+    let fate = answer.map_or(Fate::Unknown, |answer| fate(durability, answer));
+    world.history().end(id, fate, world.story.now_us());
     world.story.tell(|| {
         let answer = match answer {
             None => "no answer".into(),
@@ -387,7 +522,7 @@ async fn snapshot(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) 
     let script = Script::draw(world, rng, None);
     let (policy, floor) = policy(world, rng, env);
     let read = |snapshot: &Snapshot| {
-        let reads = script.read(|name| snapshot.database(name))?;
+        let reads = script.read(|| snapshot.list_databases(), |name| snapshot.database(name))?;
         Ok((snapshot.vlsn().0, reads))
     };
     let answer = ask(life, env.read_async(policy, read)).await;

@@ -1,8 +1,8 @@
 //! An engine in memory that knows which of its batches a crash may take.
 //!
 //! A [`MemoryStore`] is the disk of one node: it outlives the [`MemoryEngine`] that is open on it.
-//! It holds an image of everything synced and, in order, the batches applied since. A crash keeps
-//! as many of those as the caller says and ends the open engine.
+//! It holds an image of everything synced and, in order, the steps made since: batches, and keys
+//! that were given up. A crash keeps as many of those as the caller says and ends the open engine.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::{
     Applied, Change, Direction, EngineBatch, EngineError, EngineFactory, EngineStats, KeyRange,
-    Result, StorageEngine,
+    Result, ScanLimit, StorageEngine,
 };
 use crate::ids::DatabaseId;
 
@@ -31,18 +31,19 @@ impl MemoryStore {
         Self::default()
     }
 
-    /// Number of batches that a crash may take: those applied since the last sync.
-    pub fn unsynced_batches(&self) -> usize {
+    /// Number of steps that a crash may take: batches applied and parts of databases reclaimed
+    /// since the last sync.
+    pub fn unsynced_steps(&self) -> usize {
         self.disk().unsynced.len()
     }
 
-    /// Ends the open engine as a crash does: of the batches applied since the last sync the first
-    /// `kept` survive (all, when there are fewer). Every call of that engine fails from here on.
+    /// Ends the open engine as a crash does: of the steps since the last sync the first `kept`
+    /// survive (all, when there are fewer). Every call of that engine fails from here on.
     pub fn crash(&self, kept: usize) {
         let mut disk = self.disk();
         let unsynced = std::mem::take(&mut disk.unsynced);
-        for batch in unsynced.iter().take(kept) {
-            disk.synced.apply(batch);
+        for step in unsynced.iter().take(kept) {
+            disk.synced.make(step);
         }
         disk.current = disk.synced.clone();
         disk.open = None;
@@ -99,9 +100,7 @@ impl StorageEngine for MemoryEngine {
 
     fn apply(&self, batch: &EngineBatch) -> Result<()> {
         batch.assert_sorted();
-        let mut disk = self.disk()?;
-        disk.current.apply(batch);
-        disk.unsynced.push(batch.clone());
+        self.disk()?.make(Step::Batch(batch.clone()));
         Ok(())
     }
 
@@ -129,30 +128,38 @@ impl StorageEngine for MemoryEngine {
         database: DatabaseId,
         range: KeyRange,
         direction: Direction,
-        limit: usize,
+        limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>> {
         let disk = self.disk()?;
         let Some(keys) = disk.current.databases.get(&database) else {
             return Ok(Vec::new());
         };
-        let pair = |(key, value): (&Bytes, &Bytes)| (key.clone(), value.clone());
         // Only the near bound is given to the map, which panics on bounds that cross.
         let pairs = match direction {
-            Direction::Forward => keys
-                .range((range.start.clone(), Bound::Unbounded))
-                .take_while(|(key, _)| range.contains(key))
-                .take(limit)
-                .map(pair)
-                .collect(),
-            Direction::Reverse => keys
-                .range((Bound::Unbounded, range.end.clone()))
-                .rev()
-                .take_while(|(key, _)| range.contains(key))
-                .take(limit)
-                .map(pair)
-                .collect(),
+            Direction::Forward => {
+                let from = keys.range((range.start.clone(), Bound::Unbounded));
+                take(from, &range, limit)
+            }
+            Direction::Reverse => {
+                let from = keys.range((Bound::Unbounded, range.end.clone()));
+                take(from.rev(), &range, limit)
+            }
         };
         Ok(pairs)
+    }
+
+    fn databases(&self) -> Result<Vec<DatabaseId>> {
+        Ok(self.disk()?.current.databases.keys().copied().collect())
+    }
+
+    fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool> {
+        let mut disk = self.disk()?;
+        let Some(keys) = disk.current.databases.get(&database) else {
+            return Ok(true);
+        };
+        let given_up = keys.keys().take(keys_max).cloned().collect();
+        disk.make(Step::Reclaim(database, given_up));
+        Ok(!disk.current.databases.contains_key(&database))
     }
 
     fn stats(&self) -> EngineStats {
@@ -185,12 +192,37 @@ impl Drop for MemoryEngine {
     }
 }
 
+/// The first of the pairs that lie in the range, up to the limit.
+fn take<'a>(
+    pairs: impl Iterator<Item = (&'a Bytes, &'a Bytes)>,
+    range: &KeyRange,
+    mut limit: ScanLimit,
+) -> Vec<(Bytes, Bytes)> {
+    let mut taken = Vec::new();
+    let mut inside = pairs.take_while(|(key, _)| range.contains(key));
+    while !limit.is_used_up()
+        && let Some((key, value)) = inside.next()
+    {
+        limit.take(key.len() + value.len());
+        taken.push((key.clone(), value.clone()));
+    }
+    taken
+}
+
+/// Something that changes the data and that a crash may take.
+#[derive(Debug)]
+enum Step {
+    Batch(EngineBatch),
+    /// Keys that are given up, and their database when it holds no more.
+    Reclaim(DatabaseId, Vec<Bytes>),
+}
+
 #[derive(Debug, Default)]
 struct Disk {
     /// What a crash cannot take.
     synced: Image,
-    /// What a crash takes from the end, in the order of their application.
-    unsynced: Vec<EngineBatch>,
+    /// What a crash takes from the end, in order.
+    unsynced: Vec<Step>,
     /// `synced` with all of `unsynced`: what reads see.
     current: Image,
     /// Number of engines that have been opened: the life of the newest.
@@ -200,9 +232,14 @@ struct Disk {
 }
 
 impl Disk {
+    fn make(&mut self, step: Step) {
+        self.current.make(&step);
+        self.unsynced.push(step);
+    }
+
     fn sync(&mut self) {
-        for batch in self.unsynced.drain(..) {
-            self.synced.apply(&batch);
+        for step in self.unsynced.drain(..) {
+            self.synced.make(&step);
         }
     }
 }
@@ -214,6 +251,20 @@ struct Image {
 }
 
 impl Image {
+    fn make(&mut self, step: &Step) {
+        match step {
+            Step::Batch(batch) => self.apply(batch),
+            Step::Reclaim(database, given_up) => {
+                if let Some(keys) = self.databases.get_mut(database) {
+                    keys.retain(|key, _| given_up.binary_search(key).is_err());
+                    if keys.is_empty() {
+                        self.databases.remove(database);
+                    }
+                }
+            }
+        }
+    }
+
     fn apply(&mut self, batch: &EngineBatch) {
         for (database, key, change) in &batch.changes {
             match change {

@@ -44,7 +44,8 @@ pub type Result<T> = std::result::Result<T, EngineError>;
 ///   [`sync`](Self::sync) that returned covers.
 /// - Keys are ordered as bytes. The empty key and the empty value are a key and a value like any
 ///   other. Keys of [`KEY_BYTES_MAX`] and values of [`VALUE_BYTES_MAX`] are taken.
-/// - A database comes into being with its first put. Before that it reads as empty.
+/// - A database comes into being with its first put. Before that it reads as empty, and so it does
+///   after it was [reclaimed](Self::reclaim).
 /// - Any thread may call anything at any time. Two `apply` calls run one after the other. Reads
 ///   wait for no `apply` or `sync` and make none wait; they see every batch whose `apply`
 ///   has returned, and may see part of one that is still running.
@@ -82,8 +83,9 @@ pub trait StorageEngine: Send + Sync + 'static {
     /// [`EngineError::Corrupt`] and [`EngineError::Io`] when the value cannot be read.
     fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Bytes>>;
 
-    /// Up to `limit` pairs of the range, from its start or, in reverse, from its end. Fewer than
-    /// `limit` means that the range holds no more. Continue with [`KeyRange::after`].
+    /// The first pairs of the range, from its start or, in reverse, from its end, until `limit` is
+    /// [reached](ScanLimit::is_reached); if it is not, the range holds no more. Continue with
+    /// [`KeyRange::after`].
     ///
     /// Each pair is one that [`get`](Self::get) would have returned at some moment of the call.
     /// Nothing is held between calls.
@@ -95,8 +97,25 @@ pub trait StorageEngine: Send + Sync + 'static {
         database: DatabaseId,
         range: KeyRange,
         direction: Direction,
-        limit: usize,
+        limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>>;
+
+    /// The databases that hold something, or did and were not reclaimed, in ascending order.
+    ///
+    /// # Errors
+    /// [`EngineError::Closed`], [`EngineError::Failed`].
+    fn databases(&self) -> Result<Vec<DatabaseId>>;
+
+    /// Gives up to `keys_max` keys of a database up, and the database with the last of them.
+    /// Returns whether nothing of it is left. Not synced: a crash may bring back the keys that were
+    /// given up since the last sync, or some of them.
+    ///
+    /// The caller vouches that nobody reads or writes the database any more, and that what made
+    /// it superfluous is durable in this engine.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool>;
 
     /// Figures for metrics and status.
     fn stats(&self) -> EngineStats;
@@ -161,6 +180,49 @@ pub enum Change {
     Put(Bytes),
     /// The key has no value, whether it had one before or not.
     Delete,
+}
+
+/// Where a scan stops: when it has this many keys, or with the pair that brings it to this many
+/// bytes of keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScanLimit {
+    /// Most keys.
+    pub keys: usize,
+    /// Bytes after which no further pair is taken.
+    pub bytes: usize,
+}
+
+impl ScanLimit {
+    /// No limit.
+    pub const NONE: Self = Self::keys(usize::MAX);
+
+    /// This many keys, whatever their size.
+    pub const fn keys(keys: usize) -> Self {
+        Self {
+            keys,
+            bytes: usize::MAX,
+        }
+    }
+
+    /// Whether these pairs are as many as a scan returns, so that the range may hold more.
+    pub fn is_reached(self, pairs: &[(Bytes, Bytes)]) -> bool {
+        let mut left = self;
+        for (key, value) in pairs {
+            left.take(key.len() + value.len());
+        }
+        left.is_used_up()
+    }
+
+    /// Whether no further pair is taken.
+    pub(crate) fn is_used_up(self) -> bool {
+        self.keys == 0 || self.bytes == 0
+    }
+
+    /// Takes a pair of `bytes` off the limit.
+    pub(crate) fn take(&mut self, bytes: usize) {
+        self.keys = self.keys.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
 }
 
 /// The order in which a scan returns keys.
@@ -257,7 +319,7 @@ impl KeyRange {
     }
 
     /// Whether the key lies above the whole range.
-    fn ends_before(&self, key: &[u8]) -> bool {
+    pub(crate) fn ends_before(&self, key: &[u8]) -> bool {
         match &self.end {
             Bound::Included(end) => key > &end[..],
             Bound::Excluded(end) => key >= &end[..],
@@ -271,7 +333,7 @@ impl KeyRange {
 pub struct EngineStats {
     /// Size of its files; for an engine in memory, of the keys and values that it holds.
     pub bytes_on_disk: u64,
-    /// Databases that have been written.
+    /// Databases that have been written and not reclaimed.
     pub databases: usize,
 }
 

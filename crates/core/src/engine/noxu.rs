@@ -13,25 +13,28 @@
 //! works around.
 
 mod configuration;
+mod directory;
+mod errors;
 mod record;
 mod scan;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use noxu::{
-    CheckpointConfig, Database, DatabaseConfig, Durability, Environment, EnvironmentFailureReason,
-    NoxuError, ReadOptions, Transaction, TransactionConfig,
+    CheckpointConfig, Database, DatabaseConfig, Durability, Environment, NoxuError, ReadOptions,
+    Transaction, TransactionConfig,
 };
 
+use self::directory::{bytes_in, make_directory_durable};
+use self::errors::{io_error, open_error, read_error, write_error};
 use self::scan::Scan;
 use super::{
     Applied, Change, Direction, EngineBatch, EngineError, EngineFactory, EngineStats, KeyRange,
-    Result, StorageEngine,
+    Result, ScanLimit, StorageEngine,
 };
 use crate::ids::DatabaseId;
 
@@ -47,6 +50,8 @@ const CLEAN_ROUNDS_MAX: usize = 4;
 const SLICE: usize = 256;
 /// Reads after which the cache is brought back to its size.
 const READS_PER_EVICTION: u64 = 1_024;
+/// Bytes of keys and values that one step of giving a database up looks at.
+const RECLAIM_BYTES: usize = 4 * 1024 * 1024;
 /// Attempts at a batch that loses a lock to Noxu's cleaner, which holds one only while it moves a
 /// record.
 const APPLY_ATTEMPTS_MAX: usize = 3;
@@ -141,6 +146,48 @@ impl NoxuEngine {
         Ok(())
     }
 
+    /// Makes changes in one Noxu transaction, again when it loses a lock.
+    fn commit(&self, open: &Open, write: impl Fn(&Transaction) -> noxu::Result<()>) -> Result<()> {
+        // Noxu looks at the free space every few seconds only. A batch that finds out by a failed
+        // write leaves an environment that must be opened again.
+        open.environment
+            .refresh_disk_limit()
+            .and_then(|()| open.evict())
+            .map_err(|error| write_error("prepare for a batch", error))?;
+        let mut attempt = 1;
+        while let Err(failure) = open.commit(&write) {
+            let again = failure.undone && failure.error.is_retryable();
+            if !again || attempt == APPLY_ATTEMPTS_MAX {
+                self.note_failure(open, failure.undone);
+                return Err(write_error("apply a batch", failure.error));
+            }
+            attempt += 1;
+        }
+        Ok(())
+    }
+
+    /// Removes a database that holds nothing any more. `false` when its name is locked: it is as it
+    /// was, and the next try may succeed.
+    fn remove_database(&self, database: DatabaseId) -> Result<bool> {
+        let name = database_name(database);
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let open = open.as_mut().ok_or(EngineError::Closed)?;
+        // Noxu removes no database that has a handle.
+        drop(open.databases.remove(&database));
+        match open.environment.remove_database(None, &name) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_retryable() => {
+                let handle = open_database(&open.environment, &name)?;
+                open.databases.insert(database, handle);
+                Ok(false)
+            }
+            Err(error) => {
+                self.note_failure(open, false);
+                Err(write_error("remove a database", error))
+            }
+        }
+    }
+
     /// Notes that the state on disk is unknown when Noxu says so or could not undo a batch.
     fn note_failure(&self, open: &Open, undone: bool) {
         if !undone || !open.environment.is_valid() {
@@ -159,21 +206,7 @@ impl StorageEngine for NoxuEngine {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         self.create_databases(batch)?;
         self.with_open(|open| {
-            // Noxu looks at the free space every few seconds only. A batch that finds out by a
-            // failed write leaves an environment that must be opened again.
-            open.environment
-                .refresh_disk_limit()
-                .and_then(|()| open.evict())
-                .map_err(|error| write_error("prepare for a batch", error))?;
-            let mut attempt = 1;
-            while let Err(failure) = open.apply(batch) {
-                let again = failure.undone && failure.error.is_retryable();
-                if !again || attempt == APPLY_ATTEMPTS_MAX {
-                    self.note_failure(open, failure.undone);
-                    return Err(write_error("apply a batch", failure.error));
-                }
-                attempt += 1;
-            }
+            self.commit(open, |transaction| open.write(transaction, batch))?;
             let mut progress = self.progress();
             progress.applied = Some(batch.applied.clone());
             progress.batches_applied += 1;
@@ -222,7 +255,7 @@ impl StorageEngine for NoxuEngine {
         database: DatabaseId,
         range: KeyRange,
         direction: Direction,
-        limit: usize,
+        limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>> {
         self.with_open(|open| match open.databases.get(&database) {
             Some(handle) => open.scan(handle, range, direction, limit),
@@ -230,11 +263,37 @@ impl StorageEngine for NoxuEngine {
         })
     }
 
+    fn databases(&self) -> Result<Vec<DatabaseId>> {
+        self.with_open(|open| Ok(open.databases.keys().copied().collect()))
+    }
+
+    fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool> {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_empty = self.with_open(|open| {
+            let Some(handle) = open.databases.get(&database) else {
+                return Ok(None);
+            };
+            let limit = ScanLimit {
+                keys: keys_max,
+                bytes: RECLAIM_BYTES,
+            };
+            let found = open.scan(handle, KeyRange::all(), Direction::Forward, limit)?;
+            self.commit(open, |transaction| open.delete(transaction, handle, &found))?;
+            // Or the next step would walk over the slots of these keys again.
+            open.compress()
+                .map_err(|error| io_error("remove deleted records", error))?;
+            Ok(Some(!limit.is_reached(&found)))
+        })?;
+        match is_empty {
+            None => Ok(true),
+            Some(false) => Ok(false),
+            Some(true) => self.remove_database(database),
+        }
+    }
+
     fn stats(&self) -> EngineStats {
-        let databases = self
-            .open_guard()
-            .as_ref()
-            .map_or(0, |open| open.databases.len());
+        let open = self.open_guard();
+        let databases = open.as_ref().map_or(0, |open| open.databases.len());
         EngineStats {
             bytes_on_disk: bytes_in(&self.directory),
             databases,
@@ -343,8 +402,11 @@ impl Open {
         missing
     }
 
-    /// Makes the changes of the batch and the record of what was applied in one transaction.
-    fn apply(&self, batch: &EngineBatch) -> std::result::Result<(), ApplyFailure> {
+    /// Runs `write` in one transaction.
+    fn commit(
+        &self,
+        write: impl Fn(&Transaction) -> noxu::Result<()>,
+    ) -> std::result::Result<(), ApplyFailure> {
         let config = TransactionConfig::default().with_durability(Durability::COMMIT_NO_SYNC);
         let transaction = self
             .environment
@@ -353,7 +415,7 @@ impl Open {
                 error,
                 undone: true,
             })?;
-        if let Err(error) = self.write(&transaction, batch) {
+        if let Err(error) = write(&transaction) {
             let _turn = self.turn_to_write();
             let undone = transaction.abort().is_ok();
             return Err(ApplyFailure { error, undone });
@@ -365,6 +427,8 @@ impl Open {
         })
     }
 
+    /// Makes the changes of the batch and writes the record of what was applied.
+    ///
     /// Deletes first: a put of a new key leaves a lock on the key behind it that Noxu's delete of
     /// that key cannot raise ("illegal lock upgrade"), while its put can.
     fn write(&self, transaction: &Transaction, batch: &EngineBatch) -> noxu::Result<()> {
@@ -389,6 +453,21 @@ impl Open {
         }
         self.engine
             .put_in(transaction, APPLIED_KEY, record::encode(&batch.applied))
+    }
+
+    fn delete(
+        &self,
+        transaction: &Transaction,
+        database: &Database,
+        pairs: &[(Bytes, Bytes)],
+    ) -> noxu::Result<()> {
+        for slice in pairs.chunks(SLICE) {
+            let _turn = self.turn_to_write();
+            for (key, _) in slice {
+                database.delete_in(transaction, key)?;
+            }
+        }
+        Ok(())
     }
 
     fn turn_to_write(&self) -> RwLockWriteGuard<'_, ()> {
@@ -430,11 +509,14 @@ impl Open {
         database: &Database,
         mut range: KeyRange,
         direction: Direction,
-        limit: usize,
+        mut limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>> {
         let mut pairs = Vec::new();
-        while pairs.len() < limit {
-            let slice = SLICE.min(limit - pairs.len());
+        while !limit.is_used_up() {
+            let slice = ScanLimit {
+                keys: SLICE.min(limit.keys),
+                ..limit
+            };
             let found = {
                 let _turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
                 Scan::new(database, &range, direction)?.collect(slice)?
@@ -442,7 +524,10 @@ impl Open {
             let Some((last, _)) = found.last() else { break };
             range = range.after(last.clone(), direction);
             self.count_reads(found.len() as u64)?;
-            let is_last = found.len() < slice;
+            for (key, value) in &found {
+                limit.take(key.len() + value.len());
+            }
+            let is_last = !slice.is_reached(&found);
             pairs.extend(found);
             if is_last {
                 break;
@@ -512,87 +597,4 @@ fn open_database(environment: &Environment, name: &str) -> Result<Database> {
     environment
         .open_database(None, name, &config)
         .map_err(|error| write_error("open a database", error))
-}
-
-/// Creates the directory and makes it and its files durable as they are. Noxu reads files that were
-/// written before a crash of the process, but not synced, as if they were.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "Noxu's files are not behind the disk trait"
-)]
-fn make_directory_durable(directory: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(directory)?;
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_file() {
-            std::fs::File::open(entry.path())?.sync_all()?;
-        }
-    }
-    std::fs::File::open(directory)?.sync_all()?;
-    match directory
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        Some(parent) => std::fs::File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-/// Size of the files of a directory. A file that goes while this looks counts for nothing.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "Noxu's files are not behind the disk trait"
-)]
-fn bytes_in(directory: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return 0;
-    };
-    let sizes = entries.filter_map(|entry| entry.and_then(|entry| entry.metadata()).ok());
-    sizes.map(|metadata| metadata.len()).sum()
-}
-
-type Source = Box<dyn std::error::Error + Send + Sync>;
-
-fn io_error(doing: &'static str, source: impl Into<Source>) -> EngineError {
-    EngineError::Io {
-        doing,
-        source: source.into(),
-    }
-}
-
-fn read_error(doing: &'static str, error: NoxuError) -> EngineError {
-    let is_corrupt = error.is_corrupted()
-        || matches!(
-            error.reason(),
-            Some(
-                EnvironmentFailureReason::LogIntegrity | EnvironmentFailureReason::LogFileNotFound
-            )
-        );
-    if is_corrupt {
-        EngineError::Corrupt {
-            what: error.to_string(),
-        }
-    } else {
-        io_error(doing, error)
-    }
-}
-
-fn write_error(doing: &'static str, error: NoxuError) -> EngineError {
-    match error {
-        NoxuError::DiskLimitExceeded { .. } => EngineError::DiskFull {
-            source: error.into(),
-        },
-        error => read_error(doing, error),
-    }
-}
-
-fn open_error(directory: &Path, error: NoxuError) -> EngineError {
-    // Noxu reports every failure to open as one kind of error: only the text tells this one apart.
-    if error.to_string().contains("locked by another process") {
-        EngineError::InUse {
-            directory: directory.to_owned(),
-        }
-    } else {
-        read_error("open its environment", error)
-    }
 }

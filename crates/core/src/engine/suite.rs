@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::{
     Applied, Change, Direction, EngineBatch, EngineError, EngineFactory, KEY_BYTES_MAX, KeyRange,
-    MemoryStore, NoxuFactory, StorageEngine, VALUE_BYTES_MAX,
+    MemoryStore, NoxuFactory, ScanLimit, StorageEngine, VALUE_BYTES_MAX,
 };
 use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
 
@@ -79,6 +79,9 @@ every_engine! {
     ranges_hold_what_their_bounds_say
     scans_go_on_where_a_chunk_ended
     scans_skip_stretches_of_deleted_keys
+    a_scan_ends_with_the_pair_that_reaches_its_bytes
+    a_database_is_reclaimed_in_steps_and_the_others_stay
+    what_is_reclaimed_stays_so_beside_batches_and_over_a_restart
     an_unsorted_batch_panics_and_changes_nothing
     a_closed_engine_says_so
     a_directory_opens_once
@@ -120,7 +123,7 @@ fn get(engine: &dyn StorageEngine, key: impl AsRef<[u8]>) -> Option<Bytes> {
 }
 
 fn keys(engine: &dyn StorageEngine, range: KeyRange, direction: Direction) -> Vec<Bytes> {
-    let pairs = engine.scan(DB, range, direction, usize::MAX).unwrap();
+    let pairs = engine.scan(DB, range, direction, ScanLimit::NONE).unwrap();
     pairs.into_iter().map(|(key, _)| key).collect()
 }
 
@@ -203,7 +206,7 @@ fn empty_keys_and_values_are_kept(bed: &Bed) {
     assert_eq!(get(&*engine, "").unwrap(), "empty key");
     assert_eq!(get(&*engine, "a").unwrap(), "");
     let all = engine
-        .scan(DB, KeyRange::all(), Direction::Forward, usize::MAX)
+        .scan(DB, KeyRange::all(), Direction::Forward, ScanLimit::NONE)
         .unwrap();
     assert_eq!(all.len(), 2_002);
     assert_eq!(
@@ -277,7 +280,7 @@ fn databases_do_not_mix(bed: &Bed) {
         let expected = (id != DatabaseId(2)).then(|| value(id));
         assert_eq!(engine.get(id, &key).unwrap(), expected);
         let pairs = engine
-            .scan(id, KeyRange::all(), Direction::Forward, 10)
+            .scan(id, KeyRange::all(), Direction::Forward, ScanLimit::keys(10))
             .unwrap();
         assert_eq!(pairs.first().map(|(_, value)| value.clone()), expected);
     }
@@ -357,7 +360,7 @@ fn scans_go_on_where_a_chunk_ended(bed: &Bed) {
     );
     assert_eq!(
         engine
-            .scan(DB, KeyRange::all(), Direction::Forward, 0)
+            .scan(DB, KeyRange::all(), Direction::Forward, ScanLimit::keys(0))
             .unwrap(),
         vec![]
     );
@@ -365,16 +368,20 @@ fn scans_go_on_where_a_chunk_ended(bed: &Bed) {
         let whole = keys(&*engine, KeyRange::all(), direction);
         assert_eq!(whole.len(), 1_000);
         for limit in [1, 7, 250, 1_000, 1_001] {
+            assert_eq!(chunked(&*engine, direction, ScanLimit::keys(limit)), whole);
+        }
+        for bytes in [1, 7, 8, 3_000, usize::MAX] {
+            let limit = ScanLimit { keys: 300, bytes };
             assert_eq!(chunked(&*engine, direction, limit), whole);
         }
     }
 }
 
-fn chunked(engine: &dyn StorageEngine, direction: Direction, limit: usize) -> Vec<Bytes> {
+fn chunked(engine: &dyn StorageEngine, direction: Direction, limit: ScanLimit) -> Vec<Bytes> {
     let (mut found, mut range) = (Vec::new(), KeyRange::all());
     loop {
         let chunk = engine.scan(DB, range.clone(), direction, limit).unwrap();
-        let is_last = chunk.len() < limit;
+        let is_last = !limit.is_reached(&chunk);
         found.extend(chunk.into_iter().map(|(key, _)| key));
         if is_last {
             return found;
@@ -429,6 +436,121 @@ fn scans_skip_stretches_of_deleted_keys(bed: &Bed) {
     expect(&*bed.open());
 }
 
+fn a_scan_ends_with_the_pair_that_reaches_its_bytes(bed: &Bed) {
+    let engine = bed.open();
+    // A key of one byte and a value of 999 each.
+    apply(
+        &*engine,
+        1,
+        (0..50_u8).map(|n| put([n], [n; 999])).collect(),
+    );
+    engine.close().unwrap();
+    let engine = bed.open();
+    for direction in [Direction::Forward, Direction::Reverse] {
+        for (bytes, count) in [
+            (1, 1),
+            (1_000, 1),
+            (1_001, 2),
+            (9_999, 10),
+            (49_000, 49),
+            (49_001, 50),
+        ] {
+            let limit = ScanLimit { keys: 100, bytes };
+            let found = engine.scan(DB, KeyRange::all(), direction, limit).unwrap();
+            assert_eq!(found.len(), count, "{bytes} bytes");
+            assert!(limit.is_reached(&found));
+        }
+        let limit = ScanLimit {
+            keys: 51,
+            bytes: 50_001,
+        };
+        let found = engine.scan(DB, KeyRange::all(), direction, limit).unwrap();
+        assert!(found.len() == 50 && !limit.is_reached(&found));
+    }
+}
+
+fn fill(engine: &dyn StorageEngine, number: u64, databases: &[DatabaseId], keys: u32) {
+    let changes = databases.iter().flat_map(|id| {
+        (0..keys).map(|key| {
+            let key = Bytes::copy_from_slice(&key.to_be_bytes());
+            (*id, key, Change::Put(Bytes::from_static(&[7; 100])))
+        })
+    });
+    engine.apply(&batch(number, changes.collect())).unwrap();
+}
+
+fn count(engine: &dyn StorageEngine, database: DatabaseId) -> usize {
+    let all = engine.scan(
+        database,
+        KeyRange::all(),
+        Direction::Forward,
+        ScanLimit::NONE,
+    );
+    all.unwrap().len()
+}
+
+fn a_database_is_reclaimed_in_steps_and_the_others_stay(bed: &Bed) {
+    let engine = bed.open();
+    let ids = [0, 1, 2].map(DatabaseId);
+    fill(&*engine, 1, &ids, 1_000);
+    engine.sync().unwrap();
+    assert_eq!(engine.databases().unwrap(), ids);
+    for steps in 1.. {
+        let left = count(&*engine, DB);
+        let is_gone = engine.reclaim(DB, 300).unwrap();
+        assert!(left - count(&*engine, DB) <= 300 && steps < 10);
+        if is_gone {
+            break;
+        }
+    }
+    assert_eq!(engine.databases().unwrap(), [0, 2].map(DatabaseId));
+    assert_eq!(
+        (count(&*engine, DB), get(&*engine, 5_u32.to_be_bytes())),
+        (0, None)
+    );
+    assert!(
+        engine.reclaim(DB, 300).unwrap(),
+        "giving it up again is no error"
+    );
+    assert_eq!(engine.stats().databases, 2);
+    assert_eq!(engine.applied().unwrap(), Some(applied(1)));
+    for id in [ids[0], ids[2]] {
+        assert_eq!(count(&*engine, id), 1_000);
+    }
+}
+
+fn what_is_reclaimed_stays_so_beside_batches_and_over_a_restart(bed: &Bed) {
+    let mut engine = bed.open();
+    let (kept, gone) = (DatabaseId(100), |n| DatabaseId(n));
+    for number in 1..=6 {
+        let id = u32::try_from(number).unwrap();
+        fill(&*engine, number, &[gone(id), kept], 500);
+        engine.sync().unwrap();
+        let is_gone = engine.reclaim(gone(id), 200).unwrap();
+        assert!(!is_gone);
+        match number % 3 {
+            0 => {
+                engine.close().unwrap();
+                engine = bed.open();
+            }
+            1 => {
+                drop(engine);
+                engine = bed.open();
+            }
+            _ => {}
+        }
+        assert!((300..=500).contains(&count(&*engine, gone(id))));
+        while !engine.reclaim(gone(id), 200).unwrap() {}
+        assert_eq!(engine.databases().unwrap(), [kept]);
+        assert_eq!(count(&*engine, kept), 500);
+    }
+    engine.close().unwrap();
+    let engine = bed.open();
+    assert_eq!(engine.databases().unwrap(), [kept]);
+    assert_eq!(count(&*engine, kept), 500);
+    assert_eq!(count(&*engine, gone(3)), 0);
+}
+
 fn an_unsorted_batch_panics_and_changes_nothing(bed: &Bed) {
     let engine = bed.open();
     for changes in [
@@ -457,7 +579,7 @@ fn a_closed_engine_says_so(bed: &Bed) {
     ));
     assert!(matches!(engine.sync(), Err(EngineError::Closed)));
     assert!(matches!(engine.get(DB, b"a"), Err(EngineError::Closed)));
-    let scan = engine.scan(DB, KeyRange::all(), Direction::Forward, 1);
+    let scan = engine.scan(DB, KeyRange::all(), Direction::Forward, ScanLimit::NONE);
     assert!(matches!(scan, Err(EngineError::Closed)));
 }
 
@@ -580,7 +702,7 @@ fn compare(
             let reverse: Vec<_> = inside.rev().take(limit).collect();
             let scan = |direction| {
                 engine
-                    .scan(database, range.clone(), direction, limit)
+                    .scan(database, range.clone(), direction, ScanLimit::keys(limit))
                     .unwrap()
             };
             assert_eq!(scan(Direction::Forward), forward, "{database} {range:?}");
@@ -697,7 +819,10 @@ impl Stress<'_> {
             Direction::Reverse
         };
         let first = self.ended.load(Ordering::SeqCst);
-        let mut pairs = self.engine.scan(DB, range, direction, usize::MAX).unwrap();
+        let mut pairs = self
+            .engine
+            .scan(DB, range, direction, ScanLimit::NONE)
+            .unwrap();
         let last = self.started.load(Ordering::SeqCst);
         if direction == Direction::Reverse {
             pairs.reverse();

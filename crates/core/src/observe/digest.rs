@@ -19,7 +19,7 @@ pub(crate) fn digest(snapshot: &Snapshot) -> Result<(Vlsn, u128), ReadError> {
         hash.update(&(bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
-    for name in snapshot.databases()? {
+    for name in snapshot.list_databases()? {
         add(name.as_bytes());
         for row in &snapshot.database(&name)? {
             let (key, value) = row?;

@@ -14,6 +14,8 @@
 //! A batch takes marks until it has [`BATCH_CHANGES_BEST`] different keys: Noxu's cost per change
 //! grows with the batch, and a key that is written again and again counts once.
 //!
+//! Between batches it gives up what dropped databases leave behind (`txn/reclaim.rs`).
+//!
 //! The engine never gets ahead of this node's own log: a mark is used only when its entry is
 //! persisted here, so that after a crash the log always continues where the engine ends.
 
@@ -29,7 +31,9 @@ use tokio::time::Instant;
 use crate::engine::{Applied, BATCH_CHANGES_BEST, Change, EngineBatch, EngineError, StorageEngine};
 use crate::ids::{DatabaseId, Vlsn};
 use crate::log::LogId;
+use crate::txn::catalog::CATALOG;
 use crate::txn::readers::{ReaderId, Readers};
+use crate::txn::reclaim::Reclaim;
 use crate::txn::sequencer::Sequencer;
 use crate::txn::window::{Version, VersionKey, Window};
 
@@ -48,6 +52,9 @@ pub(crate) struct FlushLimits {
 
 /// How often the flush looks after ages and evictions while nothing else wakes it.
 const TICK: Duration = Duration::from_millis(100);
+
+/// The same while there is space to give up: that takes a part of the engine's time, not all.
+const RECLAIM_TICK: Duration = Duration::from_millis(10);
 
 /// One applied entry.
 #[derive(Debug)]
@@ -84,6 +91,7 @@ pub(crate) struct Flush {
     readers: Arc<Readers>,
     sequencer: Arc<Sequencer>,
     engine: Arc<dyn StorageEngine>,
+    reclaim: Reclaim,
     limits: FlushLimits,
     state: Mutex<State>,
     wake: Notify,
@@ -120,6 +128,7 @@ impl Flush {
             window,
             readers,
             sequencer,
+            reclaim: Reclaim::new(Arc::clone(&engine)),
             engine,
             limits,
             state: Mutex::new(state),
@@ -171,11 +180,18 @@ impl Flush {
         persisted: watch::Receiver<Option<LogId>>,
         mut stop: watch::Receiver<bool>,
     ) -> Result<(), EngineError> {
+        // What an engine holds when it is opened is durable.
+        self.reclaim.look()?;
         loop {
+            let tick = if self.reclaim.has_work() {
+                RECLAIM_TICK
+            } else {
+                TICK
+            };
             let stopped = tokio::select! {
                 biased;
                 () = self.wake.notified() => false,
-                () = tokio::time::sleep(TICK) => false,
+                () = tokio::time::sleep(tick) => false,
                 stopped = stop.wait_for(|stop| *stop) => {
                     // A sender that is gone says the same as one that says so.
                     drop(stopped);
@@ -190,6 +206,7 @@ impl Flush {
             if stopped {
                 return Ok(());
             }
+            self.reclaim.step()?;
         }
     }
 
@@ -224,6 +241,7 @@ impl Flush {
         }
         if flushed {
             self.engine.sync()?;
+            self.reclaim.look()?;
         }
         self.lock().last_run = Instant::now();
         Ok(())
@@ -268,6 +286,10 @@ impl Flush {
             membership: membership.clone(),
         };
         let changes = self.changes(&marks);
+        let first = changes.first().map(|(database, ..)| *database);
+        if first == Some(CATALOG) {
+            self.reclaim.catalog_changed();
+        }
         match self.engine.apply(&EngineBatch { applied, changes }) {
             Ok(()) => {}
             Err(EngineError::DiskFull { source }) => {
@@ -351,14 +373,19 @@ mod tests {
     use crate::engine::{Direction, EngineFactory, KeyRange, MemoryStore};
     use crate::ids::{LogPosition, Term};
     use crate::txn::batch::{BatchBuilder, Operation};
+    use crate::txn::catalog;
     use crate::txn::view::View;
 
     const TERM: Term = Term(1);
-    const DATABASES: u32 = 2;
+    /// As the catalog has them. A test says which one by its place here.
+    const NAMES: [&str; 2] = ["a", "b"];
     /// Few, so that every key is overwritten, deleted and flushed again and again.
     const KEYS: u8 = 8;
 
-    type Model = BTreeMap<(DatabaseId, Bytes), Bytes>;
+    type Model = BTreeMap<(usize, Bytes), Bytes>;
+
+    /// What a step does to a key of the database at a place of [`NAMES`].
+    type Write = (usize, Bytes, Option<Bytes>);
 
     /// Everything between the log and a reader, with the flush in the hands of the test.
     struct Rig {
@@ -368,6 +395,9 @@ mod tests {
         engine: Arc<dyn StorageEngine>,
         flush: Flush,
         model: Model,
+        /// The id of each of [`NAMES`], and the next one.
+        ids: [DatabaseId; 2],
+        next: DatabaseId,
         persisted: watch::Sender<Option<LogId>>,
     }
 
@@ -390,19 +420,56 @@ mod tests {
                 snapshot_age_max: Duration::from_mins(1),
             };
             let flush = Flush::new(shared, Arc::clone(&engine), limits).expect("an empty engine");
-            Self {
+            let mut rig = Self {
                 window,
                 readers,
                 sequencer,
                 engine,
                 flush,
                 model: Model::new(),
+                ids: [CATALOG; 2],
+                next: catalog::FIRST_ID,
                 persisted: watch::Sender::new(None),
+            };
+            for name in 0..NAMES.len() {
+                rig.truncate(name, true);
+            }
+            rig
+        }
+
+        fn apply(&mut self, writes: &[Write], is_persisted: bool) {
+            let operation = |(name, key, value): &Write| Operation {
+                database: self.ids[*name],
+                key: key.clone(),
+                value: value.clone(),
+            };
+            let operations: Vec<_> = writes.iter().map(operation).collect();
+            self.commit(&operations, is_persisted);
+            for (name, key, value) in writes.iter().cloned() {
+                match value {
+                    Some(value) => self.model.insert((name, key), value),
+                    None => self.model.remove(&(name, key)),
+                };
             }
         }
 
+        /// Gives a name another id, as truncating a database does.
+        fn truncate(&mut self, name: usize, is_persisted: bool) {
+            self.ids[name] = self.next;
+            self.next = DatabaseId(self.next.0 + 1);
+            let entry = |key: &'static [u8], id| Operation {
+                database: CATALOG,
+                key: Bytes::from_static(key),
+                value: Some(catalog::encode_id(id)),
+            };
+            let next = entry(catalog::NEXT_ID_KEY, self.next);
+            let name_entry = entry(NAMES[name].as_bytes(), self.ids[name]);
+            self.commit(&[next, name_entry], is_persisted);
+            self.model.retain(|(of, _), _| *of != name);
+        }
+
         /// Applies one transaction as an entry of the log; `true` when it is on disk already.
-        fn apply(&mut self, operations: &[Operation], is_persisted: bool) {
+        fn commit(&mut self, operations: &[Operation], is_persisted: bool) {
             let first = self.sequencer.visible().next();
             let mut builder = BatchBuilder::new(first);
             builder.push(operations);
@@ -425,17 +492,6 @@ mod tests {
             });
             if is_persisted {
                 self.persisted.send_replace(Some(log_id));
-            }
-            for Operation {
-                database,
-                key,
-                value,
-            } in operations.iter().cloned()
-            {
-                match value {
-                    Some(value) => self.model.insert((database, key), value),
-                    None => self.model.remove(&(database, key)),
-                };
             }
         }
 
@@ -467,19 +523,20 @@ mod tests {
 
     impl Held {
         fn check(&self) -> Result<(), TestCaseError> {
-            for database in (0..DATABASES).map(DatabaseId) {
+            for (name, text) in NAMES.into_iter().enumerate() {
+                let entry = self.view.get(CATALOG, &Bytes::from(text)).expect("a value");
+                let database = catalog::decode_id(&entry.expect("a name")).expect("an id");
                 for key in 0..KEYS {
                     let key = Bytes::copy_from_slice(&[key]);
                     let seen = self.view.get(database, &key).expect("a value");
-                    prop_assert_eq!(seen, self.model.get(&(database, key)).cloned());
+                    prop_assert_eq!(seen, self.model.get(&(name, key)).cloned());
                 }
                 let range = KeyRange {
                     start: Bound::Included(Bytes::from_static(&[1])),
                     end: Bound::Excluded(Bytes::from_static(&[KEYS - 1])),
                 };
                 for range in [KeyRange::all(), range] {
-                    let inside =
-                        |key: &&(DatabaseId, Bytes)| key.0 == database && range.contains(&key.1);
+                    let inside = |key: &&(usize, Bytes)| key.0 == name && range.contains(&key.1);
                     let expected = self.model.keys().filter(inside);
                     let mut expected: Vec<_> = expected
                         .map(|key| (key.1.clone(), self.model[key].clone()))
@@ -497,29 +554,32 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Apply(Vec<Operation>, bool),
+        Apply(Vec<Write>, bool),
+        Truncate(usize, bool),
+        Reclaim,
         Begin,
         End(usize),
         Flush,
         Evict,
     }
 
-    fn operations() -> impl Strategy<Value = Vec<Operation>> {
-        let place = (0..DATABASES, 0..KEYS);
+    fn writes() -> impl Strategy<Value = Vec<Write>> {
+        let place = (0..NAMES.len(), 0..KEYS);
         let value = proptest::option::of(any::<u8>());
         proptest::collection::btree_map(place, value, 1..5).prop_map(|changes| {
-            let operation = |((database, key), value): ((u32, u8), Option<u8>)| Operation {
-                database: DatabaseId(database),
-                key: Bytes::copy_from_slice(&[key]),
-                value: value.map(|value| Bytes::copy_from_slice(&[value])),
+            let write = |((name, key), value): ((usize, u8), Option<u8>)| {
+                let value = value.map(|value| Bytes::copy_from_slice(&[value]));
+                (name, Bytes::copy_from_slice(&[key]), value)
             };
-            changes.into_iter().map(operation).collect()
+            changes.into_iter().map(write).collect()
         })
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            4 => (operations(), proptest::bool::weighted(0.8)).prop_map(|(o, p)| Step::Apply(o, p)),
+            4 => (writes(), proptest::bool::weighted(0.8)).prop_map(|(w, p)| Step::Apply(w, p)),
+            1 => (0..NAMES.len(), proptest::bool::weighted(0.8)).prop_map(|(n, p)| Step::Truncate(n, p)),
+            2 => Just(Step::Reclaim),
             2 => Just(Step::Begin),
             2 => (0..8_usize).prop_map(Step::End),
             2 => Just(Step::Flush),
@@ -534,7 +594,9 @@ mod tests {
             let mut held: Vec<Held> = Vec::new();
             for step in steps {
                 match step {
-                    Step::Apply(operations, is_persisted) => rig.apply(&operations, is_persisted),
+                    Step::Apply(writes, is_persisted) => rig.apply(&writes, is_persisted),
+                    Step::Truncate(name, is_persisted) => rig.truncate(name, is_persisted),
+                    Step::Reclaim => rig.flush.reclaim.step().expect("an engine in memory"),
                     Step::Begin => held.push(rig.reader()),
                     Step::End(at) if at < held.len() => drop(held.remove(at)),
                     Step::End(_) => {}
@@ -552,6 +614,13 @@ mod tests {
             rig.flush();
             rig.flush.evict();
             prop_assert_eq!(rig.window.bytes(), 0);
+            while rig.flush.reclaim.has_work() {
+                rig.flush.reclaim.step().expect("an engine in memory");
+            }
+            // Nothing is left that has no name.
+            let held = rig.engine.databases().expect("an engine in memory");
+            let named = |id: &DatabaseId| *id == CATALOG || rig.ids.contains(id);
+            prop_assert!(held.iter().all(named), "{held:?}");
             rig.reader().check()?;
         }
     }
@@ -560,13 +629,9 @@ mod tests {
     fn scans_go_on_past_a_chunk_that_the_window_has_deleted_whole() {
         let mut rig = Rig::new();
         let key = |n: u16| Bytes::copy_from_slice(&n.to_be_bytes());
-        let all = |value: Option<&'static [u8]>, keys: std::ops::Range<u16>| -> Vec<Operation> {
-            keys.map(|n| Operation {
-                database: DatabaseId(1),
-                key: key(n),
-                value: value.map(Bytes::from_static),
-            })
-            .collect()
+        let all = |value: Option<&'static [u8]>, keys: std::ops::Range<u16>| -> Vec<Write> {
+            keys.map(|n| (0, key(n), value.map(Bytes::from_static)))
+                .collect()
         };
         rig.apply(&all(Some(b"v"), 0..600), true);
         rig.flush();
@@ -576,7 +641,7 @@ mod tests {
         for direction in [Direction::Forward, Direction::Reverse] {
             let (mut rest, mut keys, mut chunks) = (Some(KeyRange::all()), Vec::new(), 0);
             while let Some(range) = rest {
-                let chunk = held.view.chunk(DatabaseId(1), &range, direction);
+                let chunk = held.view.chunk(rig.ids[0], &range, direction);
                 let chunk = chunk.expect("a chunk");
                 keys.extend(chunk.rows.into_iter().map(|(key, _)| key));
                 (rest, chunks) = (chunk.rest, chunks + 1);

@@ -1,11 +1,15 @@
-//! Transactions: the window of recent versions, the sequencer that numbers them, and the flush.
+//! Transactions: the window of recent versions, the sequencer that numbers them, the flush, and
+//! what the flush does with databases that have no name any more.
 
 pub(crate) mod batch;
+pub(crate) mod catalog;
 pub(crate) mod consistency;
 pub(crate) mod durability;
 pub(crate) mod flush;
 pub(crate) mod outcome;
 pub(crate) mod readers;
+pub(crate) mod reclaim;
+pub(crate) mod scan;
 pub(crate) mod sequencer;
 pub(crate) mod transaction;
 pub(crate) mod view;

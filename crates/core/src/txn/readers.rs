@@ -6,8 +6,7 @@
 //! [`Readers::now`] after it has applied, and evicts once [`Readers::all_began_after`] says so.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -22,7 +21,7 @@ pub(crate) struct ReaderId(u64);
 struct Reader {
     at: Vlsn,
     began: Instant,
-    ended: Arc<AtomicBool>,
+    ended: Arc<OnceLock<Duration>>,
 }
 
 #[derive(Debug, Default)]
@@ -45,7 +44,7 @@ impl Readers {
         let at = at();
         let id = state.next;
         state.next = ReaderId(id.0 + 1);
-        let ended = Arc::new(AtomicBool::new(false));
+        let ended = Arc::new(OnceLock::new());
         let reader = Reader {
             at,
             began: Instant::now(),
@@ -89,7 +88,9 @@ impl Readers {
         let now = Instant::now();
         self.lock().active.retain(|_, reader| {
             let keep = now.duration_since(reader.began) <= age_max;
-            reader.ended.fetch_or(!keep, Ordering::Release);
+            if !keep {
+                reader.ended.get_or_init(|| age_max);
+            }
             keep
         });
     }
@@ -105,7 +106,7 @@ pub(crate) struct ReaderGuard {
     readers: Arc<Readers>,
     id: ReaderId,
     at: Vlsn,
-    ended: Arc<AtomicBool>,
+    ended: Arc<OnceLock<Duration>>,
 }
 
 impl ReaderGuard {
@@ -113,10 +114,10 @@ impl ReaderGuard {
         self.at
     }
 
-    /// Whether the reader was ended for its age. What it read since then cannot be trusted, so
-    /// this is asked after each look at the engine, not before.
-    pub(crate) fn was_ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
+    /// The age over which the reader was ended, if it was. What it read since then cannot be
+    /// trusted, so this is asked after each look at the engine, not before.
+    pub(crate) fn ended_at_age(&self) -> Option<Duration> {
+        self.ended.get().copied()
     }
 }
 
@@ -165,7 +166,8 @@ mod tests {
         tokio::time::advance(Duration::from_secs(61)).await;
         let new = readers.begin(|| Vlsn(9));
         readers.end_older_than(Duration::from_mins(1));
-        assert!(old.was_ended() && !new.was_ended());
+        assert_eq!(old.ended_at_age(), Some(Duration::from_mins(1)));
+        assert_eq!(new.ended_at_age(), None);
         assert_eq!(readers.flush_limit(|| Vlsn(12)), Vlsn(9));
     }
 }

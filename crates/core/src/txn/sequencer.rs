@@ -20,8 +20,10 @@
 //! Because the master's log order is the order of numbering, a transaction may read versions that
 //! are still in flight: it commits only if they do.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot, watch};
@@ -37,8 +39,35 @@ use crate::txn::window::{VersionKey, Window};
 /// What a transaction read: a commit is valid while none of it has a newer version.
 #[derive(Debug, Default)]
 pub(crate) struct ReadSet {
-    pub(crate) keys: Vec<(DatabaseId, Bytes)>,
+    pub(crate) keys: BTreeSet<(DatabaseId, Bytes)>,
     pub(crate) ranges: Vec<(DatabaseId, KeyRange)>,
+}
+
+impl ReadSet {
+    /// Adds a part of a scan; one that goes on where the last one ended becomes one with it.
+    pub(crate) fn add_range(&mut self, database: DatabaseId, range: KeyRange) {
+        if let Some((last_database, last)) = self.ranges.last_mut()
+            && *last_database == database
+        {
+            match (&last.start, &last.end, &range.start, &range.end) {
+                (_, Bound::Included(end), Bound::Excluded(start), _) if end == start => {
+                    last.end = range.end;
+                    return;
+                }
+                (Bound::Included(start), _, _, Bound::Excluded(end)) if start == end => {
+                    last.start = range.start;
+                    return;
+                }
+                _ => {}
+            }
+        }
+        self.ranges.push((database, range));
+    }
+
+    /// Number of keys and ranges.
+    pub(crate) fn len(&self) -> usize {
+        self.keys.len() + self.ranges.len()
+    }
 }
 
 /// One session: its term.
@@ -67,8 +96,8 @@ pub(crate) enum SubmitError {
     Conflict,
     #[error("the node is not the master of the transaction's term")]
     NotMaster,
-    #[error("the transaction's snapshot was ended for its age")]
-    TooOld,
+    #[error("the transaction's snapshot was ended when it was older than {age_max:?}")]
+    TooOld { age_max: Duration },
 }
 
 /// How a numbered transaction ended.
@@ -221,8 +250,8 @@ impl Sequencer {
         let session = session.ok_or(SubmitError::NotMaster)?;
         let has_conflict = self.has_conflict(&finished);
         // Asked after the look into the window, which is complete only for a reader that stands.
-        if finished.reader.was_ended() {
-            return Err(SubmitError::TooOld);
+        if let Some(age_max) = finished.reader.ended_at_age() {
+            return Err(SubmitError::TooOld { age_max });
         }
         if has_conflict {
             return Err(SubmitError::Conflict);
@@ -489,7 +518,7 @@ mod tests {
 
     fn read_key(key: &'static str) -> ReadSet {
         ReadSet {
-            keys: vec![(DB, key.into())],
+            keys: BTreeSet::from([(DB, key.into())]),
             ranges: vec![],
         }
     }
@@ -523,7 +552,7 @@ mod tests {
         let sequencer = sequencer();
         let range = KeyRange::prefix(b"a");
         let reads = || ReadSet {
-            keys: vec![],
+            keys: BTreeSet::new(),
             ranges: vec![(DB, range.clone())],
         };
         let _first = sequencer

@@ -1,30 +1,26 @@
 //! What a user's function sees: databases of a read-only snapshot, or of a write transaction.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
-use std::ops::RangeBounds;
+use std::collections::BTreeMap;
+use std::ops::{Bound, RangeBounds};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::engine::{Direction, KeyRange};
+use crate::engine::{Direction, EngineError, KeyRange};
 use crate::error::{ReadError, WriteError};
 use crate::ids::{DatabaseId, Vlsn};
-use crate::limits::{DATABASE_NAME_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::limits::{KEY_BYTES_MAX, TRANSACTION_KEYS_MAX, TRANSACTION_READS_MAX, VALUE_BYTES_MAX};
 use crate::txn::batch::{OPERATION_HEADER_BYTES, Operation};
+use crate::txn::catalog::{self, CATALOG, check_name};
+use crate::txn::scan::{Scan, Source};
 use crate::txn::sequencer::{Finished, ReadSet, SessionId};
 use crate::txn::view::{Chunk, View, ViewError};
-
-/// The catalog: name of a database to its id, `u32` little-endian. It is a database itself, so
-/// that the creation of databases is replicated, ordered and conflict-checked as any write is.
-pub(crate) const CATALOG: DatabaseId = DatabaseId(0);
-
-/// Key in the catalog of the next free database id. No name can be this.
-const NEXT_ID_KEY: &[u8] = b"\0next";
 
 impl From<ViewError> for ReadError {
     fn from(error: ViewError) -> Self {
         match error {
-            ViewError::TooOld => Self::SnapshotTooOld,
+            ViewError::TooOld { age_max } => Self::SnapshotTooOld { age_max },
+            ViewError::Engine(EngineError::Closed) => Self::Closed,
             ViewError::Engine(error) => Self::Engine(error),
         }
     }
@@ -55,7 +51,7 @@ impl Snapshot {
             .view
             .get(CATALOG, &name)?
             .as_deref()
-            .map(parse_id)
+            .map(catalog::decode_id)
             .transpose()?;
         Ok(SnapshotDatabase { snapshot: self, id })
     }
@@ -64,12 +60,9 @@ impl Snapshot {
     ///
     /// # Errors
     /// The errors of a read.
-    pub fn databases(&self) -> Result<Vec<String>, ReadError> {
-        let names = Scan::new(Source::Snapshot(&self.view), Some(CATALOG), KeyRange::all())
-            .filter(|row| row.as_ref().map_or(true, |(key, _)| key != NEXT_ID_KEY));
-        names
-            .map(|row| Ok(String::from_utf8_lossy(&row?.0).into_owned()))
-            .collect()
+    pub fn list_databases(&self) -> Result<Vec<String>, ReadError> {
+        let entries = Scan::new(Source::Snapshot(&self.view), Some(CATALOG), KeyRange::all());
+        catalog::names(entries)
     }
 }
 
@@ -128,16 +121,88 @@ struct Journal {
     writes: BTreeMap<(DatabaseId, Bytes), Option<Bytes>>,
     /// What the writes take in a batch.
     written_bytes: usize,
-    /// Databases that this transaction creates.
-    created: BTreeMap<Bytes, DatabaseId>,
+    /// The databases that the transaction has asked for by name, as it has them by now: `None` is
+    /// one that does not exist.
+    databases: BTreeMap<Bytes, Option<DatabaseId>>,
+}
+
+impl Journal {
+    fn id(&self, name: &Bytes) -> Option<DatabaseId> {
+        self.databases.get(name).copied().flatten()
+    }
+
+    /// Changes nothing when a limit is exceeded.
+    fn write(
+        &mut self,
+        database: DatabaseId,
+        key: Bytes,
+        value: Option<Bytes>,
+        bytes_max: usize,
+    ) -> Result<(), WriteError> {
+        let place = (database, key);
+        let replaced = self.writes.get(&place);
+        if replaced.is_none() && self.writes.len() == TRANSACTION_KEYS_MAX {
+            return Err(WriteError::TooManyKeys {
+                max: TRANSACTION_KEYS_MAX,
+            });
+        }
+        let replaced = replaced.map_or(0, |value| write_bytes(&place.1, value.as_ref()));
+        let written = self.written_bytes - replaced + write_bytes(&place.1, value.as_ref());
+        check_size("a transaction", written, bytes_max)?;
+        self.written_bytes = written;
+        self.writes.insert(place, value);
+        Ok(())
+    }
+
+    /// Lets `name` stand for a database that holds nothing. `next` is the next free id as the
+    /// transaction found it.
+    fn create(
+        &mut self,
+        name: &Bytes,
+        next: DatabaseId,
+        bytes_max: usize,
+    ) -> Result<DatabaseId, WriteError> {
+        let next_key = Bytes::from_static(catalog::NEXT_ID_KEY);
+        // What another thread of this transaction has created since.
+        let own = self.writes.get(&(CATALOG, next_key.clone())).cloned();
+        let id = match own.flatten() {
+            Some(own) => catalog::decode_id(&own)?,
+            None => next,
+        };
+        let after = catalog::id_after(id, name)?;
+        // First of all the id is taken: whatever fails from here on, nobody else gets it.
+        self.write(
+            CATALOG,
+            next_key,
+            Some(catalog::encode_id(after)),
+            bytes_max,
+        )?;
+        let entry = Some(catalog::encode_id(id));
+        self.write(CATALOG, name.clone(), entry, bytes_max)?;
+        self.databases.insert(name.clone(), Some(id));
+        Ok(id)
+    }
+
+    /// Forgets what was written to a database that has lost its name.
+    fn forget(&mut self, database: DatabaseId) {
+        let own = self.writes.range((database, Bytes::new())..);
+        let own = own.take_while(|((of, _), _)| *of == database);
+        let places: Vec<_> = own.map(|(place, _)| place.clone()).collect();
+        for place in places {
+            let value = self.writes.remove(&place).flatten();
+            self.written_bytes -= write_bytes(&place.1, value.as_ref());
+        }
+    }
 }
 
 /// A serializable read-write transaction. It sees its own writes; others see them when it commits.
+///
+/// Threads may share one; what they do in it happens in some order.
 pub struct Transaction {
     view: View,
     session: SessionId,
     bytes_max: usize,
-    journal: RefCell<Journal>,
+    journal: Mutex<Journal>,
 }
 
 impl Transaction {
@@ -147,7 +212,7 @@ impl Transaction {
             view,
             session,
             bytes_max,
-            journal: RefCell::default(),
+            journal: Mutex::default(),
         }
     }
 
@@ -157,20 +222,66 @@ impl Transaction {
     /// [`ReadError::DatabaseName`] for an impossible name, and the errors of a read.
     pub fn database(&self, name: &str) -> Result<TransactionDatabase<'_>, WriteError> {
         let name = check_name(name)?;
-        let id = self
-            .get(CATALOG, &name)?
-            .as_deref()
-            .map(parse_id)
-            .transpose()?;
+        self.find(&name)?;
         Ok(TransactionDatabase {
             transaction: self,
             name,
-            existing: id,
         })
+    }
+
+    /// The names of all databases, sorted, with what this transaction created and without what it
+    /// dropped.
+    ///
+    /// # Errors
+    /// The errors of a read.
+    pub fn list_databases(&self) -> Result<Vec<String>, WriteError> {
+        let entries = Scan::new(Source::Transaction(self), Some(CATALOG), KeyRange::all());
+        Ok(catalog::names(entries)?)
+    }
+
+    /// Removes a database with all that it holds, of any size, together with whatever else the
+    /// transaction does. Returns whether there was one. A later `put` creates it anew.
+    ///
+    /// # Errors
+    /// [`ReadError::DatabaseName`] for an impossible name, [`WriteError::TooLarge`] and
+    /// [`WriteError::TooManyKeys`] for the transaction, and the errors of a read.
+    pub fn drop_database(&self, name: &str) -> Result<bool, WriteError> {
+        let name = check_name(name)?;
+        self.find(&name)?;
+        let mut journal = self.lock();
+        let Some(id) = journal.id(&name) else {
+            return Ok(false);
+        };
+        journal.write(CATALOG, name.clone(), None, self.bytes_max)?;
+        journal.databases.insert(name, None);
+        journal.forget(id);
+        Ok(true)
+    }
+
+    /// Empties a database, of any size, together with whatever else the transaction does. Returns
+    /// whether there was one.
+    ///
+    /// # Errors
+    /// As [`Transaction::drop_database`].
+    pub fn truncate_database(&self, name: &str) -> Result<bool, WriteError> {
+        let name = check_name(name)?;
+        self.find(&name)?;
+        if self.lock().id(&name).is_none() {
+            return Ok(false);
+        }
+        let next = self.next_id()?;
+        let mut journal = self.lock();
+        let Some(id) = journal.id(&name) else {
+            return Ok(false);
+        };
+        journal.create(&name, next, self.bytes_max)?;
+        journal.forget(id);
+        Ok(true)
     }
 
     pub(crate) fn finish(self) -> Finished {
         let journal = self.journal.into_inner();
+        let journal = journal.unwrap_or_else(PoisonError::into_inner);
         let operations = journal
             .writes
             .into_iter()
@@ -189,50 +300,83 @@ impl Transaction {
 
     /// What has been written so far takes this many bytes in a batch.
     pub(crate) fn written_bytes(&self) -> usize {
-        self.journal.borrow().written_bytes
+        self.lock().written_bytes
     }
 
-    fn get(&self, database: DatabaseId, key: &Bytes) -> Result<Option<Bytes>, ReadError> {
-        let mut journal = self.journal.borrow_mut();
-        if let Some(own) = journal.writes.get(&(database, key.clone())) {
-            return Ok(own.clone());
+    /// Puts or deletes a key of the database of this name, which [`Transaction::find`] has found.
+    fn set(&self, name: &Bytes, key: Bytes, value: Option<Bytes>) -> Result<(), WriteError> {
+        check_size("a key", key.len(), KEY_BYTES_MAX)?;
+        let value_bytes = value.as_ref().map_or(0, Bytes::len);
+        check_size("a value", value_bytes, VALUE_BYTES_MAX)?;
+        let known = self.lock().id(name);
+        let next = match known {
+            Some(_) => None,
+            None if value.is_none() => return Ok(()),
+            None => Some(self.next_id()?),
+        };
+        let mut journal = self.lock();
+        let id = match (journal.id(name), next) {
+            (Some(id), _) => id,
+            (None, Some(next)) => journal.create(name, next, self.bytes_max)?,
+            // Another thread of this transaction has just dropped it: the write came before that.
+            (None, None) => return Ok(()),
+        };
+        journal.write(id, key, value, self.bytes_max)
+    }
+
+    /// Finds the database of this name, once for the transaction.
+    fn find(&self, name: &Bytes) -> Result<(), ReadError> {
+        if self.lock().databases.contains_key(name) {
+            return Ok(());
         }
-        journal.reads.keys.push((database, key.clone()));
-        Ok(self.view.get(database, key)?)
-    }
-
-    fn write(
-        &self,
-        database: DatabaseId,
-        key: Bytes,
-        value: Option<Bytes>,
-    ) -> Result<(), WriteError> {
-        let mut journal = self.journal.borrow_mut();
-        let key_bytes = OPERATION_HEADER_BYTES + key.len();
-        let bytes = |value: &Option<Bytes>| key_bytes + value.as_ref().map_or(0, Bytes::len);
-        let place = (database, key);
-        let replaced = journal.writes.get(&place).map_or(0, bytes);
-        let written = journal.written_bytes - replaced + bytes(&value);
-        check_size("a transaction", written, self.bytes_max)?;
-        journal.written_bytes = written;
-        journal.writes.insert(place, value);
+        let entry = self.get(CATALOG, name)?;
+        let id = entry.as_deref().map(catalog::decode_id).transpose()?;
+        self.lock().databases.entry(name.clone()).or_insert(id);
         Ok(())
     }
 
+    /// The next free id.
+    fn next_id(&self) -> Result<DatabaseId, ReadError> {
+        let entry = self.get(CATALOG, &Bytes::from_static(catalog::NEXT_ID_KEY))?;
+        let id = entry.as_deref().map(catalog::decode_id).transpose()?;
+        Ok(id.unwrap_or(catalog::FIRST_ID))
+    }
+
+    fn get(&self, database: DatabaseId, key: &Bytes) -> Result<Option<Bytes>, ReadError> {
+        {
+            let mut journal = self.lock();
+            let place = (database, key.clone());
+            if let Some(own) = journal.writes.get(&place) {
+                return Ok(own.clone());
+            }
+            journal.reads.keys.insert(place);
+            check_reads(&journal.reads)?;
+        }
+        Ok(self.view.get(database, key)?)
+    }
+
     /// A part of a scan with this transaction's own writes laid over it.
-    fn chunk(
+    pub(crate) fn chunk(
         &self,
         database: DatabaseId,
         range: &KeyRange,
         direction: Direction,
     ) -> Result<Chunk, ReadError> {
         let mut chunk = self.view.chunk(database, range, direction)?;
-        let mut journal = self.journal.borrow_mut();
-        journal.reads.ranges.push((database, chunk.covered.clone()));
+        let mut journal = self.lock();
+        journal.reads.add_range(database, chunk.covered.clone());
+        check_reads(&journal.reads)?;
+        let from = match &chunk.covered.start {
+            Bound::Included(key) | Bound::Excluded(key) => key.clone(),
+            Bound::Unbounded => Bytes::new(),
+        };
+        let is_before_end = |place: &(DatabaseId, Bytes)| {
+            place.0 == database && !chunk.covered.ends_before(&place.1)
+        };
         let own = journal
             .writes
-            .range((database, Bytes::new())..)
-            .take_while(|((of, _), _)| *of == database)
+            .range((database, from)..)
+            .take_while(|(place, _)| is_before_end(place))
             .filter(|((_, key), _)| chunk.covered.contains(key));
         let mut own = own
             .map(|((_, key), value)| (key.clone(), value.clone()))
@@ -255,20 +399,9 @@ impl Transaction {
         Ok(chunk)
     }
 
-    /// Gives a database that does not exist yet its id, in the catalog.
-    fn create(&self, name: &Bytes) -> Result<DatabaseId, WriteError> {
-        let next_key = Bytes::from_static(NEXT_ID_KEY);
-        let next = self
-            .get(CATALOG, &next_key)?
-            .as_deref()
-            .map(parse_id)
-            .transpose()?;
-        let id = next.unwrap_or(DatabaseId(CATALOG.0 + 1));
-        let encode = |id: u32| Bytes::copy_from_slice(&id.to_le_bytes());
-        self.write(CATALOG, name.clone(), Some(encode(id.0)))?;
-        self.write(CATALOG, next_key, Some(encode(id.0 + 1)))?;
-        self.journal.borrow_mut().created.insert(name.clone(), id);
-        Ok(id)
+    fn lock(&self) -> MutexGuard<'_, Journal> {
+        // A panic under this lock can only come from an allocation that failed.
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -276,18 +409,12 @@ impl Transaction {
 pub struct TransactionDatabase<'a> {
     transaction: &'a Transaction,
     name: Bytes,
-    /// Its id, if it existed when the handle was made.
-    existing: Option<DatabaseId>,
 }
 
 impl<'a> TransactionDatabase<'a> {
     /// Its id, if it exists by now.
     fn id(&self) -> Option<DatabaseId> {
-        let created = || {
-            let journal = self.transaction.journal.borrow();
-            journal.created.get(&self.name).copied()
-        };
-        self.existing.or_else(created)
+        self.transaction.lock().id(&self.name)
     }
 
     /// The value of `key`, if it has one.
@@ -306,32 +433,26 @@ impl<'a> TransactionDatabase<'a> {
     /// Sets `key` to `value`.
     ///
     /// # Errors
-    /// [`WriteError::TooLarge`] when the key, the value or the transaction is over its limit (see
-    /// [`crate::limits`]).
+    /// [`WriteError::TooLarge`] when the key, the value or the transaction is over its limit, and
+    /// [`WriteError::TooManyKeys`] when the transaction writes too many (see [`crate::limits`]).
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), WriteError> {
-        let (key, value) = (key.as_ref(), value.as_ref());
-        check_size("a key", key.len(), KEY_BYTES_MAX)?;
-        check_size("a value", value.len(), VALUE_BYTES_MAX)?;
-        let id = match self.id() {
-            Some(id) => id,
-            None => self.transaction.create(&self.name)?,
-        };
-        let (key, value) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
-        self.transaction.write(id, key, Some(value))
+        self.set(
+            Bytes::copy_from_slice(key.as_ref()),
+            Some(Bytes::copy_from_slice(value.as_ref())),
+        )
     }
 
     /// Removes `key`; nothing happens when it is not there.
     ///
     /// # Errors
-    /// [`WriteError::TooLarge`] as for [`TransactionDatabase::put`].
+    /// As [`TransactionDatabase::put`].
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<(), WriteError> {
-        let key = key.as_ref();
-        check_size("a key", key.len(), KEY_BYTES_MAX)?;
-        let Some(id) = self.id() else {
-            return Ok(());
-        };
-        self.transaction
-            .write(id, Bytes::copy_from_slice(key), None)
+        self.set(Bytes::copy_from_slice(key.as_ref()), None)
+    }
+
+    /// Sets `key` to a value, or deletes it, without a copy.
+    pub(crate) fn set(&self, key: Bytes, value: Option<Bytes>) -> Result<(), WriteError> {
+        self.transaction.set(&self.name, key, value)
     }
 
     /// The keys of `range` with their values, in order. See [`Scan`] to reverse and limit it.
@@ -363,81 +484,19 @@ impl<'a> IntoIterator for &TransactionDatabase<'a> {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Source<'a> {
-    Snapshot(&'a View),
-    Transaction(&'a Transaction),
-}
-
-/// An iterator over keys and values that fetches them in chunks of bounded size.
-///
-/// [`Scan::reverse`] and [`Scan::limit`] are said before the first item is taken. Writes that a
-/// transaction makes while it scans may or may not be seen by that scan.
-pub struct Scan<'a> {
-    source: Source<'a>,
-    database: Option<DatabaseId>,
-    rest: Option<KeyRange>,
-    direction: Direction,
-    left: usize,
-    fetched: VecDeque<(Bytes, Bytes)>,
-}
-
-impl<'a> Scan<'a> {
-    fn new(source: Source<'a>, database: Option<DatabaseId>, range: KeyRange) -> Self {
-        let rest = database.map(|_| range).filter(|range| !range.is_empty());
-        let fetched = VecDeque::new();
-        Self {
-            source,
-            database,
-            rest,
-            direction: Direction::Forward,
-            left: usize::MAX,
-            fetched,
-        }
-    }
-
-    /// Yields the range from its last key to its first.
-    #[must_use]
-    pub fn reverse(mut self) -> Self {
-        self.direction = Direction::Reverse;
-        self
-    }
-
-    /// Yields `count` keys at most.
-    #[must_use]
-    pub fn limit(mut self, count: usize) -> Self {
-        self.left = count;
-        self
-    }
-
-    fn fetch(&mut self, database: DatabaseId, range: &KeyRange) -> Result<(), ReadError> {
-        let chunk = match self.source {
-            Source::Snapshot(view) => view.chunk(database, range, self.direction)?,
-            Source::Transaction(transaction) => {
-                transaction.chunk(database, range, self.direction)?
-            }
-        };
-        self.fetched.extend(chunk.rows);
-        self.rest = chunk.rest;
+fn check_reads(reads: &ReadSet) -> Result<(), ReadError> {
+    if reads.len() <= TRANSACTION_READS_MAX {
         Ok(())
+    } else {
+        Err(ReadError::TooManyReads {
+            max: TRANSACTION_READS_MAX,
+        })
     }
 }
 
-impl Iterator for Scan<'_> {
-    type Item = Result<(Bytes, Bytes), ReadError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.left = self.left.checked_sub(1)?;
-        loop {
-            if let Some(row) = self.fetched.pop_front() {
-                return Some(Ok(row));
-            }
-            let range = self.rest.take()?;
-            if let Err(error) = self.fetch(self.database?, &range) {
-                return Some(Err(error));
-            }
-        }
-    }
+/// What a write takes in a batch.
+fn write_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
+    OPERATION_HEADER_BYTES + key.len() + value.map_or(0, Bytes::len)
 }
 
 fn check_size(what: &'static str, actual: usize, max: usize) -> Result<(), WriteError> {
@@ -446,30 +505,4 @@ fn check_size(what: &'static str, actual: usize, max: usize) -> Result<(), Write
     } else {
         Err(WriteError::TooLarge { what, actual, max })
     }
-}
-
-fn check_name(name: &str) -> Result<Bytes, ReadError> {
-    let refuse = |reason| {
-        Err(ReadError::DatabaseName {
-            name: name.to_owned(),
-            reason,
-        })
-    };
-    match name {
-        "" => refuse("it is empty"),
-        _ if name.len() > DATABASE_NAME_BYTES_MAX => refuse("it is longer than 255 bytes"),
-        _ if name.chars().any(char::is_control) => refuse("it has a control character"),
-        _ => Ok(Bytes::copy_from_slice(name.as_bytes())),
-    }
-}
-
-fn parse_id(bytes: &[u8]) -> Result<DatabaseId, ReadError> {
-    let id = bytes.try_into().map(u32::from_le_bytes).map(DatabaseId);
-    id.map_err(|_| {
-        let reason = "its entry in the catalog is damaged";
-        ReadError::DatabaseName {
-            name: String::new(),
-            reason,
-        }
-    })
 }

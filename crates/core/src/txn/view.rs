@@ -12,22 +12,27 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::engine::{Direction, EngineError, KeyRange, StorageEngine};
+use crate::engine::{Direction, EngineError, KeyRange, ScanLimit, StorageEngine};
 use crate::ids::{DatabaseId, Vlsn};
 use crate::txn::readers::ReaderGuard;
 use crate::txn::window::{Version, Window};
 
-/// Keys that one look at a scanned range fetches from the engine and from the window.
-pub(crate) const CHUNK_KEYS: usize = 256;
+/// What one look at a scanned range fetches from the engine, and from the window. Enough keys that
+/// the cost of a look vanishes, and not more bytes than a scan may hold in memory beside one value.
+const CHUNK: ScanLimit = ScanLimit {
+    keys: 256,
+    bytes: 1024 * 1024,
+};
 
 /// Why a read could not be answered.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ViewError {
-    #[error("the reader is older than a snapshot may get")]
-    TooOld,
+    #[error("the reader was ended when it was older than {age_max:?}")]
+    TooOld { age_max: Duration },
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
@@ -74,7 +79,7 @@ impl View {
     /// The value of `key`, or `None`.
     ///
     /// # Errors
-    /// [`ViewError::TooOld`] when the reader was ended for its age, [`ViewError::Engine`] when the
+    /// [`ViewError::TooOld`] when the reader was ended for its age, and [`ViewError::Engine`] when the
     /// engine cannot be read.
     pub(crate) fn get(
         &self,
@@ -100,23 +105,15 @@ impl View {
         direction: Direction,
     ) -> Result<Chunk, ViewError> {
         // The window first: a version that leaves it afterwards is in the engine by then.
-        let window = self
+        let (window, is_whole) = self
             .window
-            .scan(database, range, self.at(), (direction, CHUNK_KEYS));
+            .scan(database, range, self.at(), (direction, CHUNK));
         let engine = self
             .engine
-            .scan(database, range.clone(), direction, CHUNK_KEYS)?;
-        let end = nearer_end(
-            direction,
-            (window.len() == CHUNK_KEYS)
-                .then(|| window.last())
-                .flatten()
-                .map(|row| &row.0),
-            (engine.len() == CHUNK_KEYS)
-                .then(|| engine.last())
-                .flatten()
-                .map(|row| &row.0),
-        );
+            .scan(database, range.clone(), direction, CHUNK)?;
+        let cut_window = window.last().filter(|_| !is_whole).map(|row| &row.0);
+        let cut_engine = engine.last().filter(|_| CHUNK.is_reached(&engine));
+        let end = nearer_end(direction, cut_window, cut_engine.map(|row| &row.0));
         let (covered, rest) = split(range, end, direction);
         let mut merged: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
         merged.extend(engine.into_iter().map(|(key, value)| (key, Some(value))));
@@ -137,10 +134,9 @@ impl View {
 
     /// `read`, unless the reader was ended meanwhile: the flush may have overtaken it then.
     fn still_valid<T>(&self, read: T) -> Result<T, ViewError> {
-        if self.reader.was_ended() {
-            Err(ViewError::TooOld)
-        } else {
-            Ok(read)
+        match self.reader.ended_at_age() {
+            Some(age_max) => Err(ViewError::TooOld { age_max }),
+            None => Ok(read),
         }
     }
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use crossbeam_skiplist::SkipMap;
 
-use crate::engine::{Direction, KeyRange};
+use crate::engine::{Direction, KeyRange, ScanLimit};
 use crate::ids::{DatabaseId, Vlsn};
 use crate::txn::batch::Operation;
 
@@ -144,24 +144,26 @@ impl Window {
             .any(|entry| entry.key().vlsn.0 > at)
     }
 
-    /// Up to `limit` keys of `range` with their newest version at or below `at`, in the order of
-    /// `direction`. Fewer than `limit` means that the range has no more.
+    /// The first keys of `range` with their newest version at or below `at`, in the order of
+    /// `direction`, and whether they are all: otherwise the limit was reached with the last of them.
     pub(crate) fn scan(
         &self,
         database: DatabaseId,
         range: &KeyRange,
         at: Vlsn,
-        (direction, limit): (Direction, usize),
-    ) -> Vec<WindowRow> {
+        (direction, mut limit): (Direction, ScanLimit),
+    ) -> (Vec<WindowRow>, bool) {
         let mut entries = self.versions.range(version_bounds(database, range));
         let mut rows: Vec<WindowRow> = Vec::new();
         let mut last_seen: Option<Bytes> = None;
-        while rows.len() < limit {
+        while !limit.is_used_up() {
             let next = match direction {
                 Direction::Forward => entries.next(),
                 Direction::Reverse => entries.next_back(),
             };
-            let Some(entry) = next else { break };
+            let Some(entry) = next else {
+                return (rows, true);
+            };
             let key = &entry.key().key;
             if last_seen.as_ref() == Some(key) {
                 continue;
@@ -169,13 +171,15 @@ impl Window {
             last_seen = Some(key.clone());
             // Versions are evicted while this walks, the older ones first: what the walk meets of a
             // key need not be its newest. Only the key is taken from it.
-            match self.newest(database, key, at) {
-                Some(Version::Value(value)) => rows.push((key.clone(), Some(value))),
-                Some(Version::Deleted) => rows.push((key.clone(), None)),
-                None => {}
-            }
+            let value = match self.newest(database, key, at) {
+                Some(Version::Value(value)) => Some(value),
+                Some(Version::Deleted) => None,
+                None => continue,
+            };
+            limit.take(key.len() + value.as_ref().map_or(0, Bytes::len));
+            rows.push((key.clone(), value));
         }
-        rows
+        (rows, false)
     }
 
     /// What this very version says of its key: the outer `None` when it is not in the window.
@@ -255,7 +259,8 @@ mod tests {
         let scan = |direction| {
             while !done.load(Ordering::Relaxed) {
                 let at = Vlsn(visible.load(Ordering::Acquire));
-                let rows = window.scan(DB, &KeyRange::all(), at, (direction, 256));
+                let limit = (direction, ScanLimit::keys(256));
+                let (rows, _) = window.scan(DB, &KeyRange::all(), at, limit);
                 assert!(rows.iter().all(|(_, value)| value.is_none()), "{rows:?}");
             }
         };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use steadfast::engine::{
     Applied, Direction, EngineBatch, EngineError, EngineFactory, EngineStats, KeyRange,
-    MemoryStore, StorageEngine,
+    MemoryStore, ScanLimit, StorageEngine,
 };
 use steadfast::ids::DatabaseId;
 use steadfast::machine::{Machine, Threads};
@@ -89,7 +89,7 @@ impl StorageEngine for WatchedEngine {
         database: DatabaseId,
         range: KeyRange,
         direction: Direction,
-        limit: usize,
+        limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
         self.1.by.lock().expect("no panic").insert(this_thread());
         let now = self.1.now.fetch_add(1, Ordering::SeqCst) + 1;
@@ -100,6 +100,12 @@ impl StorageEngine for WatchedEngine {
         let scanned = self.0.scan(database, range, direction, limit);
         self.1.now.fetch_sub(1, Ordering::SeqCst);
         scanned
+    }
+    fn databases(&self) -> Result<Vec<DatabaseId>, EngineError> {
+        self.0.databases()
+    }
+    fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool, EngineError> {
+        self.0.reclaim(database, keys_max)
     }
     fn stats(&self) -> EngineStats {
         self.0.stats()

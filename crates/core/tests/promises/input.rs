@@ -261,7 +261,7 @@ fn a_name_that_no_database_can_have_is_refused() {
     let _token = token.expect("committed");
     let names = node.read(
         ConsistencyPolicy::Linearizable,
-        steadfast::Snapshot::databases,
+        steadfast::Snapshot::list_databases,
     );
     assert_eq!(names.expect("read"), [longest]);
 }

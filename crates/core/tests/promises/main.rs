@@ -7,6 +7,7 @@
 )]
 
 mod blocking;
+mod databases;
 mod digest;
 mod failures;
 mod input;
@@ -16,3 +17,4 @@ mod pressure;
 mod restart;
 mod serializable;
 mod support;
+mod transactions;

@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use bytes::Bytes;
 use steadfast::engine::{
     Applied, Direction, EngineBatch, EngineError, EngineFactory, EngineStats, KeyRange,
-    MemoryStore, StorageEngine,
+    MemoryStore, ScanLimit, StorageEngine,
 };
 use steadfast::ids::DatabaseId;
 use steadfast::machine::Machine;
@@ -212,9 +212,15 @@ impl StorageEngine for FailingEngine {
         database: DatabaseId,
         range: KeyRange,
         direction: Direction,
-        limit: usize,
+        limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
         self.0.scan(database, range, direction, limit)
+    }
+    fn databases(&self) -> Result<Vec<DatabaseId>, EngineError> {
+        self.0.databases()
+    }
+    fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool, EngineError> {
+        self.0.reclaim(database, keys_max)
     }
     fn stats(&self) -> EngineStats {
         self.0.stats()

@@ -1,10 +1,10 @@
 //! Groups whose disks, network and runtime a test holds in its hands.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use steadfast::engine::MemoryStore;
+use steadfast::engine::{EngineError, EngineFactory, MemoryStore, StorageEngine};
 use steadfast::log::MemoryDisk;
 use steadfast::machine::Machine;
 use steadfast::{
@@ -117,12 +117,29 @@ impl Storage {
     }
 }
 
+/// Opens engines as another factory does, and shows the test the last one.
+pub(crate) struct Shown {
+    factory: Arc<dyn EngineFactory>,
+    engine: Engine,
+}
+
+impl EngineFactory for Shown {
+    fn open(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>, EngineError> {
+        let engine = self.factory.open(dir)?;
+        *self.engine.lock().expect("no panic") = Some(Arc::clone(&engine));
+        Ok(engine)
+    }
+}
+
+type Engine = Arc<Mutex<Option<Arc<dyn StorageEngine>>>>;
+
 /// A group of nodes `n1`, `n2`, … in this process.
 pub(crate) struct Group {
     pub(crate) network: MemoryNetwork,
     pub(crate) storages: Vec<Storage>,
     pub(crate) nodes: Vec<Option<Env>>,
     pub(crate) runtime: Runtime,
+    engines: Vec<Engine>,
     numbers: Numbers,
     _dir: Option<TempDir>,
 }
@@ -155,6 +172,7 @@ impl Group {
         Self {
             network: MemoryNetwork::new(),
             nodes: storages.iter().map(|_| None).collect(),
+            engines: storages.iter().map(|_| Engine::default()).collect(),
             storages,
             runtime: runtime(),
             numbers,
@@ -176,7 +194,21 @@ impl Group {
     }
 
     pub(crate) fn machine(&self, at: usize) -> Machine {
-        self.storages[at].machine(&self.network, &name(at))
+        let machine = self.storages[at].machine(&self.network, &name(at));
+        let shown = Shown {
+            factory: machine.engines,
+            engine: Arc::clone(&self.engines[at]),
+        };
+        Machine {
+            engines: Arc::new(shown),
+            ..machine
+        }
+    }
+
+    /// The engine that a node has opened.
+    pub(crate) fn engine(&self, at: usize) -> Arc<dyn StorageEngine> {
+        let engine = self.engines[at].lock().expect("no panic").clone();
+        engine.expect("the node is open")
     }
 
     /// Opens a node on what its storage holds.

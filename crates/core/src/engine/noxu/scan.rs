@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use noxu::{Cursor, CursorConfig, Database, DatabaseEntry, Get, OperationStatus};
 
-use super::{read, read_error};
-use crate::engine::{Direction, KeyRange, Result};
+use super::errors::read_error;
+use super::read;
+use crate::engine::{Direction, KeyRange, Result, ScanLimit};
 
 /// One pass over a range with a cursor that takes no locks.
 pub(super) struct Scan<'a> {
@@ -37,11 +38,12 @@ impl<'a> Scan<'a> {
         })
     }
 
-    pub(super) fn collect(mut self, limit: usize) -> Result<Vec<(Bytes, Bytes)>> {
+    pub(super) fn collect(mut self, mut limit: ScanLimit) -> Result<Vec<(Bytes, Bytes)>> {
         let mut pairs = Vec::new();
         let mut found = self.first()?;
-        while found && pairs.len() < limit {
+        while found && !limit.is_used_up() {
             if let Some(pair) = self.pair()? {
+                limit.take(pair.0.len() + pair.1.len());
                 pairs.push(pair);
             } else if self.is_past_range() {
                 break;

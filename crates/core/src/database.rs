@@ -1,0 +1,252 @@
+//! Single operations on one database, and batches of writes, for what needs no transaction function.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::env::ReplicatedEnvironment;
+use crate::error::{ReadError, WriteError};
+use crate::token::CommitToken;
+use crate::txn::consistency::ConsistencyPolicy;
+use crate::txn::transaction::Transaction;
+
+/// One database of an environment, for operations that are a transaction each. Clones are the same
+/// database.
+///
+/// It is a name, and costs nothing to make: the database comes into being with its first `put`, and
+/// if it is dropped and created again the handle goes on with the new one.
+///
+/// ```
+/// # use steadfast::{CompareAndSet, ConsistencyPolicy, ReplicatedEnvironment};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let group = ReplicatedEnvironment::in_memory_group(1)?;
+/// # let env = &group[0];
+/// let leases = env.database("leases");
+/// match leases.put_if_absent("job-7", "worker-1")? {
+///     CompareAndSet::Done(token) => println!("taken as of {token}"),
+///     CompareAndSet::Refused { current, .. } => println!("{current:?} has it"),
+/// }
+/// let renewed = leases.compare_and_set("job-7", Some(b"worker-1"), "worker-1, again")?;
+/// assert!(matches!(renewed, CompareAndSet::Done(_)));
+/// assert!(leases.get(ConsistencyPolicy::Linearizable, "job-7")?.is_some());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Database {
+    environment: ReplicatedEnvironment,
+    name: Arc<str>,
+}
+
+impl Database {
+    pub(crate) fn new(environment: ReplicatedEnvironment, name: &str) -> Self {
+        Self {
+            environment,
+            name: Arc::from(name),
+        }
+    }
+
+    /// The name of the database.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The value of `key`, if it has one, on a state as fresh as `policy` says.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn get(
+        &self,
+        policy: ConsistencyPolicy,
+        key: impl AsRef<[u8]>,
+    ) -> Result<Option<Bytes>, ReadError> {
+        self.environment.block_on(self.get_async(policy, key))
+    }
+
+    /// As [`Database::get`].
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn get_async(
+        &self,
+        policy: ConsistencyPolicy,
+        key: impl AsRef<[u8]>,
+    ) -> Result<Option<Bytes>, ReadError> {
+        let read = self
+            .environment
+            .read_async(policy, |snapshot| snapshot.database(&self.name)?.get(key));
+        read.await
+    }
+
+    /// Sets `key` to `value`.
+    ///
+    /// # Errors
+    /// See [`WriteError`]; never `Conflict`.
+    pub fn put(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+    ) -> Result<CommitToken, WriteError> {
+        self.environment.block_on(self.put_async(key, value))
+    }
+
+    /// As [`Database::put`].
+    ///
+    /// # Errors
+    /// See [`WriteError`]; never `Conflict`.
+    pub async fn put_async(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+    ) -> Result<CommitToken, WriteError> {
+        let put = |txn: &Transaction| txn.database(&self.name)?.put(&key, &value);
+        self.environment.write_async(put).await
+    }
+
+    /// Removes `key`; nothing happens when it is not there.
+    ///
+    /// # Errors
+    /// See [`WriteError`]; never `Conflict`.
+    pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<CommitToken, WriteError> {
+        self.environment.block_on(self.delete_async(key))
+    }
+
+    /// As [`Database::delete`].
+    ///
+    /// # Errors
+    /// See [`WriteError`]; never `Conflict`.
+    pub async fn delete_async(&self, key: impl AsRef<[u8]>) -> Result<CommitToken, WriteError> {
+        let delete = |txn: &Transaction| txn.database(&self.name)?.delete(&key);
+        self.environment.write_async(delete).await
+    }
+
+    /// Sets `key` to `value` if it has no value.
+    ///
+    /// # Errors
+    /// See [`WriteError`]; never `Conflict`.
+    pub fn put_if_absent(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+    ) -> Result<CompareAndSet, WriteError> {
+        self.compare_and_set(key, None, value)
+    }
+
+    /// As [`Database::put_if_absent`].
+    ///
+    /// # Errors
+    /// See [`WriteError`]; never `Conflict`.
+    pub async fn put_if_absent_async(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+    ) -> Result<CompareAndSet, WriteError> {
+        self.compare_and_set_async(key, None, value).await
+    }
+
+    /// Sets `key` to `value` if its value is `expected`; `None` expects that it has none.
+    ///
+    /// # Errors
+    /// See [`WriteError`]; never `Conflict`. Another value than the expected one is no error.
+    pub fn compare_and_set(
+        &self,
+        key: impl AsRef<[u8]>,
+        expected: Option<&[u8]>,
+        value: impl AsRef<[u8]>,
+    ) -> Result<CompareAndSet, WriteError> {
+        let set = self.compare_and_set_async(key, expected, value);
+        self.environment.block_on(set)
+    }
+
+    /// As [`Database::compare_and_set`].
+    ///
+    /// # Errors
+    /// See [`WriteError`]; never `Conflict`. Another value than the expected one is no error.
+    pub async fn compare_and_set_async(
+        &self,
+        key: impl AsRef<[u8]>,
+        expected: Option<&[u8]>,
+        value: impl AsRef<[u8]>,
+    ) -> Result<CompareAndSet, WriteError> {
+        let mut refused = None;
+        let set = |txn: &Transaction| {
+            let database = txn.database(&self.name)?;
+            let current = database.get(&key)?;
+            refused = None;
+            if current.as_deref() == expected {
+                return database.put(&key, &value);
+            }
+            // Committed without a write: the value that it saw may be one that never was until then.
+            refused = Some(current);
+            Ok(())
+        };
+        let token = self.environment.write_async(set).await?;
+        Ok(match refused {
+            None => CompareAndSet::Done(token),
+            Some(current) => CompareAndSet::Refused { current, token },
+        })
+    }
+}
+
+/// What came of a write with a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "it says whether the value was set"]
+pub enum CompareAndSet {
+    /// The value was set.
+    Done(CommitToken),
+    /// Nothing was written: the key had another value than the expected one.
+    Refused {
+        /// Its value, if it had one.
+        current: Option<Bytes>,
+        /// The commit as of which it had that value.
+        token: CommitToken,
+    },
+}
+
+/// Puts and deletes that are done together or not at all. Of several on one key the last counts.
+#[derive(Clone, Debug, Default)]
+pub struct WriteBatch {
+    operations: Vec<(Arc<str>, Bytes, Option<Bytes>)>,
+}
+
+impl WriteBatch {
+    /// An empty batch.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a put.
+    pub fn put(
+        &mut self,
+        database: &str,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+    ) -> &mut Self {
+        let value = Bytes::copy_from_slice(value.as_ref());
+        self.add(database, key.as_ref(), Some(value))
+    }
+
+    /// Adds a delete.
+    pub fn delete(&mut self, database: &str, key: impl AsRef<[u8]>) -> &mut Self {
+        self.add(database, key.as_ref(), None)
+    }
+
+    /// Does all of it in the transaction.
+    pub(crate) fn run(&self, txn: &Transaction) -> Result<(), WriteError> {
+        for (database, key, value) in &self.operations {
+            txn.database(database)?.set(key.clone(), value.clone())?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, database: &str, key: &[u8], value: Option<Bytes>) -> &mut Self {
+        let last = self.operations.last().map(|(last, ..)| last);
+        let database = match last {
+            Some(last) if **last == *database => Arc::clone(last),
+            _ => Arc::from(database),
+        };
+        self.operations
+            .push((database, Bytes::copy_from_slice(key), value));
+        self
+    }
+}

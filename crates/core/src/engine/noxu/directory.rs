@@ -1,0 +1,41 @@
+//! The files of a Noxu environment, as far as we touch them.
+
+use std::io;
+use std::path::Path;
+
+/// Creates the directory and makes it and its files durable as they are. Noxu reads files that were
+/// written before a crash of the process, but not synced, as if they were.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "Noxu's files are not behind the disk trait"
+)]
+pub(super) fn make_directory_durable(directory: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::fs::File::open(entry.path())?.sync_all()?;
+        }
+    }
+    std::fs::File::open(directory)?.sync_all()?;
+    match directory
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        Some(parent) => std::fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Size of the files of a directory. A file that goes while this looks counts for nothing.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "Noxu's files are not behind the disk trait"
+)]
+pub(super) fn bytes_in(directory: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return 0;
+    };
+    let sizes = entries.filter_map(|entry| entry.and_then(|entry| entry.metadata()).ok());
+    sizes.map(|metadata| metadata.len()).sum()
+}

@@ -1,0 +1,173 @@
+//! The catalog: which name stands for which database.
+//!
+//! It is a database itself, so that creating, truncating and dropping a database is replicated,
+//! ordered and conflict-checked as any write is: whoever uses a database by its name has read the
+//! name's entry, and conflicts with a transaction that changes it.
+//!
+//! | key | value |
+//! | --- | --- |
+//! | name of a database | its id, `u32` little-endian |
+//! | `"\0next"`, which is no name | the next free id, `u32` little-endian |
+//!
+//! An id is given once. A dropped database loses its entry, a truncated one gets a new id: the data
+//! under the old one belongs to no name any more, and each node's engine gives it up in its own
+//! time (`txn/reclaim.rs`).
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+
+use crate::engine::{Direction, EngineError, KeyRange, ScanLimit, StorageEngine};
+use crate::error::ReadError;
+use crate::ids::DatabaseId;
+use crate::limits::DATABASE_NAME_BYTES_MAX;
+
+/// The catalog itself.
+pub(crate) const CATALOG: DatabaseId = DatabaseId(0);
+
+/// Key of the next free id.
+pub(crate) const NEXT_ID_KEY: &[u8] = b"\0next";
+
+/// The id of the first database.
+pub(crate) const FIRST_ID: DatabaseId = DatabaseId(CATALOG.0 + 1);
+
+/// Entries of the engine's catalog that are looked at in one step.
+const STEP: ScanLimit = ScanLimit::keys(256);
+
+/// The name as a key of the catalog.
+///
+/// # Errors
+/// [`ReadError::DatabaseName`] when no database can have it.
+pub(crate) fn check_name(name: &str) -> Result<Bytes, ReadError> {
+    let reason = match name {
+        "" => "it is empty",
+        _ if name.len() > DATABASE_NAME_BYTES_MAX => "it is longer than 255 bytes",
+        _ if name.chars().any(char::is_control) => "it has a control character",
+        _ => return Ok(Bytes::copy_from_slice(name.as_bytes())),
+    };
+    Err(refuse(name, reason))
+}
+
+/// The id after `id`.
+///
+/// # Errors
+/// [`ReadError::DatabaseName`] when `name` asks for an id and 2^32 have been given.
+pub(crate) fn id_after(id: DatabaseId, name: &Bytes) -> Result<DatabaseId, ReadError> {
+    let next = id.0.checked_add(1).map(DatabaseId);
+    next.ok_or_else(|| refuse(&text(name), "all 2^32 ids of databases have been given"))
+}
+
+pub(crate) fn encode_id(id: DatabaseId) -> Bytes {
+    Bytes::copy_from_slice(&id.0.to_le_bytes())
+}
+
+/// # Errors
+/// [`ReadError::DatabaseName`] when the value is not an id.
+pub(crate) fn decode_id(value: &[u8]) -> Result<DatabaseId, ReadError> {
+    parse_id(value).ok_or_else(|| refuse("", "its entry in the catalog is damaged"))
+}
+
+/// The names among the entries of the catalog.
+///
+/// # Errors
+/// The first error among the entries.
+pub(crate) fn names(
+    entries: impl Iterator<Item = Result<(Bytes, Bytes), ReadError>>,
+) -> Result<Vec<String>, ReadError> {
+    let is_name =
+        |entry: &Result<(Bytes, _), _>| entry.as_ref().map_or(true, |(key, _)| key != NEXT_ID_KEY);
+    entries
+        .filter(is_name)
+        .map(|entry| Ok(text(&entry?.0)))
+        .collect()
+}
+
+/// The databases in the engine that no name stands for, and none ever will: their id has been given
+/// and is not in the engine's catalog. Between two batches the engine is the state at one VLSN.
+///
+/// # Errors
+/// When the engine cannot be read, or its catalog holds something else than ids.
+pub(crate) fn nameless(engine: &dyn StorageEngine) -> Result<Vec<DatabaseId>, EngineError> {
+    let (mut named, mut next) = (BTreeSet::from([CATALOG]), FIRST_ID);
+    let mut rest = KeyRange::all();
+    loop {
+        let entries = engine.scan(CATALOG, rest.clone(), Direction::Forward, STEP)?;
+        for (key, value) in &entries {
+            let id = parse_id(value).ok_or_else(|| EngineError::Corrupt {
+                what: format!("the catalog's entry of {:?}", text(key)),
+            })?;
+            if key == NEXT_ID_KEY {
+                next = id;
+            } else {
+                named.insert(id);
+            }
+        }
+        match entries.last() {
+            Some((last, _)) if STEP.is_reached(&entries) => {
+                rest = rest.after(last.clone(), Direction::Forward);
+            }
+            _ => break,
+        }
+    }
+    let mut databases = engine.databases()?;
+    // An engine may make a database before the batch that puts its first key into it.
+    databases.retain(|id| *id < next && !named.contains(id));
+    Ok(databases)
+}
+
+fn parse_id(value: &[u8]) -> Option<DatabaseId> {
+    value
+        .try_into()
+        .ok()
+        .map(u32::from_le_bytes)
+        .map(DatabaseId)
+}
+
+fn refuse(name: &str, reason: &'static str) -> ReadError {
+    ReadError::DatabaseName {
+        name: name.to_owned(),
+        reason,
+    }
+}
+
+fn text(name: &Bytes) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::engine::{Applied, Change, EngineBatch, EngineFactory, MemoryStore};
+    use crate::ids::{LogPosition, Term, Vlsn};
+
+    /// Also where an engine has made a database whose creation has not reached it yet.
+    #[test]
+    fn what_has_an_entry_or_an_id_that_has_not_been_given_is_not_nameless() {
+        let engine = MemoryStore::new()
+            .open(Path::new("/engine"))
+            .expect("opened");
+        let put = |database, key: Bytes, value| (database, key, Change::Put(value));
+        let (named, next) = (1..=600, DatabaseId(603));
+        let mut changes = vec![put(CATALOG, Bytes::from(NEXT_ID_KEY), encode_id(next))];
+        changes.extend(named.clone().map(|id| {
+            let name = Bytes::from(format!("database {id:03}"));
+            put(CATALOG, name, encode_id(DatabaseId(id)))
+        }));
+        for id in named.chain([601, 602, 603, 700]) {
+            changes.push(put(DatabaseId(id), Bytes::from("k"), Bytes::from("v")));
+        }
+        let applied = Applied {
+            term: Term(1),
+            position: LogPosition(1),
+            vlsn: Vlsn(1),
+            membership: Bytes::new(),
+        };
+        engine
+            .apply(&EngineBatch { applied, changes })
+            .expect("applied");
+        let found = nameless(&*engine).expect("an engine in memory");
+        assert_eq!(found, [601, 602].map(DatabaseId));
+    }
+}

@@ -1,0 +1,688 @@
+//! Transactions without a function, single operations and batches, and the limits of a transaction.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+use bytes::Bytes;
+use steadfast::engine::{
+    Applied, Direction, EngineBatch, EngineError, EngineFactory, EngineStats, KeyRange,
+    MemoryStore, ScanLimit, StorageEngine,
+};
+use steadfast::ids::DatabaseId;
+use steadfast::limits::{TRANSACTION_KEYS_MAX, TRANSACTION_READS_MAX};
+use steadfast::machine::Machine;
+use steadfast::{
+    CompareAndSet, ConsistencyPolicy, OpenTransaction, Outcome, ReadError, ReplicatedEnvironment,
+    Role, Scan, Transaction, WriteBatch, WriteError,
+};
+
+use crate::support::{Env, Group, STEADY, Storage, eventually, get, in_time, name, number, put};
+
+const LINEARIZABLE: ConsistencyPolicy = ConsistencyPolicy::Linearizable;
+
+fn begin(node: &Env) -> OpenTransaction {
+    node.begin_transaction().expect("begun")
+}
+
+/// Works in the function given to `write` and in an open transaction.
+fn raise(txn: &Transaction, key: &str) -> Result<u64, WriteError> {
+    let database = txn.database("d")?;
+    let raised = number(database.get(key)?) + 1;
+    database.put(key, raised.to_le_bytes())?;
+    Ok(raised)
+}
+
+fn value(node: &Env, key: &str) -> u64 {
+    number(get(node, LINEARIZABLE, key).expect("read"))
+}
+
+fn commits_and_shows(group: &Group) {
+    let node = group.master();
+    let _token = put(node, "first", "v").expect("the database exists");
+    let open = begin(node);
+    assert_eq!(raise(&open, "n").expect("raised"), 1);
+    assert_eq!(raise(&open, "n").expect("raised"), 2);
+    assert_eq!(value(node, "n"), 0);
+    // On another thread, and with others' writes in between that do not touch it.
+    let token = std::thread::scope(|scope| {
+        let other = scope.spawn(move || {
+            assert_eq!(raise(&open, "n").expect("raised"), 3);
+            let _token = put(node, "other", "v").expect("committed");
+            open.commit()
+        });
+        other.join().expect("no panic").expect("committed")
+    });
+    for node in group.open_nodes() {
+        let seen = node.read(LINEARIZABLE, |snapshot| {
+            assert!(snapshot.vlsn() >= token.vlsn);
+            snapshot.database("d")?.get("n")
+        });
+        assert_eq!(number(seen.expect("read")), 3);
+    }
+    group.digest();
+}
+
+#[test]
+fn an_open_transaction_is_seen_when_it_has_been_committed() {
+    commits_and_shows(&Group::in_memory(3, STEADY));
+}
+
+#[test]
+fn an_open_transaction_is_seen_when_it_has_been_committed_in_noxu() {
+    let group = Group::on_disk(3, STEADY);
+    commits_and_shows(&group);
+    one_of_two_conflicts(&group);
+    single_operations(&group);
+}
+
+#[test]
+fn an_open_transaction_lives_across_awaits_of_a_task_that_moves() {
+    let group = Group::in_memory(1, STEADY);
+    let node = group.master().clone();
+    let task = group.runtime.spawn(async move {
+        let open = node.begin_transaction_async().await?;
+        let database = open.database("d")?;
+        for n in 0..5_u8 {
+            database.put([n], [n])?;
+            tokio::task::yield_now().await;
+            assert_eq!(database.iter().count(), usize::from(n) + 1);
+        }
+        drop(database);
+        open.commit_async().await
+    });
+    let _token = in_time("the task", {
+        let handle = group.runtime.handle().clone();
+        move || handle.block_on(task)
+    })
+    .expect("no panic")
+    .expect("committed");
+    assert_eq!(
+        get(group.master(), LINEARIZABLE, [4]).expect("read"),
+        Some(vec![4])
+    );
+}
+
+#[test]
+fn an_open_transaction_that_is_dropped_or_aborted_leaves_nothing() {
+    let group = Group::in_memory(3, &[("flush_bytes", 1024), ("flush_interval_ms", 1)]);
+    let node = group.master();
+    let _token = put(node, "n", 7_u64.to_le_bytes()).expect("committed");
+    let before = (group.digest(), node.status().vlsn);
+    let abandon: [fn(OpenTransaction); 3] = [drop, OpenTransaction::abort, |open| {
+        std::thread::spawn(move || drop(open))
+            .join()
+            .expect("no panic");
+    }];
+    for abandon in abandon {
+        let open = begin(node);
+        raise(&open, "n").expect("raised");
+        open.database("new")
+            .and_then(|new| new.put("k", "v"))
+            .expect("put");
+        abandon(open);
+    }
+    assert_eq!((group.digest(), node.status().vlsn), before);
+    // No snapshot is left that would keep what is flushed in the window.
+    let _token = put(node, "after", "v").expect("committed");
+    eventually("everything flushed", || node.status().window_bytes == 0);
+    assert_eq!(value(node, "n"), 7);
+}
+
+fn one_of_two_conflicts(group: &Group) {
+    let node = group.master();
+    let (one, two) = (begin(node), begin(node));
+    let seen = [&one, &two].map(|open| raise(open, "both").expect("raised"));
+    assert_eq!(seen, [1, 1]);
+    let _token = one.commit().expect("committed");
+    let refused = two.commit().expect_err("it read what the first one wrote");
+    assert!(matches!(refused, WriteError::Conflict), "{refused:?}");
+    assert!(refused.is_retryable());
+    assert_eq!(refused.outcome(), Outcome::NotCommitted);
+    assert_eq!(value(node, "both"), 1);
+    let again = begin(node);
+    assert_eq!(raise(&again, "both").expect("raised"), 2);
+    let _token = again.commit().expect("committed");
+    assert_eq!(value(node, "both"), 2);
+}
+
+#[test]
+fn of_two_open_transactions_that_read_and_write_the_same_key_one_conflicts() {
+    one_of_two_conflicts(&Group::in_memory(3, STEADY));
+}
+
+#[test]
+fn two_open_transactions_that_read_both_keys_and_write_one_each_never_both_pass() {
+    let group = Group::in_memory(1, STEADY);
+    let node = group.master();
+    let (one, two) = (begin(node), begin(node));
+    for (open, own) in [(&one, "a"), (&two, "b")] {
+        let database = open.database("d").expect("a database");
+        assert_eq!(database.get("a").expect("read"), None);
+        assert_eq!(database.get("b").expect("read"), None);
+        database.put(own, "off").expect("put");
+    }
+    let _token = two.commit().expect("committed");
+    assert!(matches!(one.commit(), Err(WriteError::Conflict)));
+}
+
+#[test]
+fn a_key_that_comes_or_goes_in_a_range_that_was_read_is_a_conflict() {
+    type Read = fn(Scan<'_>) -> usize;
+    let reads: [Read; 3] = [
+        |scan| scan.count(),
+        |scan| scan.reverse().count(),
+        |scan| scan.limit(1_000).count(),
+    ];
+    let group = Group::in_memory(1, &[("flush_bytes", 1024), ("flush_interval_ms", 1)]);
+    let node = group.master();
+    let filled = node.write(|txn| {
+        let database = txn.database("d")?;
+        (0..600).try_for_each(|n| database.put(format!("key {n:03}"), "v"))
+    });
+    let _token = filled.expect("committed");
+    let conflicts = |read: Read, change: &dyn Fn(&Transaction) -> Result<(), WriteError>| {
+        let open = begin(node);
+        let database = open.database("d").expect("a database");
+        assert!(read(database.prefix("key ")) >= 600);
+        database.put("sum", "v").expect("put");
+        drop(database);
+        let _token = node.write(change).expect("committed");
+        matches!(open.commit(), Err(WriteError::Conflict))
+    };
+    for read in reads {
+        for place in ["key 000a", "key 300a", "key 599a"] {
+            assert!(
+                conflicts(read, &|txn| txn.database("d")?.put(place, "v")),
+                "{place} came"
+            );
+            assert!(
+                conflicts(read, &|txn| txn.database("d")?.delete(place)),
+                "{place} went"
+            );
+        }
+        assert!(
+            !conflicts(read, &|txn| txn.database("d")?.put("kez", "v")),
+            "outside"
+        );
+        assert!(
+            !conflicts(read, &|txn| txn.database("e")?.put("key 1", "v")),
+            "elsewhere"
+        );
+    }
+}
+
+#[test]
+fn an_open_transaction_on_a_master_that_is_deposed_says_so_at_its_commit() {
+    let group = Group::in_memory(3, &[]);
+    let old = group.master_except(None);
+    let _token = put(group.node(old), "n", 1_u64.to_le_bytes()).expect("committed");
+    let open = begin(group.node(old));
+    raise(&open, "n").expect("raised");
+    group.network.isolate(&name(old));
+    let new = group.master_except(Some(old));
+    group.network.heal(&name(old));
+    eventually("the deposed master follows", || {
+        group.node(old).state().role == Role::Replica
+    });
+    let refused = open.commit().expect_err("the session is over");
+    let is_named = matches!(
+        refused,
+        WriteError::NotMaster { .. } | WriteError::NotCommitted { .. }
+    );
+    assert!(is_named, "{refused:?}");
+    assert!(refused.is_retryable());
+    assert_eq!(refused.outcome(), Outcome::NotCommitted);
+    assert_eq!(value(group.node(new), "n"), 1);
+    let replica = (0..3).find(|at| *at != group.master_except(None));
+    let begun = group.node(replica.expect("a replica")).begin_transaction();
+    assert!(matches!(begun.err(), Some(WriteError::NotMaster { .. })));
+}
+
+#[test]
+fn an_open_transaction_that_is_too_old_is_told_the_limit_at_its_next_read_and_at_its_commit() {
+    let group = Group::in_memory(1, &[("snapshot_age_max_ms", 50)]);
+    let node = group.master();
+    let _token = put(node, "n", 1_u64.to_le_bytes()).expect("committed");
+    let (reading, writing) = (begin(node), begin(node));
+    raise(&writing, "n").expect("raised");
+    let mut told = None;
+    eventually("it is too old", || {
+        let read = reading.database("d").and_then(|database| database.get("n"));
+        told = read.err();
+        told.is_some()
+    });
+    for error in [told, writing.commit().err()] {
+        let error = error.expect("too old");
+        let age_max = Duration::from_millis(50);
+        assert!(
+            matches!(error, WriteError::TooOld { age_max: told } if told == age_max),
+            "{error:?}"
+        );
+        assert!(error.is_retryable());
+        assert_eq!(error.outcome(), Outcome::NotCommitted);
+    }
+    let read = node.read(ConsistencyPolicy::Eventual, |snapshot| {
+        eventually("it is too old", || {
+            matches!(
+                snapshot.list_databases(),
+                Err(ReadError::SnapshotTooOld { .. })
+            )
+        });
+        Ok(())
+    });
+    read.expect("what the function returned");
+    assert_eq!(value(node, "n"), 1);
+}
+
+#[test]
+fn an_open_transaction_on_an_environment_that_closes_says_closed() {
+    let group = Group::in_memory(1, &[]);
+    let node = group.master();
+    let open = begin(node);
+    raise(&open, "n").expect("raised");
+    node.close().expect("closed");
+    let read = open.database("d").and_then(|database| database.get("m"));
+    assert!(matches!(read, Err(WriteError::Closed)), "{read:?}");
+    assert!(matches!(open.commit(), Err(WriteError::Closed)));
+    assert!(matches!(
+        node.begin_transaction().err(),
+        Some(WriteError::Closed)
+    ));
+}
+
+#[test]
+fn sixty_four_threads_that_raise_one_counter_all_finish() {
+    let group = Group::in_memory(3, STEADY);
+    let node = group.master().clone();
+    let raised = in_time("all threads", move || {
+        let barrier = Barrier::new(64);
+        std::thread::scope(|scope| {
+            for _ in 0..64 {
+                scope.spawn(|| {
+                    barrier.wait();
+                    for _ in 0..4 {
+                        let raised = node.write(|txn| {
+                            let raised = raise(txn, "hot")?;
+                            // Long enough for the others to get between the read and the commit.
+                            std::thread::yield_now();
+                            raise(txn, "hot").map(|again| assert_eq!(again, raised + 1))
+                        });
+                        let _token = raised.expect("committed");
+                    }
+                });
+            }
+        });
+        value(&node, "hot")
+    });
+    assert_eq!(raised, 64 * 4 * 2);
+}
+
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("{left} are left")]
+struct SoldOut {
+    left: u64,
+}
+
+impl From<SoldOut> for WriteError {
+    fn from(error: SoldOut) -> Self {
+        Self::abort(error)
+    }
+}
+
+#[test]
+fn an_error_of_ones_own_aborts_the_transaction_and_comes_back_as_it_was() {
+    let group = Group::in_memory(1, &[]);
+    let node = group.master();
+    let sold = node.write(|txn| {
+        let left = raise(txn, "sold")?;
+        Err(SoldOut { left })?
+    });
+    let error = sold.expect_err("aborted");
+    assert_eq!(error.outcome(), Outcome::NotCommitted);
+    assert!(!error.is_retryable());
+    let other = error
+        .into_aborted::<std::io::Error>()
+        .expect_err("another type");
+    assert_eq!(
+        other.into_aborted::<SoldOut>().expect("this one"),
+        SoldOut { left: 1 }
+    );
+    assert_eq!(value(node, "sold"), 0);
+}
+
+#[test]
+fn the_keys_that_a_transaction_may_write_are_bounded_and_the_error_says_how_many() {
+    let group = Group::in_memory(1, STEADY);
+    let node = group.master();
+    let fill = |keys: usize| {
+        node.write(|txn| {
+            let database = txn.database("d")?;
+            (0..keys).try_for_each(|n| database.put(n.to_be_bytes(), ""))?;
+            // The same key again is no further one.
+            database.put(0_usize.to_be_bytes(), "again")
+        })
+    };
+    // The first write makes the two entries of the catalog.
+    let refused = fill(TRANSACTION_KEYS_MAX - 1).expect_err("one too many");
+    let is_named =
+        matches!(refused, WriteError::TooManyKeys { max } if max == TRANSACTION_KEYS_MAX);
+    assert!(is_named && !refused.is_retryable(), "{refused:?}");
+    assert!(
+        refused
+            .to_string()
+            .contains(&TRANSACTION_KEYS_MAX.to_string())
+    );
+    let _token = fill(TRANSACTION_KEYS_MAX - 2).expect("committed");
+    let rows = node.read(LINEARIZABLE, |s| Ok(s.database("d")?.iter().count()));
+    assert_eq!(rows.expect("read"), TRANSACTION_KEYS_MAX - 2);
+}
+
+#[test]
+fn the_keys_that_a_transaction_may_read_are_bounded_and_a_scan_counts_once() {
+    let group = Group::in_memory(1, STEADY);
+    let node = group.master();
+    let filled = node.write(|txn| {
+        let database = txn.database("d")?;
+        (0..5_000_u32).try_for_each(|n| database.put(n.to_be_bytes(), ""))
+    });
+    let _token = filled.expect("committed");
+    let open = begin(node);
+    let database = open.database("d").expect("a database");
+    for _ in 0..10 {
+        assert_eq!(database.iter().count(), 5_000);
+        assert_eq!(database.iter().reverse().count(), 5_000);
+    }
+    let mut reads = 0;
+    let refused = (0_usize..).find_map(|n| {
+        reads = n;
+        database.get(n.to_le_bytes()).err()
+    });
+    // Beside the 20 scans and the entry of the database in the catalog.
+    assert_eq!(reads, TRANSACTION_READS_MAX - 21);
+    let refused = refused.expect("refused");
+    let is_named = matches!(
+        refused,
+        WriteError::Read(ReadError::TooManyReads { max }) if max == TRANSACTION_READS_MAX
+    );
+    assert!(is_named && !refused.is_retryable(), "{refused:?}");
+    drop(database);
+    // A snapshot is never compared with anything, and may read what it likes.
+    let read = node.read(LINEARIZABLE, |snapshot| {
+        let database = snapshot.database("d")?;
+        let keys = 0..TRANSACTION_READS_MAX + 10;
+        keys.clone()
+            .try_for_each(|n| database.get(n.to_le_bytes()).map(|_| ()))
+    });
+    read.expect("read");
+}
+
+fn single_operations(group: &Group) {
+    let node = group.master();
+    let database = node.database("single");
+    assert_eq!(database.get(LINEARIZABLE, "k").expect("read"), None);
+    let _token = database.delete("k").expect("committed");
+    let _token = database.put("k", "1").expect("committed");
+    let refused = database.put_if_absent("k", "2").expect("committed");
+    let current = |set: &CompareAndSet| match set {
+        CompareAndSet::Refused { current, .. } => current.clone(),
+        CompareAndSet::Done(token) => panic!("done as {token}"),
+    };
+    assert_eq!(current(&refused).expect("a value"), "1");
+    let swap = |expected: Option<&[u8]>, value: &str| {
+        database
+            .compare_and_set("k", expected, value)
+            .expect("committed")
+    };
+    assert_eq!(current(&swap(None, "3")).expect("a value"), "1");
+    assert_eq!(current(&swap(Some(b"0"), "3")).expect("a value"), "1");
+    assert!(matches!(swap(Some(b"1"), "3"), CompareAndSet::Done(_)));
+    let _token = database.delete("k").expect("committed");
+    assert_eq!(current(&swap(Some(b"3"), "4")), None);
+    let CompareAndSet::Done(token) = database.put_if_absent("k", "").expect("committed") else {
+        panic!("there was none");
+    };
+    assert!(matches!(swap(Some(b""), "5"), CompareAndSet::Done(later) if later > token));
+    for node in group.open_nodes() {
+        let seen = node
+            .database("single")
+            .get(LINEARIZABLE, "k")
+            .expect("read");
+        assert_eq!(seen.expect("a value"), "5");
+    }
+    let twins = async {
+        let _token = database.put_async("a", "1").await?;
+        let set = database.compare_and_set_async("a", Some(b"1"), "2").await?;
+        assert!(matches!(set, CompareAndSet::Done(_)));
+        let set = database.put_if_absent_async("a", "3").await?;
+        assert_eq!(current(&set).expect("a value"), "2");
+        let seen = database.get_async(LINEARIZABLE, "a").await?;
+        assert_eq!(seen.expect("a value"), "2");
+        let mut batch = WriteBatch::new();
+        batch.put("single", "b", "1").delete("single", "a");
+        let _token = node.write_batch_async(&batch).await?;
+        database.delete_async("b").await
+    };
+    let _token = group.runtime.block_on(twins).expect("committed");
+    let rows = node.read(LINEARIZABLE, |s| Ok(s.database("single")?.iter().count()));
+    assert_eq!(rows.expect("read"), 1);
+    assert!(matches!(
+        node.database("").put("k", "v"),
+        Err(WriteError::Read(ReadError::DatabaseName { .. }))
+    ));
+}
+
+#[test]
+fn single_operations_do_what_they_say_and_say_what_they_found() {
+    single_operations(&Group::in_memory(3, STEADY));
+}
+
+#[test]
+fn of_many_who_put_if_absent_one_is_done_and_all_others_see_its_value() {
+    let group = Group::in_memory(3, STEADY);
+    let node = group.master();
+    for round in 0..10 {
+        let (key, barrier) = (format!("lease {round}"), Barrier::new(8));
+        let take = |who: u8| {
+            barrier.wait();
+            node.database("leases")
+                .put_if_absent(&key, [who])
+                .expect("committed")
+        };
+        let took: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|who| scope.spawn(move || take(who))).collect();
+            let joined = threads
+                .into_iter()
+                .map(|thread| thread.join().expect("no panic"));
+            joined.collect()
+        });
+        let is_done = |set: &CompareAndSet| matches!(set, CompareAndSet::Done(_));
+        assert_eq!(took.iter().filter(|set| is_done(set)).count(), 1);
+        let winner = took.iter().position(is_done).expect("just counted");
+        let winner = Bytes::from(vec![u8::try_from(winner).expect("few")]);
+        for set in took {
+            match set {
+                CompareAndSet::Done(_) => {}
+                CompareAndSet::Refused { current, .. } => assert_eq!(current, Some(winner.clone())),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_counter_that_is_raised_by_compare_and_set_counts_every_one() {
+    let group = Group::in_memory(3, STEADY);
+    let node = group.master();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let database = node.database("d");
+                let mut known: Option<Bytes> = None;
+                let mut done = 0;
+                while done < 25 {
+                    let raised = (number(known.clone()) + 1).to_le_bytes();
+                    let set = database.compare_and_set("n", known.as_deref(), raised);
+                    known = match set.expect("committed") {
+                        CompareAndSet::Done(_) => {
+                            done += 1;
+                            Some(Bytes::copy_from_slice(&raised))
+                        }
+                        CompareAndSet::Refused { current, .. } => current,
+                    };
+                }
+            });
+        }
+    });
+    assert_eq!(value(node, "n"), 100);
+}
+
+#[test]
+fn a_batch_is_done_whole_and_meets_no_conflict() {
+    let group = Group::in_memory(3, STEADY);
+    let node = group.master();
+    let stop = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..4_u8 {
+            let stop = &stop;
+            scope.spawn(move || {
+                for n in 0..50_u8 {
+                    let mut batch = WriteBatch::new();
+                    batch
+                        .put("a", "k", "overwritten below")
+                        .put("b", "k", [thread, n]);
+                    batch.put("a", "k", [thread, n]).delete("b", "other");
+                    let _token = node.write_batch(&batch).expect("committed");
+                }
+                stop.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+        for reader in group.open_nodes() {
+            let stop = &stop;
+            scope.spawn(move || {
+                while stop.load(Ordering::SeqCst) < 4 {
+                    let seen = reader.read(ConsistencyPolicy::Eventual, |snapshot| {
+                        let value = |name: &str| snapshot.database(name)?.get("k");
+                        Ok((value("a")?, value("b")?))
+                    });
+                    let (a, b) = seen.expect("read");
+                    assert_eq!(a, b);
+                }
+            });
+        }
+    });
+    let mut too_large = WriteBatch::new();
+    too_large.put("a", "k", "v").put("a", vec![0; 1 << 20], "v");
+    assert!(matches!(
+        node.write_batch(&too_large),
+        Err(WriteError::TooLarge { .. })
+    ));
+    let _token = node
+        .write_batch(&WriteBatch::new())
+        .expect("nothing is a batch too");
+    group.digest();
+}
+
+/// An engine that counts the bytes which its largest scan returns.
+struct Counted(MemoryStore, Arc<AtomicUsize>);
+
+struct CountedEngine(Arc<dyn StorageEngine>, Arc<AtomicUsize>);
+
+impl EngineFactory for Counted {
+    fn open(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>, EngineError> {
+        let engine = self.0.open(dir)?;
+        Ok(Arc::new(CountedEngine(engine, Arc::clone(&self.1))))
+    }
+}
+
+impl StorageEngine for CountedEngine {
+    fn applied(&self) -> Result<Option<Applied>, EngineError> {
+        self.0.applied()
+    }
+    fn apply(&self, batch: &EngineBatch) -> Result<(), EngineError> {
+        self.0.apply(batch)
+    }
+    fn sync(&self) -> Result<(), EngineError> {
+        self.0.sync()
+    }
+    fn durable(&self) -> Option<Applied> {
+        self.0.durable()
+    }
+    fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.0.get(database, key)
+    }
+    fn scan(
+        &self,
+        database: DatabaseId,
+        range: KeyRange,
+        direction: Direction,
+        limit: ScanLimit,
+    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        let rows = self.0.scan(database, range, direction, limit)?;
+        let bytes = rows.iter().map(|(key, value)| key.len() + value.len());
+        self.1.fetch_max(bytes.sum(), Ordering::SeqCst);
+        Ok(rows)
+    }
+    fn databases(&self) -> Result<Vec<DatabaseId>, EngineError> {
+        self.0.databases()
+    }
+    fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool, EngineError> {
+        self.0.reclaim(database, keys_max)
+    }
+    fn stats(&self) -> EngineStats {
+        self.0.stats()
+    }
+    fn close(&self) -> Result<(), EngineError> {
+        self.0.close()
+    }
+}
+
+#[test]
+fn a_scan_of_large_values_holds_few_of_them_at_a_time() {
+    let numbers = &[("flush_bytes", 1024), ("flush_interval_ms", 1)];
+    let mut group = Group::unopened(vec![Storage::memory()], numbers, None);
+    let largest = Arc::<AtomicUsize>::default();
+    let machine = Machine {
+        engines: Arc::new(Counted(MemoryStore::new(), Arc::clone(&largest))),
+        ..group.machine(0)
+    };
+    let opened = ReplicatedEnvironment::open_on(group.config(0), machine);
+    group.nodes[0] = Some(group.runtime.block_on(opened).expect("opened"));
+    group.wait_ready();
+    let node = group.master();
+    for n in 0..40_u8 {
+        let _token = put(node, [n], vec![n; 500_000]).expect("committed");
+    }
+    eventually("everything flushed", || node.status().window_bytes == 0);
+    let check = |scan: Scan<'_>, mut expected: Vec<u8>| {
+        for row in scan {
+            let (key, value) = row?;
+            assert!(key[..] == [expected.remove(0)] && value[..] == vec![key[0]; 500_000]);
+        }
+        assert_eq!(expected, Vec::<u8>::new());
+        Ok(())
+    };
+    let (forward, reverse) = (|| (0..40).collect(), || (0..40).rev().collect());
+    let read = node.read(LINEARIZABLE, |snapshot| {
+        let database = snapshot.database("d")?;
+        check(database.iter(), forward())?;
+        check(database.iter().reverse(), reverse())
+    });
+    read.expect("read");
+    let written = node.write(|txn| {
+        let database = txn.database("d")?;
+        check(database.iter(), forward())?;
+        Ok(check(database.iter().reverse(), reverse())?)
+    });
+    let _token = written.expect("committed");
+    let open = begin(node);
+    let database = open.database("d").expect("a database");
+    check(database.iter(), forward()).expect("read");
+    check(database.iter().reverse(), reverse()).expect("read");
+    // A megabyte, and the value with which it is full.
+    let largest = largest.load(Ordering::SeqCst);
+    assert!(
+        (500_001..=1_600_000).contains(&largest),
+        "{largest} bytes at once"
+    );
+}
