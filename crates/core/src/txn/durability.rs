@@ -204,7 +204,9 @@ pub(crate) async fn acknowledge(
         Ok(Err(Lost::Master)) if committed.is_none() => WriteError::OutcomeUnknown { token },
         Ok(Err(Lost::Master)) | Err(_) => insufficient(node, durability.ack, token, committed),
     };
-    metrics::counter!("steadfast_outcome_unknown_total").increment(1);
+    if committed.is_none() {
+        metrics::counter!("steadfast_outcome_unknown_total").increment(1);
+    }
     Err(lost)
 }
 
