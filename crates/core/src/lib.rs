@@ -66,6 +66,7 @@
 //! | [`engine`] | where the data lies: the contract, Noxu, and an engine in memory |
 //! | `group` | members, the identity of a data directory, how a group forms |
 //! | `service` | what travels between nodes: hello, messages, the services |
+//! | `subscription` | the change feed, in this process and from another |
 //! | `observe` | status and digests |
 //! | [`machine`] | disk, network, engine, clock, chance and threads: the edge |
 //! | [`ids`] | terms, numbers and positions as types |
@@ -87,16 +88,20 @@ pub mod machine;
 mod node;
 mod observe;
 mod service;
+mod subscription;
 mod token;
 mod txn;
 mod write;
 
 pub use config::{Bootstrap, RepConfig, RepConfigBuilder};
 pub use env::{ConsistencyPolicy, ReplicatedEnvironment};
-pub use error::{OpenError, Outcome, ReadError, ReadyError, WriteError};
+pub use error::{FeedError, OpenError, Outcome, ReadError, ReadyError, WriteError};
 pub use group::NodeAddress;
 pub use listener::{Role, RoleState, StateChanges};
 pub use observe::status::{NodeStatus, ReplicaStatus, StatusError};
+pub use subscription::{
+    Change, CommittedTransaction, Feed, FeedEvent, From, SubscribeOptions, Subscription,
+};
 pub use token::{CommitToken, ParseTokenError};
 pub use txn::transaction::{Scan, Snapshot, SnapshotDatabase, Transaction, TransactionDatabase};
 

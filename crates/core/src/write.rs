@@ -132,9 +132,6 @@ async fn wait(
 }
 
 fn token(node: &Node, term: Term, vlsn: Vlsn) -> CommitToken {
-    let group = node
-        .identity
-        .group
-        .expect("a node at work belongs to a group");
+    let group = node.group();
     CommitToken { group, term, vlsn }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod batch;
 pub(crate) mod flush;
+pub(crate) mod history;
 pub(crate) mod readers;
 pub(crate) mod sequencer;
 pub(crate) mod transaction;

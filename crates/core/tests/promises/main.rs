@@ -9,6 +9,7 @@
 mod blocking;
 mod digest;
 mod failures;
+mod feed;
 mod input;
 mod isolation;
 mod model;
