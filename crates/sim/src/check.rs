@@ -1,12 +1,16 @@
 //! The checkers. They take the committed log for the order of everything and hold what clients
 //! saw against it.
 
+mod feeds;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
 use crate::history::{Fate, History, MARKERS, Read, SnapshotRead};
 use crate::logfile::{LogEntry, LoggedTransaction};
+
+pub use feeds::feeds;
 
 /// Id of the database that maps names to ids.
 const CATALOG: u32 = 0;
@@ -31,6 +35,13 @@ impl Model {
     fn id(&self, name: &str) -> Option<u32> {
         let id = self.databases.get(&CATALOG)?.get(name.as_bytes())?;
         id[..].try_into().ok().map(u32::from_le_bytes)
+    }
+
+    /// Names of all databases, sorted.
+    fn names(&self) -> Vec<String> {
+        let catalog = self.databases.get(&CATALOG).into_iter().flatten();
+        let names = catalog.filter_map(|(key, _)| String::from_utf8(key.to_vec()).ok());
+        names.filter(|name| !name.starts_with('\0')).collect()
     }
 
     fn keys(&self, name: &str) -> Option<&BTreeMap<Bytes, Bytes>> {

@@ -405,13 +405,13 @@ fn a_closed_environment_ends_its_feeds_with_a_name_for_it() {
     );
 }
 
-/// Reads until it is told to stop and has come to `last`.
+/// Reads on a thread of its own, up to the put of the key "the end".
 fn follow_while(
-    mut feed: impl Iterator<Item = Result<FeedEvent, FeedError>> + Send + 'static,
+    feed: impl Iterator<Item = Result<FeedEvent, FeedError>> + Send + 'static,
 ) -> std::thread::JoinHandle<Vec<CommittedTransaction>> {
     std::thread::spawn(move || {
         let mut seen = Vec::new();
-        while let Some(event) = feed.next() {
+        for event in feed {
             if let FeedEvent::Transaction(transaction) = event.expect("the feed goes on") {
                 let is_last = transaction
                     .changes
