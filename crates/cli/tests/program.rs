@@ -216,8 +216,8 @@ fn assert_unharmed(path: &Path) {
 }
 
 #[test]
-fn a_demo_with_kills_loses_nothing() {
-    let output = run(&["demo", "--seconds", "8", "--kills", "2", "--json"]);
+fn a_demo_with_ten_kills_loses_nothing_and_its_subscriber_is_told_of_everything() {
+    let output = run(&["demo", "--seconds", "20", "--kills", "10", "--json"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success(),
@@ -226,9 +226,10 @@ fn a_demo_with_kills_loses_nothing() {
     );
     let line: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
     assert_eq!(line["lost"], 0, "{line}");
-    assert_eq!(line["kills"], 2, "{line}");
+    assert_eq!(line["kills"], 10, "{line}");
     assert_eq!(line["violations"], serde_json::json!([]), "{line}");
     assert!(line["acked"].as_u64().expect("a number") > 100, "{line}");
+    assert!(line["fed"].as_u64() > line["acked"].as_u64(), "{line}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::group::formation::Expected;
-use crate::limits::{NAME_BYTES_MAX, NODES_MAX};
+use crate::limits::{BATCHES_IN_FLIGHT_MAX, NAME_BYTES_MAX, NODES_MAX};
 use crate::txn::durability::Durability;
 
 /// What is wrong with a configuration. Nothing was touched.
@@ -179,6 +179,18 @@ pub const KEYS: &[Key] = &[
         help: "Memory for log entries that replicas may need next.",
     },
     Key {
+        name: "subscriptions_max",
+        unit: "subscriptions, 1 to 4096",
+        default: "64",
+        help: "Change feeds that the node serves at a time; a further one gets TooMany.",
+    },
+    Key {
+        name: "subscription_stall_ms",
+        unit: "ms, 100 to 600000",
+        default: "30000",
+        help: "A remote subscriber that has not taken what it was sent by then is cut off.",
+    },
+    Key {
         name: "engine_cache_bytes",
         unit: "bytes, 1 MiB to 1 TiB",
         default: "134217728",
@@ -261,6 +273,8 @@ pub(crate) struct Tuning {
     pub(crate) log_segment_bytes: u32,
     pub(crate) log_cache_bytes_max: usize,
     pub(crate) engine_cache_bytes: u64,
+    pub(crate) subscriptions_max: usize,
+    pub(crate) subscription_stall: Duration,
 }
 
 impl Default for Tuning {
@@ -284,6 +298,8 @@ impl Default for Tuning {
             log_segment_bytes: 64 * 1024 * 1024,
             log_cache_bytes_max: 64 * MIB,
             engine_cache_bytes: 128 * 1024 * 1024,
+            subscriptions_max: 64,
+            subscription_stall: Duration::from_secs(30),
         }
     }
 }
@@ -482,7 +498,9 @@ impl Tuning {
             "read_timeout_ms" => self.read_timeout = ms(10, 3_600_000)?,
             "snapshot_age_max_ms" => self.snapshot_age_max = ms(10, 86_400_000)?,
             "flush_interval_ms" => self.flush_interval = ms(1, 3_600_000)?,
-            "batches_in_flight_max" => self.batches_in_flight_max = bytes(1, 64)?,
+            "batches_in_flight_max" => {
+                self.batches_in_flight_max = bytes(1, BATCHES_IN_FLIGHT_MAX as u64)?;
+            }
             "commit_queue_bytes_max" => self.commit_queue_bytes_max = bytes(MIB, GIB)?,
             "window_bytes_max" => self.window_bytes_max = bytes(64 * 1024, 64 * GIB)?,
             "flush_bytes" => self.flush_bytes = bytes(1024, 32 * GIB)?,
@@ -492,6 +510,8 @@ impl Tuning {
             }
             "log_cache_bytes_max" => self.log_cache_bytes_max = bytes(0, 16 * GIB)?,
             "engine_cache_bytes" => self.engine_cache_bytes = within(MIB, 1024 * GIB)?,
+            "subscriptions_max" => self.subscriptions_max = bytes(1, 4096)?,
+            "subscription_stall_ms" => self.subscription_stall = ms(100, 600_000)?,
             _ => return Err(unknown_key(key)),
         }
         Ok(())

@@ -11,13 +11,14 @@ use tokio::task::JoinHandle;
 
 use crate::config::{Bootstrap, RepConfig};
 use crate::database::{Database, WriteBatch};
-use crate::error::{OpenError, ReadError, ReadyError, WriteError};
+use crate::error::{FeedError, OpenError, ReadError, ReadyError, WriteError};
 use crate::ids::Vlsn;
 use crate::lifecycle::Lifecycle;
 use crate::listener::{RoleState, StateChanges};
 use crate::machine::Machine;
 use crate::observe::status::NodeStatus;
 use crate::open_transaction::OpenTransaction;
+use crate::subscription::{Feed, FeedRuntime, SubscribeOptions};
 use crate::token::{CommitToken, TokenOutcome};
 use crate::txn::consistency::ReadOptions;
 use crate::txn::durability::Durability;
@@ -280,6 +281,21 @@ impl ReplicatedEnvironment {
         StateChanges::new(self.handle.lifecycle.role())
     }
 
+    /// The transactions that this node applies, from where `options` says, whole and in order, each
+    /// once. Served alike by masters and replicas; it goes on while masters change. Does not wait.
+    ///
+    /// # Errors
+    /// [`FeedError::WrongGroup`], [`FeedError::Filter`], [`FeedError::TooMany`],
+    /// [`FeedError::NotReady`], [`FeedError::Stopped`], [`FeedError::Closed`]. Whatever else can be
+    /// wrong with where it begins comes as its first item.
+    pub fn subscribe(&self, options: impl Into<SubscribeOptions>) -> Result<Feed, FeedError> {
+        let runtime = FeedRuntime {
+            handle: self.handle.handle.clone(),
+            is_guest: self.handle.is_guest,
+        };
+        self.handle.lifecycle.subscribe(options.into(), runtime)
+    }
+
     /// This node's role, and the master that it knows.
     pub fn state(&self) -> RoleState {
         self.handle.lifecycle.role().borrow().clone()
@@ -334,17 +350,19 @@ impl ReplicatedEnvironment {
 
     /// Waits for `work` on this thread; timers in it run on the environment's runtime.
     pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
-        let work = async {
-            // Entered for each poll, not for as long as it takes.
-            tokio::pin!(work);
-            std::future::poll_fn(|context| {
-                let _runtime = self.handle.handle.enter();
-                work.as_mut().poll(context)
-            })
-            .await
-        };
-        block_on(self.handle.is_guest, work)
+        block_on(self.handle.is_guest, entered(&self.handle.handle, work))
     }
+}
+
+/// `work` with its timers and sockets on the runtime of `handle`, wherever it is polled.
+pub(crate) async fn entered<T>(handle: &Handle, work: impl Future<Output = T>) -> T {
+    // Entered for each poll, not for as long as it takes.
+    tokio::pin!(work);
+    std::future::poll_fn(|context| {
+        let _runtime = handle.enter();
+        work.as_mut().poll(context)
+    })
+    .await
 }
 
 /// A node that is being opened. Dropped before it is done, it opens and closes in the background: a
@@ -438,7 +456,7 @@ impl Drop for EnvironmentHandle {
 
 /// Waits for `work` on this thread. As a guest on the application's runtime, a worker of it first
 /// hands its other tasks to another one: the environment's may be among them.
-fn block_on<T>(is_guest: bool, work: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(is_guest: bool, work: impl Future<Output = T>) -> T {
     let flavor = Handle::try_current().map(|current| current.runtime_flavor());
     if is_guest && matches!(flavor, Ok(RuntimeFlavor::MultiThread)) {
         tokio::task::block_in_place(|| pollster::block_on(work))

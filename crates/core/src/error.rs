@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::config::ConfigError;
 use crate::engine::EngineError;
 use crate::group::NodeAddress;
-use crate::ids::Vlsn;
+use crate::ids::{Term, Vlsn};
 use crate::log::LogError;
 use crate::token::CommitToken;
 
@@ -441,6 +441,97 @@ impl ReadError {
                 | Self::SnapshotTooOld { .. }
         )
     }
+}
+
+/// Why a subscription cannot begin, or ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FeedError {
+    /// The log does not reach back so far. Begin with the state, or from a token at or after `oldest`.
+    #[error("the log reaches back to VLSN {oldest} only; begin with From::Start")]
+    HistoryGone {
+        /// The first transaction that the log has.
+        oldest: Vlsn,
+    },
+    /// The token, or the subscription, is meant for another group.
+    #[error("another group is meant: {reason}")]
+    WrongGroup {
+        /// Which, and which it is.
+        reason: String,
+    },
+    /// The token is of a write that was never committed: another transaction has its number. What
+    /// was made of that write elsewhere must be undone.
+    #[error(
+        "{token} was never committed: the transaction of this number is of term {committed};          begin with From::Start"
+    )]
+    NotCommitted {
+        /// The token.
+        token: CommitToken,
+        /// The term of the transaction that has its VLSN.
+        committed: Term,
+    },
+    /// The filter cannot be used.
+    #[error("the filter of the subscription cannot be used: {reason}")]
+    Filter {
+        /// Why.
+        reason: String,
+    },
+    /// The state was not taken within `snapshot_age_max_ms`. Begin again, and take it faster.
+    #[error("the state was not taken before its snapshot got too old; begin again")]
+    SnapshotTooOld,
+    /// The node serves as many subscriptions as it may. End one, or ask another node.
+    #[error("the node has {max} subscriptions, which is the limit (subscriptions_max)")]
+    TooMany {
+        /// The limit.
+        max: usize,
+    },
+    /// No node of the list could be reached in time. Go on from `resume` when one can.
+    #[error("no node serves the subscription ({reason}); {}", resume_hint(.resume.as_ref()))]
+    Disconnected {
+        /// Everything up to this token has been given out. `None` while the state is not complete:
+        /// begin with it again.
+        resume: Option<CommitToken>,
+        /// What the last one tried said.
+        reason: String,
+    },
+    /// The log cannot be read.
+    #[error("the log cannot be read: {0}")]
+    Log(LogError),
+    /// The storage engine cannot be read.
+    #[error("the storage engine cannot be read: {0}")]
+    Engine(EngineError),
+    /// The node belongs to no group yet: wait until it is ready.
+    #[error("the node belongs to no group yet; wait until it is ready")]
+    NotReady,
+    /// The node has stopped.
+    #[error("the node has stopped ({reason}); open it again to re-read its disk")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+    /// The environment was closed.
+    #[error("the environment is closed")]
+    Closed,
+}
+
+impl FeedError {
+    /// Whether the same subscription may succeed later, or on another node.
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Self::TooMany { .. }
+                | Self::Disconnected { .. }
+                | Self::NotReady
+                | Self::SnapshotTooOld
+        )
+    }
+}
+
+fn resume_hint(resume: Option<&CommitToken>) -> String {
+    resume.map_or_else(
+        || "begin again".to_owned(),
+        |token| format!("go on from {token}"),
+    )
 }
 
 fn master_hint(master: Option<&NodeAddress>) -> String {

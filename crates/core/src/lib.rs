@@ -67,6 +67,7 @@
 //! | [`engine`] | where the data lies: the contract, Noxu, and an engine in memory |
 //! | `group` | members, the identity of a data directory, how a group forms |
 //! | `service` | what travels between nodes: hello, messages, the services |
+//! | `subscription` | the change feed, in this process and from another |
 //! | `observe` | status and digests |
 //! | [`machine`] | disk, network, engine, clock, chance and threads: the edge |
 //! | [`ids`] | terms, numbers and positions as types |
@@ -90,6 +91,7 @@ mod node;
 mod observe;
 mod open_transaction;
 mod service;
+mod subscription;
 mod token;
 mod txn;
 mod write;
@@ -97,11 +99,14 @@ mod write;
 pub use config::{Bootstrap, RepConfig, RepConfigBuilder};
 pub use database::{CompareAndSet, Database, WriteBatch};
 pub use env::ReplicatedEnvironment;
-pub use error::{OpenError, Outcome, ReadError, ReadyError, WriteError};
+pub use error::{FeedError, OpenError, Outcome, ReadError, ReadyError, WriteError};
 pub use group::NodeAddress;
 pub use listener::{Role, RoleState, StateChanges};
 pub use observe::status::{NodeStatus, ReplicaStatus, StatusError};
 pub use open_transaction::OpenTransaction;
+pub use subscription::{
+    Change, CommittedTransaction, Feed, FeedEvent, From, SubscribeOptions, Subscription,
+};
 pub use token::{CommitToken, ParseTokenError, TokenOutcome};
 pub use txn::consistency::{ConsistencyPolicy, ReadOptions};
 pub use txn::durability::{Durability, ReplicaAckPolicy, SyncPolicy};

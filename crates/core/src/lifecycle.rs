@@ -7,16 +7,18 @@
 //!           Refused
 //! ```
 //!
-//! `NODE_STATE` is answered in every phase; FEEDER and ELECTION only by a node that is running.
+//! `NODE_STATE` is answered in every phase; FEEDER, ELECTION and SUBSCRIPTION only by a node that is
+//! running.
 
 mod describe;
+mod feeds;
 mod serving;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use steadfast_net::{Dispatcher, DispatcherOptions, process};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
@@ -32,7 +34,7 @@ use crate::node::{Node, Surroundings, create_log};
 use crate::observe::digest::{self, SharedDigest};
 use crate::observe::status::NodeStatus;
 use crate::service::hello::Gate;
-use crate::service::{ELECTION, FEEDER, NODE_STATE};
+use crate::service::{ELECTION, FEEDER, NODE_STATE, SUBSCRIPTION};
 use crate::token::{CommitToken, TokenOutcome};
 use crate::txn::consistency::{self, ReadOptions};
 use crate::txn::durability::Durability;
@@ -43,7 +45,7 @@ use serving::Service;
 
 /// Where a node stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Phase {
+pub(crate) enum Phase {
     Forming,
     Running,
     /// The group does not let the node in.
@@ -53,6 +55,21 @@ enum Phase {
     /// On the way to closed: what stops now was meant to.
     Closing,
     Closed,
+}
+
+impl Phase {
+    /// # Errors
+    /// Why a node in this phase does no work.
+    pub(crate) fn running(&self) -> Result<(), NotRunning> {
+        match self {
+            Self::Running => Ok(()),
+            Self::Forming => Err(NotRunning::NotYet),
+            Self::Refused(reason) | Self::Stopped(reason) => {
+                Err(NotRunning::Stopped(reason.clone()))
+            }
+            Self::Closing | Self::Closed => Err(NotRunning::Closed),
+        }
+    }
 }
 
 /// See the module.
@@ -68,6 +85,8 @@ pub(crate) struct Lifecycle {
     node: OnceLock<Arc<Node>>,
     /// What `NODE_STATE` gives out.
     digest: SharedDigest,
+    /// Places for subscriptions.
+    subscriptions: Arc<Semaphore>,
     dispatcher: Dispatcher,
     listen_address: OnceLock<String>,
     forming: Mutex<Option<JoinHandle<()>>>,
@@ -111,7 +130,9 @@ impl Lifecycle {
             role: watch::Sender::new(RoleState::default()),
             failed: Arc::new(failed),
         };
+        let subscriptions = Arc::new(Semaphore::new(config.tuning.subscriptions_max));
         Self {
+            subscriptions,
             config,
             machine,
             dir: Mutex::new(Some(dir)),
@@ -193,7 +214,7 @@ impl Lifecycle {
         let timeout = self.config.tuning.dial_timeout;
         let members = self.around.members.subscribe();
         let gate = Gate::new(self.identity.subscribe(), members, timeout);
-        for name in [FEEDER, ELECTION, NODE_STATE] {
+        for name in [FEEDER, ELECTION, NODE_STATE, SUBSCRIPTION] {
             let (gate, lifecycle) = (gate.clone(), Arc::downgrade(self));
             self.dispatcher.register_async(Arc::new(Service {
                 name,
@@ -205,14 +226,8 @@ impl Lifecycle {
 
     /// The node at work.
     fn running(&self) -> Result<&Arc<Node>, NotRunning> {
-        match &*self.phase.borrow() {
-            Phase::Running => self.node.get().ok_or(NotRunning::NotYet),
-            Phase::Forming => Err(NotRunning::NotYet),
-            Phase::Refused(reason) | Phase::Stopped(reason) => {
-                Err(NotRunning::Stopped(reason.clone()))
-            }
-            Phase::Closing | Phase::Closed => Err(NotRunning::Closed),
-        }
+        self.phase.borrow().running()?;
+        self.node.get().ok_or(NotRunning::NotYet)
     }
 
     pub(crate) async fn wait_ready(&self, timeout: Duration) -> Result<(), ReadyError> {
@@ -404,7 +419,7 @@ fn is_exposed(address: &str) -> bool {
 }
 
 /// Why a node does no work.
-enum NotRunning {
+pub(crate) enum NotRunning {
     NotYet,
     Stopped(String),
     Closed,

@@ -32,5 +32,11 @@ pub const NODES_MAX: usize = 63;
 /// fdatasync and one frame stay short, large enough that per-batch costs vanish.
 pub(crate) const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
+/// Most databases and key prefixes that a subscription may name. Each is compared with every change.
+pub const SUBSCRIPTION_FILTERS_MAX: usize = 64;
+
+/// The largest `batches_in_flight_max`. A search of the log looks at so many batches more.
+pub(crate) const BATCHES_IN_FLIGHT_MAX: usize = 64;
+
 /// A batch that has this many transactions takes no further one.
 pub(crate) const BATCH_TRANSACTIONS_MAX: u32 = 4096;

@@ -19,6 +19,7 @@ use crate::engine::{Applied, EngineError, StorageEngine};
 use crate::error::OpenError;
 use crate::group::Members;
 use crate::group::identity::{DataDir, Identity};
+use crate::ids::GroupUuid;
 use crate::limits::{BATCH_BYTES_MAX, TRANSACTION_BYTES_MAX};
 use crate::listener::RoleState;
 use crate::log::{Log, LogConfig, LogError, LogId, LogIdentity};
@@ -41,7 +42,7 @@ pub(crate) struct Node {
     pub(crate) sequencer: Arc<Sequencer>,
     pub(crate) flush: Arc<Flush>,
     pub(crate) engine: Arc<dyn StorageEngine>,
-    machine: Machine,
+    pub(crate) machine: Machine,
     pub(crate) log: Log,
     pub(crate) consensus: Arc<Consensus>,
     pub(crate) barriers: ReadBarriers,
@@ -154,6 +155,12 @@ impl Node {
             stop_flush,
             flushed,
         }))
+    }
+
+    pub(crate) fn group(&self) -> GroupUuid {
+        self.identity
+            .group
+            .expect("a node at work belongs to a group")
     }
 
     /// A view at the last committed transaction.

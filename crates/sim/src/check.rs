@@ -1,12 +1,16 @@
 //! The checkers. They take the committed log for the order of everything and hold what clients
 //! saw against it.
 
+mod feeds;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
 use crate::history::{Change, Fate, History, MARKERS, Read, SnapshotRead, Transaction};
 use crate::logfile::{self, LogEntry, LoggedTransaction};
+
+pub use feeds::feeds;
 
 /// Id of the database that maps names to ids.
 const CATALOG: u32 = 0;

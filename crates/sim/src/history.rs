@@ -138,6 +138,46 @@ pub struct OutcomeRead {
     pub is_committed: bool,
 }
 
+/// Database, key and value, as a subscriber saw them in a state.
+pub type SeenRow = (String, Bytes, Bytes);
+
+/// A change as a subscriber saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SeenChange {
+    /// Database, key, and the value or `None` for a deletion.
+    Key(String, Bytes, Option<Bytes>),
+    /// A database that begins empty.
+    Created(String),
+    /// Something that no client asks for.
+    Other(String),
+}
+
+/// A transaction as a subscriber saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenTransaction {
+    /// VLSN of its token.
+    pub vlsn: u64,
+    /// Term of its token.
+    pub term: u64,
+    /// What it changed.
+    pub changes: Vec<SeenChange>,
+}
+
+/// What one subscriber was told from one beginning on, over any number of subscriptions.
+#[derive(Clone, Debug, Default)]
+pub struct FeedRecord {
+    /// Whether it read over the network.
+    pub is_remote: bool,
+    /// Database and prefix, for one that does not want everything.
+    pub filter: Option<(&'static str, Bytes)>,
+    /// VLSN of the state with which it began, and its rows, once it is complete.
+    pub state: Option<(u64, Vec<SeenRow>)>,
+    /// The transactions after that, as they came.
+    pub seen: Vec<SeenTransaction>,
+    /// The VLSN up to which it was told everything.
+    pub passed: u64,
+}
+
 /// Everything that clients did. Transactions are known by their index.
 #[derive(Clone, Debug, Default)]
 pub struct History {
@@ -148,6 +188,8 @@ pub struct History {
     pub snapshots: Vec<SnapshotRead>,
     /// In the order in which they ended.
     pub outcomes: Vec<OutcomeRead>,
+    /// In the order in which they began.
+    pub feeds: Vec<FeedRecord>,
     /// Newest VLSN that a majority has acknowledged.
     pub acknowledged: u64,
     /// When it became so, in microseconds, with that VLSN.

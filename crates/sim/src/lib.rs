@@ -9,5 +9,6 @@ pub mod net;
 pub mod plan;
 pub mod run;
 pub mod story;
+pub mod subscribers;
 pub mod workload;
 pub mod world;

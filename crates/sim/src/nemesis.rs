@@ -472,7 +472,13 @@ impl Event {
         let Ok(mut stream) = transport.connect(&address).await else {
             return;
         };
-        let services = ["FEEDER", "ELECTION", "NODE_STATE", "nonsense"];
+        let services = [
+            "FEEDER",
+            "ELECTION",
+            "NODE_STATE",
+            "SUBSCRIPTION",
+            "nonsense",
+        ];
         let service = world.chance(|rng| *services.choose(rng).expect("there are some"));
         self.fired(|| format!("an intruder talks to n{} as {service}", at + 1));
         let mut bytes = u32::try_from(service.len())

@@ -16,7 +16,7 @@ use crate::net::NetFaults;
 use crate::plan::Plan;
 use crate::story::Story;
 use crate::world::{Host, World, lock, wait};
-use crate::{check, logfile, nemesis, workload};
+use crate::{check, logfile, nemesis, subscribers, workload};
 
 /// After the faults have ended, a majority commits within this, and all nodes agree within twice
 /// this: some forty election timeouts of the slowest node.
@@ -95,6 +95,11 @@ async fn simulate(plan: Plan, story: Story) -> Report {
             world.chance(RngExt::random),
         ));
     }
+    let mut followers = JoinSet::new();
+    for is_remote in [false, true] {
+        let seed = world.chance(RngExt::random);
+        followers.spawn(subscribers::subscriber(Arc::clone(&world), is_remote, seed));
+    }
     let watch = tokio::spawn(nemesis::watch(Arc::clone(&world)));
     let observe = tokio::spawn(observe(Arc::clone(&world)));
     let rage = tokio::spawn(nemesis::rage(Arc::clone(&world), calm.clone()));
@@ -119,6 +124,7 @@ async fn simulate(plan: Plan, story: Story) -> Report {
     watch.abort();
     observe.abort();
     finish(&world).await;
+    followers.shutdown().await;
     for panic in lock(&PANICS).drain(..) {
         story.violation(format!("panic: {panic}"));
     }
@@ -199,7 +205,35 @@ async fn finish(world: &Arc<World>) {
             workload::settle_outcomes(world, *at, &env).await;
         }
     }
+    await_subscribers(world, last).await;
     check_logs(world, &live);
+}
+
+/// Waits until every subscriber has been told of the last transaction.
+async fn await_subscribers(world: &World, last: u64) {
+    let passed = |is_remote| {
+        let history = world.history();
+        let mut feeds = history.feeds.iter().rev();
+        let newest = feeds.find(|feed| feed.is_remote == is_remote);
+        newest.map_or(0, |feed| feed.passed)
+    };
+    let all_told = async {
+        while [false, true]
+            .into_iter()
+            .any(|is_remote| passed(is_remote) < last)
+        {
+            wait(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(LIVENESS_BOUND, all_told)
+        .await
+        .is_err()
+    {
+        let (local, remote) = (passed(false), passed(true));
+        world.story.violation(format!(
+            "subscribers do not come to {last}: the local one is at {local}, the remote one at {remote}"
+        ));
+    }
 }
 
 fn host_index(world: &World, host: &Host) -> usize {
@@ -265,7 +299,10 @@ fn check_logs(world: &World, live: &[usize]) {
     let Some((_, log)) = logs.first() else { return };
     match logfile::transactions(log, committed) {
         Ok(transactions) => {
-            for problem in check::history(&world.history(), &transactions) {
+            let history = world.history();
+            let problems = check::history(&history, &transactions);
+            let of_feeds = check::feeds(&history.feeds, &transactions);
+            for problem in problems.into_iter().chain(of_feeds) {
                 world.story.violation(problem);
             }
         }

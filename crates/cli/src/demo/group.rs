@@ -19,7 +19,7 @@ use crate::status::ANSWER_TIMEOUT;
 /// Nodes of the demo.
 const NODES: usize = 3;
 /// How long any single step may take before the demo gives up.
-const STEP_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a condition that no report tells is looked at again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a node may take to close in the end.
@@ -86,6 +86,11 @@ impl Group {
 
     pub(super) fn all() -> std::ops::Range<usize> {
         0..NODES
+    }
+
+    /// Where the nodes listen.
+    pub(super) fn addresses(&self) -> &[String] {
+        &self.addresses
     }
 
     /// Starts a node: a new life over the same directory.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::follower::Told;
 use super::protocol::{ACCOUNT_COUNT, ACCOUNT_START, Row};
 
 /// Violations of one kind that are spelled out; the rest is counted.
@@ -159,6 +160,33 @@ impl Ledger {
         self.violations
             .extend(wrong.into_iter().map(|what| format!("{node}: {what}")));
         lost
+    }
+
+    /// Checks that a subscriber was told of everything that was acknowledged, as it was.
+    pub(super) fn check_told(&mut self, told: &Told) {
+        let mut wrong = told.violations.clone();
+        for (id, vlsn) in &self.appended {
+            let at = told.record(id);
+            if at != Some(*vlsn) {
+                wrong.push(format!("record {id} (vlsn {vlsn}) was told at {at:?}"));
+            }
+        }
+        for (vlsn, term) in &self.vlsns {
+            let of = told.term(*vlsn);
+            if of != Some(*term) {
+                wrong.push(format!("vlsn {vlsn} of term {term} was told of {of:?}"));
+            }
+        }
+        self.refused.iter().for_each(|id| {
+            if told.record(id).is_some() {
+                wrong.push(format!(
+                    "record {id} was told although its write was refused"
+                ));
+            }
+        });
+        wrong.truncate(EXAMPLES_MAX);
+        let named = wrong.into_iter().map(|what| format!("subscriber: {what}"));
+        self.violations.extend(named);
     }
 
     /// Checks that the nodes hold the same, and that terms follow one another as VLSNs do.

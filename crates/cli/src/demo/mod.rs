@@ -13,6 +13,7 @@
 //! The nodes are never asked whether they are right: what they hold is compared with the ledger,
 //! which is kept outside of them.
 
+mod follower;
 mod group;
 mod ledger;
 pub(crate) mod node;
@@ -27,7 +28,8 @@ use serde::Serialize;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use self::group::{Group, name};
+use self::follower::Follower;
+use self::group::{Group, STEP_TIMEOUT, name};
 use self::protocol::Command;
 use crate::failure::{FAILED, Failure};
 use crate::stop::Stop;
@@ -44,7 +46,8 @@ const INTERRUPTED: u8 = 130;
 #[command(after_help = "\
 Three processes embed the library on this machine and write as fast as they can while the current
 master is killed with SIGKILL, and once all three at the same time. In the end every acknowledged
-record must be on every node exactly once, and the nodes must hold the same.
+record must be on every node exactly once, the nodes must hold the same, and a subscriber that
+followed the change feed from outside must have been told of every transaction once, in order.
 
 Examples:
   steadfast demo
@@ -75,6 +78,8 @@ struct Summary {
     transfers: u64,
     uncertain: usize,
     lost: usize,
+    /// Transactions that the subscriber was told of.
+    fed: usize,
     kills: usize,
     failover_ms: Vec<u64>,
     all_killed_ms: Option<u64>,
@@ -135,6 +140,7 @@ async fn play(
         group.start(node)?;
     }
     group.wait_whole().await?;
+    let follower = Follower::start(group.addresses()).await?;
     group
         .progress
         .line("three nodes have formed a group; the load begins");
@@ -164,6 +170,7 @@ async fn play(
         .progress
         .line("the load has ended; looking for every acknowledged record on every node");
     summary.lost = group.verify().await?;
+    summary.fed = follower.check(&mut group.ledger, STEP_TIMEOUT).await;
     Ok(())
 }
 
@@ -246,6 +253,7 @@ fn print(summary: &Summary) {
     );
     println!("unknown       {} records, told as such", summary.uncertain);
     println!("lost          {}", summary.lost);
+    println!("fed           {} transactions to a subscriber", summary.fed);
     if let (Some(median), Some(max)) = (sorted.get(sorted.len() / 2), sorted.last()) {
         println!(
             "failover      {} kills: p50 {median} ms, max {max} ms",
@@ -260,5 +268,6 @@ fn print(summary: &Summary) {
     }
     if summary.violations.is_empty() {
         println!("Every acknowledged record is on every node exactly once, and the nodes agree.");
+        println!("The subscriber was told of every transaction once, in order.");
     }
 }

@@ -8,7 +8,7 @@ use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
 use crate::service::hello::{DialError, Gate, Session};
 use crate::service::messages::NodeStateMessage;
-use crate::service::{FEEDER, node_state};
+use crate::service::{FEEDER, SUBSCRIPTION, node_state};
 
 /// One of our services, as the dispatcher sees it.
 pub(super) struct Service {
@@ -49,6 +49,9 @@ impl Lifecycle {
         caller: Option<NodeId>,
         session: Session,
     ) -> Result<(), DialError> {
+        if name == SUBSCRIPTION {
+            return self.serve_subscription(session).await;
+        }
         let (Some(caller), Some(node)) = (caller, self.node.get().cloned()) else {
             let weak = &Arc::downgrade(&self);
             drop(self);

@@ -13,11 +13,11 @@ use tokio::sync::watch;
 use crate::group::identity::Identity;
 use crate::group::{Member, Members};
 use crate::ids::{GroupUuid, Incarnation, NodeId};
-use crate::service::NODE_STATE;
 use crate::service::messages::{
     Hello, HelloReply, Kind, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN, Refusal, WireError,
     decode, encode,
 };
+use crate::service::{NODE_STATE, SUBSCRIPTION};
 
 /// A connection on which the hello was accepted.
 pub(crate) struct Session {
@@ -44,7 +44,7 @@ pub(crate) enum DialError {
 #[derive(Clone)]
 pub(crate) enum Caller {
     Node(Arc<Identity>),
-    /// A program that is no node; it may ask for the state of one.
+    /// A program that is no node; it may ask for the state of one, and subscribe.
     Client,
 }
 
@@ -186,8 +186,9 @@ impl Gate {
                 "the hello names another service".to_owned(),
             ));
         }
-        // The state of a node is shown to anyone: it is what an operator looks at first.
-        if service == NODE_STATE {
+        // The state of a node is shown to anyone: it is what an operator looks at first. Which group
+        // a subscriber means is a part of its request.
+        if service == NODE_STATE || service == SUBSCRIPTION {
             return Ok(None);
         }
         let Some(group) = identity.group else {

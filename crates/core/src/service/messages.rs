@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     ElectionReply = 6,
     NodeState = 7,
     NodeStateRequest = 8,
+    Subscribe = 20,
+    Feed = 21,
 }
 
 /// Why a frame from a peer was not understood. The connection is closed; nothing was changed.

@@ -4,10 +4,13 @@ pub(crate) mod election;
 pub(crate) mod hello;
 pub(crate) mod messages;
 pub(crate) mod node_state;
+pub(crate) mod subscription;
 
 /// Entry streams and acknowledgements.
 pub(crate) const FEEDER: &str = "FEEDER";
 /// Votes, pre-votes, heartbeats and read barriers.
 pub(crate) const ELECTION: &str = "ELECTION";
+/// The change feed, to whoever asks.
+pub(crate) const SUBSCRIPTION: &str = "SUBSCRIPTION";
 /// State of one node, answered also while it has no master.
 pub(crate) const NODE_STATE: &str = "NODE_STATE";

@@ -212,6 +212,12 @@ impl Batch {
         self.last
     }
 
+    /// The master's wall clock when the batch was closed, in milliseconds since 1970.
+    pub(crate) fn committed_at_ms(&self) -> u64 {
+        let bytes = &self.bytes[COMMITTED_AT_OFFSET..HEADER_BYTES];
+        u64::from_le_bytes(bytes.try_into().expect("eight bytes"))
+    }
+
     /// Calls `visit` for each operation, in log order, with the VLSN of its transaction.
     pub(crate) fn for_each(&self, mut visit: impl FnMut(Vlsn, Operation)) {
         let mut reader = Reader {

@@ -10,6 +10,7 @@ mod blocking;
 mod databases;
 mod digest;
 mod failures;
+mod feed;
 mod input;
 mod isolation;
 mod model;

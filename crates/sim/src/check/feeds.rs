@@ -1,0 +1,219 @@
+//! What subscribers saw, against the committed log.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::{CATALOG, Model};
+use crate::history::{FeedRecord, SeenChange, SeenRow, SeenTransaction};
+use crate::logfile::LoggedTransaction;
+
+/// Holds each subscriber's record against the committed transactions, which are `log`, by VLSN.
+pub fn feeds(records: &[FeedRecord], log: &BTreeMap<u64, LoggedTransaction>) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut cursors: Vec<Cursor<'_>> = records.iter().filter_map(Cursor::new).collect();
+    let mut model = Model::default();
+    for cursor in &mut cursors {
+        problems.extend(cursor.state(0, &model));
+    }
+    for (vlsn, transaction) in log {
+        model.apply(transaction);
+        let expected = changes(transaction, &model);
+        for cursor in &mut cursors {
+            problems.extend(cursor.transaction(*vlsn, transaction.term, &expected));
+            problems.extend(cursor.state(*vlsn, &model));
+        }
+    }
+    for cursor in cursors {
+        problems.extend(cursor.end(log.len() as u64));
+    }
+    problems
+}
+
+/// One record, and what of it has been looked at.
+struct Cursor<'a> {
+    record: &'a FeedRecord,
+    began: u64,
+    state: &'a [SeenRow],
+    seen: std::slice::Iter<'a, SeenTransaction>,
+    has_failed: bool,
+}
+
+impl<'a> Cursor<'a> {
+    /// `None` for a record without a complete state, which has nothing else.
+    fn new(record: &'a FeedRecord) -> Option<Self> {
+        let (began, state) = record.state.as_ref()?;
+        Some(Self {
+            record,
+            began: *began,
+            state,
+            seen: record.seen.iter(),
+            has_failed: false,
+        })
+    }
+
+    fn complain(&mut self, problem: &str) -> Option<String> {
+        // One wrong transaction makes all that follow look wrong.
+        if std::mem::replace(&mut self.has_failed, true) {
+            return None;
+        }
+        let who = if self.record.is_remote {
+            "remote"
+        } else {
+            "local"
+        };
+        let (filter, began) = (&self.record.filter, self.began);
+        Some(format!(
+            "the {who} subscriber of {filter:?} since VLSN {began}: {problem}"
+        ))
+    }
+
+    fn lets_through(&self, database: &str, key: Option<&Bytes>) -> bool {
+        match &self.record.filter {
+            None => true,
+            Some((wanted, prefix)) => {
+                *wanted == database && key.is_none_or(|key| key.starts_with(prefix))
+            }
+        }
+    }
+
+    /// The state after `vlsn`, when that is what the record begins with.
+    fn state(&mut self, vlsn: u64, model: &Model) -> Option<String> {
+        if vlsn != self.began {
+            return None;
+        }
+        let mut there = Vec::new();
+        for name in model.names() {
+            let keys = model.keys(&name).into_iter().flatten();
+            let keys = keys.filter(|(key, _)| self.lets_through(&name, Some(key)));
+            there.extend(keys.map(|(key, value)| (name.clone(), key.clone(), value.clone())));
+        }
+        if there == self.state {
+            return None;
+        }
+        let problem = format!(
+            "its state has {} rows, and {} were there",
+            self.state.len(),
+            there.len()
+        );
+        self.complain(&problem)
+    }
+
+    fn transaction(&mut self, vlsn: u64, term: u64, all: &[SeenChange]) -> Option<String> {
+        if vlsn <= self.began || vlsn > self.record.passed {
+            return None;
+        }
+        let changes = all.iter().filter(|change| match change {
+            SeenChange::Key(database, key, _) => self.lets_through(database, Some(key)),
+            SeenChange::Created(database) => self.lets_through(database, None),
+            SeenChange::Other(_) => true,
+        });
+        let expected = SeenTransaction {
+            vlsn,
+            term,
+            changes: changes.cloned().collect(),
+        };
+        if self.record.filter.is_some() && expected.changes.is_empty() {
+            return None;
+        }
+        let seen = self.seen.next();
+        if seen == Some(&expected) {
+            return None;
+        }
+        let problem = format!("VLSN {vlsn} was {expected:?}, seen as {seen:?}");
+        self.complain(&problem)
+    }
+
+    fn end(mut self, last: u64) -> Option<String> {
+        if self.began > last || self.record.passed > last {
+            let passed = self.record.passed;
+            let problem = format!("it came to {passed}, and the log ends with {last}");
+            return self.complain(&problem);
+        }
+        let more = self.seen.next()?;
+        let problem = format!("it saw {more:?} once more, or out of its order");
+        self.complain(&problem)
+    }
+}
+
+/// What a transaction changes, by the names that hold after it.
+fn changes(transaction: &LoggedTransaction, after: &Model) -> Vec<SeenChange> {
+    let change = |(database, key, value): &(u32, Bytes, Option<Bytes>)| {
+        if *database == CATALOG {
+            let name = String::from_utf8(key.to_vec()).ok()?;
+            let is_name = !name.starts_with('\0');
+            return is_name.then_some(SeenChange::Created(name));
+        }
+        let mut names = after.names().into_iter();
+        let name = names.find(|name| after.id(name) == Some(*database))?;
+        Some(SeenChange::Key(name, key.clone(), value.clone()))
+    };
+    transaction.operations.iter().filter_map(change).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transaction(operations: &[(u32, &'static str, &'static [u8])]) -> LoggedTransaction {
+        let operation = |(database, key, value): &(u32, &'static str, &'static [u8])| {
+            let (key, value) = (Bytes::from_static(key.as_bytes()), *value);
+            (*database, key, Some(Bytes::from_static(value)))
+        };
+        LoggedTransaction {
+            term: 1,
+            operations: operations.iter().map(operation).collect(),
+        }
+    }
+
+    fn log() -> BTreeMap<u64, LoggedTransaction> {
+        let create = transaction(&[(0, "a", &[1, 0, 0, 0]), (1, "k", b"1")]);
+        [
+            (1, create),
+            (2, transaction(&[(1, "k", b"2")])),
+            (3, transaction(&[(1, "l", b"3")])),
+        ]
+        .into()
+    }
+
+    fn put(vlsn: u64, key: &'static str, value: &'static str) -> SeenTransaction {
+        SeenTransaction {
+            vlsn,
+            term: 1,
+            changes: vec![SeenChange::Key("a".into(), key.into(), Some(value.into()))],
+        }
+    }
+
+    fn right() -> FeedRecord {
+        FeedRecord {
+            state: Some((1, vec![("a".into(), "k".into(), "1".into())])),
+            seen: vec![put(2, "k", "2"), put(3, "l", "3")],
+            passed: 3,
+            ..FeedRecord::default()
+        }
+    }
+
+    #[test]
+    fn a_right_record_passes_and_each_wrong_one_is_told() {
+        assert_eq!(feeds(&[right()], &log()), Vec::<String>::new());
+        let filtered = FeedRecord {
+            filter: Some(("a", "l".into())),
+            state: Some((1, vec![])),
+            seen: vec![put(3, "l", "3")],
+            ..right()
+        };
+        assert_eq!(feeds(&[filtered], &log()), Vec::<String>::new());
+        let wrong = |change: fn(&mut FeedRecord)| {
+            let mut record = right();
+            change(&mut record);
+            assert_eq!(feeds(&[record], &log()).len(), 1);
+        };
+        wrong(|record| drop(record.seen.remove(0)));
+        wrong(|record| record.seen.push(put(3, "l", "3")));
+        wrong(|record| record.seen.swap(0, 1));
+        wrong(|record| record.seen[0] = put(2, "k", "9"));
+        wrong(|record| record.seen[0].term = 2);
+        wrong(|record| record.state = Some((1, vec![])));
+        wrong(|record| record.passed = 4);
+    }
+}

@@ -1,0 +1,231 @@
+//! The subscribers: they follow the feed from node to node, through whatever happens to those, and
+//! resume with their tokens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use steadfast::{
+    Change, CommitToken, CommittedTransaction, Feed, FeedError, FeedEvent, From, SubscribeOptions,
+    Subscription,
+};
+
+use crate::history::{DATABASES, FeedRecord, SeenChange, SeenRow, SeenTransaction};
+use crate::plan::Plan;
+use crate::world::{Life, PORT, World, wait};
+
+/// Host from which remote subscribers come.
+const HOST: &str = "subscriber";
+/// How often a subscriber looks up from a feed that has nothing for it.
+const LOOK_EVERY: Duration = Duration::from_millis(400);
+/// A remote subscription that reaches nobody for so long is made anew.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What a subscriber reads from.
+enum Source {
+    Here(Life, Box<Feed>),
+    Remote(Box<Subscription>),
+}
+
+impl Source {
+    async fn next(&mut self) -> Option<Result<FeedEvent, FeedError>> {
+        match self {
+            Self::Here(life, feed) => tokio::select! {
+                biased;
+                event = life.process.run(feed.next_async()) => event,
+                () = life.ended.cancelled() => None,
+            },
+            Self::Remote(subscription) => subscription.next_async().await,
+        }
+    }
+
+    fn resume_token(&self) -> Option<CommitToken> {
+        match self {
+            Self::Here(_, feed) => feed.resume_token(),
+            Self::Remote(subscription) => subscription.resume_token(),
+        }
+    }
+}
+
+/// One subscriber, for ever. Now and then it forgets everything and begins again.
+pub async fn subscriber(world: Arc<World>, is_remote: bool, seed: u64) {
+    let mut follower = Follower {
+        world,
+        is_remote,
+        rng: StdRng::seed_from_u64(seed),
+        record: 0,
+        resume: None,
+        state: Vec::new(),
+    };
+    loop {
+        if follower.resume.is_none() || follower.rng.random_range(0..8) == 0 {
+            follower.begin_record();
+        }
+        if let Some(source) = follower.open().await {
+            follower.follow(source).await;
+        }
+        let pause = follower.rng.random_range(1..100);
+        wait(Duration::from_millis(pause)).await;
+    }
+}
+
+struct Follower {
+    world: Arc<World>,
+    is_remote: bool,
+    rng: StdRng,
+    /// Index of the present record.
+    record: usize,
+    resume: Option<CommitToken>,
+    /// Rows of a state that is not complete.
+    state: Vec<SeenRow>,
+}
+
+impl Follower {
+    fn begin_record(&mut self) {
+        self.resume = None;
+        let filter = (self.rng.random_range(0..3) == 0).then(|| {
+            let database = DATABASES[self.rng.random_range(0..DATABASES.len())];
+            let prefixes = ["", "k0", "k00", "k001"];
+            let prefix = prefixes[self.rng.random_range(0..prefixes.len())];
+            (database, Bytes::from_static(prefix.as_bytes()))
+        });
+        let mut history = self.world.history();
+        history.feeds.push(FeedRecord {
+            is_remote: self.is_remote,
+            filter,
+            ..FeedRecord::default()
+        });
+        self.record = history.feeds.len() - 1;
+    }
+
+    fn options(&self) -> SubscribeOptions {
+        let from = self.resume.map_or(From::Start, From::Token);
+        let options = SubscribeOptions::new(from).patience(PATIENCE);
+        match &self.world.history().feeds[self.record].filter {
+            Some((database, prefix)) => options.prefix(*database, prefix),
+            None => options,
+        }
+    }
+
+    async fn open(&mut self) -> Option<Source> {
+        self.state.clear();
+        let options = self.options();
+        if self.is_remote {
+            let transport = self.world.net.host(HOST);
+            let mut nodes: Vec<_> = (0..self.world.plan.nodes).collect();
+            nodes.rotate_left(self.rng.random_range(0..self.world.plan.nodes));
+            let addresses = nodes.into_iter();
+            let addresses = addresses.map(|at| format!("{}:{PORT}", Plan::host(at)));
+            let connecting =
+                Subscription::connect_on(transport, addresses.collect(), "sim", options);
+            return match connecting.await {
+                Ok(subscription) => Some(Source::Remote(Box::new(subscription))),
+                Err(error) => {
+                    self.judge(&error);
+                    None
+                }
+            };
+        }
+        let mut open = self.world.open_nodes();
+        if open.is_empty() {
+            return None;
+        }
+        let (_, life) = open.swap_remove(self.rng.random_range(0..open.len()));
+        match life.env.as_ref()?.subscribe(options) {
+            Ok(feed) => Some(Source::Here(life, Box::new(feed))),
+            Err(error) => {
+                self.judge(&error);
+                None
+            }
+        }
+    }
+
+    /// Follows until the source ends, or the subscriber leaves it of its own will.
+    async fn follow(&mut self, mut source: Source) {
+        let stay = self.rng.random_range(1..400);
+        for _ in 0..stay {
+            let event = tokio::time::timeout(LOOK_EVERY, source.next()).await;
+            match event {
+                Ok(Some(Ok(event))) => self.take(event),
+                Ok(Some(Err(error))) => {
+                    self.judge(&error);
+                    break;
+                }
+                Ok(None) => break,
+                Err(_nothing_yet) => {}
+            }
+            if let Some(token) = source.resume_token() {
+                self.resume = Some(token);
+                let record = &mut self.world.history().feeds[self.record];
+                record.passed = record.passed.max(token.vlsn.0);
+            }
+        }
+        // What a feed does when it goes, it does as a part of its node.
+        if let Source::Here(life, feed) = source {
+            life.process.enter(|| drop(feed));
+        }
+    }
+
+    fn take(&mut self, event: FeedEvent) {
+        match event {
+            FeedEvent::State { database, rows } => {
+                let named = |(key, value)| (database.to_string(), key, value);
+                self.state.extend(rows.into_iter().map(named));
+            }
+            FeedEvent::StateComplete { token } => {
+                let state = std::mem::take(&mut self.state);
+                let vlsn = token.vlsn.0;
+                self.world.story.trace(&[b"state", &vlsn.to_le_bytes()]);
+                self.world.history().feeds[self.record].state = Some((vlsn, state));
+            }
+            FeedEvent::Transaction(transaction) => {
+                let vlsn = transaction.token.vlsn.0;
+                self.world.story.trace(&[b"fed", &vlsn.to_le_bytes()]);
+                let seen = &mut self.world.history().feeds[self.record].seen;
+                seen.push(seen_transaction(transaction));
+            }
+            _ => {}
+        }
+    }
+
+    /// Nodes come and go; what was committed does not.
+    fn judge(&self, error: &FeedError) {
+        let who = if self.is_remote { "remote" } else { "local" };
+        self.world
+            .story
+            .tell(|| format!("a {who} subscription ends: {error}"));
+        let is_wrong = matches!(
+            error,
+            FeedError::HistoryGone { .. }
+                | FeedError::NotCommitted { .. }
+                | FeedError::WrongGroup { .. }
+                | FeedError::Filter { .. }
+                | FeedError::TooMany { .. }
+        );
+        if is_wrong {
+            self.world
+                .story
+                .violation(format!("a {who} subscriber was told: {error}"));
+        }
+    }
+}
+
+fn seen_transaction(transaction: CommittedTransaction) -> SeenTransaction {
+    let change = |change: Change| match change {
+        Change::Put {
+            database,
+            key,
+            value,
+        } => SeenChange::Key(database.to_string(), key, Some(value)),
+        Change::Delete { database, key } => SeenChange::Key(database.to_string(), key, None),
+        Change::Created { database } => SeenChange::Created(database.to_string()),
+        other => SeenChange::Other(format!("{other:?}")),
+    };
+    SeenTransaction {
+        vlsn: transaction.token.vlsn.0,
+        term: transaction.token.term.0,
+        changes: transaction.changes.into_iter().map(change).collect(),
+    }
+}
