@@ -276,7 +276,7 @@ impl WriteError {
     ///     let _stock = txn.database("stock")?.get("tickets")?;
     ///     Err(SoldOut(0))?
     /// });
-    /// match sold.map_err(WriteError::into_aborted) {
+    /// match sold.map_err(WriteError::into_aborted::<SoldOut>) {
     ///     Ok(token) => println!("sold as {token}"),
     ///     Err(Ok(sold_out)) => assert_eq!(sold_out, SoldOut(0)),
     ///     Err(Err(error)) => return Err(error.into()),

@@ -148,6 +148,8 @@ pub enum SeenChange {
     Key(String, Bytes, Option<Bytes>),
     /// A database that begins empty.
     Created(String),
+    /// A database that is gone.
+    Dropped(String),
     /// Something that no client asks for.
     Other(String),
 }

@@ -221,6 +221,7 @@ fn seen_transaction(transaction: CommittedTransaction) -> SeenTransaction {
         } => SeenChange::Key(database.to_string(), key, Some(value)),
         Change::Delete { database, key } => SeenChange::Key(database.to_string(), key, None),
         Change::Created { database } => SeenChange::Created(database.to_string()),
+        Change::Dropped { database } => SeenChange::Dropped(database.to_string()),
         other => SeenChange::Other(format!("{other:?}")),
     };
     SeenTransaction {

@@ -33,7 +33,7 @@ fn a_budget_ends_with_one_line_and_checks_that_seeds_repeat() {
 fn a_seed_tells_its_story() {
     let output = sim(&["--seed", "3", "--safety-ms", "4000"]);
     let story = String::from_utf8_lossy(&output.stdout);
-    for part in ["n1 is open", ": committed ", "the faults end"] {
+    for part in ["n1 is open", ": acknowledged ", "the faults end"] {
         assert!(story.contains(part), "no {part:?} in:\n{story}");
     }
 }

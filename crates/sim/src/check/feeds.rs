@@ -105,7 +105,9 @@ impl<'a> Cursor<'a> {
         }
         let changes = all.iter().filter(|change| match change {
             SeenChange::Key(database, key, _) => self.lets_through(database, Some(key)),
-            SeenChange::Created(database) => self.lets_through(database, None),
+            SeenChange::Created(database) | SeenChange::Dropped(database) => {
+                self.lets_through(database, None)
+            }
             SeenChange::Other(_) => true,
         });
         let expected = SeenTransaction {
@@ -142,7 +144,10 @@ fn changes(transaction: &LoggedTransaction, after: &Model) -> Vec<SeenChange> {
         if *database == CATALOG {
             let name = String::from_utf8(key.to_vec()).ok()?;
             let is_name = !name.starts_with('\0');
-            return is_name.then_some(SeenChange::Created(name));
+            return is_name.then(|| match value {
+                Some(_) => SeenChange::Created(name),
+                None => SeenChange::Dropped(name),
+            });
         }
         let mut names = after.names().into_iter();
         let name = names.find(|name| after.id(name) == Some(*database))?;
