@@ -348,6 +348,8 @@ async fn single(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
             Some(Err(WriteError::abort(format!("refused as of {token}"))))
         }
         Some(Ok(CompareAndSet::Done(token))) => Some(Ok(token)),
+        // Nobody knows then whether the token is that of the write or that of its refusal.
+        Some(Err(error)) if kind != 0 && error.outcome() != Outcome::NotCommitted => None,
         Some(Err(error)) => Some(Err(error)),
         None => None,
     };
