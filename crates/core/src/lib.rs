@@ -86,6 +86,10 @@ pub mod log;
 pub mod machine;
 mod node;
 mod observe;
+#[cfg(feature = "planted")]
+pub mod planted;
+#[cfg(not(feature = "planted"))]
+mod planted;
 mod service;
 mod token;
 mod txn;

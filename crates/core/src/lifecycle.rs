@@ -33,6 +33,7 @@ use crate::machine::Machine;
 use crate::node::{Node, Surroundings, create_log};
 use crate::observe::digest::{self, SharedDigest};
 use crate::observe::status::NodeStatus;
+use crate::planted::{self, Bug};
 use crate::service::hello::Gate;
 use crate::service::{ELECTION, FEEDER, NODE_STATE};
 use crate::token::CommitToken;
@@ -316,7 +317,7 @@ impl Lifecycle {
     /// A snapshot that is as fresh as `policy` says.
     pub(crate) async fn snapshot(&self, policy: ConsistencyPolicy) -> Result<Snapshot, ReadError> {
         let node = self.running()?;
-        if policy == ConsistencyPolicy::Linearizable {
+        if policy == ConsistencyPolicy::Linearizable && !planted::is(Bug::NoBarrier) {
             let timeout = self.config.tuning.read_timeout;
             let why_not = Mutex::new("the node lags behind".to_owned());
             let current = wait_until_current(node, self.role(), &why_not);
@@ -429,6 +430,9 @@ async fn wait_until_current(
             .await
             .ok();
     };
+    if planted::is(Bug::BarrierNotAwaited) {
+        return Ok(());
+    }
     let mut applied = node.consensus.applied();
     let reached = applied
         .wait_for(|applied| applied.map(|id| id.position) >= position)

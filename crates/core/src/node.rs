@@ -23,6 +23,7 @@ use crate::limits::{BATCH_BYTES_MAX, TRANSACTION_BYTES_MAX};
 use crate::listener::RoleState;
 use crate::log::{Log, LogConfig, LogError, LogId, LogIdentity};
 use crate::machine::Machine;
+use crate::planted::{self, Bug};
 use crate::txn::flush::{Flush, FlushLimits};
 use crate::txn::readers::Readers;
 use crate::txn::sequencer::Sequencer;
@@ -157,7 +158,11 @@ impl Node {
 
     /// A view at the last committed transaction.
     pub(crate) fn view(&self) -> View {
-        let reader = self.readers.begin(|| self.sequencer.visible());
+        let newest = || self.sequencer.newest().map(|(_, newest)| newest);
+        let reader = self.readers.begin(|| match newest() {
+            Some(newest) if planted::is(Bug::ReadNumbered) => newest,
+            _ => self.sequencer.visible(),
+        });
         View::new(Arc::clone(&self.window), Arc::clone(&self.engine), reader)
     }
 

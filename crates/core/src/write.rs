@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use crate::error::{ReadError, WriteError};
 use crate::ids::{Term, Vlsn};
 use crate::node::Node;
+use crate::planted::{self, Bug};
 use crate::token::CommitToken;
 use crate::txn::sequencer::{Finished, Outcome, SubmitError};
 use crate::txn::transaction::Transaction;
@@ -49,7 +50,13 @@ pub(crate) async fn write(
         // than the whole budget takes all of it.
         let permits = u32::try_from(bytes.min(node.budget_bytes)).unwrap_or(u32::MAX);
         let budget = node.budget.acquire_many(permits).await;
-        let _budget = budget.map_err(|_| WriteError::Closed)?;
+        let budget = budget.map_err(|_| WriteError::Closed)?;
+        let _budget = if planted::is(Bug::LeakBudget) {
+            budget.forget();
+            None
+        } else {
+            Some(budget)
+        };
         let submitted = node.sequencer.submit(finished);
         drop((alone, together));
         match submitted {
@@ -123,6 +130,7 @@ async fn wait(
     match tokio::time::timeout(timeout, outcome).await {
         Ok(Ok(Outcome::Committed(vlsn))) => Ok(vlsn),
         Ok(Ok(Outcome::NotCommitted)) => Err(Lost::NotCommitted),
+        Err(_) if planted::is(Bug::NotCommittedInTime) => Err(Lost::NotCommitted),
         // The mastership is lost, the sequencer is gone, or the majority is silent.
         Ok(Ok(Outcome::Unknown(_)) | Err(_)) | Err(_) => {
             metrics::counter!("steadfast_outcome_unknown_total").increment(1);

@@ -33,6 +33,7 @@ use crate::consensus::{Consensus, Fate, TypeConfig, members_of};
 use crate::ids::{NodeId, Term};
 use crate::listener::{Role, RoleState};
 use crate::machine::Clock;
+use crate::planted::{self, Bug};
 
 /// How long a leader whose write was refused waits before it asks again, unless its role changes.
 const LEAD_RETRY: Duration = Duration::from_millis(10);
@@ -152,6 +153,9 @@ async fn act(
             publish(consensus, Role::Unknown, &now);
             lead(consensus, &now, leadership.clone(), clock).await;
             consensus.sequencer.end_session();
+            if planted::is(Bug::MasterOnce) {
+                std::future::pending::<()>().await;
+            }
             // Still leader after a refusal: consensus was between two states. Ask again soon.
             let changed = tokio::time::timeout(LEAD_RETRY, leadership.changed());
             changed.await.ok();
@@ -222,6 +226,7 @@ async fn lead(
     tokio::select! {
         biased;
         () = &mut lost => return,
+        () = std::future::ready(()), if planted::is(Bug::NoBlank) => {}
         written = consensus.raft.write_blank() => match written {
             Ok(blank) if blank.log_id.leader_id.term == own.term => {}
             _ => return,

@@ -26,6 +26,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::engine::KeyRange;
 use crate::ids::{DatabaseId, Term, Vlsn};
 use crate::limits::BATCH_TRANSACTIONS_MAX;
+use crate::planted::{self, Bug};
 use crate::txn::batch::{Batch, BatchBuilder, Operation};
 use crate::txn::readers::ReaderGuard;
 use crate::txn::window::{VersionKey, Window};
@@ -209,7 +210,9 @@ impl Sequencer {
         batch.waiters.push(Waiter { vlsn, done });
         session.numbered = vlsn;
         drop(guard);
-        self.ready.notify_one();
+        if !planted::is(Bug::LostWakeup) {
+            self.ready.notify_one();
+        }
         Ok((vlsn, receiver))
     }
 
@@ -217,11 +220,11 @@ impl Sequencer {
         let (at, reads) = (finished.reader.at(), &finished.reads);
         let changed =
             |(database, key): &(DatabaseId, Bytes)| self.window.key_changed(*database, key, at);
-        reads.keys.iter().any(changed)
-            || reads
-                .ranges
-                .iter()
-                .any(|(database, range)| self.window.range_changed(*database, range, at))
+        let has_changed = |(database, range): &(DatabaseId, KeyRange)| {
+            self.window.range_changed(*database, range, at)
+        };
+        (!planted::is(Bug::ForgetKeys) && reads.keys.iter().any(changed))
+            || (!planted::is(Bug::ForgetRanges) && reads.ranges.iter().any(has_changed))
     }
 
     /// Waits until [`Sequencer::take_batch`] may have something to give.
@@ -287,6 +290,9 @@ impl Sequencer {
     }
 
     fn insert_all(&self, batch: &Batch) -> Vec<VersionKey> {
+        if planted::is(Bug::SkipBatch) && batch.first().0.is_multiple_of(16) {
+            return Vec::new();
+        }
         let mut versions = Vec::new();
         batch.for_each(|vlsn, operation| {
             versions.push(VersionKey::of(vlsn, &operation));
@@ -303,12 +309,16 @@ impl Sequencer {
         };
         for in_flight in session.in_flight {
             let first = in_flight.batch.first();
-            for version in &in_flight.versions {
-                self.window.remove(version);
+            if !planted::is(Bug::KeepPending) {
+                for version in &in_flight.versions {
+                    self.window.remove(version);
+                }
             }
             let was_refused = refused.is_some_and(|refused| first >= refused);
             for waiter in in_flight.waiters {
-                let outcome = if was_refused {
+                let outcome = if planted::is(Bug::CommittedOnLoss) {
+                    Outcome::Committed(waiter.vlsn)
+                } else if was_refused || planted::is(Bug::NotCommittedOnLoss) {
                     Outcome::NotCommitted
                 } else {
                     Outcome::Unknown(waiter.vlsn)
