@@ -158,10 +158,13 @@ impl Node {
 
     /// A view at the last committed transaction.
     pub(crate) fn view(&self) -> View {
-        let newest = || self.sequencer.newest().map(|(_, newest)| newest);
-        let reader = self.readers.begin(|| match newest() {
-            Some(newest) if planted::is(Bug::ReadNumbered) => newest,
-            _ => self.sequencer.visible(),
+        let reader = self.readers.begin(|| {
+            if planted::is(Bug::ReadNumbered)
+                && let Some((_, newest)) = self.sequencer.newest()
+            {
+                return newest;
+            }
+            self.sequencer.visible()
         });
         View::new(Arc::clone(&self.window), Arc::clone(&self.engine), reader)
     }

@@ -48,49 +48,47 @@ macro_rules! bugs {
 
 bugs! {
     // The log.
-    AckBeforeSync = "ack_before_sync", 1000, "An append is acknowledged when it is queued, not when it is synced.";
-    SyncAfterCallbacks = "sync_after_callbacks", 1000, "A group of the log is acknowledged between its write and its sync.";
-    VoteNotSaved = "vote_not_saved", 1000, "A vote is given and never written.";
-    IgnoreFailedSync = "ignore_failed_sync", 1000, "The log goes on after a sync that failed.";
-    CutCorruption = "cut_corruption", 1000, "Damage amid synced records is cut off like a torn tail.";
-    SkipRecordChecksum = "skip_record_checksum", 1000, "Records are taken from disk without a look at their checksum.";
-    DropTruncation = "drop_truncation", 1000, "A truncation is not written: the conflicting tail is back after a restart.";
-    SegmentNameNotSynced = "segment_name_not_synced", 1000, "A new segment is used before its name is durable.";
-    RollWithoutSync = "roll_without_sync", 1000, "A segment is left for the next one with its end not synced.";
-    KeepPageCache = "keep_page_cache", 1000, "Opening the log trusts what a dead process left unsynced.";
-    CacheDropsUnsynced = "cache_drops_unsynced", 1000, "Entries leave the log's cache before they are on disk.";
+    AckBeforeSync = "ack_before_sync", 100, "An append is acknowledged when it is queued, not when it is synced.";
+    SyncAfterCallbacks = "sync_after_callbacks", 100, "A group of the log is acknowledged between its write and its sync.";
+    VoteNotSaved = "vote_not_saved", 100, "A vote is given and never written.";
+    IgnoreFailedSync = "ignore_failed_sync", 100, "The log goes on after a sync that failed.";
+    SkipRecordChecksum = "skip_record_checksum", 100, "Records are taken from disk without a look at their checksum.";
+    DropTruncation = "drop_truncation", 100, "A truncation is not written: the conflicting tail is back after a restart.";
+    SegmentNameNotSynced = "segment_name_not_synced", 100, "A new segment is used before its name is durable.";
+    RollWithoutSync = "roll_without_sync", 100, "A segment is left for the next one with its end not synced.";
+    KeepPageCache = "keep_page_cache", 100, "Opening the log trusts what a dead process left unsynced.";
+    CacheDropsUnsynced = "cache_drops_unsynced", 100, "Entries leave the log's cache before they are on disk.";
     // Consensus.
-    NoBarrier = "no_barrier", 1000, "A linearizable read asks nobody.";
-    BarrierAlone = "barrier_alone", 1000, "A master confirms itself without a majority.";
-    BarrierNotAwaited = "barrier_not_awaited", 1000, "A linearizable read does not wait until its position is applied.";
-    LeaderRestore = "leader_restore", 1000, "A master that restarts goes on in its old term.";
-    NoBlank = "no_blank", 1000, "A new master numbers before everything earlier is applied.";
-    ApplyGap = "apply_gap", 1000, "A batch that does not follow on the last applied one is applied all the same.";
-    VoteForAnyLog = "vote_for_any_log", 1000, "A vote is given to a candidate whose log is behind.";
-    MasterOnce = "master_once", 1000, "A node that has lost its mastership never takes it again.";
-    AcceptWiped = "accept_wiped", 1000, "A node with a wiped directory is taken for the member that it was.";
-    SkipBatch = "skip_batch", 1000, "Now and then a replica applies a batch without its changes.";
+    NoBarrier = "no_barrier", 100, "A linearizable read asks nobody.";
+    BarrierAlone = "barrier_alone", 300, "A master confirms itself without a majority.";
+    BarrierNotAwaited = "barrier_not_awaited", 200, "A linearizable read does not wait until its position is applied.";
+    LeaderRestore = "leader_restore", 300, "A master that restarts goes on in its old term.";
+    NoBlank = "no_blank", 100, "A new master numbers before everything earlier is applied.";
+    VoteForAnyLog = "vote_for_any_log", 300, "A vote is given to a candidate whose log is behind.";
+    MasterOnce = "master_once", 100, "A node that has lost its mastership never takes it again.";
+    AcceptWiped = "accept_wiped", 300, "A node with a wiped directory is taken for the member that it was.";
+    SkipBatch = "skip_batch", 100, "Now and then a replica applies a batch without its changes.";
     // Transactions.
-    ForgetKeys = "forget_keys", 1000, "Keys that were read are left out of the conflict check.";
-    ForgetRanges = "forget_ranges", 1000, "Ranges that were read are left out of the conflict check.";
-    CommittedOnLoss = "committed_on_loss", 1000, "What was proposed is called committed when the mastership is lost.";
-    NotCommittedOnLoss = "not_committed_on_loss", 1000, "What was proposed is called not committed when the mastership is lost.";
-    NotCommittedInTime = "not_committed_in_time", 1000, "A commit that takes too long is called not committed.";
-    KeepPending = "keep_pending", 1000, "Pending versions stay in the window when their session ends.";
-    ReadNumbered = "read_numbered", 1000, "A snapshot begins at the newest numbered transaction.";
-    MovingSnapshot = "moving_snapshot", 1000, "A snapshot reads the newest version of a key, whatever its number.";
-    LostWakeup = "lost_wakeup", 1000, "A submitted transaction wakes nobody.";
-    LeakBudget = "leak_budget", 1000, "Bytes of writes in flight are never given back.";
+    ForgetKeys = "forget_keys", 100, "Keys that were read are left out of the conflict check.";
+    ForgetRanges = "forget_ranges", 100, "Ranges that were read are left out of the conflict check.";
+    CommittedOnLoss = "committed_on_loss", 100, "What was proposed is called committed when the mastership is lost.";
+    NotCommittedOnLoss = "not_committed_on_loss", 100, "What was proposed is called not committed when the mastership is lost.";
+    NotCommittedInTime = "not_committed_in_time", 100, "A commit that takes too long is called not committed.";
+    KeepPending = "keep_pending", 100, "Pending versions stay in the window when their session ends.";
+    ReadNumbered = "read_numbered", 100, "A snapshot begins at the newest numbered transaction.";
+    MovingSnapshot = "moving_snapshot", 100, "A snapshot reads the newest version of a key, whatever its number.";
+    LostWakeup = "lost_wakeup", 100, "A submitted transaction wakes nobody.";
+    LeakBudget = "leak_budget", 100, "Bytes of writes in flight are never given back.";
     // The flush and scans.
-    FlushOldest = "flush_oldest", 1000, "Of several versions of a key the flush takes the oldest.";
-    FlushNoDeletes = "flush_no_deletes", 1000, "The flush leaves deletions out.";
-    FlushSkipsLast = "flush_skips_last", 1000, "The engine says that it holds an entry whose changes it was not given.";
-    EngineAhead = "engine_ahead", 1000, "The engine is given entries that this node's log may lose.";
-    NeverEvict = "never_evict", 1000, "What was flushed stays in the window for ever.";
-    ForgetMembership = "forget_membership", 1000, "The flush loses the membership.";
-    ChunkLosesEnd = "chunk_loses_end", 1000, "A scan leaves out the last key of each chunk.";
-    ReverseForward = "reverse_forward", 1000, "A reverse scan gives its rows in ascending order.";
-    DeletedShows = "deleted_shows", 1000, "A deletion in the window does not hide the engine's row from a scan.";
+    FlushOldest = "flush_oldest", 100, "Of several versions of a key the flush takes the oldest.";
+    FlushNoDeletes = "flush_no_deletes", 100, "The flush leaves deletions out.";
+    FlushSkipsLast = "flush_skips_last", 100, "The engine says that it holds an entry whose changes it was not given.";
+    EngineAhead = "engine_ahead", 100, "The engine is given entries that this node's log may lose.";
+    NeverEvict = "never_evict", 100, "What was flushed stays in the window for ever.";
+    ForgetMembership = "forget_membership", 100, "The flush loses the membership.";
+    ChunkLosesEnd = "chunk_loses_end", 100, "A scan leaves out the last key of each chunk.";
+    ReverseForward = "reverse_forward", 100, "A reverse scan gives its rows in ascending order.";
+    DeletedShows = "deleted_shows", 100, "A deletion in the window does not hide the engine's row from a scan.";
 }
 
 #[cfg(feature = "planted")]

@@ -438,14 +438,11 @@ impl Event {
         let world = &self.world;
         let host = &world.hosts[at];
         let Some(life) = host.life() else { return };
-        let mut applied = None;
         if let Some(env) = &life.env {
-            let before = env.status().applied;
             let closing = life.process.run(env.close_async());
             tokio::select! {
                 biased;
-                // What it has applied is in its log, now that it says so.
-                closed = closing => applied = before.filter(|_| closed.is_ok()),
+                closed = closing => drop(closed),
                 () = life.ended.cancelled() => {}
                 () = wait(Duration::from_secs(5)) => {}
             }
@@ -463,14 +460,6 @@ impl Event {
             host.set_state(|state| state.lost = true);
             // If it opens all the same, it takes part, and is held to what it promised.
             restart(world, at).await;
-            let env = host.life().and_then(|life| life.env);
-            let persisted = env.and_then(|env| env.status().persisted);
-            if persisted.is_some_and(|persisted| Some(persisted) < applied) {
-                world.story.violation(format!(
-                    "{} opens without what it had before it was damaged",
-                    host.name
-                ));
-            }
         }
     }
 

@@ -106,7 +106,7 @@ impl View {
         direction: Direction,
     ) -> Result<Chunk, ViewError> {
         // The window first: a version that leaves it afterwards is in the engine by then.
-        let window = self
+        let mut window = self
             .window
             .scan(database, range, self.at(), (direction, CHUNK_KEYS));
         let engine = self
@@ -126,7 +126,6 @@ impl View {
         let (covered, rest) = split(range, end, direction);
         let mut merged: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
         merged.extend(engine.into_iter().map(|(key, value)| (key, Some(value))));
-        let mut window = window;
         if planted::is(Bug::DeletedShows) {
             window.retain(|(_, value)| value.is_some());
         }
