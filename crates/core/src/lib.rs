@@ -90,6 +90,10 @@ pub mod machine;
 mod node;
 mod observe;
 mod open_transaction;
+#[cfg(feature = "planted")]
+pub mod planted;
+#[cfg(not(feature = "planted"))]
+mod planted;
 mod service;
 mod subscription;
 mod token;

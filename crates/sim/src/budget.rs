@@ -129,7 +129,11 @@ fn round(arguments: &Arguments, first: u64, seeds: u64) -> io::Result<Total> {
         let work = || -> io::Result<()> {
             loop {
                 let nth = next.fetch_add(1, Ordering::Relaxed);
-                if nth >= seeds {
+                let is_found = || {
+                    let total = total.lock().unwrap_or_else(PoisonError::into_inner);
+                    planted().is_some() && !total.failed.is_empty()
+                };
+                if nth >= seeds || is_found() {
                     return Ok(());
                 }
                 let seed = first + nth;
@@ -196,6 +200,7 @@ pub(crate) fn run_child(seed: u64, cuts: &Cuts) -> io::Result<Result<Report, Str
     command
         .args(["--report", "--seed", &seed.to_string()])
         .args(as_arguments(cuts))
+        .args(planted().map(|bug| format!("--planted={bug}")))
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     let output = command.output()?;
@@ -203,6 +208,14 @@ pub(crate) fn run_child(seed: u64, cuts: &Cuts) -> io::Result<Result<Report, Str
         return Ok(Err(format!("its process ended with {}", output.status)));
     }
     Ok(serde_json::from_slice(&output.stdout).map_err(|error| format!("no report: {error}")))
+}
+
+/// Name of the bug that is planted in this process.
+fn planted() -> Option<&'static str> {
+    #[cfg(feature = "planted")]
+    return steadfast::planted::planted().map(steadfast::planted::Bug::name);
+    #[cfg(not(feature = "planted"))]
+    None
 }
 
 /// The cuts as a command line gives them.

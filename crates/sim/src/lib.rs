@@ -7,6 +7,7 @@ pub mod logfile;
 pub mod nemesis;
 pub mod net;
 pub mod plan;
+pub mod promise;
 pub mod run;
 pub mod story;
 pub mod subscribers;

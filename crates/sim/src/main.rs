@@ -79,6 +79,10 @@ struct Arguments {
     /// Run one seed and print its report as JSON; what a budget starts for each seed
     #[arg(long, hide = true, requires = "seed")]
     report: bool,
+    /// Break the library by this bug, and end a budget with the first seed that fails
+    #[cfg(feature = "planted")]
+    #[arg(long, value_name = "BUG")]
+    planted: Option<steadfast::planted::Bug>,
 }
 
 impl Arguments {
@@ -94,6 +98,10 @@ impl Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    #[cfg(feature = "planted")]
+    if let Some(bug) = arguments.planted {
+        steadfast::planted::plant(bug);
+    }
     let done = match arguments.seed {
         Some(seed) if arguments.shrink => shrink::shrink(seed, &arguments.cuts()),
         Some(seed) => one(seed, &arguments),

@@ -397,7 +397,7 @@ impl Event {
             }
             Fault::Wipe => {
                 world.end(at, End::Kill);
-                host.set_state(|state| state.lost = true);
+                host.set_state(|state| (state.lost, state.wiped) = (true, true));
                 host.replace_disk(world);
                 self.fired(|| format!("{name} is wiped and started under its old name"));
                 restart(world, at).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use steadfast::ReplicatedEnvironment;
+use steadfast::{ReplicatedEnvironment, Role};
 use tokio::runtime::RngSeed;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -142,6 +142,12 @@ async fn observe(world: Arc<World>) {
         world.compare_digests();
         for (at, life) in world.open_nodes() {
             let Some(env) = life.env else { continue };
+            let is_in = matches!(env.state().role, Role::Master | Role::Replica);
+            if is_in && world.hosts[at].state().wiped {
+                world
+                    .story
+                    .violation(format!("n{} was wiped and takes part", at + 1));
+            }
             let bytes = env.status().window_bytes;
             if bytes > WINDOW_BYTES_MAX {
                 world

@@ -1,7 +1,9 @@
 //! The clients: transactions that read and write few keys, as functions, open or of one operation;
 //! databases that go and come back; and snapshots.
 
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,10 +19,14 @@ use steadfast::{
 
 use crate::check::{self, marker};
 use crate::history::{Change, DATABASES, Fate, MARKERS, OutcomeRead, Read, SnapshotRead, Write};
-use crate::world::{Life, World, wait};
+use crate::promise;
+use crate::world::{Life, World, lock, wait};
 
 /// How long a client waits for an answer of a node.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(12);
+
+/// Of so many transactions one has a rival.
+const RIVAL_EVERY: u32 = 8;
 
 /// One client: an endless run of operations, some at a time.
 pub async fn client(world: Arc<World>, seed: u64) {
@@ -119,8 +125,15 @@ impl Script {
     }
 
     /// Reads as the script says, changes and writes, and records it.
-    fn run(&self, world: &World, id: usize, txn: &Txn) -> Result<(), WriteError> {
+    fn run(
+        &self,
+        world: &World,
+        id: usize,
+        txn: &Txn,
+        between: impl Fn(),
+    ) -> Result<(), WriteError> {
         let reads = self.read(|| txn.list_databases(), |name| txn.database(name))?;
+        between();
         self.write(world, id, txn, reads)
     }
 
@@ -251,12 +264,47 @@ async fn ask<T>(life: &Life, call: impl Future<Output = T>) -> Option<T> {
     }
 }
 
+/// One transaction, and now and then a rival of it.
 async fn transaction(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
+    if rng.random_range(0..RIVAL_EVERY) > 0 {
+        return write(world, rng, (at, life), || {}).await;
+    }
+    let mut rng_of_rival = StdRng::seed_from_u64(rng.random());
+    let rival = write(world, &mut rng_of_rival, (at, life), || {});
+    let rival: Mutex<Option<Rival<'_>>> = Mutex::new(Some(Box::pin(rival)));
+    let poll = |context: &mut Context<'_>| {
+        let mut rival = lock(&rival);
+        let state = rival.as_mut().map(|rival| rival.as_mut().poll(context));
+        if state != Some(Poll::Pending) {
+            *rival = None;
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    };
+    let come_between = || {
+        // Whether it has ended shows below.
+        poll(&mut Context::from_waker(Waker::noop())).is_ready();
+    };
+    let own = write(world, rng, (at, life), come_between);
+    tokio::join!(own, std::future::poll_fn(poll));
+}
+
+/// A transaction that comes in between what another one reads and its commit, as on a machine with
+/// many threads any may.
+type Rival<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// One transaction. `between` is called when it has read.
+async fn write(
+    world: &Arc<World>,
+    rng: &mut StdRng,
+    (at, life): (usize, &Life),
+    between: impl Fn(),
+) {
     let Some(env) = &life.env else { return };
     let id = world.history().begin(at);
     let durability = durability(rng);
     let script = Script::draw(world, rng, Some(id));
-    let run = |txn: &Txn| script.run(world, id, txn);
+    let run = |txn: &Txn| script.run(world, id, txn, &between);
     let answer = ask(life, env.write_with_async(durability, run)).await;
     end(world, (at, id), durability, answer.as_ref());
     if durability == Durability::ALL
@@ -365,6 +413,9 @@ fn end(
 ) {
     let fate = answer.map_or(Fate::Unknown, |answer| fate(durability, answer));
     world.history().end(id, fate, world.story.now_us());
+    if let Fate::Committed { term, vlsn } = fate {
+        promise::check(world, id, (term, vlsn));
+    }
     world.story.tell(|| {
         let answer = match answer {
             None => "no answer".into(),

@@ -81,6 +81,8 @@ pub struct HostState {
     pub busy: bool,
     /// The node is lost for good, and not expected to open again.
     pub lost: bool,
+    /// Its directory was wiped: the group has to keep it out.
+    pub wiped: bool,
 }
 
 /// How a node ends.
@@ -269,6 +271,11 @@ impl World {
 }
 
 impl Host {
+    /// Its index.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
     /// The life that the node has now.
     pub fn life(&self) -> Option<Life> {
         lock(&self.life).clone()

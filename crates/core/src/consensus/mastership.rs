@@ -32,6 +32,7 @@ use crate::consensus::{Consensus, ConsensusError, TypeConfig, members_of};
 use crate::ids::{NodeId, Term};
 use crate::listener::{Role, RoleState};
 use crate::machine::Clock;
+use crate::planted::{self, Bug};
 use crate::txn::batch::Batch;
 use crate::txn::sequencer::SessionId;
 
@@ -153,6 +154,9 @@ async fn act(
             publish(consensus, Role::Unknown, &now);
             lead(consensus, &now, leadership.clone(), clock).await;
             consensus.sequencer.end_session();
+            if planted::is(Bug::MasterOnce) {
+                std::future::pending::<()>().await;
+            }
             // Still leader, without a session: its blank entry was refused. Ask again soon.
             let changed = tokio::time::timeout(LEAD_RETRY, leadership.changed());
             changed.await.ok();
@@ -223,6 +227,7 @@ async fn lead(
     tokio::select! {
         biased;
         () = &mut lost => return,
+        () = std::future::ready(()), if planted::is(Bug::NoBlank) => {}
         written = consensus.raft.write_blank() => match written {
             Ok(blank) if blank.log_id.leader_id.term == own.term => {}
             _ => return,

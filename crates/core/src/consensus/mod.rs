@@ -39,6 +39,7 @@ use crate::ids::{LogPosition, NodeId, Term};
 use crate::listener::{Role, RoleState};
 use crate::log::{Log, LogId, Vote};
 use crate::machine::Clock;
+use crate::planted::{self, Bug};
 use crate::service::election::{self, CallError};
 use crate::service::hello::{Caller, DialError, Session};
 use crate::service::messages::{
@@ -247,6 +248,9 @@ impl Consensus {
 
     async fn own_barrier(&self) -> Result<Option<LogPosition>, ConsensusError> {
         use openraft::errors::LinearizableReadError::{ForwardToLeader, QuorumNotEnough};
+        if planted::is(Bug::BarrierAlone) && self.role.borrow().role == Role::Master {
+            return Ok(self.applied.borrow().map(|id| id.position));
+        }
         match self
             .seeded(self.raft.get_read_log_id(ReadPolicy::ReadIndex))
             .await
@@ -356,12 +360,12 @@ impl Consensus {
     async fn answer(&self, caller: NodeId, call: ElectionCall) -> Option<ElectionAnswer> {
         match call {
             ElectionCall::Vote(message) => {
-                let request = vote_request(caller, message)?;
+                let request = self.vote_request(caller, message)?;
                 let reply = self.raft.vote(request).await.ok()?;
                 Some(ElectionAnswer::Vote(vote_reply(&reply)))
             }
             ElectionCall::PreVote(message) => {
-                let request = vote_request(caller, message)?;
+                let request = self.vote_request(caller, message)?;
                 let reply = self.raft.pre_vote(request).await.ok()?;
                 Some(ElectionAnswer::Vote(vote_reply(&reply)))
             }
@@ -384,6 +388,27 @@ impl Consensus {
                 Some(ElectionAnswer::Barrier(BarrierReply { position }))
             }
         }
+    }
+
+    /// What a candidate asks, checked: it asks in its own name.
+    fn vote_request(
+        &self,
+        caller: NodeId,
+        message: VoteRequestMessage,
+    ) -> Option<VoteRequest<TypeConfig>> {
+        let vote: Vote = message.vote?.try_into().ok()?;
+        if vote.node != caller {
+            tracing::warn!(%caller, claimed = %vote.node, "a vote was asked in another's name");
+            return None;
+        }
+        let last = message.last.map(LogId::try_from).transpose().ok()?;
+        let mut request = VoteRequest::new(to_raft_vote(vote), last.map(to_raft_log_id));
+        request.leadership_transfer = message.lease_is_over;
+        if planted::is(Bug::VoteForAnyLog) {
+            let own = self.log.state().last.map(to_raft_log_id);
+            request.last_log_id = request.last_log_id.max(own);
+        }
+        Some(request)
     }
 
     /// Proposes a batch that was numbered in `term`. The future tells whether it was refused.
@@ -457,22 +482,10 @@ fn raft_config(identity: &Identity, timers: Timers) -> Result<Config, openraft::
         broadcast_submitted_on_append: Some(true),
         // Replicas may hold entries that a master lost before its own sync. Were it to go on in
         // its old term, it would give their positions to others.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(planted::is(Bug::LeaderRestore)),
         ..Config::default()
     };
     config.validate()
-}
-
-fn vote_request(caller: NodeId, message: VoteRequestMessage) -> Option<VoteRequest<TypeConfig>> {
-    let vote: Vote = message.vote?.try_into().ok()?;
-    if vote.node != caller {
-        tracing::warn!(%caller, claimed = %vote.node, "a vote was asked in another's name");
-        return None;
-    }
-    let last = message.last.map(LogId::try_from).transpose().ok()?;
-    let mut request = VoteRequest::new(to_raft_vote(vote), last.map(to_raft_log_id));
-    request.leadership_transfer = message.lease_is_over;
-    Some(request)
 }
 
 fn vote_reply(reply: &openraft::raft::VoteResponse<TypeConfig>) -> VoteReplyMessage {

@@ -54,6 +54,7 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
 use crate::ids::{GroupUuid, Incarnation, LogPosition, NodeId, Term};
+use crate::planted::{self, Bug};
 
 pub use disk::{Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, MemoryDisk, OpenMode, RealDisk};
 pub use writer::LogWriter;
@@ -129,6 +130,9 @@ impl Log {
     /// # Errors
     /// [`LogError::Failed`] and [`LogError::Closed`].
     pub async fn save_vote(&self, vote: Vote) -> Result<(), LogError> {
+        if planted::is(Bug::VoteNotSaved) {
+            return Ok(());
+        }
         self.request(Request::Vote(vote)).await
     }
 

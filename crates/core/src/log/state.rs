@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use crate::ids::LogPosition;
+use crate::planted::{self, Bug};
 
 use super::appender::Segments;
 use super::format::{Head, Place};
@@ -511,6 +512,11 @@ impl Cache {
 
     /// Drops the oldest entries until `bytes_max` is kept, as far as they are durable.
     fn trim(&mut self, durable: u64, bytes_max: usize) {
+        let durable = if planted::is(Bug::CacheDropsUnsynced) {
+            u64::MAX
+        } else {
+            durable
+        };
         self.pop_while(|bytes, _, ticket| bytes > bytes_max && ticket <= durable);
     }
 

@@ -11,6 +11,7 @@ use super::disk::DiskLock;
 use super::format::Record;
 use super::state::{Durable, Group, Request, Shared, Slot};
 use super::{LogError, LogId};
+use crate::planted::{self, Bug};
 
 /// Owns the files of a log. Dropping it without [`LogWriter::run`] having returned ends the log:
 /// whoever waits for it gets [`LogError::Closed`].
@@ -76,6 +77,7 @@ impl LogWriter {
                     continue;
                 }
                 Request::Vote(vote) => Record::Vote(*vote),
+                Request::Truncation(_) if planted::is(Bug::DropTruncation) => continue,
                 Request::Truncation(last) => Record::Truncation(*last),
                 Request::Purge(upto) => Record::Purge(*upto),
             };
@@ -85,6 +87,12 @@ impl LogWriter {
         self.write_committed().await?;
         self.appender.write()?;
         self.shared.written.send_replace(self.appender.head().last);
+        if planted::is(Bug::SyncAfterCallbacks) {
+            self.group
+                .waiters
+                .drain(..)
+                .for_each(|done| done.call(Ok(())));
+        }
         self.appender.sync().await?;
 
         let durable = Durable {

@@ -9,6 +9,7 @@ use crate::error::FeedError;
 use crate::ids::{LogPosition, Vlsn};
 use crate::log::{Entry, EntryKind, LogError};
 use crate::node::Node;
+use crate::planted::{self, Bug};
 use crate::subscription::names::Names;
 use crate::subscription::{Change, CommittedTransaction, FeedEvent, Filter};
 use crate::token::CommitToken;
@@ -121,6 +122,15 @@ impl Tail {
             if batch.first() == self.read.next() {
                 let after = self.token.vlsn;
                 let token = CommitToken { term, ..self.token };
+                if planted::is(Bug::FeedSkipsTerm) && term != self.token.term && after > Vlsn(0) {
+                    self.read = batch.last();
+                    self.token = CommitToken {
+                        vlsn: batch.last(),
+                        ..token
+                    };
+                    self.next = LogPosition(position.0 + 1);
+                    return Ok(());
+                }
                 self.take_batch(&batch, (after, token), filter);
             }
         }

@@ -22,6 +22,7 @@ use crate::error::ReadError;
 use crate::ids::LogPosition;
 use crate::listener::RoleState;
 use crate::node::Node;
+use crate::planted::{self, Bug};
 use crate::token::CommitToken;
 
 /// How long a read that found no master to ask waits before it asks again.
@@ -88,6 +89,8 @@ pub(crate) async fn wait(
 ) -> Result<(), ReadError> {
     match policy {
         ConsistencyPolicy::Eventual => Ok(()),
+        ConsistencyPolicy::Linearizable if planted::is(Bug::NoBarrier) => Ok(()),
+        ConsistencyPolicy::AtLeast(_) if planted::is(Bug::AtLeastNotAwaited) => Ok(()),
         ConsistencyPolicy::AtLeast(token) => at_least(node, token, timeout).await,
         ConsistencyPolicy::Linearizable => {
             let current = current(node, role, (None, timeout)).await?;
@@ -159,6 +162,9 @@ pub(crate) async fn current(
         };
         asked?
     };
+    if planted::is(Bug::BarrierNotAwaited) {
+        return Ok(Ok(()));
+    }
     let mut applied = node.consensus.applied();
     let reached = applied.wait_for(|applied| applied.map(|id| id.position) >= position);
     if let Ok(reached) = timeout_at(deadline, reached).await {

@@ -31,6 +31,7 @@ use tokio::time::Instant;
 use crate::engine::{Applied, BATCH_CHANGES_BEST, Change, EngineBatch, EngineError, StorageEngine};
 use crate::ids::{DatabaseId, Vlsn};
 use crate::log::LogId;
+use crate::planted::{self, Bug};
 use crate::txn::catalog::CATALOG;
 use crate::txn::readers::{ReaderId, Readers};
 use crate::txn::reclaim::Reclaim;
@@ -256,7 +257,8 @@ impl Flush {
         let mut taken: Vec<Mark> = Vec::new();
         let mut keys = std::collections::BTreeSet::new();
         while let Some(mark) = state.marks.front() {
-            let may_flush = mark.vlsn <= limit && mark.log_id.position <= persisted.position;
+            let is_persisted = mark.log_id.position <= persisted.position;
+            let may_flush = mark.vlsn <= limit && (is_persisted || planted::is(Bug::EngineAhead));
             if !may_flush || keys.len() >= BATCH_CHANGES_BEST {
                 break;
             }
@@ -285,7 +287,12 @@ impl Flush {
             vlsn,
             membership: membership.clone(),
         };
-        let changes = self.changes(&marks);
+        let flushed = if planted::is(Bug::FlushSkipsLast) {
+            &marks[..marks.len() - 1]
+        } else {
+            &marks[..]
+        };
+        let changes = self.changes(flushed);
         let first = changes.first().map(|(database, ..)| *database);
         if first == Some(CATALOG) {
             self.reclaim.catalog_changed();
@@ -309,7 +316,9 @@ impl Flush {
             .map(|version| self.window.version_bytes(version))
             .sum();
         let mut state = self.lock();
-        state.membership = membership;
+        if !planted::is(Bug::ForgetMembership) {
+            state.membership = membership;
+        }
         state.evictable_bytes += bytes;
         state.evictions.push_back(Eviction { mark, versions });
         Ok(true)
@@ -320,7 +329,11 @@ impl Flush {
         let mut newest: BTreeMap<(DatabaseId, &Bytes), &VersionKey> = BTreeMap::new();
         // Marks are in log order: the last one to write a key wins.
         for version in marks.iter().flat_map(|mark| &mark.versions) {
-            newest.insert((version.database, &version.key), version);
+            let place = (version.database, &version.key);
+            if planted::is(Bug::FlushOldest) && newest.contains_key(&place) {
+                continue;
+            }
+            newest.insert(place, version);
         }
         let change = |((database, key), version): ((DatabaseId, &Bytes), &VersionKey)| {
             let found = self.window.version(version);
@@ -330,7 +343,11 @@ impl Flush {
             };
             (database, key.clone(), change)
         };
-        newest.into_iter().map(change).collect()
+        let mut changes: Vec<_> = newest.into_iter().map(change).collect();
+        if planted::is(Bug::FlushNoDeletes) {
+            changes.retain(|(.., change)| *change != Change::Delete);
+        }
+        changes
     }
 
     /// Takes flushed versions out of the window, as far as readers permit.
@@ -340,7 +357,7 @@ impl Flush {
             let Some(next) = state.evictions.front() else {
                 return;
             };
-            if !self.readers.all_began_after(next.mark) {
+            if !self.readers.all_began_after(next.mark) || planted::is(Bug::NeverEvict) {
                 return;
             }
             let Some(eviction) = state.evictions.pop_front() else {

@@ -29,9 +29,10 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::engine::KeyRange;
-use crate::ids::{DatabaseId, Term, Vlsn};
+use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
 use crate::limits::BATCH_TRANSACTIONS_MAX;
 use crate::log::LogId;
+use crate::planted::{self, Bug};
 use crate::txn::batch::{Batch, BatchBuilder, Operation};
 use crate::txn::readers::ReaderGuard;
 use crate::txn::window::{VersionKey, Window};
@@ -265,7 +266,9 @@ impl Sequencer {
         batch.waiters.outcome.push(done);
         session.numbered = vlsn;
         drop(guard);
-        self.ready.notify_one();
+        if !planted::is(Bug::LostWakeup) {
+            self.ready.notify_one();
+        }
         Ok((vlsn, receiver))
     }
 
@@ -273,11 +276,11 @@ impl Sequencer {
         let (at, reads) = (finished.reader.at(), &finished.reads);
         let changed =
             |(database, key): &(DatabaseId, Bytes)| self.window.key_changed(*database, key, at);
-        reads.keys.iter().any(changed)
-            || reads
-                .ranges
-                .iter()
-                .any(|(database, range)| self.window.range_changed(*database, range, at))
+        let has_changed = |(database, range): &(DatabaseId, KeyRange)| {
+            self.window.range_changed(*database, range, at)
+        };
+        (!planted::is(Bug::ForgetKeys) && reads.keys.iter().any(changed))
+            || (!planted::is(Bug::ForgetRanges) && reads.ranges.iter().any(has_changed))
     }
 
     /// Waits until [`Sequencer::take_batch`] may have something to give.
@@ -411,6 +414,9 @@ impl Sequencer {
     }
 
     fn insert_all(&self, batch: &Batch) -> Vec<VersionKey> {
+        if planted::is(Bug::SkipBatch) && batch.first().0.is_multiple_of(16) {
+            return Vec::new();
+        }
         let mut versions = Vec::new();
         batch.for_each(|vlsn, operation| {
             versions.push(VersionKey::of(vlsn, &operation));
@@ -426,10 +432,17 @@ impl Sequencer {
             return;
         };
         for in_flight in session.in_flight {
-            for version in &in_flight.versions {
-                self.window.remove(version);
+            if !planted::is(Bug::KeepPending) {
+                for version in &in_flight.versions {
+                    self.window.remove(version);
+                }
             }
-            in_flight.waiters.end(if in_flight.is_refused {
+            in_flight.waiters.end(if planted::is(Bug::CommittedOnLoss) {
+                Outcome::Committed(LogId {
+                    term: session.id.term,
+                    position: LogPosition(0),
+                })
+            } else if in_flight.is_refused || planted::is(Bug::NotCommittedOnLoss) {
                 Outcome::NotCommitted
             } else {
                 Outcome::Unknown
@@ -479,7 +492,6 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::LogPosition;
     use crate::txn::readers::Readers;
     use crate::txn::window::Version;
 

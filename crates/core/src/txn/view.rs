@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 use crate::engine::{Direction, EngineError, KeyRange, ScanLimit, StorageEngine};
 use crate::ids::{DatabaseId, Vlsn};
+use crate::planted::{self, Bug};
 use crate::txn::readers::ReaderGuard;
 use crate::txn::window::{Version, Window};
 
@@ -86,7 +87,12 @@ impl View {
         database: DatabaseId,
         key: &Bytes,
     ) -> Result<Option<Bytes>, ViewError> {
-        let found = match self.window.newest(database, key, self.at()) {
+        let at = if planted::is(Bug::MovingSnapshot) {
+            Vlsn(u64::MAX)
+        } else {
+            self.at()
+        };
+        let found = match self.window.newest(database, key, at) {
             Some(Version::Value(value)) => Some(value),
             Some(Version::Deleted) => None,
             None => self.engine.get(database, key)?,
@@ -105,9 +111,9 @@ impl View {
         direction: Direction,
     ) -> Result<Chunk, ViewError> {
         // The window first: a version that leaves it afterwards is in the engine by then.
-        let (window, is_whole) = self
-            .window
-            .scan(database, range, self.at(), (direction, CHUNK));
+        let (mut window, is_whole) =
+            self.window
+                .scan(database, range, self.at(), (direction, CHUNK));
         let engine = self
             .engine
             .scan(database, range.clone(), direction, CHUNK)?;
@@ -117,13 +123,19 @@ impl View {
         let (covered, rest) = split(range, end, direction);
         let mut merged: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
         merged.extend(engine.into_iter().map(|(key, value)| (key, Some(value))));
+        if planted::is(Bug::DeletedShows) {
+            window.retain(|(_, value)| value.is_some());
+        }
         merged.extend(window);
         let rows = merged.into_iter().filter(|(key, _)| covered.contains(key));
         let mut rows: Vec<_> = rows
             .filter_map(|(key, value)| Some((key, value?)))
             .collect();
-        if direction == Direction::Reverse {
+        if direction == Direction::Reverse && !planted::is(Bug::ReverseForward) {
             rows.reverse();
+        }
+        if planted::is(Bug::ChunkLosesEnd) && rest.is_some() {
+            rows.pop();
         }
         self.still_valid(Chunk {
             rows,

@@ -1,0 +1,95 @@
+//! Every planted bug is found, and without one nothing is.
+//!
+//! The checkers know nothing of the bugs: what shows one is what would show a mistake of ours.
+
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use steadfast::planted::Bug;
+use steadfast_sim::run::Report;
+
+/// Most seeds that the budget of any bug may have.
+const SEEDS_MAX: u64 = 1000;
+/// The median of the seeds that the bugs need is at most this.
+const MEDIAN_MAX: u64 = 100;
+/// Seeds that have to pass in this build with no bug switched on.
+const SOUND_SEEDS: u64 = 10;
+
+/// How a bug was found.
+struct Find {
+    bug: Bug,
+    /// The first seed that fails, and what it says; `None` when the budget was in vain.
+    found: Option<(u64, String)>,
+}
+
+/// What is wrong with a seed, run in a process of its own.
+fn violation(seed: u64, bug: Option<Bug>) -> Option<String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_steadfast-sim"));
+    command.args(["--report", "--seed", &seed.to_string()]);
+    command.args(bug.map(|bug| format!("--planted={}", bug.name())));
+    let output = command.stderr(Stdio::null()).output();
+    let output = output.expect("the program starts");
+    match serde_json::from_slice::<Report>(&output.stdout) {
+        Ok(report) if output.status.success() => report.violations.into_iter().next(),
+        _ => Some(format!("its process ended with {}", output.status)),
+    }
+}
+
+fn find(bug: Bug) -> Find {
+    let fails = |seed| Some((seed, violation(seed, Some(bug))?));
+    let found = (1..=bug.seeds_max()).find_map(fails);
+    Find { bug, found }
+}
+
+/// The results of `work` for each of `items`, on as many threads as there are cores.
+fn on_all_cores<T: Copy + Send, R: Send>(
+    items: impl Iterator<Item = T> + Send,
+    work: impl Fn(T) -> R + Sync,
+) -> Vec<R> {
+    let (items, results) = (Mutex::new(items), Mutex::new(Vec::new()));
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                loop {
+                    let next = items.lock().expect("no worker panics").next();
+                    let Some(item) = next else { return };
+                    let result = work(item);
+                    results.lock().expect("no worker panics").push(result);
+                }
+            });
+        }
+    });
+    results.into_inner().expect("no worker panics")
+}
+
+#[test]
+fn every_planted_bug_is_found_within_its_seeds() {
+    let mut finds = on_all_cores(Bug::ALL.iter().copied(), find);
+    finds.sort_by_key(|find| find.found.as_ref().map_or(u64::MAX, |(seed, _)| *seed));
+    println!("{:<24} {:>5}  violation", "bug", "seed");
+    for Find { bug, found } in &finds {
+        let (seed, violation) = found.as_ref().map_or_else(
+            || ("-".to_owned(), "not found"),
+            |(seed, violation)| (seed.to_string(), violation),
+        );
+        let line: String = violation.chars().take(110).collect();
+        println!("{:<24} {seed:>5}  {line}", bug.name());
+    }
+    for Find { bug, found } in &finds {
+        assert!(bug.seeds_max() <= SEEDS_MAX, "{bug:?}: too large a budget");
+        assert!(found.is_some(), "{bug:?} is not found within its seeds");
+    }
+    let median = finds[finds.len() / 2].found.as_ref().map(|(seed, _)| *seed);
+    assert!(
+        median.is_some_and(|seeds| seeds <= MEDIAN_MAX),
+        "{median:?}"
+    );
+}
+
+#[test]
+fn without_a_bug_the_same_build_is_sound() {
+    let failed = on_all_cores(1..=SOUND_SEEDS, |seed| Some((seed, violation(seed, None)?)));
+    let failed: Vec<_> = failed.into_iter().flatten().collect();
+    assert!(failed.is_empty(), "{failed:?}");
+}
