@@ -154,8 +154,7 @@ pub struct CommittedTransaction {
     /// The wall clock of its master when it was proposed, in milliseconds since 1970.
     pub committed_at_ms: u64,
     /// What it changed: databases created and dropped first, then keys, each once, in the order of
-    /// databases and keys. A change of a database that has been dropped since, and that the node can
-    /// no longer name, is left out; its `Dropped` is not.
+    /// databases and keys.
     pub changes: Vec<Change>,
 }
 

@@ -47,7 +47,7 @@ impl Model {
 
     fn names(&self) -> Vec<String> {
         let catalog = self.databases.get(&CATALOG).into_iter().flatten();
-        let names = catalog.filter(|(key, _)| *key != NEXT_ID);
+        let names = catalog.filter(|(key, _)| !key.starts_with(b"\0"));
         names.map(|(key, _)| text(key)).collect()
     }
 
@@ -425,7 +425,10 @@ impl Expected {
             let new = new.and_then(|value| parse_database_id(&value));
             let is_right = match becomes {
                 Becomes::Gone => entry == old.map(|_| None),
-                Becomes::New => new.is_some_and(|id| new_ids.contains(&id)),
+                Becomes::New => new.is_some_and(|id| {
+                    let given = catalog.remove(&given_key(id)).flatten();
+                    new_ids.contains(&id) && given.as_deref() == Some(name.as_bytes())
+                }),
                 Becomes::Same => entry.is_none(),
             };
             if !is_right {
@@ -458,6 +461,11 @@ fn created(logged: &LoggedTransaction, name: &str) -> Option<u32> {
         parse_database_id(value)
     };
     logged.operations.iter().find_map(creates)
+}
+
+/// Where the catalog keeps the name that an id was given to.
+fn given_key(id: u32) -> Bytes {
+    Bytes::from([b"\0id", &id.to_be_bytes()[..]].concat())
 }
 
 fn parse_database_id(value: &Bytes) -> Option<u32> {

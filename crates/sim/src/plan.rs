@@ -117,9 +117,6 @@ pub struct Plan {
     pub burst_max: u64,
     /// Longest pause of a client between such operations and the next.
     pub think_max: Duration,
-    /// Databases go and come back. Nobody subscribes then: a subscriber who resumes cannot name what
-    /// has gone meanwhile.
-    pub drops_databases: bool,
     /// Keys in each database; few make conflicts.
     pub keys: u32,
     /// Largest value.
@@ -197,7 +194,6 @@ impl Plan {
             clients,
             burst_max,
             think_max,
-            drops_databases: rng.random(),
             keys: pick(&mut rng, &[2, 10, 100]),
             value_max: pick(&mut rng, &[16, 300, 20_000]),
             expendable,

@@ -96,10 +96,7 @@ async fn simulate(plan: Plan, story: Story) -> Report {
         ));
     }
     let mut followers = JoinSet::new();
-    for is_remote in [false, true]
-        .into_iter()
-        .filter(|_| !world.plan.drops_databases)
-    {
+    for is_remote in [false, true] {
         let seed = world.chance(RngExt::random);
         followers.spawn(subscribers::subscriber(Arc::clone(&world), is_remote, seed));
     }
@@ -220,9 +217,6 @@ async fn finish(world: &Arc<World>) {
 
 /// Waits until every subscriber has been told of the last transaction.
 async fn await_subscribers(world: &World, last: u64) {
-    if world.plan.drops_databases {
-        return;
-    }
     let passed = |is_remote| {
         let history = world.history();
         let mut feeds = history.feeds.iter().rev();

@@ -101,8 +101,7 @@ impl Script {
             .collect();
         let (mut changes, mut writes) = (Vec::new(), Vec::new());
         if let Some(id) = id {
-            let most = if world.plan.drops_databases { 14 } else { 1 };
-            for _ in 0..rng.random_range(0..most) / 12 {
+            for _ in 0..rng.random_range(0..14) / 12 {
                 changes.push(Change {
                     database: database(rng),
                     drops: rng.random(),

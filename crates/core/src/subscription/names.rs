@@ -1,7 +1,7 @@
 //! The names of databases, as the catalog has them on the way through the log.
 //!
-//! An id is given to one name and never again, so the present catalog names every id of the past but
-//! those of databases that have been dropped since.
+//! An id is given to one name and never again, and the catalog keeps which: also a change of a
+//! database that has been dropped since has a name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,13 +11,15 @@ use crate::error::FeedError;
 use crate::ids::DatabaseId;
 use crate::subscription::Change;
 use crate::txn::batch::Operation;
-use crate::txn::catalog::CATALOG;
+use crate::txn::catalog::{CATALOG, parse_id_key};
 use crate::txn::view::{View, ViewError};
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names {
+    /// Every id that was ever given.
     by_id: BTreeMap<DatabaseId, Arc<str>>,
+    present: BTreeMap<Arc<str>, DatabaseId>,
 }
 
 impl Names {
@@ -30,20 +32,20 @@ impl Names {
         let mut rest = Some(KeyRange::all());
         while let Some(range) = rest {
             let chunk = view.chunk(CATALOG, &range, Direction::Forward)?;
-            let rows = chunk.rows.iter();
-            let named = rows.filter_map(|(key, value)| Some((parse_id(value)?, parse_name(key)?)));
-            names.by_id.extend(named);
+            for (key, value) in &chunk.rows {
+                names.put(key, value);
+            }
             rest = chunk.rest;
         }
         Ok(names)
     }
 
-    /// All databases, by name.
-    pub(super) fn sorted(&self) -> BTreeMap<Arc<str>, DatabaseId> {
-        let pairs = self.by_id.iter();
-        pairs.map(|(id, name)| (Arc::clone(name), *id)).collect()
+    /// The databases that there are, by name.
+    pub(super) fn present(&self) -> &BTreeMap<Arc<str>, DatabaseId> {
+        &self.present
     }
 
+    /// The name of a database, also of one that is gone.
     pub(super) fn of(&self, id: DatabaseId) -> Option<&Arc<str>> {
         self.by_id.get(&id)
     }
@@ -51,13 +53,25 @@ impl Names {
     /// Takes over a change of the catalog, and tells what it means for its database. `None` for what
     /// the catalog keeps for itself.
     pub(super) fn follow(&mut self, operation: &Operation) -> Option<Change> {
+        if let Some(value) = &operation.value {
+            let database = self.put(&operation.key, value)?;
+            return Some(Change::Created { database });
+        }
         let database = parse_name(&operation.key)?;
-        self.by_id.retain(|_, name| *name != database);
-        let Some(value) = &operation.value else {
-            return Some(Change::Dropped { database });
-        };
-        self.by_id.insert(parse_id(value)?, Arc::clone(&database));
-        Some(Change::Created { database })
+        self.present.remove(&database);
+        Some(Change::Dropped { database })
+    }
+
+    /// Takes over an entry of the catalog; returns the name of the database that it creates.
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Option<Arc<str>> {
+        if let Some(id) = parse_id_key(key) {
+            self.by_id.insert(id, parse_name(value)?);
+            return None;
+        }
+        let name = parse_name(key)?;
+        let id = value.try_into().ok().map(u32::from_le_bytes)?;
+        self.present.insert(Arc::clone(&name), DatabaseId(id));
+        Some(name)
     }
 }
 
@@ -74,9 +88,4 @@ impl From<ViewError> for FeedError {
 fn parse_name(key: &[u8]) -> Option<Arc<str>> {
     let name = std::str::from_utf8(key).ok()?;
     (!name.starts_with('\0')).then(|| name.into())
-}
-
-fn parse_id(value: &[u8]) -> Option<DatabaseId> {
-    let id = value.try_into().ok().map(u32::from_le_bytes)?;
-    Some(DatabaseId(id))
 }

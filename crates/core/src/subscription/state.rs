@@ -43,11 +43,11 @@ impl StateScan {
     pub(super) fn begin(node: &Node, filter: &Filter) -> Result<Self, FeedError> {
         let view = node.view();
         let names = Names::read(&view)?;
-        let ranges = names.sorted().into_iter().flat_map(|(database, id)| {
-            let ranges = filter.ranges(&database).into_iter();
+        let ranges = names.present().iter().flat_map(|(database, id)| {
+            let ranges = filter.ranges(database).into_iter();
             ranges.map(move |range| StateRange {
-                database: Arc::clone(&database),
-                id,
+                database: Arc::clone(database),
+                id: *id,
                 rest: Some(range),
             })
         });

@@ -160,8 +160,7 @@ impl Tail {
     }
 }
 
-/// What a transaction changes, under the names that hold after it. What it writes into a database
-/// that has no name then can be seen by nobody.
+/// What a transaction changes.
 fn changes(
     names: &mut Names,
     filter: &Filter,

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | name of a database | its id, `u32` little-endian |
 //! | `"\0next"`, which is no name | the next free id, `u32` little-endian |
+//! | `"\0id"` and an id, `u32` big-endian | the name to which the id was given; never removed |
 //!
 //! An id is given once. A dropped database loses its entry, a truncated one gets a new id: the data
 //! under the old one belongs to no name any more, and each node's engine gives it up in its own
@@ -27,6 +28,9 @@ pub(crate) const CATALOG: DatabaseId = DatabaseId(0);
 
 /// Key of the next free id.
 pub(crate) const NEXT_ID_KEY: &[u8] = b"\0next";
+
+/// How the keys begin that keep which name an id was given to.
+const ID_PREFIX: &[u8] = b"\0id";
 
 /// The id of the first database.
 pub(crate) const FIRST_ID: DatabaseId = DatabaseId(CATALOG.0 + 1);
@@ -61,6 +65,23 @@ pub(crate) fn encode_id(id: DatabaseId) -> Bytes {
     Bytes::copy_from_slice(&id.0.to_le_bytes())
 }
 
+/// Key of the name that `id` was given to. The log has changes of databases that were dropped later:
+/// whoever reads them there asks for their names.
+pub(crate) fn id_key(id: DatabaseId) -> Bytes {
+    Bytes::from([ID_PREFIX, &id.0.to_be_bytes()].concat())
+}
+
+/// The id whose name is kept under `key`; `None` for any other key.
+pub(crate) fn parse_id_key(key: &[u8]) -> Option<DatabaseId> {
+    let id = key.strip_prefix(ID_PREFIX)?.try_into().ok()?;
+    Some(DatabaseId(u32::from_be_bytes(id)))
+}
+
+/// Whether this key of the catalog is a name.
+fn is_name(key: &[u8]) -> bool {
+    key.first() != Some(&0)
+}
+
 /// # Errors
 /// [`ReadError::DatabaseName`] when the value is not an id.
 pub(crate) fn decode_id(value: &[u8]) -> Result<DatabaseId, ReadError> {
@@ -75,7 +96,7 @@ pub(crate) fn names(
     entries: impl Iterator<Item = Result<(Bytes, Bytes), ReadError>>,
 ) -> Result<Vec<String>, ReadError> {
     let is_name =
-        |entry: &Result<(Bytes, _), _>| entry.as_ref().map_or(true, |(key, _)| key != NEXT_ID_KEY);
+        |entry: &Result<(Bytes, _), _>| entry.as_ref().map_or(true, |(key, _)| is_name(key));
     entries
         .filter(is_name)
         .map(|entry| Ok(text(&entry?.0)))
@@ -92,7 +113,10 @@ pub(crate) fn nameless(engine: &dyn StorageEngine) -> Result<Vec<DatabaseId>, En
     let mut rest = KeyRange::all();
     loop {
         let entries = engine.scan(CATALOG, rest.clone(), Direction::Forward, STEP)?;
-        for (key, value) in &entries {
+        let ids = entries
+            .iter()
+            .filter(|(key, _)| parse_id_key(key).is_none());
+        for (key, value) in ids {
             let id = parse_id(value).ok_or_else(|| EngineError::Corrupt {
                 what: format!("the catalog's entry of {:?}", text(key)),
             })?;

@@ -177,7 +177,8 @@ impl Journal {
             Some(catalog::encode_id(after)),
             bytes_max,
         )?;
-        let entry = Some(catalog::encode_id(id));
+        let (entry, given) = (Some(catalog::encode_id(id)), Some(name.clone()));
+        self.write(CATALOG, catalog::id_key(id), given, bytes_max)?;
         self.write(CATALOG, name.clone(), entry, bytes_max)?;
         self.databases.insert(name.clone(), Some(id));
         Ok(id)

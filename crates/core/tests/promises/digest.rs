@@ -91,6 +91,10 @@ impl StorageEngine for WatchedEngine {
         direction: Direction,
         limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        // The flush scans the catalog for databases without a name.
+        if std::thread::current().name() == Some("steadfast-flush") {
+            return self.0.scan(database, range, direction, limit);
+        }
         self.1.by.lock().expect("no panic").insert(this_thread());
         let now = self.1.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.1.most.fetch_max(now, Ordering::SeqCst);

@@ -203,6 +203,40 @@ fn a_feed_resumed_from_any_token_goes_on_with_the_next_transaction() {
 }
 
 #[test]
+fn a_feed_names_what_was_written_to_a_database_that_has_been_dropped_since() {
+    let group = Group::in_memory(1, STEADY);
+    let node = group.master();
+    let before = put(node, "k", "0").expect("committed");
+    let _written = put(node, "k", "1").expect("committed");
+    let dropped = node.write(|txn| txn.drop_database("d").map(|_| ()));
+    let dropped = dropped.expect("committed").vlsn;
+    let again = put(node, "k", "2").expect("committed").vlsn;
+    let feed = node.subscribe(From::Token(before)).expect("a feed");
+    let seen = follow(feed, again).seen;
+    let changes: Vec<_> = seen.into_iter().map(|of| of.changes).collect();
+    let change = |value: &'static str| Change::Put {
+        database: "d".into(),
+        key: "k".into(),
+        value: value.into(),
+    };
+    let (created, dropped_change) = (
+        Change::Created {
+            database: "d".into(),
+        },
+        Change::Dropped {
+            database: "d".into(),
+        },
+    );
+    assert!(dropped < again);
+    let expected = [
+        vec![change("1")],
+        vec![dropped_change],
+        vec![created, change("2")],
+    ];
+    assert_eq!(changes, expected);
+}
+
+#[test]
 fn the_state_and_what_follows_are_the_whole_under_concurrent_writes() {
     let group = Group::in_memory(3, STEADY);
     let node = group.master().clone();

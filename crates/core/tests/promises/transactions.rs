@@ -364,8 +364,8 @@ fn the_keys_that_a_transaction_may_write_are_bounded_and_the_error_says_how_many
             database.put(0_usize.to_be_bytes(), "again")
         })
     };
-    // The first write makes the two entries of the catalog.
-    let refused = fill(TRANSACTION_KEYS_MAX - 1).expect_err("one too many");
+    // The first write makes the three entries of the catalog.
+    let refused = fill(TRANSACTION_KEYS_MAX - 2).expect_err("one too many");
     let is_named =
         matches!(refused, WriteError::TooManyKeys { max } if max == TRANSACTION_KEYS_MAX);
     assert!(is_named && !refused.is_retryable(), "{refused:?}");
@@ -374,9 +374,9 @@ fn the_keys_that_a_transaction_may_write_are_bounded_and_the_error_says_how_many
             .to_string()
             .contains(&TRANSACTION_KEYS_MAX.to_string())
     );
-    let _token = fill(TRANSACTION_KEYS_MAX - 2).expect("committed");
+    let _token = fill(TRANSACTION_KEYS_MAX - 3).expect("committed");
     let rows = node.read(LINEARIZABLE, |s| Ok(s.database("d")?.iter().count()));
-    assert_eq!(rows.expect("read"), TRANSACTION_KEYS_MAX - 2);
+    assert_eq!(rows.expect("read"), TRANSACTION_KEYS_MAX - 3);
 }
 
 #[test]
