@@ -117,7 +117,8 @@ pub use txn::durability::{Durability, ReplicaAckPolicy, SyncPolicy};
 pub use txn::scan::Scan;
 pub use txn::transaction::{Snapshot, SnapshotDatabase, Transaction, TransactionDatabase};
 
-/// The examples of the README, run with those of the documentation.
+/// The examples of the README and of the guide, run with those of the documentation.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
-struct Readme;
+#[doc = include_str!("../../../docs/guide.md")]
+struct Guides;

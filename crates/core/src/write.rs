@@ -72,7 +72,7 @@ pub(crate) async fn write(
     mut transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
 ) -> Result<CommitToken, WriteError> {
     let mut conflicts = 0;
-    check_replicas(node, promise.0.ack)?;
+    check_replicas(node, promise.0.ack).await?;
     loop {
         wait_for_room(node).await?;
         let alone = if conflicts > CONFLICTS_MAX {
@@ -111,7 +111,7 @@ pub(crate) async fn commit(
     promise: (Durability, Duration),
     transaction: Transaction,
 ) -> Result<CommitToken, WriteError> {
-    check_replicas(node, promise.0.ack)?;
+    check_replicas(node, promise.0.ack).await?;
     submit(node, promise, transaction, None).await
 }
 

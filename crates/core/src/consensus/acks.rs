@@ -3,6 +3,7 @@
 //! What is committed is openraft's to say. This only tells people and waiters about it.
 
 use openraft::async_runtime::WatchReceiver;
+use tokio::time::Instant;
 
 use crate::consensus::{Consensus, ConsensusError, TypeConfig};
 use crate::ids::{LogPosition, NodeId};
@@ -45,6 +46,26 @@ impl Consensus {
             answers.any(|(_, at)| at.is_some_and(|at| openraft::Instant::elapsed(&*at) <= lease))
         };
         count(&metrics, |id| id == self.identity.node_id || is_heard(id))
+    }
+
+    /// The same as soon as `are_enough` says so, or when a lease has passed since `since`.
+    pub(crate) async fn wait_heard(
+        &self,
+        since: Instant,
+        are_enough: impl Fn(Electable) -> bool,
+    ) -> Electable {
+        let mut metrics = self.raft.metrics();
+        let deadline = since + self.timers.election_timeout_max;
+        let heard = async {
+            while !are_enough(self.heard()) {
+                if metrics.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        // Whether they were heard in time shows in what is returned.
+        tokio::time::timeout_at(deadline, heard).await.ok();
+        self.heard()
     }
 
     /// How many electable nodes have everything up to this position on disk, as this master knows.

@@ -50,6 +50,7 @@ use crate::txn::batch::Batch;
 use crate::txn::flush::Flush;
 use crate::txn::sequencer::Sequencer;
 
+pub(crate) use acks::Electable;
 pub(crate) use barrier::ReadBarriers;
 use failover::Inbound;
 use feeder::AppendError;

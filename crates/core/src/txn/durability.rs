@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use crate::config::ConfigError;
+use crate::consensus::Electable;
 use crate::error::WriteError;
 use crate::ids::Vlsn;
 use crate::log::LogId;
@@ -145,33 +146,35 @@ pub(crate) struct Numbered {
 }
 
 /// Refuses a write that could not get its acknowledgements now. Passes on a node that is not master.
+/// A new master first gives the others one lease to be heard.
 ///
 /// # Errors
 /// [`WriteError::InsufficientReplicas`].
-pub(crate) fn check_replicas(node: &Node, ack: ReplicaAckPolicy) -> Result<(), WriteError> {
+pub(crate) async fn check_replicas(node: &Node, ack: ReplicaAckPolicy) -> Result<(), WriteError> {
     let consensus = &node.consensus;
+    let needed = |heard: Electable| match ack {
+        ReplicaAckPolicy::None => 0,
+        ReplicaAckPolicy::SimpleMajority => heard.majority(),
+        ReplicaAckPolicy::All => heard.all,
+    };
     let is_met = match ack {
         ReplicaAckPolicy::None => true,
         ReplicaAckPolicy::SimpleMajority => consensus.majority_is_heard(),
-        ReplicaAckPolicy::All => {
-            let heard = consensus.heard();
-            heard.counted == heard.all
-        }
+        ReplicaAckPolicy::All => false,
     };
-    if is_met || node.sequencer.newest().is_none() {
+    if is_met {
         return Ok(());
     }
-    let heard = consensus.heard();
-    let needed = match ack {
-        ReplicaAckPolicy::All => heard.all,
-        ReplicaAckPolicy::SimpleMajority | ReplicaAckPolicy::None => heard.majority(),
+    let Some(began) = node.sequencer.session_began() else {
+        return Ok(());
     };
-    // Between the two looks the missing ones may have answered.
-    if heard.counted >= needed {
+    let are_heard = |heard: Electable| heard.counted >= needed(heard);
+    let heard = consensus.wait_heard(began, are_heard).await;
+    if are_heard(heard) {
         return Ok(());
     }
     Err(WriteError::InsufficientReplicas {
-        needed,
+        needed: needed(heard),
         available: heard.counted,
     })
 }

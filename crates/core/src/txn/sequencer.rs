@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::engine::KeyRange;
 use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
@@ -153,6 +154,7 @@ impl Waiters {
 #[derive(Debug)]
 struct Session {
     id: SessionId,
+    began: Instant,
     /// The last number given.
     numbered: Vlsn,
     /// Batches that wait to be proposed, oldest first; all but the last are full.
@@ -214,6 +216,7 @@ impl Sequencer {
         let numbered = self.visible();
         *session = Some(Session {
             id: SessionId { term },
+            began: Instant::now(),
             numbered,
             open: VecDeque::new(),
             in_flight: VecDeque::new(),
@@ -224,6 +227,11 @@ impl Sequencer {
     /// what is known of their transactions.
     pub(crate) fn end_session(&self) {
         self.drop_pending(&mut self.lock());
+    }
+
+    /// When the open session began; `None` as for [`Sequencer::newest`].
+    pub(crate) fn session_began(&self) -> Option<Instant> {
+        self.lock().as_ref().map(|session| session.began)
     }
 
     /// The open session and its newest number: where a write transaction begins.
