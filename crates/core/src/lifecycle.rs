@@ -351,7 +351,7 @@ impl Lifecycle {
         let node = self.running()?;
         let timeout = options.timeout.unwrap_or(self.config.tuning.read_timeout);
         consistency::wait(node, self.role(), (options.policy, timeout)).await?;
-        Ok(Snapshot::new(node.view()))
+        Ok(node.snapshot())
     }
 
     /// What became of the write of a token.
@@ -363,7 +363,7 @@ impl Lifecycle {
 
     pub(crate) fn digest(&self) -> Result<(Vlsn, u128), ReadError> {
         let node = self.running()?;
-        digest::digest(&Snapshot::new(node.view()))
+        digest::digest(&node.snapshot())
     }
 
     pub(crate) fn role(&self) -> watch::Receiver<RoleState> {

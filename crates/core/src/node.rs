@@ -28,6 +28,7 @@ use crate::planted::{self, Bug};
 use crate::txn::flush::{Flush, FlushLimits};
 use crate::txn::readers::Readers;
 use crate::txn::sequencer::Sequencer;
+use crate::txn::transaction::Snapshot;
 use crate::txn::view::View;
 use crate::txn::window::Window;
 use crate::write::Turns;
@@ -175,6 +176,11 @@ impl Node {
             self.sequencer.visible()
         });
         View::new(Arc::clone(&self.window), Arc::clone(&self.engine), reader)
+    }
+
+    /// A snapshot at the last committed transaction.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot::new(self.view(), self.sequencer.names())
     }
 
     /// Stops everything, in the order in which the parts rest on each other, and leaves the engine

@@ -11,7 +11,6 @@ use crate::lifecycle::Lifecycle;
 use crate::node::Node;
 use crate::observe::digest;
 use crate::service::messages::{NodeStateMessage, ReplicaProgress};
-use crate::txn::transaction::Snapshot;
 
 impl Lifecycle {
     /// What `NODE_STATE` answers.
@@ -58,7 +57,7 @@ impl Lifecycle {
     async fn shared_digest(&self) -> Result<(Vlsn, u128), ReadError> {
         let node = Arc::clone(self.running()?);
         let vlsn = node.sequencer.visible();
-        let compute = move || digest::digest(&Snapshot::new(node.view()));
+        let compute = move || digest::digest(&node.snapshot());
         self.digest.get(&self.machine, vlsn, compute).await
     }
 

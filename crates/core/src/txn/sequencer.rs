@@ -35,6 +35,8 @@ use crate::limits::BATCH_TRANSACTIONS_MAX;
 use crate::log::LogId;
 use crate::planted::{self, Bug};
 use crate::txn::batch::{Batch, BatchBuilder, Operation};
+use crate::txn::catalog::CATALOG;
+use crate::txn::names::Names;
 use crate::txn::readers::ReaderGuard;
 use crate::txn::window::{VersionKey, Window};
 
@@ -167,6 +169,7 @@ struct Session {
 #[derive(Debug)]
 pub(crate) struct Sequencer {
     window: Arc<Window>,
+    names: Arc<Names>,
     session: Mutex<Option<Session>>,
     /// The last applied VLSN: readers see everything up to it, and nothing after.
     visible: watch::Sender<Vlsn>,
@@ -182,12 +185,18 @@ impl Sequencer {
     pub(crate) fn new(window: Arc<Window>, applied: Vlsn, batch_bytes_max: usize) -> Self {
         Self {
             window,
+            names: Arc::default(),
             session: Mutex::new(None),
             visible: watch::Sender::new(applied),
             runs: Mutex::default(),
             ready: Notify::new(),
             batch_bytes_max,
         }
+    }
+
+    /// Which database a name stands for, as far as that is remembered.
+    pub(crate) fn names(&self) -> Arc<Names> {
+        Arc::clone(&self.names)
     }
 
     /// The last committed and applied VLSN.
@@ -403,6 +412,9 @@ impl Sequencer {
             self.drop_pending(&mut guard);
             (self.insert_all(batch), Waiters::default())
         };
+        if versions.iter().any(|version| version.database == CATALOG) {
+            self.names.changed(batch.last());
+        }
         self.visible.send_replace(batch.last());
         drop(guard);
         self.ready.notify_one();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, RangeBounds};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -12,6 +12,7 @@ use crate::ids::{DatabaseId, Vlsn};
 use crate::limits::{KEY_BYTES_MAX, TRANSACTION_KEYS_MAX, TRANSACTION_READS_MAX, VALUE_BYTES_MAX};
 use crate::txn::batch::{OPERATION_HEADER_BYTES, Operation};
 use crate::txn::catalog::{self, CATALOG, check_name};
+use crate::txn::names::Names;
 use crate::txn::scan::{Scan, Source};
 use crate::txn::sequencer::{Finished, ReadSet, SessionId};
 use crate::txn::view::{Chunk, View, ViewError};
@@ -29,11 +30,12 @@ impl From<ViewError> for ReadError {
 /// A consistent, read-only view of every database at one VLSN.
 pub struct Snapshot {
     view: View,
+    names: Arc<Names>,
 }
 
 impl Snapshot {
-    pub(crate) fn new(view: View) -> Self {
-        Self { view }
+    pub(crate) fn new(view: View, names: Arc<Names>) -> Self {
+        Self { view, names }
     }
 
     /// The VLSN of the last transaction that the snapshot contains.
@@ -47,12 +49,15 @@ impl Snapshot {
     /// [`ReadError::DatabaseName`] for an impossible name, and the errors of a read.
     pub fn database(&self, name: &str) -> Result<SnapshotDatabase<'_>, ReadError> {
         let name = check_name(name)?;
-        let id = self
-            .view
-            .get(CATALOG, &name)?
-            .as_deref()
-            .map(catalog::decode_id)
-            .transpose()?;
+        let at = self.view.at();
+        let mut id = self.names.find(&name, at);
+        if id.is_none()
+            && let Some(entry) = self.view.get(CATALOG, &name)?
+        {
+            let found = catalog::decode_id(&entry)?;
+            self.names.remember(name, found, at);
+            id = Some(found);
+        }
         Ok(SnapshotDatabase { snapshot: self, id })
     }
 

@@ -1,0 +1,78 @@
+//! Which database a name stands for, remembered: it saves a read-only snapshot one look into the
+//! engine. Filled by snapshots, and emptied by each change of the catalog before that is visible.
+
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
+
+use bytes::Bytes;
+
+use crate::ids::{DatabaseId, Vlsn};
+
+/// Names that are remembered. With one more, all are forgotten.
+const NAMES_MAX: usize = 1024;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    known: RwLock<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The last transaction that changed the catalog: snapshots before it see other names.
+    since: Vlsn,
+    ids: BTreeMap<Bytes, DatabaseId>,
+}
+
+impl Names {
+    /// The database of this name in the snapshot at `at`; `None` when it is not remembered.
+    pub(crate) fn find(&self, name: &Bytes, at: Vlsn) -> Option<DatabaseId> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let is_valid = at >= known.since;
+        is_valid.then(|| known.ids.get(name).copied()).flatten()
+    }
+
+    /// Remembers what the snapshot at `at` has read.
+    pub(crate) fn remember(&self, name: Bytes, id: DatabaseId, at: Vlsn) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if at < known.since {
+            return;
+        }
+        if known.ids.len() >= NAMES_MAX {
+            known.ids.clear();
+        }
+        known.ids.insert(name, id);
+    }
+
+    /// Forgets everything: the transaction `by`, which is not visible yet, changes the catalog.
+    pub(crate) fn changed(&self, by: Vlsn) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        *known = Known {
+            since: by,
+            ids: BTreeMap::new(),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_finds_only_what_holds_at_its_number() {
+        let (names, name) = (Names::default(), Bytes::from("d"));
+        let find = |at| names.find(&name, Vlsn(at));
+        names.remember(name.clone(), DatabaseId(1), Vlsn(5));
+        assert_eq!(
+            (find(5), find(9)),
+            (Some(DatabaseId(1)), Some(DatabaseId(1)))
+        );
+        names.changed(Vlsn(7));
+        assert_eq!((find(6), find(7)), (None, None));
+        // A reader from before the change comes late.
+        names.remember(name.clone(), DatabaseId(1), Vlsn(6));
+        assert_eq!((find(6), find(7)), (None, None));
+        names.remember(name.clone(), DatabaseId(2), Vlsn(8));
+        assert_eq!((find(6), find(7)), (None, Some(DatabaseId(2))));
+    }
+}
