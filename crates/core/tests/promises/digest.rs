@@ -1,22 +1,17 @@
 //! Digests: what a node that cannot give one says, and what those cost that the network asks for.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
-use steadfast::engine::{
-    Applied, Direction, EngineBatch, EngineError, EngineFactory, EngineStats, KeyRange,
-    MemoryStore, ScanLimit, StorageEngine,
-};
-use steadfast::ids::DatabaseId;
+use steadfast::engine::MemoryStore;
 use steadfast::machine::{Machine, Threads};
 use steadfast::{NodeStatus, ReadError, RepConfig};
 use steadfast_net::{MemoryNetwork, TcpTransport};
 use tokio::runtime::Builder;
 
+use crate::engine::{Scanned, Watch, Watched};
 use crate::support::{Env, Group, PATIENCE, Storage, eventually, in_time, put, runtime, stays};
 
 #[test]
@@ -57,65 +52,21 @@ struct Scans {
     hold: AtomicBool,
 }
 
-struct Watched(MemoryStore, Arc<Scans>);
-
-struct WatchedEngine(Arc<dyn StorageEngine>, Arc<Scans>);
-
-impl EngineFactory for Watched {
-    fn open(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>, EngineError> {
-        let engine = self.0.open(dir)?;
-        Ok(Arc::new(WatchedEngine(engine, Arc::clone(&self.1))))
-    }
-}
-
-impl StorageEngine for WatchedEngine {
-    fn applied(&self) -> Result<Option<Applied>, EngineError> {
-        self.0.applied()
-    }
-    fn apply(&self, batch: &EngineBatch) -> Result<(), EngineError> {
-        self.0.apply(batch)
-    }
-    fn sync(&self) -> Result<(), EngineError> {
-        self.0.sync()
-    }
-    fn durable(&self) -> Option<Applied> {
-        self.0.durable()
-    }
-    fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.0.get(database, key)
-    }
-    fn scan(
-        &self,
-        database: DatabaseId,
-        range: KeyRange,
-        direction: Direction,
-        limit: ScanLimit,
-    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+impl Watch for Scans {
+    fn scan(&self, scan: &dyn Fn() -> Scanned) -> Scanned {
         // The flush scans the catalog for databases without a name.
         if std::thread::current().name() == Some("steadfast-flush") {
-            return self.0.scan(database, range, direction, limit);
+            return scan();
         }
-        self.1.by.lock().expect("no panic").insert(this_thread());
-        let now = self.1.now.fetch_add(1, Ordering::SeqCst) + 1;
-        self.1.most.fetch_max(now, Ordering::SeqCst);
-        while self.1.hold.load(Ordering::SeqCst) {
+        self.by.lock().expect("no panic").insert(this_thread());
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        while self.hold.load(Ordering::SeqCst) {
             std::thread::park_timeout(Duration::from_millis(1));
         }
-        let scanned = self.0.scan(database, range, direction, limit);
-        self.1.now.fetch_sub(1, Ordering::SeqCst);
+        let scanned = scan();
+        self.now.fetch_sub(1, Ordering::SeqCst);
         scanned
-    }
-    fn databases(&self) -> Result<Vec<DatabaseId>, EngineError> {
-        self.0.databases()
-    }
-    fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool, EngineError> {
-        self.0.reclaim(database, keys_max)
-    }
-    fn stats(&self) -> EngineStats {
-        self.0.stats()
-    }
-    fn close(&self) -> Result<(), EngineError> {
-        self.0.close()
     }
 }
 

@@ -9,6 +9,7 @@
 mod blocking;
 mod databases;
 mod digest;
+mod engine;
 mod failures;
 mod feed;
 mod input;

@@ -1,18 +1,13 @@
 //! Bounds on memory hold, and nobody who waits for one waits for ever.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
-use bytes::Bytes;
-use steadfast::engine::{
-    Applied, Direction, EngineBatch, EngineError, EngineFactory, EngineStats, KeyRange,
-    MemoryStore, ScanLimit, StorageEngine,
-};
-use steadfast::ids::DatabaseId;
+use steadfast::engine::{EngineError, MemoryStore};
 use steadfast::machine::Machine;
 use steadfast::{ConsistencyPolicy, Role, WriteError};
 
+use crate::engine::{Watch, Watched};
 use crate::support::{
     Env, Group, PATIENCE, Storage, eventually, get, in_time, name, number, put, stays,
 };
@@ -174,59 +169,16 @@ fn a_writer_that_waits_for_room_goes_on_when_what_was_pending_is_dropped() {
     assert!(told.is_err(), "{told:?}");
 }
 
-/// An engine whose next batches fail when it is told so.
-struct Failing(MemoryStore, Arc<AtomicBool>);
+/// Makes batches fail when it is told so.
+#[derive(Default)]
+struct Failing(AtomicBool);
 
-struct FailingEngine(Arc<dyn StorageEngine>, Arc<AtomicBool>);
-
-impl EngineFactory for Failing {
-    fn open(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>, EngineError> {
-        Ok(Arc::new(FailingEngine(
-            self.0.open(dir)?,
-            Arc::clone(&self.1),
-        )))
-    }
-}
-
-impl StorageEngine for FailingEngine {
-    fn applied(&self) -> Result<Option<Applied>, EngineError> {
-        self.0.applied()
-    }
-    fn apply(&self, batch: &EngineBatch) -> Result<(), EngineError> {
-        if self.1.load(Ordering::Relaxed) {
+impl Watch for Failing {
+    fn before_apply(&self) -> Result<(), EngineError> {
+        if self.0.load(Ordering::Relaxed) {
             return Err(EngineError::Failed);
         }
-        self.0.apply(batch)
-    }
-    fn sync(&self) -> Result<(), EngineError> {
-        self.0.sync()
-    }
-    fn durable(&self) -> Option<Applied> {
-        self.0.durable()
-    }
-    fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.0.get(database, key)
-    }
-    fn scan(
-        &self,
-        database: DatabaseId,
-        range: KeyRange,
-        direction: Direction,
-        limit: ScanLimit,
-    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
-        self.0.scan(database, range, direction, limit)
-    }
-    fn databases(&self) -> Result<Vec<DatabaseId>, EngineError> {
-        self.0.databases()
-    }
-    fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool, EngineError> {
-        self.0.reclaim(database, keys_max)
-    }
-    fn stats(&self) -> EngineStats {
-        self.0.stats()
-    }
-    fn close(&self) -> Result<(), EngineError> {
-        self.0.close()
+        Ok(())
     }
 }
 
@@ -237,9 +189,9 @@ fn writers_that_wait_for_room_are_told_when_the_engine_fails() {
         &[("window_bytes_max", 1 << 20), ("flush_bytes", 1 << 18)],
         None,
     );
-    let fails = Arc::new(AtomicBool::new(false));
+    let fails = Arc::<Failing>::default();
     let machine = Machine {
-        engines: Arc::new(Failing(MemoryStore::new(), Arc::clone(&fails))),
+        engines: Arc::new(Watched(MemoryStore::new(), Arc::clone(&fails))),
         ..group.machine(0)
     };
     let node = group
@@ -247,7 +199,7 @@ fn writers_that_wait_for_room_are_told_when_the_engine_fails() {
         .block_on(Env::open_on(group.config(0), machine));
     group.nodes[0] = Some(node.expect("opened"));
     let node = group.master().clone();
-    fails.store(true, Ordering::Relaxed);
+    fails.0.store(true, Ordering::Relaxed);
     let told = in_time("the writers are told", move || {
         std::thread::scope(|scope| {
             let writers: Vec<_> = (0..4)

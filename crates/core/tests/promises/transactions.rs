@@ -1,16 +1,11 @@
 //! Transactions without a function, single operations and batches, and the limits of a transaction.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use bytes::Bytes;
-use steadfast::engine::{
-    Applied, Direction, EngineBatch, EngineError, EngineFactory, EngineStats, KeyRange,
-    MemoryStore, ScanLimit, StorageEngine,
-};
-use steadfast::ids::DatabaseId;
+use steadfast::engine::MemoryStore;
 use steadfast::limits::{TRANSACTION_KEYS_MAX, TRANSACTION_READS_MAX};
 use steadfast::machine::Machine;
 use steadfast::{
@@ -18,6 +13,7 @@ use steadfast::{
     Role, Scan, Transaction, WriteBatch, WriteError,
 };
 
+use crate::engine::{Scanned, Watch, Watched};
 use crate::support::{Env, Group, STEADY, Storage, eventually, get, in_time, name, number, put};
 
 const LINEARIZABLE: ConsistencyPolicy = ConsistencyPolicy::Linearizable;
@@ -583,57 +579,16 @@ fn a_batch_is_done_whole_and_meets_no_conflict() {
     group.digest();
 }
 
-/// An engine that counts the bytes which its largest scan returns.
-struct Counted(MemoryStore, Arc<AtomicUsize>);
+/// The bytes that the largest scan returned.
+#[derive(Default)]
+struct Largest(AtomicUsize);
 
-struct CountedEngine(Arc<dyn StorageEngine>, Arc<AtomicUsize>);
-
-impl EngineFactory for Counted {
-    fn open(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>, EngineError> {
-        let engine = self.0.open(dir)?;
-        Ok(Arc::new(CountedEngine(engine, Arc::clone(&self.1))))
-    }
-}
-
-impl StorageEngine for CountedEngine {
-    fn applied(&self) -> Result<Option<Applied>, EngineError> {
-        self.0.applied()
-    }
-    fn apply(&self, batch: &EngineBatch) -> Result<(), EngineError> {
-        self.0.apply(batch)
-    }
-    fn sync(&self) -> Result<(), EngineError> {
-        self.0.sync()
-    }
-    fn durable(&self) -> Option<Applied> {
-        self.0.durable()
-    }
-    fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.0.get(database, key)
-    }
-    fn scan(
-        &self,
-        database: DatabaseId,
-        range: KeyRange,
-        direction: Direction,
-        limit: ScanLimit,
-    ) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
-        let rows = self.0.scan(database, range, direction, limit)?;
+impl Watch for Largest {
+    fn scan(&self, scan: &dyn Fn() -> Scanned) -> Scanned {
+        let rows = scan()?;
         let bytes = rows.iter().map(|(key, value)| key.len() + value.len());
-        self.1.fetch_max(bytes.sum(), Ordering::SeqCst);
+        self.0.fetch_max(bytes.sum(), Ordering::SeqCst);
         Ok(rows)
-    }
-    fn databases(&self) -> Result<Vec<DatabaseId>, EngineError> {
-        self.0.databases()
-    }
-    fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool, EngineError> {
-        self.0.reclaim(database, keys_max)
-    }
-    fn stats(&self) -> EngineStats {
-        self.0.stats()
-    }
-    fn close(&self) -> Result<(), EngineError> {
-        self.0.close()
     }
 }
 
@@ -641,9 +596,9 @@ impl StorageEngine for CountedEngine {
 fn a_scan_of_large_values_holds_few_of_them_at_a_time() {
     let numbers = &[("flush_bytes", 1024), ("flush_interval_ms", 1)];
     let mut group = Group::unopened(vec![Storage::memory()], numbers, None);
-    let largest = Arc::<AtomicUsize>::default();
+    let largest = Arc::<Largest>::default();
     let machine = Machine {
-        engines: Arc::new(Counted(MemoryStore::new(), Arc::clone(&largest))),
+        engines: Arc::new(Watched(MemoryStore::new(), Arc::clone(&largest))),
         ..group.machine(0)
     };
     let opened = ReplicatedEnvironment::open_on(group.config(0), machine);
@@ -680,7 +635,7 @@ fn a_scan_of_large_values_holds_few_of_them_at_a_time() {
     check(database.iter(), forward()).expect("read");
     check(database.iter().reverse(), reverse()).expect("read");
     // A megabyte, and the value with which it is full.
-    let largest = largest.load(Ordering::SeqCst);
+    let largest = largest.0.load(Ordering::SeqCst);
     assert!(
         (500_001..=1_600_000).contains(&largest),
         "{largest} bytes at once"

@@ -1,0 +1,79 @@
+//! An engine in memory with somebody who watches, or stands in the way of, what is done to it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use steadfast::engine::{
+    Applied, Direction, EngineBatch, EngineError, EngineFactory, EngineStats, KeyRange,
+    MemoryStore, ScanLimit, StorageEngine,
+};
+use steadfast::ids::DatabaseId;
+
+pub(crate) type Scanned = Result<Vec<(Bytes, Bytes)>, EngineError>;
+
+/// Who watches. By default it only lets everything happen.
+pub(crate) trait Watch: Send + Sync + 'static {
+    /// Asked before each batch.
+    fn before_apply(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// Does one scan.
+    fn scan(&self, scan: &dyn Fn() -> Scanned) -> Scanned {
+        scan()
+    }
+}
+
+/// Makes engines that are watched.
+pub(crate) struct Watched<W>(pub(crate) MemoryStore, pub(crate) Arc<W>);
+
+struct WatchedEngine<W>(Arc<dyn StorageEngine>, Arc<W>);
+
+impl<W: Watch> EngineFactory for Watched<W> {
+    fn open(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>, EngineError> {
+        let engine = self.0.open(dir)?;
+        Ok(Arc::new(WatchedEngine(engine, Arc::clone(&self.1))))
+    }
+}
+
+impl<W: Watch> StorageEngine for WatchedEngine<W> {
+    fn applied(&self) -> Result<Option<Applied>, EngineError> {
+        self.0.applied()
+    }
+    fn apply(&self, batch: &EngineBatch) -> Result<(), EngineError> {
+        self.1.before_apply()?;
+        self.0.apply(batch)
+    }
+    fn sync(&self) -> Result<(), EngineError> {
+        self.0.sync()
+    }
+    fn durable(&self) -> Option<Applied> {
+        self.0.durable()
+    }
+    fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.0.get(database, key)
+    }
+    fn scan(
+        &self,
+        database: DatabaseId,
+        range: KeyRange,
+        direction: Direction,
+        limit: ScanLimit,
+    ) -> Scanned {
+        let scan = || self.0.scan(database, range.clone(), direction, limit);
+        self.1.scan(&scan)
+    }
+    fn databases(&self) -> Result<Vec<DatabaseId>, EngineError> {
+        self.0.databases()
+    }
+    fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool, EngineError> {
+        self.0.reclaim(database, keys_max)
+    }
+    fn stats(&self) -> EngineStats {
+        self.0.stats()
+    }
+    fn close(&self) -> Result<(), EngineError> {
+        self.0.close()
+    }
+}
