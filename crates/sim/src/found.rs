@@ -17,4 +17,9 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "a power cut took back an identity whose rename had not been synced, and the node removed \
          its log as that of a group that had not formed",
     ),
+    (
+        9743,
+        "a remote subscriber that asked with short timeouts never noticed that the node had fallen \
+         silent, behind the damaged length of a frame",
+    ),
 ];

@@ -35,6 +35,9 @@ const ROUND_PAUSE: Duration = Duration::from_millis(100);
 pub struct Subscription {
     link: Link,
     session: Option<Session>,
+    /// When the node counts as gone, should it send nothing until then. Kept here, so that asking with
+    /// short timeouts does not postpone it.
+    silent_at: Instant,
     /// Since when nothing has come, once a connection was lost or not made yet.
     lost: Option<Instant>,
     stands: Stands,
@@ -156,6 +159,7 @@ impl Subscription {
                 options,
             },
             session: None,
+            silent_at: Instant::now(),
             lost: None,
             stands,
             has_ended: false,
@@ -198,7 +202,9 @@ impl Subscription {
             let Some(session) = self.session.as_mut() else {
                 continue;
             };
-            let trouble = match receive(session).await {
+            let received = receive(session, self.silent_at).await;
+            self.silent_at = Instant::now() + SILENCE_MAX;
+            let trouble = match received {
                 Ok(received) => match self.take(received) {
                     Ok(event) => {
                         self.lost = None;
@@ -288,6 +294,7 @@ impl Subscription {
             let reason = match self.link.try_all(from, deadline).await {
                 Ok((session, token)) => {
                     self.session = Some(session);
+                    self.silent_at = Instant::now() + SILENCE_MAX;
                     if let Some(token) = token {
                         self.stands = Stands::At(From::Token(token));
                     }
@@ -392,7 +399,7 @@ impl Link {
         let request = SubscribeMessage::new(whom, from, &self.options.filter);
         let request = encode(Kind::Subscribe, &request);
         session.sender.send(request).await?;
-        match receive(&mut session).await? {
+        match receive(&mut session, Instant::now() + SILENCE_MAX).await? {
             Received::Standing(group, token) => {
                 self.check_group(group)?;
                 Ok((session, token))
@@ -413,8 +420,8 @@ impl Link {
     }
 }
 
-async fn receive(session: &mut Session) -> Result<Received, Trouble> {
-    let received = timeout(SILENCE_MAX, session.receiver.receive()).await;
+async fn receive(session: &mut Session, silent_at: Instant) -> Result<Received, Trouble> {
+    let received = timeout_at(silent_at, session.receiver.receive()).await;
     let frame = received.map_err(|_| DialError::Timeout(SILENCE_MAX))??;
     let message: FeedMessage = decode(Kind::Feed, frame.ok_or(DialError::Closed)?)?;
     Ok(Received::try_from(message)?)
@@ -425,5 +432,75 @@ fn trouble(error: FeedError) -> Trouble {
         FeedError::Stopped { reason } => Trouble::Lost(reason),
         FeedError::HistoryGone { .. } | FeedError::TooMany { .. } => Trouble::Refused(error),
         error => Trouble::Final(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use bytes::Bytes;
+    use steadfast_net::{
+        AsyncServiceHandler, BoxFuture, Connection, Dispatcher, DispatcherOptions, MemoryNetwork,
+    };
+
+    use super::*;
+    use crate::service::messages::HelloReply;
+    use crate::service::subscription::messages::{FeedItem, StandingMessage};
+
+    /// Begins each subscription, and then says nothing.
+    #[derive(Default)]
+    struct Silent {
+        begun: Arc<AtomicUsize>,
+    }
+
+    impl AsyncServiceHandler for Silent {
+        fn service_name(&self) -> &'static str {
+            SUBSCRIPTION
+        }
+
+        fn serve(&self, connection: Connection) -> BoxFuture<'static, steadfast_net::Result<()>> {
+            let begun = Arc::clone(&self.begun);
+            Box::pin(async move {
+                let (mut sender, mut receiver) = connection.split();
+                receiver.receive().await?;
+                let welcome = HelloReply {
+                    version: 1,
+                    ..HelloReply::default()
+                };
+                sender.send(encode(Kind::HelloReply, &welcome)).await?;
+                receiver.receive().await?;
+                let standing = StandingMessage {
+                    group: Bytes::from_static(&[7; 16]),
+                    token: None,
+                };
+                let item = Some(FeedItem::Begun(standing));
+                sender
+                    .send(encode(Kind::Feed, &FeedMessage { item }))
+                    .await?;
+                begun.fetch_add(1, Ordering::Relaxed);
+                while receiver.receive().await?.is_some() {}
+                Ok(())
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_noticed_also_by_whoever_asks_with_short_timeouts() {
+        let network = MemoryNetwork::new();
+        let dispatcher = Dispatcher::new(DispatcherOptions::default());
+        let silent = Silent::default();
+        let begun = Arc::clone(&silent.begun);
+        dispatcher.register_async(Arc::new(silent));
+        let listening = dispatcher.start(network.host("silent"), "silent:1").await;
+        let addresses = vec![listening.expect("it listens")];
+        let connecting = Subscription::connect_on(network.host("s"), addresses, "g", From::Now);
+        let mut subscription = connecting.await.expect("it begins");
+        for _ in 0..12 {
+            let short = SILENCE_MAX / 10;
+            assert!(timeout(short, subscription.next_async()).await.is_err());
+        }
+        assert_eq!(begun.load(Ordering::Relaxed), 2, "it went to a node anew");
+        dispatcher.stop().await;
     }
 }
