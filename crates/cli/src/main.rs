@@ -10,6 +10,7 @@ mod configure;
 mod demo;
 mod dev;
 mod failure;
+mod group;
 mod ports;
 mod settings;
 mod start;
@@ -37,6 +38,8 @@ Examples:
   steadfast dev                           a group of three nodes to play with
   steadfast start --config n1.toml        one node of a real group
   steadfast status 10.0.0.1:7400          how the group is, asked of any of its nodes
+  steadfast token create                  let another node into the group
+  steadfast master transfer n2            make n2 master
   steadfast config explain                every key of the configuration
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 degraded, 4 no quorum.
@@ -51,6 +54,9 @@ struct Arguments {
 enum Verb {
     Start(start::Arguments),
     Status(status::Arguments),
+    Node(group::NodeArguments),
+    Master(group::MasterArguments),
+    Token(group::TokenArguments),
     Dev(dev::Arguments),
     Demo(demo::Arguments),
     Bench(bench::Arguments),
@@ -71,6 +77,9 @@ fn main() -> ExitCode {
     let done = match arguments.verb {
         Verb::Start(arguments) => on_runtime(start::run(arguments)),
         Verb::Status(arguments) => on_runtime(status::run(arguments)),
+        Verb::Node(arguments) => on_runtime(group::run_node(arguments)),
+        Verb::Master(arguments) => on_runtime(group::run_master(arguments)),
+        Verb::Token(arguments) => on_runtime(group::run_token(arguments)),
         Verb::Dev(arguments) => on_runtime(dev::run(arguments)),
         Verb::Demo(arguments) => on_runtime(demo::run(arguments)),
         Verb::Bench(arguments) => bench::run(&arguments),

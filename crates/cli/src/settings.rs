@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use steadfast::config::{ConfigError, KEYS, unknown_key};
-use steadfast::{Bootstrap, RepConfig};
+use steadfast::{Bootstrap, JoinToken, RepConfig};
 use toml::Value;
 
 use crate::failure::Failure;
@@ -34,6 +34,9 @@ pub(crate) struct Flags {
     /// The nodes of the group to be, separated by commas
     #[arg(long, value_name = "NAME=HOST:PORT", value_delimiter = ',')]
     pub(crate) bootstrap: Vec<String>,
+    /// Token of `steadfast token create`: lets this node into a group that exists
+    #[arg(long, value_name = "TOKEN", conflicts_with = "bootstrap")]
+    pub(crate) join: Option<String>,
     /// Any other key, for example --set `flush_interval_ms=1000`
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) numbers: Vec<String>,
@@ -71,6 +74,7 @@ impl Flags {
             ("node", &self.node),
             ("data_dir", &self.data_dir),
             ("listen", &self.listen),
+            ("join", &self.join),
         ];
         for (key, value) in flags {
             if let Some(value) = value {
@@ -117,12 +121,8 @@ impl Settings {
     fn add(&mut self, key: &str, value: Value) -> Result<(), ConfigError> {
         let wrong = |expected: &str| ConfigError::new(key, format!("must be {expected}"));
         let setting = match (known(key)?, value) {
-            ("group" | "node" | "data_dir" | "listen" | "durability", Value::String(text)) => {
-                Setting::Text(text)
-            }
-            ("group" | "node" | "data_dir" | "listen" | "durability", _) => {
-                return Err(wrong("a string"));
-            }
+            (key, Value::String(text)) if is_text(key) => Setting::Text(text),
+            (key, _) if is_text(key) => return Err(wrong("a string")),
             ("bootstrap", Value::Array(items)) => {
                 let item = |item| match item {
                     Value::String(text) => Ok(text),
@@ -143,9 +143,7 @@ impl Settings {
     /// A value as a flag or an environment variable has it.
     fn add_text(&mut self, key: &str, text: &str) -> Result<(), ConfigError> {
         let value = match known(key)? {
-            "group" | "node" | "data_dir" | "listen" | "durability" => {
-                Value::String(text.to_owned())
-            }
+            key if is_text(key) => Value::String(text.to_owned()),
             "bootstrap" => {
                 let items = text
                     .split(',')
@@ -168,16 +166,39 @@ impl Settings {
         let mut builder = RepConfig::builder(text("group")?, text("node")?)
             .data_dir(text("data_dir")?)
             .listen(text("listen")?);
+        if self.0.contains_key("join") && self.0.contains_key("bootstrap") {
+            let problem = "is given beside bootstrap; a node forms a group or joins one";
+            return Err(ConfigError::new("join", problem));
+        }
         for (key, setting) in self.0 {
-            builder = match setting {
-                Setting::List(nodes) => builder.bootstrap(Bootstrap::expect(nodes)?),
-                Setting::Number(number) => builder.set(key, number),
+            builder = match (key, setting) {
+                (_, Setting::List(nodes)) => builder.bootstrap(Bootstrap::expect(nodes)?),
+                (_, Setting::Number(number)) => builder.set(key, number),
+                ("join", Setting::Text(token)) => {
+                    let token = token.parse::<JoinToken>();
+                    let token = token.map_err(|error| ConfigError::new(key, error.to_string()))?;
+                    builder.bootstrap(Bootstrap::join(token))
+                }
+                ("advertise", Setting::Text(address)) => builder.advertise(address),
                 // The others were taken before.
-                Setting::Text(name) => builder.durability(name.parse()?),
+                (_, Setting::Text(name)) => builder.durability(name.parse()?),
             };
         }
         builder.build()
     }
+}
+
+fn is_text(key: &str) -> bool {
+    [
+        "group",
+        "node",
+        "data_dir",
+        "listen",
+        "durability",
+        "join",
+        "advertise",
+    ]
+    .contains(&key)
 }
 
 fn known(key: &str) -> Result<&'static str, ConfigError> {

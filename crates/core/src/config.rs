@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::group::formation::Expected;
+use crate::group::join::JoinToken;
 use crate::limits::{BATCHES_IN_FLIGHT_MAX, NAME_BYTES_MAX, NODES_MAX};
 use crate::txn::durability::Durability;
 
@@ -75,6 +76,18 @@ pub const KEYS: &[Key] = &[
         unit: "list of name=host:port",
         default: "this node alone",
         help: "The nodes of the group to be. Used only while data_dir is empty, ignored afterwards.",
+    },
+    Key {
+        name: "join",
+        unit: "token",
+        default: "none",
+        help: "Token of `steadfast token create`, instead of `bootstrap`: lets this node into a group that exists. Used only while data_dir is empty.",
+    },
+    Key {
+        name: "advertise",
+        unit: "host:port",
+        default: "the address of `listen`",
+        help: "Where the others reach this node, as it tells them when it joins.",
     },
     Key {
         name: "worker_threads",
@@ -200,12 +213,24 @@ pub const KEYS: &[Key] = &[
 
 /// How a node with an empty data directory comes to a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bootstrap(pub(crate) Vec<Expected>);
+pub struct Bootstrap(How);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum How {
+    Expect(Vec<Expected>),
+    Join(JoinToken),
+}
 
 impl Bootstrap {
     /// A group of this node alone, at the address on which it listens.
     pub fn single() -> Self {
-        Self(Vec::new())
+        Self(How::Expect(Vec::new()))
+    }
+
+    /// The group of the token lets the node in. It gets the data first, and a vote when it has caught
+    /// up, if it is of a type that votes.
+    pub fn join(token: JoinToken) -> Self {
+        Self(How::Join(token))
     }
 
     /// The group forms out of these nodes, each written `name=host:port`, when all have started, in
@@ -234,7 +259,7 @@ impl Bootstrap {
             .into_iter()
             .map(parse)
             .collect::<Result<_, _>>()
-            .map(Self)
+            .map(|nodes| Self(How::Expect(nodes)))
     }
 }
 
@@ -245,8 +270,12 @@ pub struct RepConfig {
     pub(crate) node: String,
     pub(crate) data_dir: PathBuf,
     pub(crate) listen: String,
-    /// Every node of the group to be, this one included.
+    /// Where the others reach this node, where that is not `listen`.
+    pub(crate) advertise: Option<String>,
+    /// Every node of the group to be, this one included; empty with a token.
     pub(crate) expected: Vec<Expected>,
+    /// Lets the node into a group that exists.
+    pub(crate) token: Option<JoinToken>,
     /// Of writes that say nothing else.
     pub(crate) durability: Durability,
     pub(crate) tuning: Tuning,
@@ -312,6 +341,7 @@ impl RepConfig {
             node: node.into(),
             data_dir: None,
             listen: None,
+            advertise: None,
             bootstrap: Bootstrap::single(),
             durability: Durability::default(),
             numbers: Vec::new(),
@@ -347,6 +377,7 @@ pub struct RepConfigBuilder {
     node: String,
     data_dir: Option<PathBuf>,
     listen: Option<String>,
+    advertise: Option<String>,
     bootstrap: Bootstrap,
     durability: Durability,
     numbers: Vec<(String, u64)>,
@@ -365,6 +396,13 @@ impl RepConfigBuilder {
     #[must_use]
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.listen = Some(address.into());
+        self
+    }
+
+    /// Where the others reach this node; the address on which it listens, if nothing is said.
+    #[must_use]
+    pub fn advertise(mut self, address: impl Into<String>) -> Self {
+        self.advertise = Some(address.into());
         self
     }
 
@@ -411,14 +449,22 @@ impl RepConfigBuilder {
         }
         let listen = self.listen.ok_or_else(|| missing("listen"))?;
         check_address("listen", &listen)?;
-        let mut expected = self.bootstrap.0;
-        if expected.is_empty() {
-            expected.push(Expected {
-                name: self.node.clone(),
-                address: listen.clone(),
-            });
+        if let Some(address) = &self.advertise {
+            check_address("advertise", address)?;
         }
-        check_expected(&self.node, &expected)?;
+        let (expected, token) = match self.bootstrap.0 {
+            How::Expect(expected) if expected.is_empty() => {
+                let address = self.advertise.clone().unwrap_or_else(|| listen.clone());
+                let name = self.node.clone();
+                (vec![Expected { name, address }], None)
+            }
+            How::Expect(expected) => (expected, None),
+            How::Join(token) => (Vec::new(), Some(token)),
+        };
+        match &token {
+            Some(token) => check_token(&self.group, token)?,
+            None => check_expected(&self.node, &expected)?,
+        }
         let mut tuning = Tuning::default();
         for (key, value) in self.numbers {
             tuning.set(&key, value)?;
@@ -431,7 +477,9 @@ impl RepConfigBuilder {
             node,
             data_dir,
             listen,
+            advertise: self.advertise,
             expected,
+            token,
             durability,
             tuning,
             runtime,
@@ -534,7 +582,7 @@ impl Tuning {
     }
 }
 
-fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {
+pub(crate) fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let problem = match name {
         "" => "is empty".to_owned(),
@@ -549,7 +597,7 @@ fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {
     Err(ConfigError::new(key, problem))
 }
 
-fn check_address(key: &str, address: &str) -> Result<(), ConfigError> {
+pub(crate) fn check_address(key: &str, address: &str) -> Result<(), ConfigError> {
     let port = address
         .rsplit_once(':')
         .filter(|(host, _)| !host.is_empty());
@@ -560,6 +608,17 @@ fn check_address(key: &str, address: &str) -> Result<(), ConfigError> {
             format!("{address:?} is not of the form host:port"),
         )),
     }
+}
+
+fn check_token(group: &str, token: &JoinToken) -> Result<(), ConfigError> {
+    if token.group_name == group {
+        return Ok(());
+    }
+    let problem = format!(
+        "is a token of group {:?}, not of {group:?}",
+        token.group_name
+    );
+    Err(ConfigError::new("join", problem))
 }
 
 fn check_expected(node: &str, expected: &[Expected]) -> Result<(), ConfigError> {

@@ -12,6 +12,9 @@ use tokio::task::JoinHandle;
 use crate::config::{Bootstrap, RepConfig};
 use crate::database::{Database, WriteBatch};
 use crate::error::{FeedError, OpenError, ReadError, ReadyError, WriteError};
+use crate::group::NodeType;
+use crate::group::admin::{AdminCommand, AdminError};
+use crate::group::join::JoinToken;
 use crate::ids::Vlsn;
 use crate::lifecycle::Lifecycle;
 use crate::listener::{RoleState, StateChanges};
@@ -274,6 +277,29 @@ impl ReplicatedEnvironment {
     ) -> Result<T, ReadError> {
         let snapshot = self.handle.lifecycle.snapshot(policy.into()).await?;
         read(&snapshot)
+    }
+
+    /// Has the group carry out a change of itself: nodes out, types, priorities, addresses, the master.
+    /// Any node can be asked. Returns what was done, in words.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub fn administer(&self, command: &AdminCommand) -> Result<String, AdminError> {
+        self.block_on(self.administer_async(command))
+    }
+
+    /// As [`ReplicatedEnvironment::administer`].
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn administer_async(&self, command: &AdminCommand) -> Result<String, AdminError> {
+        self.handle.lifecycle.administer(command).await
+    }
+
+    /// A token with which a new node of this type comes into the group: see [`Bootstrap::join`].
+    /// `None` until this node belongs to a group.
+    pub fn join_token(&self, node_type: NodeType) -> Option<JoinToken> {
+        JoinToken::new(&self.status(), node_type)
     }
 
     /// The states of this node from now on, the present one first.

@@ -425,6 +425,9 @@ pub enum ReadError {
         /// Why.
         reason: String,
     },
+    /// This node is an arbiter.
+    #[error("an arbiter has no data; ask another node")]
+    NoData,
     /// The environment was closed.
     #[error("the environment is closed")]
     Closed,
@@ -503,6 +506,9 @@ pub enum FeedError {
     /// The node belongs to no group yet: wait until it is ready.
     #[error("the node belongs to no group yet; wait until it is ready")]
     NotReady,
+    /// This node is an arbiter.
+    #[error("an arbiter has no data; ask another node")]
+    NoData,
     /// The node has stopped.
     #[error("the node has stopped ({reason}); open it again to re-read its disk")]
     Stopped {

@@ -104,9 +104,11 @@ pub use config::{Bootstrap, RepConfig, RepConfigBuilder};
 pub use database::{CompareAndSet, Database, WriteBatch};
 pub use env::ReplicatedEnvironment;
 pub use error::{FeedError, OpenError, Outcome, ReadError, ReadyError, WriteError};
-pub use group::NodeAddress;
+pub use group::admin::{AdminCommand, AdminError, PRIORITY_MAX};
+pub use group::join::{JoinToken, ParseJoinTokenError};
+pub use group::{NodeAddress, NodeType, PRIORITY_DEFAULT, ParseNodeTypeError};
 pub use listener::{Role, RoleState, StateChanges};
-pub use observe::status::{NodeStatus, ReplicaStatus, StatusError};
+pub use observe::status::{MemberStatus, NodeStatus, ReplicaStatus, StatusError};
 pub use open_transaction::OpenTransaction;
 pub use subscription::{
     Change, CommittedTransaction, Feed, FeedEvent, From, SubscribeOptions, Subscription,

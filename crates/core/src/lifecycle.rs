@@ -10,6 +10,7 @@
 //! `NODE_STATE` is answered in every phase; FEEDER, ELECTION and SUBSCRIPTION only by a node that is
 //! running.
 
+mod admin;
 mod describe;
 mod feeds;
 mod serving;
@@ -27,6 +28,7 @@ use crate::error::{OpenError, ReadError, ReadyError, WriteError};
 use crate::group::Members;
 use crate::group::formation::Formation;
 use crate::group::identity::{DataDir, Identity};
+use crate::group::join::Joining;
 use crate::ids::{GroupUuid, Incarnation, NodeId, Vlsn};
 use crate::listener::{Role, RoleState};
 use crate::machine::Machine;
@@ -34,7 +36,7 @@ use crate::node::{Node, Surroundings, create_log};
 use crate::observe::digest::{self, SharedDigest};
 use crate::observe::status::NodeStatus;
 use crate::service::hello::Gate;
-use crate::service::{ELECTION, FEEDER, NODE_STATE, SUBSCRIPTION};
+use crate::service::{ADMIN, ELECTION, FEEDER, NODE_STATE, SUBSCRIPTION};
 use crate::token::{CommitToken, TokenOutcome};
 use crate::txn::consistency::{self, ReadOptions};
 use crate::txn::durability::Durability;
@@ -214,7 +216,7 @@ impl Lifecycle {
         let timeout = self.config.tuning.dial_timeout;
         let members = self.around.members.subscribe();
         let gate = Gate::new(self.identity.subscribe(), members, timeout);
-        for name in [FEEDER, ELECTION, NODE_STATE, SUBSCRIPTION] {
+        for name in [FEEDER, ELECTION, NODE_STATE, SUBSCRIPTION, ADMIN] {
             let (gate, lifecycle) = (gate.clone(), Arc::downgrade(self));
             self.dispatcher.register_async(Arc::new(Service {
                 name,
@@ -346,9 +348,23 @@ impl Lifecycle {
         }
     }
 
+    /// The node at work, with data.
+    ///
+    /// # Errors
+    /// As [`Lifecycle::running`]; [`ReadError::NoData`] on an arbiter.
+    pub(super) fn with_data(&self) -> Result<&Arc<Node>, ReadError> {
+        let node = self.running()?;
+        let members = self.around.members.borrow();
+        let own = members.get(&node.identity.node_id);
+        if own.is_some_and(|own| !own.node_type.has_data()) {
+            return Err(ReadError::NoData);
+        }
+        Ok(node)
+    }
+
     /// A snapshot that is as fresh as `options` say.
     pub(crate) async fn snapshot(&self, options: ReadOptions) -> Result<Snapshot, ReadError> {
-        let node = self.running()?;
+        let node = self.with_data()?;
         let timeout = options.timeout.unwrap_or(self.config.tuning.read_timeout);
         consistency::wait(node, self.role(), (options.policy, timeout)).await?;
         Ok(node.snapshot())
@@ -356,13 +372,13 @@ impl Lifecycle {
 
     /// What became of the write of a token.
     pub(crate) async fn outcome(&self, token: CommitToken) -> Result<TokenOutcome, ReadError> {
-        let node = self.running()?;
+        let node = self.with_data()?;
         let timeout = self.config.tuning.read_timeout;
         outcome::outcome(node, self.role(), (token, timeout)).await
     }
 
     pub(crate) fn digest(&self) -> Result<(Vlsn, u128), ReadError> {
-        let node = self.running()?;
+        let node = self.with_data()?;
         digest::digest(&node.snapshot())
     }
 
@@ -502,18 +518,11 @@ fn draw(seed: u64) -> (u64, GroupUuid) {
 /// to make its log, threads work in its directory, and it goes on until they can be stopped.
 async fn form(lifecycle: Arc<Lifecycle>) {
     let identity = Identity::clone(&lifecycle.identity.borrow());
-    let formation = Formation {
-        identity,
-        list: lifecycle.config.expected.clone(),
-        group: draw(lifecycle.machine.seed).1,
-        transport: Arc::clone(&lifecycle.machine.transport),
-        dial_timeout: lifecycle.config.tuning.dial_timeout,
-    };
     let mut phase = lifecycle.phase.subscribe();
     let formed = tokio::select! {
         biased;
         _ = phase.wait_for(|phase| *phase == Phase::Closing) => return,
-        formed = formation.run(&lifecycle.waiting_for) => formed,
+        formed = lifecycle.come_to_group(identity) => formed,
     };
     match formed {
         Ok(identity) => {
@@ -529,6 +538,32 @@ async fn form(lifecycle: Arc<Lifecycle>) {
 }
 
 impl Lifecycle {
+    /// # Errors
+    /// The reason for which the group refuses this node.
+    async fn come_to_group(&self, identity: Identity) -> Result<Identity, String> {
+        let transport = Arc::clone(&self.machine.transport);
+        let dial_timeout = self.config.tuning.dial_timeout;
+        if let Some(token) = self.config.token.clone() {
+            let advertised = self.config.advertise.clone();
+            let joining = Joining {
+                identity,
+                token,
+                address: advertised.unwrap_or_else(|| self.listen_address().to_owned()),
+                transport,
+                dial_timeout,
+            };
+            return joining.run(&self.waiting_for).await;
+        }
+        let formation = Formation {
+            identity,
+            list: self.config.expected.clone(),
+            group: draw(self.machine.seed).1,
+            transport,
+            dial_timeout,
+        };
+        formation.run(&self.waiting_for).await
+    }
+
     async fn come_to_work(self: &Arc<Self>, identity: Identity) -> Result<(), OpenError> {
         let dir = lock(&self.dir)
             .take()

@@ -35,8 +35,9 @@ pub(crate) struct Arguments {
     output: Output,
 }
 
+/// How an answer is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub(crate) enum Output {
     /// For people
     Table,
     /// For programs
@@ -48,16 +49,31 @@ enum Output {
 /// # Errors
 /// When no node answers.
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
-    let survey = Survey::take(&arguments.addresses).await.map_err(|why| {
-        Failure::new(
-            why.join("; "),
-            "unknown from here; a group whose nodes do not answer takes no writes",
-            "check the addresses, and start the nodes that are down",
-        )
-    })?;
-    match arguments.output {
-        Output::Table => print!("{}", table::render(&survey)),
+    let survey = Survey::of(&arguments.addresses).await?;
+    Ok(print_survey(&survey, arguments.output))
+}
+
+/// Prints a survey; returns the exit code that says how the group is.
+pub(crate) fn print_survey(survey: &Survey, output: Output) -> ExitCode {
+    match output {
+        Output::Table => print!("{}", table::render(survey)),
         Output::Json => println!("{}", survey.to_json()),
     }
-    Ok(survey.health.exit_code())
+    survey.health.exit_code()
+}
+
+impl Survey {
+    /// Surveys the group of the nodes at `addresses`.
+    ///
+    /// # Errors
+    /// When none of them answers.
+    pub(crate) async fn of(addresses: &[String]) -> Result<Self, Failure> {
+        Self::take(addresses).await.map_err(|why| {
+            Failure::new(
+                why.join("; "),
+                "unknown from here; a group whose nodes do not answer takes no writes",
+                "check the addresses, and start the nodes that are down",
+            )
+        })
+    }
 }

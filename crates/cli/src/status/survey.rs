@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use futures_util::future::join_all;
 use serde_json::json;
 use steadfast::ids::{NodeId, Term, Vlsn};
-use steadfast::{NodeAddress, NodeStatus};
+use steadfast::{MemberStatus, NodeAddress, NodeStatus, NodeType, PRIORITY_DEFAULT};
 
 use crate::failure::{DEGRADED, NO_QUORUM, with_sources};
 use crate::status::ANSWER_TIMEOUT;
@@ -49,9 +49,16 @@ impl Health {
 /// One node, as far as it could be seen.
 #[derive(Debug)]
 pub(crate) struct SurveyedNode {
-    pub(crate) address: NodeAddress,
+    pub(crate) member: MemberStatus,
     /// What it says of itself, or why it says nothing that counts.
     pub(crate) status: Result<NodeStatus, String>,
+}
+
+impl SurveyedNode {
+    fn is_working(&self) -> bool {
+        let works = |status: &NodeStatus| status.group.is_some() && status.role != "detached";
+        self.status.as_ref().is_ok_and(works)
+    }
 }
 
 /// What was found.
@@ -91,7 +98,7 @@ impl Survey {
         let unasked: Vec<_> = newest
             .members
             .iter()
-            .map(|member| member.address.clone())
+            .map(|member| member.node.address.clone())
             .filter(|address| !first.contains_key(address))
             .collect();
         let mut answers = first;
@@ -110,14 +117,17 @@ impl Survey {
                 // An address may have been written in another form, such as a host name.
                 let key = answers
                     .iter()
-                    .find(|(_, answer)| answer.as_ref().is_ok_and(|status| is_of(status, member)))
-                    .map_or(member.address.clone(), |(key, _)| key.clone());
+                    .find(|(_, answer)| {
+                        let is_of = |status| is_of(status, &member.node);
+                        answer.as_ref().is_ok_and(is_of)
+                    })
+                    .map_or(member.node.address.clone(), |(key, _)| key.clone());
                 let status = answers
                     .remove(&key)
                     .unwrap_or(Err("was not asked".to_owned()));
                 SurveyedNode {
-                    address: member.clone(),
-                    status: status.and_then(|status| check(status, newest, member)),
+                    member: member.clone(),
+                    status: status.and_then(|status| check(status, newest, &member.node)),
                 }
             })
             .collect();
@@ -125,14 +135,7 @@ impl Survey {
             nodes = answers
                 .into_iter()
                 .map(|(asked, answer)| SurveyedNode {
-                    address: answer.as_ref().map_or_else(
-                        |_| NodeAddress {
-                            id: NodeId(0),
-                            name: "?".to_owned(),
-                            address: asked,
-                        },
-                        |status| status.node.clone(),
-                    ),
+                    member: to_be(asked, &answer),
                     status: answer,
                 })
                 .collect();
@@ -150,13 +153,15 @@ impl Survey {
     }
 
     fn conclude(&mut self, is_formed: bool) {
-        let working = self.working().count();
-        let majority = self.nodes.len() / 2 + 1;
+        let all_working = self.working().count();
+        let voters = self.nodes.iter().filter(|node| node.member.votes);
+        let majority = voters.clone().count() / 2 + 1;
+        let working = voters.filter(|node| node.is_working()).count();
         if is_formed {
             let masters = self.working().filter(|status| status.role == "master");
             self.master = masters.max_by_key(|status| status.term).cloned();
             self.survives = working.saturating_sub(majority);
-            self.health = match (&self.master, self.nodes.len() - working) {
+            self.health = match (&self.master, self.nodes.len() - all_working) {
                 (None, _) => Health::NoQuorum,
                 _ if working < majority => Health::NoQuorum,
                 (Some(_), 0) => Health::Healthy,
@@ -170,16 +175,28 @@ impl Survey {
                 remedy: "an election takes less than a second; ask again".to_owned(),
             });
         }
+        problems.extend(self.too_even());
         self.problems = problems;
+    }
+
+    /// An even number of voting nodes costs a node and survives no more.
+    fn too_even(&self) -> Option<Problem> {
+        let voters = self.nodes.iter().filter(|node| node.member.votes).count();
+        let is_even = self.health == Health::Healthy && voters > 0 && voters.is_multiple_of(2);
+        is_even.then(|| Problem {
+            what: format!(
+                "{voters} voting nodes survive {} failures, no more than {} would",
+                self.survives,
+                voters - 1
+            ),
+            remedy: "add an electable node or an arbiter, or make one a secondary".to_owned(),
+        })
     }
 
     /// The nodes that answer and take part.
     pub(crate) fn working(&self) -> impl Iterator<Item = &NodeStatus> {
-        let statuses = self
-            .nodes
-            .iter()
-            .filter_map(|node| node.status.as_ref().ok());
-        statuses.filter(|status| status.group.is_some() && status.role != "detached")
+        let working = self.nodes.iter().filter(|node| node.is_working());
+        working.filter_map(|node| node.status.as_ref().ok())
     }
 
     /// The newest term that a node knows.
@@ -201,8 +218,11 @@ impl Survey {
     pub(crate) fn to_json(&self) -> serde_json::Value {
         let node = |node: &SurveyedNode| {
             json!({
-                "name": node.address.name,
-                "address": node.address.address,
+                "name": node.member.node.name,
+                "address": node.member.node.address,
+                "type": node.member.node_type,
+                "priority": node.member.priority,
+                "votes": node.member.votes,
                 "status": node.status.as_ref().ok(),
                 "error": node.status.as_ref().err(),
             })
@@ -218,6 +238,23 @@ impl Survey {
             "nodes": self.nodes.iter().map(node).collect::<Vec<_>>(),
             "problems": self.problems.iter().map(problem).collect::<Vec<_>>(),
         })
+    }
+}
+
+/// A node of a group that has not formed yet.
+fn to_be(asked: String, answer: &Result<NodeStatus, String>) -> MemberStatus {
+    let unknown = |_: &String| NodeAddress {
+        id: NodeId(0),
+        name: "?".to_owned(),
+        address: asked,
+    };
+    MemberStatus {
+        node: answer
+            .as_ref()
+            .map_or_else(unknown, |status| status.node.clone()),
+        node_type: NodeType::Electable,
+        priority: PRIORITY_DEFAULT,
+        votes: true,
     }
 }
 
@@ -258,7 +295,7 @@ fn check(
 }
 
 fn problem_of(node: &SurveyedNode) -> Option<Problem> {
-    let NodeAddress { name, address, .. } = &node.address;
+    let NodeAddress { name, address, .. } = &node.member.node;
     let status = match &node.status {
         Ok(status) => status,
         Err(why) => {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use steadfast::NodeStatus;
+use steadfast::{MemberStatus, NodeStatus, NodeType, PRIORITY_DEFAULT};
 
 use crate::status::survey::SurveyedNode;
 use crate::status::{Health, Survey};
@@ -58,13 +58,11 @@ fn headline(survey: &Survey) -> String {
             format!("{word}: {total} of {total} nodes work; survives {survives} {failures}")
         }
         Health::Degraded => {
-            format!(
-                "{word}: {down} of {total} electable nodes down; survives {survives} more {failures}"
-            )
+            format!("{word}: {down} of {total} nodes down; survives {survives} more {failures}")
         }
-        Health::NoQuorum => format!(
-            "{word}: {down} of {total} electable nodes down, no master; no writes until there is one"
-        ),
+        Health::NoQuorum => {
+            format!("{word}: {down} of {total} nodes down, no master; no writes until there is one")
+        }
         Health::Forming => format!("{word}: the group does not exist yet"),
     };
     let (term, vlsn) = (survey.term(), grouped(survey.vlsn().0));
@@ -76,8 +74,8 @@ fn headline(survey: &Survey) -> String {
 
 fn row(survey: &Survey, node: &SurveyedNode) -> [String; 7] {
     let dash = || "-".to_owned();
-    let name = node.address.name.clone();
-    let kind = "electable".to_owned();
+    let name = node.member.node.name.clone();
+    let kind = kind(&node.member);
     let Ok(status) = &node.status else {
         let silent = silence(survey, node).map_or_else(String::new, |silent| format!(" {silent}"));
         return [
@@ -100,6 +98,28 @@ fn row(survey: &Survey, node: &SurveyedNode) -> [String; 7] {
         free.map_or_else(dash, |percent| format!("{percent} %")),
         status.version.clone(),
     ]
+}
+
+/// The type, with what is not usual about it.
+fn kind(member: &MemberStatus) -> String {
+    let MemberStatus {
+        node_type,
+        priority,
+        votes,
+        ..
+    } = member;
+    let mut kind = node_type.to_string();
+    if *node_type == NodeType::Electable && *priority != PRIORITY_DEFAULT {
+        push(&mut kind, format_args!(" p{priority}"));
+    }
+    if *votes != node_type.votes() {
+        kind.push_str(if *votes {
+            ", votes still"
+        } else {
+            ", no vote yet"
+        });
+    }
+    kind
 }
 
 fn state(survey: &Survey, status: &NodeStatus) -> String {
@@ -131,7 +151,7 @@ fn silence(survey: &Survey, node: &SurveyedNode) -> Option<String> {
     let replicas = &survey.master.as_ref()?.replicas;
     let replica = replicas
         .iter()
-        .find(|replica| replica.node == node.address.id)?;
+        .find(|replica| replica.node == node.member.node.id)?;
     let seconds = Duration::from_millis(replica.heard_ms_ago?).as_secs();
     Some(match seconds {
         0..60 => format!("{seconds}s"),

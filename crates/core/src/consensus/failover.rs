@@ -121,7 +121,8 @@ pub(super) async fn run(consensus: Arc<Consensus>) {
     let mut metrics = consensus.raft.server_metrics();
     loop {
         open.borrow_and_update();
-        if followed(&consensus).is_some_and(|own| consensus.inbound.is_gone(own.master)) {
+        let is_gone = |own: Followed| consensus.inbound.is_gone(own.master);
+        if consensus.can_lead() && followed(&consensus).is_some_and(is_gone) {
             take_over(&consensus).await;
         }
         let more = tokio::select! {

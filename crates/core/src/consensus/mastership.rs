@@ -105,7 +105,7 @@ fn read(consensus: &Consensus, metrics: &ServerMetrics) -> Leadership {
     }
 }
 
-fn publish_members(consensus: &Consensus, metrics: &ServerMetrics) {
+pub(super) fn publish_members(consensus: &Consensus, metrics: &ServerMetrics) {
     let membership = metrics
         .borrow_watched()
         .membership_config
@@ -113,6 +113,10 @@ fn publish_members(consensus: &Consensus, metrics: &ServerMetrics) {
         .clone();
     let nodes = membership.nodes().map(|(id, member)| (*id, member.clone()));
     let members = members_of(nodes);
+    if let Some(own) = members.get(&consensus.identity.node_id) {
+        let may_elect = own.can_lead();
+        consensus.raft.runtime_config().elect(may_elect);
+    }
     if !members.is_empty() {
         consensus.members.send_if_modified(|old| {
             let changed = *old != members;
@@ -247,12 +251,18 @@ async fn propose_all(consensus: &Consensus, own: &Leadership, clock: &dyn Clock)
     let sequencer = &consensus.sequencer;
     let in_flight_max = consensus.timers.batches_in_flight_max;
     loop {
-        while let Some(batch) = sequencer.take_batch(in_flight_max, clock.now_ms()) {
+        consensus.hold.pass().await;
+        if let Some(batch) = sequencer.take_batch(in_flight_max, clock.now_ms()) {
             if propose(consensus, own, &batch).await.is_err() {
                 return;
             }
+            continue;
         }
-        sequencer.ready().await;
+        tokio::select! {
+            biased;
+            () = sequencer.ready() => {}
+            () = consensus.hold.wanted() => {}
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! decided here and nowhere else.
 
 mod acks;
+mod arbiters;
 mod barrier;
 mod failover;
 mod feeder;
@@ -12,9 +13,12 @@ mod log_store;
 #[cfg(test)]
 mod log_store_suite;
 mod mastership;
+mod members;
 mod network;
+mod removal;
 mod runtime;
 mod state_machine;
+mod transfer;
 mod types;
 
 use std::collections::BTreeMap;
@@ -30,7 +34,7 @@ use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use openraft::raft::{AppendEntriesRequest, ReadPolicy, VoteRequest};
 use openraft::{Config, Raft, SnapshotPolicy};
 use steadfast_net::{Transport, process};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::engine::{Applied, StorageEngine};
 use crate::group::identity::Identity;
@@ -55,8 +59,11 @@ pub(crate) use barrier::ReadBarriers;
 use failover::Inbound;
 use feeder::AppendError;
 use log_store::LogStore;
+pub(crate) use members::ChangeError;
 use network::{NetworkFactory, PeerTimeouts, Peers};
 use state_machine::StateMachine;
+use transfer::Hold;
+pub(crate) use transfer::TransferError;
 use types::{
     TypeConfig, committed_leader, from_raft_log_id, from_raft_vote, to_raft_log_id, to_raft_vote,
 };
@@ -122,6 +129,11 @@ pub(crate) struct Consensus {
     heard: watch::Sender<Option<Term>>,
     seeds: AtomicU64,
     timers: Timers,
+    hold: Hold,
+    /// One change of the membership at a time.
+    changing: Semaphore,
+    /// Whether the group has told this node that it is no member any more.
+    removed: watch::Sender<bool>,
 }
 
 /// How far a replica has got, as the master knows it.
@@ -168,8 +180,10 @@ impl Consensus {
         ));
         let config = raft_config(&identity, timers).map_err(|error| stopped(&error))?;
         let seeds = AtomicU64::new(parts.seed);
+        let released = watch::Sender::default();
         let network = NetworkFactory {
             peers: Arc::clone(&peers),
+            released: released.subscribe(),
         };
         let store = LogStore::new(log.clone(), Arc::clone(&sequencer));
         let raft = SeededRuntime::scope(
@@ -192,7 +206,14 @@ impl Consensus {
             heard: watch::Sender::new(None),
             seeds,
             timers,
+            hold: Hold::default(),
+            changing: Semaphore::new(1),
+            removed: watch::Sender::new(false),
         });
+        // Before a peer is answered: one that joined later is no stranger.
+        mastership::publish_members(&consensus, &consensus.raft.server_metrics());
+        consensus.spawn(arbiters::run(Arc::clone(&consensus), released));
+        consensus.spawn(members::run(Arc::clone(&consensus)));
         consensus.spawn(mastership::run(Arc::clone(&consensus), parts.clock));
         consensus.spawn(failover::run(Arc::clone(&consensus)));
         Ok(consensus)
@@ -218,6 +239,15 @@ impl Consensus {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(error) => Err(stopped(&error)),
         }
+    }
+
+    pub(crate) fn own_id(&self) -> NodeId {
+        self.identity.node_id
+    }
+
+    /// Whether this node is master, as far as it knows.
+    pub(crate) fn is_master(&self) -> bool {
+        self.role.borrow().role == Role::Master
     }
 
     /// Id of the last applied entry.
@@ -300,6 +330,14 @@ impl Consensus {
 
     /// Waits until consensus has stopped by itself, and returns why.
     pub(crate) async fn failure(&self) -> String {
+        tokio::select! {
+            biased;
+            reason = self.raft_failure() => reason,
+            () = removal::noticed(self) => "this node was removed from the group".to_owned(),
+        }
+    }
+
+    async fn raft_failure(&self) -> String {
         let mut metrics = self.raft.metrics();
         loop {
             if let Err(fatal) = &metrics.borrow_and_update().running_state {
@@ -383,6 +421,11 @@ impl Consensus {
             ElectionCall::MasterGone(gone) => {
                 Some(ElectionAnswer::Agrees(failover::agrees(self, &gone)))
             }
+            ElectionCall::TakeOver(asked) => {
+                let begins = self.take_over(caller, asked).await?;
+                Some(ElectionAnswer::Agrees(begins))
+            }
+            ElectionCall::Removed(told) => Some(ElectionAnswer::Agrees(removal::hear(self, told))),
             ElectionCall::Barrier(BarrierRequest {}) => {
                 let position = self.own_barrier().await.ok().flatten();
                 let position = position.map(|position| position.0);
@@ -400,6 +443,15 @@ impl Consensus {
         let vote: Vote = message.vote?.try_into().ok()?;
         if vote.node != caller {
             tracing::warn!(%caller, claimed = %vote.node, "a vote was asked in another's name");
+            return None;
+        }
+        if !self
+            .members
+            .borrow()
+            .get(&caller)
+            .is_some_and(Member::can_lead)
+        {
+            tracing::warn!(%caller, "a vote was asked by a node that may not be master");
             return None;
         }
         let last = message.last.map(LogId::try_from).transpose().ok()?;

@@ -4,12 +4,13 @@
 //! them, up to [`APPENDS_IN_FLIGHT_MAX`] and [`BYTES_IN_FLIGHT_MAX`] ahead of the acknowledgements,
 //! which come back in order. One task drives both directions.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use openraft::OptionalSend;
 use openraft::alias::{SnapshotOf, VoteOf};
@@ -24,12 +25,13 @@ use openraft::raft::{
 use steadfast_net::Transport;
 use tokio::sync::watch;
 
+use crate::consensus::arbiters::Released;
 use crate::consensus::types::{
     TypeConfig, from_raft_entry, from_raft_log_id, from_raft_vote, to_raft_log_id, to_raft_vote,
 };
 use crate::group::{Member, Members};
 use crate::ids::NodeId;
-use crate::log::{LogId, Vote};
+use crate::log::{self, EntryKind, LogId, Vote};
 use crate::service::FEEDER;
 use crate::service::election::{ElectionClient, Peer};
 use crate::service::hello::{Caller, DialError, Session};
@@ -60,7 +62,9 @@ pub(crate) struct Peers {
     transport: Arc<dyn Transport>,
     members: watch::Receiver<Members>,
     timeouts: PeerTimeouts,
-    election: Mutex<BTreeMap<(NodeId, String), ElectionClient>>,
+    election: Mutex<BTreeMap<NodeId, (String, ElectionClient)>>,
+    /// Those that have refused this node as no member, and not let it in since.
+    refusing: watch::Sender<BTreeSet<NodeId>>,
 }
 
 impl Peers {
@@ -76,33 +80,45 @@ impl Peers {
             members,
             timeouts,
             election: Mutex::default(),
+            refusing: watch::Sender::default(),
         }
     }
 
-    /// The ELECTION client of a member; one for each address that it is known under.
-    pub(crate) fn election(&self, id: NodeId, address: &str) -> ElectionClient {
+    /// Who refuses this node as no member.
+    pub(crate) fn refusing(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+        self.refusing.subscribe()
+    }
+
+    /// The ELECTION client of a member at its present address.
+    fn election(&self, id: NodeId, address: String) -> ElectionClient {
         let mut clients = self.election.lock().unwrap_or_else(PoisonError::into_inner);
-        let client = clients.entry((id, address.to_owned())).or_insert_with(|| {
-            ElectionClient::start(Peer {
-                caller: self.caller.clone(),
-                transport: Arc::clone(&self.transport),
-                address: address.to_owned(),
-                id,
-                dial_timeout: self.timeouts.dial,
-                silence_max: self.timeouts.silence,
-            })
+        if let Some((known, client)) = clients.get(&id)
+            && *known == address
+        {
+            return client.clone();
+        }
+        let client = ElectionClient::start(Peer {
+            caller: self.caller.clone(),
+            transport: Arc::clone(&self.transport),
+            address: address.clone(),
+            id,
+            dial_timeout: self.timeouts.dial,
+            silence_max: self.timeouts.silence,
+            refusing: self.refusing.clone(),
         });
-        client.clone()
+        clients.insert(id, (address, client.clone()));
+        client
     }
 
     /// The ELECTION client of a member by id, `None` when there is no such member.
     pub(crate) fn election_of(&self, id: NodeId) -> Option<ElectionClient> {
-        let address = self
-            .members
-            .borrow()
-            .get(&id)
-            .map(|member| member.address.clone())?;
-        Some(self.election(id, &address))
+        let address = self.address_of(id)?;
+        Some(self.election(id, address))
+    }
+
+    fn address_of(&self, id: NodeId) -> Option<String> {
+        let members = self.members.borrow();
+        members.get(&id).map(|member| member.address.clone())
     }
 
     /// Closes the ELECTION connections that nobody uses any more.
@@ -123,6 +139,8 @@ impl Peers {
 /// Makes a [`PeerNetwork`] for each use that openraft has for a peer.
 pub(crate) struct NetworkFactory {
     pub(crate) peers: Arc<Peers>,
+    /// How far arbiters get the log.
+    pub(crate) released: watch::Receiver<Released>,
 }
 
 impl NetworkFactory {
@@ -131,8 +149,8 @@ impl NetworkFactory {
             peers: Arc::clone(&self.peers),
             target,
             address: node.address.clone(),
-            election: self.peers.election(target, &node.address),
             is_heartbeat,
+            released: (!node.node_type.has_data()).then(|| self.released.clone()),
             feeder: Mutex::default(),
         }
     }
@@ -154,15 +172,26 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
 pub(crate) struct PeerNetwork {
     peers: Arc<Peers>,
     target: NodeId,
+    /// Where it was when this was made; where it is now is asked when it is dialled.
     address: String,
-    election: ElectionClient,
     is_heartbeat: bool,
+    /// Of an arbiter: how far it gets the log.
+    released: Option<watch::Receiver<Released>>,
     /// A FEEDER connection with nothing in flight. The mutex is never contended: it is there because
     /// openraft asks for `Sync`, which a connection is not.
     feeder: Mutex<Option<Session>>,
 }
 
 impl PeerNetwork {
+    fn address(&self) -> String {
+        let now = self.peers.address_of(self.target);
+        now.unwrap_or_else(|| self.address.clone())
+    }
+
+    fn election(&self) -> ElectionClient {
+        self.peers.election(self.target, self.address())
+    }
+
     async fn vote_call(
         &self,
         request: VoteRequest<TypeConfig>,
@@ -177,7 +206,7 @@ impl PeerNetwork {
                 .map(|id| from_raft_log_id(id).into()),
             lease_is_over: request.leadership_transfer,
         };
-        match self.election.call(call(message), timeout).await {
+        match self.election().call(call(message), timeout).await {
             Ok(ElectionAnswer::Vote(reply)) => {
                 vote_response(reply).map_err(|error| unreachable(&error))
             }
@@ -201,7 +230,8 @@ fn vote_response(reply: VoteReplyMessage) -> Result<VoteResponse<TypeConfig>, Wi
     ))
 }
 
-fn append_message(request: &AppendEntriesRequest<TypeConfig>) -> Append {
+/// What is sent of an append; an arbiter gets no data.
+fn append_message(request: &AppendEntriesRequest<TypeConfig>, to_arbiter: bool) -> Append {
     let id = |id: &Option<_>| id.as_ref().map(|id| from_raft_log_id(id).into());
     Append {
         vote: Some(from_raft_vote(&request.vote).into()),
@@ -210,8 +240,28 @@ fn append_message(request: &AppendEntriesRequest<TypeConfig>) -> Append {
         entries: request
             .entries
             .iter()
-            .map(|entry| from_raft_entry(entry).into())
+            .map(from_raft_entry)
+            .map(|entry| {
+                if to_arbiter {
+                    without_data(entry)
+                } else {
+                    entry
+                }
+            })
+            .map(Into::into)
             .collect(),
+    }
+}
+
+/// An entry that says where it stands and nothing else. The membership stays.
+fn without_data(entry: log::Entry) -> log::Entry {
+    match entry.kind {
+        EntryKind::Blank | EntryKind::Membership => entry,
+        EntryKind::Transactions => log::Entry {
+            kind: EntryKind::Blank,
+            payload: Bytes::new(),
+            ..entry
+        },
     }
 }
 
@@ -235,8 +285,8 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        let call = ElectionCall::Heartbeat(append_message(&request));
-        match self.election.call(call, option.hard_ttl()).await {
+        let call = ElectionCall::Heartbeat(append_message(&request, self.released.is_some()));
+        match self.election().call(call, option.hard_ttl()).await {
             Ok(ElectionAnswer::Append(reply)) => match append_result(reply) {
                 Ok(Ok(matched)) => Ok(AppendEntriesResponse::PartialSuccess(matched)),
                 Ok(Err(StreamAppendError::Conflict(_))) => Ok(AppendEntriesResponse::Conflict),
@@ -265,6 +315,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             return stream_append_sequential(self, input, option);
         }
         Box::pin(async move {
+            let address = self.address();
             let idle = self
                 .feeder
                 .get_mut()
@@ -275,23 +326,20 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             let session = if let Some(session) = idle.take() {
                 session
             } else {
-                let dialled = self.peers.dial_feeder(self.target, &self.address).await;
+                let dialled = self.peers.dial_feeder(self.target, &address).await;
                 dialled.map_err(|error| unreachable(&error))?
             };
             let silence_max = self.peers.timeouts.silence;
             let ended = first.is_none();
-            let mut feed = Feed {
+            let feed = Feed {
                 session,
                 input,
                 ended,
+                next: first,
+                released: self.released.clone(),
                 in_flight: VecDeque::new(),
                 silence_max,
             };
-            if let Some(first) = first {
-                feed.send(first)
-                    .await
-                    .map_err(|error| unreachable(&error))?;
-            }
             let replies = stream::unfold(Some((feed, idle)), |state| async move {
                 let (mut feed, idle) = state?;
                 match feed.next_reply().await {
@@ -356,11 +404,25 @@ impl<E: Into<DialError>> From<E> for FeedError {
     }
 }
 
+/// Waits until an arbiter may have more than it was looked at for.
+async fn more_released(released: &mut Option<watch::Receiver<Released>>) {
+    if let Some(released) = released
+        && released.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
+}
+
 /// Both directions of one stream of appends.
 struct Feed<S> {
     session: Session,
     input: S,
     ended: bool,
+    /// Taken from the input and not sent yet.
+    next: Option<AppendEntriesRequest<TypeConfig>>,
+    /// Of an arbiter: how far it gets the log.
+    released: Option<watch::Receiver<Released>>,
     /// Sizes of the frames that are not acknowledged yet, oldest first.
     in_flight: VecDeque<usize>,
     silence_max: Duration,
@@ -374,13 +436,21 @@ where
     /// ended and everything is acknowledged: the connection can be used again.
     async fn next_reply(&mut self) -> Result<Option<StreamAppendResult<TypeConfig>>, FeedError> {
         loop {
+            let has_room = self.in_flight.len() < APPENDS_IN_FLIGHT_MAX
+                && self.in_flight.iter().sum::<usize>() < BYTES_IN_FLIGHT_MAX;
+            if let Some(request) = self.next.take() {
+                if has_room && self.is_released(&request) {
+                    self.send(request).await?;
+                } else if !self.ended {
+                    // Otherwise nobody waits for it any more.
+                    self.next = Some(request);
+                }
+            }
             if self.ended && self.in_flight.is_empty() {
                 return Ok(None);
             }
-            let may_send = !self.ended
-                && self.in_flight.len() < APPENDS_IN_FLIGHT_MAX
-                && self.in_flight.iter().sum::<usize>() < BYTES_IN_FLIGHT_MAX;
-            let is_waiting = !self.in_flight.is_empty();
+            let may_take = has_room && !self.ended && self.next.is_none();
+            let (is_held, is_waiting) = (self.next.is_some(), !self.in_flight.is_empty());
             tokio::select! {
                 biased;
                 frame = self.session.receiver.receive() => {
@@ -388,10 +458,11 @@ where
                     self.in_flight.pop_front();
                     return Ok(Some(append_result(reply)?));
                 }
-                request = self.input.next(), if may_send => match request {
-                    Some(request) => self.send(request).await?,
+                request = self.input.next(), if may_take => match request {
+                    Some(request) => self.next = Some(request),
                     None => self.ended = true,
                 },
+                () = more_released(&mut self.released), if is_held => {}
                 () = tokio::time::sleep(self.silence_max), if is_waiting => {
                     return Err(DialError::Timeout(self.silence_max).into());
                 }
@@ -399,11 +470,19 @@ where
         }
     }
 
+    fn is_released(&mut self, request: &AppendEntriesRequest<TypeConfig>) -> bool {
+        let released = self.released.as_mut();
+        released.is_none_or(|released| released.borrow_and_update().covers(request))
+    }
+
     /// Sends `request` and whatever else is ready, in one write.
     async fn send(&mut self, request: AppendEntriesRequest<TypeConfig>) -> Result<(), FeedError> {
         let mut next = Some(request);
         while let Some(request) = next.take() {
-            let frame = encode(Kind::Append, &append_message(&request));
+            let frame = encode(
+                Kind::Append,
+                &append_message(&request, self.released.is_some()),
+            );
             self.in_flight.push_back(frame.len());
             let has_room = self.in_flight.len() < APPENDS_IN_FLIGHT_MAX;
             tokio::time::timeout(self.silence_max, self.session.sender.feed(frame))
@@ -411,7 +490,8 @@ where
                 .map_err(|_| DialError::Timeout(self.silence_max))??;
             if has_room {
                 match self.input.next().now_or_never() {
-                    Some(Some(request)) => next = Some(request),
+                    Some(Some(request)) if self.is_released(&request) => next = Some(request),
+                    Some(Some(request)) => self.next = Some(request),
                     Some(None) => self.ended = true,
                     None => {}
                 }

@@ -207,6 +207,7 @@ impl Formation {
                 name: node.name.clone(),
                 address: node.address.clone(),
                 incarnation: Incarnation(found.incarnation),
+                ..Member::default()
             }),
             None => Err(format!("{}, which waits for another group", node.address)),
         }
@@ -221,6 +222,7 @@ impl Formation {
             name: self.identity.node_name.clone(),
             address: own.map(|node| node.address.clone()).unwrap_or_default(),
             incarnation: self.identity.incarnation,
+            ..Member::default()
         });
         members.sort_by(|a, b| a.name.cmp(&b.name));
         let founders: Vec<_> = (1..).map(NodeId).zip(members).collect();

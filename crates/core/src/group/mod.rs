@@ -1,9 +1,13 @@
 //! Who belongs to the group: members, the identity of a data directory, and how a group forms.
 
+pub(crate) mod admin;
 pub(crate) mod formation;
 pub(crate) mod identity;
+pub(crate) mod join;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -23,19 +27,96 @@ pub struct NodeAddress {
     pub address: String,
 }
 
+/// What a node does for its group.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeType {
+    /// Has the data, votes, counts for acknowledgements, and can be master.
+    #[default]
+    Electable,
+    /// Has the data; neither votes nor counts. Can be promoted.
+    Secondary,
+    /// Votes and counts, and has no data: the positions and terms of the log alone. Never master.
+    Arbiter,
+}
+
+impl NodeType {
+    const ALL: [Self; 3] = [Self::Electable, Self::Secondary, Self::Arbiter];
+
+    /// Whether such a node votes once it has caught up.
+    pub fn votes(self) -> bool {
+        self != Self::Secondary
+    }
+
+    /// Whether such a node holds the data.
+    pub fn has_data(self) -> bool {
+        self != Self::Arbiter
+    }
+}
+
+impl fmt::Display for NodeType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Electable => "electable",
+            Self::Secondary => "secondary",
+            Self::Arbiter => "arbiter",
+        })
+    }
+}
+
+/// The text names no type of node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not electable, secondary or arbiter")]
+pub struct ParseNodeTypeError(String);
+
+impl FromStr for NodeType {
+    type Err = ParseNodeTypeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|known| known.to_string() == text)
+            .ok_or_else(|| ParseNodeTypeError(text.to_owned()))
+    }
+}
+
+/// Priority of a node for which none was given.
+pub const PRIORITY_DEFAULT: u32 = 1;
+
 /// One member, as the replicated membership has it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) name: String,
     pub(crate) address: String,
+    pub(crate) node_type: NodeType,
+    /// Of electable nodes: a higher one is preferred as master, 0 never is.
+    pub(crate) priority: u32,
     /// The life of its data directory that was let in. Another one has no vote.
     pub(crate) incarnation: Incarnation,
+}
+
+impl Default for Member {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            address: String::new(),
+            node_type: NodeType::default(),
+            priority: PRIORITY_DEFAULT,
+            incarnation: Incarnation(0),
+        }
+    }
 }
 
 /// The members in force. Shared as it is, replaced whole.
 pub(crate) type Members = Arc<BTreeMap<NodeId, Member>>;
 
 impl Member {
+    /// Whether it may be master.
+    pub(crate) fn can_lead(&self) -> bool {
+        self.node_type == NodeType::Electable && self.priority > 0
+    }
+
     pub(crate) fn node_address(&self, id: NodeId) -> NodeAddress {
         NodeAddress {
             id,
@@ -56,6 +137,12 @@ pub(crate) struct MemberRecord {
     pub(crate) address: String,
     #[prost(fixed64, tag = "4")]
     pub(crate) incarnation: u64,
+    /// 0 electable, 1 secondary, 2 arbiter.
+    #[prost(uint32, tag = "5")]
+    pub(crate) node_type: u32,
+    /// Absent: [`PRIORITY_DEFAULT`].
+    #[prost(uint32, optional, tag = "6")]
+    pub(crate) priority: Option<u32>,
 }
 
 impl MemberRecord {
@@ -65,17 +152,23 @@ impl MemberRecord {
             name: member.name.clone(),
             address: member.address.clone(),
             incarnation: member.incarnation.0,
+            node_type: member.node_type as u32,
+            priority: (member.priority != PRIORITY_DEFAULT).then_some(member.priority),
         }
     }
 
+    /// A type that this version does not know is taken for a secondary: nothing is asked of it.
     pub(crate) fn into_member(self) -> (NodeId, Member) {
-        let incarnation = Incarnation(self.incarnation);
+        let mut known = NodeType::ALL.into_iter();
+        let known = known.find(|known| *known as u32 == self.node_type);
         (
             NodeId(self.id),
             Member {
                 name: self.name,
                 address: self.address,
-                incarnation,
+                node_type: known.unwrap_or(NodeType::Secondary),
+                priority: self.priority.unwrap_or(PRIORITY_DEFAULT),
+                incarnation: Incarnation(self.incarnation),
             },
         )
     }

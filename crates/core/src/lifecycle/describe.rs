@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::error::ReadError;
-use crate::group::MemberRecord;
 use crate::group::formation;
 use crate::group::identity::Identity;
+use crate::group::{Member, MemberRecord};
 use crate::ids::{GroupUuid, Vlsn};
 use crate::lifecycle::Lifecycle;
 use crate::node::Node;
@@ -55,29 +55,26 @@ impl Lifecycle {
     }
 
     async fn shared_digest(&self) -> Result<(Vlsn, u128), ReadError> {
-        let node = Arc::clone(self.running()?);
+        let node = Arc::clone(self.with_data()?);
         let vlsn = node.sequencer.visible();
         let compute = move || digest::digest(&node.snapshot());
         self.digest.get(&self.machine, vlsn, compute).await
     }
 
     fn own_record(&self, identity: &Identity) -> MemberRecord {
-        let listed = self
-            .config
-            .expected
-            .iter()
-            .find(|node| node.name == identity.node_name);
         let members = self.around.members.borrow();
-        let address = match members.get(&identity.node_id) {
-            Some(member) => member.address.clone(),
-            None => listed.map(|node| node.address.clone()).unwrap_or_default(),
-        };
-        MemberRecord {
-            id: identity.node_id.0,
-            name: identity.node_name.clone(),
-            address,
-            incarnation: identity.incarnation.0,
-        }
+        let member = members.get(&identity.node_id).cloned();
+        let member = member.unwrap_or_else(|| {
+            let mut listed = self.config.expected.iter();
+            let listed = listed.find(|node| node.name == identity.node_name);
+            Member {
+                name: identity.node_name.clone(),
+                address: listed.map(|node| node.address.clone()).unwrap_or_default(),
+                incarnation: identity.incarnation,
+                ..Member::default()
+            }
+        });
+        MemberRecord::new(identity.node_id, &member)
     }
 }
 
@@ -85,6 +82,8 @@ fn describe_node(node: &Node, message: &mut NodeStateMessage) {
     message.vlsn = node.sequencer.visible().0;
     message.persisted = node.log.state().persisted.map(Into::into);
     message.applied = node.consensus.applied().borrow().map(Into::into);
+    let voters = node.consensus.voters();
+    message.voters = voters.into_iter().map(|id| id.0).collect();
     message.window_bytes = node.window.bytes() as u64;
     let replicas = node.consensus.replica_progress().into_iter();
     message.replicas = replicas

@@ -22,6 +22,9 @@ impl Lifecycle {
         runtime: FeedRuntime,
     ) -> Result<Feed, FeedError> {
         let node = Arc::clone(self.running()?);
+        if self.with_data().is_err() {
+            return Err(FeedError::NoData);
+        }
         let place = Arc::clone(&self.subscriptions).try_acquire_owned();
         let place = place.map_err(|full| match full {
             TryAcquireError::NoPermits => FeedError::TooMany {

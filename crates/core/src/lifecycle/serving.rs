@@ -6,9 +6,10 @@ use steadfast_net::{AsyncServiceHandler, BoxFuture, Connection};
 
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
+use crate::service::admin::messages::AdminAnswer;
 use crate::service::hello::{DialError, Gate, Session};
 use crate::service::messages::NodeStateMessage;
-use crate::service::{FEEDER, SUBSCRIPTION, node_state};
+use crate::service::{ADMIN, FEEDER, SUBSCRIPTION, admin, node_state};
 
 /// One of our services, as the dispatcher sees it.
 pub(super) struct Service {
@@ -51,6 +52,17 @@ impl Lifecycle {
     ) -> Result<(), DialError> {
         if name == SUBSCRIPTION {
             return self.serve_subscription(session).await;
+        }
+        if name == ADMIN {
+            let weak = &Arc::downgrade(&self);
+            drop(self);
+            let answer = |request| async move {
+                match weak.upgrade() {
+                    Some(lifecycle) => lifecycle.answer_admin(request).await,
+                    None => AdminAnswer::NotMaster(String::new()),
+                }
+            };
+            return admin::serve(answer, session).await;
         }
         let (Some(caller), Some(node)) = (caller, self.node.get().cloned()) else {
             let weak = &Arc::downgrade(&self);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use steadfast_net::TcpTransport;
 
-use crate::group::{MemberRecord, NodeAddress};
+use crate::group::{MemberRecord, NodeAddress, NodeType};
 use crate::ids::{GroupUuid, LogPosition, NodeId, Term, Vlsn};
 use crate::service::messages::{NodeStateMessage, ReplicaProgress};
 use crate::service::node_state;
@@ -21,7 +21,7 @@ pub struct NodeStatus {
     /// The node. Its id is 0 until the group has formed.
     pub node: NodeAddress,
     /// All members, this node included; empty until the group has formed.
-    pub members: Vec<NodeAddress>,
+    pub members: Vec<MemberStatus>,
     /// "master", "replica", "unknown" or "detached".
     pub role: String,
     /// The newest term that the node knows.
@@ -48,6 +48,21 @@ pub struct NodeStatus {
     pub waiting_for: String,
     /// Digest of everything visible as of `vlsn`, in hexadecimal, where it was asked for.
     pub digest: Option<String>,
+}
+
+/// A member of the group, as the asked node knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Who and where it is.
+    #[serde(flatten)]
+    pub node: NodeAddress,
+    /// What it does for the group.
+    #[serde(rename = "type")]
+    pub node_type: NodeType,
+    /// Of electable nodes: a higher one is preferred as master, 0 never is.
+    pub priority: u32,
+    /// Whether it votes at the moment: a new node does not before it has caught up.
+    pub votes: bool,
 }
 
 /// A replica as the master sees it.
@@ -95,6 +110,16 @@ impl NodeStatus {
             let (id, member) = record.into_member();
             member.node_address(id)
         };
+        let voters = state.voters;
+        let member = |record: MemberRecord| {
+            let (id, member) = record.into_member();
+            MemberStatus {
+                node: member.node_address(id),
+                node_type: member.node_type,
+                priority: member.priority,
+                votes: voters.contains(&id.0),
+            }
+        };
         let replica = |progress: ReplicaProgress| ReplicaStatus {
             node: NodeId(progress.node),
             persisted: progress.persisted.map(|id| LogPosition(id.position)),
@@ -104,7 +129,7 @@ impl NodeStatus {
             group_name: state.group_name,
             group,
             node: address(state.node.ok_or("the answer names no node")?),
-            members: state.members.into_iter().map(address).collect(),
+            members: state.members.into_iter().map(member).collect(),
             role: state.role,
             term: Term(state.term),
             master: state.master.map(NodeId),

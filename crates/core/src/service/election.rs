@@ -4,7 +4,7 @@
 //! Requests carry an id and are answered in any order. On the calling side one task per peer owns
 //! the connection, dials it when there is something to ask, and drops it when it goes silent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use steadfast_net::{Transport, process};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::ids::NodeId;
 use crate::service::ELECTION;
 use crate::service::hello::{Caller, DialError, Session};
 use crate::service::messages::{
-    ElectionAnswer, ElectionCall, ElectionReply, ElectionRequest, Kind, decode, encode,
+    ElectionAnswer, ElectionCall, ElectionReply, ElectionRequest, Kind, Refusal, decode, encode,
 };
 
 /// Requests of one peer that are answered at the same time; no further one is read.
@@ -80,6 +80,8 @@ pub(crate) struct Peer {
     pub(crate) dial_timeout: Duration,
     /// A connection on which the oldest request has waited for this long is given up.
     pub(crate) silence_max: Duration,
+    /// The peer is in here while it refuses the caller as no member of the group.
+    pub(crate) refusing: watch::Sender<BTreeSet<NodeId>>,
 }
 
 impl ElectionClient {
@@ -128,7 +130,9 @@ impl Peer {
             let dialled = self
                 .caller
                 .dial(&*self.transport, target, ELECTION, self.dial_timeout);
-            match dialled.await {
+            let dialled = dialled.await;
+            self.note_refusal(&dialled);
+            match dialled {
                 Ok(session) => {
                     let ended = self.converse(session, first, &mut calls).await;
                     tracing::debug!(peer = %self.id, ?ended, "the ELECTION connection ended");
@@ -142,6 +146,22 @@ impl Peer {
                 }
             }
         }
+    }
+
+    fn note_refusal(&self, dialled: &Result<Session, DialError>) {
+        let refuses = match dialled {
+            Ok(_) => false,
+            Err(DialError::Refused { refusal, .. }) => *refusal == Refusal::NotAMember,
+            // Nobody has said anything.
+            Err(_) => return,
+        };
+        self.refusing.send_if_modified(|refusing| {
+            if refuses {
+                refusing.insert(self.id)
+            } else {
+                refusing.remove(&self.id)
+            }
+        });
     }
 
     /// Sends calls and hands out answers until the connection ends or nobody calls any more.
@@ -285,6 +305,7 @@ mod tests {
             id: NodeId(1),
             dial_timeout: PATIENCE,
             silence_max: SILENCE_MAX,
+            refusing: watch::Sender::default(),
         });
         let started = Instant::now();
         let impatient = SILENCE_MAX / 5;

@@ -18,7 +18,7 @@ use crate::service::messages::{
     Hello, HelloReply, Kind, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN, Refusal, WireError,
     decode, encode,
 };
-use crate::service::{NODE_STATE, SUBSCRIPTION};
+use crate::service::{ADMIN, NODE_STATE, SUBSCRIPTION};
 
 /// A connection on which the hello was accepted.
 pub(crate) struct Session {
@@ -188,8 +188,8 @@ impl Gate {
             ));
         }
         // The state of a node is shown to anyone: it is what an operator looks at first. Which group
-        // a subscriber means is a part of its request.
-        if service == NODE_STATE || service == SUBSCRIPTION {
+        // a subscriber or an operator means is a part of the request.
+        if [NODE_STATE, SUBSCRIPTION, ADMIN].contains(&service) {
             return Ok(None);
         }
         let Some(group) = identity.group else {

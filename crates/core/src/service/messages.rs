@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     ElectionReply = 6,
     NodeState = 7,
     NodeStateRequest = 8,
+    AdminRequest = 9,
+    AdminReply = 10,
     Subscribe = 20,
     Feed = 21,
 }
@@ -258,12 +260,29 @@ pub(crate) struct BarrierReply {
     pub(crate) position: Option<u64>,
 }
 
+/// The master asks the receiver to stand for election, without regard to the master's lease.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct TakeOver {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) vote: Option<VoteMessage>,
+    /// The master's last entry; the receiver has to have it.
+    #[prost(message, optional, tag = "2")]
+    pub(crate) last: Option<LogIdMessage>,
+}
+
+/// The master tells the receiver that it is no member any more.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct Removed {
+    #[prost(uint64, tag = "1")]
+    pub(crate) term: u64,
+}
+
 /// A request on the ELECTION connection. Answers carry its `id` and may come in any order.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct ElectionRequest {
     #[prost(uint64, tag = "1")]
     pub(crate) id: u64,
-    #[prost(oneof = "ElectionCall", tags = "2, 3, 4, 5, 6")]
+    #[prost(oneof = "ElectionCall", tags = "2, 3, 4, 5, 6, 7, 8")]
     pub(crate) call: Option<ElectionCall>,
 }
 
@@ -279,6 +298,10 @@ pub(crate) enum ElectionCall {
     MasterGone(MasterGone),
     #[prost(message, tag = "6")]
     Barrier(BarrierRequest),
+    #[prost(message, tag = "7")]
+    TakeOver(TakeOver),
+    #[prost(message, tag = "8")]
+    Removed(Removed),
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -295,7 +318,8 @@ pub(crate) enum ElectionAnswer {
     Vote(VoteReplyMessage),
     #[prost(message, tag = "3")]
     Append(AppendReply),
-    /// To [`ElectionCall::MasterGone`]: whether the receiver agrees and would vote for the sender.
+    /// To [`ElectionCall::MasterGone`]: whether the receiver agrees and would vote for the sender. To
+    /// [`ElectionCall::TakeOver`] and [`ElectionCall::Removed`]: whether it does as it was told.
     #[prost(bool, tag = "4")]
     Agrees(bool),
     #[prost(message, tag = "5")]
@@ -355,6 +379,9 @@ pub(crate) struct NodeStateMessage {
     /// What the node waits for, in words; empty when it is ready.
     #[prost(string, tag = "18")]
     pub(crate) waiting_for: String,
+    /// The members that vote at the moment.
+    #[prost(uint64, repeated, tag = "19")]
+    pub(crate) voters: Vec<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]

@@ -1,5 +1,6 @@
 //! What travels between nodes: one file per service, the messages, and the hello before them.
 
+pub(crate) mod admin;
 pub(crate) mod election;
 pub(crate) mod hello;
 pub(crate) mod messages;
@@ -10,6 +11,8 @@ pub(crate) mod subscription;
 pub(crate) const FEEDER: &str = "FEEDER";
 /// Votes, pre-votes, heartbeats and read barriers.
 pub(crate) const ELECTION: &str = "ELECTION";
+/// Changes of the group, asked by operators and by nodes that join.
+pub(crate) const ADMIN: &str = "ADMIN";
 /// The change feed, to whoever asks.
 pub(crate) const SUBSCRIPTION: &str = "SUBSCRIPTION";
 /// State of one node, answered also while it has no master.

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | name of a database | its id, `u32` little-endian |
 //! | `"\0next"`, which is no name | the next free id, `u32` little-endian |
+//! | `"\0node"`, which is no name | the newest id that was given to a node, `u64` little-endian |
 //! | `"\0id"` and an id, `u32` big-endian | the name to which the id was given; never removed |
 //!
 //! An id is given once. A dropped database loses its entry, a truncated one gets a new id: the data
@@ -28,6 +29,9 @@ pub(crate) const CATALOG: DatabaseId = DatabaseId(0);
 
 /// Key of the next free id.
 pub(crate) const NEXT_ID_KEY: &[u8] = b"\0next";
+
+/// Key of the newest id that was given to a node after the founding of the group.
+pub(crate) const NODE_ID_KEY: &[u8] = b"\0node";
 
 /// How the keys begin that keep which name an id was given to.
 const ID_PREFIX: &[u8] = b"\0id";
@@ -113,9 +117,8 @@ pub(crate) fn nameless(engine: &dyn StorageEngine) -> Result<Vec<DatabaseId>, En
     let mut rest = KeyRange::all();
     loop {
         let entries = engine.scan(CATALOG, rest.clone(), Direction::Forward, STEP)?;
-        let ids = entries
-            .iter()
-            .filter(|(key, _)| parse_id_key(key).is_none());
+        let is_id = |key: &Bytes| is_name(key) || key == NEXT_ID_KEY;
+        let ids = entries.iter().filter(|(key, _)| is_id(key));
         for (key, value) in ids {
             let id = parse_id(value).ok_or_else(|| EngineError::Corrupt {
                 what: format!("the catalog's entry of {:?}", text(key)),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::engine::{Direction, EngineError, KeyRange};
 use crate::error::{ReadError, WriteError};
-use crate::ids::{DatabaseId, Vlsn};
+use crate::ids::{DatabaseId, NodeId, Vlsn};
 use crate::limits::{KEY_BYTES_MAX, TRANSACTION_KEYS_MAX, TRANSACTION_READS_MAX, VALUE_BYTES_MAX};
 use crate::txn::batch::{OPERATION_HEADER_BYTES, Operation};
 use crate::txn::catalog::{self, CATALOG, check_name};
@@ -283,6 +283,24 @@ impl Transaction {
         journal.create(&name, next, self.bytes_max)?;
         journal.forget(id);
         Ok(true)
+    }
+
+    /// Notes that the id of a node was given. Returns the newest that was.
+    ///
+    /// # Errors
+    /// Those of a read and of a write.
+    pub(crate) fn note_node_id(&self, id: NodeId) -> Result<NodeId, WriteError> {
+        let key = Bytes::from_static(catalog::NODE_ID_KEY);
+        let noted = self.get(CATALOG, &key)?;
+        let noted = noted.and_then(|value| value[..].try_into().ok());
+        let noted = NodeId(noted.map_or(0, u64::from_le_bytes));
+        if noted >= id {
+            return Ok(noted);
+        }
+        let value = Bytes::copy_from_slice(&id.0.to_le_bytes());
+        self.lock()
+            .write(CATALOG, key, Some(value), self.bytes_max)?;
+        Ok(id)
     }
 
     pub(crate) fn finish(self) -> Finished {

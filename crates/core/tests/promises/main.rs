@@ -14,6 +14,7 @@ mod failures;
 mod feed;
 mod input;
 mod isolation;
+mod membership;
 mod model;
 mod pressure;
 mod restart;

@@ -1,15 +1,16 @@
 //! Groups whose disks, network and runtime a test holds in its hands.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use steadfast::engine::{EngineError, EngineFactory, MemoryStore, StorageEngine};
-use steadfast::log::MemoryDisk;
+use steadfast::log::{Disk, MemoryDisk};
 use steadfast::machine::Machine;
 use steadfast::{
-    Bootstrap, CommitToken, ConsistencyPolicy, OpenError, ReadError, RepConfig,
-    ReplicatedEnvironment, Role, WriteError,
+    Bootstrap, CommitToken, ConsistencyPolicy, JoinToken, NodeType, OpenError, ReadError,
+    RepConfig, ReplicatedEnvironment, Role, WriteError,
 };
 use steadfast_net::MemoryNetwork;
 use tempfile::TempDir;
@@ -141,7 +142,25 @@ pub(crate) struct Group {
     pub(crate) runtime: Runtime,
     engines: Vec<Engine>,
     numbers: Numbers,
+    /// How many nodes found the group.
+    founders: usize,
+    tokens: BTreeMap<usize, JoinToken>,
+    ports: BTreeMap<usize, u16>,
+    shared: Nodes,
     _dir: Option<TempDir>,
+}
+
+/// The open nodes of a group, for threads that outlive an opening.
+#[derive(Clone, Default)]
+pub(crate) struct Nodes(Arc<Mutex<BTreeMap<usize, Env>>>);
+
+impl Nodes {
+    /// The node at this place, counted round the group.
+    pub(crate) fn get(&self, at: usize) -> Option<Env> {
+        let nodes = self.0.lock().expect("no panic");
+        let mut round = nodes.values().cycle();
+        round.nth(at % nodes.len().max(1)).cloned()
+    }
 }
 
 impl Group {
@@ -171,6 +190,10 @@ impl Group {
     pub(crate) fn unopened(storages: Vec<Storage>, numbers: Numbers, dir: Option<TempDir>) -> Self {
         Self {
             network: MemoryNetwork::new(),
+            founders: storages.len(),
+            tokens: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            shared: Nodes::default(),
             nodes: storages.iter().map(|_| None).collect(),
             engines: storages.iter().map(|_| Engine::default()).collect(),
             storages,
@@ -181,11 +204,16 @@ impl Group {
     }
 
     pub(crate) fn config(&self, at: usize) -> RepConfig {
-        let list = (1..=self.storages.len()).map(|n| format!("n{n}=n{n}:7400"));
+        let list = (1..=self.founders).map(|n| format!("n{n}=n{n}:7400"));
+        let bootstrap = match self.tokens.get(&at) {
+            Some(token) => Bootstrap::join(token.clone()),
+            None => Bootstrap::expect(list).expect("a list"),
+        };
+        let port = self.ports.get(&at).copied().unwrap_or(7400);
         let builder = RepConfig::builder("promises", name(at))
             .data_dir(self.storages[at].dir())
-            .listen(format!("{}:7400", name(at)))
-            .bootstrap(Bootstrap::expect(list).expect("a list"));
+            .listen(format!("{}:{port}", name(at)))
+            .bootstrap(bootstrap);
         let set = |builder: steadfast::RepConfigBuilder, (key, value): &(&str, u64)| {
             builder.set(*key, *value)
         };
@@ -214,12 +242,72 @@ impl Group {
     /// Opens a node on what its storage holds.
     pub(crate) fn reopen(&mut self, at: usize) -> Result<(), OpenError> {
         let opening = Env::open_on(self.config(at), self.machine(at));
-        self.nodes[at] = Some(self.runtime.block_on(opening)?);
+        let node = self.runtime.block_on(opening)?;
+        self.share(at, Some(node.clone()));
+        self.nodes[at] = Some(node);
         Ok(())
+    }
+
+    fn share(&self, at: usize, node: Option<Env>) {
+        let mut shared = self.shared.0.lock().expect("no panic");
+        match node {
+            Some(node) => shared.insert(at, node),
+            None => shared.remove(&at),
+        };
+    }
+
+    pub(crate) fn shared_nodes(&self) -> Nodes {
+        self.shared.clone()
+    }
+
+    /// Opens a further node, which the group lets in; returns where it is.
+    pub(crate) fn join(&mut self, node_type: NodeType) -> usize {
+        let token = self.master().join_token(node_type).expect("a group");
+        self.storages.push(Storage::memory());
+        self.engines.push(Engine::default());
+        self.nodes.push(None);
+        let at = self.nodes.len() - 1;
+        self.open_with(at, token);
+        at
+    }
+
+    /// Opens a node with a token.
+    pub(crate) fn open_with(&mut self, at: usize, token: JoinToken) {
+        self.tokens.insert(at, token);
+        self.reopen(at).expect("opened");
+    }
+
+    /// Loses all that a closed node has, in memory.
+    pub(crate) fn wipe(&mut self, at: usize) {
+        self.storages[at] = Storage::memory();
+    }
+
+    /// Where a closed node listens from now on.
+    pub(crate) fn listen_on(&mut self, at: usize, port: u16) {
+        self.ports.insert(at, port);
+    }
+
+    /// Waits until every open node has on disk all that any of them has.
+    pub(crate) fn wait_persisted(&self) {
+        eventually("everything everywhere", || {
+            let persisted = self.open_nodes().map(|node| node.status().persisted);
+            let persisted: Vec<_> = persisted.collect();
+            persisted.iter().all(|of| *of == persisted[0])
+        });
+    }
+
+    /// Whether the log of a node holds these bytes, in memory.
+    pub(crate) fn log_holds(&self, at: usize, bytes: &[u8]) -> bool {
+        let (disk, dir) = (self.storages[at].disk(), Path::new("/data/log"));
+        let names = disk.list(dir).expect("a log");
+        let mut files = names.iter().filter_map(|name| disk.bytes(&dir.join(name)));
+        let holds = |file: Vec<u8>| file.windows(bytes.len()).any(|window| window == bytes);
+        files.any(holds)
     }
 
     /// Closes a node; it can be reopened when this returns.
     pub(crate) fn close(&mut self, at: usize) {
+        self.share(at, None);
         if let Some(node) = self.nodes[at].take() {
             node.close().expect("closed");
         }
@@ -232,6 +320,7 @@ impl Group {
         };
         disk.crash();
         store.crash(0);
+        self.share(at, None);
         if let Some(node) = self.nodes[at].take() {
             // What it says about a disk that is gone is of no interest.
             node.close().ok();

@@ -5,6 +5,8 @@
     reason = "tests use real processes, files, sockets and deadlines"
 )]
 
+mod operator;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;

@@ -1,0 +1,289 @@
+//! `steadfast node`, `master` and `token`: an operator changes the group, through its master.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde_json::json;
+use steadfast::{AdminCommand, AdminError, JoinToken, NodeStatus, NodeType, PRIORITY_DEFAULT};
+
+use crate::failure::{Failure, with_sources};
+use crate::status::{ANSWER_TIMEOUT, Output, Survey, print_survey};
+
+/// Whom to ask, and how to print the answer.
+#[derive(clap::Args)]
+pub(crate) struct Ask {
+    /// Addresses of nodes of the group, separated by commas; any of them will do
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7400",
+        env = "STEADFAST_ASK",
+        global = true
+    )]
+    ask: Vec<String>,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = Output::Table, global = true)]
+    output: Output,
+}
+
+/// List the nodes of a group, and change what they are
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  steadfast node list --ask 10.0.0.1:7400
+  steadfast node promote n4               a secondary gets a vote when it has caught up
+  steadfast node priority n2 10           n2 is master whenever it has caught up
+  steadfast node address n3 10.0.0.9:7400 then start n3 there, with its own directory
+  steadfast node remove n3                for good; it stops when it hears of it
+  steadfast node replace n3               when its directory is lost
+
+A new node comes in with a token: see `steadfast token create`.")]
+pub(crate) struct NodeArguments {
+    #[command(subcommand)]
+    verb: NodeVerb,
+    #[command(flatten)]
+    ask: Ask,
+}
+
+#[derive(Subcommand)]
+enum NodeVerb {
+    /// List the nodes, as `steadfast status` does
+    List,
+    /// Take a node out of the group for good
+    Remove {
+        /// Its name
+        node: String,
+        /// Also when the rest may be left without a majority that answers
+        #[arg(long)]
+        force: bool,
+    },
+    /// Fence a node whose directory is lost, and print how to start its successor
+    Replace {
+        /// Its name
+        node: String,
+        /// Also when the rest may be left without a majority that answers
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a secondary electable: it votes when it has caught up
+    Promote {
+        /// Its name
+        node: String,
+    },
+    /// Make an electable node a secondary: it keeps the data and loses its vote
+    Demote {
+        /// Its name
+        node: String,
+    },
+    /// Prefer a node as master; with 0 it never is
+    Priority {
+        /// Its name
+        node: String,
+        /// 0 to 1000; 1 unless it was set
+        priority: u32,
+    },
+    /// Say where the others reach a node from now on
+    Address {
+        /// Its name
+        node: String,
+        /// Its new address
+        #[arg(value_name = "HOST:PORT")]
+        address: String,
+    },
+}
+
+/// Show which node is master, or make another one master
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  steadfast master show
+  steadfast master transfer               to whichever node has most
+  steadfast master transfer n2 n3         to one of these
+
+A transfer waits until a candidate has caught up, then holds writes for milliseconds. When it fails,
+the master goes on.")]
+pub(crate) struct MasterArguments {
+    #[command(subcommand)]
+    verb: MasterVerb,
+    #[command(flatten)]
+    ask: Ask,
+}
+
+#[derive(Subcommand)]
+enum MasterVerb {
+    /// Print the name of the master
+    Show,
+    /// Make another node master
+    Transfer {
+        /// Names of the nodes of which one is to be master; any, if none is given
+        nodes: Vec<String>,
+        /// How long a candidate may take to catch up, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        within: u64,
+    },
+}
+
+/// Make the token with which a new node comes into a group
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  steadfast token create --type secondary
+  steadfast start --group orders --node n4 --data-dir /var/lib/n4 --listen 10.0.0.4:7400 --join TOKEN
+
+The token says which group, and where its nodes are. It holds no secret: whoever reaches their
+addresses can join.")]
+pub(crate) struct TokenArguments {
+    #[command(subcommand)]
+    verb: TokenVerb,
+    #[command(flatten)]
+    ask: Ask,
+}
+
+#[derive(Subcommand)]
+enum TokenVerb {
+    /// Print a token
+    Create {
+        /// What the node is to be: electable, secondary or arbiter
+        #[arg(long = "type", value_name = "TYPE", default_value_t = NodeType::Electable)]
+        node_type: NodeType,
+        /// Its priority, if it is electable
+        #[arg(long, default_value_t = PRIORITY_DEFAULT)]
+        priority: u32,
+    },
+}
+
+/// # Errors
+/// When the group refuses, or does not answer.
+pub(crate) async fn run_node(arguments: NodeArguments) -> Result<ExitCode, Failure> {
+    let NodeArguments { verb, ask } = arguments;
+    let set_type = |node, node_type| AdminCommand::SetType { node, node_type };
+    let command = match verb {
+        NodeVerb::List => {
+            let survey = ask.survey().await?;
+            return Ok(print_survey(&survey, ask.output));
+        }
+        NodeVerb::Replace { node, force } => return replace(&ask, node, force).await,
+        NodeVerb::Remove { node, force } => AdminCommand::Remove { node, force },
+        NodeVerb::Promote { node } => set_type(node, NodeType::Electable),
+        NodeVerb::Demote { node } => set_type(node, NodeType::Secondary),
+        NodeVerb::Priority { node, priority } => AdminCommand::SetPriority { node, priority },
+        NodeVerb::Address { node, address } => AdminCommand::SetAddress { node, address },
+    };
+    ask.send(&command).await
+}
+
+/// # Errors
+/// When the group refuses, or does not answer.
+pub(crate) async fn run_master(arguments: MasterArguments) -> Result<ExitCode, Failure> {
+    let MasterArguments { verb, ask } = arguments;
+    match verb {
+        MasterVerb::Show => {
+            let survey = ask.survey().await?;
+            let Some(master) = &survey.master else {
+                return Err(Failure::new(
+                    "no node is master",
+                    "no writes are possible until one is; nothing acknowledged is lost",
+                    "see `steadfast status`",
+                ));
+            };
+            ask.print("master", &master.node.name);
+            Ok(ExitCode::SUCCESS)
+        }
+        MasterVerb::Transfer { nodes, within } => {
+            let within = Duration::from_secs(within);
+            ask.send(&AdminCommand::Transfer { to: nodes, within })
+                .await
+        }
+    }
+}
+
+/// # Errors
+/// When no node of the group answers.
+pub(crate) async fn run_token(arguments: TokenArguments) -> Result<ExitCode, Failure> {
+    let TokenArguments { verb, ask } = arguments;
+    let TokenVerb::Create {
+        node_type,
+        priority,
+    } = verb;
+    let token = ask.token(node_type, priority).await?;
+    ask.print("token", &token.to_string());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The dead node is fenced first: from then on its old votes and copies count for nothing.
+async fn replace(ask: &Ask, node: String, force: bool) -> Result<ExitCode, Failure> {
+    let survey = ask.survey().await?;
+    let mut nodes = survey.nodes.iter().map(|node| &node.member);
+    let known = nodes.find(|member| member.node.name == node).cloned();
+    ask.send(&AdminCommand::Remove {
+        node: node.clone(),
+        force,
+    })
+    .await?;
+    // The survey was taken before; whoever it did not know would have been refused.
+    let (node_type, priority, address) = known.map_or(
+        (
+            NodeType::Electable,
+            PRIORITY_DEFAULT,
+            "HOST:PORT".to_owned(),
+        ),
+        |member| (member.node_type, member.priority, member.node.address),
+    );
+    let token = ask.token(node_type, priority).await?;
+    let start = format!(
+        "steadfast start --group {} --node {node} --data-dir EMPTY_DIR --listen {address} --join {token}",
+        token.group_name
+    );
+    ask.print("now start its successor", &start);
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Ask {
+    fn print(&self, what: &str, text: &str) {
+        match self.output {
+            Output::Table => println!("{text}"),
+            Output::Json => println!("{}", json!({ what.replace(' ', "_"): text })),
+        }
+    }
+
+    async fn send(&self, command: &AdminCommand) -> Result<ExitCode, Failure> {
+        match command.send(&self.ask, ANSWER_TIMEOUT).await {
+            Ok(done) => {
+                self.print("done", &done);
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(AdminError::Refused { what, to_do }) => {
+                Err(Failure::new(what, "nothing was changed", to_do))
+            }
+            Err(error @ AdminError::NoAnswer { .. }) => Err(Failure::new(
+                with_sources(&error),
+                "the change may have been made; nothing acknowledged is lost either way",
+                "see `steadfast status`, then ask again if it was not",
+            )),
+        }
+    }
+
+    async fn survey(&self) -> Result<Survey, Failure> {
+        Survey::of(&self.ask).await
+    }
+
+    async fn token(&self, node_type: NodeType, priority: u32) -> Result<JoinToken, Failure> {
+        let mut why = Vec::new();
+        for address in &self.ask {
+            match NodeStatus::ask(address, false, ANSWER_TIMEOUT).await {
+                Ok(status) => match JoinToken::new(&status, node_type) {
+                    Some(token) => return Ok(token.with_priority(priority)),
+                    None => why.push(format!("{address} belongs to no group yet")),
+                },
+                Err(error) => why.push(with_sources(&error)),
+            }
+        }
+        Err(Failure::new(
+            why.join("; "),
+            "nothing was changed",
+            "give --ask the address of a node that works",
+        ))
+    }
+}

@@ -1,0 +1,126 @@
+//! What an operator does to a group in its life, with the program alone.
+
+use std::path::PathBuf;
+use std::process::Output;
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use super::{Node, PATIENCE, assert_refused, free_port, node_arguments, run};
+
+/// Nodes of one group, some with a token.
+struct Operated {
+    dir: TempDir,
+    ports: Vec<u16>,
+    nodes: Vec<Option<Node>>,
+}
+
+impl Operated {
+    fn data_dir(&self, at: usize) -> PathBuf {
+        self.dir.path().join(format!("n{}", at + 1))
+    }
+
+    fn arguments(&self, at: usize) -> Vec<String> {
+        let name = format!("n{}", at + 1);
+        node_arguments("ops", &name, &self.data_dir(at), self.ports[at])
+    }
+
+    fn start(&mut self, at: usize, token: Option<&str>) {
+        let mut arguments = self.arguments(at);
+        if let Some(token) = token {
+            arguments.extend(["--join".to_owned(), token.to_owned()]);
+        }
+        let node = Node::start(&arguments);
+        node.wait_ready();
+        self.nodes[at] = Some(node);
+    }
+
+    /// Runs an operator's command, asked of the node at `at`.
+    fn operate(&self, at: usize, words: &[&str]) -> Output {
+        let address = format!("127.0.0.1:{}", self.ports[at]);
+        run(&[words, &["--ask", &address]].concat())
+    }
+
+    fn done(&self, at: usize, words: &[&str]) -> String {
+        let output = self.operate(at, words);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{words:?}: {errors}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// Waits until the list of nodes has all of `rows`, each as words that follow on each other.
+    fn list_until(&self, at: usize, rows: &[&str]) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let output = self.operate(at, &["node", "list"]);
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let words: Vec<_> = text.split_whitespace().collect();
+            let words = words.join(" ");
+            if rows.iter().all(|row| words.contains(row)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{rows:?} are not in: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_group_grows_replaces_a_lost_node_hands_over_moves_and_shrinks() {
+    let mut group = Operated {
+        dir: TempDir::new().expect("a directory"),
+        ports: (0..3).map(|_| free_port()).collect(),
+        nodes: vec![None, None, None],
+    };
+    group.start(0, None);
+    for at in [1, 2] {
+        let token = group.done(0, &["token", "create"]);
+        group.start(at, Some(&token));
+    }
+    group.list_until(1, &["3 of 3 nodes work; survives 1 failure"]);
+    for to in ["n2", "n3", "n1"] {
+        let done = group.done(0, &["master", "transfer", to]);
+        assert_eq!(done, format!("{to} is the master"));
+        group.list_until(2, &[&format!("{to} electable MASTER")]);
+        assert_eq!(group.done(2, &["master", "show"]), to);
+    }
+
+    // Its directory is lost. Started under its old name it is not let in, until it is replaced.
+    group.nodes[2] = None;
+    std::fs::remove_dir_all(group.data_dir(2)).expect("removed");
+    let token = group.done(0, &["token", "create"]);
+    let mut arguments = group.arguments(2);
+    arguments.extend(["--join".to_owned(), token]);
+    assert_refused(&arguments, 1, &["steadfast node replace n3"]);
+    std::fs::remove_dir_all(group.data_dir(2)).expect("removed");
+    let replaced = group.done(0, &["node", "replace", "n3"]);
+    let token = replaced.split_whitespace().last().expect("a command");
+    assert!(replaced.contains("steadfast start --group ops --node n3"));
+    group.start(2, Some(token));
+    group.list_until(0, &["3 of 3 nodes work; survives 1 failure"]);
+
+    // It moves to another address.
+    group.nodes[2] = None;
+    group.ports[2] = free_port();
+    let moved = format!("127.0.0.1:{}", group.ports[2]);
+    group.done(0, &["node", "address", "n3", &moved]);
+    group.start(2, None);
+    group.list_until(0, &["3 of 3 nodes work; survives 1 failure"]);
+
+    group.done(0, &["node", "demote", "n3"]);
+    group.list_until(
+        0,
+        &["n3 secondary replica", "2 voting nodes survive 0 failures"],
+    );
+    let refused = group.operate(0, &["node", "remove", "n7"]);
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(errors.contains("name one of n1, n2, n3"), "{errors}");
+    for (at, name) in [(2, "n3"), (0, "n1")] {
+        group.done(1, &["node", "remove", name]);
+        let node = group.nodes[at].take().expect("it ran");
+        let (status, errors) = node.end();
+        assert_eq!(status.code(), Some(1), "it ends by itself");
+        assert!(errors.contains("removed from the group"), "{errors}");
+    }
+    group.list_until(1, &["1 of 1 nodes work", "n2 electable MASTER"]);
+}

@@ -1,0 +1,359 @@
+//! The membership: changed through the log, one change at a time, and brought step by step to where
+//! every member has the vote that its type asks for.
+//!
+//! ```text
+//!   operator: set a type, a priority, an address ──► membership entry, votes unchanged
+//!                                                          │
+//!   master: a member that should vote and has caught up ───┤──► it votes
+//!           a voter that should not ───────────────────────┤──► it does not
+//!           a half-made change (joint) ────────────────────┤──► it is completed
+//!           a caught-up node of higher priority ───────────┘──► mastership goes to it
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::ChangeMembers;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use tokio::time::Instant;
+
+use crate::consensus::removal;
+use crate::consensus::transfer::TransferError;
+use crate::consensus::{Consensus, ConsensusError, members_of, stopped};
+use crate::group::{Member, Members};
+use crate::ids::NodeId;
+use crate::listener::Role;
+
+/// Entries by which a node may be behind and yet have caught up: it gets the rest while it is being
+/// made a voter, or a master.
+const CAUGHT_UP_ENTRIES: u64 = 64;
+
+/// How long the master waits after a step that failed.
+const STEP_RETRY: Duration = Duration::from_millis(200);
+
+/// The same after a transfer to a node of higher priority.
+const HAND_OVER_RETRY: Duration = Duration::from_secs(5);
+
+/// How long a transfer to a node of higher priority may take.
+const HAND_OVER_MAX: Duration = Duration::from_secs(1);
+
+/// Why the membership was not changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChangeError {
+    #[error(transparent)]
+    Consensus(#[from] ConsensusError),
+    #[error("another change of the group is under way")]
+    InProgress,
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+}
+
+/// What brings the membership nearer to what the members' types and priorities ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Completes a change of which half is in force.
+    Complete,
+    /// The member gets a vote.
+    Vote(NodeId),
+    /// The member loses its vote.
+    Unvote(NodeId),
+    /// The member becomes master.
+    HandOver(NodeId),
+}
+
+/// The steps to take from here, the most urgent one first; the first that can be taken is.
+fn steps(sets: &[BTreeSet<NodeId>], members: &Members, own: NodeId) -> Vec<Step> {
+    let [voters] = sets else {
+        return vec![Step::Complete];
+    };
+    let of = |vote: bool, step: fn(NodeId) -> Step| {
+        let wrong = members.iter().filter(move |(id, member)| {
+            voters.contains(id) != vote && member.node_type.votes() == vote
+        });
+        wrong.map(move |(id, _)| step(*id))
+    };
+    // A master loses its mastership before its vote.
+    let unvote = of(false, Step::Unvote).filter(|step| *step != Step::Unvote(own));
+    let rank = |member: &Member| {
+        if member.can_lead() {
+            member.priority
+        } else {
+            0
+        }
+    };
+    let own_rank = members.get(&own).map_or(0, rank);
+    let better = members
+        .iter()
+        .filter(|(id, member)| voters.contains(id) && rank(member) > own_rank)
+        .max_by_key(|(id, member)| (rank(member), **id));
+    let hand_over = better.map(|(id, _)| Step::HandOver(*id));
+    unvote
+        .chain(of(true, Step::Vote))
+        .chain(hand_over)
+        .collect()
+}
+
+/// Takes the steps while this node is master, until consensus stops.
+pub(super) async fn run(consensus: Arc<Consensus>) {
+    let mut progress = consensus.raft.metrics();
+    let mut members = consensus.raft.server_metrics();
+    let mut role = consensus.role.subscribe();
+    loop {
+        // Seen before anything is made of it: what changes from here on is not missed.
+        progress.borrow_and_update();
+        members.borrow_and_update();
+        let is_master = role.borrow_and_update().role == Role::Master;
+        let steps = if is_master {
+            steps(
+                &consensus.voter_sets(),
+                &consensus.members(),
+                consensus.identity.node_id,
+            )
+        } else {
+            Vec::new()
+        };
+        if let Some(step) = steps.iter().find(|step| consensus.can_take(**step)) {
+            if let Err(error) = consensus.take(*step).await {
+                tracing::debug!(?step, %error, "the membership stays as it is for now");
+                let is_transfer = matches!(step, Step::HandOver(_));
+                tokio::time::sleep(if is_transfer {
+                    HAND_OVER_RETRY
+                } else {
+                    STEP_RETRY
+                })
+                .await;
+            }
+            continue;
+        }
+        // Without steps only a change of the role or of the members brings some.
+        let changed = async {
+            if is_master && !steps.is_empty() {
+                progress.changed().await.is_ok()
+            } else {
+                members.changed().await.is_ok()
+            }
+        };
+        let more = tokio::select! {
+            biased;
+            changed = role.changed() => changed.is_ok(),
+            more = changed => more,
+        };
+        if !more {
+            return;
+        }
+    }
+}
+
+impl Consensus {
+    /// The members, as consensus has them at this moment.
+    pub(crate) fn members(&self) -> Members {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        members_of(membership.nodes().map(|(id, member)| (*id, member.clone())))
+    }
+
+    /// The sets of voters in force: one, or two while a change is under way. What is decided needs a
+    /// majority of each.
+    pub(crate) fn voter_sets(&self) -> Vec<BTreeSet<NodeId>> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics
+            .membership_config
+            .membership()
+            .get_joint_config()
+            .clone()
+    }
+
+    /// Every node that votes at the moment.
+    pub(crate) fn voters(&self) -> BTreeSet<NodeId> {
+        self.voter_sets().into_iter().flatten().collect()
+    }
+
+    /// Whether this master has heard the member within its lease, and the member has nearly all that
+    /// this node has. Always so of this node.
+    pub(crate) fn has_caught_up(&self, id: NodeId) -> bool {
+        if id == self.identity.node_id {
+            return true;
+        }
+        let own = self.log.state().last.map_or(0, |last| last.position.0);
+        let progress = self.replica_progress();
+        progress.get(&id).is_some_and(|progress| {
+            let persisted = progress.persisted.map_or(0, |last| last.position.0);
+            let lease = self.timers.election_timeout_max;
+            progress.heard.is_some_and(|ago| ago <= lease) && persisted + CAUGHT_UP_ENTRIES >= own
+        })
+    }
+
+    /// Adds a member without a vote. Nothing changes when it is one already.
+    ///
+    /// # Errors
+    /// See [`ChangeError`]. An error may come although the change is made after all.
+    pub(crate) async fn add_member(&self, id: NodeId, member: Member) -> Result<(), ChangeError> {
+        self.change(ChangeMembers::AddNodes(BTreeMap::from([(id, member)])))
+            .await
+    }
+
+    /// Replaces what is set of a member.
+    ///
+    /// # Errors
+    /// As [`Consensus::add_member`].
+    pub(crate) async fn set_member(&self, id: NodeId, member: Member) -> Result<(), ChangeError> {
+        self.change(ChangeMembers::SetNodes(BTreeMap::from([(id, member)])))
+            .await
+    }
+
+    /// Takes a member, which is not this node, out of the group, with its vote if it has one.
+    ///
+    /// # Errors
+    /// As [`Consensus::add_member`].
+    pub(crate) async fn remove_member(&self, id: NodeId) -> Result<(), ChangeError> {
+        let ids = BTreeSet::from([id]);
+        let told = self.peers.election_of(id);
+        if self.voters().contains(&id) {
+            self.change(ChangeMembers::RemoveVoters(ids)).await?;
+        } else {
+            self.change(ChangeMembers::RemoveNodes(ids)).await?;
+        }
+        if let Some(client) = told {
+            removal::tell(self, &client).await;
+        }
+        Ok(())
+    }
+
+    async fn change(&self, changes: ChangeMembers<NodeId, Member>) -> Result<(), ChangeError> {
+        // A demoted voter stays as a member, a removed one does not.
+        let retain = !matches!(changes, ChangeMembers::RemoveVoters(_));
+        self.propose_members(changes, retain).await
+    }
+
+    async fn propose_members(
+        &self,
+        changes: ChangeMembers<NodeId, Member>,
+        retain: bool,
+    ) -> Result<(), ChangeError> {
+        // A change takes two entries; whatever came between them would complete it in its own way.
+        let permit = self.changing.try_acquire();
+        let _one_at_a_time = permit.map_err(|_| ChangeError::InProgress)?;
+        let changed = self.raft.change_membership(changes, retain);
+        match self.seeded(changed).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
+                ChangeMembershipError::InProgress(_),
+            ))) => Err(ChangeError::InProgress),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(ConsensusError::NotMaster(forward.leader_id).into())
+            }
+            Err(RaftError::APIError(error)) => Err(ChangeError::Refused(error.to_string())),
+            Err(RaftError::Fatal(fatal)) => Err(stopped(&fatal).into()),
+        }
+    }
+
+    fn can_take(&self, step: Step) -> bool {
+        match step {
+            // Not one that is under way.
+            Step::Complete => self.changing.available_permits() > 0,
+            Step::Unvote(_) => true,
+            Step::Vote(id) | Step::HandOver(id) => self.has_caught_up(id),
+        }
+    }
+
+    async fn take(&self, step: Step) -> Result<(), ChangeError> {
+        tracing::info!(?step, "a step of the membership");
+        match step {
+            Step::Complete => {
+                let nothing = ChangeMembers::AddVoterIds(BTreeSet::new());
+                self.propose_members(nothing, true).await
+            }
+            Step::Vote(id) => {
+                let voter = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+                self.propose_members(voter, true).await
+            }
+            Step::Unvote(id) => {
+                let voter = ChangeMembers::RemoveVoters(BTreeSet::from([id]));
+                self.propose_members(voter, true).await
+            }
+            Step::HandOver(id) => {
+                let deadline = Instant::now() + HAND_OVER_MAX;
+                self.transfer(&[id], deadline).await?;
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::group::NodeType;
+
+    fn members(list: &[(u64, NodeType, u32)]) -> Members {
+        let member = |(id, node_type, priority): &(u64, NodeType, u32)| {
+            let member = Member {
+                name: format!("n{id}"),
+                node_type: *node_type,
+                priority: *priority,
+                ..Member::default()
+            };
+            (NodeId(*id), member)
+        };
+        Arc::new(list.iter().map(member).collect())
+    }
+
+    fn voters(ids: &[u64]) -> BTreeSet<NodeId> {
+        ids.iter().copied().map(NodeId).collect()
+    }
+
+    const OWN: NodeId = NodeId(1);
+
+    #[test]
+    fn a_group_in_which_each_has_its_vote_and_the_best_is_master_stays() {
+        use NodeType::{Arbiter, Electable, Secondary};
+        let group = members(&[
+            (1, Electable, 2),
+            (2, Electable, 2),
+            (3, Arbiter, 9),
+            (4, Secondary, 9),
+        ]);
+        assert_eq!(steps(&[voters(&[1, 2, 3])], &group, OWN), []);
+    }
+
+    #[test]
+    fn a_half_made_change_is_completed_before_anything_else() {
+        let group = members(&[(1, NodeType::Electable, 1), (2, NodeType::Electable, 1)]);
+        let sets = [voters(&[1]), voters(&[1, 2])];
+        assert_eq!(steps(&sets, &group, OWN), [Step::Complete]);
+    }
+
+    #[test]
+    fn votes_follow_the_types_and_mastership_the_priorities() {
+        use NodeType::{Arbiter, Electable, Secondary};
+        let group = members(&[
+            (1, Electable, 1),
+            (2, Secondary, 1),
+            (3, Arbiter, 1),
+            (4, Electable, 3),
+            (5, Electable, 7),
+        ]);
+        let found = steps(&[voters(&[1, 2, 4])], &group, OWN);
+        let expected = [
+            Step::Unvote(NodeId(2)),
+            Step::Vote(NodeId(3)),
+            Step::Vote(NodeId(5)),
+            Step::HandOver(NodeId(4)),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_master_that_is_to_be_none_hands_over_before_it_loses_its_vote() {
+        use NodeType::{Electable, Secondary};
+        let group = members(&[(1, Secondary, 5), (2, Electable, 1), (3, Electable, 0)]);
+        let found = steps(&[voters(&[1, 2, 3])], &group, OWN);
+        assert_eq!(found, [Step::HandOver(NodeId(2))]);
+    }
+}

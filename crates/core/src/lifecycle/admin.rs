@@ -1,0 +1,460 @@
+//! Changes of the group, as the master carries them out.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::{check_address, check_name};
+use crate::consensus::{ChangeError, Consensus, ConsensusError, TransferError};
+use crate::error::WriteError;
+use crate::group::admin::{AdminCommand, AdminError, PRIORITY_MAX};
+use crate::group::{Member, MemberRecord, Members, NodeType};
+use crate::ids::NodeId;
+use crate::lifecycle::Lifecycle;
+use crate::limits::NODES_MAX;
+use crate::node::Node;
+use crate::service::admin::messages::{
+    AdminAnswer, AdminCall, AdminDone, AdminRequest, AlterRequest, JoinRequest, Joined,
+    RefusedMessage, RemoveRequest, TransferRequest,
+};
+use crate::service::admin::{self, AdminRefusal};
+use crate::txn::durability::Durability;
+use crate::txn::transaction::Transaction;
+use crate::write;
+
+/// How long one change may wait for the majority that commits it.
+const CHANGE_MAX: Duration = Duration::from_secs(10);
+
+/// How long a change waits for one that is under way.
+const BUSY_RETRY: Duration = Duration::from_millis(20);
+
+/// How long a master that is to be removed tries to hand over.
+const HAND_OVER_MAX: Duration = Duration::from_secs(5);
+
+/// Longest wait that a caller may ask for.
+const WITHIN_MAX: Duration = Duration::from_hours(1);
+
+/// Why a call was not carried out here.
+enum Undone {
+    Refused(AdminRefusal),
+    NotMaster,
+}
+
+type Done = Result<AdminDone, Undone>;
+
+fn refused<T>(what: impl Into<String>, to_do: impl Into<String>) -> Result<T, Undone> {
+    Err(Undone::Refused(AdminRefusal::new(what, to_do)))
+}
+
+fn done(text: String) -> AdminDone {
+    AdminDone { text, joined: None }
+}
+
+impl From<ChangeError> for Undone {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::Consensus(ConsensusError::NotMaster(_)) => Self::NotMaster,
+            error => Self::Refused(AdminRefusal::new(
+                format!("the change was not made: {error}"),
+                "look at `steadfast status`, then try again",
+            )),
+        }
+    }
+}
+
+impl Lifecycle {
+    /// See [`crate::ReplicatedEnvironment::administer`].
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub(crate) async fn administer(&self, command: &AdminCommand) -> Result<String, AdminError> {
+        let identity = self.identity.borrow().clone();
+        let members = self.around.members.borrow().clone();
+        // The own address first: another's is asked when this node is not the master.
+        let mut addresses = vec![self.listen_address().to_owned()];
+        addresses.extend(members.values().map(|member| member.address.clone()));
+        let client = admin::Client {
+            transport: &*self.machine.transport,
+            group: identity
+                .group
+                .map(|group| (identity.group_name.as_str(), group)),
+            addresses: &addresses,
+            dial_timeout: self.config.tuning.dial_timeout,
+        };
+        command.send_by(&client).await
+    }
+
+    /// What ADMIN answers.
+    pub(super) async fn answer_admin(&self, request: AdminRequest) -> AdminAnswer {
+        let done = match self.check_admin(&request) {
+            Ok(node) => carry_out(&node, request.call).await,
+            Err(undone) => Err(undone),
+        };
+        match done {
+            Ok(done) => AdminAnswer::Done(done),
+            Err(Undone::Refused(AdminRefusal { what, to_do })) => {
+                tracing::warn!(what, "refused a change of the group");
+                AdminAnswer::Refused(RefusedMessage { what, to_do })
+            }
+            Err(Undone::NotMaster) => {
+                let role = self.around.role.borrow();
+                let own = self.identity.borrow().node_id;
+                let master = role.master.as_ref().filter(|master| master.id != own);
+                AdminAnswer::NotMaster(
+                    master
+                        .map(|master| master.address.clone())
+                        .unwrap_or_default(),
+                )
+            }
+        }
+    }
+
+    fn check_admin(&self, request: &AdminRequest) -> Result<Arc<Node>, Undone> {
+        let identity = self.identity.borrow().clone();
+        let is_named = request.group_name.is_empty() || request.group_name == identity.group_name;
+        let group = identity.group.map(crate::ids::GroupUuid::to_bytes);
+        let is_same = request.group.is_empty() || group.is_none_or(|group| group == request.group);
+        if !is_named || !is_same {
+            return refused(
+                format!(
+                    "this node belongs to another group, {:?}",
+                    identity.group_name
+                ),
+                "use an address, or a token, of the group that you mean",
+            );
+        }
+        match self.running() {
+            Ok(node) => Ok(Arc::clone(node)),
+            Err(_) => Err(Undone::NotMaster),
+        }
+    }
+}
+
+async fn carry_out(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
+    if !node.consensus.is_master() {
+        return Err(Undone::NotMaster);
+    }
+    match call {
+        Some(AdminCall::Join(request)) => join(node, request).await,
+        Some(AdminCall::Remove(request)) => remove(node, request).await,
+        Some(AdminCall::Alter(request)) => alter(&node.consensus, request).await,
+        Some(AdminCall::Transfer(request)) => transfer(&node.consensus, request).await,
+        None => refused(
+            "this version does not know the call",
+            "use the same version everywhere",
+        ),
+    }
+}
+
+/// Makes a change, after any other that is under way.
+async fn change<F>(mut attempt: impl FnMut() -> F) -> Result<(), Undone>
+where
+    F: Future<Output = Result<(), ChangeError>>,
+{
+    let changed = async {
+        loop {
+            match attempt().await {
+                Err(ChangeError::InProgress) => tokio::time::sleep(BUSY_RETRY).await,
+                changed => return changed,
+            }
+        }
+    };
+    match tokio::time::timeout(CHANGE_MAX, changed).await {
+        Ok(changed) => Ok(changed?),
+        Err(_) => refused(
+            "no majority has taken the change in time; it is made when one does",
+            "look at `steadfast status`: bring nodes back, then look again",
+        ),
+    }
+}
+
+async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
+    let consensus = &node.consensus;
+    let (_, wanted) = MemberRecord {
+        id: 0,
+        name: request.name,
+        address: request.address,
+        incarnation: request.incarnation,
+        node_type: request.node_type,
+        priority: Some(request.priority),
+    }
+    .into_member();
+    check_member(&wanted)?;
+    let members = consensus.members();
+    if let Some((id, member)) = find(&members, &wanted.name) {
+        if member.incarnation == wanted.incarnation {
+            return Ok(let_in(&members, id, member));
+        }
+        return refused(
+            format!(
+                "{:?} is a member already, with another data directory than this one: it could have \
+                 acknowledged writes that this one does not have",
+                wanted.name
+            ),
+            format!(
+                "give it its old directory back, or replace it: `steadfast node replace {}`",
+                wanted.name
+            ),
+        );
+    }
+    if members.len() >= NODES_MAX {
+        return refused(
+            format!("the group has {NODES_MAX} nodes already"),
+            "remove one that is not needed first",
+        );
+    }
+    check_free_address(&members, &wanted.address, None)?;
+    let id = take_node_id(node, &members).await?;
+    change(|| consensus.add_member(id, wanted.clone())).await?;
+    tracing::info!(node = %wanted.name, %id, "let a node in");
+    let mut members = (*consensus.members()).clone();
+    members.insert(id, wanted.clone());
+    Ok(let_in(&Arc::new(members), id, &wanted))
+}
+
+fn let_in(members: &Members, id: NodeId, member: &Member) -> AdminDone {
+    let records = members.iter();
+    AdminDone {
+        text: format!("{} is node {id}, {}", member.name, member.node_type),
+        joined: Some(Joined {
+            node_id: id.0,
+            members: records
+                .map(|(id, member)| MemberRecord::new(*id, member))
+                .collect(),
+        }),
+    }
+}
+
+/// An id that no node has or ever had: the next one is kept with the data.
+async fn take_node_id(node: &Node, members: &Members) -> Result<NodeId, Undone> {
+    let last = members.keys().next_back().copied().unwrap_or_default();
+    let mut taken = last;
+    let take = |transaction: &Transaction| {
+        taken = NodeId(transaction.note_node_id(last)?.0 + 1);
+        transaction.note_node_id(taken)?;
+        Ok(())
+    };
+    with_node_ids(node, take).await?;
+    Ok(taken)
+}
+
+/// Writes what is kept of the ids of nodes.
+async fn with_node_ids<T>(
+    node: &Node,
+    mut work: impl FnMut(&Transaction) -> Result<T, WriteError>,
+) -> Result<(), Undone> {
+    let work = |transaction: &Transaction| work(transaction).map(drop);
+    match write::write(node, (Durability::MAJORITY, CHANGE_MAX), work).await {
+        Ok(_) => Ok(()),
+        Err(WriteError::NotMaster { .. }) => Err(Undone::NotMaster),
+        Err(error) => refused(
+            format!("the ids of nodes could not be written: {error}"),
+            "look at `steadfast status`, then try again",
+        ),
+    }
+}
+
+async fn remove(node: &Node, request: RemoveRequest) -> Done {
+    let consensus = &node.consensus;
+    let members = consensus.members();
+    let (id, member) = known(&members, &request.name)?;
+    let rest: Members = Arc::new(
+        members
+            .iter()
+            .filter(|(other, _)| **other != id)
+            .map(|(id, member)| (*id, member.clone()))
+            .collect(),
+    );
+    check_leader_left(&rest, &format!("without {}", member.name))?;
+    let voters = consensus.voters();
+    if voters.contains(&id) && !request.force {
+        let left: BTreeSet<_> = voters.iter().filter(|other| **other != id).collect();
+        let up = left
+            .iter()
+            .filter(|other| consensus.has_caught_up(***other))
+            .count();
+        if up * 2 <= left.len() {
+            return refused(
+                format!(
+                    "without {} only {up} of {} voting nodes would be up and current: no majority, so \
+                     the group would stop",
+                    member.name,
+                    left.len()
+                ),
+                "bring the others back first, or remove one of those that are down; --force does it \
+                 all the same",
+            );
+        }
+    }
+    if id == consensus.own_id() {
+        let others: Vec<_> = candidates(&rest, &voters);
+        let deadline = Instant::now() + HAND_OVER_MAX;
+        let transferred = consensus.transfer(&others, deadline).await;
+        return match transferred {
+            // The new master removes this node.
+            Ok(_) | Err(TransferError::NotMaster) => Err(Undone::NotMaster),
+            Err(error) => refused(
+                format!(
+                    "{} is the master and could not hand over: {error}",
+                    member.name
+                ),
+                "nothing was changed; look at `steadfast status`, then try again",
+            ),
+        };
+    }
+    // Its id must not be given again, and may be the highest that anybody knows of.
+    with_node_ids(node, |transaction| transaction.note_node_id(id)).await?;
+    change(|| consensus.remove_member(id)).await?;
+    Ok(done(format!("{} was removed", member.name)))
+}
+
+async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {
+    let members = consensus.members();
+    let (id, member) = known(&members, &request.name)?;
+    let mut altered = member.clone();
+    let mut what = Vec::new();
+    if let Some(node_type) = request.node_type {
+        let record = MemberRecord {
+            node_type,
+            ..MemberRecord::default()
+        };
+        altered.node_type = record.into_member().1.node_type;
+        if altered.node_type != member.node_type
+            && !(altered.node_type.has_data() && member.node_type.has_data())
+        {
+            return refused(
+                "an arbiter has no data, so it cannot become another node, nor another an arbiter",
+                "remove it, and let a new node in with the type that you want",
+            );
+        }
+        what.push(format!("{} is {}", member.name, altered.node_type));
+    }
+    if let Some(priority) = request.priority {
+        altered.priority = priority;
+        what.push(format!("{} has priority {priority}", member.name));
+    }
+    if let Some(address) = request.address {
+        check_free_address(&members, &address, Some(id))?;
+        altered.address = address;
+        what.push(format!("{} is reached at {}", member.name, altered.address));
+    }
+    check_member(&altered)?;
+    let mut after = (*members).clone();
+    after.insert(id, altered.clone());
+    check_leader_left(&Arc::new(after), "with this")?;
+    if altered != *member {
+        change(|| consensus.set_member(id, altered.clone())).await?;
+    }
+    Ok(done(what.join(", ")))
+}
+
+async fn transfer(consensus: &Consensus, request: TransferRequest) -> Done {
+    let members = consensus.members();
+    let voters = consensus.voters();
+    let mut to = Vec::new();
+    for name in &request.to {
+        let (id, member) = known(&members, name)?;
+        if id == consensus.own_id() {
+            return Ok(done(format!("{name} is the master already")));
+        }
+        if !member.can_lead() || !voters.contains(&id) {
+            return refused(
+                format!("{name} cannot be master: {}", why_no_master(member)),
+                "name an electable node of a priority above 0",
+            );
+        }
+        to.push(id);
+    }
+    if request.to.is_empty() {
+        to = candidates(&members, &voters);
+        to.retain(|id| *id != consensus.own_id());
+    }
+    if to.is_empty() {
+        return refused("no other node can be master", "add an electable node first");
+    }
+    let within = Duration::from_millis(request.timeout_ms).min(WITHIN_MAX);
+    match consensus.transfer(&to, Instant::now() + within).await {
+        Ok(master) => {
+            let name = members.get(&master).map(|member| member.name.as_str());
+            Ok(done(format!("{} is the master", name.unwrap_or_default())))
+        }
+        Err(TransferError::NotMaster) => Err(Undone::NotMaster),
+        Err(error) => refused(
+            format!("mastership was not transferred: {error}; the master goes on"),
+            "look at `steadfast status` for what holds the candidate back, then try again",
+        ),
+    }
+}
+
+fn why_no_master(member: &Member) -> String {
+    match (member.node_type, member.priority) {
+        (NodeType::Electable, 0) => "its priority is 0".to_owned(),
+        (NodeType::Electable, _) => "it has no vote yet".to_owned(),
+        (node_type, _) => format!("it is {node_type}"),
+    }
+}
+
+fn find<'a>(members: &'a Members, name: &str) -> Option<(NodeId, &'a Member)> {
+    let mut all = members.iter();
+    all.find(|(_, member)| member.name == name)
+        .map(|(id, member)| (*id, member))
+}
+
+fn known<'a>(members: &'a Members, name: &str) -> Result<(NodeId, &'a Member), Undone> {
+    let Some(found) = find(members, name) else {
+        let names: Vec<_> = members
+            .values()
+            .map(|member| member.name.as_str())
+            .collect();
+        return refused(
+            format!("no member is called {name:?}"),
+            format!("name one of {}", names.join(", ")),
+        );
+    };
+    Ok(found)
+}
+
+fn candidates(members: &Members, voters: &BTreeSet<NodeId>) -> Vec<NodeId> {
+    let can_lead = members.iter().filter(|(_, member)| member.can_lead());
+    can_lead
+        .map(|(id, _)| *id)
+        .filter(|id| voters.contains(id))
+        .collect()
+}
+
+fn check_member(member: &Member) -> Result<(), Undone> {
+    let checked = check_name("node", &member.name).and(check_address("address", &member.address));
+    if let Err(error) = checked {
+        return refused(error.to_string(), "correct it");
+    }
+    if member.priority > PRIORITY_MAX {
+        return refused(
+            format!("priority {} is above {PRIORITY_MAX}", member.priority),
+            "choose a lower one",
+        );
+    }
+    Ok(())
+}
+
+fn check_free_address(members: &Members, address: &str, own: Option<NodeId>) -> Result<(), Undone> {
+    let mut others = members.iter().filter(|(id, _)| Some(**id) != own);
+    match others.find(|(_, member)| member.address == address) {
+        Some((_, member)) => refused(
+            format!("{address} is the address of {}", member.name),
+            "give each node an address of its own",
+        ),
+        None => Ok(()),
+    }
+}
+
+fn check_leader_left(members: &Members, when: &str) -> Result<(), Undone> {
+    if members.values().any(Member::can_lead) {
+        return Ok(());
+    }
+    refused(
+        format!("{when} no node is left that can be master"),
+        "add another electable node of a priority above 0 first",
+    )
+}

@@ -1,0 +1,144 @@
+//! ADMIN: what changes the group, asked of any member and done by the master.
+//!
+//! A member that is not the master says who is, and the caller goes there. A call that gets no
+//! answer may have been carried out; each is made so that it can be made again.
+
+pub(crate) mod messages;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use steadfast_net::Transport;
+use tokio::time::Instant;
+
+use crate::ids::{GroupUuid, NodeId};
+use crate::service::ADMIN;
+use crate::service::hello::{Caller, DialError, Session};
+use crate::service::messages::{Kind, decode, encode};
+use messages::{AdminAnswer, AdminCall, AdminDone, AdminReply, AdminRequest, RefusedMessage};
+
+/// How long a caller waits before it asks all addresses again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Why a call was refused: nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AdminRefusal {
+    /// What stands against it.
+    pub(crate) what: String,
+    /// What to do.
+    pub(crate) to_do: String,
+}
+
+impl AdminRefusal {
+    pub(crate) fn new(what: impl Into<String>, to_do: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            to_do: to_do.into(),
+        }
+    }
+}
+
+impl fmt::Display for AdminRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.what, self.to_do)
+    }
+}
+
+/// How a call ended.
+pub(crate) enum Asked<T> {
+    Done(T),
+    Refused(AdminRefusal),
+    /// Nobody answered in time, or none of them knew a master. It may have been carried out.
+    NoAnswer(String),
+}
+
+/// Calls a group.
+pub(crate) struct Client<'a> {
+    pub(crate) transport: &'a dyn Transport,
+    /// The group that is meant, where the caller knows it.
+    pub(crate) group: Option<(&'a str, GroupUuid)>,
+    pub(crate) addresses: &'a [String],
+    pub(crate) dial_timeout: Duration,
+}
+
+impl Client<'_> {
+    /// Makes a call, at the master, wherever that is, within `timeout`.
+    pub(crate) async fn call(&self, call: AdminCall, timeout: Duration) -> Asked<AdminDone> {
+        let deadline = Instant::now() + timeout;
+        let mut last = "no address to ask".to_owned();
+        let mut next: VecDeque<String> = self.addresses.iter().cloned().collect();
+        loop {
+            let Some(address) = next.pop_front() else {
+                if self.addresses.is_empty() || Instant::now() + RETRY_INTERVAL >= deadline {
+                    return Asked::NoAnswer(last);
+                }
+                tokio::time::sleep(RETRY_INTERVAL).await;
+                next.extend(self.addresses.iter().cloned());
+                continue;
+            };
+            let asked = tokio::time::timeout_at(deadline, self.ask(&address, call.clone()));
+            match asked.await {
+                Err(_) => return Asked::NoAnswer(format!("{address} did not answer in time")),
+                Ok(Err(error)) => last = format!("{address}: {error}"),
+                Ok(Ok(AdminAnswer::Done(done))) => return Asked::Done(done),
+                Ok(Ok(AdminAnswer::Refused(RefusedMessage { what, to_do }))) => {
+                    return Asked::Refused(AdminRefusal { what, to_do });
+                }
+                Ok(Ok(AdminAnswer::NotMaster(master))) => {
+                    last = format!("{address} is not the master");
+                    if !master.is_empty() && master != address && next.front() != Some(&master) {
+                        next.push_front(master);
+                    } else if next.is_empty() && Instant::now() < deadline {
+                        tokio::time::sleep(RETRY_INTERVAL).await;
+                    }
+                }
+            }
+            if Instant::now() >= deadline {
+                return Asked::NoAnswer(last);
+            }
+        }
+    }
+
+    async fn ask(&self, address: &str, call: AdminCall) -> Result<AdminAnswer, DialError> {
+        let anyone = (address, NodeId(0));
+        let dialled = Caller::Client.dial(self.transport, anyone, ADMIN, self.dial_timeout);
+        let mut session = dialled.await?;
+        let request = AdminRequest {
+            group_name: self.group.map_or("", |(name, _)| name).to_owned(),
+            group: self
+                .group
+                .map(|(_, group)| group.to_bytes())
+                .unwrap_or_default(),
+            call: Some(call),
+        };
+        session
+            .sender
+            .send(encode(Kind::AdminRequest, &request))
+            .await?;
+        let reply = session.receiver.receive().await?.ok_or(DialError::Closed)?;
+        let reply: AdminReply = decode(Kind::AdminReply, reply)?;
+        reply.answer.ok_or(DialError::Closed)
+    }
+}
+
+/// Answers requests with `handle`, one after the other, until the caller closes.
+///
+/// # Errors
+/// When the caller sends nonsense or goes away.
+pub(crate) async fn serve<F>(
+    handle: impl Fn(AdminRequest) -> F,
+    mut session: Session,
+) -> Result<(), DialError>
+where
+    F: Future<Output = AdminAnswer>,
+{
+    while let Some(frame) = session.receiver.receive().await? {
+        let request: AdminRequest = decode(Kind::AdminRequest, frame)?;
+        let answer = Some(handle(request).await);
+        let reply = encode(Kind::AdminReply, &AdminReply { answer });
+        session.sender.send(reply).await?;
+    }
+    Ok(())
+}
