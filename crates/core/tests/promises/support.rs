@@ -146,7 +146,8 @@ pub(crate) struct Group {
     founders: usize,
     tokens: BTreeMap<usize, JoinToken>,
     ports: BTreeMap<usize, u16>,
-    shared: Nodes,
+    /// Once somebody has asked for it: a clone keeps a node open.
+    shared: Option<Nodes>,
     _dir: Option<TempDir>,
 }
 
@@ -193,7 +194,7 @@ impl Group {
             founders: storages.len(),
             tokens: BTreeMap::new(),
             ports: BTreeMap::new(),
-            shared: Nodes::default(),
+            shared: None,
             nodes: storages.iter().map(|_| None).collect(),
             engines: storages.iter().map(|_| Engine::default()).collect(),
             storages,
@@ -249,15 +250,21 @@ impl Group {
     }
 
     fn share(&self, at: usize, node: Option<Env>) {
-        let mut shared = self.shared.0.lock().expect("no panic");
+        let Some(shared) = &self.shared else { return };
+        let mut shared = shared.0.lock().expect("no panic");
         match node {
             Some(node) => shared.insert(at, node),
             None => shared.remove(&at),
         };
     }
 
-    pub(crate) fn shared_nodes(&self) -> Nodes {
-        self.shared.clone()
+    /// The open nodes, now and later.
+    pub(crate) fn shared_nodes(&mut self) -> Nodes {
+        let shared = self.shared.get_or_insert_default().clone();
+        for (at, node) in self.nodes.iter().enumerate() {
+            self.share(at, node.clone());
+        }
+        shared
     }
 
     /// Opens a further node, which the group lets in; returns where it is.
