@@ -106,6 +106,18 @@ impl From<OpenError> for Failure {
                 "nothing was changed; the other process goes on",
                 "stop the other process, or give this node a directory of its own",
             ),
+            OpenError::Copied { dir } => Self::new(
+                format!(
+                    "data directory {} is a copy of this node's directory, or was put back out of \
+                     a backup",
+                    dir.display()
+                ),
+                "nothing was changed; votes and writes that the node has acknowledged may be \
+                 missing in it, and the original may still run, so it takes no part",
+                "put the original directory back, or let the node in anew as a replacement \
+                 (steadfast node replace), or, if nothing else is left of the group, recover from \
+                 it (steadfast recover)",
+            ),
             OpenError::NewerFormat { path, found, known } => Self::new(
                 format!(
                     "{} has format version {found}, and this program knows up to {known}",

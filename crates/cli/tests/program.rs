@@ -263,6 +263,30 @@ fn a_wiped_member_is_refused_and_the_others_go_on() {
     group.status_until(0);
 }
 
+/// Copies a directory as an administrator does.
+fn copy_dir(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(copied.expect("cp runs").success());
+}
+
+#[test]
+fn a_moved_directory_opens_and_a_copy_is_refused_also_in_the_place_of_the_original() {
+    let dir = TempDir::new().expect("a directory");
+    let path = written_dir(&dir);
+    let (copy, moved) = (dir.path().join("copy"), dir.path().join("moved"));
+    copy_dir(&path, &copy);
+    let words = ["is a copy", "put the original", "node replace", "recover"];
+    assert_refused(&node_arguments("g", "n1", &copy, free_port()), 1, &words);
+    fs::rename(&path, &moved).expect("renamed");
+    assert_unharmed(&moved);
+    copy_dir(&copy, &path);
+    assert_refused(&node_arguments("g", "n1", &path, free_port()), 1, &words);
+    // An old copy over what is there, with the very numbers that its files may get again.
+    fs::remove_dir_all(&moved).expect("removed");
+    copy_dir(&copy, &moved);
+    assert_refused(&node_arguments("g", "n1", &moved, free_port()), 1, &words);
+}
+
 #[test]
 fn a_directory_of_another_group_or_node_is_refused() {
     let dir = TempDir::new().expect("a directory");

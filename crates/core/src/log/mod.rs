@@ -56,7 +56,9 @@ use tokio::sync::{oneshot, watch};
 use crate::ids::{GroupUuid, Incarnation, LogPosition, NodeId, Term};
 use crate::planted::{self, Bug};
 
-pub use disk::{Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, MemoryDisk, OpenMode, RealDisk};
+pub use disk::{
+    Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, FileMark, MemoryDisk, OpenMode, RealDisk,
+};
 pub use writer::LogWriter;
 
 use state::{Done, Request, Shared};
