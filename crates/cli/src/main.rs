@@ -11,6 +11,7 @@ mod demo;
 mod dev;
 mod failure;
 mod ports;
+mod recover;
 mod settings;
 mod start;
 mod status;
@@ -37,6 +38,7 @@ Examples:
   steadfast dev                           a group of three nodes to play with
   steadfast start --config n1.toml        one node of a real group
   steadfast status 10.0.0.1:7400          how the group is, asked of any of its nodes
+  steadfast recover plan --data-dir DIR   what is left of a group that lost its quorum
   steadfast config explain                every key of the configuration
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 degraded, 4 no quorum.
@@ -51,6 +53,7 @@ struct Arguments {
 enum Verb {
     Start(start::Arguments),
     Status(status::Arguments),
+    Recover(recover::Arguments),
     Dev(dev::Arguments),
     Demo(demo::Arguments),
     Bench(bench::Arguments),
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
     let done = match arguments.verb {
         Verb::Start(arguments) => on_runtime(start::run(arguments)),
         Verb::Status(arguments) => on_runtime(status::run(arguments)),
+        Verb::Recover(arguments) => on_runtime(recover::run(arguments)),
         Verb::Dev(arguments) => on_runtime(dev::run(arguments)),
         Verb::Demo(arguments) => on_runtime(demo::run(arguments)),
         Verb::Bench(arguments) => bench::run(&arguments),

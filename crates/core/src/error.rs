@@ -64,6 +64,12 @@ pub enum OpenError {
         /// The data directory.
         dir: PathBuf,
     },
+    /// The group was recovered without this node after its quorum was lost.
+    #[error("{reason}")]
+    Superseded {
+        /// Since which epoch, and what to do.
+        reason: String,
+    },
     /// A file was written by a newer version of the program.
     #[error(
         "{path} has format version {found}, and this program knows up to {known}; \

@@ -422,7 +422,16 @@ impl Event {
         host.put_back(copy);
         host.set_state(|state| (state.lost, state.fenced) = (true, true));
         self.fired(|| format!("{name} is started on an older copy of its directory"));
-        restart(world, at).await;
+        if let Err(error) = world.start(at).await {
+            world
+                .story
+                .tell(|| format!("{name} does not open: {error}"));
+            return;
+        }
+        let why = "opens on an older copy of its directory";
+        world.story.violation(format!("{name} {why}"));
+        // A master whose replica has lost entries tells it of them again and again.
+        world.end(at, End::Kill);
     }
 
     /// Cuts the power at one of the next steps of I/O.

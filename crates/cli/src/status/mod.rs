@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 pub(crate) use survey::{Health, Survey};
+pub(crate) use table::{aligned, grouped};
 
 use crate::failure::Failure;
 
@@ -36,7 +37,7 @@ pub(crate) struct Arguments {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub(crate) enum Output {
     /// For people
     Table,
     /// For programs

@@ -24,9 +24,10 @@ use prost::Message;
 
 use crate::error::OpenError;
 use crate::group::{Member, MemberRecord};
-use crate::ids::{GroupUuid, Incarnation, NodeId};
-use crate::log::{self, Disk, DiskLock, FileMark, OpenMode};
+use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId};
+use crate::log::{self, Disk, DiskLock, FileMark, LogId, OpenMode};
 use crate::planted::{self, Bug};
+use crate::service::messages::LogIdMessage;
 
 const MAGIC: &[u8; 8] = b"SFIDENT\0";
 const FORMAT_VERSION: u32 = 2;
@@ -57,6 +58,14 @@ struct IdentityRecord {
     /// The file `origin` of this directory.
     #[prost(message, optional, tag = "7")]
     origin: Option<OriginRecord>,
+    /// 0 for the first.
+    #[prost(uint64, tag = "8")]
+    epoch: u64,
+    /// 0 when none is known.
+    #[prost(uint64, tag = "9")]
+    superseded_by: u64,
+    #[prost(message, optional, tag = "10")]
+    recovery: Option<LogIdMessage>,
 }
 
 /// A [`FileMark`].
@@ -78,8 +87,15 @@ pub(crate) struct Identity {
     pub(crate) group: Option<GroupUuid>,
     /// 0 until the group has formed.
     pub(crate) node_id: NodeId,
-    /// The members with which the group was formed.
+    /// The members with which the group was formed, or its epoch began.
     pub(crate) founders: Vec<(NodeId, Member)>,
+    /// The epoch of the group of which this node is a member.
+    pub(crate) epoch: GroupEpoch,
+    /// A later epoch of which this node has heard: it takes no part any more.
+    pub(crate) superseded_by: Option<GroupEpoch>,
+    /// The entry with which the epoch begins, until it is in the log: the founders of the epoch are
+    /// its members.
+    pub(crate) recovery: Option<LogId>,
 }
 
 /// A data directory, locked against any other process.
@@ -106,6 +122,19 @@ impl DataDir {
             dir: dir.to_owned(),
             _lock: lock,
         })
+    }
+
+    /// Whether this is a data directory.
+    ///
+    /// # Errors
+    /// [`OpenError::Io`].
+    pub(crate) fn is_one(disk: &dyn Disk, dir: &Path) -> Result<bool, OpenError> {
+        let path = dir.join(FILE);
+        disk.exists(&path).map_err(io_error("look for", &path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.dir
     }
 
     pub(crate) fn log_dir(&self) -> PathBuf {
@@ -153,7 +182,7 @@ impl DataDir {
     ///
     /// # Errors
     /// [`OpenError::NewerFormat`], [`OpenError::Corrupt`], [`OpenError::Copied`],
-    /// [`OpenError::Io`]; and [`OpenError::Corrupt`] where there is a log without an identity.
+    /// [`OpenError::Superseded`], [`OpenError::Io`]; and [`OpenError::Corrupt`] where there is a log without an identity.
     pub(crate) async fn find_identity(
         &self,
         disk: &dyn Disk,
@@ -169,7 +198,30 @@ impl DataDir {
             Some(_) => self.sync_names(disk).await?,
             None => self.write_identity(disk, &identity).await?,
         }
+        if let Some(later) = identity.superseded_by {
+            let reason = superseded(identity.epoch, later);
+            return Err(OpenError::Superseded { reason });
+        }
         Ok(Some(identity))
+    }
+
+    /// The identity as it is, of a copy as well, and whether the directory is the original one.
+    /// Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::find_identity`].
+    pub(crate) fn examine_identity(
+        &self,
+        disk: &dyn Disk,
+    ) -> Result<Option<(Identity, bool)>, OpenError> {
+        let Some((identity, origin)) = self.read_identity(disk)? else {
+            return Ok(None);
+        };
+        let is_original = match origin {
+            Some(origin) => self.is_original(disk, origin)?,
+            None => true,
+        };
+        Ok(Some((identity, is_original)))
     }
 
     /// Whether this is the directory for which `origin` was noted.
@@ -252,6 +304,15 @@ impl DataDir {
     }
 }
 
+/// Why a node of epoch `own` takes no part, and what to do.
+pub(crate) fn superseded(own: GroupEpoch, later: GroupEpoch) -> String {
+    format!(
+        "the group lost its quorum and was recovered without this node: it is in epoch {later}, and \
+         this node is of epoch {own}. The directory may hold writes that the group no longer has: \
+         keep it aside, and let the node in anew with an empty one (steadfast node replace)"
+    )
+}
+
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
     move |source| OpenError::Io {
@@ -296,6 +357,9 @@ fn record(identity: &Identity, origin: Option<FileMark>) -> IdentityRecord {
             number: origin.number,
             born_ns: origin.born_ns,
         }),
+        epoch: identity.epoch.0,
+        superseded_by: identity.superseded_by.map_or(0, |epoch| epoch.0),
+        recovery: identity.recovery.map(Into::into),
     }
 }
 
@@ -347,6 +411,7 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<(Identity, Option<FileMark>), Ope
     if origin.is_none() && version > FORMAT_WITHOUT_ORIGIN {
         return Err(corrupt(HEADER_BYTES, "it does not name the file `origin`"));
     }
+    let recovery = record.recovery.map(LogId::try_from).transpose();
     let group = record
         .group
         .map(|group| GroupUuid::from_bytes(&group))
@@ -362,6 +427,9 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<(Identity, Option<FileMark>), Ope
             .into_iter()
             .map(MemberRecord::into_member)
             .collect(),
+        epoch: GroupEpoch::from_number(record.epoch),
+        superseded_by: Some(GroupEpoch(record.superseded_by)).filter(|epoch| epoch.0 > 0),
+        recovery: recovery.map_err(|error| corrupt(HEADER_BYTES, &error.to_string()))?,
     };
     Ok((identity, origin))
 }
@@ -384,6 +452,9 @@ mod tests {
             group: group.map(|uuid| GroupUuid(uuid::Uuid::from_u128(uuid))),
             node_id: NodeId(u64::from(group.is_some())),
             founders: vec![],
+            epoch: GroupEpoch(3),
+            superseded_by: None,
+            recovery: None,
         }
     }
 
