@@ -193,3 +193,20 @@ async fn a_copy_can_be_recovered_from_and_is_the_original_from_then_on() {
     assert_eq!(identity.epoch, GroupEpoch(2));
     assert!(entry.term > Term(4));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_that_is_none_or_is_in_use_is_named_and_left_alone() {
+    let disk = MemoryDisk::new();
+    let refused = planned(&disk).await;
+    assert!(matches!(refused, Err(RecoverError::NoNode { .. })));
+    assert!(!disk.exists(Path::new(DIR)).unwrap(), "none is made");
+    written(&disk, 1).await;
+    let running = DataDir::open(&disk, Path::new(DIR)).unwrap();
+    let refused = planned(&disk).await;
+    assert!(matches!(
+        refused,
+        Err(RecoverError::Open(OpenError::InUse { .. }))
+    ));
+    drop(running);
+    planned(&disk).await.unwrap();
+}
