@@ -278,3 +278,57 @@ impl Gate {
         Ok(Some(sender))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::service::ELECTION;
+
+    fn identity(node: u64, epoch: u64) -> Identity {
+        Identity {
+            group_name: "orders".to_owned(),
+            node_name: format!("n{node}"),
+            incarnation: Incarnation(node),
+            group: Some(GroupUuid(uuid::Uuid::from_u128(9))),
+            node_id: NodeId(node),
+            founders: Vec::new(),
+            epoch: GroupEpoch(epoch),
+            superseded_by: None,
+            recovery: None,
+        }
+    }
+
+    /// What node 1 of epoch `own` answers to node 2 of epoch `theirs`, and what ended it.
+    fn meet(own: u64, theirs: u64) -> (Option<Refusal>, Vec<(u64, u64)>) {
+        let ended = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&ended);
+        let superseded: Superseded =
+            Arc::new(move |own, later| noted.lock().unwrap().push((own.0, later.0)));
+        let member = Member {
+            incarnation: Incarnation(2),
+            ..Member::default()
+        };
+        let members: Members = Arc::new([(NodeId(2), member)].into());
+        let gate = Gate::new(
+            watch::Sender::new(Arc::new(identity(1, own))).subscribe(),
+            watch::Sender::new(members).subscribe(),
+            Duration::ZERO,
+            Arc::clone(&superseded),
+        );
+        let caller = Caller::Node(Arc::new(identity(2, theirs)), superseded);
+        let refused = gate.check(&caller.hello(NodeId(1), ELECTION), ELECTION);
+        let ended = ended.lock().unwrap().clone();
+        (refused.err().map(|(refusal, _)| refusal), ended)
+    }
+
+    #[test]
+    fn nodes_of_different_epochs_are_kept_apart_and_the_older_one_ends() {
+        assert_eq!(meet(1, 1), (None, vec![]));
+        assert_eq!(meet(1, 0), (None, vec![]), "nothing stands for the first");
+        assert_eq!(meet(2, 2), (None, vec![]));
+        assert_eq!(meet(2, 1), (Some(Refusal::OldEpoch), vec![]));
+        assert_eq!(meet(1, 2), (Some(Refusal::NewerEpoch), vec![(1, 2)]));
+    }
+}
