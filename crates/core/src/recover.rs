@@ -224,11 +224,15 @@ pub enum RecoverError {
 ///
 /// # Errors
 /// See [`RecoverError`]; [`RecoverError::NotNeeded`] when a majority is there.
+///
+/// # Panics
+/// Without a directory.
 pub async fn plan(
     machine: &Machine,
     directories: &[PathBuf],
     nodes: &[String],
 ) -> Result<RecoveryPlan, RecoverError> {
+    assert!(!directories.is_empty(), "a plan needs a directory");
     let survey = Survey::take(machine, directories, nodes).await?;
     judge::judge(&survey)
 }
