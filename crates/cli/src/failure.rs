@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt::Display;
+use std::path::Path;
 use std::process::ExitCode;
 
 use steadfast::config::ConfigError;
@@ -106,6 +107,12 @@ impl From<OpenError> for Failure {
                 "nothing was changed; the other process goes on",
                 "stop the other process, or give this node a directory of its own",
             ),
+            OpenError::Copied { dir } => copied(&dir),
+            OpenError::Superseded { reason } => Self::new(
+                reason,
+                "nothing was changed; the group goes on without this node",
+                "move the directory aside, and let the node in anew (steadfast node replace)",
+            ),
             OpenError::NewerFormat { path, found, known } => Self::new(
                 format!(
                     "{} has format version {found}, and this program knows up to {known}",
@@ -147,7 +154,20 @@ impl From<OpenError> for Failure {
 const LOOK_FIRST: &str = "ask the other nodes with `steadfast status` whether they have the data, \
                           and delete nothing before they do";
 
-fn corrupt(path: &std::path::Path, offset: u64, what: &dyn Display) -> Failure {
+fn copied(dir: &Path) -> Failure {
+    Failure::new(
+        format!(
+            "data directory {} is a copy of this node's directory, or was put back out of a backup",
+            dir.display()
+        ),
+        "nothing was changed; votes and writes that the node has acknowledged may be missing in it, \
+         and the original may still run, so it takes no part",
+        "put the original directory back, or let the node in anew as a replacement (steadfast node \
+         replace), or, if nothing else is left of the group, recover from it (steadfast recover)",
+    )
+}
+
+fn corrupt(path: &Path, offset: u64, what: &dyn Display) -> Failure {
     let what = format!("{} is corrupt at byte {offset}: {what}", path.display());
     Failure::new(what, ELSEWHERE, LOOK_FIRST)
 }

@@ -12,6 +12,7 @@ mod dev;
 mod failure;
 mod group;
 mod ports;
+mod recover;
 mod settings;
 mod start;
 mod status;
@@ -40,6 +41,7 @@ Examples:
   steadfast status 10.0.0.1:7400          how the group is, asked of any of its nodes
   steadfast token create                  let another node into the group
   steadfast master transfer n2            make n2 master
+  steadfast recover plan --data-dir DIR   what is left of a group that lost its quorum
   steadfast config explain                every key of the configuration
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 degraded, 4 no quorum.
@@ -57,6 +59,7 @@ enum Verb {
     Node(group::NodeArguments),
     Master(group::MasterArguments),
     Token(group::TokenArguments),
+    Recover(recover::Arguments),
     Dev(dev::Arguments),
     Demo(demo::Arguments),
     Bench(bench::Arguments),
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Verb::Node(arguments) => on_runtime(group::run_node(arguments)),
         Verb::Master(arguments) => on_runtime(group::run_master(arguments)),
         Verb::Token(arguments) => on_runtime(group::run_token(arguments)),
+        Verb::Recover(arguments) => on_runtime(recover::run(arguments)),
         Verb::Dev(arguments) => on_runtime(dev::run(arguments)),
         Verb::Demo(arguments) => on_runtime(demo::run(arguments)),
         Verb::Bench(arguments) => bench::run(&arguments),

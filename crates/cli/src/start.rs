@@ -45,7 +45,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     );
     let stopped = tokio::select! {
         () = stop.wait() => Ok(()),
-        () = print_roles(&env, &node) => Ok(()),
+        () = print_roles(&env, &node) => why_detached(&env).await,
         failure = watch(&env, &node) => Err(failure),
     };
     env.close_async().await?;
@@ -68,6 +68,14 @@ async fn print_roles(env: &ReplicatedEnvironment, node: &str) {
             }
             _ => println!("{node} is {role} in term {term}"),
         }
+    }
+}
+
+/// Why a node takes no part any more that nobody has told to stop.
+async fn why_detached(env: &ReplicatedEnvironment) -> Result<(), Failure> {
+    match env.wait_ready_async(Duration::ZERO).await {
+        Err(error @ (ReadyError::Refused { .. } | ReadyError::Stopped { .. })) => Err(error.into()),
+        _ => Ok(()),
     }
 }
 

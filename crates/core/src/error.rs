@@ -51,6 +51,25 @@ pub enum OpenError {
         /// The data directory.
         dir: PathBuf,
     },
+    /// The directory is not the one that this node worked in, but a copy of it, or one that was put
+    /// back out of a backup.
+    #[error(
+        "data directory {dir} is a copy of this node's directory, or was put back out of a backup: \
+         votes and writes that the node has acknowledged may be missing in it, and the original may \
+         still run, so it takes no part; nothing was changed. Put the original back, or let the \
+         node in anew as a replacement (steadfast node replace), or, if nothing else is left of \
+         the group, recover from it (steadfast recover)"
+    )]
+    Copied {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// The group was recovered without this node after its quorum was lost.
+    #[error("{reason}")]
+    Superseded {
+        /// Since which epoch, and what to do.
+        reason: String,
+    },
     /// A file was written by a newer version of the program.
     #[error(
         "{path} has format version {found}, and this program knows up to {known}; \

@@ -60,6 +60,11 @@ number! {
     DatabaseId(u32)
 }
 number! {
+    /// Counts the times that a group was recovered after its quorum was lost, from 1. A node of an
+    /// earlier epoch takes no part: what it has acknowledged may be lost.
+    GroupEpoch(u64)
+}
+number! {
     /// One life of a node's data directory: a wiped directory comes back with another one.
     Incarnation(u64)
 }
@@ -72,6 +77,16 @@ impl Vlsn {
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0.checked_add(1).expect("VLSNs do not run out"))
+    }
+}
+
+impl GroupEpoch {
+    /// The epoch in which every group begins.
+    pub const FIRST: Self = Self(1);
+
+    /// An epoch as it is written and sent, where nothing stands for the first.
+    pub(crate) fn from_number(number: u64) -> Self {
+        Self(number).max(Self::FIRST)
     }
 }
 

@@ -69,6 +69,7 @@
 //! | `service` | what travels between nodes: hello, messages, the services |
 //! | `subscription` | the change feed, in this process and from another |
 //! | `observe` | status and digests |
+//! | [`recover`] | what to do when a quorum is lost for good |
 //! | [`machine`] | disk, network, engine, clock, chance and threads: the edge |
 //! | [`ids`] | terms, numbers and positions as types |
 //!
@@ -94,6 +95,7 @@ mod open_transaction;
 pub mod planted;
 #[cfg(not(feature = "planted"))]
 mod planted;
+pub mod recover;
 mod service;
 mod subscription;
 mod token;

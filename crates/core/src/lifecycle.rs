@@ -13,6 +13,7 @@
 mod admin;
 mod describe;
 mod feeds;
+mod fence;
 mod serving;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -29,12 +30,13 @@ use crate::group::Members;
 use crate::group::formation::Formation;
 use crate::group::identity::{DataDir, Identity};
 use crate::group::join::Joining;
-use crate::ids::{GroupUuid, Incarnation, NodeId, Vlsn};
+use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId, Vlsn};
 use crate::listener::{Role, RoleState};
 use crate::machine::Machine;
 use crate::node::{Node, Surroundings, create_log};
 use crate::observe::digest::{self, SharedDigest};
 use crate::observe::status::NodeStatus;
+use crate::recover;
 use crate::service::hello::Gate;
 use crate::service::{ADMIN, ELECTION, FEEDER, NODE_STATE, SUBSCRIPTION};
 use crate::token::{CommitToken, TokenOutcome};
@@ -43,6 +45,7 @@ use crate::txn::durability::Durability;
 use crate::txn::outcome;
 use crate::txn::transaction::{Snapshot, Transaction};
 use crate::write;
+use fence::Fence;
 use serving::Service;
 
 /// Where a node stands.
@@ -50,7 +53,7 @@ use serving::Service;
 pub(crate) enum Phase {
     Forming,
     Running,
-    /// The group does not let the node in.
+    /// The group does not let the node in, or goes on without it.
     Refused(String),
     /// The disk or the engine failed.
     Stopped(String),
@@ -84,6 +87,7 @@ pub(crate) struct Lifecycle {
     phase: watch::Sender<Phase>,
     /// Whom the formation waits for.
     waiting_for: watch::Sender<String>,
+    fence: Arc<Fence>,
     node: OnceLock<Arc<Node>>,
     /// What `NODE_STATE` gives out.
     digest: SharedDigest,
@@ -127,10 +131,12 @@ impl Lifecycle {
             });
         };
         let founders = identity.founders.iter().cloned().collect();
+        let fence = Arc::new(Fence::new(phase.clone()));
         let around = Surroundings {
             members: watch::Sender::new(Arc::new(founders)),
             role: watch::Sender::new(RoleState::default()),
             failed: Arc::new(failed),
+            superseded: Fence::alarm(&fence),
         };
         let subscriptions = Arc::new(Semaphore::new(config.tuning.subscriptions_max));
         Self {
@@ -141,6 +147,7 @@ impl Lifecycle {
             identity: watch::Sender::new(Arc::new(identity)),
             around,
             phase,
+            fence,
             waiting_for: watch::Sender::new(String::new()),
             node: OnceLock::new(),
             digest: SharedDigest::default(),
@@ -215,7 +222,12 @@ impl Lifecycle {
     fn serve(self: &Arc<Self>) {
         let timeout = self.config.tuning.dial_timeout;
         let members = self.around.members.subscribe();
-        let gate = Gate::new(self.identity.subscribe(), members, timeout);
+        let gate = Gate::new(
+            self.identity.subscribe(),
+            members,
+            timeout,
+            Arc::clone(&self.around.superseded),
+        );
         for name in [FEEDER, ELECTION, NODE_STATE, SUBSCRIPTION, ADMIN] {
             let (gate, lifecycle) = (gate.clone(), Arc::downgrade(self));
             self.dispatcher.register_async(Arc::new(Service {
@@ -422,6 +434,7 @@ impl Lifecycle {
         self.around
             .role
             .send_modify(|role| role.role = Role::Detached);
+        self.write_superseded().await;
         self.phase.send_replace(Phase::Closed);
         lock(&self.dir).take();
         stopped
@@ -486,7 +499,7 @@ async fn own_identity(
         if found.node_name != config.node {
             return Err(foreign("node", &found.node_name, &config.node));
         }
-        return Ok(found);
+        return recover::finish(machine, dir, found).await;
     }
     let (incarnation, _) = draw(machine.seed);
     let identity = Identity {
@@ -496,6 +509,9 @@ async fn own_identity(
         group: None,
         node_id: NodeId(0),
         founders: Vec::new(),
+        epoch: GroupEpoch::FIRST,
+        superseded_by: None,
+        recovery: None,
     };
     dir.write_identity(&*machine.disk, &identity).await?;
     Ok(identity)
@@ -607,4 +623,7 @@ async fn watch_failure(lifecycle: std::sync::Weak<Lifecycle>) {
     }
     // Whatever failed, this node must neither vote nor acknowledge any more.
     node.consensus.shutdown().await;
+    if let Some(lifecycle) = lifecycle.upgrade() {
+        lifecycle.note_superseded().await;
+    }
 }

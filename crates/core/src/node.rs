@@ -25,6 +25,7 @@ use crate::listener::RoleState;
 use crate::log::{Log, LogConfig, LogError, LogId, LogIdentity};
 use crate::machine::Machine;
 use crate::planted::{self, Bug};
+use crate::service::hello::Superseded;
 use crate::txn::flush::{Flush, FlushLimits};
 use crate::txn::readers::Readers;
 use crate::txn::sequencer::Sequencer;
@@ -65,6 +66,8 @@ pub(crate) struct Surroundings {
     pub(crate) role: watch::Sender<RoleState>,
     /// Told why the node has failed, should it.
     pub(crate) failed: Arc<dyn Fn(String) + Send + Sync>,
+    /// Told when the group turns out to have been recovered without this node.
+    pub(crate) superseded: Superseded,
 }
 
 impl Node {
@@ -128,6 +131,7 @@ impl Node {
             transport: Arc::clone(&machine.transport),
             members: around.members,
             role: around.role,
+            superseded: around.superseded,
             clock: Arc::clone(&machine.clock),
             seed: machine.seed ^ identity.node_id.0,
             timers: timers(config),
@@ -219,7 +223,11 @@ impl Node {
 }
 
 /// Gives up what was opened for a node that cannot start, so that the next try finds it free.
-async fn abandon(log: &Log, engine: Option<&dyn StorageEngine>, error: OpenError) -> OpenError {
+pub(crate) async fn abandon(
+    log: &Log,
+    engine: Option<&dyn StorageEngine>,
+    error: OpenError,
+) -> OpenError {
     if let Err(second) = log.close().await {
         tracing::warn!(error = %second, "the log of a node that did not start");
     }
@@ -260,6 +268,15 @@ fn flush_limits(config: &RepConfig) -> FlushLimits {
     }
 }
 
+fn log_config(config: &RepConfig) -> LogConfig {
+    LogConfig {
+        segment_bytes: config.tuning.log_segment_bytes,
+        group_bytes_max: LOG_GROUP_BYTES_MAX,
+        cache_bytes_max: config.tuning.log_cache_bytes_max,
+        ..LogConfig::default()
+    }
+}
+
 async fn open_log(
     config: &RepConfig,
     machine: &Machine,
@@ -267,16 +284,9 @@ async fn open_log(
     identity: &Identity,
     around: &Surroundings,
 ) -> Result<Log, OpenError> {
-    let path = dir.log_dir();
-    if !dir.has_log(&*machine.disk)? {
-        let what = "there is no log beside an identity that has one".to_owned();
-        return Err(OpenError::Corrupt {
-            path,
-            offset: 0,
-            what,
-        });
-    }
-    let (log, ended) = start_log(config, machine, (path, whose(identity))).await?;
+    check_has_log(machine, dir)?;
+    let whose = whose(identity);
+    let (log, ended) = start_log(log_config(config), machine, (dir.log_dir(), whose)).await?;
     let (failed, watched) = (Arc::clone(&around.failed), log.clone());
     process::spawn(async move {
         // However the writer ended, closing says why.
@@ -286,6 +296,32 @@ async fn open_log(
         }
     });
     Ok(log)
+}
+
+/// Opens the log of a node that is not going to work.
+///
+/// # Errors
+/// See [`OpenError`].
+pub(crate) async fn open_idle_log(
+    machine: &Machine,
+    dir: &DataDir,
+    identity: &Identity,
+) -> Result<Log, OpenError> {
+    check_has_log(machine, dir)?;
+    let config = LogConfig::default();
+    let (log, _ended) = start_log(config, machine, (dir.log_dir(), whose(identity))).await?;
+    Ok(log)
+}
+
+fn check_has_log(machine: &Machine, dir: &DataDir) -> Result<(), OpenError> {
+    if dir.has_log(&*machine.disk)? {
+        return Ok(());
+    }
+    Err(OpenError::Corrupt {
+        path: dir.log_dir(),
+        offset: 0,
+        what: "there is no log beside an identity that has one".to_owned(),
+    })
 }
 
 /// Makes the log of a node whose group has just formed, before its identity says so: an identity
@@ -300,7 +336,8 @@ pub(crate) async fn create_log(
     identity: &Identity,
 ) -> Result<(), OpenError> {
     dir.remove_log(&*machine.disk)?;
-    let (log, _ended) = start_log(config, machine, (dir.log_dir(), whose(identity))).await?;
+    let whose = whose(identity);
+    let (log, _ended) = start_log(log_config(config), machine, (dir.log_dir(), whose)).await?;
     log.close().await.map_err(open_log_error)
 }
 
@@ -316,16 +353,10 @@ fn whose(identity: &Identity) -> LogIdentity {
 
 /// Opens the log in `path` with its writer on a thread; the receiver tells when that has ended.
 async fn start_log(
-    config: &RepConfig,
+    log_config: LogConfig,
     machine: &Machine,
     (path, whose): (PathBuf, LogIdentity),
 ) -> Result<(Log, oneshot::Receiver<()>), OpenError> {
-    let log_config = LogConfig {
-        segment_bytes: config.tuning.log_segment_bytes,
-        group_bytes_max: LOG_GROUP_BYTES_MAX,
-        cache_bytes_max: config.tuning.log_cache_bytes_max,
-        ..LogConfig::default()
-    };
     let disk = Arc::clone(&machine.disk);
     let (opened_sender, opened) = oneshot::channel();
     let ended = machine.run("steadfast-log", async move {
@@ -358,7 +389,11 @@ fn open_log_error(error: LogError) -> OpenError {
     }
 }
 
-async fn open_engine(
+/// Opens the engine, which may take long.
+///
+/// # Errors
+/// See [`OpenError`].
+pub(crate) async fn open_engine(
     machine: &Machine,
     dir: &DataDir,
 ) -> Result<Arc<dyn StorageEngine>, OpenError> {
@@ -374,7 +409,7 @@ type FlushEnd = oneshot::Receiver<Result<(), EngineError>>;
 
 /// The engine never gets what is not in the log on disk. If it holds more than the log, the log has
 /// lost what it had synced.
-fn check_log_reaches(
+pub(crate) fn check_log_reaches(
     last: Option<LogId>,
     held: Option<&Applied>,
     data_dir: &Path,

@@ -24,7 +24,9 @@
 //! | `disk/model.rs` | the operations, with their faults |
 //! | `disk/crash.rs` | what survives a power cut |
 //! | `disk/damage.rs` | rot of durable bytes |
+//! | `disk/copies.rs` | copies of a directory, and putting one back |
 
+mod copies;
 mod crash;
 mod damage;
 mod file;
@@ -40,9 +42,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use steadfast::log::{Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, OpenMode};
+use steadfast::log::{Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, FileMark, OpenMode};
 use tokio::sync::watch;
 
+pub use copies::DirectoryCopy;
 pub use damage::{Damage, DamageReport};
 
 use model::Model;
@@ -200,6 +203,16 @@ impl SimDisk {
         self.model().damage(damage, dir)
     }
 
+    /// A copy of a directory of which no process has a file open.
+    pub fn copy(&self, dir: &Path) -> DirectoryCopy {
+        self.model().copy(dir)
+    }
+
+    /// Puts a copy in the place of what is in the directory. No process has a file of it open.
+    pub fn put_back(&self, dir: &Path, copy: DirectoryCopy) {
+        self.model().put_back(dir, copy);
+    }
+
     /// How often each kind of fault has happened; kinds that have not are left out.
     pub fn counts(&self) -> BTreeMap<&'static str, u64> {
         self.model().chance.counts.clone()
@@ -312,6 +325,16 @@ impl Disk for SimDisk {
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
         self.run_any(|model| Ok(model.names.find(path).is_some() || model.names.is_dir(path)))
+    }
+
+    fn file_mark(&self, path: &Path) -> io::Result<FileMark> {
+        self.run_any(|model| {
+            let number = model.names.find(path).ok_or(io::ErrorKind::NotFound)?;
+            Ok(FileMark {
+                number,
+                born_ns: None,
+            })
+        })
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn DiskFile>> {

@@ -42,6 +42,7 @@ const EVENTS: &[Fault] = &[
     Fault::Constrained,
     Fault::Chain,
     Fault::Intruder,
+    Fault::OldCopy,
 ];
 
 /// The faults of every link.
@@ -324,7 +325,8 @@ impl Event {
             | Fault::Misdirected
             | Fault::Stale
             | Fault::Truncated
-            | Fault::Wipe => {
+            | Fault::Wipe
+            | Fault::OldCopy => {
                 let expendable: Vec<usize> = world.plan.expendable.iter().copied().collect();
                 world.chance(|rng| expendable.choose(rng).copied())
             }
@@ -397,13 +399,39 @@ impl Event {
             }
             Fault::Wipe => {
                 world.end(at, End::Kill);
-                host.set_state(|state| (state.lost, state.wiped) = (true, true));
+                host.set_state(|state| (state.lost, state.fenced) = (true, true));
                 host.replace_disk(world);
                 self.fired(|| format!("{name} is wiped and started under its old name"));
                 restart(world, at).await;
             }
+            Fault::OldCopy => self.put_back_old_copy(at).await,
             _ => self.damage(at).await,
         }
+    }
+
+    /// Copies what a node has, lets it go on for a while, and starts it on the copy.
+    async fn put_back_old_copy(&self, at: usize) {
+        let world = &self.world;
+        let host = &world.hosts[at];
+        let name = &host.name;
+        world.end(at, End::Kill);
+        let copy = host.copy();
+        restart(world, at).await;
+        self.last(3000).await;
+        world.end(at, End::Kill);
+        host.put_back(copy);
+        host.set_state(|state| (state.lost, state.fenced) = (true, true));
+        self.fired(|| format!("{name} is started on an older copy of its directory"));
+        if let Err(error) = world.start(at).await {
+            world
+                .story
+                .tell(|| format!("{name} does not open: {error}"));
+            return;
+        }
+        let why = "opens on an older copy of its directory";
+        world.story.violation(format!("{name} {why}"));
+        // A master whose replica has lost entries tells it of them again and again.
+        world.end(at, End::Kill);
     }
 
     /// Cuts the power at one of the next steps of I/O.

@@ -65,6 +65,7 @@ faults! {
     Constrained = "constrained_election",
     Chain = "chain",
     Intruder = "intruder",
+    OldCopy = "old_copy",
 }
 
 impl fmt::Display for Fault {

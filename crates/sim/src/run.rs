@@ -140,10 +140,10 @@ async fn observe(world: Arc<World>) {
         for (at, life) in world.open_nodes() {
             let Some(env) = life.env else { continue };
             let is_in = matches!(env.state().role, Role::Master | Role::Replica);
-            if is_in && world.hosts[at].state().wiped {
-                world
-                    .story
-                    .violation(format!("n{} was wiped and takes part", at + 1));
+            if is_in && world.hosts[at].state().fenced {
+                let n = at + 1;
+                let why = "takes part without what it was let in with";
+                world.story.violation(format!("n{n} {why}"));
             }
             let bytes = env.status().window_bytes;
             if bytes > WINDOW_BYTES_MAX {

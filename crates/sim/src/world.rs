@@ -17,7 +17,7 @@ use steadfast_net::process::Process;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::disk::SimDisk;
+use crate::disk::{DirectoryCopy, SimDisk};
 use crate::history::History;
 use crate::net::SimNet;
 use crate::plan::{Fault, Plan};
@@ -63,6 +63,12 @@ struct Hardware {
     store: MemoryStore,
 }
 
+/// What a node once had on its disk.
+pub struct NodeCopy {
+    directory: DirectoryCopy,
+    store: MemoryStore,
+}
+
 /// One life of a node, from start to end.
 #[derive(Clone)]
 pub struct Life {
@@ -81,8 +87,8 @@ pub struct HostState {
     pub busy: bool,
     /// The node is lost for good, and not expected to open again.
     pub lost: bool,
-    /// Its directory was wiped: the group has to keep it out.
-    pub wiped: bool,
+    /// Its directory is not what it was let in with, wiped or an older copy: it has to stay out.
+    pub fenced: bool,
 }
 
 /// How a node ends.
@@ -305,6 +311,22 @@ impl Host {
     pub fn replace_disk(&self, world: &World) {
         let fresh = world.chance(|rng| Hardware::new(&world.plan, self.at, rng, &world.story));
         *lock(&self.hardware) = fresh;
+    }
+
+    /// A copy of everything that the node has on its disk; it runs nothing.
+    pub fn copy(&self) -> NodeCopy {
+        let hardware = lock(&self.hardware);
+        NodeCopy {
+            directory: hardware.disk.copy(Path::new(DATA_DIR)),
+            store: hardware.store.copy(),
+        }
+    }
+
+    /// Puts a copy in the place of what the node has on its disk; it runs nothing.
+    pub fn put_back(&self, copy: NodeCopy) {
+        let mut hardware = lock(&self.hardware);
+        hardware.disk.put_back(Path::new(DATA_DIR), copy.directory);
+        hardware.store = copy.store;
     }
 
     /// The files of the node's log as a process sees them, sorted by name.

@@ -23,22 +23,27 @@ pub(super) fn render(survey: &Survey) -> String {
     let mut text = headline(survey);
     let mut rows = vec![COLUMNS.map(str::to_owned)];
     rows.extend(survey.nodes.iter().map(|node| row(survey, node)));
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<_> = (0..COLUMNS.len())
-        .map(|column| width(column).unwrap_or(0))
-        .collect();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            push(&mut line, format_args!("{cell:width$}  "));
-        }
-        push(&mut text, format_args!("{}\n", line.trim_end()));
-    }
+    text.push_str(&aligned(&rows));
     for problem in &survey.problems {
         push(
             &mut text,
             format_args!("! {}\n  {}\n", problem.what, problem.remedy),
         );
+    }
+    text
+}
+
+/// Rows with their columns one below the other, each line ended.
+pub(crate) fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: [usize; COLUMNS] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            push(&mut line, format_args!("{cell:width$}  "));
+        }
+        push(&mut text, format_args!("{}\n", line.trim_end()));
     }
     text
 }
@@ -161,7 +166,7 @@ fn silence(survey: &Survey, node: &SurveyedNode) -> Option<String> {
 }
 
 /// 1234567 as 1,234,567.
-fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {

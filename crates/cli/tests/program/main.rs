@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use steadfast::{Bootstrap, ConsistencyPolicy, Durability, RepConfig, ReplicatedEnvironment, Role};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -263,6 +264,134 @@ fn a_wiped_member_is_refused_and_the_others_go_on() {
     fs::rename(&aside, &dir).expect("renamed");
     group.nodes[2] = Some(Node::start(&group.arguments(2)));
     group.status_until(0);
+}
+
+/// Copies a directory as an administrator does.
+fn copy_dir(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(copied.expect("cp runs").success());
+}
+
+#[test]
+fn a_moved_directory_opens_and_a_copy_is_refused_also_in_the_place_of_the_original() {
+    let dir = TempDir::new().expect("a directory");
+    let path = written_dir(&dir);
+    let (copy, moved) = (dir.path().join("copy"), dir.path().join("moved"));
+    copy_dir(&path, &copy);
+    let words = ["is a copy", "put the original", "node replace", "recover"];
+    assert_refused(&node_arguments("g", "n1", &copy, free_port()), 1, &words);
+    fs::rename(&path, &moved).expect("renamed");
+    assert_unharmed(&moved);
+    copy_dir(&copy, &path);
+    assert_refused(&node_arguments("g", "n1", &path, free_port()), 1, &words);
+    // An old copy over what is there, with the very numbers that its files may get again.
+    fs::remove_dir_all(&moved).expect("removed");
+    copy_dir(&copy, &moved);
+    assert_refused(&node_arguments("g", "n1", &moved, free_port()), 1, &words);
+}
+
+/// Runs the program to its end, which has to come with `code`; returns stdout and stderr.
+fn run_to(code: i32, arguments: &[&str]) -> (String, String) {
+    let output = run(arguments);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, errors) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{out}{errors}");
+    (out, errors)
+}
+
+impl Group {
+    /// The first node, in this process.
+    fn embed(&self) -> ReplicatedEnvironment {
+        let config = RepConfig::builder("g", "n1")
+            .data_dir(self.data_dir(0))
+            .listen(format!("127.0.0.1:{}", self.ports[0]))
+            .bootstrap(Bootstrap::expect(self.list.split(',')).expect("a list"))
+            .build();
+        let env = ReplicatedEnvironment::open(config.expect("valid")).expect("it opens");
+        env.wait_ready(PATIENCE).expect("it comes to work");
+        env
+    }
+
+    /// Restarts the other nodes until this one is master.
+    fn make_master(&mut self, env: &ReplicatedEnvironment) {
+        for _ in 0..20 {
+            let state = env.state();
+            match state.master {
+                _ if state.role == Role::Master => return,
+                Some(master) => {
+                    let at = usize::from(master.name == "n3") + 1;
+                    self.nodes[at] = None;
+                    self.nodes[at] = Some(Node::start(&self.arguments(at)));
+                    self.nodes[at].as_ref().expect("started").wait_ready();
+                }
+                None => {}
+            }
+            env.wait_ready(PATIENCE).expect("a majority is there");
+        }
+        panic!("it does not become master");
+    }
+}
+
+#[test]
+fn a_group_that_lost_two_of_three_directories_goes_on_from_the_third() {
+    let mut group = Group::start();
+    group.nodes[0] = None;
+    let env = group.embed();
+    group.make_master(&env);
+    let written = env.write_with(Durability::ALL, |txn| {
+        (0..100_u32).try_for_each(|n| txn.database("d")?.put(n.to_be_bytes(), "v"))
+    });
+    let kept = written.expect("all three are there").vlsn;
+    env.close().expect("closed");
+    let lost = group.dir.path().join("lost");
+    fs::create_dir(&lost).expect("made");
+    let dir = group.data_dir(0).display().to_string();
+    let (_, errors) = run_to(1, &["recover", "plan", "--data-dir", &dir]);
+    assert!(
+        errors.contains("is a majority"),
+        "two of three run: {errors}"
+    );
+    for at in [1, 2] {
+        group.nodes[at] = None;
+        let aside = lost.join(format!("n{}", at + 1));
+        fs::rename(group.data_dir(at), aside).expect("renamed");
+    }
+
+    let (plan, _) = run_to(0, &["recover", "plan", "--data-dir", &dir]);
+    for word in ["NO QUORUM: 1 of 3", "MISSING", "is a majority", "apply"] {
+        assert!(plan.contains(word), "{word:?} is not in: {plan}");
+    }
+    let (plan, _) = run_to(0, &["recover", "plan", "--data-dir", &dir, "-o", "json"]);
+    let plan: Value = serde_json::from_str(&plan).expect("JSON");
+    let confirm = plan["next"]["apply"]["confirm"].as_str().expect("a text");
+    assert_eq!(
+        confirm,
+        format!("recover group g from n1 with {kept} VLSNs")
+    );
+    let apply = |text: &str, code| {
+        run_to(
+            code,
+            &["recover", "apply", "--data-dir", &dir, "--confirm", text],
+        )
+    };
+    apply("recover group g from n1 with 0 VLSNs", 2);
+    apply(confirm, 0);
+
+    let env = group.embed();
+    assert_eq!(env.state().role, Role::Master);
+    let found = env.read(ConsistencyPolicy::Linearizable, |snapshot| {
+        Ok(snapshot.database("d")?.iter().count())
+    });
+    assert_eq!(found.expect("it is master"), 100);
+    let written = env.write(|txn| txn.database("d")?.put("new", "v"));
+    assert_eq!(written.expect("it needs nobody").vlsn, kept.next());
+
+    fs::rename(lost.join("n2"), group.data_dir(1)).expect("renamed");
+    let words = ["recovered without this node", "epoch 2", "keep it aside"];
+    assert_refused(&group.arguments(1), 1, &words);
+    env.close().expect("closed");
+    // It has heard of the new epoch, and needs nobody to tell it again.
+    assert_refused(&group.arguments(1), 1, &words);
 }
 
 #[test]

@@ -45,7 +45,7 @@ use crate::log::{Log, LogId, Vote};
 use crate::machine::Clock;
 use crate::planted::{self, Bug};
 use crate::service::election::{self, CallError};
-use crate::service::hello::{Caller, DialError, Session};
+use crate::service::hello::{Caller, DialError, Session, Superseded};
 use crate::service::messages::{
     BarrierReply, BarrierRequest, ElectionAnswer, ElectionCall, VoteReplyMessage,
     VoteRequestMessage,
@@ -109,6 +109,7 @@ pub(crate) struct Parts {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) members: watch::Sender<Members>,
     pub(crate) role: watch::Sender<RoleState>,
+    pub(crate) superseded: Superseded,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) seed: u64,
     pub(crate) timers: Timers,
@@ -160,6 +161,7 @@ impl Consensus {
             transport,
             members,
             role,
+            superseded,
             ..
         } = parts;
         let timers = parts.timers;
@@ -170,7 +172,7 @@ impl Consensus {
         let machine = StateMachine::new(state, held.as_ref(), applied_sender)
             .map_err(|error| stopped(&error))?;
         let peers = Arc::new(Peers::new(
-            Caller::Node(Arc::clone(&identity)),
+            Caller::Node(Arc::clone(&identity), superseded),
             transport,
             members.subscribe(),
             PeerTimeouts {

@@ -37,6 +37,20 @@ impl MemoryStore {
         self.disk().unsynced.len()
     }
 
+    /// Another store with everything that this one holds, as a copy of a directory is.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let held = self.disk().current.clone();
+        let disk = Disk {
+            synced: held.clone(),
+            current: held,
+            ..Disk::default()
+        };
+        Self {
+            disk: Arc::new(Mutex::new(disk)),
+        }
+    }
+
     /// Ends the open engine as a crash does: of the steps since the last sync the first `kept`
     /// survive (all, when there are fewer). Every call of that engine fails from here on.
     pub fn crash(&self, kept: usize) {

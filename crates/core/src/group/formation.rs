@@ -25,7 +25,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::group::identity::Identity;
 use crate::group::{Member, MemberRecord};
-use crate::ids::{GroupUuid, Incarnation, NodeId};
+use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId};
 use crate::planted::{self, Bug};
 use crate::service::hello::DialError;
 use crate::service::messages::NodeStateMessage;
@@ -171,6 +171,7 @@ impl Formation {
                     group: Some(group),
                     node_id: NodeId(member.id),
                     founders: founders.collect(),
+                    epoch: GroupEpoch::from_number(state.epoch),
                     ..self.identity.clone()
                 })
             }

@@ -2,13 +2,19 @@
 //! the node's group has formed, checked at every open.
 //!
 //! ```text
-//! identity   | "SFIDENT\0" | format version: u32 LE = 1 | length: u32 LE | crc32c of the body: u32 LE |
+//! identity   | "SFIDENT\0" | format version: u32 LE = 2 | length: u32 LE | crc32c of the body: u32 LE |
 //!            | body (protobuf: IdentityRecord) |
 //! ```
 //!
 //! A new content is written beside the old one, synced, renamed over it, and the directory synced:
 //! a crash leaves one of the two. The incarnation is on disk before anybody is told of it, so that
 //! a directory that was wiped can never come back as the one that was let into the group.
+//!
+//! The identity names the file `origin` beside it by what tells a file from its copies
+//! ([`FileMark`]). That file is made once and never written again, so a directory that was copied,
+//! or put back out of a backup, has another one and is refused: votes and writes that the original
+//! has acknowledged may be missing in it, and the original may still run. A directory that was
+//! renamed is the original.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,15 +24,20 @@ use prost::Message;
 
 use crate::error::OpenError;
 use crate::group::{Member, MemberRecord};
-use crate::ids::{GroupUuid, Incarnation, NodeId};
-use crate::log::{self, Disk, DiskLock, OpenMode};
+use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId};
+use crate::log::{self, Disk, DiskLock, FileMark, LogId, OpenMode};
+use crate::planted::{self, Bug};
+use crate::service::messages::LogIdMessage;
 
 const MAGIC: &[u8; 8] = b"SFIDENT\0";
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
+/// Directories of this version have no `origin` yet; they get one when they are opened.
+const FORMAT_WITHOUT_ORIGIN: u32 = 1;
 const HEADER_BYTES: usize = 20;
 const FILE: &str = "identity";
 const NEW_FILE: &str = "identity.new";
 const LOCK_FILE: &str = "lock";
+const ORIGIN_FILE: &str = "origin";
 
 /// The body of the identity file.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -44,6 +55,26 @@ struct IdentityRecord {
     node_id: u64,
     #[prost(message, repeated, tag = "6")]
     founders: Vec<MemberRecord>,
+    /// The file `origin` of this directory.
+    #[prost(message, optional, tag = "7")]
+    origin: Option<OriginRecord>,
+    /// 0 for the first.
+    #[prost(uint64, tag = "8")]
+    epoch: u64,
+    /// 0 when none is known.
+    #[prost(uint64, tag = "9")]
+    superseded_by: u64,
+    #[prost(message, optional, tag = "10")]
+    recovery: Option<LogIdMessage>,
+}
+
+/// A [`FileMark`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+struct OriginRecord {
+    #[prost(fixed64, tag = "1")]
+    number: u64,
+    #[prost(fixed64, optional, tag = "2")]
+    born_ns: Option<u64>,
 }
 
 /// Whose directory this is.
@@ -56,8 +87,15 @@ pub(crate) struct Identity {
     pub(crate) group: Option<GroupUuid>,
     /// 0 until the group has formed.
     pub(crate) node_id: NodeId,
-    /// The members with which the group was formed.
+    /// The members with which the group was formed, or its epoch began.
     pub(crate) founders: Vec<(NodeId, Member)>,
+    /// The epoch of the group of which this node is a member.
+    pub(crate) epoch: GroupEpoch,
+    /// A later epoch of which this node has heard: it takes no part any more.
+    pub(crate) superseded_by: Option<GroupEpoch>,
+    /// The entry with which the epoch begins, until it is in the log: the founders of the epoch are
+    /// its members.
+    pub(crate) recovery: Option<LogId>,
 }
 
 /// A data directory, locked against any other process.
@@ -84,6 +122,19 @@ impl DataDir {
             dir: dir.to_owned(),
             _lock: lock,
         })
+    }
+
+    /// Whether this is a data directory.
+    ///
+    /// # Errors
+    /// [`OpenError::Io`].
+    pub(crate) fn is_one(disk: &dyn Disk, dir: &Path) -> Result<bool, OpenError> {
+        let path = dir.join(FILE);
+        disk.exists(&path).map_err(io_error("look for", &path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.dir
     }
 
     pub(crate) fn log_dir(&self) -> PathBuf {
@@ -130,20 +181,78 @@ impl DataDir {
     /// name that a power cut takes back. The content was synced before it got that name.
     ///
     /// # Errors
-    /// [`OpenError::NewerFormat`], [`OpenError::Corrupt`], [`OpenError::Io`]; and
-    /// [`OpenError::Corrupt`] where there is a log without an identity.
+    /// [`OpenError::NewerFormat`], [`OpenError::Corrupt`], [`OpenError::Copied`],
+    /// [`OpenError::Superseded`], [`OpenError::Io`]; and [`OpenError::Corrupt`] where there is a log without an identity.
     pub(crate) async fn find_identity(
         &self,
         disk: &dyn Disk,
     ) -> Result<Option<Identity>, OpenError> {
-        let found = self.read_identity(disk)?;
-        if found.is_some() {
-            self.sync_names(disk).await?;
+        let Some((identity, origin)) = self.read_identity(disk)? else {
+            return Ok(None);
+        };
+        match origin {
+            Some(origin) if !self.is_original(disk, origin)? && !planted::is(Bug::AcceptCopy) => {
+                let dir = self.dir.clone();
+                return Err(OpenError::Copied { dir });
+            }
+            Some(_) => self.sync_names(disk).await?,
+            None => self.write_identity(disk, &identity).await?,
         }
-        Ok(found)
+        if let Some(later) = identity.superseded_by {
+            let reason = superseded(identity.epoch, later);
+            return Err(OpenError::Superseded { reason });
+        }
+        Ok(Some(identity))
     }
 
-    fn read_identity(&self, disk: &dyn Disk) -> Result<Option<Identity>, OpenError> {
+    /// The identity as it is, of a copy as well, and whether the directory is the original one.
+    /// Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::find_identity`].
+    pub(crate) fn examine_identity(
+        &self,
+        disk: &dyn Disk,
+    ) -> Result<Option<(Identity, bool)>, OpenError> {
+        let Some((identity, origin)) = self.read_identity(disk)? else {
+            return Ok(None);
+        };
+        let is_original = match origin {
+            Some(origin) => self.is_original(disk, origin)?,
+            None => true,
+        };
+        Ok(Some((identity, is_original)))
+    }
+
+    /// Whether this is the directory for which `origin` was noted.
+    fn is_original(&self, disk: &dyn Disk, origin: FileMark) -> Result<bool, OpenError> {
+        let path = self.dir.join(ORIGIN_FILE);
+        match disk.file_mark(&path) {
+            Ok(mark) => Ok(mark.is_same(origin)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(io_error("look at", &path)(error)),
+        }
+    }
+
+    /// The file that tells this directory from its copies, made and durable if it was missing.
+    async fn origin(&self, disk: &dyn Disk) -> Result<FileMark, OpenError> {
+        let path = self.dir.join(ORIGIN_FILE);
+        if !disk.exists(&path).map_err(io_error("look for", &path))? {
+            let file = disk
+                .open(&path, OpenMode::CreateNew)
+                .map_err(io_error("create", &path))?;
+            file.sync_data().await.map_err(io_error("sync", &path))?;
+        }
+        // The process that made it may have ended before it was durable.
+        self.sync_names(disk).await?;
+        disk.file_mark(&path).map_err(io_error("look at", &path))
+    }
+
+    /// The identity, and what it says of the file `origin`; nothing in the earliest format.
+    fn read_identity(
+        &self,
+        disk: &dyn Disk,
+    ) -> Result<Option<(Identity, Option<FileMark>)>, OpenError> {
         let path = self.dir.join(FILE);
         if !disk.exists(&path).map_err(io_error("look for", &path))? {
             let orphan = self.log_dir();
@@ -173,6 +282,7 @@ impl DataDir {
         disk: &dyn Disk,
         identity: &Identity,
     ) -> Result<(), OpenError> {
+        let origin = self.origin(disk).await?;
         let (new, path) = (self.dir.join(NEW_FILE), self.dir.join(FILE));
         if disk.exists(&new).map_err(io_error("look for", &new))? {
             disk.remove(&new).map_err(io_error("remove", &new))?;
@@ -180,7 +290,7 @@ impl DataDir {
         let file = disk
             .open(&new, OpenMode::CreateNew)
             .map_err(io_error("create", &new))?;
-        file.write_all_at(&encode(identity), 0)
+        file.write_all_at(&encode(identity, origin), 0)
             .map_err(io_error("write", &new))?;
         file.sync_data().await.map_err(io_error("sync", &new))?;
         disk.rename(&new, &path).map_err(io_error("rename", &new))?;
@@ -192,6 +302,15 @@ impl DataDir {
             .await
             .map_err(io_error("sync", &self.dir))
     }
+}
+
+/// Why a node of epoch `own` takes no part, and what to do.
+pub(crate) fn superseded(own: GroupEpoch, later: GroupEpoch) -> String {
+    format!(
+        "the group lost its quorum and was recovered without this node: it is in epoch {later}, and \
+         this node is of epoch {own}. The directory may hold writes that the group no longer has: \
+         keep it aside, and let the node in anew with an empty one (steadfast node replace)"
+    )
 }
 
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
@@ -219,9 +338,13 @@ fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn encode(identity: &Identity) -> Vec<u8> {
+fn encode(identity: &Identity, origin: FileMark) -> Vec<u8> {
+    frame(FORMAT_VERSION, &record(identity, Some(origin)))
+}
+
+fn record(identity: &Identity, origin: Option<FileMark>) -> IdentityRecord {
     let founders = identity.founders.iter();
-    let body = IdentityRecord {
+    IdentityRecord {
         group_name: identity.group_name.clone(),
         node_name: identity.node_name.clone(),
         incarnation: identity.incarnation.0,
@@ -230,18 +353,28 @@ fn encode(identity: &Identity) -> Vec<u8> {
         founders: founders
             .map(|(id, member)| MemberRecord::new(*id, member))
             .collect(),
+        origin: origin.map(|origin| OriginRecord {
+            number: origin.number,
+            born_ns: origin.born_ns,
+        }),
+        epoch: identity.epoch.0,
+        superseded_by: identity.superseded_by.map_or(0, |epoch| epoch.0),
+        recovery: identity.recovery.map(Into::into),
     }
-    .encode_to_vec();
+}
+
+fn frame(version: u32, record: &IdentityRecord) -> Vec<u8> {
+    let body = record.encode_to_vec();
     let length = u32::try_from(body.len()).expect("a member list is far below 4 GiB");
     let mut bytes = MAGIC.to_vec();
-    bytes.extend(FORMAT_VERSION.to_le_bytes());
+    bytes.extend(version.to_le_bytes());
     bytes.extend(length.to_le_bytes());
     bytes.extend(crc32c::crc32c(&body).to_le_bytes());
     bytes.extend(body);
     bytes
 }
 
-fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, OpenError> {
+fn decode(path: &Path, bytes: &[u8]) -> Result<(Identity, Option<FileMark>), OpenError> {
     let corrupt = |offset: usize, what: &str| OpenError::Corrupt {
         path: path.to_owned(),
         offset: offset as u64,
@@ -271,11 +404,19 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, OpenError> {
     }
     let record =
         IdentityRecord::decode(body).map_err(|error| corrupt(HEADER_BYTES, &error.to_string()))?;
+    let origin = record.origin.map(|origin| FileMark {
+        number: origin.number,
+        born_ns: origin.born_ns,
+    });
+    if origin.is_none() && version > FORMAT_WITHOUT_ORIGIN {
+        return Err(corrupt(HEADER_BYTES, "it does not name the file `origin`"));
+    }
+    let recovery = record.recovery.map(LogId::try_from).transpose();
     let group = record
         .group
         .map(|group| GroupUuid::from_bytes(&group))
         .transpose();
-    Ok(Identity {
+    let identity = Identity {
         group_name: record.group_name,
         node_name: record.node_name,
         incarnation: Incarnation(record.incarnation),
@@ -286,13 +427,22 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, OpenError> {
             .into_iter()
             .map(MemberRecord::into_member)
             .collect(),
-    })
+        epoch: GroupEpoch::from_number(record.epoch),
+        superseded_by: Some(GroupEpoch(record.superseded_by)).filter(|epoch| epoch.0 > 0),
+        recovery: recovery.map_err(|error| corrupt(HEADER_BYTES, &error.to_string()))?,
+    };
+    Ok((identity, origin))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::MemoryDisk;
+    use crate::log::{MemoryDisk, RealDisk};
+
+    const ORIGIN: FileMark = FileMark {
+        number: 12,
+        born_ns: Some(34),
+    };
 
     fn identity(group: Option<u128>) -> Identity {
         Identity {
@@ -302,6 +452,9 @@ mod tests {
             group: group.map(|uuid| GroupUuid(uuid::Uuid::from_u128(uuid))),
             node_id: NodeId(u64::from(group.is_some())),
             founders: vec![],
+            epoch: GroupEpoch(3),
+            superseded_by: None,
+            recovery: None,
         }
     }
 
@@ -314,7 +467,8 @@ mod tests {
         let formed = identity(Some(5));
         let (new, path) = (dir.dir.join(NEW_FILE), dir.dir.join(FILE));
         let file = disk.open(&new, OpenMode::CreateNew).unwrap();
-        file.write_all_at(&encode(&formed), 0).unwrap();
+        let origin = dir.origin(&disk).await.unwrap();
+        file.write_all_at(&encode(&formed, origin), 0).unwrap();
         file.sync_data().await.unwrap();
         disk.rename(&new, &path).unwrap();
         drop(dir);
@@ -342,9 +496,81 @@ mod tests {
         }
     }
 
+    async fn found(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, OpenError> {
+        let dir = DataDir::open(disk, dir)?;
+        dir.find_identity(disk).await
+    }
+
+    fn copy_files(from: &Path, to: &Path) {
+        RealDisk.create_dir_all(to).unwrap();
+        for name in RealDisk.list(from).unwrap() {
+            std::fs::copy(from.join(&name), to.join(&name)).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_was_moved_is_the_original_and_a_copy_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let place = |name: &str| root.path().join(name);
+        let (home, moved, copy) = (place("home"), place("moved"), place("copy"));
+        let written = identity(Some(5));
+        let dir = DataDir::open(&RealDisk, &home).unwrap();
+        dir.write_identity(&RealDisk, &written).await.unwrap();
+        drop(dir);
+        copy_files(&home, &copy);
+        RealDisk.rename(&home, &moved).unwrap();
+        assert_eq!(found(&RealDisk, &moved).await.unwrap(), Some(written));
+        let refused = found(&RealDisk, &copy).await;
+        assert!(matches!(refused, Err(OpenError::Copied { dir }) if dir == copy));
+        // In the place of the original it is still none.
+        RealDisk.rename(&copy, &home).unwrap();
+        let refused = found(&RealDisk, &home).await;
+        assert!(matches!(refused, Err(OpenError::Copied { .. })));
+        // Nor is one whose `origin` was left out.
+        RealDisk.remove(&home.join(ORIGIN_FILE)).unwrap();
+        let refused = found(&RealDisk, &home).await;
+        assert!(matches!(refused, Err(OpenError::Copied { .. })));
+    }
+
+    #[test]
+    fn a_time_of_birth_counts_where_both_sides_know_it() {
+        let mark = |number, born_ns| FileMark { number, born_ns };
+        assert!(!ORIGIN.is_same(mark(12, Some(35))), "a number given again");
+        assert!(ORIGIN.is_same(mark(12, None)) && mark(12, None).is_same(ORIGIN));
+        assert!(!ORIGIN.is_same(mark(13, None)));
+    }
+
+    #[tokio::test]
+    async fn a_directory_of_the_earliest_format_gets_its_origin_when_it_is_opened() {
+        let disk = MemoryDisk::new();
+        let (root, written) = (Path::new("/data"), identity(Some(5)));
+        disk.create_dir_all(root).unwrap();
+        let file = disk.open(&root.join(FILE), OpenMode::CreateNew).unwrap();
+        let bytes = frame(FORMAT_WITHOUT_ORIGIN, &record(&written, None));
+        file.write_all_at(&bytes, 0).unwrap();
+        file.sync_data().await.unwrap();
+        disk.sync_dir(root).await.unwrap();
+        for steps in 0.. {
+            disk.fail_after(steps);
+            let opened = found(&disk, root).await;
+            disk.crash();
+            if let Ok(identity) = opened {
+                assert_eq!(identity, Some(written.clone()));
+                break;
+            }
+        }
+        let dir = DataDir::open(&disk, root).unwrap();
+        let (identity, origin) = dir.read_identity(&disk).unwrap().unwrap();
+        assert_eq!((identity, origin.is_some()), (written, true));
+        drop(dir);
+        disk.remove(&root.join(ORIGIN_FILE)).unwrap();
+        let refused = found(&disk, root).await;
+        assert!(matches!(refused, Err(OpenError::Copied { .. })));
+    }
+
     #[test]
     fn a_changed_byte_anywhere_is_named() {
-        let bytes = encode(&identity(Some(5)));
+        let bytes = encode(&identity(Some(5)), ORIGIN);
         for at in 0..bytes.len() {
             let mut changed = bytes.clone();
             changed[at] ^= 0x10;
@@ -357,14 +583,14 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_refused_by_its_version() {
-        let mut bytes = encode(&identity(None));
+        let mut bytes = encode(&identity(None), ORIGIN);
         bytes[8] = 9;
         let error = decode(Path::new("identity"), &bytes).unwrap_err();
         assert!(matches!(
             error,
             OpenError::NewerFormat {
                 found: 9,
-                known: 1,
+                known: 2,
                 ..
             }
         ));

@@ -23,7 +23,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::group::identity::Identity;
 use crate::group::{MemberRecord, NodeType, PRIORITY_DEFAULT};
-use crate::ids::{GroupUuid, NodeId};
+use crate::ids::{GroupEpoch, GroupUuid, NodeId};
 use crate::observe::status::NodeStatus;
 use crate::service::admin::messages::{AdminCall, JoinRequest, Joined};
 use crate::service::admin::{self, Asked};
@@ -189,6 +189,7 @@ impl Joining {
         Ok(Identity {
             group: Some(self.token.group),
             node_id,
+            epoch: GroupEpoch::from_number(joined.epoch),
             founders: members,
             ..self.identity.clone()
         })

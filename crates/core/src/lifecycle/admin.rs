@@ -185,7 +185,7 @@ async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
     let members = consensus.members();
     if let Some((id, member)) = find(&members, &wanted.name) {
         if member.incarnation == wanted.incarnation {
-            return Ok(let_in(&members, id, member));
+            return Ok(let_in(node, &members, (id, member)));
         }
         return refused(
             format!(
@@ -211,10 +211,10 @@ async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
     tracing::info!(node = %wanted.name, %id, "let a node in");
     let mut members = (*consensus.members()).clone();
     members.insert(id, wanted.clone());
-    Ok(let_in(&Arc::new(members), id, &wanted))
+    Ok(let_in(node, &Arc::new(members), (id, &wanted)))
 }
 
-fn let_in(members: &Members, id: NodeId, member: &Member) -> AdminDone {
+fn let_in(node: &Node, members: &Members, (id, member): (NodeId, &Member)) -> AdminDone {
     let records = members.iter();
     AdminDone {
         text: format!("{} is node {id}, {}", member.name, member.node_type),
@@ -223,6 +223,7 @@ fn let_in(members: &Members, id: NodeId, member: &Member) -> AdminDone {
             members: records
                 .map(|(id, member)| MemberRecord::new(*id, member))
                 .collect(),
+            epoch: node.identity.epoch.0,
         }),
     }
 }

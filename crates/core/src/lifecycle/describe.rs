@@ -35,6 +35,7 @@ impl Lifecycle {
             disk_total_bytes: space.map_or(0, |space| space.total_bytes),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             waiting_for: self.waiting_for(),
+            epoch: identity.epoch.0,
             ..NodeStateMessage::default()
         };
         if let Some(node) = self.node.get() {

@@ -15,9 +15,10 @@ mod memory;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::pin::Pin;
+use std::time::UNIX_EPOCH;
 
 pub use memory::MemoryDisk;
 
@@ -48,6 +49,13 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// As the disk reports them.
     fn exists(&self, path: &Path) -> io::Result<bool>;
+
+    /// Which file has this name: kept by a rename, of it or of a directory above it, and by a
+    /// crash; another one for a copy of the file.
+    ///
+    /// # Errors
+    /// `NotFound` without the file; others as the disk reports them.
+    fn file_mark(&self, path: &Path) -> io::Result<FileMark>;
 
     /// Opens a file.
     ///
@@ -130,6 +138,24 @@ pub trait DiskFile: Send + Sync {
     fn set_len(&self, bytes: u64) -> io::Result<()>;
 }
 
+/// What tells a file from its copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileMark {
+    /// Its number on its volume. A volume may give it to another file when this one is gone.
+    pub number: u64,
+    /// When it was made, in nanoseconds since 1970, where the volume keeps that.
+    pub born_ns: Option<u64>,
+}
+
+impl FileMark {
+    /// Whether both are of the same file. A time that only one of them has says nothing: a system
+    /// may learn to tell it.
+    pub fn is_same(self, other: Self) -> bool {
+        let times = self.born_ns.zip(other.born_ns);
+        self.number == other.number && times.is_none_or(|(one, other)| one == other)
+    }
+}
+
 /// A held lock file. Dropping it releases the lock.
 pub trait DiskLock: Send + Sync {}
 
@@ -178,6 +204,17 @@ impl Disk for RealDisk {
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
         path.try_exists()
+    }
+
+    fn file_mark(&self, path: &Path) -> io::Result<FileMark> {
+        let metadata = fs::metadata(path)?;
+        // An error says that the volume, or the system, does not keep this time.
+        let born = metadata.created().ok();
+        let since = born.and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        Ok(FileMark {
+            number: metadata.ino(),
+            born_ns: since.and_then(|since| u64::try_from(since.as_nanos()).ok()),
+        })
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the real disk")]

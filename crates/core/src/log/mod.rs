@@ -51,12 +51,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
 use crate::ids::{GroupUuid, Incarnation, LogPosition, NodeId, Term};
 use crate::planted::{self, Bug};
 
-pub use disk::{Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, MemoryDisk, OpenMode, RealDisk};
+pub use disk::{
+    Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, FileMark, MemoryDisk, OpenMode, RealDisk,
+};
 pub use writer::LogWriter;
 
 use state::{Done, Request, Shared};
@@ -284,7 +287,7 @@ pub struct Vote {
 }
 
 /// Which entry: the same id is the same entry on every node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct LogId {
     /// The term of the master that made it.
     pub term: Term,

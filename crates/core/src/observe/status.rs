@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use steadfast_net::TcpTransport;
 
 use crate::group::{MemberRecord, NodeAddress, NodeType};
-use crate::ids::{GroupUuid, LogPosition, NodeId, Term, Vlsn};
+use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term, Vlsn};
 use crate::service::messages::{NodeStateMessage, ReplicaProgress};
 use crate::service::node_state;
 
@@ -18,6 +18,8 @@ pub struct NodeStatus {
     pub group_name: String,
     /// The group; `None` until it has formed.
     pub group: Option<GroupUuid>,
+    /// How often the group was recovered after a lost quorum, and 1.
+    pub epoch: GroupEpoch,
     /// The node. Its id is 0 until the group has formed.
     pub node: NodeAddress,
     /// All members, this node included; empty until the group has formed.
@@ -128,6 +130,7 @@ impl NodeStatus {
         Ok(Self {
             group_name: state.group_name,
             group,
+            epoch: GroupEpoch::from_number(state.epoch),
             node: address(state.node.ok_or("the answer names no node")?),
             members: state.members.into_iter().map(member).collect(),
             role: state.role,

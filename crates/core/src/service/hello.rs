@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::group::identity::Identity;
 use crate::group::{Member, Members};
-use crate::ids::{GroupUuid, Incarnation, NodeId};
+use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId};
 use crate::planted::{self, Bug};
 use crate::service::messages::{
     Hello, HelloReply, Kind, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN, Refusal, WireError,
@@ -41,10 +41,14 @@ pub(crate) enum DialError {
     Timeout(Duration),
 }
 
+/// Called with the own epoch and a later one, when a peer shows that the group was recovered
+/// without this node.
+pub(crate) type Superseded = Arc<dyn Fn(GroupEpoch, GroupEpoch) + Send + Sync>;
+
 /// What a caller says of itself.
 #[derive(Clone)]
 pub(crate) enum Caller {
-    Node(Arc<Identity>),
+    Node(Arc<Identity>, Superseded),
     /// A program that is no node; it may ask for the state of one, and subscribe.
     Client,
 }
@@ -70,6 +74,7 @@ impl Caller {
             let reply = receiver_half.receive().await?.ok_or(DialError::Closed)?;
             let reply: HelloReply = decode(Kind::HelloReply, reply)?;
             if reply.version == 0 {
+                self.hear_refusal(&reply);
                 return Err(DialError::Refused {
                     refusal: reply.refusal(),
                     text: reply.text,
@@ -85,14 +90,24 @@ impl Caller {
             .unwrap_or(Err(DialError::Timeout(timeout)))
     }
 
+    fn hear_refusal(&self, reply: &HelloReply) {
+        if let Self::Node(identity, superseded) = self
+            && reply.refusal() == Refusal::OldEpoch
+            && reply.epoch > identity.epoch.0
+        {
+            superseded(identity.epoch, GroupEpoch(reply.epoch));
+        }
+    }
+
     fn hello(&self, receiver: NodeId, service: &str) -> Hello {
-        let (group, sender, incarnation) = match self {
-            Self::Node(identity) => (
+        let (group, sender, incarnation, epoch) = match self {
+            Self::Node(identity, _) => (
                 identity.group.map_or_else(Bytes::new, GroupUuid::to_bytes),
                 identity.node_id.0,
                 identity.incarnation.0,
+                identity.epoch.0,
             ),
-            Self::Client => (Bytes::new(), 0, 0),
+            Self::Client => (Bytes::new(), 0, 0, 0),
         };
         Hello {
             version_min: PROTOCOL_VERSION_MIN,
@@ -102,6 +117,7 @@ impl Caller {
             sender_incarnation: incarnation,
             receiver: receiver.0,
             purpose: service.to_owned(),
+            epoch,
         }
     }
 }
@@ -112,6 +128,7 @@ pub(crate) struct Gate {
     identity: watch::Receiver<Arc<Identity>>,
     members: watch::Receiver<Members>,
     timeout: Duration,
+    superseded: Superseded,
 }
 
 /// A refusal with its text for people.
@@ -122,11 +139,13 @@ impl Gate {
         identity: watch::Receiver<Arc<Identity>>,
         members: watch::Receiver<Members>,
         timeout: Duration,
+        superseded: Superseded,
     ) -> Self {
         Self {
             identity,
             members,
             timeout,
+            superseded,
         }
     }
 
@@ -158,6 +177,7 @@ impl Gate {
             version,
             refusal: refusal.into(),
             text,
+            epoch: self.identity.borrow().epoch.0,
         };
         sender.send(encode(Kind::HelloReply, &reply)).await?;
         match result {
@@ -205,11 +225,34 @@ impl Gate {
             );
             return Err((Refusal::WrongGroup, text));
         }
+        self.check_epoch(hello, identity.epoch)?;
         if hello.receiver != identity.node_id.0 {
             let text = format!("this is node {} ({})", identity.node_id, identity.node_name);
             return Err((Refusal::WrongNode, text));
         }
         self.check_sender(hello)
+    }
+
+    /// Nodes of different epochs have nothing to say to each other: they could disagree about what
+    /// was acknowledged. The older one ends its work.
+    fn check_epoch(&self, hello: &Hello, own: GroupEpoch) -> Result<(), Refused> {
+        let caller = GroupEpoch::from_number(hello.epoch);
+        if caller == own {
+            return Ok(());
+        }
+        if caller > own {
+            (self.superseded)(own, caller);
+        }
+        let text = format!(
+            "the group was recovered after its quorum was lost: the caller is of epoch {caller}, \
+             this node of epoch {own}"
+        );
+        let refusal = if caller < own {
+            Refusal::OldEpoch
+        } else {
+            Refusal::NewerEpoch
+        };
+        Err((refusal, text))
     }
 
     fn check_sender(&self, hello: &Hello) -> Result<Option<NodeId>, Refused> {
@@ -233,5 +276,59 @@ impl Gate {
             return Err((Refusal::FencedIncarnation, text));
         }
         Ok(Some(sender))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::service::ELECTION;
+
+    fn identity(node: u64, epoch: u64) -> Identity {
+        Identity {
+            group_name: "orders".to_owned(),
+            node_name: format!("n{node}"),
+            incarnation: Incarnation(node),
+            group: Some(GroupUuid(uuid::Uuid::from_u128(9))),
+            node_id: NodeId(node),
+            founders: Vec::new(),
+            epoch: GroupEpoch(epoch),
+            superseded_by: None,
+            recovery: None,
+        }
+    }
+
+    /// What node 1 of epoch `own` answers to node 2 of epoch `theirs`, and what ended it.
+    fn meet(own: u64, theirs: u64) -> (Option<Refusal>, Vec<(u64, u64)>) {
+        let ended = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&ended);
+        let superseded: Superseded =
+            Arc::new(move |own, later| noted.lock().unwrap().push((own.0, later.0)));
+        let member = Member {
+            incarnation: Incarnation(2),
+            ..Member::default()
+        };
+        let members: Members = Arc::new([(NodeId(2), member)].into());
+        let gate = Gate::new(
+            watch::Sender::new(Arc::new(identity(1, own))).subscribe(),
+            watch::Sender::new(members).subscribe(),
+            Duration::ZERO,
+            Arc::clone(&superseded),
+        );
+        let caller = Caller::Node(Arc::new(identity(2, theirs)), superseded);
+        let refused = gate.check(&caller.hello(NodeId(1), ELECTION), ELECTION);
+        let ended = ended.lock().unwrap().clone();
+        (refused.err().map(|(refusal, _)| refusal), ended)
+    }
+
+    #[test]
+    fn nodes_of_different_epochs_are_kept_apart_and_the_older_one_ends() {
+        assert_eq!(meet(1, 1), (None, vec![]));
+        assert_eq!(meet(1, 0), (None, vec![]), "nothing stands for the first");
+        assert_eq!(meet(2, 2), (None, vec![]));
+        assert_eq!(meet(2, 1), (Some(Refusal::OldEpoch), vec![]));
+        assert_eq!(meet(1, 2), (Some(Refusal::NewerEpoch), vec![(1, 2)]));
     }
 }

@@ -119,6 +119,9 @@ pub(crate) struct Hello {
     /// Name of the service.
     #[prost(string, tag = "7")]
     pub(crate) purpose: String,
+    /// Epoch of the sender's group; 0 stands for the first.
+    #[prost(uint64, tag = "8")]
+    pub(crate) epoch: u64,
 }
 
 /// Answer to [`Hello`].
@@ -132,6 +135,9 @@ pub(crate) struct HelloReply {
     /// What to tell people.
     #[prost(string, tag = "3")]
     pub(crate) text: String,
+    /// Epoch of the answering node's group.
+    #[prost(uint64, tag = "4")]
+    pub(crate) epoch: u64,
 }
 
 /// Why a hello was refused.
@@ -146,6 +152,8 @@ pub(crate) enum Refusal {
     NoCommonVersion = 5,
     NotAllowed = 6,
     NotFormed = 7,
+    OldEpoch = 8,
+    NewerEpoch = 9,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
@@ -380,8 +388,11 @@ pub(crate) struct NodeStateMessage {
     #[prost(string, tag = "18")]
     pub(crate) waiting_for: String,
     /// The members that vote at the moment.
-    #[prost(uint64, repeated, tag = "19")]
+    #[prost(uint64, repeated, tag = "20")]
     pub(crate) voters: Vec<u64>,
+    /// 0 stands for the first.
+    #[prost(uint64, tag = "19")]
+    pub(crate) epoch: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use steadfast::machine::Machine;
+use steadfast::recover::{self, NextStep};
 use steadfast::{ConsistencyPolicy, OpenError, ReadyError};
 
 use crate::support::{Env, Group, PATIENCE, Storage, eventually, put, stays};
@@ -80,6 +82,23 @@ fn three_closed_nodes_open_again_with_everything() {
     fill(group.master(), 60, 1);
 }
 
+/// Makes the node of a copied directory the only member of its group.
+fn recover_from(dir: &Path) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    runtime.expect("a runtime").block_on(async {
+        let machine = Machine::real(1 << 20).expect("entropy");
+        let plan = recover::plan(&machine, &[dir.to_owned()], &[]).await;
+        let next = plan.expect("its original is gone").next;
+        let NextStep::Apply { confirm, .. } = next else {
+            panic!("{next:?}");
+        };
+        let applied = recover::apply(&machine, dir, &confirm).await;
+        applied.expect("recovered");
+    });
+}
+
 #[test]
 fn the_files_of_a_running_node_hold_everything_that_was_acknowledged() {
     // Part of it flushed to the engine, the rest in the log alone.
@@ -99,6 +118,10 @@ fn the_files_of_a_running_node_hold_everything_that_was_acknowledged() {
     copy_tree(group.storages[0].dir(), image.path());
     group.close(0);
     group.storages[0] = Storage::Real(image.path().to_owned());
+    // The image is a copy, which opens after a recovery only.
+    let refused = group.reopen(0);
+    assert!(matches!(refused, Err(OpenError::Copied { .. })));
+    recover_from(image.path());
     group.reopen(0).expect("the image opens");
     group.wait_ready();
     assert_filled(group.master(), 100);

@@ -6,6 +6,7 @@
 
 mod durability;
 mod policies;
+mod recovery;
 mod world;
 
 use std::process::Command;

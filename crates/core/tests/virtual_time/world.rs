@@ -10,8 +10,8 @@ use steadfast::engine::MemoryStore;
 use steadfast::log::MemoryDisk;
 use steadfast::machine::{Clock, Machine, Threads};
 use steadfast::{
-    Bootstrap, CommitToken, ConsistencyPolicy, Durability, ReadError, ReadOptions, RepConfig,
-    ReplicatedEnvironment, Role, WriteError,
+    Bootstrap, CommitToken, ConsistencyPolicy, Durability, OpenError, ReadError, ReadOptions,
+    RepConfig, ReplicatedEnvironment, Role, WriteError,
 };
 use steadfast_net::MemoryNetwork;
 use steadfast_net::process::Process;
@@ -80,20 +80,31 @@ impl World {
     }
 
     async fn open(&mut self, at: usize) {
-        let nodes = self.hosts.len();
-        let host = &mut self.hosts[at];
-        host.process = Process::new();
+        self.try_open(at).await.expect("the node opens");
+    }
+
+    /// The machine of a node.
+    pub(crate) fn machine(&mut self, at: usize) -> Machine {
         let Host {
             name, disk, store, ..
-        } = host;
-        let machine = Machine {
+        } = &self.hosts[at];
+        Machine {
             disk: Arc::new(disk.clone()),
             transport: self.network.host(name),
             engines: Arc::new(store.clone()),
             clock: Arc::new(VirtualClock(self.started)),
             seed: self.rng.random(),
             threads: Threads::Tasks,
-        };
+        }
+    }
+
+    /// Opens a node that may be refused.
+    pub(crate) async fn try_open(&mut self, at: usize) -> Result<(), OpenError> {
+        let nodes = self.hosts.len();
+        let machine = self.machine(at);
+        let host = &mut self.hosts[at];
+        host.process = Process::new();
+        let name = &host.name;
         let list = (1..=nodes).map(|n| format!("n{n}=n{n}:7400"));
         let config = RepConfig::builder("group", name.as_str())
             .data_dir("/data")
@@ -103,8 +114,14 @@ impl World {
             .set("flush_interval_ms", 50)
             .build();
         let opening = ReplicatedEnvironment::open_on(config.expect("valid"), machine);
-        let opened = host.process.run(opening).await;
-        host.env = Some(opened.expect("the node opens"));
+        host.env = Some(host.process.run(opening).await?);
+        Ok(())
+    }
+
+    /// Closes a node in order.
+    pub(crate) async fn close(&mut self, at: usize) {
+        let env = self.hosts[at].env.take().expect("the node is open");
+        env.close_async().await.expect("closed");
     }
 
     pub(crate) fn note(&mut self, what: &str) {

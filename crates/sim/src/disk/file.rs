@@ -82,6 +82,29 @@ impl File {
         }
     }
 
+    /// Another file with what a reader sees of this one, all of it durable.
+    pub(super) fn copy(&self, path: &Path) -> Self {
+        let sector = |(&index, sector): (&usize, &Sector)| {
+            let content = || sector.current.clone();
+            let copied = Sector {
+                current: content(),
+                durable: content(),
+                ..Sector::default()
+            };
+            (index, copied)
+        };
+        let bytes = Length {
+            bytes: self.len.bytes,
+            ..Length::default()
+        };
+        Self {
+            len: bytes,
+            durable_len: bytes,
+            sectors: self.sectors.iter().map(sector).collect(),
+            ..Self::new(path)
+        }
+    }
+
     /// The length that a reader sees, in bytes.
     pub(super) fn len(&self) -> usize {
         self.len.bytes

@@ -163,7 +163,12 @@ impl Model {
 
     /// Counts one change of the disk, tells whoever listens, and cuts the power when it was the
     /// last one to happen: it still does.
-    fn step(&mut self, operation: &'static str, path: &Path, range: Range<usize>) -> Stamp {
+    pub(super) fn step(
+        &mut self,
+        operation: &'static str,
+        path: &Path,
+        range: Range<usize>,
+    ) -> Stamp {
         self.stamp += 1;
         self.stats.steps += 1;
         if self.trace.tap.is_some() {
@@ -211,11 +216,16 @@ impl Model {
         }
         self.grow()?;
         let stamp = self.step("create", path, 0..0);
-        self.next_file += 1;
-        let id = self.next_file;
-        self.files.insert(id, File::new(path));
+        let id = self.new_file(File::new(path));
         self.names.add(path, id, stamp);
         Ok(id)
+    }
+
+    /// Takes a file in, under a number that none has had.
+    pub(super) fn new_file(&mut self, file: File) -> FileId {
+        self.next_file += 1;
+        self.files.insert(self.next_file, file);
+        self.next_file
     }
 
     pub(super) fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {

@@ -88,6 +88,22 @@ impl Names {
         self.waiting.push(Waiting { stamp, change });
     }
 
+    /// Takes every name in this directory, and in those inside of it, away for good.
+    pub(super) fn clear(&mut self, dir: &Path) {
+        self.waiting
+            .retain(|waiting| !waiting.change.dir().starts_with(dir));
+        for names in [&mut self.current, &mut self.durable] {
+            names.retain(|path, _| !path.starts_with(dir));
+        }
+    }
+
+    /// Names a file, durably.
+    pub(super) fn add_durable(&mut self, path: &Path, id: FileId) {
+        for names in [&mut self.current, &mut self.durable] {
+            names.insert(path.to_owned(), id);
+        }
+    }
+
     /// Makes the changes of this directory durable that were made up to this moment.
     pub(super) fn sync(&mut self, dir: &Path, upto: Stamp) {
         let durable = &mut self.durable;

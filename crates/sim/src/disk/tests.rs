@@ -613,6 +613,26 @@ async fn damage_needs_a_place_and_is_counted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_copy_that_is_put_back_has_the_old_bytes_in_new_files() {
+    let disk = healthy();
+    let file = durable_file(&disk, path(), &[1; 600]).await;
+    file.write_all_at(&[2; 10], 595).unwrap();
+    let read = bytes_of(&disk, path());
+    drop(file);
+    let (mark, copy) = (disk.file_mark(path()).unwrap(), disk.copy(dir()));
+    assert!(disk.file_mark(path()).unwrap().is_same(mark));
+    let later = disk.open(path(), OpenMode::ReadWrite).unwrap();
+    later.write_all_at(&[3; 600], 0).unwrap();
+    drop(later);
+    drop(disk.open(&dir().join("g"), OpenMode::CreateNew).unwrap());
+    disk.put_back(dir(), copy);
+    assert_eq!(disk.list(dir()).unwrap(), ["f"]);
+    disk.crash();
+    assert_eq!(bytes_of(&disk, path()), read, "all of it is durable");
+    assert!(!disk.file_mark(path()).unwrap().is_same(mark));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_tap_sees_each_step_in_order() {
     let disk = healthy();
     let seen = Arc::new(Mutex::new(Vec::new()));

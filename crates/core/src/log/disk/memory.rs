@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use super::{Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, OpenMode};
+use super::{Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, FileMark, OpenMode};
 
 /// What a disk writes whole or not at all, in bytes.
 const SECTOR_BYTES: usize = 512;
@@ -182,6 +182,15 @@ impl Disk for MemoryDisk {
     fn exists(&self, path: &Path) -> io::Result<bool> {
         let model = self.model();
         Ok(model.names.contains_key(path) || model.directories.contains(path))
+    }
+
+    fn file_mark(&self, path: &Path) -> io::Result<FileMark> {
+        let found = self.model().names.get(path).copied();
+        let number = found.ok_or(io::ErrorKind::NotFound)?;
+        Ok(FileMark {
+            number: number as u64,
+            born_ns: None,
+        })
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn DiskFile>> {

@@ -32,10 +32,20 @@ async fn keeps_the_contract(disk: &dyn Disk, root: &Path) {
     file.set_len(4).unwrap();
     assert_eq!(file.len().unwrap(), 4);
 
+    let mark = disk.file_mark(&one).unwrap();
     disk.rename(&one, &two).unwrap();
     disk.sync_dir(&dir).await.unwrap();
     assert_eq!(disk.list(&dir).unwrap(), ["two"]);
     let renamed = disk.open(&two, OpenMode::Read).unwrap();
+    assert!(disk.file_mark(&two).unwrap().is_same(mark));
+    assert_eq!(
+        disk.file_mark(&one).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+    drop(disk.open(&one, OpenMode::CreateNew).unwrap());
+    let other = disk.file_mark(&one).unwrap();
+    assert!(!other.is_same(mark), "another file has another mark");
+    disk.remove(&one).unwrap();
     assert_eq!(renamed.len().unwrap(), 4);
     disk.remove(&two).unwrap();
     assert_eq!(disk.remove(&two).unwrap_err().kind(), ErrorKind::NotFound);
@@ -75,10 +85,12 @@ async fn a_crash_keeps_what_was_synced_and_nothing_else() {
     file.sync_data().await.unwrap();
     file.write_all_at(&[2; 1200], 0).unwrap();
     let lock = disk.lock(Path::new("/d/lock")).unwrap();
+    let mark = disk.file_mark(path).unwrap();
     disk.rename(path, Path::new("/d/g")).unwrap();
     disk.crash_keeping(0, |_, offset| if offset == 512 { 20 } else { 0 });
     let left = [[1; 512].as_slice(), &[2; 20], &[1; 68]].concat();
     assert_eq!(disk.bytes(path).unwrap(), left);
+    assert_eq!(disk.file_mark(path).unwrap(), mark, "the same file");
     let lock_of_this_life = disk.lock(Path::new("/d/lock")).unwrap();
     drop(lock);
     assert!(

@@ -112,6 +112,9 @@ pub(crate) struct Joined {
     /// All members, the new one included.
     #[prost(message, repeated, tag = "2")]
     pub(crate) members: Vec<MemberRecord>,
+    /// 0 stands for the first.
+    #[prost(uint64, tag = "3")]
+    pub(crate) epoch: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

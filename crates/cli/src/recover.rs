@@ -1,0 +1,259 @@
+//! `steadfast recover`: what to do when a group has lost its quorum for good.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::json;
+use steadfast::ids::Vlsn;
+use steadfast::machine::Machine;
+use steadfast::recover::{
+    self, NextStep, Place, RecoverError, Recovered, RecoveryPlan, Standing, Survivor,
+};
+
+use crate::failure::Failure;
+use crate::status::{Output, aligned, grouped};
+
+/// Cache of a storage engine that is opened to be asked how far it is.
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
+
+const UNCHANGED: &str = "nothing was changed";
+
+/// Go on from one survivor when the quorum of a group is lost for good
+#[derive(clap::Args)]
+#[command(after_help = "\
+A majority that is only down is not lost: start it. First make a plan, with the directories of all
+nodes that are left, stopped. It says what may be lost, and prints the command that goes on.
+
+Examples:
+  steadfast recover plan --data-dir /var/lib/orders
+  steadfast recover plan --data-dir /mnt/n1 --data-dir /mnt/n4 --node 10.0.0.5:7400
+  steadfast recover apply --data-dir /mnt/n1 --confirm 'recover group orders from n1 with 88 VLSNs'
+
+Exit codes: 0 done, 1 nothing was recovered, 2 usage.")]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Say who is left, who has most, and what may be lost; change nothing
+    Plan {
+        /// Data directory of a node that is left and does not run
+        #[arg(long = "data-dir", value_name = "DIR", required = true)]
+        directories: Vec<PathBuf>,
+        /// Address of a node that runs; members are asked at their own addresses without it
+        #[arg(long = "node", value_name = "HOST:PORT")]
+        nodes: Vec<String>,
+        /// How to print it
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Make the node of a directory the only member of its group, in a new epoch
+    Apply {
+        /// Its data directory; it does not run
+        #[arg(long = "data-dir", value_name = "DIR")]
+        directory: PathBuf,
+        /// The text that the plan prints
+        #[arg(long, value_name = "TEXT")]
+        confirm: String,
+        /// How to print it
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+}
+
+/// Plans, or recovers.
+///
+/// # Errors
+/// When nothing can be, or may be, recovered.
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let machine = Machine::real(CACHE_BYTES)?;
+    match arguments.verb {
+        Verb::Plan {
+            directories,
+            nodes,
+            output,
+        } => {
+            let plan = recover::plan(&machine, &directories, &nodes).await?;
+            match output {
+                Output::Table => print!("{}", render(&plan)),
+                Output::Json => println!("{}", json!(plan)),
+            }
+        }
+        Verb::Apply {
+            directory,
+            confirm,
+            output,
+        } => {
+            let recovered = recover::apply(&machine, &directory, &confirm).await?;
+            match output {
+                Output::Table => print!("{}", render_recovered(&recovered)),
+                Output::Json => println!("{}", json!(recovered)),
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn render(plan: &RecoveryPlan) -> String {
+    let voters = plan.voters.len();
+    let members = plan.survivors.iter();
+    let there = members
+        .filter(|left| left.standing == Standing::Member)
+        .count();
+    let columns = ["NODE", "LAST ENTRY", "VLSN", "EPOCH", "STATE", "WHERE"];
+    let mut rows = vec![columns.map(str::to_owned)];
+    rows.extend(plan.survivors.iter().map(row));
+    rows.extend(plan.missing.iter().map(|missing| {
+        let dash = || "-".to_owned();
+        let (name, why) = (missing.node.name.clone(), missing.why.clone());
+        [name, dash(), dash(), dash(), "MISSING".to_owned(), why]
+    }));
+    format!(
+        "group {}  NO QUORUM: {there} of {voters} voters are left    epoch {}\n{}{}\n{}",
+        plan.group_name,
+        plan.epoch,
+        aligned(&rows),
+        loss(plan),
+        next(plan)
+    )
+}
+
+fn row(left: &Survivor) -> [String; 6] {
+    let last = left.last.map(|last| last.to_string());
+    let (state, place) = match (&left.place, left.standing) {
+        (Place::Directory(dir), Standing::Member) => ("stopped", dir.display().to_string()),
+        (Place::Directory(dir), Standing::Fenced) => ("FENCED", dir.display().to_string()),
+        (Place::Address(address), _) => ("runs", address.clone()),
+    };
+    [
+        left.node.name.clone(),
+        last.unwrap_or_else(|| "-".to_owned()),
+        grouped(left.vlsn.0),
+        left.epoch.to_string(),
+        state.to_owned(),
+        place,
+    ]
+}
+
+fn loss(plan: &RecoveryPlan) -> String {
+    let first = &plan.survivors[0];
+    let kept = format!("{} keeps {}.", first.node.name, kept(first.vlsn));
+    if plan.may_lose {
+        format!(
+            "! {kept} What is missing is a majority, and may have acknowledged later writes that\n  \
+             nobody else has. How many cannot be known; they are lost for good.\n"
+        )
+    } else {
+        format!("! {kept} Every write that a majority has acknowledged is among them.\n")
+    }
+}
+
+fn next(plan: &RecoveryPlan) -> String {
+    match &plan.next {
+        NextStep::Stop { node } => format!(
+            "{node} has most, and runs. Stop it, and plan again with its directory:\n  \
+             steadfast recover plan --data-dir DIR\n"
+        ),
+        NextStep::Apply { directory, confirm } => format!(
+            "Only when what is missing will not come back, and cannot be started by anybody:\n  \
+             steadfast recover apply --data-dir {} --confirm {}\n",
+            quoted(&directory.display().to_string()),
+            quoted(confirm)
+        ),
+    }
+}
+
+fn render_recovered(recovered: &Recovered) -> String {
+    let Recovered {
+        group_name,
+        node,
+        epoch,
+        vlsn,
+    } = recovered;
+    format!(
+        "group {group_name} is recovered: {0} is its only member, in epoch {epoch}, with {1}\n\
+         Start {0}, and let other nodes in anew, with empty directories. Keep the old ones aside.\n",
+        node.name,
+        kept(*vlsn)
+    )
+}
+
+fn kept(last: Vlsn) -> String {
+    match last.0 {
+        0 => "no transaction".to_owned(),
+        last => format!("VLSNs 1 to {}", grouped(last)),
+    }
+}
+
+/// As one word of a shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+impl From<RecoverError> for Failure {
+    fn from(error: RecoverError) -> Self {
+        let dir = |dir: &Path| dir.display().to_string();
+        match error {
+            RecoverError::Open(error) => error.into(),
+            RecoverError::NoNode { dir: found } => Self::usage(
+                format!(
+                    "{} is not the data directory of a node that belongs to a group",
+                    dir(&found)
+                ),
+                "name the directory of a node that is left",
+            ),
+            RecoverError::Begun { source } => Self::new(
+                format!("the recovery was begun and not finished: {source}"),
+                "the directory is as it was, or is recovered when it is opened the next time",
+                "see to the cause, then plan again",
+            ),
+            RecoverError::SeveralGroups { one, other } => Self::usage(
+                format!("{} and {} are of different groups", dir(&one), dir(&other)),
+                "name directories of one group",
+            ),
+            RecoverError::NotNeeded {
+                there,
+                voters,
+                names,
+            } => Self::new(
+                format!(
+                    "{there} of {voters} voters are there ({}), which is a majority: no recovery \
+                     is needed, and none is allowed",
+                    names.join(", ")
+                ),
+                "nothing was changed, and nothing acknowledged is lost",
+                "start them",
+            ),
+            RecoverError::Superseded { address, epoch } => Self::new(
+                format!(
+                    "the node at {address} is in epoch {epoch} of the group: it was recovered \
+                     already"
+                ),
+                UNCHANGED,
+                "keep this directory aside, and let its node in anew (steadfast node replace)",
+            ),
+            RecoverError::NoVote { name } => Self::new(
+                format!("{name} has no vote or no data, so the group cannot go on from it"),
+                UNCHANGED,
+                "name the directory of a node that has both",
+            ),
+            RecoverError::Behind { name } => Self::new(
+                format!("{name} runs, and has more than this directory"),
+                UNCHANGED,
+                format!("stop {name}, and recover from its directory"),
+            ),
+            RecoverError::Unconfirmed => Self::usage(
+                "the confirmation is not the text for this group, node and state",
+                "run `steadfast recover plan`, read what it says, and give the text that it prints",
+            ),
+            other => Self::new(
+                other.to_string(),
+                UNCHANGED,
+                "see to the cause, then try again",
+            ),
+        }
+    }
+}
