@@ -14,6 +14,7 @@ mod admin;
 mod describe;
 mod feeds;
 mod fence;
+mod founding;
 mod serving;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -26,17 +27,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::config::RepConfig;
 use crate::error::{OpenError, ReadError, ReadyError, WriteError};
-use crate::group::Members;
-use crate::group::formation::Formation;
 use crate::group::identity::{DataDir, Identity};
-use crate::group::join::Joining;
-use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId, Vlsn};
+use crate::ids::Vlsn;
 use crate::listener::{Role, RoleState};
 use crate::machine::Machine;
-use crate::node::{Node, Surroundings, create_log};
+use crate::node::{Node, Surroundings};
 use crate::observe::digest::{self, SharedDigest};
 use crate::observe::status::NodeStatus;
-use crate::recover;
 use crate::service::hello::Gate;
 use crate::service::{ADMIN, ELECTION, FEEDER, NODE_STATE, SUBSCRIPTION};
 use crate::token::{CommitToken, TokenOutcome};
@@ -106,7 +103,7 @@ impl Lifecycle {
     /// See [`OpenError`].
     pub(crate) async fn open(config: RepConfig, machine: Machine) -> Result<Arc<Self>, OpenError> {
         let dir = DataDir::open(&*machine.disk, &config.data_dir)?;
-        let identity = own_identity(&config, &machine, &dir).await?;
+        let identity = founding::own_identity(&config, &machine, &dir).await?;
         let lifecycle = Arc::new(Self::new(config, machine, dir, identity));
         let opened = lifecycle.begin().await;
         if opened.is_err()
@@ -179,7 +176,7 @@ impl Lifecycle {
         }
         self.listen_address.get_or_init(|| address);
         if self.node.get().is_none() {
-            let forming = process::spawn(form(Arc::clone(self)));
+            let forming = process::spawn(founding::form(Arc::clone(self)));
             *lock(&self.forming) = Some(forming);
         }
         Ok(())
@@ -478,126 +475,6 @@ impl From<NotRunning> for WriteError {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The identity in the directory, or a new one that has been written there.
-async fn own_identity(
-    config: &RepConfig,
-    machine: &Machine,
-    dir: &DataDir,
-) -> Result<Identity, OpenError> {
-    if let Some(found) = dir.find_identity(&*machine.disk).await? {
-        let foreign = |what, found: &str, expected: &str| OpenError::ForeignDirectory {
-            dir: config.data_dir.clone(),
-            what,
-            found: found.to_owned(),
-            expected: expected.to_owned(),
-        };
-        if found.group_name != config.group {
-            return Err(foreign("group", &found.group_name, &config.group));
-        }
-        if found.node_name != config.node {
-            return Err(foreign("node", &found.node_name, &config.node));
-        }
-        return recover::finish(machine, dir, found).await;
-    }
-    let (incarnation, _) = draw(machine.seed);
-    let identity = Identity {
-        group_name: config.group.clone(),
-        node_name: config.node.clone(),
-        incarnation: Incarnation(incarnation),
-        group: None,
-        node_id: NodeId(0),
-        founders: Vec::new(),
-        epoch: GroupEpoch::FIRST,
-        superseded_by: None,
-        recovery: None,
-    };
-    dir.write_identity(&*machine.disk, &identity).await?;
-    Ok(identity)
-}
-
-/// An incarnation and a group UUID out of a machine's seed.
-fn draw(seed: u64) -> (u64, GroupUuid) {
-    use rand::{Rng, SeedableRng};
-    let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
-    let incarnation = rng.next_u64();
-    let mut bytes = [0; 16];
-    rng.fill_bytes(&mut bytes);
-    (
-        incarnation,
-        GroupUuid(uuid::Builder::from_random_bytes(bytes).into_uuid()),
-    )
-}
-
-/// Comes to the group, then to work. A close ends the waiting for others; once this node has begun
-/// to make its log, threads work in its directory, and it goes on until they can be stopped.
-async fn form(lifecycle: Arc<Lifecycle>) {
-    let identity = Identity::clone(&lifecycle.identity.borrow());
-    let mut phase = lifecycle.phase.subscribe();
-    let formed = tokio::select! {
-        biased;
-        _ = phase.wait_for(|phase| *phase == Phase::Closing) => return,
-        formed = lifecycle.come_to_group(identity) => formed,
-    };
-    match formed {
-        Ok(identity) => {
-            if let Err(error) = lifecycle.come_to_work(identity).await {
-                (lifecycle.around.failed)(error.to_string());
-            }
-        }
-        Err(reason) => {
-            tracing::error!(reason, "the group refuses this node");
-            lifecycle.phase.send_replace(Phase::Refused(reason));
-        }
-    }
-}
-
-impl Lifecycle {
-    /// # Errors
-    /// The reason for which the group refuses this node.
-    async fn come_to_group(&self, identity: Identity) -> Result<Identity, String> {
-        let transport = Arc::clone(&self.machine.transport);
-        let dial_timeout = self.config.tuning.dial_timeout;
-        if let Some(token) = self.config.token.clone() {
-            let advertised = self.config.advertise.clone();
-            let joining = Joining {
-                identity,
-                token,
-                address: advertised.unwrap_or_else(|| self.listen_address().to_owned()),
-                transport,
-                dial_timeout,
-            };
-            return joining.run(&self.waiting_for).await;
-        }
-        let formation = Formation {
-            identity,
-            list: self.config.expected.clone(),
-            group: draw(self.machine.seed).1,
-            transport,
-            dial_timeout,
-        };
-        formation.run(&self.waiting_for).await
-    }
-
-    async fn come_to_work(self: &Arc<Self>, identity: Identity) -> Result<(), OpenError> {
-        let dir = lock(&self.dir)
-            .take()
-            .ok_or(OpenError::Start("closed".to_owned()))?;
-        let written = match create_log(&self.config, &self.machine, &dir, &identity).await {
-            Ok(()) => dir.write_identity(&*self.machine.disk, &identity).await,
-            Err(error) => Err(error),
-        };
-        *lock(&self.dir) = Some(dir);
-        written?;
-        let identity = Arc::new(identity);
-        let members: Members = Arc::new(identity.founders.iter().cloned().collect());
-        self.around.members.send_replace(members);
-        self.start_node(Arc::clone(&identity)).await?;
-        // Only now do peers learn of the group here, and are let in.
-        self.identity.send_replace(identity);
-        Ok(())
-    }
 }
 
 /// Ends the node's work when consensus stops by itself, or something under it fails.
