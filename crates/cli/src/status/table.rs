@@ -93,13 +93,16 @@ fn row(survey: &Survey, node: &SurveyedNode) -> [String; 7] {
             dash(),
         ];
     };
+    // An arbiter has no transactions, so it is at none.
+    let has_data = node.member.node_type.has_data();
+    let of_data = |text: String| if has_data { text } else { dash() };
     let free = (status.disk_free_bytes * 100).checked_div(status.disk_total_bytes);
     [
         name,
         kind,
         state(survey, status),
-        grouped(status.vlsn.0),
-        lag(survey, status),
+        of_data(grouped(status.vlsn.0)),
+        of_data(lag(survey, status)),
         free.map_or_else(dash, |percent| format!("{percent} %")),
         status.version.clone(),
     ]

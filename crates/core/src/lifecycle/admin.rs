@@ -270,24 +270,8 @@ async fn remove(node: &Node, request: RemoveRequest) -> Done {
     );
     check_leader_left(&rest, &format!("without {}", member.name))?;
     let voters = consensus.voters();
-    if voters.contains(&id) && !request.force {
-        let left: BTreeSet<_> = voters.iter().filter(|other| **other != id).collect();
-        let up = left
-            .iter()
-            .filter(|other| consensus.has_caught_up(***other))
-            .count();
-        if up * 2 <= left.len() {
-            return refused(
-                format!(
-                    "without {} only {up} of {} voting nodes would be up and current: no majority, so \
-                     the group would stop",
-                    member.name,
-                    left.len()
-                ),
-                "bring the others back first, or remove one of those that are down; --force does it \
-                 all the same",
-            );
-        }
+    if !request.force {
+        check_majority_left(consensus, (id, member))?;
     }
     if id == consensus.own_id() {
         let others: Vec<_> = candidates(&rest, &voters);
@@ -342,6 +326,9 @@ async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {
         what.push(format!("{} is reached at {}", member.name, altered.address));
     }
     check_member(&altered)?;
+    if !altered.node_type.votes() {
+        check_majority_left(consensus, (id, member))?;
+    }
     let mut after = (*members).clone();
     after.insert(id, altered.clone());
     check_leader_left(&Arc::new(after), "with this")?;
@@ -448,6 +435,35 @@ fn check_free_address(members: &Members, address: &str, own: Option<NodeId>) -> 
         ),
         None => Ok(()),
     }
+}
+
+/// Whether enough of the others answer when a member has no vote any more.
+fn check_majority_left(
+    consensus: &Consensus,
+    (id, member): (NodeId, &Member),
+) -> Result<(), Undone> {
+    let voters = consensus.voters();
+    if !voters.contains(&id) {
+        return Ok(());
+    }
+    let left: BTreeSet<_> = voters.iter().filter(|other| **other != id).collect();
+    let up = left
+        .iter()
+        .filter(|other| consensus.has_caught_up(***other));
+    let up = up.count();
+    if up * 2 > left.len() {
+        return Ok(());
+    }
+    refused(
+        format!(
+            "without {} only {up} of {} voting nodes would be up and current: no majority, so the \
+             group would stop",
+            member.name,
+            left.len()
+        ),
+        "bring the others back first, or remove one of those that are down; `steadfast node remove \
+         --force` takes a node out all the same",
+    )
 }
 
 fn check_leader_left(members: &Members, when: &str) -> Result<(), Undone> {

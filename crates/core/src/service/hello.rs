@@ -185,7 +185,12 @@ impl Gate {
             Err((refusal, text)) => {
                 metrics::counter!("steadfast_hello_refused_total", "reason" => format!("{refusal:?}"))
                     .increment(1);
-                tracing::warn!(%peer, service, ?refusal, text, "refused a hello");
+                if refusal == Refusal::NotFormed {
+                    // A member that is on its way in: the others try until it is there.
+                    tracing::debug!(%peer, service, text, "refused a hello for now");
+                } else {
+                    tracing::warn!(%peer, service, ?refusal, text, "refused a hello");
+                }
                 Err(DialError::Refused { refusal, text })
             }
         }

@@ -208,8 +208,14 @@ fn a_removal_that_would_lose_the_majority_is_refused() {
             .filter_map(|replica| replica.heard_ms_ago);
         heard.any(|ago| ago > 1_500)
     });
-    let why = refusal(group.node(master).administer(&remove(&name(up))));
-    assert!(why.contains("no majority"), "{why}");
+    let demote = AdminCommand::SetType {
+        node: name(up),
+        node_type: NodeType::Secondary,
+    };
+    for command in [remove(&name(up)), demote] {
+        let why = refusal(group.node(master).administer(&command));
+        assert!(why.contains("no majority"), "{why}");
+    }
     let _token = put(group.node(master), "k", "v").expect("nothing has changed");
     group
         .node(master)
