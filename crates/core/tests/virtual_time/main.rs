@@ -13,6 +13,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use steadfast::{ReadyError, Role};
+use tokio::runtime::RngSeed;
 use world::World;
 
 const SEED_VARIABLE: &str = "STEADFAST_DETERMINISM_SEED";
@@ -37,6 +38,8 @@ fn paused() -> tokio::runtime::Runtime {
     builder
         .enable_time()
         .start_paused(true)
+        // Who of several waiters on a tokio channel is woken first.
+        .rng_seed(RngSeed::from_bytes(b"virtual time"))
         .build()
         .expect("a runtime")
 }
