@@ -18,6 +18,11 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
          its log as that of a group that had not formed",
     ),
     (
+        3392,
+        "a replica noted as committed what was still queued for its own disk, was killed, and did not \
+         open any more: the note was there without the entry",
+    ),
+    (
         9743,
         "a remote subscriber that asked with short timeouts never noticed that the node had fallen \
          silent, behind the damaged length of a frame",

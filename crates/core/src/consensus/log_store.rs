@@ -121,7 +121,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogIdOf<TypeConfig>>> {
-        Ok(self.log.state().committed.map(to_raft_log_id))
+        let state = self.log.state();
+        // An earlier version could note an entry that a crash then took. It is a hint: without it the
+        // master tells what is committed.
+        let stands = state.committed.filter(|committed| {
+            let last = state.last;
+            last.is_some_and(|last| committed.position <= last.position)
+        });
+        Ok(stands.map(to_raft_log_id))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>

@@ -124,9 +124,13 @@ impl LogWriter {
         Ok(())
     }
 
+    /// Notes what is committed, where that entry stands in the log already: a majority may have what
+    /// is still queued here, and a crash must not leave the note without the entry.
     async fn write_committed(&mut self) -> Result<(), LogError> {
         let committed = self.shared.committed();
-        if committed != self.committed {
+        let position = |id: Option<LogId>| id.map(|id| id.position);
+        let stands = position(committed) <= position(self.appender.head().last);
+        if stands && committed != self.committed {
             self.appender.put(&Record::Mark(committed), &[]).await?;
             self.committed = committed;
         }

@@ -53,6 +53,38 @@ async fn what_was_written_is_there_after_opening_again() {
 }
 
 #[tokio::test]
+async fn an_entry_is_noted_as_committed_only_where_it_stands() {
+    // A majority may have what is still queued here.
+    for steps in 0..40 {
+        let disk = MemoryDisk::new();
+        let node = Node::open(&disk, TINY).await.unwrap();
+        disk.fail_after(steps);
+        let mut durable = Vec::new();
+        for position in 0..8 {
+            let entries = vec![entry(0, position, &[1; 700])];
+            durable.push(queue(&node.log, entries).await.unwrap());
+        }
+        node.log.save_committed(id(0, 7)).unwrap();
+        for durable in durable {
+            // The disk fails in the middle of it.
+            durable.await.ok();
+        }
+        node.writer.abort();
+        node.writer.await.ok();
+        disk.crash();
+        let node = Node::open(&disk, TINY).await.unwrap();
+        let LogState {
+            last, committed, ..
+        } = node.log.state();
+        let position = |id: Option<LogId>| id.map(|id| id.position);
+        assert!(
+            position(committed) <= position(last),
+            "{committed:?} is committed, the last entry is {last:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_read_keeps_to_its_bytes_but_makes_progress() {
     let disk = MemoryDisk::new();
     let node = Node::open(
