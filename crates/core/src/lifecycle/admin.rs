@@ -33,6 +33,9 @@ const BUSY_RETRY: Duration = Duration::from_millis(20);
 /// How long a master that is to be removed tries to hand over.
 const HAND_OVER_MAX: Duration = Duration::from_secs(5);
 
+/// For how long writes go on between two tries of a transfer.
+const TRANSFER_PAUSE: Duration = Duration::from_millis(300);
+
 /// Longest wait that a caller may ask for.
 const WITHIN_MAX: Duration = Duration::from_hours(1);
 
@@ -276,7 +279,7 @@ async fn remove(node: &Node, request: RemoveRequest) -> Done {
     if id == consensus.own_id() {
         let others: Vec<_> = candidates(&rest, &voters);
         let deadline = Instant::now() + HAND_OVER_MAX;
-        let transferred = consensus.transfer(&others, deadline).await;
+        let transferred = hand_over(consensus, &others, deadline).await;
         return match transferred {
             // The new master removes this node.
             Ok(_) | Err(TransferError::NotMaster) => Err(Undone::NotMaster),
@@ -363,7 +366,7 @@ async fn transfer(consensus: &Consensus, request: TransferRequest) -> Done {
         return refused("no other node can be master", "add an electable node first");
     }
     let within = Duration::from_millis(request.timeout_ms).min(WITHIN_MAX);
-    match consensus.transfer(&to, Instant::now() + within).await {
+    match hand_over(consensus, &to, Instant::now() + within).await {
         Ok(master) => {
             let name = members.get(&master).map(|member| member.name.as_str());
             Ok(done(format!("{} is the master", name.unwrap_or_default())))
@@ -373,6 +376,23 @@ async fn transfer(consensus: &Consensus, request: TransferRequest) -> Done {
             format!("mastership was not transferred: {error}; the master goes on"),
             "look at `steadfast status` for what holds the candidate back, then try again",
         ),
+    }
+}
+
+/// Transfers mastership, again while there is time: writes are held for so short that a candidate with a
+/// busy disk may miss it. Between two tries they go on.
+async fn hand_over(
+    consensus: &Consensus,
+    to: &[NodeId],
+    deadline: Instant,
+) -> Result<NodeId, TransferError> {
+    loop {
+        match consensus.transfer(to, deadline).await {
+            Err(TransferError::NotTaken) if Instant::now() + TRANSFER_PAUSE < deadline => {
+                tokio::time::sleep(TRANSFER_PAUSE).await;
+            }
+            transferred => return transferred,
+        }
     }
 }
 
