@@ -121,13 +121,14 @@ fn short(value: Option<&Bytes>) -> String {
     value.map_or_else(|| "nothing".into(), |value| format!("{:?}", text(value)))
 }
 
-/// Committed logs are equal as far as both go.
-pub fn logs_agree(logs: &[(String, BTreeMap<u64, LogEntry>)], committed: u64) -> Vec<String> {
+/// Committed logs are equal as far as both are on disk, which is given with each.
+pub fn logs_agree(logs: &[(String, BTreeMap<u64, LogEntry>, u64)], committed: u64) -> Vec<String> {
     let mut problems = Vec::new();
-    let Some((first_name, first)) = logs.first() else {
+    let Some((first_name, first, first_persisted)) = logs.first() else {
         return problems;
     };
-    for (name, log) in &logs[1..] {
+    for (name, log, persisted) in &logs[1..] {
+        let committed = committed.min(*first_persisted).min(*persisted);
         let ours = first.range(..=committed);
         let theirs = log.range(..=committed);
         if ours.clone().eq(theirs.clone()) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
+use steadfast::ids::LogPosition;
 use steadfast::{ReplicatedEnvironment, Role};
 use tokio::runtime::RngSeed;
 use tokio::task::JoinSet;
@@ -290,21 +291,27 @@ fn check_logs(world: &World, live: &[usize]) {
     for at in live {
         let host = &world.hosts[*at];
         let files = host.log_files().map_err(|error| error.to_string());
+        let status = env(world, *at).map(|env| env.status());
+        let at_or_zero = |position: Option<LogPosition>| position.map_or(0, |position| position.0);
+        let (applied, persisted) = status.map_or((0, 0), |status| {
+            (at_or_zero(status.applied), at_or_zero(status.persisted))
+        });
+        committed = committed.min(applied);
         match files.and_then(|files| logfile::entries(&files)) {
-            Ok(entries) => logs.push((host.name.clone(), entries)),
+            Ok(entries) => logs.push((host.name.clone(), entries, persisted)),
             Err(error) => world
                 .story
                 .violation(format!("the log of {}: {error}", host.name)),
         }
-        // A node may have applied what a majority has on disk, and not it.
-        let status = env(world, *at).map(|env| env.status());
-        let kept = status.and_then(|status| status.applied.min(status.persisted));
-        committed = committed.min(kept.map_or(0, |position| position.0));
     }
+    // A node may have applied what a majority has on disk, and not it: the first one here has it all.
+    logs.sort_by_key(|(_, _, persisted)| std::cmp::Reverse(*persisted));
     for problem in check::logs_agree(&logs, committed) {
         world.story.violation(problem);
     }
-    let Some((_, log)) = logs.first() else { return };
+    let Some((_, log, _)) = logs.first() else {
+        return;
+    };
     match logfile::transactions(log, committed) {
         Ok(transactions) => {
             let history = world.history();
