@@ -6,19 +6,21 @@
 //!   a data node is silent for a lease ──► it is waited for no longer: DEGRADED
 //! ```
 //!
+//! A new master has heard nobody yet, and waits a lease for everybody.
+//!
 //! So with two data nodes and an arbiter a commit takes both copies while both nodes are there. When
 //! one dies the other has everything that the arbiter has, and the two elect it.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::AppendEntriesRequest;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use crate::consensus::Consensus;
 use crate::consensus::types::{TypeConfig, from_raft_vote};
-use crate::consensus::{Consensus, Progress};
-use crate::group::Members;
 use crate::ids::{LogPosition, NodeId, Term};
 
 /// How far this master's arbiters get the log.
@@ -44,6 +46,7 @@ pub(super) async fn run(consensus: Arc<Consensus>, released: watch::Sender<Relea
     let mut leadership = consensus.raft.server_metrics();
     let mut persisted = consensus.log.persisted();
     let mut lease = tokio::time::interval(consensus.timers.election_timeout_max / 4);
+    let mut leads_since = (None, Instant::now());
     loop {
         // Seen before anything is made of it: what changes from here on is not missed.
         progress.borrow_and_update();
@@ -53,6 +56,9 @@ pub(super) async fn run(consensus: Arc<Consensus>, released: watch::Sender<Relea
             let term = metrics.vote.leader_id.term;
             metrics.state.is_leader().then_some(term)
         };
+        if leads_in != leads_since.0 {
+            leads_since = (leads_in, Instant::now());
+        }
         let members = consensus.members();
         let has_arbiters = members.values().any(|member| !member.node_type.has_data());
         let Some(term) = leads_in.filter(|_| has_arbiters) else {
@@ -61,7 +67,7 @@ pub(super) async fn run(consensus: Arc<Consensus>, released: watch::Sender<Relea
             }
             continue;
         };
-        let position = consensus.copied_everywhere();
+        let position = consensus.copied_everywhere(leads_since.1.elapsed());
         released.send_if_modified(|old| {
             let new = Released { term, position };
             let changed = *old != new;
@@ -83,25 +89,63 @@ pub(super) async fn run(consensus: Arc<Consensus>, released: watch::Sender<Relea
 }
 
 impl Consensus {
-    /// The position up to which every data node that votes and is heard has the log on disk.
-    fn copied_everywhere(&self) -> LogPosition {
+    /// The position up to which every data node that votes and counts as there has the log on disk.
+    fn copied_everywhere(&self, led_for: Duration) -> LogPosition {
         let own = *self.log.persisted().borrow();
         let own = own.map(|last| last.position).unwrap_or_default();
-        let (members, voters) = (self.members(), self.voters());
-        let data = data_voters(&members, &voters).filter(|id| *id != self.identity.node_id);
-        let progress = self.replica_progress();
-        let lease = self.timers.election_timeout_max;
-        let is_heard = |of: &&Progress| of.heard.is_some_and(|ago| ago <= lease);
-        let copies = data.filter_map(|id| progress.get(&id).filter(is_heard));
-        copies
-            .map(|of| of.persisted.map(|last| last.position).unwrap_or_default())
-            .fold(own, LogPosition::min)
+        let (members, voters, progress) = (self.members(), self.voters(), self.replica_progress());
+        let is_data = |id: &NodeId| {
+            let member = members.get(id);
+            *id != self.identity.node_id && member.is_some_and(|member| member.node_type.has_data())
+        };
+        let data = voters.iter().filter(|id| is_data(id));
+        let copies = data.map(|id| {
+            let of = progress.get(id);
+            let persisted = of.and_then(|of| of.persisted).map(|last| last.position);
+            // One of which nothing is known yet may have been there all the time.
+            let silent_for = of.and_then(|of| of.heard).unwrap_or(led_for);
+            (persisted.unwrap_or_default(), silent_for)
+        });
+        copied(own, copies, self.timers.election_timeout_max)
     }
 }
 
-fn data_voters(members: &Members, voters: &BTreeSet<NodeId>) -> impl Iterator<Item = NodeId> {
-    let data = members
-        .iter()
-        .filter(|(id, member)| voters.contains(id) && member.node_type.has_data());
-    data.map(|(id, _)| *id)
+/// What the master and all of these that are not silent for longer than a lease have on disk.
+fn copied(
+    own: LogPosition,
+    copies: impl Iterator<Item = (LogPosition, Duration)>,
+    lease: Duration,
+) -> LogPosition {
+    let there = copies.filter(|(_, silent_for)| *silent_for <= lease);
+    there
+        .map(|(persisted, _)| persisted)
+        .fold(own, LogPosition::min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_waited_for_until_its_node_is_silent_for_a_lease() {
+        let ms = Duration::from_millis;
+        let released = |copies: &[(u64, u64)]| {
+            let copies = copies
+                .iter()
+                .map(|(at, silent)| (LogPosition(*at), ms(*silent)));
+            copied(LogPosition(10), copies, ms(300)).0
+        };
+        assert_eq!(released(&[]), 10, "the master has it");
+        assert_eq!(released(&[(12, 0), (7, 300)]), 7);
+        assert_eq!(
+            released(&[(12, 0), (7, 301)]),
+            10,
+            "it is waited for no longer"
+        );
+        assert_eq!(
+            released(&[(0, 20)]),
+            0,
+            "a new master knows nothing of it yet"
+        );
+    }
 }

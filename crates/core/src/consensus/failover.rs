@@ -153,15 +153,7 @@ async fn take_over(consensus: &Consensus) {
 }
 
 async fn majority_agrees(consensus: &Consensus, own: &Followed) -> bool {
-    let sets = {
-        let metrics = consensus.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        metrics
-            .membership_config
-            .membership()
-            .get_joint_config()
-            .clone()
-    };
+    let sets = consensus.voter_sets();
     let gone = MasterGone {
         master: own.master.0,
         term: own.term.0,

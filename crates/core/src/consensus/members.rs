@@ -99,12 +99,10 @@ fn steps(sets: &[BTreeSet<NodeId>], members: &Members, own: NodeId) -> Vec<Step>
 
 /// Takes the steps while this node is master, until consensus stops.
 pub(super) async fn run(consensus: Arc<Consensus>) {
-    let mut progress = consensus.raft.metrics();
     let mut members = consensus.raft.server_metrics();
     let mut role = consensus.role.subscribe();
     loop {
         // Seen before anything is made of it: what changes from here on is not missed.
-        progress.borrow_and_update();
         members.borrow_and_update();
         let is_master = role.borrow_and_update().role == Role::Master;
         let steps = if is_master {
@@ -129,18 +127,12 @@ pub(super) async fn run(consensus: Arc<Consensus>) {
             }
             continue;
         }
-        // Without steps only a change of the role or of the members brings some.
-        let changed = async {
-            if is_master && !steps.is_empty() {
-                progress.changed().await.is_ok()
-            } else {
-                members.changed().await.is_ok()
-            }
-        };
         let more = tokio::select! {
             biased;
             changed = role.changed() => changed.is_ok(),
-            more = changed => more,
+            changed = members.changed() => changed.is_ok(),
+            // Whether a node has caught up changes with every acknowledgement, and with silence.
+            () = tokio::time::sleep(consensus.timers.heartbeat_interval), if !steps.is_empty() => true,
         };
         if !more {
             return;

@@ -1,8 +1,9 @@
 //! How a node learns that it is no member any more.
 //!
 //! The master tells it. A node that was away then finds out by itself: while it knows no master it
-//! asks those whom it takes for members, and when a majority of them refuses it as a stranger, it was
-//! removed. One of any majority knows every membership that was ever in force.
+//! asks those whom it takes for members, and when half of them refuse it as a stranger, it was
+//! removed. More than half of them had the membership that this node knows, one of which it may be
+//! itself: so one of those who refuse it knew that membership, and knows a later one.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -30,10 +31,7 @@ pub(super) async fn noticed(consensus: &Consensus) {
     interval.tick().await;
     loop {
         let refused = refusing.borrow_and_update().clone();
-        let is_majority = |set: &BTreeSet<NodeId>| {
-            set.iter().filter(|id| refused.contains(id)).count() * 2 > set.len()
-        };
-        if *told.borrow_and_update() || electorates(consensus).iter().all(is_majority) {
+        if *told.borrow_and_update() || is_proof(&electorates(consensus), &refused) {
             return;
         }
         tokio::select! {
@@ -46,6 +44,12 @@ pub(super) async fn noticed(consensus: &Consensus) {
             },
         }
     }
+}
+
+/// Whether it takes a removal for these to refuse this node.
+fn is_proof(electorates: &[BTreeSet<NodeId>], refused: &BTreeSet<NodeId>) -> bool {
+    let is_half = |set: &BTreeSet<NodeId>| 2 * set.intersection(refused).count() >= set.len();
+    electorates.iter().all(is_half)
 }
 
 /// The sets of voters, as far as this node knows. Before it has the first membership, that is all
@@ -90,5 +94,23 @@ pub(super) async fn tell(consensus: &Consensus, client: &ElectionClient) {
     let call = ElectionCall::Removed(Removed { term });
     if let Err(error) = client.call(call, TELL_MAX).await {
         tracing::debug!(%error, "a removed node could not be told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_prove_a_removal_when_one_of_them_knew_better() {
+        let set = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<BTreeSet<_>>();
+        let proves = |voters: &[u64], refused: &[u64]| is_proof(&[set(voters)], &set(refused));
+        // One of two: the other one had the membership too, or it was never in force.
+        assert!(proves(&[1, 2], &[1]) && !proves(&[1, 2], &[]));
+        // Of three, one may not have heard of this node yet.
+        assert!(proves(&[1, 2, 3], &[1, 2]) && !proves(&[1, 2, 3], &[1]));
+        assert!(proves(&[1, 2, 3, 4], &[1, 2]) && !proves(&[1, 2, 3, 4, 5], &[1, 2]));
+        // While a change is under way, of both sets.
+        assert!(!is_proof(&[set(&[1, 2]), set(&[1, 2, 3])], &set(&[1])));
     }
 }

@@ -64,10 +64,37 @@ pub(crate) struct Formation {
 }
 
 /// What one round of questions says.
-enum Round {
+pub(super) enum Round {
+    /// The node belongs to a group.
     Formed(Identity),
     Refused(String),
+    /// For what, in words.
     Wait(String),
+}
+
+/// Asks again and again, until a round decides. `waiting_for` says whom it waits for.
+///
+/// # Errors
+/// The reason for which the group refuses this node.
+pub(super) async fn decided<F: Future<Output = Round>>(
+    every: Duration,
+    waiting_for: &watch::Sender<String>,
+    round: impl Fn() -> F,
+) -> Result<Identity, String> {
+    let mut interval = tokio::time::interval(every);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        match round().await {
+            Round::Formed(identity) => return Ok(identity),
+            Round::Refused(reason) => return Err(reason),
+            Round::Wait(whom) => waiting_for.send_if_modified(|old| {
+                let changed = *old != whom;
+                old.clone_from(&whom);
+                changed
+            }),
+        };
+    }
 }
 
 impl Formation {
@@ -80,20 +107,8 @@ impl Formation {
         &self,
         waiting_for: &watch::Sender<String>,
     ) -> Result<Identity, String> {
-        let mut interval = tokio::time::interval(ASK_INTERVAL);
-        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            interval.tick().await;
-            match self.evaluate(&self.ask_all().await) {
-                Round::Formed(identity) => return Ok(identity),
-                Round::Refused(reason) => return Err(reason),
-                Round::Wait(whom) => waiting_for.send_if_modified(|old| {
-                    let changed = *old != whom;
-                    old.clone_from(&whom);
-                    changed
-                }),
-            };
-        }
+        let round = || async { self.evaluate(&self.ask_all().await) };
+        decided(ASK_INTERVAL, waiting_for, round).await
     }
 
     async fn ask_all(&self) -> Vec<(&Expected, Result<NodeStateMessage, DialError>)> {

@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use steadfast_net::Transport;
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
 
+use crate::group::formation::{Round, decided};
 use crate::group::identity::Identity;
 use crate::group::{MemberRecord, NodeType, PRIORITY_DEFAULT};
 use crate::ids::{GroupEpoch, GroupUuid, NodeId};
@@ -139,22 +139,10 @@ impl Joining {
         &self,
         waiting_for: &watch::Sender<String>,
     ) -> Result<Identity, String> {
-        let mut interval = tokio::time::interval(ASK_INTERVAL);
-        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            interval.tick().await;
-            match self.ask().await {
-                Asked::Done(joined) => return self.completed(joined),
-                Asked::Refused(refusal) => return Err(refusal.to_string()),
-                Asked::NoAnswer(why) => {
-                    let group = &self.token.group_name;
-                    waiting_for.send_replace(format!("group {group:?} to let it in: {why}"));
-                }
-            }
-        }
+        decided(ASK_INTERVAL, waiting_for, || self.ask()).await
     }
 
-    async fn ask(&self) -> Asked<Joined> {
+    async fn ask(&self) -> Round {
         let call = AdminCall::Join(JoinRequest {
             name: self.identity.node_name.clone(),
             address: self.address.clone(),
@@ -169,24 +157,25 @@ impl Joining {
             dial_timeout: self.dial_timeout,
         };
         match client.call(call, ANSWER_MAX).await {
-            Asked::Done(done) => match done.joined {
-                Some(joined) => Asked::Done(joined),
-                None => Asked::NoAnswer("the answer says nothing of this node".to_owned()),
-            },
-            Asked::Refused(refusal) => Asked::Refused(refusal),
-            Asked::NoAnswer(why) => Asked::NoAnswer(why),
+            Asked::Done(done) => self.completed(done.joined.unwrap_or_default()),
+            Asked::Refused(refusal) => Round::Refused(refusal.to_string()),
+            Asked::NoAnswer(why) => {
+                let group = &self.token.group_name;
+                Round::Wait(format!("group {group:?} to let it in: {why}"))
+            }
         }
     }
 
-    fn completed(&self, joined: Joined) -> Result<Identity, String> {
+    fn completed(&self, joined: Joined) -> Round {
         let members = joined.members.into_iter().map(MemberRecord::into_member);
         let members: Vec<_> = members.collect();
         let node_id = NodeId(joined.node_id);
         let own = members.iter().find(|(id, _)| *id == node_id);
         if own.is_none_or(|(_, own)| own.incarnation != self.identity.incarnation) {
-            return Err("the group's answer does not list this node as it is".to_owned());
+            let reason = "the group's answer does not list this node as it is";
+            return Round::Refused(reason.to_owned());
         }
-        Ok(Identity {
+        Round::Formed(Identity {
             group: Some(self.token.group),
             node_id,
             epoch: GroupEpoch::from_number(joined.epoch),

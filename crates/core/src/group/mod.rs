@@ -45,6 +45,11 @@ pub enum NodeType {
 impl NodeType {
     const ALL: [Self; 3] = [Self::Electable, Self::Secondary, Self::Arbiter];
 
+    /// The type as it is written and sent; `None` for one that this version does not know.
+    pub(crate) fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| *known as u32 == number)
+    }
+
     /// Whether such a node votes once it has caught up.
     pub fn votes(self) -> bool {
         self != Self::Secondary
@@ -159,8 +164,7 @@ impl MemberRecord {
 
     /// A type that this version does not know is taken for a secondary: nothing is asked of it.
     pub(crate) fn into_member(self) -> (NodeId, Member) {
-        let mut known = NodeType::ALL.into_iter();
-        let known = known.find(|known| *known as u32 == self.node_type);
+        let known = NodeType::from_number(self.node_type);
         (
             NodeId(self.id),
             Member {

@@ -11,7 +11,7 @@ use crate::consensus::{ChangeError, Consensus, ConsensusError, TransferError};
 use crate::error::WriteError;
 use crate::group::admin::{AdminCommand, AdminError, PRIORITY_MAX};
 use crate::group::{Member, MemberRecord, Members, NodeType};
-use crate::ids::NodeId;
+use crate::ids::{Incarnation, NodeId};
 use crate::lifecycle::Lifecycle;
 use crate::limits::NODES_MAX;
 use crate::node::Node;
@@ -175,15 +175,13 @@ where
 
 async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
     let consensus = &node.consensus;
-    let (_, wanted) = MemberRecord {
-        id: 0,
+    let wanted = Member {
         name: request.name,
         address: request.address,
-        incarnation: request.incarnation,
-        node_type: request.node_type,
-        priority: Some(request.priority),
-    }
-    .into_member();
+        incarnation: Incarnation(request.incarnation),
+        node_type: known_type(request.node_type)?,
+        priority: request.priority,
+    };
     check_member(&wanted)?;
     let members = consensus.members();
     if let Some((id, member)) = find(&members, &wanted.name) {
@@ -304,11 +302,7 @@ async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {
     let mut altered = member.clone();
     let mut what = Vec::new();
     if let Some(node_type) = request.node_type {
-        let record = MemberRecord {
-            node_type,
-            ..MemberRecord::default()
-        };
-        altered.node_type = record.into_member().1.node_type;
+        altered.node_type = known_type(node_type)?;
         if altered.node_type != member.node_type
             && !(altered.node_type.has_data() && member.node_type.has_data())
         {
@@ -422,6 +416,16 @@ fn known<'a>(members: &'a Members, name: &str) -> Result<(NodeId, &'a Member), U
         );
     };
     Ok(found)
+}
+
+fn known_type(number: u32) -> Result<NodeType, Undone> {
+    match NodeType::from_number(number) {
+        Some(node_type) => Ok(node_type),
+        None => refused(
+            "this version does not know the type of node",
+            "use the same version everywhere",
+        ),
+    }
 }
 
 fn candidates(members: &Members, voters: &BTreeSet<NodeId>) -> Vec<NodeId> {

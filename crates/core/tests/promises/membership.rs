@@ -267,7 +267,8 @@ fn mastership_goes_to_whom_it_is_given_under_load_and_stays_if_he_cannot_take_it
             let master = group.master_except(None);
             let to = name((master + 1 + round % 2) % 3);
             let done = group.node(master).administer(&transfer(&[&to]));
-            assert_eq!(done, Ok(format!("{to} is the master")));
+            let done = done.expect("it has caught up");
+            assert!(done.starts_with(&format!("{to} is the master")), "{done}");
         }
     });
     let master = group.master_except(None);
