@@ -15,11 +15,16 @@
 //! that hits a batch in vain may turn too early, never too late, and what it missed is near: a
 //! session begins with a blank entry, and leaves fewer batches in vain than may be in flight.
 
+use std::ops::Range;
+
 use crate::ids::{LogPosition, Vlsn};
 use crate::limits::BATCHES_IN_FLIGHT_MAX;
 use crate::log::{Entry, EntryKind, Log, LogError, LogId};
 use crate::node::Node;
 use crate::txn::batch::{Batch, BatchError};
+
+/// Bytes that are read at once where one batch after the other is looked at.
+const WALK_BYTES: usize = 256 << 10;
 
 /// Why a transaction cannot be found in the log.
 #[derive(Debug, thiserror::Error)]
@@ -76,12 +81,11 @@ impl History {
     /// # Errors
     /// See [`HistoryError`].
     pub(crate) async fn find(&self, vlsn: Vlsn) -> Result<Numbered, HistoryError> {
-        let mut at = self.bisect(vlsn).await?;
+        let mut walk = self.walk(self.bisect(vlsn).await?);
         let (mut found, mut later) = (None, 0);
         while later < BATCHES_IN_FLIGHT_MAX
-            && let Some(step) = self.batch_at_or_after(at, self.end).await?
+            && let Some(step) = walk.next().await?
         {
-            at = step.found.id.position.0 + 1;
             if step.begins_session {
                 later = 0;
             }
@@ -104,12 +108,11 @@ impl History {
     /// # Errors
     /// See [`HistoryError`].
     pub(crate) async fn oldest(&self) -> Result<Vlsn, HistoryError> {
-        let (mut at, mut batches) = (self.first().0, 0);
+        let (mut walk, mut batches) = (self.walk(self.first().0), 0);
         let mut oldest = self.visible.next();
         while batches < BATCHES_IN_FLIGHT_MAX
-            && let Some(step) = self.batch_at_or_after(at, self.end).await?
+            && let Some(step) = walk.next().await?
         {
-            at = step.found.id.position.0 + 1;
             batches = if step.begins_session { 1 } else { batches + 1 };
             // One in vain begins above the next that was applied.
             oldest = oldest.min(step.found.batch.first());
@@ -152,15 +155,41 @@ impl History {
 
     /// The first batch at or after position `at` and before `end`.
     async fn batch_at_or_after(&self, at: u64, end: u64) -> Result<Option<Step>, HistoryError> {
+        // One byte at most means one entry.
+        Walk::new(&self.log, at..end, 1).next().await
+    }
+
+    /// The batches from position `at` on.
+    fn walk(&self, at: u64) -> Walk<'_> {
+        Walk::new(&self.log, at..self.end, WALK_BYTES)
+    }
+}
+
+/// Batches in the order of the log.
+struct Walk<'a> {
+    log: &'a Log,
+    /// What has not been read yet.
+    range: Range<u64>,
+    /// Most bytes of one read, unless one entry is larger.
+    bytes_max: usize,
+    /// Read, and not looked at yet.
+    ahead: std::vec::IntoIter<Entry>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(log: &'a Log, range: Range<u64>, bytes_max: usize) -> Self {
+        let ahead = Vec::new().into_iter();
+        Self {
+            log,
+            range,
+            bytes_max,
+            ahead,
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Step>, HistoryError> {
         let mut begins_session = false;
-        let mut at = at;
-        while at < end {
-            let range = LogPosition(at)..LogPosition(end);
-            // One byte at most means one entry.
-            let Some(entry) = self.log.read(range, 1).await?.into_iter().next() else {
-                break;
-            };
-            at = entry.position.0 + 1;
+        while let Some(entry) = self.next_entry().await? {
             match entry.kind {
                 EntryKind::Transactions => {
                     let found = numbered(entry)?;
@@ -174,6 +203,16 @@ impl History {
             }
         }
         Ok(None)
+    }
+
+    async fn next_entry(&mut self) -> Result<Option<Entry>, LogError> {
+        if self.ahead.as_slice().is_empty() && !self.range.is_empty() {
+            let range = LogPosition(self.range.start)..LogPosition(self.range.end);
+            let read = self.log.read(range, self.bytes_max).await?;
+            self.range.start = read.last().map_or(self.range.end, |e| e.position.0 + 1);
+            self.ahead = read.into_iter();
+        }
+        Ok(self.ahead.next())
     }
 }
 

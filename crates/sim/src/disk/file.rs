@@ -374,9 +374,9 @@ fn copy_out(
     offset: usize,
     view: impl Fn(&Sector) -> &Content,
 ) {
-    buffer.fill(0);
     let end = offset + buffer.len();
     let range = offset / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES).max(offset / SECTOR_BYTES);
+    let mut filled = 0;
     for (&index, sector) in sectors.range(range) {
         let Some(content) = view(sector) else {
             continue;
@@ -385,9 +385,12 @@ fn copy_out(
         let from = offset.max(start);
         let to = end.min(start + SECTOR_BYTES);
         if from < to {
-            buffer[from - offset..to - offset].copy_from_slice(&content[from - start..to - start]);
+            buffer[filled..from - offset].fill(0);
+            filled = to - offset;
+            buffer[from - offset..filled].copy_from_slice(&content[from - start..to - start]);
         }
     }
+    buffer[filled..].fill(0);
 }
 
 /// The sectors of a range, each with the part of it that is in the range.
