@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 use steadfast_sim::plan::Cuts;
 use steadfast_sim::run::Report;
+use steadfast_sim::worker::Worker;
 
 use crate::Arguments;
 use crate::found::FOUND;
@@ -127,6 +128,7 @@ fn round(arguments: &Arguments, first: u64, seeds: u64) -> io::Result<Total> {
     let is_watched = io::stderr().is_terminal();
     std::thread::scope(|scope| {
         let work = || -> io::Result<()> {
+            let mut worker = start_worker()?;
             loop {
                 let nth = next.fetch_add(1, Ordering::Relaxed);
                 let is_found = || {
@@ -137,7 +139,8 @@ fn round(arguments: &Arguments, first: u64, seeds: u64) -> io::Result<Total> {
                     return Ok(());
                 }
                 let seed = first + nth;
-                let outcome = run_seed(seed, &cuts, nth.is_multiple_of(arguments.twice_every))?;
+                let is_twice = nth.is_multiple_of(arguments.twice_every);
+                let outcome = run_seed(&mut worker, seed, &cuts, is_twice)?;
                 let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
                 total.add(seed, outcome);
                 if is_watched {
@@ -167,8 +170,10 @@ fn round(arguments: &Arguments, first: u64, seeds: u64) -> io::Result<Total> {
 /// again.
 pub(crate) fn found(arguments: &Arguments) -> io::Result<ExitCode> {
     let mut total = Total::default();
+    let mut worker = start_worker()?;
     for (seed, what) in FOUND {
-        total.add(*seed, run_seed(*seed, &arguments.cuts(), true)?);
+        let outcome = run_seed(&mut worker, *seed, &arguments.cuts(), true)?;
+        total.add(*seed, outcome);
         if let Some(violations) = total.failed.get(seed) {
             eprintln!("seed {seed}, which had found that {what}, fails:");
             for violation in violations {
@@ -180,10 +185,10 @@ pub(crate) fn found(arguments: &Arguments) -> io::Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!total.failed.is_empty())))
 }
 
-fn run_seed(seed: u64, cuts: &Cuts, is_twice: bool) -> io::Result<Outcome> {
-    let report = run_child(seed, cuts)?;
+fn run_seed(worker: &mut Worker, seed: u64, cuts: &Cuts, is_twice: bool) -> io::Result<Outcome> {
+    let report = worker.run(seed, cuts)?;
     let report = match report {
-        Ok(report) if is_twice => match run_child(seed, cuts)? {
+        Ok(report) if is_twice => match worker.run(seed, cuts)? {
             Ok(second) if second.hash == report.hash => Ok(report),
             Ok(_) => Err("two runs of the seed have different traces".into()),
             Err(problem) => Err(problem),
@@ -193,21 +198,9 @@ fn run_seed(seed: u64, cuts: &Cuts, is_twice: bool) -> io::Result<Outcome> {
     Ok(Outcome { report, is_twice })
 }
 
-/// Runs a seed in a process of its own: some of the chance below us has state that is kept per
-/// process. An inner error is the seed's failure.
-pub(crate) fn run_child(seed: u64, cuts: &Cuts) -> io::Result<Result<Report, String>> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command
-        .args(["--report", "--seed", &seed.to_string()])
-        .args(as_arguments(cuts))
-        .args(planted().map(|bug| format!("--planted={bug}")))
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit());
-    let output = command.output()?;
-    if !output.status.success() {
-        return Ok(Err(format!("its process ended with {}", output.status)));
-    }
-    Ok(serde_json::from_slice(&output.stdout).map_err(|error| format!("no report: {error}")))
+/// A worker like this process.
+pub(crate) fn start_worker() -> io::Result<Worker> {
+    Worker::start(&std::env::current_exe()?, planted())
 }
 
 /// Name of the bug that is planted in this process.
@@ -216,23 +209,4 @@ fn planted() -> Option<&'static str> {
     return steadfast::planted::planted().map(steadfast::planted::Bug::name);
     #[cfg(not(feature = "planted"))]
     None
-}
-
-/// The cuts as a command line gives them.
-pub(crate) fn as_arguments(cuts: &Cuts) -> Vec<String> {
-    let mut arguments = Vec::new();
-    if let Some(nodes) = cuts.nodes {
-        arguments.extend(["--nodes".to_owned(), nodes.to_string()]);
-    }
-    if let Some(safety) = cuts.safety {
-        arguments.extend(["--safety-ms".to_owned(), safety.as_millis().to_string()]);
-    }
-    if cuts.every_fault {
-        arguments.push("--every-fault".to_owned());
-    }
-    if !cuts.without.is_empty() {
-        let names: Vec<_> = cuts.without.iter().map(|fault| fault.name()).collect();
-        arguments.extend(["--without".to_owned(), names.join(",")]);
-    }
-    arguments
 }

@@ -11,5 +11,6 @@ pub mod promise;
 pub mod run;
 pub mod story;
 pub mod subscribers;
+pub mod worker;
 pub mod workload;
 pub mod world;

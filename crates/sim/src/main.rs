@@ -5,13 +5,16 @@ mod found;
 mod shrink;
 
 use std::collections::BTreeSet;
+use std::io::BufRead;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use fork::Fork;
 use steadfast_sim::plan::{Cuts, Fault, Plan};
 use steadfast_sim::run::{self, Report};
 use steadfast_sim::story::Story;
+use steadfast_sim::worker;
 
 /// Run whole Steadfast nodes in virtual time, on disks and a network that fail
 #[derive(Parser)]
@@ -76,9 +79,9 @@ struct Arguments {
     /// With --seed: print each event of the trace instead of the story
     #[arg(long, requires = "seed")]
     trace: bool,
-    /// Run one seed and print its report as JSON; what a budget starts for each seed
-    #[arg(long, hide = true, requires = "seed")]
-    report: bool,
+    /// Run the seeds that come in on standard input; what a budget starts
+    #[arg(long, hide = true)]
+    worker: bool,
     /// Break the library by this bug, and end a budget with the first seed that fails
     #[cfg(feature = "planted")]
     #[arg(long, value_name = "BUG")]
@@ -103,6 +106,7 @@ fn main() -> ExitCode {
         steadfast::planted::plant(bug);
     }
     let done = match arguments.seed {
+        None if arguments.worker => serve(),
         Some(seed) if arguments.shrink => shrink::shrink(seed, &arguments.cuts()),
         Some(seed) => one(seed, &arguments),
         None if arguments.found => budget::found(&arguments),
@@ -114,8 +118,32 @@ fn main() -> ExitCode {
     })
 }
 
-/// Runs one seed in this process.
+/// Runs the seeds that come in, each line a command line, until there are no more.
+fn serve() -> std::io::Result<ExitCode> {
+    worker::warm_up()?;
+    let mut requests = std::io::stdin().lock();
+    let mut request = String::new();
+    loop {
+        request.clear();
+        if requests.read_line(&mut request)? == 0 {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let arguments = std::iter::once("steadfast-sim").chain(request.split_whitespace());
+        let arguments = Arguments::try_parse_from(arguments).map_err(std::io::Error::other)?;
+        let seed = arguments.seed.unwrap_or_default();
+        match fork::fork()? {
+            Fork::Child => return report(seed, &arguments),
+            Fork::Parent(process) => {
+                let status = fork::waitpid(process)?;
+                println!("{}{status}", worker::ENDED);
+            }
+        }
+    }
+}
+
+/// Runs one seed in this process and tells its story.
 fn one(seed: u64, arguments: &Arguments) -> std::io::Result<ExitCode> {
+    worker::warm_up()?;
     if std::env::var_os("RUST_LOG").is_some() {
         tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
@@ -123,14 +151,7 @@ fn one(seed: u64, arguments: &Arguments) -> std::io::Result<ExitCode> {
             .without_time()
             .init();
     }
-    let plan = Plan::new(seed, &arguments.cuts());
-    let is_told = !arguments.report && !arguments.trace;
-    let (mut report, story) = run::run(plan, || Story::new(is_told, arguments.trace))?;
-    report.cpu_us = cpu_us();
-    if arguments.report {
-        println!("{}", serde_json::to_string(&report)?);
-        return Ok(ExitCode::SUCCESS);
-    }
+    let (report, story) = run_here(seed, arguments, !arguments.trace)?;
     print!("{}{}", story.told(), story.dump());
     print_end(&report);
     Ok(if report.violations.is_empty() {
@@ -138,6 +159,20 @@ fn one(seed: u64, arguments: &Arguments) -> std::io::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Runs one seed in this process and prints its report alone, as JSON.
+fn report(seed: u64, arguments: &Arguments) -> std::io::Result<ExitCode> {
+    let (report, _) = run_here(seed, arguments, false)?;
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_here(seed: u64, arguments: &Arguments, is_told: bool) -> std::io::Result<(Report, Story)> {
+    let plan = Plan::new(seed, &arguments.cuts());
+    let (mut report, story) = run::run(plan, || Story::new(is_told, arguments.trace))?;
+    report.cpu_us = cpu_us();
+    Ok((report, story))
 }
 
 fn print_end(report: &Report) {

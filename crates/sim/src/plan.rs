@@ -99,6 +99,27 @@ pub struct Cuts {
     pub without: BTreeSet<Fault>,
 }
 
+impl Cuts {
+    /// The cuts as a command line gives them.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = Vec::new();
+        if let Some(nodes) = self.nodes {
+            arguments.extend(["--nodes".to_owned(), nodes.to_string()]);
+        }
+        if let Some(safety) = self.safety {
+            arguments.extend(["--safety-ms".to_owned(), safety.as_millis().to_string()]);
+        }
+        if self.every_fault {
+            arguments.push("--every-fault".to_owned());
+        }
+        if !self.without.is_empty() {
+            let names: Vec<_> = self.without.iter().map(|fault| fault.name()).collect();
+            arguments.extend(["--without".to_owned(), names.join(",")]);
+        }
+        arguments
+    }
+}
+
 /// Everything that a run is made of.
 #[derive(Clone, Debug)]
 pub struct Plan {

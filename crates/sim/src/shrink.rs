@@ -5,18 +5,20 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use steadfast_sim::plan::{Cuts, Plan};
+use steadfast_sim::worker::Worker;
 
-use crate::budget::{as_arguments, run_child};
+use crate::budget::start_worker;
 
 /// Drops faults one by one, then time, then nodes, as long as some violation is left.
 pub(crate) fn shrink(seed: u64, cuts: &Cuts) -> io::Result<ExitCode> {
+    let mut worker = start_worker()?;
     let mut best = cuts.clone();
-    let Some(mut violations) = failure(seed, &best)? else {
+    let Some(mut violations) = failure(&mut worker, seed, &best)? else {
         println!("seed {seed} does not fail");
         return Ok(ExitCode::SUCCESS);
     };
     let mut attempt = |cuts: Cuts| -> io::Result<bool> {
-        let failed = failure(seed, &cuts)?;
+        let failed = failure(&mut worker, seed, &cuts)?;
         let has_failed = failed.is_some();
         if let Some(failed) = failed {
             (best, violations) = (cuts, failed);
@@ -69,8 +71,8 @@ pub(crate) fn shrink(seed: u64, cuts: &Cuts) -> io::Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-fn failure(seed: u64, cuts: &Cuts) -> io::Result<Option<Vec<String>>> {
-    Ok(match run_child(seed, cuts)? {
+fn failure(worker: &mut Worker, seed: u64, cuts: &Cuts) -> io::Result<Option<Vec<String>>> {
+    Ok(match worker.run(seed, cuts)? {
         Ok(report) if report.violations.is_empty() => None,
         Ok(report) => Some(report.violations),
         Err(problem) => Some(vec![problem]),
@@ -78,6 +80,6 @@ fn failure(seed: u64, cuts: &Cuts) -> io::Result<Option<Vec<String>>> {
 }
 
 fn command(seed: u64, cuts: &Cuts) -> String {
-    let cuts = as_arguments(cuts).join(" ");
+    let cuts = cuts.arguments().join(" ");
     format!("steadfast-sim --seed {seed} {cuts}")
 }

@@ -2,11 +2,12 @@
 //!
 //! The checkers know nothing of the bugs: what shows one is what would show a mistake of ours.
 
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::sync::Mutex;
 
 use steadfast::planted::Bug;
-use steadfast_sim::run::Report;
+use steadfast_sim::plan::Cuts;
+use steadfast_sim::worker::Worker;
 
 /// Most seeds that the budget of any bug may have.
 const SEEDS_MAX: u64 = 1000;
@@ -22,21 +23,25 @@ struct Find {
     found: Option<(u64, String)>,
 }
 
-/// What is wrong with a seed, run in a process of its own.
-fn violation(seed: u64, bug: Option<Bug>) -> Option<String> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_steadfast-sim"));
-    command.args(["--report", "--seed", &seed.to_string()]);
-    command.args(bug.map(|bug| format!("--planted={}", bug.name())));
-    let output = command.stderr(Stdio::null()).output();
-    let output = output.expect("the program starts");
-    match serde_json::from_slice::<Report>(&output.stdout) {
-        Ok(report) if output.status.success() => report.violations.into_iter().next(),
-        _ => Some(format!("its process ended with {}", output.status)),
+/// A worker of the simulator with this bug.
+fn worker(bug: Option<Bug>) -> Worker {
+    let program = Path::new(env!("CARGO_BIN_EXE_steadfast-sim"));
+    let worker = Worker::start(program, bug.map(Bug::name));
+    worker.expect("the program starts")
+}
+
+/// What is wrong with a seed.
+fn violation(worker: &mut Worker, seed: u64) -> Option<String> {
+    let report = worker.run(seed, &Cuts::default());
+    match report.expect("the worker goes on") {
+        Ok(report) => report.violations.into_iter().next(),
+        Err(problem) => Some(problem),
     }
 }
 
 fn find(bug: Bug) -> Find {
-    let fails = |seed| Some((seed, violation(seed, Some(bug))?));
+    let mut worker = worker(Some(bug));
+    let fails = |seed| Some((seed, violation(&mut worker, seed)?));
     let found = (1..=bug.seeds_max()).find_map(fails);
     Find { bug, found }
 }
@@ -89,7 +94,8 @@ fn every_planted_bug_is_found_within_its_seeds() {
 
 #[test]
 fn without_a_bug_the_same_build_is_sound() {
-    let failed = on_all_cores(1..=SOUND_SEEDS, |seed| Some((seed, violation(seed, None)?)));
+    let run = |seed| Some((seed, violation(&mut worker(None), seed)?));
+    let failed = on_all_cores(1..=SOUND_SEEDS, run);
     let failed: Vec<_> = failed.into_iter().flatten().collect();
     assert!(failed.is_empty(), "{failed:?}");
 }

@@ -1,6 +1,7 @@
 //! The program as people run it.
 
-use std::process::{Command, Output};
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -36,6 +37,29 @@ fn a_seed_tells_its_story() {
     for part in ["n1 is open", ": acknowledged ", "the faults end"] {
         assert!(story.contains(part), "no {part:?} in:\n{story}");
     }
+}
+
+/// A budget's processes have run other seeds before; a replay has not.
+#[test]
+fn a_seed_has_the_same_trace_in_a_budget_and_alone() {
+    let mut worker = Command::new(env!("CARGO_BIN_EXE_steadfast-sim"))
+        .arg("--worker")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut requests = worker.stdin.take().expect("it is piped");
+    for seed in [5, 3] {
+        writeln!(requests, "--seed {seed} --safety-ms 3000").expect("it reads");
+    }
+    drop(requests);
+    let output = worker.wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().rfind(|line| line.starts_with('{'));
+    let in_budget: Value = serde_json::from_str(last.expect("two reports")).expect("is JSON");
+    let alone = last_line(&sim(&["--seed", "3", "--safety-ms", "3000"]));
+    assert_eq!(in_budget["seed"], 3);
+    assert_eq!(in_budget["hash"], alone["hash"]);
 }
 
 #[test]

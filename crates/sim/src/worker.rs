@@ -1,0 +1,102 @@
+//! A process that runs seeds, each in a fork of itself.
+//!
+//! Some of the chance below us has state that is kept per process, so each seed needs a process of
+//! its own. Starting one from the program costs more than a fifth of a short run: its dependencies
+//! fill tables of many megabytes at their first use. A worker does that once, before the first
+//! seed. What the program does with `--seed` begins the same way, so that it has the same trace.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use crate::plan::{Cuts, Fault, Plan};
+use crate::run::{self, Report};
+use crate::story::Story;
+
+/// Begins the line that says how a seed's process ended.
+pub const ENDED: &str = "ended ";
+
+/// A process that runs seeds, one after the other.
+pub struct Worker {
+    process: Child,
+    requests: ChildStdin,
+    reports: BufReader<ChildStdout>,
+}
+
+impl Worker {
+    /// Starts one of `program`, the simulator, with this bug.
+    ///
+    /// # Errors
+    /// When the program does not start.
+    pub fn start(program: &Path, planted: Option<&str>) -> io::Result<Self> {
+        let mut command = Command::new(program);
+        command
+            .arg("--worker")
+            .args(planted.map(|bug| format!("--planted={bug}")))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
+        let mut process = command.spawn()?;
+        let (Some(requests), Some(reports)) = (process.stdin.take(), process.stdout.take()) else {
+            return Err(io::Error::other("a worker has no pipes"));
+        };
+        Ok(Self {
+            process,
+            requests,
+            reports: BufReader::new(reports),
+        })
+    }
+
+    /// Runs a seed in a process of its own. An inner error is the seed's failure.
+    ///
+    /// # Errors
+    /// When the worker is not there any more.
+    pub fn run(&mut self, seed: u64, cuts: &Cuts) -> io::Result<Result<Report, String>> {
+        let arguments = cuts.arguments().join(" ");
+        writeln!(self.requests, "--seed {seed} {arguments}")?;
+        let mut report = Err("no report".to_owned());
+        let mut line = String::new();
+        loop {
+            line.clear();
+            if self.reports.read_line(&mut line)? == 0 {
+                return Err(io::Error::other("a worker has ended"));
+            }
+            let Some(status) = line.strip_prefix(ENDED) else {
+                report = serde_json::from_str(&line).map_err(|error| format!("no report: {error}"));
+                continue;
+            };
+            let status = status.trim().parse().map_err(io::Error::other)?;
+            let status = ExitStatus::from_raw(status);
+            return Ok(if status.success() {
+                report
+            } else {
+                Err(format!("its process ended with {status}"))
+            });
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It waits for a seed, and has none.
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+/// Runs next to nothing, so that what is made once in a process is there.
+///
+/// # Errors
+/// When no runtime can be made.
+pub fn warm_up() -> io::Result<()> {
+    let cuts = Cuts {
+        nodes: Some(1),
+        safety: Some(Duration::from_millis(1)),
+        without: Fault::ALL.iter().copied().collect(),
+        ..Cuts::default()
+    };
+    run::run(Plan::new(0, &cuts), || Story::new(false, false))?;
+    Ok(())
+}
