@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use steadfast::{ReadyError, ReplicatedEnvironment, Role, RoleState};
+use steadfast::{ReadyError, RepConfig, ReplicatedEnvironment, Role, RoleState};
 
 use crate::failure::Failure;
 use crate::settings::Flags;
@@ -11,6 +11,9 @@ use crate::stop::Stop;
 
 /// How often a node that is not ready says what it waits for.
 const REMINDER: Duration = Duration::from_secs(10);
+
+/// How often a node that has stopped on a full disk looks for room.
+const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Run one node of a group, until Ctrl-C or SIGTERM
 #[derive(clap::Args)]
@@ -37,21 +40,61 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let config = arguments.flags.load()?;
     let mut stop = Stop::new(arguments.until_stdin_closes)?;
-    let (group, node) = (config.group().to_owned(), config.node().to_owned());
-    let env = ReplicatedEnvironment::open_async(config).await?;
+    let node = config.node().to_owned();
+    while let End::DiskFull = run_once(&config, &mut stop).await? {
+        println!("{node} opens again: there is room on its disk");
+    }
+    println!("{node} is closed");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How one life of a node has ended, when nothing is wrong with it.
+enum End {
+    /// It was told to.
+    Closed,
+    /// A write failed on a full disk, and there is room.
+    DiskFull,
+}
+
+async fn run_once(config: &RepConfig, stop: &mut Stop) -> Result<End, Failure> {
+    let (group, node) = (config.group(), config.node());
+    let env = ReplicatedEnvironment::open_async(config.clone()).await?;
     println!(
         "{node} of group {group} listens on {}",
         env.listen_address()
     );
-    let stopped = tokio::select! {
-        () = stop.wait() => Ok(()),
-        () = print_roles(&env, &node) => why_detached(&env).await,
-        failure = watch(&env, &node) => Err(failure),
+    let ended = tokio::select! {
+        () = stop.wait() => Ok(End::Closed),
+        () = print_roles(&env, node) => why_detached(&env).await,
+        failure = watch(&env, node) => Err(failure),
     };
-    env.close_async().await?;
-    stopped?;
-    println!("{node} is closed");
-    Ok(ExitCode::SUCCESS)
+    let ended = match ended {
+        Err(failure) if env.status().read_only.is_some() => {
+            failure.print();
+            println!("{node} waits for room on its disk");
+            tokio::select! {
+                () = stop.wait() => Ok(End::Closed),
+                () = room(&env) => Ok(End::DiskFull),
+            }
+        }
+        ended => ended,
+    };
+    match env.close_async().await {
+        // What a full disk did not take was never acknowledged.
+        Err(error) if matches!(ended, Ok(End::DiskFull)) => {
+            tracing::warn!(%error, "closed on a full disk");
+        }
+        closed => closed?,
+    }
+    ended
+}
+
+/// Waits until the disk of a node that has stopped has room.
+async fn room(env: &ReplicatedEnvironment) {
+    let mut interval = tokio::time::interval(ROOM_INTERVAL);
+    while env.status().read_only.is_some() {
+        interval.tick().await;
+    }
 }
 
 /// One line for each role, until the node is closed.
@@ -72,10 +115,10 @@ async fn print_roles(env: &ReplicatedEnvironment, node: &str) {
 }
 
 /// Why a node takes no part any more that nobody has told to stop.
-async fn why_detached(env: &ReplicatedEnvironment) -> Result<(), Failure> {
+async fn why_detached(env: &ReplicatedEnvironment) -> Result<End, Failure> {
     match env.wait_ready_async(Duration::ZERO).await {
         Err(error @ (ReadyError::Refused { .. } | ReadyError::Stopped { .. })) => Err(error.into()),
-        _ => Ok(()),
+        _ => Ok(End::Closed),
     }
 }
 

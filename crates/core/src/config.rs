@@ -204,6 +204,18 @@ pub const KEYS: &[Key] = &[
         help: "A remote subscriber that has not taken what it was sent by then is cut off.",
     },
     Key {
+        name: "disk_free_warn_bytes",
+        unit: "bytes, 0 to 1 PiB",
+        default: "1073741824",
+        help: "With less than this free on the volume of data_dir the node warns. 0: never.",
+    },
+    Key {
+        name: "disk_free_read_only_bytes",
+        unit: "bytes, 0 or 1 MiB to 1 PiB, at most disk_free_warn_bytes",
+        default: "268435456",
+        help: "With less than this free the node takes no writes of users: a master hands over to a node that has room, or refuses them. They are taken again when a quarter more is free. 0: never.",
+    },
+    Key {
         name: "engine_cache_bytes",
         unit: "bytes, 1 MiB to 1 TiB",
         default: "134217728",
@@ -302,6 +314,8 @@ pub(crate) struct Tuning {
     pub(crate) log_segment_bytes: u32,
     pub(crate) log_cache_bytes_max: usize,
     pub(crate) engine_cache_bytes: u64,
+    pub(crate) disk_free_warn_bytes: u64,
+    pub(crate) disk_free_read_only_bytes: u64,
     pub(crate) subscriptions_max: usize,
     pub(crate) subscription_stall: Duration,
 }
@@ -327,6 +341,9 @@ impl Default for Tuning {
             log_segment_bytes: 64 * 1024 * 1024,
             log_cache_bytes_max: 64 * MIB,
             engine_cache_bytes: 128 * 1024 * 1024,
+            // Two segments of the log and a flush, with the engine's own reserve of 128 MiB.
+            disk_free_warn_bytes: 1024 * 1024 * 1024,
+            disk_free_read_only_bytes: 256 * 1024 * 1024,
             subscriptions_max: 64,
             subscription_stall: Duration::from_secs(30),
         }
@@ -522,6 +539,7 @@ impl Tuning {
     fn set(&mut self, key: &str, value: u64) -> Result<(), ConfigError> {
         const MIB: u64 = 1024 * 1024;
         const GIB: u64 = 1024 * MIB;
+        const PIB: u64 = 1024 * 1024 * GIB;
         let within = |min: u64, max: u64| {
             if (min..=max).contains(&value) {
                 Ok(value)
@@ -558,6 +576,9 @@ impl Tuning {
             }
             "log_cache_bytes_max" => self.log_cache_bytes_max = bytes(0, 16 * GIB)?,
             "engine_cache_bytes" => self.engine_cache_bytes = within(MIB, 1024 * GIB)?,
+            "disk_free_warn_bytes" => self.disk_free_warn_bytes = within(0, PIB)?,
+            "disk_free_read_only_bytes" if value == 0 => self.disk_free_read_only_bytes = 0,
+            "disk_free_read_only_bytes" => self.disk_free_read_only_bytes = within(MIB, PIB)?,
             "subscriptions_max" => self.subscriptions_max = bytes(1, 4096)?,
             "subscription_stall_ms" => self.subscription_stall = ms(100, 600_000)?,
             _ => return Err(unknown_key(key)),
@@ -573,6 +594,11 @@ impl Tuning {
         if self.election_timeout_max <= self.election_timeout_min {
             let problem = "must be above election_timeout_min_ms";
             return Err(ConfigError::new("election_timeout_max_ms", problem));
+        }
+        let warn = self.disk_free_warn_bytes;
+        if warn > 0 && self.disk_free_read_only_bytes > warn {
+            let problem = "must be at most disk_free_warn_bytes";
+            return Err(ConfigError::new("disk_free_read_only_bytes", problem));
         }
         if self.flush_bytes > self.window_bytes_max / 2 {
             let problem = "must be at most half of window_bytes_max";
@@ -673,6 +699,8 @@ mod tests {
             problem(builder().set("election_timeout_max_ms", 150))
                 .contains("election_timeout_max_ms")
         );
+        let disk = problem(builder().set("disk_free_read_only_bytes", 2 << 30));
+        assert!(disk.contains("at most disk_free_warn_bytes"), "{disk}");
         assert!(problem(expect(&["n2=h:1"])).contains("is not in the list"));
         assert!(problem(expect(&["n1=h:1", "n1=h:2"])).contains("listed twice"));
         assert!(Bootstrap::expect(["n1"]).is_err());

@@ -249,6 +249,19 @@ pub enum WriteError {
     /// The transaction function gave up. Nothing was written. See [`WriteError::into_aborted`].
     #[error("the transaction was aborted; nothing was written: {0}")]
     Aborted(Box<dyn Error + Send + Sync>),
+    /// The volume of the master's data directory is nearly full, and no node with room could take
+    /// over. Nothing was written, nothing acknowledged is lost, and reads go on.
+    #[error(
+        "the master takes no writes: {free_bytes} bytes of its disk are free, fewer than {limit_bytes} \
+         (disk_free_read_only_bytes); nothing was written, and nothing acknowledged is lost; make \
+         room, and retry: writes are taken again by themselves"
+    )]
+    DiskFull {
+        /// What is free on the volume, in bytes.
+        free_bytes: u64,
+        /// `disk_free_read_only_bytes` of the master.
+        limit_bytes: u64,
+    },
     /// The node has stopped. Nothing was written.
     #[error(
         "the node has stopped ({reason}); nothing was written; open it again to re-read its disk"
@@ -333,6 +346,7 @@ impl WriteError {
             | Self::NotCommitted { .. }
             | Self::InsufficientReplicas { .. }
             | Self::TooOld { .. }
+            | Self::DiskFull { .. }
             | Self::Conflict => true,
             Self::Read(read) => read.is_retryable(),
             _ => false,

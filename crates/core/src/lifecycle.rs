@@ -15,6 +15,7 @@ mod describe;
 mod feeds;
 mod fence;
 mod founding;
+mod room;
 mod serving;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -43,6 +44,7 @@ use crate::txn::outcome;
 use crate::txn::transaction::{Snapshot, Transaction};
 use crate::write;
 use fence::Fence;
+use room::Room;
 use serving::Service;
 
 /// Where a node stands.
@@ -85,6 +87,8 @@ pub(crate) struct Lifecycle {
     /// Whom the formation waits for.
     waiting_for: watch::Sender<String>,
     fence: Arc<Fence>,
+    /// How much of the disk is free, and what follows from that.
+    room: watch::Sender<Room>,
     node: OnceLock<Arc<Node>>,
     /// What `NODE_STATE` gives out.
     digest: SharedDigest,
@@ -133,6 +137,7 @@ impl Lifecycle {
             members: watch::Sender::new(Arc::new(founders)),
             role: watch::Sender::new(RoleState::default()),
             failed: Arc::new(failed),
+            may_stand: true,
             superseded: Fence::alarm(&fence),
         };
         let subscriptions = Arc::new(Semaphore::new(config.tuning.subscriptions_max));
@@ -145,6 +150,7 @@ impl Lifecycle {
             around,
             phase,
             fence,
+            room: watch::Sender::default(),
             waiting_for: watch::Sender::new(String::new()),
             node: OnceLock::new(),
             digest: SharedDigest::default(),
@@ -156,6 +162,8 @@ impl Lifecycle {
     }
 
     async fn begin(self: &Arc<Self>) -> Result<(), OpenError> {
+        self.begin_with_room();
+        process::spawn(room::watch(Arc::downgrade(self), self.phase.subscribe()));
         let identity = self.identity.borrow().clone();
         if identity.group.is_some() {
             self.start_node(identity).await?;
@@ -186,7 +194,10 @@ impl Lifecycle {
         let dir = lock(&self.dir)
             .take()
             .ok_or(OpenError::Start("closed".to_owned()))?;
-        let around = self.around.clone();
+        let around = Surroundings {
+            may_stand: self.has_room(),
+            ..self.around.clone()
+        };
         let started = Node::start(
             &self.config,
             &self.machine,
@@ -309,13 +320,13 @@ impl Lifecycle {
         durability: Option<Durability>,
         transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
     ) -> Result<CommitToken, WriteError> {
-        let node = self.running()?;
+        let node = self.writable()?;
         let written = write::write(node, self.promise(durability), transaction).await;
         written.map_err(|error| self.why_not_written(error))
     }
 
     pub(crate) async fn begin_transaction(&self) -> Result<Transaction, WriteError> {
-        let begun = write::begin(self.running()?).await;
+        let begun = write::begin(self.writable()?).await;
         begun.map_err(|error| self.why_not_written(error))
     }
 
@@ -324,7 +335,7 @@ impl Lifecycle {
         durability: Option<Durability>,
         transaction: Transaction,
     ) -> Result<CommitToken, WriteError> {
-        let node = self.running()?;
+        let node = self.writable()?;
         let committed = write::commit(node, self.promise(durability), transaction).await;
         committed.map_err(|error| self.why_not_written(error))
     }

@@ -66,6 +66,8 @@ pub(crate) struct Surroundings {
     pub(crate) role: watch::Sender<RoleState>,
     /// Told why the node has failed, should it.
     pub(crate) failed: Arc<dyn Fn(String) + Send + Sync>,
+    /// Whether the node may stand for election from the start, as far as its disk goes.
+    pub(crate) may_stand: bool,
     /// Told when the group turns out to have been recovered without this node.
     pub(crate) superseded: Superseded,
 }
@@ -135,6 +137,7 @@ impl Node {
             clock: Arc::clone(&machine.clock),
             seed: machine.seed ^ identity.node_id.0,
             timers: timers(config),
+            may_stand: around.may_stand,
         })
         .await
         .map_err(|error| OpenError::Start(error.to_string()))?;

@@ -11,9 +11,6 @@ use steadfast::{MemberStatus, NodeAddress, NodeStatus, NodeType, PRIORITY_DEFAUL
 use crate::failure::{DEGRADED, NO_QUORUM, with_sources};
 use crate::status::ANSWER_TIMEOUT;
 
-/// A volume with less than this share of it free is a problem.
-const DISK_FREE_PERCENT_MIN: u64 = 5;
-
 /// How a group is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Health {
@@ -161,7 +158,8 @@ impl Survey {
             let masters = self.working().filter(|status| status.role == "master");
             self.master = masters.max_by_key(|status| status.term).cloned();
             self.survives = working.saturating_sub(majority);
-            self.health = match (&self.master, self.nodes.len() - all_working) {
+            let read_only = self.read_only().count();
+            self.health = match (&self.master, self.nodes.len() - all_working + read_only) {
                 (None, _) => Health::NoQuorum,
                 _ if working < majority => Health::NoQuorum,
                 (Some(_), 0) => Health::Healthy,
@@ -197,6 +195,11 @@ impl Survey {
     pub(crate) fn working(&self) -> impl Iterator<Item = &NodeStatus> {
         let working = self.nodes.iter().filter(|node| node.is_working());
         working.filter_map(|node| node.status.as_ref().ok())
+    }
+
+    /// Those of them that take no writes of users.
+    pub(crate) fn read_only(&self) -> impl Iterator<Item = &NodeStatus> {
+        self.working().filter(|status| status.read_only.is_some())
     }
 
     /// The newest term that a node knows.
@@ -320,9 +323,16 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
             remedy: remedy.to_owned(),
         });
     }
-    let is_full = status.disk_total_bytes > 0
-        && status.disk_free_bytes * 100 < status.disk_total_bytes * DISK_FREE_PERCENT_MIN;
-    is_full.then(|| Problem {
+    if let Some(reason) = &status.read_only {
+        let what = format!("{name} is read-only: {reason}");
+        let remedy = "make room on the volume of its data directory; writes are taken again by \
+                      themselves, and nothing acknowledged is lost";
+        return Some(Problem {
+            what,
+            remedy: remedy.to_owned(),
+        });
+    }
+    status.disk_is_low.then(|| Problem {
         what: format!(
             "{name} has {} MiB of disk left",
             status.disk_free_bytes >> 20

@@ -63,7 +63,13 @@ fn headline(survey: &Survey) -> String {
             format!("{word}: {total} of {total} nodes work; survives {survives} {failures}")
         }
         Health::Degraded => {
-            format!("{word}: {down} of {total} nodes down; survives {survives} more {failures}")
+            let read_only = survey.read_only().count();
+            let wrong = match (down, read_only) {
+                (_, 0) => format!("{down} of {total} nodes down"),
+                (0, _) => format!("{read_only} of {total} nodes read-only"),
+                _ => format!("{down} of {total} nodes down, {read_only} read-only"),
+            };
+            format!("{word}: {wrong}; survives {survives} more {failures}")
         }
         Health::NoQuorum => {
             format!("{word}: {down} of {total} nodes down, no master; no writes until there is one")

@@ -5,6 +5,7 @@
     reason = "tests use real processes, files, sockets and deadlines"
 )]
 
+mod full_disk;
 mod operator;
 
 use std::fs;
@@ -116,6 +117,7 @@ impl Drop for Node {
 /// Three nodes of one group, in directories of their own.
 struct Group {
     dir: TempDir,
+    data_dirs: Vec<PathBuf>,
     list: String,
     ports: Vec<u16>,
     nodes: Vec<Option<Node>>,
@@ -123,19 +125,7 @@ struct Group {
 
 impl Group {
     fn start() -> Self {
-        let ports: Vec<_> = (0..3).map(|_| free_port()).collect();
-        let items = ports
-            .iter()
-            .zip(1..)
-            .map(|(port, n)| format!("n{n}=127.0.0.1:{port}"));
-        let list = items.collect::<Vec<_>>().join(",");
-        let dir = TempDir::new().expect("a directory");
-        let mut group = Self {
-            dir,
-            list,
-            ports,
-            nodes: Vec::new(),
-        };
+        let mut group = Self::unstarted();
         group.nodes = (0..3)
             .map(|at| Some(Node::start(&group.arguments(at))))
             .collect();
@@ -145,8 +135,25 @@ impl Group {
         group
     }
 
+    fn unstarted() -> Self {
+        let ports: Vec<_> = (0..3).map(|_| free_port()).collect();
+        let items = ports
+            .iter()
+            .zip(1..)
+            .map(|(port, n)| format!("n{n}=127.0.0.1:{port}"));
+        let list = items.collect::<Vec<_>>().join(",");
+        let dir = TempDir::new().expect("a directory");
+        Self {
+            data_dirs: (1..=3).map(|n| dir.path().join(format!("n{n}"))).collect(),
+            dir,
+            list,
+            ports,
+            nodes: vec![None, None, None],
+        }
+    }
+
     fn data_dir(&self, at: usize) -> PathBuf {
-        self.dir.path().join(format!("n{}", at + 1))
+        self.data_dirs[at].clone()
     }
 
     fn arguments(&self, at: usize) -> Vec<String> {

@@ -114,7 +114,7 @@ pub(super) fn publish_members(consensus: &Consensus, metrics: &ServerMetrics) {
     let nodes = membership.nodes().map(|(id, member)| (*id, member.clone()));
     let members = members_of(nodes);
     if let Some(own) = members.get(&consensus.identity.node_id) {
-        let may_elect = own.can_lead();
+        let may_elect = own.can_lead() && *consensus.may_stand.borrow();
         consensus.raft.runtime_config().elect(may_elect);
     }
     if !members.is_empty() {

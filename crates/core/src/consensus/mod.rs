@@ -113,6 +113,8 @@ pub(crate) struct Parts {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) seed: u64,
     pub(crate) timers: Timers,
+    /// Whether the node may stand for election, as far as its disk goes.
+    pub(crate) may_stand: bool,
 }
 
 /// The consensus of one node.
@@ -133,6 +135,8 @@ pub(crate) struct Consensus {
     hold: Hold,
     /// One change of the membership at a time.
     changing: Semaphore,
+    /// Whether this node has what a master needs beside the data: room on its disk.
+    may_stand: watch::Sender<bool>,
     /// Whether the group has told this node that it is no member any more.
     removed: watch::Sender<bool>,
 }
@@ -210,6 +214,7 @@ impl Consensus {
             timers,
             hold: Hold::default(),
             changing: Semaphore::new(1),
+            may_stand: watch::Sender::new(parts.may_stand),
             removed: watch::Sender::new(false),
         });
         // Before a peer is answered: one that joined later is no stranger.
@@ -240,6 +245,15 @@ impl Consensus {
             // Not allowed: the log has entries already, so the group was founded before.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(error) => Err(stopped(&error)),
+        }
+    }
+
+    /// Says whether this node may stand for election, whatever its type and priority allow. What it is
+    /// now stays as it is.
+    pub(crate) fn set_may_stand(&self, may_stand: bool) {
+        let changed = self.may_stand.send_replace(may_stand) != may_stand;
+        if changed {
+            self.raft.runtime_config().elect(self.can_lead());
         }
     }
 

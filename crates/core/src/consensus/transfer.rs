@@ -196,8 +196,7 @@ impl Consensus {
     /// Whether this node may be master.
     pub(super) fn can_lead(&self) -> bool {
         let members = self.members.borrow();
-        members
-            .get(&self.identity.node_id)
-            .is_some_and(crate::group::Member::can_lead)
+        let own = members.get(&self.identity.node_id);
+        *self.may_stand.borrow() && own.is_some_and(crate::group::Member::can_lead)
     }
 }

@@ -375,7 +375,7 @@ async fn transfer(consensus: &Consensus, request: TransferRequest) -> Done {
 
 /// Transfers mastership, again while there is time: writes are held for so short that a candidate with a
 /// busy disk may miss it. Between two tries they go on.
-async fn hand_over(
+pub(super) async fn hand_over(
     consensus: &Consensus,
     to: &[NodeId],
     deadline: Instant,
@@ -428,7 +428,7 @@ fn known_type(number: u32) -> Result<NodeType, Undone> {
     }
 }
 
-fn candidates(members: &Members, voters: &BTreeSet<NodeId>) -> Vec<NodeId> {
+pub(super) fn candidates(members: &Members, voters: &BTreeSet<NodeId>) -> Vec<NodeId> {
     let can_lead = members.iter().filter(|(_, member)| member.can_lead());
     can_lead
         .map(|(id, _)| *id)

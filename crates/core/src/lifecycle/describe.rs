@@ -8,6 +8,7 @@ use crate::group::identity::Identity;
 use crate::group::{Member, MemberRecord};
 use crate::ids::{GroupUuid, Vlsn};
 use crate::lifecycle::Lifecycle;
+use crate::lifecycle::room::Standing;
 use crate::node::Node;
 use crate::observe::digest;
 use crate::service::messages::{NodeStateMessage, ReplicaProgress};
@@ -18,7 +19,7 @@ impl Lifecycle {
         let identity = self.identity.borrow().clone();
         let members = self.around.members.borrow().clone();
         let role = self.around.role.borrow().clone();
-        let space = self.machine.disk.space(&self.config.data_dir).ok();
+        let room = self.room_now();
         let mut message = NodeStateMessage {
             group_name: identity.group_name.clone(),
             group: identity.group.map(GroupUuid::to_bytes).unwrap_or_default(),
@@ -31,8 +32,10 @@ impl Lifecycle {
             role: role.role.to_string(),
             term: role.term.0,
             master: role.master.map(|master| master.id.0),
-            disk_free_bytes: space.map_or(0, |space| space.free_bytes),
-            disk_total_bytes: space.map_or(0, |space| space.total_bytes),
+            disk_free_bytes: room.space.free_bytes,
+            disk_total_bytes: room.space.total_bytes,
+            disk_is_low: room.standing != Standing::Enough,
+            read_only: room.why_read_only(&self.config).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             waiting_for: self.waiting_for(),
             epoch: identity.epoch.0,

@@ -42,6 +42,11 @@ pub struct NodeStatus {
     pub disk_free_bytes: u64,
     /// Size of that volume in bytes.
     pub disk_total_bytes: u64,
+    /// Whether that is less than `disk_free_warn_bytes`.
+    pub disk_is_low: bool,
+    /// Why the node takes no writes of users, also while another one is master: its volume is
+    /// nearly full.
+    pub read_only: Option<String>,
     /// Version of the program.
     pub version: String,
     /// Memory for versions that the engine does not hold yet, in bytes.
@@ -142,6 +147,8 @@ impl NodeStatus {
             replicas: state.replicas.into_iter().map(replica).collect(),
             disk_free_bytes: state.disk_free_bytes,
             disk_total_bytes: state.disk_total_bytes,
+            disk_is_low: state.disk_is_low,
+            read_only: Some(state.read_only).filter(|reason| !reason.is_empty()),
             version: state.version,
             window_bytes: state.window_bytes,
             waiting_for: state.waiting_for,

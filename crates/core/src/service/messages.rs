@@ -393,6 +393,12 @@ pub(crate) struct NodeStateMessage {
     /// 0 stands for the first.
     #[prost(uint64, tag = "19")]
     pub(crate) epoch: u64,
+    /// Why the node takes no writes of users, in words; empty when it does.
+    #[prost(string, tag = "21")]
+    pub(crate) read_only: String,
+    /// Less of the volume is free than the node was told to warn of.
+    #[prost(bool, tag = "22")]
+    pub(crate) disk_is_low: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]

@@ -19,5 +19,6 @@ mod model;
 mod pressure;
 mod restart;
 mod serializable;
+mod space;
 mod support;
 mod transactions;

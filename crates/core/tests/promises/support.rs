@@ -320,6 +320,14 @@ impl Group {
         }
     }
 
+    /// Closes a node that has stopped; what it says of its failure is of no interest.
+    pub(crate) fn close_failed(&mut self, at: usize) {
+        self.share(at, None);
+        if let Some(node) = self.nodes[at].take() {
+            node.close().ok();
+        }
+    }
+
     /// Cuts the power of a node, in memory.
     pub(crate) fn crash(&mut self, at: usize) {
         let Storage::Memory { disk, store } = &self.storages[at] else {

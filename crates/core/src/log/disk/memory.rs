@@ -92,6 +92,11 @@ impl MemoryDisk {
         self.model().full = full;
     }
 
+    /// What [`Disk::space`] says is free. Nothing else comes of it: see [`Self::set_full`].
+    pub fn set_free_bytes(&self, bytes: u64) {
+        self.model().free_bytes = bytes;
+    }
+
     /// Makes every sync wait from its start until this is called with `false`.
     pub fn hold_syncs(&self, hold: bool) {
         self.held.send_replace(hold);
@@ -271,7 +276,8 @@ impl Disk for MemoryDisk {
     }
 
     fn space(&self, _path: &Path) -> io::Result<DiskSpace> {
-        let free_bytes = if self.model().full { 0 } else { VOLUME_BYTES };
+        let model = self.model();
+        let free_bytes = if model.full { 0 } else { model.free_bytes };
         Ok(DiskSpace {
             free_bytes,
             total_bytes: VOLUME_BYTES,
@@ -279,7 +285,6 @@ impl Disk for MemoryDisk {
     }
 }
 
-#[derive(Default)]
 struct Model {
     /// Every file that ever was; a number in here is never used again.
     files: Vec<Content>,
@@ -293,9 +298,30 @@ struct Model {
     life: u64,
     fail_syncs: bool,
     full: bool,
+    free_bytes: u64,
     steps_left: Option<u64>,
     steps: u64,
     syncs: u64,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            files: Vec::new(),
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            waiting: Vec::new(),
+            directories: BTreeSet::new(),
+            locks: BTreeSet::new(),
+            life: 0,
+            fail_syncs: false,
+            full: false,
+            free_bytes: VOLUME_BYTES,
+            steps_left: None,
+            steps: 0,
+            syncs: 0,
+        }
+    }
 }
 
 impl Model {

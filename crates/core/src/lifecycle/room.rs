@@ -1,0 +1,300 @@
+//! What a node does when its disk fills up: warn, then take no writes of users, and take them again
+//! by itself when there is room.
+//!
+//! ```text
+//!            free < disk_free_warn_bytes        free < disk_free_read_only_bytes
+//!   Enough ────────────────────────────► Low ───────────────────────────────────► ReadOnly
+//!      ▲                                  │ ▲        a master hands over first        │
+//!      └────── a quarter more is free ────┘ └───────── a quarter more is free ────────┘
+//! ```
+//!
+//! Only a master turns users away. A replica below its limit goes on to append and to acknowledge: what
+//! it refused the group would have to do without, and the log grows only as long as some master has
+//! room. It does not stand for election while another node could lead. When none has come to lead for
+//! a while it does, as a last resort: it may be the only one that has what a majority acknowledged, and
+//! as master it brings the others up and hands over.
+//!
+//! Nothing is remembered: what holds is what the disk says at each look. A disk that is full before
+//! this acts fails a write, and the node stops, as with any failed write.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::config::RepConfig;
+use crate::error::WriteError;
+use crate::ids::NodeId;
+use crate::lifecycle::admin::{candidates, hand_over};
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::listener::Role;
+use crate::log::DiskSpace;
+use crate::node::Node;
+use crate::service::node_state;
+
+/// How often the disk is asked. At 500 MB/s that is as much as the least free space of the default.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a master looks for one that takes over before it turns users away.
+const HAND_OVER_MAX: Duration = Duration::from_secs(2);
+
+/// How long a master without room waits before it looks for another one again.
+const HAND_OVER_RETRY: Duration = Duration::from_secs(5);
+
+/// Rounds of `election_timeout_max` without a master after which a node without room stands for
+/// election all the same.
+const LAST_RESORT_ROUNDS: u32 = 16;
+
+/// What follows from the free space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Standing {
+    #[default]
+    Enough,
+    Low,
+    ReadOnly,
+}
+
+/// What is free, and what follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room {
+    pub(super) space: DiskSpace,
+    pub(super) standing: Standing,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        let space = DiskSpace {
+            free_bytes: 0,
+            total_bytes: 0,
+        };
+        Self {
+            space,
+            standing: Standing::Enough,
+        }
+    }
+}
+
+impl Room {
+    /// In words, while it holds.
+    pub(super) fn why_read_only(&self, config: &RepConfig) -> Option<String> {
+        (self.standing == Standing::ReadOnly).then(|| {
+            format!(
+                "{} MiB of its disk are free, fewer than {} MiB (disk_free_read_only_bytes)",
+                self.space.free_bytes >> 20,
+                config.tuning.disk_free_read_only_bytes >> 20
+            )
+        })
+    }
+}
+
+/// What follows from so many free bytes, after what held before.
+fn judge(before: Standing, free_bytes: u64, (warn, read_only): (u64, u64)) -> Standing {
+    // What was left at a limit is taken again above it, or each write would cross it anew.
+    let is_below = |limit: u64, was: bool| {
+        free_bytes < limit || (was && free_bytes < limit.saturating_add(limit / 4))
+    };
+    if is_below(read_only, before >= Standing::ReadOnly) {
+        Standing::ReadOnly
+    } else if is_below(warn, before >= Standing::Low) {
+        Standing::Low
+    } else {
+        Standing::Enough
+    }
+}
+
+impl Lifecycle {
+    /// What the disk says at this moment, and what follows.
+    fn look_for_room(&self) -> Room {
+        let before = *self.room.borrow();
+        let Ok(space) = self.machine.disk.space(&self.config.data_dir) else {
+            return before;
+        };
+        let tuning = &self.config.tuning;
+        let limits = (
+            tuning.disk_free_warn_bytes,
+            tuning.disk_free_read_only_bytes,
+        );
+        let standing = judge(before.standing, space.free_bytes, limits);
+        #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+        let ratio = space.free_bytes as f64 / space.total_bytes.max(1) as f64;
+        metrics::gauge!("steadfast_disk_free_ratio").set(ratio);
+        Room { space, standing }
+    }
+
+    /// What holds. A node that has stopped may have done so for want of room, just now.
+    pub(super) fn room_now(&self) -> Room {
+        if matches!(*self.phase.borrow(), Phase::Stopped(_)) {
+            return self.look_for_room();
+        }
+        *self.room.borrow()
+    }
+
+    /// Looks for the first time: from here on the node knows what it has.
+    pub(super) fn begin_with_room(&self) {
+        self.publish_room(self.look_for_room());
+    }
+
+    fn publish_room(&self, room: Room) {
+        let before = self.room.send_replace(room).standing;
+        if before == room.standing {
+            return;
+        }
+        let is_read_only = f64::from(u8::from(room.standing == Standing::ReadOnly));
+        metrics::gauge!("steadfast_read_only", "reason" => "disk").set(is_read_only);
+        let (free_bytes, dir) = (room.space.free_bytes, self.config.data_dir.display());
+        match room.standing {
+            Standing::Enough => tracing::info!(free_bytes, %dir, "there is room on the disk again"),
+            Standing::Low => tracing::warn!(free_bytes, %dir, "the disk is filling up"),
+            Standing::ReadOnly => tracing::error!(
+                free_bytes, %dir, "the disk is nearly full; this node takes no writes of users"
+            ),
+        }
+    }
+
+    /// Whether the node may be master, as far as its disk goes.
+    pub(super) fn has_room(&self) -> bool {
+        self.room.borrow().standing != Standing::ReadOnly
+    }
+
+    /// The node at work, to write on. One that is not master says so by itself.
+    ///
+    /// # Errors
+    /// As [`Lifecycle::running`]; [`WriteError::DiskFull`] on a master without room.
+    pub(super) fn writable(&self) -> Result<&Arc<Node>, WriteError> {
+        let node = self.running()?;
+        let room = *self.room.borrow();
+        if room.standing == Standing::ReadOnly && node.consensus.is_master() {
+            return Err(WriteError::DiskFull {
+                free_bytes: room.space.free_bytes,
+                limit_bytes: self.config.tuning.disk_free_read_only_bytes,
+            });
+        }
+        Ok(node)
+    }
+
+    /// Looks at the disk, and acts upon what it finds.
+    async fn keep_room(&self, watched: &mut Watched) {
+        let found = self.look_for_room();
+        let node = self.node.get();
+        if found.standing != Standing::ReadOnly {
+            *watched = Watched::default();
+            if let Some(node) = node {
+                node.consensus.set_may_stand(true);
+            }
+        } else if let Some(node) = node {
+            let may_stand = self.is_last_resort(node, watched);
+            node.consensus.set_may_stand(may_stand);
+            let is_due = watched
+                .handed_over
+                .is_none_or(|at| at.elapsed() >= HAND_OVER_RETRY);
+            if node.consensus.is_master() && is_due {
+                watched.handed_over = Some(Instant::now());
+                self.hand_over_for_room(node).await;
+            }
+        }
+        self.publish_room(found);
+    }
+
+    /// Whether this node has to stand for election although it has no room.
+    fn is_last_resort(&self, node: &Node, watched: &mut Watched) -> bool {
+        if self.around.role.borrow().role != Role::Unknown {
+            watched.masterless = None;
+            return false;
+        }
+        let voters = node.consensus.voters();
+        let members = self.around.members.borrow();
+        let is_alone = candidates(&members, &voters)
+            .iter()
+            .all(|id| *id == node.consensus.own_id());
+        let since = *watched.masterless.get_or_insert_with(Instant::now);
+        let patience = self.config.tuning.election_timeout_max * LAST_RESORT_ROUNDS;
+        is_alone || since.elapsed() >= patience
+    }
+
+    /// Hands over to a node that has room, if there is one that has caught up.
+    async fn hand_over_for_room(&self, node: &Node) {
+        let members = node.consensus.members();
+        let own = node.consensus.own_id();
+        let mut others = candidates(&members, &node.consensus.voters());
+        others.retain(|id| *id != own && node.consensus.has_caught_up(*id));
+        let asked = others.into_iter().map(|id| {
+            let address = members[&id].address.clone();
+            async move { self.has_room_there(&address).await.then_some(id) }
+        });
+        let with_room: Vec<NodeId> = join_all(asked).await.into_iter().flatten().collect();
+        if with_room.is_empty() {
+            tracing::warn!("no other node has room and has caught up; this one stays master");
+            return;
+        }
+        let deadline = Instant::now() + HAND_OVER_MAX;
+        if let Err(error) = hand_over(&node.consensus, &with_room, deadline).await {
+            tracing::warn!(%error, "a master without room could not hand over");
+        }
+    }
+
+    async fn has_room_there(&self, address: &str) -> bool {
+        let (transport, timeout) = (&*self.machine.transport, self.config.tuning.dial_timeout);
+        let asked = node_state::ask(transport, address, false, timeout).await;
+        asked.is_ok_and(|state| state.read_only.is_empty())
+    }
+}
+
+/// What is kept between two looks at a disk that is too full.
+#[derive(Default)]
+struct Watched {
+    /// Since when no master is known.
+    masterless: Option<Instant>,
+    /// When this node, as master, last looked for another one.
+    handed_over: Option<Instant>,
+}
+
+/// Looks at the disk again and again, until the node is closed. A node that has stopped goes on to
+/// tell how much is free.
+pub(super) async fn watch(lifecycle: Weak<Lifecycle>, mut phase: watch::Receiver<Phase>) {
+    let mut watched = Watched::default();
+    let is_over = |phase: &Phase| matches!(phase, Phase::Closing | Phase::Closed);
+    loop {
+        let over = phase.wait_for(is_over);
+        if tokio::time::timeout(INTERVAL, over).await.is_ok() {
+            return;
+        }
+        let Some(lifecycle) = lifecycle.upgrade() else {
+            return;
+        };
+        tokio::select! {
+            biased;
+            _ = phase.wait_for(is_over) => return,
+            () = lifecycle.keep_room(&mut watched) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_was_crossed_is_left_a_quarter_above_it() {
+        let limits = (1000, 100);
+        let path = [
+            (2000, Standing::Enough),
+            (999, Standing::Low),
+            (1100, Standing::Low),
+            (1250, Standing::Enough),
+            (99, Standing::ReadOnly),
+            (124, Standing::ReadOnly),
+            (125, Standing::Low),
+            (100, Standing::Low),
+            (0, Standing::ReadOnly),
+            (9999, Standing::Enough),
+        ];
+        let mut standing = Standing::Enough;
+        for (free_bytes, expected) in path {
+            standing = judge(standing, free_bytes, limits);
+            assert_eq!(standing, expected, "{free_bytes}");
+        }
+        assert_eq!(judge(Standing::Enough, 0, (0, 0)), Standing::Enough);
+    }
+}
