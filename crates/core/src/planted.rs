@@ -82,6 +82,7 @@ bugs! {
     LostWakeup = "lost_wakeup", 100, "A submitted transaction wakes nobody.";
     LeakBudget = "leak_budget", 100, "Bytes of writes in flight are never given back.";
     AllIsMajority = "all_is_majority", 100, "A write that is to be on every disk is acknowledged when a majority has it.";
+    AllCountsSecondary = "all_counts_secondary", 300, "A secondary's copy counts for a write that is to be on every electable disk.";
     FeedSkipsTerm = "feed_skips_term", 100, "A subscriber is not told of the first batch of a new master.";
     // The flush and scans.
     FlushOldest = "flush_oldest", 100, "Of several versions of a key the flush takes the oldest.";

@@ -167,6 +167,7 @@ pub fn history(history: &History, log: &BTreeMap<u64, LoggedTransaction>) -> Vec
         history,
         found: BTreeMap::new(),
         began_max: (0, 0),
+        node_id: 0,
         problems: Vec::new(),
     };
     let mut snapshots: Vec<&SnapshotRead> = history.snapshots.iter().collect();
@@ -209,6 +210,8 @@ struct Checker<'a> {
     found: BTreeMap<usize, (u64, u64)>,
     /// The latest beginning among the transactions so far, and whose it is.
     began_max: (u64, usize),
+    /// The newest id that was given to a node that joined.
+    node_id: u64,
     problems: Vec<String>,
 }
 
@@ -221,6 +224,17 @@ impl Checker<'_> {
         };
         // A compare-and-set that found another value: it changes nothing, and has no mark.
         if logged.operations.is_empty() {
+            return;
+        }
+        if let Some(id) = given_node_id(logged) {
+            if id <= self.node_id {
+                let problem = format!(
+                    "node id {id} is given at VLSN {vlsn} after {}",
+                    self.node_id
+                );
+                self.problems.push(problem);
+            }
+            self.node_id = id;
             return;
         }
         let marked = logged.operations.iter().find_map(mark);
@@ -484,6 +498,15 @@ fn only_value(logged: &LoggedTransaction) -> Option<Bytes> {
 fn parse_value(value: &Bytes) -> Option<usize> {
     let id = value.split(|byte| *byte == b'.').next()?;
     std::str::from_utf8(id).ok()?.parse().ok()
+}
+
+/// The id that is given to a node, where the transaction does that.
+fn given_node_id(logged: &LoggedTransaction) -> Option<u64> {
+    let [(0, key, Some(id))] = &logged.operations[..] else {
+        return None;
+    };
+    let id = <[u8; 8]>::try_from(&id[..]).ok()?;
+    (key[..] == *b"\0node").then(|| u64::from_le_bytes(id))
 }
 
 /// Key of a transaction's mark.

@@ -6,6 +6,7 @@ pub mod history;
 pub mod logfile;
 pub mod nemesis;
 pub mod net;
+pub mod operator;
 pub mod plan;
 pub mod promise;
 pub mod run;

@@ -43,6 +43,10 @@ const EVENTS: &[Fault] = &[
     Fault::Chain,
     Fault::Intruder,
     Fault::OldCopy,
+    Fault::Transfer,
+    Fault::Priority,
+    Fault::Demote,
+    Fault::Replace,
 ];
 
 /// The faults of every link.
@@ -174,10 +178,10 @@ pub async fn restart(world: &Arc<World>, at: usize) {
 }
 
 /// One event under way.
-struct Event {
-    world: Arc<World>,
+pub(crate) struct Event {
+    pub(crate) world: Arc<World>,
     calm: CancellationToken,
-    fault: Fault,
+    pub(crate) fault: Fault,
 }
 
 impl Event {
@@ -188,6 +192,9 @@ impl Event {
             }
             Fault::KillAll | Fault::PowerCutAll => self.end_all().await,
             Fault::Intruder => self.intrude().await,
+            Fault::Transfer | Fault::Priority | Fault::Demote | Fault::Replace => {
+                self.administer().await;
+            }
             Fault::ClockJump => {
                 let at = self
                     .world
@@ -202,13 +209,13 @@ impl Event {
         }
     }
 
-    fn fired(&self, line: impl FnOnce() -> String) {
+    pub(crate) fn fired(&self, line: impl FnOnce() -> String) {
         self.world.story.count(self.fault.name());
         self.world.story.tell(line);
     }
 
     /// Waits up to `max_ms`, less when calm is asked for.
-    async fn last(&self, max_ms: u64) {
+    pub(crate) async fn last(&self, max_ms: u64) {
         let ms = self.world.chance(|rng| rng.random_range(1..=max_ms));
         tokio::select! {
             biased;

@@ -66,6 +66,10 @@ faults! {
     Chain = "chain",
     Intruder = "intruder",
     OldCopy = "old_copy",
+    Transfer = "transfer",
+    Priority = "priority",
+    Demote = "demote",
+    Replace = "replace",
 }
 
 impl fmt::Display for Fault {
@@ -143,7 +147,8 @@ pub struct Plan {
     pub keys: u32,
     /// Largest value.
     pub value_max: usize,
-    /// Nodes, by index, that may be lost for good: never more than the group can spare.
+    /// Nodes, by index, that may be lost for good, or lose their votes: never more than the group can
+    /// spare.
     pub expendable: BTreeSet<usize>,
     /// Shrunk limits of the nodes.
     pub limits: Limits,
@@ -168,6 +173,8 @@ pub struct Limits {
     pub batches_in_flight: u64,
     /// `commit_timeout_ms`.
     pub commit_timeout_ms: u64,
+    /// `snapshot_age_max_ms`; some open transactions live longer.
+    pub snapshot_age_ms: u64,
 }
 
 /// Length of the safety phase of a run.
@@ -200,6 +207,7 @@ impl Plan {
             log_segment_bytes: pick(&mut rng, &[128 << 10, 256 << 10, 1 << 20]),
             batches_in_flight: rng.random_range(1..=8),
             commit_timeout_ms: pick(&mut rng, &[300, 2000, 10_000]),
+            snapshot_age_ms: pick(&mut rng, &[500, 3000, 60_000]),
         };
         let clients = rng.random_range(2..=8);
         let burst_max = pick(&mut rng, &[1, 4, 8]);

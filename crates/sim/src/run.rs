@@ -263,17 +263,11 @@ fn vlsn(world: &World, at: usize) -> u64 {
 async fn last_write(world: &Arc<World>) -> Option<u64> {
     let writing = async {
         loop {
-            if let Some(env) = world.masters().first().and_then(|at| env(world, *at)) {
-                let id = world.history().begin(0);
-                let mark = check::marker(id);
-                let written = env
-                    .write_async(|txn| txn.database(crate::history::MARKERS)?.put(&mark, b""))
-                    .await;
-                world.history().transactions[id].writes =
-                    vec![(crate::history::MARKERS, mark, Some(bytes::Bytes::new()))];
-                if let Ok(token) = written {
-                    return token.vlsn.0;
-                }
+            let master = world.masters().first().and_then(|at| env(world, *at));
+            if let Some(env) = master
+                && let Some(token) = workload::mark(world, &env).await
+            {
+                return token.vlsn.0;
             }
             wait(Duration::from_millis(20)).await;
         }

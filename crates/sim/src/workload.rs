@@ -28,6 +28,9 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(12);
 /// Of so many transactions one has a rival.
 const RIVAL_EVERY: u32 = 8;
 
+/// Of so many open transactions one stays open for seconds, with its snapshot.
+const LONG_EVERY: u32 = 16;
+
 /// Of so many open fates a node is asked at the end.
 const OUTCOMES_ASKED_MAX: usize = 16;
 
@@ -332,7 +335,9 @@ async fn open_transaction(world: &Arc<World>, rng: &mut StdRng, at: usize, life:
     let id = world.history().begin(at);
     let script = Script::draw(world, rng, Some(id));
     let durability = durability(rng);
-    let pauses = [(); 2].map(|()| Duration::from_millis(rng.random_range(0..40)));
+    let is_long = rng.random_range(0..LONG_EVERY) == 0;
+    let pause_max = if is_long { 4000 } else { 40 };
+    let pauses = [(); 2].map(|()| Duration::from_millis(rng.random_range(0..pause_max)));
     let is_abandoned = rng.random_range(0..8) == 0;
     let run = async {
         let open = env.begin_transaction_async().await?;
@@ -404,6 +409,16 @@ async fn single(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
         None => None,
     };
     end(world, (at, id), Durability::MAJORITY, answer.as_ref());
+}
+
+/// A transaction that leaves its mark and nothing else, on a node that may be master.
+pub async fn mark(world: &World, env: &ReplicatedEnvironment) -> Option<CommitToken> {
+    let id = world.history().begin(0);
+    let mark = marker(id);
+    let written = env.write_async(|txn| txn.database(MARKERS)?.put(&mark, b""));
+    let written = written.await;
+    world.history().transactions[id].writes = vec![(MARKERS, mark, Some(Bytes::new()))];
+    written.ok()
 }
 
 /// Records what a node answered.

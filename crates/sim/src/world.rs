@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng};
 use steadfast::engine::MemoryStore;
 use steadfast::log::{Disk, OpenMode};
 use steadfast::machine::{Clock, Machine, Threads};
-use steadfast::{Bootstrap, RepConfig, ReplicatedEnvironment, Role};
+use steadfast::{Bootstrap, JoinToken, RepConfig, ReplicatedEnvironment, Role};
 use steadfast_net::process::Process;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -55,6 +55,8 @@ pub struct Host {
     clock: Arc<SimClock>,
     life: Mutex<Option<Life>>,
     state: Mutex<HostState>,
+    /// With what its node joins, when it is none of those that founded the group.
+    token: Mutex<Option<JoinToken>>,
 }
 
 #[derive(Clone)]
@@ -81,6 +83,7 @@ pub struct Life {
 }
 
 /// Who may do what to a machine.
+#[expect(clippy::struct_excessive_bools, reason = "each holds or not by itself")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostState {
     /// A fault is under way that brings the node back by itself.
@@ -89,6 +92,8 @@ pub struct HostState {
     pub lost: bool,
     /// Its directory is not what it was let in with, wiped or an older copy: it has to stay out.
     pub fenced: bool,
+    /// It was taken out of the group, or lost its vote, at some time, and may have no vote now.
+    pub outside: bool,
 }
 
 /// How a node ends.
@@ -115,6 +120,7 @@ impl World {
                     clock: Arc::new(clock),
                     life: Mutex::new(None),
                     state: Mutex::default(),
+                    token: Mutex::default(),
                 }
             })
             .collect();
@@ -148,13 +154,15 @@ impl World {
         let host = &self.hosts[at];
         let list = (0..self.plan.nodes).map(|at| format!("{0}={0}:{PORT}", Plan::host(at)));
         let list: Vec<_> = list.collect();
+        let founding = || Bootstrap::expect(&list).expect("a well-formed list");
+        let token = lock(&host.token).clone();
         // A clock that is fast or slow makes every timer of its node so.
         let ms = |ms: u64| host.clock.timer_ms(ms);
         let heartbeat = ms(limits.heartbeat_ms).max(5);
         let config = RepConfig::builder("sim", &host.name)
             .data_dir(DATA_DIR)
             .listen(format!("{}:{PORT}", host.name))
-            .bootstrap(Bootstrap::expect(&list).expect("a well-formed list"))
+            .bootstrap(token.map_or_else(founding, Bootstrap::join))
             .set("heartbeat_interval_ms", heartbeat)
             .set("election_timeout_min_ms", heartbeat * 4)
             .set("election_timeout_max_ms", heartbeat * 6)
@@ -162,6 +170,7 @@ impl World {
             .set("silence_max_ms", ms(2000).max(100))
             .set("commit_timeout_ms", ms(limits.commit_timeout_ms).max(10))
             .set("read_timeout_ms", ms(2000).max(10))
+            .set("snapshot_age_max_ms", ms(limits.snapshot_age_ms).max(10))
             .set("flush_interval_ms", limits.flush_interval_ms)
             .set("flush_bytes", limits.flush_bytes)
             .set("window_bytes_max", limits.window_bytes)
@@ -295,6 +304,11 @@ impl Host {
     /// Changes what is under way with this machine.
     pub fn set_state(&self, change: impl FnOnce(&mut HostState)) {
         change(&mut lock(&self.state));
+    }
+
+    /// Lets its next node join with this.
+    pub fn set_token(&self, token: JoinToken) {
+        *lock(&self.token) = Some(token);
     }
 
     /// Its disk.

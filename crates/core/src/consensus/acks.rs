@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use crate::consensus::{Consensus, ConsensusError, TypeConfig};
 use crate::ids::{LogPosition, NodeId};
 use crate::log::LogId;
+use crate::planted::{self, Bug};
 
 type Metrics = openraft::RaftMetrics<TypeConfig>;
 
@@ -115,10 +116,12 @@ impl Consensus {
 
 fn count(metrics: &Metrics, counts: impl Fn(NodeId) -> bool) -> Electable {
     let membership = metrics.membership_config.membership();
-    let (mut counted, mut all) = (0, 0);
-    for id in membership.voter_ids() {
-        all += 1;
-        counted += usize::from(counts(id));
-    }
+    let all = membership.voter_ids().count();
+    let counted = if planted::is(Bug::AllCountsSecondary) {
+        let there = membership.nodes().filter(|(id, _)| counts(**id));
+        there.count().min(all)
+    } else {
+        membership.voter_ids().filter(|id| counts(*id)).count()
+    };
     Electable { counted, all }
 }

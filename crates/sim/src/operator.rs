@@ -1,0 +1,176 @@
+//! The operator of the group: changes it while it works, whatever else happens to it.
+//!
+//! Only those nodes lose their votes, or their right to be master, that the group can do without
+//! anyhow: so there is always a majority that can lead, and the end of a run may ask for it.
+
+use std::time::Duration;
+
+use rand::RngExt;
+use rand::seq::IndexedRandom;
+use steadfast::{AdminCommand, AdminError, JoinToken, NodeType, Role};
+
+use crate::nemesis::{Event, restart};
+use crate::plan::Fault;
+use crate::workload::mark;
+use crate::world::{End, Host, Life, wait};
+
+/// How long the operator waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long he waits before he asks again.
+const RETRY: Duration = Duration::from_millis(200);
+
+impl Event {
+    /// One change of the group.
+    pub(crate) async fn administer(&self) {
+        let world = &self.world;
+        if world.history().acknowledged == 0 {
+            return;
+        }
+        match self.fault {
+            Fault::Transfer => {
+                let any = world.chance(|rng| rng.random_range(0..3) == 0);
+                let names = (0..world.plan.nodes).map(|at| world.hosts[at].name.clone());
+                let names: Vec<_> = names.collect();
+                let to = world.chance(|rng| names.choose(rng).cloned());
+                let command = AdminCommand::Transfer {
+                    to: to.into_iter().filter(|_| !any).collect(),
+                    within: Duration::from_millis(world.chance(|rng| rng.random_range(100..3000))),
+                };
+                self.fired(|| format!("operator: {command:?}"));
+                self.ask(&command).await;
+            }
+            Fault::Priority => {
+                let at = world.chance(|rng| rng.random_range(0..world.plan.nodes));
+                let least = u32::from(!world.plan.expendable.contains(&at));
+                let command = AdminCommand::SetPriority {
+                    node: world.hosts[at].name.clone(),
+                    priority: world.chance(|rng| rng.random_range(least..4)),
+                };
+                self.fired(|| format!("operator: {command:?}"));
+                self.ask(&command).await;
+            }
+            Fault::Demote => self.demote().await,
+            _ => self.replace().await,
+        }
+    }
+
+    fn pick_expendable(&self) -> Option<&Host> {
+        let nodes: Vec<_> = self.world.plan.expendable.iter().copied().collect();
+        let at = self.world.chance(|rng| nodes.choose(rng).copied());
+        at.map(|at| &self.world.hosts[at])
+    }
+
+    /// Makes a node a secondary for a while.
+    async fn demote(&self) {
+        let Some(host) = self.pick_expendable().filter(|host| !host.state().lost) else {
+            return;
+        };
+        host.set_state(|state| state.outside = true);
+        let set = |node_type| AdminCommand::SetType {
+            node: host.name.clone(),
+            node_type,
+        };
+        self.fired(|| format!("operator: {} becomes a secondary", host.name));
+        self.ask(&set(NodeType::Secondary)).await;
+        self.last(4000).await;
+        self.ask(&set(NodeType::Electable)).await;
+    }
+
+    /// Takes a node out of the group, and lets it in again with an empty disk. It may have been lost.
+    async fn replace(&self) {
+        let world = &self.world;
+        let Some(host) = self.pick_expendable() else {
+            return;
+        };
+        let state = host.state();
+        // One that is on its way in has to be known to the others before it can be taken out.
+        let is_member = state.lost || is_member(host);
+        if state.busy || !is_member {
+            return;
+        }
+        host.set_state(|state| (state.busy, state.outside) = (true, true));
+        self.fired(|| format!("operator: {} is replaced", host.name));
+        let is_told: bool = world.chance(RngExt::random);
+        if !is_told {
+            world.end(host.at(), End::Kill);
+        }
+        let remove = AdminCommand::Remove {
+            node: host.name.clone(),
+            force: false,
+        };
+        // The answer may be lost, so it is asked for until the group has no such node.
+        while !matches!(self.ask(&remove).await, Some(Ok(_))) && !self.is_gone(host).await {
+            wait(RETRY).await;
+        }
+        if is_told {
+            self.last(500).await;
+            world.end(host.at(), End::Kill);
+        }
+        host.replace_disk(world);
+        let token = loop {
+            if let Some(token) = self.join_token(host) {
+                break token;
+            }
+            wait(RETRY).await;
+        };
+        host.set_token(token);
+        host.set_state(|state| (state.lost, state.fenced) = (false, false));
+        restart(world, host.at()).await;
+        host.set_state(|state| state.busy = false);
+    }
+
+    /// Whether the group has no such node. What a master knows may not be committed yet; what it
+    /// writes afterwards comes later in the log.
+    async fn is_gone(&self, host: &Host) -> bool {
+        let masters = self.world.masters();
+        let master = masters.first().map(|at| &self.world.hosts[*at]);
+        let Some(life) = master.and_then(Host::life) else {
+            return false;
+        };
+        let Some(env) = life.env.clone() else {
+            return false;
+        };
+        let term = env.state().term;
+        let members = env.status().members;
+        if members.iter().any(|member| member.node.name == host.name) {
+            return false;
+        }
+        let written = self.patiently(&life, mark(&self.world, &env)).await;
+        written.flatten().is_some_and(|token| token.term == term)
+    }
+
+    fn join_token(&self, host: &Host) -> Option<JoinToken> {
+        let mut open = self.world.open_nodes();
+        open.retain(|(at, _)| *at != host.at());
+        let from = self.world.chance(|rng| open.choose(rng).cloned())?;
+        from.1.env?.join_token(NodeType::Electable)
+    }
+
+    /// Asks some node. `None` when it gave no answer.
+    async fn ask(&self, command: &AdminCommand) -> Option<Result<String, AdminError>> {
+        let open = self.world.open_nodes();
+        let (at, life) = self.world.chance(|rng| open.choose(rng).cloned())?;
+        let env = life.env.clone()?;
+        let answer = self.patiently(&life, env.administer_async(command)).await;
+        self.world
+            .story
+            .tell(|| format!("operator: n{} answers {answer:?}", at + 1));
+        answer
+    }
+
+    /// Runs `call` in a node's process. `None` when the process ended or gave no answer.
+    async fn patiently<T>(&self, life: &Life, call: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            answer = life.process.run(call) => Some(answer),
+            () = life.ended.cancelled() => None,
+            () = wait(PATIENCE) => None,
+        }
+    }
+}
+
+/// Whether the node takes part.
+fn is_member(host: &Host) -> bool {
+    let env = host.life().and_then(|life| life.env);
+    env.is_some_and(|env| matches!(env.state().role, Role::Master | Role::Replica))
+}
