@@ -29,7 +29,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::config::RepConfig;
 use crate::error::{OpenError, ReadError, ReadyError, WriteError};
 use crate::group::identity::{DataDir, Identity};
-use crate::ids::Vlsn;
+use crate::ids::{NodeId, Vlsn};
 use crate::listener::{Role, RoleState};
 use crate::machine::Machine;
 use crate::node::{Node, Surroundings};
@@ -230,11 +230,18 @@ impl Lifecycle {
     fn serve(self: &Arc<Self>) {
         let timeout = self.config.tuning.dial_timeout;
         let members = self.around.members.subscribe();
+        let lifecycle = Arc::downgrade(self);
+        let newest_id = move || {
+            lifecycle
+                .upgrade()
+                .map_or(NodeId(0), |it| it.newest_node_id())
+        };
         let gate = Gate::new(
             self.identity.subscribe(),
             members,
             timeout,
             Arc::clone(&self.around.superseded),
+            Arc::new(newest_id),
         );
         for name in [FEEDER, ELECTION, NODE_STATE, SUBSCRIPTION, ADMIN] {
             let (gate, lifecycle) = (gate.clone(), Arc::downgrade(self));

@@ -68,6 +68,7 @@ bugs! {
     VoteForAnyLog = "vote_for_any_log", 300, "A vote is given to a candidate whose log is behind.";
     MasterOnce = "master_once", 100, "A node that has lost its mastership never takes it again.";
     AcceptWiped = "accept_wiped", 300, "A node with a wiped directory is taken for the member that it was.";
+    RefuseNewMembers = "refuse_new_members", 300, "A node refuses a member that was let in while it was behind.";
     AcceptCopy = "accept_copy", 100, "A copy of a data directory is taken for the original.";
     SkipBatch = "skip_batch", 100, "Now and then a replica applies a batch without its changes.";
     // Transactions.

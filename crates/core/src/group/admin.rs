@@ -104,7 +104,7 @@ impl AdminCommand {
         };
         match client.call(self.call(), own_wait + ANSWER_MAX).await {
             Asked::Done(done) => Ok(done.text),
-            Asked::Refused(AdminRefusal { what, to_do }) => {
+            Asked::Refused(AdminRefusal { what, to_do, .. }) => {
                 Err(AdminError::Refused { what, to_do })
             }
             Asked::NoAnswer(why) => Err(AdminError::NoAnswer { why }),

@@ -158,12 +158,15 @@ impl Joining {
         };
         match client.call(call, ANSWER_MAX).await {
             Asked::Done(done) => self.completed(done.joined.unwrap_or_default()),
-            Asked::Refused(refusal) => Round::Refused(refusal.to_string()),
-            Asked::NoAnswer(why) => {
-                let group = &self.token.group_name;
-                Round::Wait(format!("group {group:?} to let it in: {why}"))
-            }
+            Asked::Refused(refusal) if !refusal.passes => Round::Refused(refusal.to_string()),
+            Asked::Refused(refusal) => self.wait(&refusal.what),
+            Asked::NoAnswer(why) => self.wait(&why),
         }
+    }
+
+    fn wait(&self, why: &str) -> Round {
+        let group = &self.token.group_name;
+        Round::Wait(format!("group {group:?} to let it in: {why}"))
     }
 
     fn completed(&self, joined: Joined) -> Round {

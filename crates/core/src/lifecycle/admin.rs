@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::config::{check_address, check_name};
@@ -20,6 +21,7 @@ use crate::service::admin::messages::{
     RefusedMessage, RemoveRequest, TransferRequest,
 };
 use crate::service::admin::{self, AdminRefusal};
+use crate::txn::catalog::{CATALOG, NODE_ID_KEY, decode_node_id};
 use crate::txn::durability::Durability;
 use crate::txn::transaction::Transaction;
 use crate::write;
@@ -51,6 +53,11 @@ fn refused<T>(what: impl Into<String>, to_do: impl Into<String>) -> Result<T, Un
     Err(Undone::Refused(AdminRefusal::new(what, to_do)))
 }
 
+/// Refused for the moment: the same call may be carried out later.
+fn refused_for_now<T>(what: impl Into<String>, to_do: impl Into<String>) -> Result<T, Undone> {
+    Err(Undone::Refused(AdminRefusal::for_now(what, to_do)))
+}
+
 fn done(text: String) -> AdminDone {
     AdminDone { text, joined: None }
 }
@@ -59,7 +66,7 @@ impl From<ChangeError> for Undone {
     fn from(error: ChangeError) -> Self {
         match error {
             ChangeError::Consensus(ConsensusError::NotMaster(_)) => Self::NotMaster,
-            error => Self::Refused(AdminRefusal::new(
+            error => Self::Refused(AdminRefusal::for_now(
                 format!("the change was not made: {error}"),
                 "look at `steadfast status`, then try again",
             )),
@@ -97,9 +104,17 @@ impl Lifecycle {
         };
         match done {
             Ok(done) => AdminAnswer::Done(done),
-            Err(Undone::Refused(AdminRefusal { what, to_do })) => {
+            Err(Undone::Refused(AdminRefusal {
+                what,
+                to_do,
+                passes,
+            })) => {
                 tracing::warn!(what, "refused a change of the group");
-                AdminAnswer::Refused(RefusedMessage { what, to_do })
+                AdminAnswer::Refused(RefusedMessage {
+                    what,
+                    to_do,
+                    passes,
+                })
             }
             Err(Undone::NotMaster) => {
                 let role = self.around.role.borrow();
@@ -112,6 +127,16 @@ impl Lifecycle {
                 )
             }
         }
+    }
+
+    /// The newest id that was given to a node, as far as this node has applied that: 0 while only
+    /// founders have one.
+    pub(super) fn newest_node_id(&self) -> NodeId {
+        let kept = self.running().map(|node| {
+            let kept = node.view().get(CATALOG, &Bytes::from_static(NODE_ID_KEY));
+            kept.unwrap_or_default()
+        });
+        decode_node_id(kept.unwrap_or_default().as_ref())
     }
 
     fn check_admin(&self, request: &AdminRequest) -> Result<Arc<Node>, Undone> {
@@ -166,7 +191,7 @@ where
     };
     match tokio::time::timeout(CHANGE_MAX, changed).await {
         Ok(changed) => Ok(changed?),
-        Err(_) => refused(
+        Err(_) => refused_for_now(
             "no majority has taken the change in time; it is made when one does",
             "look at `steadfast status`: bring nodes back, then look again",
         ),
@@ -186,6 +211,8 @@ async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
     let members = consensus.members();
     if let Some((id, member)) = find(&members, &wanted.name) {
         if member.incarnation == wanted.incarnation {
+            // It was let in before, by an entry that need not be committed yet.
+            change(|| consensus.set_member(id, member.clone())).await?;
             return Ok(let_in(node, &members, (id, member)));
         }
         return refused(
@@ -251,7 +278,7 @@ async fn with_node_ids<T>(
     match write::write(node, (Durability::MAJORITY, CHANGE_MAX), work).await {
         Ok(_) => Ok(()),
         Err(WriteError::NotMaster { .. }) => Err(Undone::NotMaster),
-        Err(error) => refused(
+        Err(error) => refused_for_now(
             format!("the ids of nodes could not be written: {error}"),
             "look at `steadfast status`, then try again",
         ),
@@ -275,25 +302,40 @@ async fn remove(node: &Node, request: RemoveRequest) -> Done {
         check_majority_left(consensus, (id, member))?;
     }
     if id == consensus.own_id() {
-        let others: Vec<_> = candidates(&rest, &voters);
-        let deadline = Instant::now() + HAND_OVER_MAX;
-        let transferred = hand_over(consensus, &others, deadline).await;
-        return match transferred {
-            // The new master removes this node.
-            Ok(_) | Err(TransferError::NotMaster) => Err(Undone::NotMaster),
-            Err(error) => refused(
-                format!(
-                    "{} is the master and could not hand over: {error}",
-                    member.name
-                ),
-                "nothing was changed; look at `steadfast status`, then try again",
-            ),
-        };
+        return leave(consensus, member, &candidates(&rest, &voters)).await;
     }
     // Its id must not be given again, and may be the highest that anybody knows of.
     with_node_ids(node, |transaction| transaction.note_node_id(id)).await?;
     change(|| consensus.remove_member(id)).await?;
     Ok(done(format!("{} was removed", member.name)))
+}
+
+/// Hands over from this node, which is to be removed, to one of `others`, which then removes it.
+async fn leave(consensus: &Consensus, member: &Member, others: &[NodeId]) -> Done {
+    let id = consensus.own_id();
+    // Or the new master would give mastership back at once, if this node is preferred.
+    if member.priority > 0 {
+        let priority = 0;
+        let leaving = Member {
+            priority,
+            ..member.clone()
+        };
+        change(|| consensus.set_member(id, leaving.clone())).await?;
+    }
+    let deadline = Instant::now() + HAND_OVER_MAX;
+    match hand_over(consensus, others, deadline).await {
+        Ok(_) | Err(TransferError::NotMaster) => Err(Undone::NotMaster),
+        Err(error) => {
+            change(|| consensus.set_member(id, member.clone())).await?;
+            refused_for_now(
+                format!(
+                    "{} is the master and could not hand over: {error}",
+                    member.name
+                ),
+                "nothing was changed; look at `steadfast status`, then try again",
+            )
+        }
+    }
 }
 
 async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {

@@ -29,6 +29,8 @@ pub(crate) struct AdminRefusal {
     pub(crate) what: String,
     /// What to do.
     pub(crate) to_do: String,
+    /// Whether it is for the moment: the group lacks a majority, say, and the call itself is right.
+    pub(crate) passes: bool,
 }
 
 impl AdminRefusal {
@@ -36,6 +38,30 @@ impl AdminRefusal {
         Self {
             what: what.into(),
             to_do: to_do.into(),
+            passes: false,
+        }
+    }
+
+    /// One for the moment.
+    pub(crate) fn for_now(what: impl Into<String>, to_do: impl Into<String>) -> Self {
+        Self {
+            passes: true,
+            ..Self::new(what, to_do)
+        }
+    }
+}
+
+impl From<RefusedMessage> for AdminRefusal {
+    fn from(message: RefusedMessage) -> Self {
+        let RefusedMessage {
+            what,
+            to_do,
+            passes,
+        } = message;
+        Self {
+            what,
+            to_do,
+            passes,
         }
     }
 }
@@ -83,8 +109,8 @@ impl Client<'_> {
                 Err(_) => return Asked::NoAnswer(format!("{address} did not answer in time")),
                 Ok(Err(error)) => last = format!("{address}: {error}"),
                 Ok(Ok(AdminAnswer::Done(done))) => return Asked::Done(done),
-                Ok(Ok(AdminAnswer::Refused(RefusedMessage { what, to_do }))) => {
-                    return Asked::Refused(AdminRefusal { what, to_do });
+                Ok(Ok(AdminAnswer::Refused(refused))) => {
+                    return Asked::Refused(refused.into());
                 }
                 Ok(Ok(AdminAnswer::NotMaster(master))) => {
                     last = format!("{address} is not the master");

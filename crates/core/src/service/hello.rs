@@ -129,7 +129,11 @@ pub(crate) struct Gate {
     members: watch::Receiver<Members>,
     timeout: Duration,
     superseded: Superseded,
+    newest_id: NewestId,
 }
+
+/// Says the newest id that was given to a node that joined, as far as this node knows.
+pub(crate) type NewestId = Arc<dyn Fn() -> NodeId + Send + Sync>;
 
 /// A refusal with its text for people.
 type Refused = (Refusal, String);
@@ -140,12 +144,14 @@ impl Gate {
         members: watch::Receiver<Members>,
         timeout: Duration,
         superseded: Superseded,
+        newest_id: NewestId,
     ) -> Self {
         Self {
             identity,
             members,
             timeout,
             superseded,
+            newest_id,
         }
     }
 
@@ -260,6 +266,14 @@ impl Gate {
         Err((refusal, text))
     }
 
+    /// The newest id of which this node knows that it was given. A removed node has none above it.
+    fn newest_known(&self, members: &Members) -> NodeId {
+        let identity = self.identity.borrow();
+        let founders = identity.founders.iter().map(|(id, _)| *id);
+        let known = members.keys().copied().chain(founders);
+        known.max().unwrap_or_default().max((self.newest_id)())
+    }
+
     fn check_sender(&self, hello: &Hello) -> Result<Option<NodeId>, Refused> {
         let sender = NodeId(hello.sender);
         let members = self.members.borrow();
@@ -267,6 +281,11 @@ impl Gate {
             name, incarnation, ..
         }) = members.get(&sender)
         else {
+            // One that was let in after anything that this node has heard of may be the very master
+            // that has to tell it.
+            if sender > self.newest_known(&members) && !planted::is(Bug::RefuseNewMembers) {
+                return Ok(Some(sender));
+            }
             return Err((
                 Refusal::NotAMember,
                 format!("node {sender} is not a member"),
@@ -307,6 +326,15 @@ mod tests {
 
     /// What node 1 of epoch `own` answers to node 2 of epoch `theirs`, and what ended it.
     fn meet(own: u64, theirs: u64) -> (Option<Refusal>, Vec<(u64, u64)>) {
+        meet_as(2, (own, theirs), 2)
+    }
+
+    /// The same with another caller, when the newest id that is known is `newest`.
+    fn meet_as(
+        caller: u64,
+        (own, theirs): (u64, u64),
+        newest: u64,
+    ) -> (Option<Refusal>, Vec<(u64, u64)>) {
         let ended = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&ended);
         let superseded: Superseded =
@@ -321,11 +349,29 @@ mod tests {
             watch::Sender::new(members).subscribe(),
             Duration::ZERO,
             Arc::clone(&superseded),
+            Arc::new(move || NodeId(newest)),
         );
-        let caller = Caller::Node(Arc::new(identity(2, theirs)), superseded);
+        let caller = Caller::Node(Arc::new(identity(caller, theirs)), superseded);
         let refused = gate.check(&caller.hello(NodeId(1), ELECTION), ELECTION);
         let ended = ended.lock().unwrap().clone();
         (refused.err().map(|(refusal, _)| refusal), ended)
+    }
+
+    #[test]
+    fn only_a_node_that_may_have_been_let_in_since_is_no_stranger() {
+        let refusal = |caller, newest| meet_as(caller, (1, 1), newest).0;
+        assert_eq!(
+            refusal(3, 2),
+            None,
+            "it was let in since, for all that is known"
+        );
+        assert_eq!(refusal(3, 3), Some(Refusal::NotAMember), "it was removed");
+        assert_eq!(refusal(3, 7), Some(Refusal::NotAMember));
+        assert_eq!(
+            refusal(1, 0),
+            Some(Refusal::NotAMember),
+            "not above a member"
+        );
     }
 
     #[test]

@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 use crate::engine::{Direction, EngineError, KeyRange, ScanLimit, StorageEngine};
 use crate::error::ReadError;
-use crate::ids::DatabaseId;
+use crate::ids::{DatabaseId, NodeId};
 use crate::limits::DATABASE_NAME_BYTES_MAX;
 
 /// The catalog itself.
@@ -32,6 +32,12 @@ pub(crate) const NEXT_ID_KEY: &[u8] = b"\0next";
 
 /// Key of the newest id that was given to a node after the founding of the group.
 pub(crate) const NODE_ID_KEY: &[u8] = b"\0node";
+
+/// The id that [`NODE_ID_KEY`] keeps: 0 while only founders have one.
+pub(crate) fn decode_node_id(value: Option<&Bytes>) -> NodeId {
+    let bytes = value.and_then(|value| value[..].try_into().ok());
+    NodeId(bytes.map_or(0, u64::from_le_bytes))
+}
 
 /// How the keys begin that keep which name an id was given to.
 const ID_PREFIX: &[u8] = b"\0id";

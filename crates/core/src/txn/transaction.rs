@@ -291,9 +291,7 @@ impl Transaction {
     /// Those of a read and of a write.
     pub(crate) fn note_node_id(&self, id: NodeId) -> Result<NodeId, WriteError> {
         let key = Bytes::from_static(catalog::NODE_ID_KEY);
-        let noted = self.get(CATALOG, &key)?;
-        let noted = noted.and_then(|value| value[..].try_into().ok());
-        let noted = NodeId(noted.map_or(0, u64::from_le_bytes));
+        let noted = catalog::decode_node_id(self.get(CATALOG, &key)?.as_ref());
         if noted >= id {
             return Ok(noted);
         }

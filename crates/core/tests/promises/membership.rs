@@ -194,6 +194,25 @@ fn a_node_that_was_removed_while_it_was_down_finds_out_and_stops() {
     assert_eq!(ids, [1, 2, 3, 5]);
 }
 
+/// The one whom it has to hear is none that it knows of.
+#[test]
+fn a_node_catches_up_from_a_master_that_joined_while_it_was_down() {
+    let mut group = Group::in_memory(3, QUICK);
+    let master = group.master_except(Some(2));
+    group.close(2);
+    assert_eq!(group.join(NodeType::Electable), 3);
+    wait_votes(&group, &["n1", "n2", "n3", "n4"]);
+    let done = group.node(master).administer(&transfer(&["n4"]));
+    done.expect("it has caught up");
+    eventually("n4 is master", || group.master_except(Some(2)) == 3);
+    let _token = put(group.node(3), "k", "v").expect("written");
+    group.reopen(2).expect("its directory is whole");
+    eventually("n3 has what n4 wrote", || {
+        let read = get(group.node(2), ConsistencyPolicy::Linearizable, "k");
+        matches!(read, Ok(Some(value)) if value[..] == *b"v")
+    });
+}
+
 #[test]
 fn a_removal_that_would_lose_the_majority_is_refused() {
     let mut group = Group::in_memory(3, QUICK);

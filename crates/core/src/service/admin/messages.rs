@@ -123,4 +123,6 @@ pub(crate) struct RefusedMessage {
     pub(crate) what: String,
     #[prost(string, tag = "2")]
     pub(crate) to_do: String,
+    #[prost(bool, tag = "3")]
+    pub(crate) passes: bool,
 }
