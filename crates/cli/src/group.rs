@@ -241,6 +241,10 @@ async fn replace(ask: &Ask, node: String, force: bool) -> Result<ExitCode, Failu
 }
 
 impl Ask {
+    pub(crate) fn output(&self) -> Output {
+        self.output
+    }
+
     fn print(&self, what: &str, text: &str) {
         match self.output {
             Output::Table => println!("{text}"),
@@ -265,7 +269,7 @@ impl Ask {
         }
     }
 
-    async fn survey(&self) -> Result<Survey, Failure> {
+    pub(crate) async fn survey(&self) -> Result<Survey, Failure> {
         Survey::of(&self.ask).await
     }
 

@@ -17,6 +17,7 @@ mod settings;
 mod start;
 mod status;
 mod stop;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,7 @@ Examples:
   steadfast status 10.0.0.1:7400          how the group is, asked of any of its nodes
   steadfast token create                  let another node into the group
   steadfast master transfer n2            make n2 master
+  steadfast verify --deep                 whether all nodes hold the same, and their files hold
   steadfast recover plan --data-dir DIR   what is left of a group that lost its quorum
   steadfast config explain                every key of the configuration
 
@@ -59,6 +61,7 @@ enum Verb {
     Node(group::NodeArguments),
     Master(group::MasterArguments),
     Token(group::TokenArguments),
+    Verify(verify::Arguments),
     Recover(recover::Arguments),
     Dev(dev::Arguments),
     Demo(demo::Arguments),
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
         Verb::Node(arguments) => on_runtime(group::run_node(arguments)),
         Verb::Master(arguments) => on_runtime(group::run_master(arguments)),
         Verb::Token(arguments) => on_runtime(group::run_token(arguments)),
+        Verb::Verify(arguments) => on_runtime(verify::run(arguments)),
         Verb::Recover(arguments) => on_runtime(recover::run(arguments)),
         Verb::Dev(arguments) => on_runtime(dev::run(arguments)),
         Verb::Demo(arguments) => on_runtime(demo::run(arguments)),

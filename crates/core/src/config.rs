@@ -204,6 +204,12 @@ pub const KEYS: &[Key] = &[
         help: "A remote subscriber that has not taken what it was sent by then is cut off.",
     },
     Key {
+        name: "digest_interval_ms",
+        unit: "ms, 0 or 100 to 604800000",
+        default: "3600000",
+        help: "How often the master compares the data of all nodes, range by range. 0: never.",
+    },
+    Key {
         name: "disk_free_warn_bytes",
         unit: "bytes, 0 to 1 PiB",
         default: "1073741824",
@@ -314,6 +320,8 @@ pub(crate) struct Tuning {
     pub(crate) log_segment_bytes: u32,
     pub(crate) log_cache_bytes_max: usize,
     pub(crate) engine_cache_bytes: u64,
+    /// `None` when the nodes are not compared.
+    pub(crate) digest_interval: Option<Duration>,
     pub(crate) disk_free_warn_bytes: u64,
     pub(crate) disk_free_read_only_bytes: u64,
     pub(crate) subscriptions_max: usize,
@@ -341,6 +349,7 @@ impl Default for Tuning {
             log_segment_bytes: 64 * 1024 * 1024,
             log_cache_bytes_max: 64 * MIB,
             engine_cache_bytes: 128 * 1024 * 1024,
+            digest_interval: Some(Duration::from_hours(1)),
             // Two segments of the log and a flush, with the engine's own reserve of 128 MiB.
             disk_free_warn_bytes: 1024 * 1024 * 1024,
             disk_free_read_only_bytes: 256 * 1024 * 1024,
@@ -576,6 +585,8 @@ impl Tuning {
             }
             "log_cache_bytes_max" => self.log_cache_bytes_max = bytes(0, 16 * GIB)?,
             "engine_cache_bytes" => self.engine_cache_bytes = within(MIB, 1024 * GIB)?,
+            "digest_interval_ms" if value == 0 => self.digest_interval = None,
+            "digest_interval_ms" => self.digest_interval = Some(ms(100, 604_800_000)?),
             "disk_free_warn_bytes" => self.disk_free_warn_bytes = within(0, PIB)?,
             "disk_free_read_only_bytes" if value == 0 => self.disk_free_read_only_bytes = 0,
             "disk_free_read_only_bytes" => self.disk_free_read_only_bytes = within(MIB, PIB)?,

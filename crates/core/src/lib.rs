@@ -110,6 +110,7 @@ pub use group::admin::{AdminCommand, AdminError, PRIORITY_MAX};
 pub use group::join::{JoinToken, ParseJoinTokenError};
 pub use group::{NodeAddress, NodeType, PRIORITY_DEFAULT, ParseNodeTypeError};
 pub use listener::{Role, RoleState, StateChanges};
+pub use observe::comparison::{CheckedNode, ComparedDatabase, Comparison, Divergence};
 pub use observe::status::{MemberStatus, NodeStatus, ReplicaStatus, StatusError};
 pub use open_transaction::OpenTransaction;
 pub use subscription::{

@@ -11,6 +11,7 @@
 //! running.
 
 mod admin;
+mod compare;
 mod describe;
 mod feeds;
 mod fence;
@@ -43,6 +44,7 @@ use crate::txn::durability::Durability;
 use crate::txn::outcome;
 use crate::txn::transaction::{Snapshot, Transaction};
 use crate::write;
+use compare::Compared;
 use fence::Fence;
 use room::Room;
 use serving::Service;
@@ -92,6 +94,7 @@ pub(crate) struct Lifecycle {
     node: OnceLock<Arc<Node>>,
     /// What `NODE_STATE` gives out.
     digest: SharedDigest,
+    compared: Compared,
     /// Places for subscriptions.
     subscriptions: Arc<Semaphore>,
     dispatcher: Dispatcher,
@@ -138,6 +141,7 @@ impl Lifecycle {
             role: watch::Sender::new(RoleState::default()),
             failed: Arc::new(failed),
             may_stand: true,
+            damage: watch::Sender::default(),
             superseded: Fence::alarm(&fence),
         };
         let subscriptions = Arc::new(Semaphore::new(config.tuning.subscriptions_max));
@@ -154,6 +158,7 @@ impl Lifecycle {
             waiting_for: watch::Sender::new(String::new()),
             node: OnceLock::new(),
             digest: SharedDigest::default(),
+            compared: Compared::default(),
             dispatcher: Dispatcher::new(DispatcherOptions::default()),
             listen_address: OnceLock::new(),
             forming: Mutex::default(),
@@ -164,6 +169,8 @@ impl Lifecycle {
     async fn begin(self: &Arc<Self>) -> Result<(), OpenError> {
         self.begin_with_room();
         process::spawn(room::watch(Arc::downgrade(self), self.phase.subscribe()));
+        process::spawn(compare::run(Arc::downgrade(self), self.phase.subscribe()));
+        process::spawn(compare::watch_damage(Arc::downgrade(self)));
         let identity = self.identity.borrow().clone();
         if identity.group.is_some() {
             self.start_node(identity).await?;

@@ -19,11 +19,12 @@ use crate::engine::{Applied, EngineError, StorageEngine};
 use crate::error::OpenError;
 use crate::group::Members;
 use crate::group::identity::{DataDir, Identity};
-use crate::ids::GroupUuid;
+use crate::ids::{GroupUuid, Vlsn};
 use crate::limits::{BATCH_BYTES_MAX, TRANSACTION_BYTES_MAX};
 use crate::listener::RoleState;
 use crate::log::{Log, LogConfig, LogError, LogId, LogIdentity};
 use crate::machine::Machine;
+use crate::observe::comparison::Damage;
 use crate::planted::{self, Bug};
 use crate::service::hello::Superseded;
 use crate::txn::flush::{Flush, FlushLimits};
@@ -59,6 +60,13 @@ pub(crate) struct Node {
     flushed: std::sync::Mutex<Option<oneshot::Receiver<Result<(), EngineError>>>>,
 }
 
+/// What was read, and holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Checked {
+    pub(crate) log_bytes: u64,
+    pub(crate) engine_bytes: u64,
+}
+
 /// What the environment shares with the node before and after it belongs to a group.
 #[derive(Clone)]
 pub(crate) struct Surroundings {
@@ -66,6 +74,8 @@ pub(crate) struct Surroundings {
     pub(crate) role: watch::Sender<RoleState>,
     /// Told why the node has failed, should it.
     pub(crate) failed: Arc<dyn Fn(String) + Send + Sync>,
+    /// Why the node's own data is known to be wrong.
+    pub(crate) damage: watch::Sender<Damage>,
     /// Whether the node may stand for election from the start, as far as its disk goes.
     pub(crate) may_stand: bool,
     /// Told when the group turns out to have been recovered without this node.
@@ -134,6 +144,7 @@ impl Node {
             members: around.members,
             role: around.role,
             superseded: around.superseded,
+            damage: around.damage,
             clock: Arc::clone(&machine.clock),
             seed: machine.seed ^ identity.node_id.0,
             timers: timers(config),
@@ -188,6 +199,30 @@ impl Node {
     /// A snapshot at the last committed transaction.
     pub(crate) fn snapshot(&self) -> Snapshot {
         Snapshot::new(self.view(), self.sequencer.names())
+    }
+
+    /// A snapshot at exactly this transaction, which is visible. `None` when the engine may be past it.
+    pub(crate) fn snapshot_at(&self, vlsn: Vlsn) -> Option<Snapshot> {
+        let reader = self.readers.begin_at(vlsn)?;
+        let view = View::new(Arc::clone(&self.window), Arc::clone(&self.engine), reader);
+        Some(Snapshot::new(view, self.sequencer.names()))
+    }
+
+    /// Reads everything that the node has on disk and holds its checksums against it. Takes as long as
+    /// that takes; run it where that may block. Returns how much was read.
+    ///
+    /// # Errors
+    /// What does not hold, with the file and the place.
+    pub(crate) fn check_files(&self, log_dir: &Path) -> Result<Checked, String> {
+        let log_bytes = self
+            .log
+            .check(&self.machine.disk, log_dir, whose(&self.identity));
+        let log_bytes = log_bytes.map_err(|error| error.to_string())?;
+        let engine_bytes = self.engine.check().map_err(|error| error.to_string())?;
+        Ok(Checked {
+            log_bytes,
+            engine_bytes,
+        })
     }
 
     /// Stops everything, in the order in which the parts rest on each other, and leaves the engine
@@ -458,7 +493,7 @@ fn start_flush(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{LogPosition, Term, Vlsn};
+    use crate::ids::{LogPosition, Term};
 
     #[test]
     fn a_log_that_ends_before_what_the_engine_holds_is_corrupt() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 pub(crate) use survey::{Health, Survey};
-pub(crate) use table::{aligned, grouped};
+pub(crate) use table::{aligned, grouped, push};
 
 use crate::failure::Failure;
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use futures_util::future::join_all;
 use serde_json::json;
 use steadfast::ids::{NodeId, Term, Vlsn};
-use steadfast::{MemberStatus, NodeAddress, NodeStatus, NodeType, PRIORITY_DEFAULT};
+use steadfast::{Divergence, MemberStatus, NodeAddress, NodeStatus, NodeType, PRIORITY_DEFAULT};
 
 use crate::failure::{DEGRADED, NO_QUORUM, with_sources};
 use crate::status::ANSWER_TIMEOUT;
@@ -52,6 +52,10 @@ pub(crate) struct SurveyedNode {
 }
 
 impl SurveyedNode {
+    pub(crate) fn has_data(&self) -> bool {
+        self.member.node_type.has_data()
+    }
+
     fn is_working(&self) -> bool {
         let works = |status: &NodeStatus| status.group.is_some() && status.role != "detached";
         self.status.as_ref().is_ok_and(works)
@@ -173,8 +177,23 @@ impl Survey {
                 remedy: "an election takes less than a second; ask again".to_owned(),
             });
         }
+        problems.extend(self.diverging());
         problems.extend(self.too_even());
         self.problems = problems;
+    }
+
+    /// Where the master has found nodes that hold something else.
+    fn diverging(&self) -> Vec<Problem> {
+        let found = self.master.iter().flat_map(|master| &master.divergences);
+        let problem = |divergence: &Divergence| Problem {
+            what: format!(
+                "{} holds something else than the others: {divergence}",
+                divergence.nodes.join(" or ")
+            ),
+            remedy: "see `steadfast verify --deep`; nothing that the others hold is lost"
+                .to_owned(),
+        };
+        found.map(problem).collect()
     }
 
     /// An even number of voting nodes costs a node and survives no more.
@@ -321,6 +340,15 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
         return Some(Problem {
             what,
             remedy: remedy.to_owned(),
+        });
+    }
+    if let Some(damage) = &status.damage {
+        return Some(Problem {
+            what: format!("the data of {name} is bad: {damage}"),
+            remedy: format!(
+                "nothing that the others hold is lost: let {name} in anew with an empty directory \
+                 (steadfast node replace {name})"
+            ),
         });
     }
     if let Some(reason) = &status.read_only {

@@ -48,7 +48,8 @@ pub(crate) fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> Strin
     text
 }
 
-fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+/// Adds to `text`.
+pub(crate) fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     text.write_fmt(arguments).expect("a string grows");
 }
 

@@ -7,6 +7,7 @@
 
 mod full_disk;
 mod operator;
+mod verify;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};

@@ -43,7 +43,9 @@ use crate::ids::{LogPosition, NodeId, Term};
 use crate::listener::{Role, RoleState};
 use crate::log::{Log, LogId, Vote};
 use crate::machine::Clock;
+use crate::observe::comparison::Damage;
 use crate::planted::{self, Bug};
+use crate::service::comparison::Diverged;
 use crate::service::election::{self, CallError};
 use crate::service::hello::{Caller, DialError, Session, Superseded};
 use crate::service::messages::{
@@ -110,6 +112,8 @@ pub(crate) struct Parts {
     pub(crate) members: watch::Sender<Members>,
     pub(crate) role: watch::Sender<RoleState>,
     pub(crate) superseded: Superseded,
+    /// Told by the master what a comparison has found of this node.
+    pub(crate) damage: watch::Sender<Damage>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) seed: u64,
     pub(crate) timers: Timers,
@@ -137,6 +141,7 @@ pub(crate) struct Consensus {
     changing: Semaphore,
     /// Whether this node has what a master needs beside the data: room on its disk.
     may_stand: watch::Sender<bool>,
+    damage: watch::Sender<Damage>,
     /// Whether the group has told this node that it is no member any more.
     removed: watch::Sender<bool>,
 }
@@ -215,6 +220,7 @@ impl Consensus {
             hold: Hold::default(),
             changing: Semaphore::new(1),
             may_stand: watch::Sender::new(parts.may_stand),
+            damage: parts.damage,
             removed: watch::Sender::new(false),
         });
         // Before a peer is answered: one that joined later is no stranger.
@@ -441,12 +447,43 @@ impl Consensus {
                 let begins = self.take_over(caller, asked).await?;
                 Some(ElectionAnswer::Agrees(begins))
             }
+            ElectionCall::Diverged(told) => Some(ElectionAnswer::Agrees(self.hear_of_damage(told))),
             ElectionCall::Removed(told) => Some(ElectionAnswer::Agrees(removal::hear(self, told))),
             ElectionCall::Barrier(BarrierRequest {}) => {
                 let position = self.own_barrier().await.ok().flatten();
                 let position = position.map(|position| position.0);
                 Some(ElectionAnswer::Barrier(BarrierReply { position }))
             }
+        }
+    }
+
+    /// Takes the word of a master of this term, or a later one, about this node's data.
+    fn hear_of_damage(&self, told: Diverged) -> bool {
+        let is_current = told.term >= self.role.borrow().term.0;
+        if is_current {
+            self.note_compared(Some(told.what).filter(|what| !what.is_empty()));
+        }
+        is_current
+    }
+
+    /// Notes what a comparison has found of this node.
+    pub(crate) fn note_compared(&self, compared: Option<String>) {
+        self.damage.send_if_modified(|damage| {
+            let is_news = damage.compared != compared;
+            damage.compared = compared;
+            is_news
+        });
+    }
+
+    /// Tells a node what a comparison has found of it: nothing, when `what` is empty.
+    pub(crate) async fn tell_of_damage(&self, id: NodeId, what: String) {
+        let term = self.role.borrow().term.0;
+        let call = ElectionCall::Diverged(Diverged { term, what });
+        let Some(client) = self.peers.election_of(id) else {
+            return;
+        };
+        if let Err(error) = client.call(call, self.timers.silence_max).await {
+            tracing::debug!(%id, %error, "a node could not be told what is wrong with it");
         }
     }
 

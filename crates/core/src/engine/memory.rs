@@ -176,6 +176,11 @@ impl StorageEngine for MemoryEngine {
         Ok(!disk.current.databases.contains_key(&database))
     }
 
+    fn check(&self) -> Result<u64> {
+        self.sync()?;
+        Ok(self.stats().bytes_on_disk)
+    }
+
     fn stats(&self) -> EngineStats {
         let disk = self.store.disk();
         let databases = &disk.current.databases;

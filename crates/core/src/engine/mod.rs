@@ -117,6 +117,14 @@ pub trait StorageEngine: Send + Sync + 'static {
     /// As [`apply`](Self::apply).
     fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool>;
 
+    /// Reads everything that is on disk, in use or not, and holds its checksums against it. Returns how
+    /// many bytes it has read. May run beside every other call, and takes as long as the disk does.
+    ///
+    /// # Errors
+    /// [`EngineError::Corrupt`] with the file and the offset of the first thing that is not what was
+    /// written, and the errors of [`sync`](Self::sync).
+    fn check(&self) -> Result<u64>;
+
     /// Figures for metrics and status.
     fn stats(&self) -> EngineStats;
 

@@ -12,6 +12,7 @@
 //! `docs/engines.md` says why each setting is what it is, and which properties of Noxu this file
 //! works around.
 
+mod check;
 mod configuration;
 mod directory;
 mod errors;
@@ -289,6 +290,11 @@ impl StorageEngine for NoxuEngine {
             Some(false) => Ok(false),
             Some(true) => self.remove_database(database),
         }
+    }
+
+    fn check(&self) -> Result<u64> {
+        self.sync()?;
+        check::files(&self.directory)
     }
 
     fn stats(&self) -> EngineStats {

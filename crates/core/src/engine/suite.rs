@@ -82,6 +82,7 @@ every_engine! {
     a_scan_ends_with_the_pair_that_reaches_its_bytes
     a_database_is_reclaimed_in_steps_and_the_others_stay
     what_is_reclaimed_stays_so_beside_batches_and_over_a_restart
+    what_was_written_passes_a_check_also_unsynced_and_after_a_close
     an_unsorted_batch_panics_and_changes_nothing
     a_closed_engine_says_so
     a_directory_opens_once
@@ -182,6 +183,19 @@ fn durable_follows_applied_at_sync_and_at_open(bed: &Bed) {
     let engine = bed.open();
     assert_eq!(engine.applied().unwrap(), Some(applied(2)));
     assert_eq!(engine.durable(), Some(applied(2)));
+}
+
+fn what_was_written_passes_a_check_also_unsynced_and_after_a_close(bed: &Bed) {
+    for round in 0..3_u64 {
+        let engine = bed.open();
+        engine.check().unwrap();
+        for number in 1..=8 {
+            let rows = (0..64_u64).map(|row| put(row.to_be_bytes(), vec![7; 2000]));
+            apply(&*engine, round * 8 + number, rows.collect());
+        }
+        assert!(engine.check().unwrap() >= 64 * 2000);
+        engine.close().unwrap();
+    }
 }
 
 fn everything_applied_survives_close_and_drop(bed: &Bed) {

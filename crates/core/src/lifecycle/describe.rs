@@ -11,7 +11,7 @@ use crate::lifecycle::Lifecycle;
 use crate::lifecycle::room::Standing;
 use crate::node::Node;
 use crate::observe::digest;
-use crate::service::messages::{NodeStateMessage, ReplicaProgress};
+use crate::service::messages::{NodeStateMessage, NodeStateRequest, ReplicaProgress};
 
 impl Lifecycle {
     /// What `NODE_STATE` answers.
@@ -38,6 +38,14 @@ impl Lifecycle {
             read_only: room.why_read_only(&self.config).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             waiting_for: self.waiting_for(),
+            damage: self
+                .around
+                .damage
+                .borrow()
+                .why()
+                .cloned()
+                .unwrap_or_default(),
+            divergences: self.divergences(),
             epoch: identity.epoch.0,
             ..NodeStateMessage::default()
         };
@@ -47,15 +55,32 @@ impl Lifecycle {
         message
     }
 
-    /// The same with a digest, where the node has one.
-    pub(super) async fn describe_with_digest(&self) -> NodeStateMessage {
-        let digest = self.shared_digest().await;
+    /// The same with what else is asked for, where the node has it.
+    pub(super) async fn describe_for(&self, request: NodeStateRequest) -> NodeStateMessage {
+        let digest = if request.digest {
+            self.shared_digest().await.ok()
+        } else {
+            None
+        };
+        let range = match request.range {
+            Some(range) => Some(self.range_digest(range).await),
+            None => None,
+        };
+        let check = if request.check {
+            Some(self.check_files().await)
+        } else {
+            None
+        };
         let mut message = self.describe();
-        if let Ok((vlsn, digest)) = digest {
+        if let Some((vlsn, digest)) = digest {
             message.vlsn = vlsn.0;
             message.digest = format!("{digest:032x}");
         }
-        message
+        NodeStateMessage {
+            range,
+            check,
+            ..message
+        }
     }
 
     async fn shared_digest(&self) -> Result<(Vlsn, u128), ReadError> {

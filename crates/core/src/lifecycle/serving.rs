@@ -67,10 +67,9 @@ impl Lifecycle {
         let (Some(caller), Some(node)) = (caller, self.node.get().cloned()) else {
             let weak = &Arc::downgrade(&self);
             drop(self);
-            let describe = |digest| async move {
+            let describe = |request| async move {
                 match weak.upgrade() {
-                    Some(lifecycle) if digest => lifecycle.describe_with_digest().await,
-                    Some(lifecycle) => lifecycle.describe(),
+                    Some(lifecycle) => lifecycle.describe_for(request).await,
                     None => NodeStateMessage::default(),
                 }
             };

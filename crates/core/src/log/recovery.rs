@@ -98,6 +98,37 @@ pub(super) async fn recover(
     })
 }
 
+/// Reads every record of a log that is open, and verifies it. Returns how many bytes hold.
+///
+/// # Errors
+/// As opening it. A log whose files change meanwhile may be misread: read it again.
+pub(super) fn check(
+    disk: Arc<dyn Disk>,
+    (dir, identity, config): (PathBuf, LogIdentity, LogConfig),
+    persisted: impl Fn() -> Option<LogPosition>,
+) -> Result<u64, LogError> {
+    let before = persisted();
+    let sequences = segments_in(&*disk, &dir).map_err(|error| refused(&dir, error))?;
+    let files = Files::new(disk, dir, identity, config.segment_bytes);
+    let opened = open_segments(&files, &sequences)?;
+    let mut replay = Replay::default();
+    let (mut bytes, mut end) = (0, RECORDS_START);
+    for (at, (segment, header)) in opened.iter().enumerate() {
+        let following = opened.get(at + 1);
+        let end_stated = following.map(|(_, header)| header.previous_end);
+        end = replay.segment(segment, header, end_stated)?;
+        bytes += u64::from(end);
+    }
+    // What was cut off or synced meanwhile is no loss.
+    let promised = before.min(persisted());
+    if let Some((last, _)) = opened.last()
+        && replay.head.last.map(|last| last.position) < promised
+    {
+        return Err(corrupt(&last.path, end.into(), Damage::Record));
+    }
+    Ok(bytes)
+}
+
 fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn DiskLock>, LogError> {
     disk.create_dir_all(dir)
         .map_err(|error| refused(dir, error))?;

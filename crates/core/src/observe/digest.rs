@@ -1,12 +1,15 @@
 //! A digest of everything visible, equal on every node at an equal VLSN.
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::engine::KeyRange;
 use crate::error::ReadError;
 use crate::ids::Vlsn;
 use crate::machine::Machine;
+use crate::service::comparison::{RangeOutcome, RangeReply, RangeRequest};
 use crate::txn::transaction::Snapshot;
 
 /// The VLSN of the snapshot and the xxh3-128 of every database's name, keys and values, in order.
@@ -28,6 +31,51 @@ pub(crate) fn digest(snapshot: &Snapshot) -> Result<(Vlsn, u128), ReadError> {
         }
     }
     Ok((snapshot.vlsn(), hash.digest128()))
+}
+
+/// The digest of a range of keys of one database.
+///
+/// # Errors
+/// The errors of a read.
+pub(crate) fn range_digest(
+    snapshot: &Snapshot,
+    request: &RangeRequest,
+) -> Result<RangeReply, ReadError> {
+    let start = Bound::Included(request.from.clone());
+    let end = request.to.clone().map_or(Bound::Unbounded, Bound::Excluded);
+    let range = KeyRange { start, end };
+    let is_catalog = request.database.is_empty();
+    let rows = match &request.database[..] {
+        "" => snapshot.catalog(range),
+        name => snapshot.database(name)?.scan(range),
+    };
+    let (mut hash, mut count, mut to) = (Xxh3::new(), 0, None);
+    for row in rows {
+        let (key, value) = row?;
+        if request.rows_max > 0 && count == request.rows_max {
+            to = Some(key);
+            break;
+        }
+        for bytes in [&key, &value] {
+            hash.update(&(bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        }
+        count += 1;
+    }
+    let databases = if is_catalog {
+        snapshot.list_databases()?
+    } else {
+        Vec::new()
+    };
+    Ok(RangeReply {
+        outcome: RangeOutcome::Done.into(),
+        text: String::new(),
+        vlsn: snapshot.vlsn().0,
+        digest: format!("{:032x}", hash.digest128()),
+        rows: count,
+        to,
+        databases,
+    })
 }
 
 /// The digest of a node for those who ask over the network: one is computed at a time, and whoever

@@ -1,4 +1,5 @@
 //! What a node shows of itself.
 
+pub(crate) mod comparison;
 pub(crate) mod digest;
 pub(crate) mod status;

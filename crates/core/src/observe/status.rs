@@ -8,6 +8,7 @@ use steadfast_net::TcpTransport;
 
 use crate::group::{MemberRecord, NodeAddress, NodeType};
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term, Vlsn};
+use crate::observe::comparison::Divergence;
 use crate::service::messages::{NodeStateMessage, ReplicaProgress};
 use crate::service::node_state;
 
@@ -53,6 +54,10 @@ pub struct NodeStatus {
     pub window_bytes: u64,
     /// What the node waits for, in words; empty when it is ready.
     pub waiting_for: String,
+    /// Why the data of this node is known to be wrong: what a comparison or a check has found.
+    pub damage: Option<String>,
+    /// On the master: where the nodes differed when they were compared last.
+    pub divergences: Vec<Divergence>,
     /// Digest of everything visible as of `vlsn`, in hexadecimal, where it was asked for.
     pub digest: Option<String>,
 }
@@ -152,6 +157,8 @@ impl NodeStatus {
             version: state.version,
             window_bytes: state.window_bytes,
             waiting_for: state.waiting_for,
+            damage: Some(state.damage).filter(|damage| !damage.is_empty()),
+            divergences: state.divergences.into_iter().map(Into::into).collect(),
             digest: Some(state.digest).filter(|digest| !digest.is_empty()),
         })
     }

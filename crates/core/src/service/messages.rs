@@ -13,6 +13,9 @@ use prost::Message;
 use crate::group::MemberRecord;
 use crate::ids::{LogPosition, NodeId, Term};
 use crate::log::{self, EntryKind, LogId};
+use crate::service::comparison::{
+    CheckReply, Diverged, DivergenceMessage, RangeReply, RangeRequest,
+};
 
 /// The protocol versions that this program speaks.
 pub(crate) const PROTOCOL_VERSION_MIN: u32 = 1;
@@ -290,7 +293,7 @@ pub(crate) struct Removed {
 pub(crate) struct ElectionRequest {
     #[prost(uint64, tag = "1")]
     pub(crate) id: u64,
-    #[prost(oneof = "ElectionCall", tags = "2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "ElectionCall", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
     pub(crate) call: Option<ElectionCall>,
 }
 
@@ -310,6 +313,8 @@ pub(crate) enum ElectionCall {
     TakeOver(TakeOver),
     #[prost(message, tag = "8")]
     Removed(Removed),
+    #[prost(message, tag = "9")]
+    Diverged(Diverged),
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -335,11 +340,17 @@ pub(crate) enum ElectionAnswer {
 }
 
 /// Asks for [`NodeStateMessage`].
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
+#[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct NodeStateRequest {
     /// Also compute the digest of the node's visible state.
     #[prost(bool, tag = "1")]
     pub(crate) digest: bool,
+    /// Also compute the digest of a range of keys.
+    #[prost(message, optional, tag = "2")]
+    pub(crate) range: Option<RangeRequest>,
+    /// Also read all files and hold their checksums against them.
+    #[prost(bool, tag = "3")]
+    pub(crate) check: bool,
 }
 
 /// What a node says of itself, also while it has no master or belongs to no group yet.
@@ -399,6 +410,18 @@ pub(crate) struct NodeStateMessage {
     /// Less of the volume is free than the node was told to warn of.
     #[prost(bool, tag = "22")]
     pub(crate) disk_is_low: bool,
+    /// The digest of a range, where it was asked for.
+    #[prost(message, optional, tag = "23")]
+    pub(crate) range: Option<RangeReply>,
+    /// What became of the check of all files, where it was asked for.
+    #[prost(message, optional, tag = "24")]
+    pub(crate) check: Option<CheckReply>,
+    /// Why the node's own data is known to be wrong; empty while nothing is known.
+    #[prost(string, tag = "25")]
+    pub(crate) damage: String,
+    /// On the master: what the last comparison of all nodes has found.
+    #[prost(message, repeated, tag = "26")]
+    pub(crate) divergences: Vec<DivergenceMessage>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]

@@ -1,6 +1,7 @@
 //! What travels between nodes: one file per service, the messages, and the hello before them.
 
 pub(crate) mod admin;
+pub(crate) mod comparison;
 pub(crate) mod election;
 pub(crate) mod hello;
 pub(crate) mod messages;

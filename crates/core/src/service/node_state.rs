@@ -10,7 +10,7 @@ use crate::service::NODE_STATE;
 use crate::service::hello::{Caller, DialError, Session};
 use crate::service::messages::{Kind, NodeStateMessage, NodeStateRequest, decode, encode};
 
-/// Asks the node at `address` for its state.
+/// Asks the node at `address` for its state; `true` for a digest too.
 ///
 /// # Errors
 /// When it cannot be reached, or answers nonsense.
@@ -20,12 +20,29 @@ pub(crate) async fn ask(
     digest: bool,
     timeout: Duration,
 ) -> Result<NodeStateMessage, DialError> {
+    let request = NodeStateRequest {
+        digest,
+        ..NodeStateRequest::default()
+    };
+    ask_for(transport, address, &request, timeout).await
+}
+
+/// Asks the node at `address` for its state and what else is in `request`.
+///
+/// # Errors
+/// When it cannot be reached, or answers nonsense.
+pub(crate) async fn ask_for(
+    transport: &dyn Transport,
+    address: &str,
+    request: &NodeStateRequest,
+    timeout: Duration,
+) -> Result<NodeStateMessage, DialError> {
     let asked = async {
         let anyone = (address, NodeId(0));
         let mut session = Caller::Client
             .dial(transport, anyone, NODE_STATE, timeout)
             .await?;
-        let request = encode(Kind::NodeStateRequest, &NodeStateRequest { digest });
+        let request = encode(Kind::NodeStateRequest, request);
         session.sender.send(request).await?;
         let reply = session.receiver.receive().await?.ok_or(DialError::Closed)?;
         Ok(decode(Kind::NodeState, reply)?)
@@ -35,21 +52,20 @@ pub(crate) async fn ask(
         .unwrap_or(Err(DialError::Timeout(timeout)))
 }
 
-/// Answers requests with `describe` until the caller closes; `true` asks for the digest too, which
+/// Answers requests with `describe` until the caller closes. What a request asks for beside the state
 /// may take long.
 ///
 /// # Errors
 /// When the caller sends nonsense or goes away.
 pub(crate) async fn serve<F>(
-    describe: impl Fn(bool) -> F,
+    describe: impl Fn(NodeStateRequest) -> F,
     mut session: Session,
 ) -> Result<(), DialError>
 where
     F: Future<Output = NodeStateMessage>,
 {
     while let Some(frame) = session.receiver.receive().await? {
-        let NodeStateRequest { digest } = decode(Kind::NodeStateRequest, frame)?;
-        let state = describe(digest).await;
+        let state = describe(decode(Kind::NodeStateRequest, frame)?).await;
         session.sender.send(encode(Kind::NodeState, &state)).await?;
     }
     Ok(())

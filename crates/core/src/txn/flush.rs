@@ -116,6 +116,8 @@ impl Flush {
         limits: FlushLimits,
     ) -> Result<Self, EngineError> {
         let applied = engine.applied()?;
+        let held = applied.as_ref().map(|applied| applied.vlsn);
+        readers.flush_limit(|| held.unwrap_or_default());
         let state = State {
             marks: VecDeque::new(),
             membership: applied

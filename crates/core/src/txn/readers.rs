@@ -28,6 +28,8 @@ struct Reader {
 struct State {
     next: ReaderId,
     active: BTreeMap<ReaderId, Reader>,
+    /// The highest limit that the flush was given: the engine may hold everything up to it.
+    flushed: Vlsn,
 }
 
 /// The readers that are open on this node.
@@ -42,6 +44,17 @@ impl Readers {
     pub(crate) fn begin(self: &Arc<Self>, at: impl FnOnce() -> Vlsn) -> ReaderGuard {
         let mut state = self.lock();
         let at = at();
+        self.register(&mut state, at)
+    }
+
+    /// Begins a reader at `at`, which lies at or below what is visible. `None` when the engine may
+    /// hold something newer.
+    pub(crate) fn begin_at(self: &Arc<Self>, at: Vlsn) -> Option<ReaderGuard> {
+        let mut state = self.lock();
+        (state.flushed <= at).then(|| self.register(&mut state, at))
+    }
+
+    fn register(self: &Arc<Self>, state: &mut State, at: Vlsn) -> ReaderGuard {
         let id = state.next;
         state.next = ReaderId(id.0 + 1);
         let ended = Arc::new(OnceLock::new());
@@ -63,10 +76,12 @@ impl Readers {
     /// it is lower. A transaction that reads what is pending stands above `visible`, and the next
     /// snapshot may begin at it.
     pub(crate) fn flush_limit(&self, visible: impl FnOnce() -> Vlsn) -> Vlsn {
-        let state = self.lock();
+        let mut state = self.lock();
         let oldest = state.active.values().map(|reader| reader.at).min();
         let visible = visible();
-        oldest.map_or(visible, |oldest| oldest.min(visible))
+        let limit = oldest.map_or(visible, |oldest| oldest.min(visible));
+        state.flushed = state.flushed.max(limit);
+        limit
     }
 
     /// A mark in the order of readers.
@@ -139,6 +154,20 @@ mod tests {
         assert_eq!(readers.flush_limit(|| Vlsn(12)), Vlsn(5));
         drop(old);
         assert_eq!(readers.flush_limit(|| Vlsn(12)), Vlsn(9));
+    }
+
+    #[test]
+    fn a_reader_at_a_given_number_begins_unless_the_flush_may_have_passed_it() {
+        let readers = Arc::new(Readers::default());
+        let old = readers.begin(|| Vlsn(5));
+        readers.flush_limit(|| Vlsn(12));
+        assert!(readers.begin_at(Vlsn(4)).is_none());
+        let at = readers.begin_at(Vlsn(7)).expect("the flush stands at 5");
+        drop(old);
+        assert_eq!(readers.flush_limit(|| Vlsn(12)), Vlsn(7));
+        drop(at);
+        readers.flush_limit(|| Vlsn(12));
+        assert!(readers.begin_at(Vlsn(11)).is_none());
     }
 
     #[test]

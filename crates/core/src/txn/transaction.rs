@@ -69,6 +69,11 @@ impl Snapshot {
         let entries = Scan::new(Source::Snapshot(&self.view), Some(CATALOG), KeyRange::all());
         catalog::names(entries)
     }
+
+    /// The catalog of databases itself, as it is kept.
+    pub(crate) fn catalog(&self, range: KeyRange) -> Scan<'_> {
+        Scan::new(Source::Snapshot(&self.view), Some(CATALOG), range)
+    }
 }
 
 /// One database of a [`Snapshot`].
@@ -105,7 +110,7 @@ impl<'a> SnapshotDatabase<'a> {
         self.scan(KeyRange::all())
     }
 
-    fn scan(&self, range: KeyRange) -> Scan<'a> {
+    pub(crate) fn scan(&self, range: KeyRange) -> Scan<'a> {
         Scan::new(Source::Snapshot(&self.snapshot.view), self.id, range)
     }
 }

@@ -70,6 +70,9 @@ impl<W: Watch> StorageEngine for WatchedEngine<W> {
     fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool, EngineError> {
         self.0.reclaim(database, keys_max)
     }
+    fn check(&self) -> Result<u64, EngineError> {
+        self.0.check()
+    }
     fn stats(&self) -> EngineStats {
         self.0.stats()
     }

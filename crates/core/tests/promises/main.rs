@@ -7,6 +7,7 @@
 )]
 
 mod blocking;
+mod comparison;
 mod databases;
 mod digest;
 mod engine;

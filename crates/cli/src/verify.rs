@@ -1,0 +1,164 @@
+//! `steadfast verify`: whether the nodes of a group hold the same, and whether their files hold.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use serde_json::json;
+use steadfast::{Comparison, NodeAddress};
+
+use crate::failure::{FAILED, Failure};
+use crate::group::Ask;
+use crate::status::{Output, Survey, aligned, grouped, push};
+
+/// Compare the data of all nodes with the master's, range by range
+#[derive(clap::Args)]
+#[command(after_help = "\
+Each range is compared at one VLSN; writes go on meanwhile. --deep also names the keys of what differs,
+and has each node read all of its files and hold their checksums against them.
+
+Examples:
+  steadfast verify --ask 10.0.0.1:7400
+  steadfast verify --deep
+  steadfast verify -o json | jq .divergences
+
+Exit codes: 0 all hold the same, 1 something differs or is damaged, or a node could not be compared.")]
+pub(crate) struct Arguments {
+    /// Also name the keys, and read all files
+    #[arg(long)]
+    deep: bool,
+    #[command(flatten)]
+    ask: Ask,
+}
+
+/// Compares, and prints what was found.
+///
+/// # Errors
+/// When no node can be read.
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let survey = arguments.ask.survey().await?;
+    let (reference, others) = whom(&survey)?;
+    let is_shown = std::io::stderr().is_terminal();
+    let progress = |database: &str, rows: u64| {
+        if is_shown {
+            eprint!("\r\x1b[2K{} rows compared; now {database}", grouped(rows));
+        }
+    };
+    let compared = Comparison::run(&reference, &others, arguments.deep, progress).await;
+    if is_shown {
+        eprint!("\r\x1b[2K");
+    }
+    let mut compared = compared.map_err(|why| {
+        Failure::new(
+            why,
+            "nothing was changed; whether the nodes hold the same is not known",
+            "look at `steadfast status`, then verify again",
+        )
+    })?;
+    let silent = survey.nodes.iter().filter(|node| node.has_data());
+    for node in silent {
+        if let Err(why) = &node.status {
+            let name = node.member.node.name.clone();
+            compared.left_out.push((name, why.clone()));
+        }
+    }
+    match arguments.ask.output() {
+        Output::Table => print!("{}", render(&survey.group_name, &compared)),
+        Output::Json => println!("{}", to_json(&survey.group_name, &compared)),
+    }
+    let is_fine = compared.is_clean() && compared.left_out.is_empty();
+    Ok(if is_fine {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(FAILED)
+    })
+}
+
+/// The node that the others are compared with, and the others.
+fn whom(survey: &Survey) -> Result<(NodeAddress, Vec<NodeAddress>), Failure> {
+    let with_data = survey.nodes.iter().filter(|node| node.has_data());
+    let answering = with_data.filter(|node| node.status.is_ok());
+    let mut nodes: Vec<_> = answering.map(|node| node.member.node.clone()).collect();
+    let master = survey.master.as_ref().map(|master| master.node.id);
+    let at = nodes.iter().position(|node| Some(node.id) == master);
+    if nodes.is_empty() {
+        return Err(Failure::new(
+            "no node with data answers",
+            "nothing was changed",
+            "start the nodes that are down",
+        ));
+    }
+    let reference = nodes.remove(at.unwrap_or(0));
+    Ok((reference, nodes))
+}
+
+fn render(group: &str, compared: &Comparison) -> String {
+    let verdict = if compared.is_clean() {
+        format!("{} hold the same", compared.nodes.join(", "))
+    } else if compared.divergent > 0 {
+        format!("DIVERGED in {} ranges", compared.divergent)
+    } else {
+        "DAMAGED".to_owned()
+    };
+    let mut text = format!(
+        "group {group}  {verdict}    vlsn {}\n",
+        grouped(compared.vlsn.0)
+    );
+    let mut rows = vec![["DATABASE", "ROWS", "RESULT"].map(str::to_owned)];
+    rows.extend(compared.databases.iter().map(|database| {
+        let result = match database.divergent {
+            0 => "the same".to_owned(),
+            divergent => format!("DIFFERS in {divergent} ranges"),
+        };
+        [database.name.clone(), grouped(database.rows), result]
+    }));
+    text.push_str(&aligned(&rows));
+    for node in compared
+        .checked
+        .iter()
+        .filter(|node| node.problem.is_none())
+    {
+        push(
+            &mut text,
+            format_args!(
+                "{}: {} bytes of log and {} of engine hold\n",
+                node.name,
+                grouped(node.log_bytes),
+                grouped(node.engine_bytes)
+            ),
+        );
+    }
+    for divergence in &compared.divergences {
+        push(
+            &mut text,
+            format_args!(
+                "! {} differs: {divergence}\n  {REPLACE}\n",
+                divergence.nodes.join(" or ")
+            ),
+        );
+    }
+    for node in &compared.checked {
+        if let Some(problem) = &node.problem {
+            push(
+                &mut text,
+                format_args!("! {} is damaged: {problem}\n  {REPLACE}\n", node.name),
+            );
+        }
+    }
+    for (name, why) in &compared.left_out {
+        push(
+            &mut text,
+            format_args!("! {name} was not compared: {why}\n  see to it, then verify again\n"),
+        );
+    }
+    text
+}
+
+const REPLACE: &str = "nothing that the others hold is lost: let the node in anew with an empty \
+                       directory (steadfast node replace)";
+
+fn to_json(group: &str, compared: &Comparison) -> serde_json::Value {
+    let mut json = json!(compared);
+    json["group"] = json!(group);
+    json["is_clean"] = json!(compared.is_clean());
+    json
+}

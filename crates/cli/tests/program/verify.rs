@@ -1,0 +1,131 @@
+//! `steadfast verify` and `doctor` over a group of real processes of which one is not right.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use serde_json::Value;
+use steadfast::Durability;
+use steadfast::engine::{
+    Change, Direction, EngineBatch, EngineFactory, KeyRange, NoxuFactory, ScanLimit, StorageEngine,
+};
+
+use super::{Group, Node, PATIENCE, run_to};
+
+/// A group in which everything was written, and is in every engine.
+fn written_group() -> Group {
+    let mut group = Group::unstarted();
+    for at in [1, 2] {
+        group.nodes[at] = Some(Node::start(&group.arguments(at)));
+    }
+    let env = group.embed();
+    Group::make_master(&env);
+    let written = env.write_with(Durability::ALL.within(PATIENCE), |txn| {
+        let database = txn.database("orders")?;
+        (0..1000_u32).try_for_each(|n| database.put(format!("k{n:04}"), "v"))
+    });
+    let _token = written.expect("all three are there");
+    // A close flushes.
+    env.close().expect("closed");
+    for at in [1, 2] {
+        group.nodes[at].as_ref().expect("it runs").signal("-INT");
+        let node = group.nodes[at].take().expect("it runs");
+        assert!(node.end().0.success());
+    }
+    group
+}
+
+/// Changes a row in the engine of a node that does not run.
+fn alter(data_dir: &Path, key: &'static str) {
+    let factory = NoxuFactory {
+        cache_bytes: 16 << 20,
+    };
+    let engine = factory.open(&data_dir.join("engine")).expect("opened");
+    let applied = engine.applied().expect("open").expect("a batch");
+    let holds = |engine: &dyn StorageEngine, database| {
+        let range = KeyRange::prefix(b"k0");
+        let found = engine.scan(database, range, Direction::Forward, ScanLimit::keys(1));
+        !found.expect("read").is_empty()
+    };
+    let databases = engine.databases().expect("open").into_iter();
+    let database = databases
+        .rev()
+        .find(|database| holds(&*engine, *database))
+        .expect("the database");
+    let change = Change::Put(Bytes::from_static(b"altered"));
+    let changes = vec![(database, Bytes::from_static(key.as_bytes()), change)];
+    engine
+        .apply(&EngineBatch { applied, changes })
+        .expect("altered");
+    engine.close().expect("closed");
+}
+
+/// Flips a bit in the last of the files of `dir` that end so, somewhere in what was written.
+fn rot(dir: &Path, extension: &str, at: usize) -> PathBuf {
+    let names = fs::read_dir(dir).expect("a directory");
+    let files = names.map(|entry| entry.expect("an entry").path());
+    let files = files.filter(|path| path.extension().is_some_and(|own| own == extension));
+    let file = files.min().expect("a file");
+    let mut bytes = fs::read(&file).expect("read");
+    bytes[at] ^= 1;
+    fs::write(&file, bytes).expect("written");
+    file
+}
+
+fn start_all(group: &mut Group) {
+    group.nodes = (0..3)
+        .map(|at| Some(Node::start(&group.arguments(at))))
+        .collect();
+    group.status_until(0);
+}
+
+#[test]
+fn verify_finds_and_names_a_node_that_was_altered_and_files_that_have_rotted() {
+    let mut group = written_group();
+    start_all(&mut group);
+    let ask = format!("127.0.0.1:{}", group.ports[0]);
+    let (whole, _) = run_to(0, &["verify", "--deep", "--ask", &ask]);
+    for word in ["hold the same", "orders", "1,000", "n3: ", "of engine hold"] {
+        assert!(whole.contains(word), "{word:?} is not in: {whole}");
+    }
+
+    for at in 0..3 {
+        group.nodes[at].take().expect("it runs").signal("-INT");
+    }
+    alter(&group.data_dir(2), "k0500");
+    start_all(&mut group);
+    let (found, _) = run_to(1, &["verify", "--ask", &ask]);
+    for word in [
+        "DIVERGED in 1 ranges",
+        "n3 differs: database orders",
+        "VLSN",
+    ] {
+        assert!(found.contains(word), "{word:?} is not in: {found}");
+    }
+    let (found, _) = run_to(1, &["verify", "--deep", "-o", "json", "--ask", &ask]);
+    let found: Value = serde_json::from_str(&found).expect("JSON");
+    assert_eq!(found["divergent"], 1, "{found}");
+    assert_eq!(found["divergences"][0]["nodes"], serde_json::json!(["n3"]));
+    let key = |name: &str| -> Vec<u8> {
+        serde_json::from_value(found["divergences"][0][name].clone()).expect("a key")
+    };
+    assert!(key("from") <= b"k0500".to_vec() && key("to") > b"k0500".to_vec());
+    assert!(key("to") < b"k0570".to_vec(), "{found}");
+
+    // Under the eyes of a running node.
+    let log = rot(&group.data_dir(1).join("log"), "log", 4096 + 60);
+    let engine = rot(&group.data_dir(2).join("engine"), "ndb", 36 + 40);
+    let (found, _) = run_to(1, &["verify", "--deep", "--ask", &ask]);
+    for word in [
+        "n2 is damaged: ",
+        log.to_str().expect("text"),
+        "4096",
+        engine.to_str().expect("text"),
+        "at byte 36",
+    ] {
+        assert!(found.contains(word), "{word:?} is not in: {found}");
+    }
+    let status = super::run(&["status", &ask]);
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("the data of n2 is bad"), "{status}");
+}

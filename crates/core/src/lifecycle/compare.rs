@@ -1,0 +1,262 @@
+//! Comparing what nodes hold: the node's part in it, and the master's comparison in the background.
+
+use std::sync::{Arc, Mutex, Weak};
+
+use tokio::sync::{Semaphore, watch};
+
+use crate::group::NodeAddress;
+use crate::ids::Vlsn;
+use crate::lifecycle::{Lifecycle, Phase, lock};
+use crate::node::Node;
+use crate::observe::comparison::{Comparing, Comparison};
+use crate::observe::digest;
+use crate::service::comparison::{
+    CheckReply, DivergenceMessage, RangeOutcome, RangeReply, RangeRequest,
+};
+
+/// After each range the comparison in the background rests for so many times as long as that took: at
+/// most a fifth of one core goes into it.
+const REST: u32 = 4;
+
+/// What the last comparison has found, and who computes.
+pub(super) struct Compared {
+    divergences: Mutex<Vec<DivergenceMessage>>,
+    /// One range, or one check of all files, at a time.
+    one_at_a_time: Arc<Semaphore>,
+}
+
+impl Default for Compared {
+    fn default() -> Self {
+        Self {
+            divergences: Mutex::default(),
+            one_at_a_time: Arc::new(Semaphore::new(1)),
+        }
+    }
+}
+
+fn unusable(outcome: RangeOutcome, text: impl Into<String>) -> RangeReply {
+    RangeReply {
+        outcome: outcome.into(),
+        text: text.into(),
+        ..RangeReply::default()
+    }
+}
+
+impl Lifecycle {
+    /// The digest of a range at a VLSN, when this node has come so far.
+    pub(super) async fn range_digest(&self, request: RangeRequest) -> RangeReply {
+        let node = match self.with_data() {
+            Ok(node) => Arc::clone(node),
+            Err(error) => return unusable(RangeOutcome::Failed, error.to_string()),
+        };
+        let vlsn = match request.vlsn {
+            0 => node.sequencer.visible(),
+            vlsn => Vlsn(vlsn),
+        };
+        let mut visible = node.sequencer.watch_visible();
+        let reached = visible.wait_for(|visible| *visible >= vlsn);
+        let timeout = self.config.tuning.dial_timeout;
+        if tokio::time::timeout(timeout, reached).await.is_err() {
+            let text = format!("it has not come to VLSN {vlsn} in {timeout:?}");
+            return unusable(RangeOutcome::Behind, text);
+        }
+        // Before it waits for its turn, or the flush passes it meanwhile.
+        let Some(snapshot) = node.snapshot_at(vlsn) else {
+            let text = format!("it does not have the state at VLSN {vlsn} any more");
+            return unusable(RangeOutcome::Gone, text);
+        };
+        let compute = move || digest::range_digest(&snapshot, &request);
+        match self.one_at_a_time(compute).await {
+            Some(Ok(reply)) => reply,
+            Some(Err(error)) => unusable(RangeOutcome::Failed, error.to_string()),
+            None => unusable(RangeOutcome::Failed, "it is about to end"),
+        }
+    }
+
+    /// Reads all files of this node.
+    pub(super) async fn check_files(&self) -> CheckReply {
+        let failed = |problem: String| CheckReply {
+            problem,
+            ..CheckReply::default()
+        };
+        let node = match self.running() {
+            Ok(node) => Arc::clone(node),
+            Err(_) => return failed("it does not work".to_owned()),
+        };
+        let log_dir = self.config.data_dir.join("log");
+        match self.one_at_a_time(move || node.check_files(&log_dir)).await {
+            Some(Ok(checked)) => {
+                self.note_checked(None);
+                CheckReply {
+                    problem: String::new(),
+                    log_bytes: checked.log_bytes,
+                    engine_bytes: checked.engine_bytes,
+                }
+            }
+            Some(Err(problem)) => {
+                self.note_checked(Some(problem.clone()));
+                failed(problem)
+            }
+            None => failed("it is about to end".to_owned()),
+        }
+    }
+
+    fn note_checked(&self, checked: Option<String>) {
+        self.around.damage.send_if_modified(|damage| {
+            let is_news = damage.checked != checked;
+            damage.checked = checked;
+            is_news
+        });
+    }
+
+    /// Runs `work` where it may block, after any other such work.
+    async fn one_at_a_time<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let turn = Arc::clone(&self.compared.one_at_a_time);
+        let turn = turn.acquire_owned().await.ok()?;
+        // The turn goes along: whoever asked may go away, and the work goes on all the same.
+        let work = async move {
+            let done = work();
+            drop(turn);
+            done
+        };
+        self.machine.run("steadfast-digest", work).ok()?.await.ok()
+    }
+
+    /// This node's data turned out to be bad, or whole again: `None`. The one place that learns of it,
+    /// whoever has found it: a comparison by the master, or a check of the files here. The state of
+    /// the node says why it cannot be relied upon.
+    fn data_is_bad(&self, reason: Option<&String>) {
+        let node = &self.config.node;
+        metrics::gauge!("steadfast_damaged").set(f64::from(u8::from(reason.is_some())));
+        if let Some(reason) = reason {
+            tracing::error!(node, reason, "the data of this node is bad");
+        } else {
+            tracing::info!(node, "the data of this node is what the others have");
+        }
+    }
+
+    pub(super) fn divergences(&self) -> Vec<DivergenceMessage> {
+        if !self.is_master_now() {
+            return Vec::new();
+        }
+        lock(&self.compared.divergences).clone()
+    }
+
+    fn is_master_now(&self) -> bool {
+        let node = self.node.get();
+        node.is_some_and(|node| node.consensus.is_master())
+    }
+
+    /// Compares all nodes that have data with this one, and tells each what was found of it.
+    async fn compare_all(&self, node: &Node) {
+        let members = node.consensus.members();
+        let with_data = members
+            .iter()
+            .filter(|(_, member)| member.node_type.has_data());
+        let with_data = with_data.map(|(id, member)| member.node_address(*id));
+        let own = node.consensus.own_id();
+        let (own, others): (Vec<_>, Vec<_>) = with_data.partition(|of| of.id == own);
+        let Some(own) = own.into_iter().next() else {
+            return;
+        };
+        let reference = NodeAddress {
+            address: self.listen_address().to_owned(),
+            ..own
+        };
+        let comparing = Comparing {
+            transport: &*self.machine.transport,
+            reference: &reference,
+            deep: true,
+            rest: REST,
+        };
+        match comparing.run(&others, |_, _| {}).await {
+            Ok(found) => self.conclude(node, &reference, (&others, found)).await,
+            Err(why) => tracing::debug!(why, "the nodes were not compared"),
+        }
+    }
+
+    async fn conclude(
+        &self,
+        node: &Node,
+        own: &NodeAddress,
+        (others, found): (&[NodeAddress], Comparison),
+    ) {
+        for divergence in &found.divergences {
+            let nodes = divergence.nodes.join(", ");
+            tracing::error!(nodes, range = %divergence, "nodes hold different data");
+        }
+        for (name, why) in &found.left_out {
+            tracing::debug!(name, why, "a node was not compared");
+        }
+        metrics::counter!("steadfast_divergence_total").increment(found.divergent as u64);
+        *lock(&self.compared.divergences) =
+            found.divergences.iter().cloned().map(Into::into).collect();
+        let compared = found.nodes.len();
+        // Where no majority agrees nobody knows who is wrong.
+        let is_proven = |nodes: &[String]| nodes.len() * 2 < compared;
+        for of in std::iter::once(own).chain(others) {
+            if !found.nodes.contains(&of.name) {
+                continue;
+            }
+            let its = found.divergences.iter().find(|divergence| {
+                is_proven(&divergence.nodes) && divergence.nodes.contains(&of.name)
+            });
+            let what = its.map(|divergence| {
+                format!("it holds something else than the majority: {divergence}")
+            });
+            if of.id == own.id {
+                node.consensus.note_compared(what);
+            } else {
+                let what = what.unwrap_or_default();
+                node.consensus.tell_of_damage(of.id, what).await;
+            }
+        }
+    }
+}
+
+/// Compares again and again, while this node is master, until it is closed.
+pub(super) async fn run(lifecycle: Weak<Lifecycle>, mut phase: watch::Receiver<Phase>) {
+    let interval = lifecycle
+        .upgrade()
+        .and_then(|lifecycle| lifecycle.config.tuning.digest_interval);
+    let Some(interval) = interval else { return };
+    let is_over = |phase: &Phase| matches!(phase, Phase::Closing | Phase::Closed);
+    loop {
+        let over = phase.wait_for(is_over);
+        if tokio::time::timeout(interval, over).await.is_ok() {
+            return;
+        }
+        let Some(lifecycle) = lifecycle.upgrade() else {
+            return;
+        };
+        let Ok(node) = lifecycle.running() else {
+            continue;
+        };
+        if !node.consensus.is_master() {
+            continue;
+        }
+        tokio::select! {
+            biased;
+            _ = phase.wait_for(is_over) => return,
+            () = lifecycle.compare_all(node) => {}
+        }
+    }
+}
+
+/// Acts when this node's data turns out to be bad, and when it is found whole again.
+pub(super) async fn watch_damage(lifecycle: Weak<Lifecycle>) {
+    let damage = lifecycle
+        .upgrade()
+        .map(|lifecycle| lifecycle.around.damage.subscribe());
+    let Some(mut damage) = damage else { return };
+    while damage.changed().await.is_ok() {
+        let found = damage.borrow_and_update().clone();
+        let Some(lifecycle) = lifecycle.upgrade() else {
+            return;
+        };
+        lifecycle.data_is_bad(found.why());
+    }
+}
