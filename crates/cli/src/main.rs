@@ -9,6 +9,7 @@ mod child;
 mod configure;
 mod demo;
 mod dev;
+mod doctor;
 mod failure;
 mod group;
 mod ports;
@@ -42,6 +43,7 @@ Examples:
   steadfast status 10.0.0.1:7400          how the group is, asked of any of its nodes
   steadfast token create                  let another node into the group
   steadfast master transfer n2            make n2 master
+  steadfast doctor                        what is wrong with a group, why, and what to do
   steadfast verify --deep                 whether all nodes hold the same, and their files hold
   steadfast recover plan --data-dir DIR   what is left of a group that lost its quorum
   steadfast config explain                every key of the configuration
@@ -61,6 +63,7 @@ enum Verb {
     Node(group::NodeArguments),
     Master(group::MasterArguments),
     Token(group::TokenArguments),
+    Doctor(doctor::Arguments),
     Verify(verify::Arguments),
     Recover(recover::Arguments),
     Dev(dev::Arguments),
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Verb::Node(arguments) => on_runtime(group::run_node(arguments)),
         Verb::Master(arguments) => on_runtime(group::run_master(arguments)),
         Verb::Token(arguments) => on_runtime(group::run_token(arguments)),
+        Verb::Doctor(arguments) => on_runtime(doctor::run(arguments)),
         Verb::Verify(arguments) => on_runtime(verify::run(arguments)),
         Verb::Recover(arguments) => on_runtime(recover::run(arguments)),
         Verb::Dev(arguments) => on_runtime(dev::run(arguments)),

@@ -58,7 +58,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     for node in silent {
         if let Err(why) = &node.status {
             let name = node.member.node.name.clone();
-            compared.left_out.push((name, why.clone()));
+            compared.left_out.push((name, why.to_string()));
         }
     }
     match arguments.ask.output() {

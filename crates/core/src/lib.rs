@@ -111,7 +111,7 @@ pub use group::join::{JoinToken, ParseJoinTokenError};
 pub use group::{NodeAddress, NodeType, PRIORITY_DEFAULT, ParseNodeTypeError};
 pub use listener::{Role, RoleState, StateChanges};
 pub use observe::comparison::{CheckedNode, ComparedDatabase, Comparison, Divergence};
-pub use observe::status::{MemberStatus, NodeStatus, ReplicaStatus, StatusError};
+pub use observe::status::{MemberStatus, NodeStatus, ReplicaStatus, StatusError, Unreachable};
 pub use open_transaction::OpenTransaction;
 pub use subscription::{
     Change, CommittedTransaction, Feed, FeedEvent, From, SubscribeOptions, Subscription,

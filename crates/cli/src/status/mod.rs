@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-pub(crate) use survey::{Health, Survey};
-pub(crate) use table::{aligned, grouped, push};
+#[cfg(test)]
+pub(crate) use survey::{Answer, ClockOffset, Unseen};
+pub(crate) use survey::{Health, Survey, SurveyedNode, UnseenKind};
+pub(crate) use table::{aligned, grouped, headline, push};
 
 use crate::failure::Failure;
 

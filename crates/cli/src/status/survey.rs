@@ -1,12 +1,16 @@
 //! Asks every node of a group that can be found, and judges the answers.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
 use serde_json::json;
 use steadfast::ids::{NodeId, Term, Vlsn};
-use steadfast::{Divergence, MemberStatus, NodeAddress, NodeStatus, NodeType, PRIORITY_DEFAULT};
+use steadfast::{
+    Divergence, MemberStatus, NodeAddress, NodeStatus, NodeType, PRIORITY_DEFAULT, Unreachable,
+};
 
 use crate::failure::{DEGRADED, NO_QUORUM, with_sources};
 use crate::status::ANSWER_TIMEOUT;
@@ -48,7 +52,48 @@ impl Health {
 pub(crate) struct SurveyedNode {
     pub(crate) member: MemberStatus,
     /// What it says of itself, or why it says nothing that counts.
-    pub(crate) status: Result<NodeStatus, String>,
+    pub(crate) status: Result<NodeStatus, Unseen>,
+    /// By how much its clock is ahead of this machine's, in milliseconds, and how exactly that is known.
+    pub(crate) clock: Option<ClockOffset>,
+}
+
+/// Why a node says nothing that counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unseen {
+    pub(crate) text: String,
+    pub(crate) kind: UnseenKind,
+}
+
+/// See [`Unseen`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UnseenKind {
+    /// It cannot be asked.
+    Unreachable(Unreachable),
+    /// Another group answers at its address.
+    WrongGroup,
+    /// Another node answers at its address.
+    WrongNode,
+}
+
+impl fmt::Display for Unseen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// How far a clock is ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ClockOffset {
+    pub(crate) ahead_ms: i64,
+    /// It may be as much more or less.
+    pub(crate) error_ms: i64,
+}
+
+/// One answer to a question.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: Result<NodeStatus, Unseen>,
+    pub(crate) clock: Option<ClockOffset>,
 }
 
 impl SurveyedNode {
@@ -56,7 +101,7 @@ impl SurveyedNode {
         self.member.node_type.has_data()
     }
 
-    fn is_working(&self) -> bool {
+    pub(crate) fn is_working(&self) -> bool {
         let works = |status: &NodeStatus| status.group.is_some() && status.role != "detached";
         self.status.as_ref().is_ok_and(works)
     }
@@ -91,10 +136,11 @@ impl Survey {
         let first = ask_all(addresses).await;
         let newest = first
             .values()
-            .flatten()
+            .filter_map(|answer| answer.status.as_ref().ok())
             .max_by_key(|status| (status.group.is_some(), status.term, status.members.len()));
         let Some(newest) = newest.cloned() else {
-            return Err(first.into_values().filter_map(Result::err).collect());
+            let why = first.into_values().filter_map(|answer| answer.status.err());
+            return Err(why.map(|unseen| unseen.text).collect());
         };
         let unasked: Vec<_> = newest
             .members
@@ -107,10 +153,7 @@ impl Survey {
         Ok(Self::judge(&newest, answers))
     }
 
-    fn judge(
-        newest: &NodeStatus,
-        mut answers: BTreeMap<String, Result<NodeStatus, String>>,
-    ) -> Self {
+    pub(crate) fn judge(newest: &NodeStatus, mut answers: BTreeMap<String, Answer>) -> Self {
         let mut nodes: Vec<_> = newest
             .members
             .iter()
@@ -120,15 +163,21 @@ impl Survey {
                     .iter()
                     .find(|(_, answer)| {
                         let is_of = |status| is_of(status, &member.node);
-                        answer.as_ref().is_ok_and(is_of)
+                        answer.status.as_ref().is_ok_and(is_of)
                     })
                     .map_or(member.node.address.clone(), |(key, _)| key.clone());
-                let status = answers
-                    .remove(&key)
-                    .unwrap_or(Err("was not asked".to_owned()));
+                let answer = answers.remove(&key).unwrap_or(Answer {
+                    status: Err(Unseen {
+                        text: "was not asked".to_owned(),
+                        kind: UnseenKind::Unreachable(Unreachable::Other),
+                    }),
+                    clock: None,
+                });
+                let checked = |status| check(status, newest, &member.node);
                 SurveyedNode {
                     member: member.clone(),
-                    status: status.and_then(|status| check(status, newest, &member.node)),
+                    status: answer.status.and_then(checked),
+                    clock: answer.clock,
                 }
             })
             .collect();
@@ -136,8 +185,9 @@ impl Survey {
             nodes = answers
                 .into_iter()
                 .map(|(asked, answer)| SurveyedNode {
-                    member: to_be(asked, &answer),
-                    status: answer,
+                    member: to_be(asked, &answer.status),
+                    status: answer.status,
+                    clock: answer.clock,
                 })
                 .collect();
         }
@@ -199,11 +249,11 @@ impl Survey {
     /// An even number of voting nodes costs a node and survives no more.
     fn too_even(&self) -> Option<Problem> {
         let voters = self.nodes.iter().filter(|node| node.member.votes).count();
-        let is_even = self.health == Health::Healthy && voters > 0 && voters.is_multiple_of(2);
+        let is_even = self.health != Health::Forming && voters > 0 && voters.is_multiple_of(2);
         is_even.then(|| Problem {
             what: format!(
                 "{voters} voting nodes survive {} failures, no more than {} would",
-                self.survives,
+                (voters - 1) / 2,
                 voters - 1
             ),
             remedy: "add an electable node or an arbiter, or make one a secondary".to_owned(),
@@ -246,7 +296,7 @@ impl Survey {
                 "priority": node.member.priority,
                 "votes": node.member.votes,
                 "status": node.status.as_ref().ok(),
-                "error": node.status.as_ref().err(),
+                "error": node.status.as_ref().err().map(|unseen| &unseen.text),
             })
         };
         let problem = |problem: &Problem| json!({"what": problem.what, "to_do": problem.remedy});
@@ -264,8 +314,8 @@ impl Survey {
 }
 
 /// A node of a group that has not formed yet.
-fn to_be(asked: String, answer: &Result<NodeStatus, String>) -> MemberStatus {
-    let unknown = |_: &String| NodeAddress {
+fn to_be(asked: String, answer: &Result<NodeStatus, Unseen>) -> MemberStatus {
+    let unknown = |_: &Unseen| NodeAddress {
         id: NodeId(0),
         name: "?".to_owned(),
         address: asked,
@@ -280,15 +330,30 @@ fn to_be(asked: String, answer: &Result<NodeStatus, String>) -> MemberStatus {
     }
 }
 
-async fn ask_all(addresses: &[String]) -> BTreeMap<String, Result<NodeStatus, String>> {
+async fn ask_all(addresses: &[String]) -> BTreeMap<String, Answer> {
     let asked = addresses.iter().map(|address| async move {
+        let began_ms = now_ms();
         let answer = NodeStatus::ask(address, false, ANSWER_TIMEOUT).await;
-        (
-            address.clone(),
-            answer.map_err(|error| with_sources(&error)),
-        )
+        let ended_ms = now_ms();
+        let clock = answer.as_ref().ok().filter(|status| status.clock_ms > 0);
+        let clock = clock.map(|status| ClockOffset {
+            ahead_ms: i64::try_from(status.clock_ms).unwrap_or(i64::MAX)
+                - i64::midpoint(began_ms, ended_ms),
+            error_ms: (ended_ms - began_ms) / 2,
+        });
+        let status = answer.map_err(|error| Unseen {
+            text: with_sources(&error),
+            kind: UnseenKind::Unreachable(error.reason()),
+        });
+        (address.clone(), Answer { status, clock })
     });
     join_all(asked).await.into_iter().collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "clocks of machines are compared")]
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    i64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(i64::MAX)
 }
 
 fn is_of(status: &NodeStatus, member: &NodeAddress) -> bool {
@@ -300,18 +365,27 @@ fn check(
     status: NodeStatus,
     newest: &NodeStatus,
     member: &NodeAddress,
-) -> Result<NodeStatus, String> {
-    if status.group_name != newest.group_name || !is_of(&status, member) {
-        return Err(format!(
-            "{} is answered by {} of group {:?}",
-            member.address, status.node.name, status.group_name
-        ));
+) -> Result<NodeStatus, Unseen> {
+    let is_same_name = status.group_name == newest.group_name;
+    if !is_same_name || !is_of(&status, member) {
+        let (address, name) = (&member.address, &status.node.name);
+        return Err(Unseen {
+            text: format!(
+                "{address} is answered by {name} of group {:?}",
+                status.group_name
+            ),
+            kind: if is_same_name {
+                UnseenKind::WrongNode
+            } else {
+                UnseenKind::WrongGroup
+            },
+        });
     }
     if status.group.is_some() && status.group != newest.group {
-        return Err(format!(
-            "{} is in another group of the same name",
-            member.address
-        ));
+        return Err(Unseen {
+            text: format!("{} is in another group of the same name", member.address),
+            kind: UnseenKind::WrongGroup,
+        });
     }
     Ok(status)
 }

@@ -53,7 +53,8 @@ pub(crate) fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     text.write_fmt(arguments).expect("a string grows");
 }
 
-fn headline(survey: &Survey) -> String {
+/// How the group is, in a line.
+pub(crate) fn headline(survey: &Survey) -> String {
     let total = survey.nodes.len();
     let down = total - survey.working().count();
     let word = survey.health.word();

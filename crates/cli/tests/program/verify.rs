@@ -10,7 +10,7 @@ use steadfast::engine::{
     Change, Direction, EngineBatch, EngineFactory, KeyRange, NoxuFactory, ScanLimit, StorageEngine,
 };
 
-use super::{Group, Node, PATIENCE, run_to};
+use super::{Group, Node, PATIENCE, node_arguments, run, run_to};
 
 /// A group in which everything was written, and is in every engine.
 fn written_group() -> Group {
@@ -80,6 +80,43 @@ fn start_all(group: &mut Group) {
 }
 
 #[test]
+fn the_doctor_finds_nodes_that_are_down_stopped_and_on_the_wrong_address() {
+    let mut group = Group::start();
+    group.status_until(0);
+    let ask = format!("127.0.0.1:{}", group.ports[0]);
+    let well = run(&["doctor", "--ask", &ask, "-o", "json"]);
+    let well: Value = serde_json::from_slice(&well.stdout).expect("JSON");
+    // How fast this machine is at the moment is not for a test to say.
+    let findings = well["findings"].as_array().expect("findings").iter();
+    let mut kinds = findings.map(|finding| finding["kind"].as_str().expect("a word"));
+    assert!(kinds.all(|kind| kind.starts_with("slow")), "{well}");
+    group.nodes[2] = None;
+    let (found, _) = run_to(3, &["doctor", "--ask", &ask]);
+    for word in [
+        "WARNING: n3 refuses connections",
+        "data:  ",
+        "to do: start n3",
+    ] {
+        assert!(found.contains(word), "{word:?} is not in: {found}");
+    }
+    // Somebody else is there now.
+    let other = group.dir.path().join("other");
+    let stranger = Node::start(&node_arguments("h", "n3", &other, group.ports[2]));
+    stranger.wait_ready();
+    let (found, _) = run_to(3, &["doctor", "--ask", &ask]);
+    assert!(found.contains("of another group"), "{found}");
+    group.nodes[1].as_ref().expect("it runs").signal("-STOP");
+    group.status_until(4);
+    let (found, _) = run_to(4, &["doctor", "--ask", &ask, "-o", "json"]);
+    let found: Value = serde_json::from_str(&found).expect("JSON");
+    assert_eq!(found["findings"][0]["kind"], "no_master", "{found}");
+    let kinds = found["findings"].as_array().expect("findings").iter();
+    let kinds: Vec<_> = kinds.map(|finding| finding["kind"].clone()).collect();
+    assert!(kinds.contains(&"silent".into()) && kinds.contains(&"wrong_group".into()));
+    run_to(1, &["doctor", "--ask", "no-such-host.invalid:7400"]);
+}
+
+#[test]
 fn verify_finds_and_names_a_node_that_was_altered_and_files_that_have_rotted() {
     let mut group = written_group();
     start_all(&mut group);
@@ -125,7 +162,7 @@ fn verify_finds_and_names_a_node_that_was_altered_and_files_that_have_rotted() {
     ] {
         assert!(found.contains(word), "{word:?} is not in: {found}");
     }
-    let status = super::run(&["status", &ask]);
+    let status = run(&["status", &ask]);
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(status.contains("the data of n2 is bad"), "{status}");
 }

@@ -7,6 +7,7 @@
 mod acks;
 mod arbiters;
 mod barrier;
+mod damage;
 mod failover;
 mod feeder;
 mod log_store;
@@ -45,7 +46,6 @@ use crate::log::{Log, LogId, Vote};
 use crate::machine::Clock;
 use crate::observe::comparison::Damage;
 use crate::planted::{self, Bug};
-use crate::service::comparison::Diverged;
 use crate::service::election::{self, CallError};
 use crate::service::hello::{Caller, DialError, Session, Superseded};
 use crate::service::messages::{
@@ -152,6 +152,8 @@ pub(crate) struct Progress {
     pub(crate) persisted: Option<LogId>,
     /// How long ago the replica was last heard in this term.
     pub(crate) heard: Option<Duration>,
+    /// How long half of the last heartbeats have taken to be answered, at the most.
+    pub(crate) round_trip_p50: Option<Duration>,
 }
 
 impl Consensus {
@@ -344,6 +346,7 @@ impl Consensus {
                 Progress {
                     persisted: matched.as_ref().map(from_raft_log_id),
                     heard,
+                    round_trip_p50: self.peers.round_trip_p50(*id),
                 },
             )
         };
@@ -454,36 +457,6 @@ impl Consensus {
                 let position = position.map(|position| position.0);
                 Some(ElectionAnswer::Barrier(BarrierReply { position }))
             }
-        }
-    }
-
-    /// Takes the word of a master of this term, or a later one, about this node's data.
-    fn hear_of_damage(&self, told: Diverged) -> bool {
-        let is_current = told.term >= self.role.borrow().term.0;
-        if is_current {
-            self.note_compared(Some(told.what).filter(|what| !what.is_empty()));
-        }
-        is_current
-    }
-
-    /// Notes what a comparison has found of this node.
-    pub(crate) fn note_compared(&self, compared: Option<String>) {
-        self.damage.send_if_modified(|damage| {
-            let is_news = damage.compared != compared;
-            damage.compared = compared;
-            is_news
-        });
-    }
-
-    /// Tells a node what a comparison has found of it: nothing, when `what` is empty.
-    pub(crate) async fn tell_of_damage(&self, id: NodeId, what: String) {
-        let term = self.role.borrow().term.0;
-        let call = ElectionCall::Diverged(Diverged { term, what });
-        let Some(client) = self.peers.election_of(id) else {
-            return;
-        };
-        if let Err(error) = client.call(call, self.timers.silence_max).await {
-            tracing::debug!(%id, %error, "a node could not be told what is wrong with it");
         }
     }
 

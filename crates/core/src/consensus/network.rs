@@ -121,6 +121,13 @@ impl Peers {
         members.get(&id).map(|member| member.address.clone())
     }
 
+    /// See [`ElectionClient::round_trip_p50`].
+    pub(crate) fn round_trip_p50(&self, id: NodeId) -> Option<Duration> {
+        let clients = self.election.lock();
+        let clients = clients.unwrap_or_else(PoisonError::into_inner);
+        clients.get(&id)?.1.round_trip_p50()
+    }
+
     /// Closes the ELECTION connections that nobody uses any more.
     pub(crate) fn close(&self) {
         self.election

@@ -11,6 +11,7 @@ use crate::lifecycle::Lifecycle;
 use crate::lifecycle::room::Standing;
 use crate::node::Node;
 use crate::observe::digest;
+use crate::observe::recent::micros;
 use crate::service::messages::{NodeStateMessage, NodeStateRequest, ReplicaProgress};
 
 impl Lifecycle {
@@ -46,6 +47,7 @@ impl Lifecycle {
                 .cloned()
                 .unwrap_or_default(),
             divergences: self.divergences(),
+            clock_ms: self.machine.clock.now_ms(),
             epoch: identity.epoch.0,
             ..NodeStateMessage::default()
         };
@@ -110,6 +112,7 @@ impl Lifecycle {
 fn describe_node(node: &Node, message: &mut NodeStateMessage) {
     message.vlsn = node.sequencer.visible().0;
     message.persisted = node.log.state().persisted.map(Into::into);
+    message.sync_p99_us = node.log.sync_p99().map(micros);
     message.applied = node.consensus.applied().borrow().map(Into::into);
     let voters = node.consensus.voters();
     message.voters = voters.into_iter().map(|id| id.0).collect();
@@ -122,6 +125,7 @@ fn describe_node(node: &Node, message: &mut NodeStateMessage) {
             heard_ms_ago: progress
                 .heard
                 .map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
+            round_trip_p50_us: progress.round_trip_p50.map(micros),
         })
         .collect();
 }

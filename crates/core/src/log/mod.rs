@@ -49,12 +49,14 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
 use crate::ids::{GroupUuid, Incarnation, LogPosition, NodeId, Term};
+use crate::observe::recent::Recent;
 use crate::planted::{self, Bug};
 
 pub use disk::{
@@ -69,6 +71,7 @@ use state::{Done, Request, Shared};
 pub struct Log {
     shared: Arc<Shared>,
     _open: Arc<CloseOnDrop>,
+    syncs: Arc<Recent>,
 }
 
 impl Log {
@@ -96,14 +99,22 @@ impl Log {
         let recovered = recovery::recover(disk, dir, identity, config).await?;
         let shared = Arc::new(Shared::new(config, &recovered));
         let open = Arc::new(CloseOnDrop(Arc::clone(&shared)));
-        let writer = LogWriter::new(Arc::clone(&shared), recovered.appender, recovered.lock);
+        let syncs = Arc::<Recent>::default();
+        let (appender, lock) = (recovered.appender, recovered.lock);
+        let writer = LogWriter::new(Arc::clone(&shared), appender, lock, Arc::clone(&syncs));
         Ok((
             Self {
                 shared,
                 _open: open,
+                syncs,
             },
             writer,
         ))
+    }
+
+    /// How long 99 of 100 of the last syncs have taken at the most.
+    pub(crate) fn sync_p99(&self) -> Option<Duration> {
+        self.syncs.within(99)
     }
 
     /// Reads every record of this log's files in `dir`, and verifies it. Returns how many bytes hold.

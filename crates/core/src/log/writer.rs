@@ -6,11 +6,14 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::appender::Appender;
 use super::disk::DiskLock;
 use super::format::Record;
 use super::state::{Durable, Group, Request, Shared, Slot};
 use super::{LogError, LogId};
+use crate::observe::recent::Recent;
 use crate::planted::{self, Bug};
 
 /// Owns the files of a log. Dropping it without [`LogWriter::run`] having returned ends the log:
@@ -26,10 +29,17 @@ pub struct LogWriter {
     committed: Option<LogId>,
     /// Held as long as the files may be written.
     lock: Option<Box<dyn DiskLock>>,
+    /// How long the syncs have taken.
+    syncs: Arc<Recent>,
 }
 
 impl LogWriter {
-    pub(super) fn new(shared: Arc<Shared>, appender: Appender, lock: Box<dyn DiskLock>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        appender: Appender,
+        lock: Box<dyn DiskLock>,
+        syncs: Arc<Recent>,
+    ) -> Self {
         let committed = appender.head().committed;
         let (group, slots) = (Group::default(), Vec::new());
         Self {
@@ -39,6 +49,7 @@ impl LogWriter {
             slots,
             committed,
             lock: Some(lock),
+            syncs,
         }
     }
 
@@ -93,7 +104,10 @@ impl LogWriter {
                 .drain(..)
                 .for_each(|done| done.call(Ok(())));
         }
+        let began = Instant::now();
         self.appender.sync().await?;
+        self.syncs.note(began.elapsed());
+        metrics::histogram!("steadfast_fsync_seconds").record(began.elapsed());
 
         let durable = Durable {
             last: self.appender.head().last,

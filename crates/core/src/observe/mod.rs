@@ -2,4 +2,5 @@
 
 pub(crate) mod comparison;
 pub(crate) mod digest;
+pub(crate) mod recent;
 pub(crate) mod status;

@@ -1,14 +1,16 @@
 //! The state of a node as data: what the command line, JSON and metrics all render.
 
 use std::error::Error;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use steadfast_net::TcpTransport;
+use steadfast_net::{NetError, TcpTransport};
 
 use crate::group::{MemberRecord, NodeAddress, NodeType};
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term, Vlsn};
 use crate::observe::comparison::Divergence;
+use crate::service::hello::DialError;
 use crate::service::messages::{NodeStateMessage, ReplicaProgress};
 use crate::service::node_state;
 
@@ -58,6 +60,10 @@ pub struct NodeStatus {
     pub damage: Option<String>,
     /// On the master: where the nodes differed when they were compared last.
     pub divergences: Vec<Divergence>,
+    /// What 99 of 100 of the last syncs of the log have taken, at the most, in microseconds.
+    pub sync_p99_us: Option<u64>,
+    /// The clock of the node, in milliseconds since 1970; 0 from a version that does not tell.
+    pub clock_ms: u64,
     /// Digest of everything visible as of `vlsn`, in hexadecimal, where it was asked for.
     pub digest: Option<String>,
 }
@@ -86,6 +92,8 @@ pub struct ReplicaStatus {
     pub persisted: Option<LogPosition>,
     /// Milliseconds since it was last heard; `None` when it was never heard in this term.
     pub heard_ms_ago: Option<u64>,
+    /// What half of the last heartbeats have taken to be answered, at the most, in microseconds.
+    pub round_trip_p50_us: Option<u64>,
 }
 
 /// Why a node's status could not be had.
@@ -94,6 +102,63 @@ pub struct ReplicaStatus {
 pub struct StatusError {
     address: String,
     source: Box<dyn Error + Send + Sync>,
+}
+
+/// Why a node cannot be asked, as far as the one who asks can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unreachable {
+    /// Its machine is there, and no process listens.
+    Refused,
+    /// The name in its address stands for no address.
+    NotResolved,
+    /// Nothing came back in time.
+    Silent,
+    /// Something answers that is no node, or one of another version.
+    Nonsense,
+    /// Something else, which the error's text says.
+    Other,
+}
+
+impl StatusError {
+    /// What kind of reason it is.
+    pub fn reason(&self) -> Unreachable {
+        let mut error: Option<&(dyn Error + 'static)> = Some(&*self.source);
+        while let Some(this) = error {
+            match this.downcast_ref() {
+                Some(DialError::Timeout(_)) => return Unreachable::Silent,
+                Some(DialError::Wire(_) | DialError::Refused { .. }) => {
+                    return Unreachable::Nonsense;
+                }
+                _ => {}
+            }
+            // A transparent error hides the one it wraps from `source`.
+            let net = match this.downcast_ref() {
+                Some(DialError::Net(net)) => Some(net),
+                _ => this.downcast_ref(),
+            };
+            match net {
+                Some(NetError::DeadlineExceeded { .. }) => return Unreachable::Silent,
+                Some(NetError::Protocol { .. }) => return Unreachable::Nonsense,
+                Some(NetError::Io { doing, .. }) if doing.starts_with("resolve ") => {
+                    return Unreachable::NotResolved;
+                }
+                Some(NetError::Io { source, .. }) => return of_system(source.kind()),
+                _ => error = this.source(),
+            }
+        }
+        Unreachable::Other
+    }
+}
+
+fn of_system(kind: ErrorKind) -> Unreachable {
+    match kind {
+        ErrorKind::ConnectionRefused => Unreachable::Refused,
+        ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+            Unreachable::Silent
+        }
+        _ => Unreachable::Other,
+    }
 }
 
 impl NodeStatus {
@@ -136,6 +201,7 @@ impl NodeStatus {
             node: NodeId(progress.node),
             persisted: progress.persisted.map(|id| LogPosition(id.position)),
             heard_ms_ago: progress.heard_ms_ago,
+            round_trip_p50_us: progress.round_trip_p50_us,
         };
         Ok(Self {
             group_name: state.group_name,
@@ -159,6 +225,8 @@ impl NodeStatus {
             waiting_for: state.waiting_for,
             damage: Some(state.damage).filter(|damage| !damage.is_empty()),
             divergences: state.divergences.into_iter().map(Into::into).collect(),
+            sync_p99_us: state.sync_p99_us,
+            clock_ms: state.clock_ms,
             digest: Some(state.digest).filter(|digest| !digest.is_empty()),
         })
     }

@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::ids::NodeId;
+use crate::observe::recent::Recent;
 use crate::service::ELECTION;
 use crate::service::hello::{Caller, DialError, Session};
 use crate::service::messages::{
@@ -69,6 +70,8 @@ pub(crate) struct ElectionClient {
     /// Holds every call that has a place.
     calls: mpsc::Sender<Call>,
     places: Arc<Semaphore>,
+    /// How long heartbeats have taken to be answered.
+    round_trips: Arc<Recent>,
 }
 
 /// Whom an [`ElectionClient`] calls, and how.
@@ -90,7 +93,16 @@ impl ElectionClient {
         let (calls, receiver) = mpsc::channel(CALLS_UNANSWERED_MAX);
         process::spawn(peer.run(receiver));
         let places = Arc::new(Semaphore::new(CALLS_UNANSWERED_MAX));
-        Self { calls, places }
+        Self {
+            calls,
+            places,
+            round_trips: Arc::default(),
+        }
+    }
+
+    /// How long half of the last heartbeats have taken to be answered, at the most.
+    pub(crate) fn round_trip_p50(&self) -> Option<Duration> {
+        self.round_trips.within(50)
     }
 
     /// # Errors
@@ -102,6 +114,7 @@ impl ElectionClient {
     ) -> Result<ElectionAnswer, CallError> {
         let place = Arc::clone(&self.places).try_acquire_owned();
         let place = place.map_err(|_| CallError::Busy)?;
+        let (began, is_heartbeat) = (Instant::now(), matches!(call, ElectionCall::Heartbeat(_)));
         let (answer, receiver) = oneshot::channel();
         let waiter = Waiter {
             answer,
@@ -114,9 +127,12 @@ impl ElectionClient {
                 .map_err(|_| CallError::Lost)?;
             receiver.await.unwrap_or(Err(CallError::Lost))
         };
-        tokio::time::timeout(timeout, called)
-            .await
-            .unwrap_or(Err(CallError::Timeout(timeout)))
+        let answered = tokio::time::timeout(timeout, called).await;
+        // One that was given up has taken as long as it was waited for.
+        if is_heartbeat && !matches!(answered, Ok(Err(_))) {
+            self.round_trips.note(began.elapsed());
+        }
+        answered.unwrap_or(Err(CallError::Timeout(timeout)))
     }
 }
 

@@ -422,6 +422,12 @@ pub(crate) struct NodeStateMessage {
     /// On the master: what the last comparison of all nodes has found.
     #[prost(message, repeated, tag = "26")]
     pub(crate) divergences: Vec<DivergenceMessage>,
+    /// How long 99 of 100 of the last syncs of the log have taken, in microseconds.
+    #[prost(uint64, optional, tag = "27")]
+    pub(crate) sync_p99_us: Option<u64>,
+    /// What the node's clock says, in milliseconds since 1970.
+    #[prost(uint64, tag = "28")]
+    pub(crate) clock_ms: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
@@ -433,6 +439,9 @@ pub(crate) struct ReplicaProgress {
     /// Absent when it was never heard in this term.
     #[prost(uint64, optional, tag = "3")]
     pub(crate) heard_ms_ago: Option<u64>,
+    /// How long half of the last heartbeats have taken to be answered, in microseconds.
+    #[prost(uint64, optional, tag = "4")]
+    pub(crate) round_trip_p50_us: Option<u64>,
 }
 
 impl From<LogId> for LogIdMessage {

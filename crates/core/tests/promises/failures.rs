@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use steadfast::{ConsistencyPolicy, Outcome, ReadError, ReadyError, Role, WriteError};
 
-use crate::support::{Env, Group, PATIENCE, eventually, get, name, put};
+use crate::support::{Env, Group, PATIENCE, eventually, get, name, put, stays};
 
 #[test]
 fn a_master_whose_disk_fails_acknowledges_nothing_more_and_the_others_go_on() {
@@ -158,4 +158,29 @@ fn a_replica_that_is_cut_off_says_that_it_cannot_be_current() {
         read.is_some()
     });
     assert_eq!(read.as_deref(), Some(&b"new"[..]));
+}
+
+#[test]
+fn a_slow_disk_shows_in_the_state_of_its_node_and_the_way_to_each_replica_in_the_masters() {
+    let group = Group::in_memory(3, &[]);
+    let master = group.master_except(None);
+    let slow = (master + 1) % 3;
+    let disk = group.storages[slow].disk();
+    let synced = |at: usize| group.node(at).status().sync_p99_us.expect("it has synced");
+    // A sync that is held may be that of a segment to come.
+    eventually("the slow sync shows", || {
+        disk.hold_syncs(true);
+        let _token = put(group.node(master), "k", b"v").expect("the others have it");
+        stays("it has not synced", || {
+            group.node(slow).status().persisted < group.node(master).status().persisted
+        });
+        disk.hold_syncs(false);
+        group.wait_persisted();
+        synced(slow) >= 90_000
+    });
+    assert!(synced(3 - master - slow) < synced(slow));
+    eventually("heartbeats are measured", || {
+        let replicas = group.node(master).status().replicas;
+        replicas.len() == 2 && replicas.iter().all(|of| of.round_trip_p50_us.is_some())
+    });
 }

@@ -1,0 +1,479 @@
+//! From what the nodes say to what is wrong. Nothing in here asks anybody anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::Serialize;
+use steadfast::{NodeStatus, NodeType, Unreachable};
+
+use crate::status::{Health, Survey, SurveyedNode, UnseenKind, grouped};
+
+/// A disk that takes longer to sync, in microseconds, is slow: an SSD takes 0.1 to 5 ms.
+const SYNC_SLOW_US: u64 = 100_000;
+
+/// The same of a heartbeat and its answer: half of a heartbeat's interval, by default twice that.
+const ROUND_TRIP_SLOW_US: u64 = 50_000;
+
+/// A node that its master has not heard for so long, in milliseconds, and that answers here.
+const UNHEARD_MS: u64 = 3_000;
+
+/// Transactions by which a node lags that does not lag by chance.
+const LAG_MAX: u64 = 10_000;
+
+/// Milliseconds by which a clock is off that people notice.
+const CLOCK_OFF_MS: i64 = 1_000;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Severity {
+    /// No writes are possible, or data is wrong.
+    Critical,
+    /// It works, and will not for long, or not well.
+    Warning,
+    /// Good to know.
+    Information,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Critical => "CRITICAL",
+            Self::Warning => "WARNING",
+            Self::Information => "note",
+        })
+    }
+}
+
+/// One thing that was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Finding {
+    pub(super) severity: Severity,
+    /// One word for programs.
+    pub(super) kind: &'static str,
+    pub(super) what: String,
+    /// What it means for the data.
+    pub(super) data: String,
+    pub(super) to_do: String,
+}
+
+impl Finding {
+    fn new(
+        (severity, kind): (Severity, &'static str),
+        what: impl Into<String>,
+        data: impl Into<String>,
+        to_do: impl Into<String>,
+    ) -> Self {
+        Self {
+            severity,
+            kind,
+            what: what.into(),
+            data: data.into(),
+            to_do: to_do.into(),
+        }
+    }
+}
+
+/// Everything that is wrong, the worst first.
+pub(super) fn diagnose(survey: &Survey) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    findings.extend(no_master(survey));
+    findings.extend(unseen(survey));
+    findings.extend(not_working(survey));
+    findings.extend(bad_data(survey));
+    findings.extend(room(survey));
+    findings.extend(one_copy(survey));
+    findings.extend(slow_disks(survey));
+    findings.extend(from_the_master(survey));
+    findings.extend(even(survey));
+    findings.extend(versions(survey));
+    findings.extend(clocks(survey));
+    findings.sort_by_key(|finding| finding.severity);
+    findings
+}
+
+fn no_master(survey: &Survey) -> Option<Finding> {
+    if survey.health != Health::NoQuorum {
+        return None;
+    }
+    let voters = survey.nodes.iter().filter(|node| node.member.votes);
+    let (up, down): (Vec<_>, Vec<_>) = voters.partition(|node| node.is_working());
+    let count = up.len() + down.len();
+    let names = |nodes: &[&SurveyedNode]| {
+        let names = nodes.iter().map(|node| node.member.node.name.clone());
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let critical = (Severity::Critical, "no_master");
+    let data = "no write is possible; nothing acknowledged is lost; reads with Eventual go on";
+    if up.len() * 2 <= count {
+        let what = format!(
+            "no node is master: {} of {count} voting nodes work, and it takes {}; down are {}",
+            up.len(),
+            count / 2 + 1,
+            names(&down)
+        );
+        let to_do = "start those that are down; only if their disks are lost for good, see \
+                     `steadfast recover plan`";
+        return Some(Finding::new(critical, what, data, to_do));
+    }
+    let can_lead = |node: &&&SurveyedNode| {
+        node.member.node_type == NodeType::Electable && node.member.priority > 0
+    };
+    let leaders: Vec<_> = up.iter().filter(can_lead).copied().collect();
+    if leaders.is_empty() {
+        let what = format!(
+            "no node is master: a majority works ({}), and none of them may be master",
+            names(&up)
+        );
+        let to_do = "start an electable node of a priority above 0";
+        return Some(Finding::new(critical, what, data, to_do));
+    }
+    let read_only = |node: &&SurveyedNode| {
+        let status = node.status.as_ref();
+        status.is_ok_and(|status| status.read_only.is_some())
+    };
+    if leaders.iter().all(read_only) {
+        let what = format!(
+            "no node is master: {} could be, and have no room on their disks",
+            names(&leaders)
+        );
+        let to_do = "make room on their disks; one of them leads in a few seconds all the same";
+        return Some(Finding::new(critical, what, data, to_do));
+    }
+    Some(Finding::new(
+        critical,
+        "no node is master at this moment, although a majority works",
+        data,
+        "an election takes less than a second: ask again; if it stays, the nodes do not reach each \
+         other: see to the network between them",
+    ))
+}
+
+fn unseen(survey: &Survey) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for node in &survey.nodes {
+        let Err(unseen) = &node.status else { continue };
+        let (name, address) = (&node.member.node.name, &node.member.node.address);
+        let (kind, what, to_do) = match unseen.kind {
+            UnseenKind::Unreachable(Unreachable::Refused) => (
+                "refused",
+                format!("{name} refuses connections at {address}: no process listens there"),
+                format!(
+                    "start {name} with its own data directory; if it runs elsewhere, `steadfast \
+                     node address {name} HOST:PORT`"
+                ),
+            ),
+            UnseenKind::Unreachable(Unreachable::NotResolved) => (
+                "not_resolved",
+                format!("the name in {address}, the address of {name}, cannot be resolved here"),
+                "correct the name service, or the address: `steadfast node address`".to_owned(),
+            ),
+            UnseenKind::Unreachable(Unreachable::Silent) => (
+                "silent",
+                format!(
+                    "{name} does not answer at {address} in time: its machine is off or \
+                     overloaded, its process is stopped, or a firewall drops what is sent to it"
+                ),
+                format!("look at its machine, and at the way to {address}"),
+            ),
+            UnseenKind::Unreachable(Unreachable::Nonsense) => (
+                "nonsense",
+                format!("what answers at {address} is no node as {name} is: {unseen}"),
+                format!("see what listens at {address}; use one version everywhere"),
+            ),
+            UnseenKind::WrongGroup => (
+                "wrong_group",
+                format!("a node of another group is at {address}, the address of {name}: {unseen}"),
+                "correct the address: `steadfast node address`; groups never merge".to_owned(),
+            ),
+            UnseenKind::WrongNode => (
+                "wrong_node",
+                format!("another node is at {address}, the address of {name}: {unseen}"),
+                "correct the address: `steadfast node address`".to_owned(),
+            ),
+            UnseenKind::Unreachable(_) => (
+                "unreachable",
+                format!("{name} cannot be asked: {unseen}"),
+                format!("see to the way to {address}"),
+            ),
+        };
+        let severity = (Severity::Warning, kind);
+        findings.push(Finding::new(severity, what, survives(survey), to_do));
+    }
+    findings
+}
+
+/// What the loss of a node means.
+fn survives(survey: &Survey) -> String {
+    match survey.health {
+        Health::NoQuorum | Health::Forming => {
+            "it is one of those that are missing for a majority".to_owned()
+        }
+        _ if survey.survives == 0 => {
+            "nothing is lost; with one more failure no writes are possible".to_owned()
+        }
+        _ => format!(
+            "nothing is lost; writes survive {} more failures",
+            survey.survives
+        ),
+    }
+}
+
+fn not_working(survey: &Survey) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for node in &survey.nodes {
+        let Ok(status) = &node.status else { continue };
+        let name = &node.member.node.name;
+        let why = &status.waiting_for;
+        if status.group.is_none() && survey.health != Health::Forming {
+            let what = format!("{name} is not let in: {why}");
+            let to_do = format!(
+                "give {name} its old data directory back, or replace it: `steadfast node replace \
+                 {name}`"
+            );
+            let warning = (Severity::Warning, "not_let_in");
+            findings.push(Finding::new(warning, what, survives(survey), to_do));
+        } else if status.role == "detached" {
+            let what = format!("{name} has stopped: {why}");
+            let to_do = "see to the cause, then start it again: it re-reads its disk";
+            let warning = (Severity::Warning, "stopped");
+            findings.push(Finding::new(warning, what, survives(survey), to_do));
+        } else if status.role == "unknown" && survey.health != Health::NoQuorum {
+            let what = format!("{name} works and knows no master: it waits for {why}");
+            let to_do = format!("see to the way between {name} and the master");
+            let warning = (Severity::Warning, "masterless");
+            findings.push(Finding::new(warning, what, survives(survey), to_do));
+        } else if node.member.node_type.votes() && !node.member.votes {
+            let what = format!("{name} has no vote yet: it is being brought up");
+            let to_do = "nothing: it gets its vote when it has caught up";
+            let note = (Severity::Information, "no_vote_yet");
+            findings.push(Finding::new(
+                note,
+                what,
+                "it counts for no commit yet",
+                to_do,
+            ));
+        }
+    }
+    findings
+}
+
+fn bad_data(survey: &Survey) -> Vec<Finding> {
+    let critical = |kind| (Severity::Critical, kind);
+    let mut findings = Vec::new();
+    for status in survey.working() {
+        if let Some(damage) = &status.damage {
+            let name = &status.node.name;
+            findings.push(Finding::new(
+                critical("damage"),
+                format!("the data of {name} is bad: {damage}"),
+                "nothing that the others hold is lost; what this node serves may be wrong",
+                format!("let it in anew with an empty directory: `steadfast node replace {name}`"),
+            ));
+        }
+    }
+    for divergence in survey.master.iter().flat_map(|master| &master.divergences) {
+        findings.push(Finding::new(
+            critical("divergence"),
+            format!(
+                "{} holds something else than the others: {divergence}",
+                divergence.nodes.join(" or ")
+            ),
+            "nothing that the others hold is lost; what that node serves may be wrong",
+            "see `steadfast verify --deep`, then replace the node that is named",
+        ));
+    }
+    findings
+}
+
+fn room(survey: &Survey) -> Vec<Finding> {
+    let find = |status: &NodeStatus| {
+        let name = &status.node.name;
+        let to_do = "make room on the volume of its data directory, or enlarge it";
+        if let Some(reason) = &status.read_only {
+            let data = if status.role == "master" {
+                "no write is possible until there is room; nothing acknowledged is lost, reads go on"
+            } else {
+                "nothing is lost; the node is not made master until it has room"
+            };
+            let severity = if status.role == "master" {
+                Severity::Critical
+            } else {
+                Severity::Warning
+            };
+            let what = format!("{name} is read-only: {reason}");
+            return Some(Finding::new((severity, "read_only"), what, data, to_do));
+        }
+        status.disk_is_low.then(|| {
+            let free = status.disk_free_bytes >> 20;
+            let what = format!("{name} has {free} MiB of disk left");
+            let data = "nothing is lost; below disk_free_read_only_bytes it takes no writes";
+            Finding::new((Severity::Warning, "low_disk"), what, data, to_do)
+        })
+    };
+    survey.working().filter_map(find).collect()
+}
+
+/// A group in which an arbiter stands in for a copy.
+fn one_copy(survey: &Survey) -> Option<Finding> {
+    let voters = survey.nodes.iter().filter(|node| node.member.votes);
+    let (arbiters, data): (Vec<_>, Vec<_>) =
+        voters.partition(|node| node.member.node_type == NodeType::Arbiter);
+    let working: Vec<_> = data.iter().filter(|node| node.is_working()).collect();
+    let is_one = !arbiters.is_empty() && survey.master.is_some() && working.len() == 1;
+    (is_one && data.len() > 1).then(|| {
+        let name = &working[0].member.node.name;
+        let what = format!("DEGRADED: {name} alone has the data; an arbiter stands in for the other");
+        let data = format!(
+            "new writes are on one disk only; if {name} is lost before another data node is back, so \
+             are they"
+        );
+        let to_do = "bring another data node back, or replace it";
+        Finding::new((Severity::Warning, "one_copy"), what, data, to_do)
+    })
+}
+
+fn slow_disks(survey: &Survey) -> Vec<Finding> {
+    let find = |status: &NodeStatus| {
+        let took = status.sync_p99_us.filter(|took| *took > SYNC_SLOW_US)?;
+        let name = &status.node.name;
+        let what = format!(
+            "the disk of {name} is slow: 1 sync of 100 takes {} ms or more",
+            took / 1000
+        );
+        let data = if status.role == "master" {
+            "nothing is lost; writes wait for it as soon as a replica does too"
+        } else {
+            "nothing is lost; writes wait for it when they need its copy"
+        };
+        let to_do = if status.role == "master" {
+            format!("find what else uses its disk; `steadfast master transfer` away from {name}")
+        } else {
+            "find what else uses its disk, or give the node a faster one".to_owned()
+        };
+        Some(Finding::new(
+            (Severity::Warning, "slow_disk"),
+            what,
+            data,
+            to_do,
+        ))
+    };
+    survey.working().filter_map(find).collect()
+}
+
+/// What the master sees of its replicas.
+fn from_the_master(survey: &Survey) -> Vec<Finding> {
+    let Some(master) = &survey.master else {
+        return Vec::new();
+    };
+    let mut findings = Vec::new();
+    let from = &master.node.name;
+    for node in survey.nodes.iter().filter(|node| node.is_working()) {
+        let Ok(status) = &node.status else { continue };
+        let (id, name) = (node.member.node.id, &node.member.node.name);
+        let Some(replica) = master.replicas.iter().find(|replica| replica.node == id) else {
+            continue;
+        };
+        let warning = |kind| (Severity::Warning, kind);
+        if replica.heard_ms_ago.is_none_or(|ago| ago > UNHEARD_MS) {
+            let what = format!(
+                "{name} answers here, and its master {from} does not hear it: something is wrong \
+                 between the two"
+            );
+            let to_do = format!(
+                "see to the way between {from} and {}",
+                node.member.node.address
+            );
+            findings.push(Finding::new(
+                warning("unheard"),
+                what,
+                survives(survey),
+                to_do,
+            ));
+        } else if let Some(took) = replica
+            .round_trip_p50_us
+            .filter(|us| *us > ROUND_TRIP_SLOW_US)
+        {
+            let what = format!(
+                "the way between {from} and {name} is slow: half of the heartbeats take {} ms or more",
+                took / 1000
+            );
+            let data =
+                "nothing is lost; writes wait for it, and a master may be replaced for nothing";
+            let to_do = "see to the network and to how busy both machines are; or raise \
+                         election_timeout_min_ms and election_timeout_max_ms on all nodes";
+            findings.push(Finding::new(warning("slow_network"), what, data, to_do));
+        }
+        let lag = master.vlsn.0.saturating_sub(status.vlsn.0);
+        if node.has_data() && lag > LAG_MAX {
+            let what = format!("{name} lags by {} transactions", grouped(lag));
+            let data = "nothing is lost; its copy does not count for new writes, and its reads are old \
+                        or wait";
+            let to_do = format!(
+                "see whether it catches up (`steadfast status`); if not, find what slows {name} down: \
+                 its disk, its processor, the way to {from}"
+            );
+            findings.push(Finding::new(warning("lag"), what, data, to_do));
+        }
+    }
+    findings
+}
+
+fn even(survey: &Survey) -> Option<Finding> {
+    let voters = survey.nodes.iter().filter(|node| node.member.votes).count();
+    let is_even = survey.health != Health::Forming && voters > 0 && voters.is_multiple_of(2);
+    is_even.then(|| {
+        let what = format!(
+            "the group has an even number of voting nodes, {voters}: it survives {} failures, no more \
+             than {} would",
+            (voters - 1) / 2,
+            voters - 1
+        );
+        let to_do = "add an electable node or an arbiter, or make one a secondary";
+        let data = "nothing is lost";
+        Finding::new((Severity::Information, "even"), what, data, to_do)
+    })
+}
+
+fn versions(survey: &Survey) -> Option<Finding> {
+    let mut by_version: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for status in survey.working() {
+        let names = by_version.entry(&status.version).or_default();
+        names.insert(&status.node.name);
+    }
+    (by_version.len() > 1).then(|| {
+        let of = |(version, names): (&&str, &BTreeSet<&str>)| {
+            let names: Vec<_> = names.iter().copied().collect();
+            format!("{version} on {}", names.join(", "))
+        };
+        let all: Vec<_> = by_version.iter().map(of).collect();
+        let what = format!("the nodes run different versions: {}", all.join("; "));
+        let data = "nothing is lost: neighbouring versions understand each other";
+        let to_do = "finish the upgrade";
+        Finding::new((Severity::Information, "versions"), what, data, to_do)
+    })
+}
+
+fn clocks(survey: &Survey) -> Vec<Finding> {
+    let find = |node: &SurveyedNode| {
+        let clock = node.clock?;
+        let off = clock.ahead_ms.abs() - clock.error_ms;
+        (off > CLOCK_OFF_MS).then(|| {
+            let name = &node.member.node.name;
+            let way = if clock.ahead_ms > 0 {
+                "ahead of"
+            } else {
+                "behind"
+            };
+            let seconds = clock.ahead_ms.abs() / 1000;
+            let what = format!("the clock of {name} is {seconds} s {way} this machine's");
+            let data = "nothing rests on clocks; only the times in the change feed are off";
+            let to_do = "see to its time service";
+            Finding::new((Severity::Information, "clock"), what, data, to_do)
+        })
+    };
+    survey.nodes.iter().filter_map(find).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,324 @@
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use steadfast::ids::{NodeId, Term, Vlsn};
+use steadfast::{Divergence, MemberStatus, NodeAddress, NodeStatus, NodeType, ReplicaStatus};
+
+use super::*;
+use crate::status::{Answer, ClockOffset, Unseen};
+
+/// A group of which the tests break parts.
+struct Rig {
+    nodes: Vec<NodeStatus>,
+    unseen: BTreeMap<usize, UnseenKind>,
+    clocks: BTreeMap<usize, i64>,
+}
+
+fn address(id: usize) -> NodeAddress {
+    NodeAddress {
+        id: NodeId(id as u64),
+        name: format!("n{id}"),
+        address: format!("h{id}:7400"),
+    }
+}
+
+impl Rig {
+    /// Nodes `n1`, `n2`, …, of which the first is master.
+    fn new(types: &[NodeType]) -> Self {
+        let members = (1..).zip(types).map(|(id, node_type)| MemberStatus {
+            node: address(id),
+            node_type: *node_type,
+            priority: 1,
+            votes: node_type.votes(),
+        });
+        let members: Vec<_> = members.collect();
+        let replica = |id: usize| ReplicaStatus {
+            node: NodeId(id as u64),
+            persisted: None,
+            heard_ms_ago: Some(20),
+            round_trip_p50_us: Some(300),
+        };
+        let status = |id: usize| -> NodeStatus {
+            let text = json!({
+                "group_name": "g", "group": "f9858012-f9cf-4200-91e8-8ecb6b6c023d", "epoch": 1,
+                "node": address(id), "members": members, "role": "replica", "term": 3, "master": 1,
+                "vlsn": 100_000, "persisted": null, "applied": null, "replicas": [],
+                "disk_free_bytes": 1_u64 << 40, "disk_total_bytes": 2_u64 << 40,
+                "disk_is_low": false, "read_only": null, "version": "0.1.0", "window_bytes": 0,
+                "waiting_for": "", "damage": null, "divergences": [], "sync_p99_us": 900,
+                "clock_ms": 0, "digest": null,
+            });
+            serde_json::from_value(text).expect("a status")
+        };
+        let mut nodes: Vec<_> = (1..=types.len()).map(status).collect();
+        "master".clone_into(&mut nodes[0].role);
+        nodes[0].replicas = (2..=types.len()).map(replica).collect();
+        Self {
+            nodes,
+            unseen: BTreeMap::new(),
+            clocks: BTreeMap::new(),
+        }
+    }
+
+    fn three() -> Self {
+        Self::new(&[NodeType::Electable; 3])
+    }
+
+    fn unseen(mut self, id: usize, kind: UnseenKind) -> Self {
+        self.unseen.insert(id, kind);
+        self
+    }
+
+    fn with(mut self, id: usize, change: impl FnOnce(&mut NodeStatus)) -> Self {
+        change(&mut self.nodes[id - 1]);
+        self
+    }
+
+    fn survey(&self) -> Survey {
+        let answer = |(id, status): (usize, &NodeStatus)| {
+            let unseen = self.unseen.get(&id).map(|kind| Unseen {
+                text: "the reason".to_owned(),
+                kind: *kind,
+            });
+            let answer = Answer {
+                status: unseen.map_or_else(|| Ok(status.clone()), Err),
+                clock: self.clocks.get(&id).map(|ahead_ms| ClockOffset {
+                    ahead_ms: *ahead_ms,
+                    error_ms: 10,
+                }),
+            };
+            (status.node.address.clone(), answer)
+        };
+        let answers = (1..).zip(&self.nodes).map(answer).collect();
+        let mut seen = (1..).zip(&self.nodes);
+        let newest = seen.find(|(id, _)| !self.unseen.contains_key(id));
+        Survey::judge(newest.expect("one answers").1, answers)
+    }
+
+    fn findings(&self) -> Vec<Finding> {
+        diagnose(&self.survey())
+    }
+
+    /// The one thing that is wrong.
+    fn only(&self) -> Finding {
+        let mut findings = self.findings();
+        assert_eq!(findings.len(), 1, "{findings:#?}");
+        findings.remove(0)
+    }
+}
+
+fn assert_says(finding: &Finding, kind: &str, words: &[&str]) {
+    assert_eq!(finding.kind, kind, "{finding:#?}");
+    let text = format!("{} {} {}", finding.what, finding.data, finding.to_do);
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in: {text}");
+    }
+}
+
+fn gone(reason: Unreachable) -> UnseenKind {
+    UnseenKind::Unreachable(reason)
+}
+
+#[test]
+fn nothing_is_found_where_nothing_is_wrong() {
+    assert_eq!(Rig::three().findings(), []);
+}
+
+#[test]
+fn a_node_that_is_not_reached_is_found_with_its_cause_and_what_is_left() {
+    let causes = [
+        (gone(Unreachable::Refused), "refused", "no process listens"),
+        (
+            gone(Unreachable::NotResolved),
+            "not_resolved",
+            "name service",
+        ),
+        (gone(Unreachable::Silent), "silent", "firewall"),
+        (gone(Unreachable::Nonsense), "nonsense", "one version"),
+        (gone(Unreachable::Other), "unreachable", "the reason"),
+        (UnseenKind::WrongGroup, "wrong_group", "another group"),
+        (UnseenKind::WrongNode, "wrong_node", "another node"),
+    ];
+    for (cause, kind, word) in causes {
+        let finding = Rig::three().unseen(3, cause).only();
+        assert_says(&finding, kind, &["n3", "h3:7400", word, "one more failure"]);
+    }
+}
+
+#[test]
+fn the_cause_of_a_lack_of_a_master_is_found() {
+    let follows = |status: &mut NodeStatus| {
+        "unknown".clone_into(&mut status.role);
+        status.master = None;
+    };
+    let down = gone(Unreachable::Refused);
+    let two_down = Rig::three()
+        .unseen(1, down)
+        .unseen(2, down)
+        .with(3, follows);
+    let findings = two_down.findings();
+    assert_says(
+        &findings[0],
+        "no_master",
+        &["1 of 3", "it takes 2", "n1, n2", "recover plan"],
+    );
+    assert_eq!(findings[0].severity, Severity::Critical);
+
+    let masterless = || {
+        Rig::three()
+            .unseen(1, down)
+            .with(2, follows)
+            .with(3, follows)
+    };
+    assert_says(&masterless().findings()[0], "no_master", &["ask again"]);
+    let full = |status: &mut NodeStatus| status.read_only = Some("full".to_owned());
+    let all_full = masterless().with(2, full).with(3, full);
+    assert_says(&all_full.findings()[0], "no_master", &["n2, n3", "no room"]);
+    let unable = |status: &mut NodeStatus| {
+        for member in &mut status.members {
+            member.priority = 0;
+        }
+    };
+    let none_may = masterless().with(2, unable).with(3, unable);
+    assert_says(
+        &none_may.findings()[0],
+        "no_master",
+        &["none of them may be master"],
+    );
+}
+
+#[test]
+fn nodes_that_answer_and_do_not_work_are_found() {
+    let stopped = Rig::three().with(2, |status| {
+        "detached".clone_into(&mut status.role);
+        "the log failed".clone_into(&mut status.waiting_for);
+    });
+    assert_says(
+        &stopped.only(),
+        "stopped",
+        &["n2", "the log failed", "re-reads"],
+    );
+    let refused = Rig::three().with(2, |status| {
+        status.group = None;
+        "n2 is a member already".clone_into(&mut status.waiting_for);
+    });
+    assert_says(&refused.only(), "not_let_in", &["n2", "node replace n2"]);
+    let alone = Rig::three().with(2, |status| "unknown".clone_into(&mut status.role));
+    assert_says(
+        &alone.only(),
+        "masterless",
+        &["n2", "between n2 and the master"],
+    );
+    let mut new = Rig::three();
+    for status in &mut new.nodes {
+        status.members[2].votes = false;
+    }
+    let findings = new.findings();
+    assert!(findings.iter().any(|finding| finding.kind == "no_vote_yet"));
+}
+
+#[test]
+fn slow_disks_and_slow_ways_are_found_with_whose_they_are() {
+    let disk = Rig::three().with(2, |status| status.sync_p99_us = Some(180_000));
+    assert_says(&disk.only(), "slow_disk", &["n2", "180 ms"]);
+    let disk = Rig::three().with(1, |status| status.sync_p99_us = Some(180_000));
+    assert_says(&disk.only(), "slow_disk", &["n1", "transfer` away"]);
+    let way = Rig::three().with(1, |status| {
+        status.replicas[1].round_trip_p50_us = Some(120_000);
+    });
+    assert_says(&way.only(), "slow_network", &["n1 and n3", "120 ms"]);
+    let cut = Rig::three().with(1, |status| status.replicas[1].heard_ms_ago = Some(9_000));
+    assert_says(&cut.only(), "unheard", &["n3", "n1", "h3:7400"]);
+}
+
+#[test]
+fn a_member_that_lags_is_found_and_one_a_little_behind_is_not() {
+    let behind = |vlsn| Rig::three().with(3, |status| status.vlsn = Vlsn(vlsn));
+    assert_eq!(behind(99_000).findings(), []);
+    assert_says(&behind(50_000).only(), "lag", &["n3", "50,000"]);
+}
+
+#[test]
+fn disks_that_fill_up_are_found_and_weigh_more_on_the_master() {
+    let low = Rig::three().with(2, |status| {
+        status.disk_is_low = true;
+        status.disk_free_bytes = 900 << 20;
+    });
+    assert_says(&low.only(), "low_disk", &["n2", "900 MiB"]);
+    let full = |id| {
+        let full = |status: &mut NodeStatus| status.read_only = Some("5 MiB are free".to_owned());
+        Rig::three().with(id, full).only()
+    };
+    assert_says(&full(2), "read_only", &["n2", "5 MiB", "not made master"]);
+    assert_eq!(full(2).severity, Severity::Warning);
+    assert_says(&full(1), "read_only", &["n1", "no write is possible"]);
+    assert_eq!(full(1).severity, Severity::Critical);
+}
+
+#[test]
+fn data_that_differs_or_is_damaged_is_found() {
+    let damaged = Rig::three().with(2, |status| status.damage = Some("rot".to_owned()));
+    assert_says(&damaged.only(), "damage", &["n2", "rot", "node replace n2"]);
+    let diverged = Rig::three().with(1, |status| {
+        status.divergences.push(Divergence {
+            database: "orders".to_owned(),
+            from: b"a".to_vec(),
+            to: None,
+            vlsn: Vlsn(7),
+            nodes: vec!["n3".to_owned()],
+        });
+    });
+    assert_says(&diverged.only(), "divergence", &["n3", "orders", "VLSN 7"]);
+}
+
+#[test]
+fn an_arbiter_that_stands_in_for_a_copy_is_found() {
+    use NodeType::{Arbiter, Electable};
+    let group = Rig::new(&[Electable, Electable, Arbiter]);
+    assert_eq!(group.findings(), []);
+    let findings = group.unseen(2, gone(Unreachable::Refused)).findings();
+    let kinds: Vec<_> = findings.iter().map(|finding| finding.kind).collect();
+    assert_eq!(kinds, ["refused", "one_copy"]);
+    assert_says(
+        &findings[1],
+        "one_copy",
+        &["DEGRADED", "n1 alone", "one disk"],
+    );
+}
+
+#[test]
+fn an_even_group_says_what_it_survives_here_and_in_the_status() {
+    let group = Rig::new(&[NodeType::Electable; 4]);
+    assert_says(
+        &group.only(),
+        "even",
+        &["4", "survives 1 failures", "3 would"],
+    );
+    let problems = group.survey().problems;
+    assert!(
+        problems[0]
+            .what
+            .contains("4 voting nodes survive 1 failures")
+    );
+    let degraded = group.unseen(4, gone(Unreachable::Refused)).survey();
+    let says = |what: &str| degraded.problems.iter().any(|of| of.what.contains(what));
+    assert!(says(
+        "4 voting nodes survive 1 failures, no more than 3 would"
+    ));
+}
+
+#[test]
+fn versions_and_clocks_that_differ_are_noted() {
+    let versions = Rig::three().with(3, |status| "0.2.0".clone_into(&mut status.version));
+    let note = versions.only();
+    assert_says(&note, "versions", &["0.1.0 on n1, n2", "0.2.0 on n3"]);
+    assert_eq!(note.severity, Severity::Information);
+    let mut clocks = Rig::three();
+    clocks.clocks.insert(2, 900);
+    assert_eq!(clocks.findings(), []);
+    clocks.clocks.insert(2, -5_000);
+    assert_says(&clocks.only(), "clock", &["n2", "5 s behind"]);
+    clocks.clocks.insert(2, 5_000);
+    assert_says(&clocks.only(), "clock", &["5 s ahead"]);
+    assert_eq!(clocks.nodes[0].term, Term(3));
+}

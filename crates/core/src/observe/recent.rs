@@ -1,0 +1,54 @@
+//! How long something has taken of late.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// So many times are kept: at one sync for each heartbeat, the last few seconds.
+const KEPT: usize = 256;
+
+/// The last times, for a look at their tail.
+#[derive(Debug, Default)]
+pub(crate) struct Recent(Mutex<VecDeque<Duration>>);
+
+impl Recent {
+    pub(crate) fn note(&self, took: Duration) {
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if times.len() == KEPT {
+            times.pop_front();
+        }
+        times.push_back(took);
+    }
+
+    /// What so many of 100 stayed within; `None` before the first.
+    pub(crate) fn within(&self, percent: usize) -> Option<Duration> {
+        let times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sorted: Vec<_> = times.iter().copied().collect();
+        drop(times);
+        sorted.sort_unstable();
+        sorted.get(sorted.len() * percent / 100).copied()
+    }
+}
+
+/// In whole microseconds.
+pub(crate) fn micros(took: Duration) -> u64 {
+    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_of_a_hundred_shows_and_leaves_when_newer_times_have_come() {
+        let recent = Recent::default();
+        assert_eq!(recent.within(99), None);
+        let ms = Duration::from_millis;
+        (0..99).for_each(|_| recent.note(ms(1)));
+        recent.note(ms(900));
+        assert_eq!(recent.within(99), Some(ms(900)));
+        assert_eq!(recent.within(50), Some(ms(1)));
+        (0..KEPT).for_each(|_| recent.note(ms(2)));
+        assert_eq!(recent.within(99), Some(ms(2)));
+    }
+}
