@@ -1,4 +1,4 @@
-//! `steadfast node`, `master` and `token`: an operator changes the group, through its master.
+//! `steadfast node`, `master`, `token` and `group`: an operator changes the group, through its master.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -125,6 +125,32 @@ enum MasterVerb {
     },
 }
 
+/// Act on a group as a whole
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  steadfast group shutdown                for maintenance of all machines; start the nodes again after it
+
+The master takes no more writes, waits until every node that answers has all of them on disk, and then
+all stop, the master last; each process ends with exit code 0. When a node does not catch up in time, the
+group goes on.")]
+pub(crate) struct GroupArguments {
+    #[command(subcommand)]
+    verb: GroupVerb,
+    #[command(flatten)]
+    ask: Ask,
+}
+
+#[derive(Subcommand)]
+enum GroupVerb {
+    /// Stop all nodes, when all have everything
+    Shutdown {
+        /// How long the nodes may take to catch up, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        within: u64,
+    },
+}
+
 /// Make the token with which a new node comes into a group
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -197,6 +223,15 @@ pub(crate) async fn run_master(arguments: MasterArguments) -> Result<ExitCode, F
                 .await
         }
     }
+}
+
+/// # Errors
+/// When the group refuses, or does not answer.
+pub(crate) async fn run_group(arguments: GroupArguments) -> Result<ExitCode, Failure> {
+    let GroupArguments { verb, ask } = arguments;
+    let GroupVerb::Shutdown { within } = verb;
+    let within = Duration::from_secs(within);
+    ask.send(&AdminCommand::Shutdown { within }).await
 }
 
 /// # Errors

@@ -43,6 +43,7 @@ Examples:
   steadfast status 10.0.0.1:7400          how the group is, asked of any of its nodes
   steadfast token create                  let another node into the group
   steadfast master transfer n2            make n2 master
+  steadfast group shutdown                stop all nodes, when all have everything
   steadfast doctor                        what is wrong with a group, why, and what to do
   steadfast verify --deep                 whether all nodes hold the same, and their files hold
   steadfast recover plan --data-dir DIR   what is left of a group that lost its quorum
@@ -63,6 +64,7 @@ enum Verb {
     Node(group::NodeArguments),
     Master(group::MasterArguments),
     Token(group::TokenArguments),
+    Group(group::GroupArguments),
     Doctor(doctor::Arguments),
     Verify(verify::Arguments),
     Recover(recover::Arguments),
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
         Verb::Status(arguments) => on_runtime(status::run(arguments)),
         Verb::Node(arguments) => on_runtime(group::run_node(arguments)),
         Verb::Master(arguments) => on_runtime(group::run_master(arguments)),
+        Verb::Group(arguments) => on_runtime(group::run_group(arguments)),
         Verb::Token(arguments) => on_runtime(group::run_token(arguments)),
         Verb::Doctor(arguments) => on_runtime(doctor::run(arguments)),
         Verb::Verify(arguments) => on_runtime(verify::run(arguments)),

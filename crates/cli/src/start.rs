@@ -66,7 +66,7 @@ async fn run_once(config: &RepConfig, stop: &mut Stop) -> Result<End, Failure> {
     let ended = tokio::select! {
         () = stop.wait() => Ok(End::Closed),
         () = print_roles(&env, node) => why_detached(&env).await,
-        failure = watch(&env, node) => Err(failure),
+        ended = watch(&env, node) => ended,
     };
     let ended = match ended {
         Err(failure) if env.status().read_only.is_some() => {
@@ -122,8 +122,9 @@ async fn why_detached(env: &ReplicatedEnvironment) -> Result<End, Failure> {
     }
 }
 
-/// Says what the node waits for while it is not ready; returns why it has ended.
-async fn watch(env: &ReplicatedEnvironment, node: &str) -> Failure {
+/// Says what the node waits for while it is not ready; returns how it has ended: closed, if the whole
+/// group was shut down.
+async fn watch(env: &ReplicatedEnvironment, node: &str) -> Result<End, Failure> {
     let takes_part = |state: &RoleState| matches!(state.role, Role::Master | Role::Replica);
     loop {
         match env.wait_ready_async(REMINDER).await {
@@ -136,7 +137,8 @@ async fn watch(env: &ReplicatedEnvironment, node: &str) -> Failure {
                 {}
             }
             Err(ReadyError::Timeout { waiting_for, .. }) => println!("{node} is {waiting_for}"),
-            Err(error) => return error.into(),
+            Err(ReadyError::Closed) => return Ok(End::Closed),
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -296,6 +296,26 @@ impl ReplicatedEnvironment {
         self.handle.lifecycle.administer(command).await
     }
 
+    /// Shuts the whole group down: the master takes no more writes, waits until every node that answers
+    /// has all of them on disk, `within` at the most, and then all close, the master last. Any node can
+    /// be asked. Returns what was done, in words; this node closes by itself then, and
+    /// [`ReplicatedEnvironment::state_changes`] ends.
+    ///
+    /// # Errors
+    /// See [`AdminError`]: when it is refused, the group goes on as before.
+    pub fn shutdown_group(&self, within: Duration) -> Result<String, AdminError> {
+        self.block_on(self.shutdown_group_async(within))
+    }
+
+    /// As [`ReplicatedEnvironment::shutdown_group`].
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn shutdown_group_async(&self, within: Duration) -> Result<String, AdminError> {
+        self.administer_async(&AdminCommand::Shutdown { within })
+            .await
+    }
+
     /// A token with which a new node of this type comes into the group: see [`Bootstrap::join`].
     /// `None` until this node belongs to a group.
     pub fn join_token(&self, node_type: NodeType) -> Option<JoinToken> {

@@ -18,6 +18,7 @@ mod fence;
 mod founding;
 mod room;
 mod serving;
+mod shutdown;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -28,6 +29,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::RepConfig;
+use crate::consensus::Told;
 use crate::error::{OpenError, ReadError, ReadyError, WriteError};
 use crate::group::identity::{DataDir, Identity};
 use crate::ids::{NodeId, Vlsn};
@@ -48,6 +50,7 @@ use compare::Compared;
 use fence::Fence;
 use room::Room;
 use serving::Service;
+use shutdown::Shutdown;
 
 /// Where a node stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +98,7 @@ pub(crate) struct Lifecycle {
     /// What `NODE_STATE` gives out.
     digest: SharedDigest,
     compared: Compared,
+    shutdown: Shutdown,
     /// Places for subscriptions.
     subscriptions: Arc<Semaphore>,
     dispatcher: Dispatcher,
@@ -141,7 +145,7 @@ impl Lifecycle {
             role: watch::Sender::new(RoleState::default()),
             failed: Arc::new(failed),
             may_stand: true,
-            damage: watch::Sender::default(),
+            told: Told::default(),
             superseded: Fence::alarm(&fence),
         };
         let subscriptions = Arc::new(Semaphore::new(config.tuning.subscriptions_max));
@@ -159,6 +163,7 @@ impl Lifecycle {
             node: OnceLock::new(),
             digest: SharedDigest::default(),
             compared: Compared::default(),
+            shutdown: Shutdown::default(),
             dispatcher: Dispatcher::new(DispatcherOptions::default()),
             listen_address: OnceLock::new(),
             forming: Mutex::default(),
@@ -171,6 +176,7 @@ impl Lifecycle {
         process::spawn(room::watch(Arc::downgrade(self), self.phase.subscribe()));
         process::spawn(compare::run(Arc::downgrade(self), self.phase.subscribe()));
         process::spawn(compare::watch_damage(Arc::downgrade(self)));
+        process::spawn(shutdown::watch(Arc::downgrade(self)));
         let identity = self.identity.borrow().clone();
         if identity.group.is_some() {
             self.start_node(identity).await?;

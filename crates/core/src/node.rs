@@ -14,7 +14,7 @@ use steadfast_net::process;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::config::RepConfig;
-use crate::consensus::{Consensus, Parts, ReadBarriers, Timers, held_vlsn};
+use crate::consensus::{Consensus, Parts, ReadBarriers, Timers, Told, held_vlsn};
 use crate::engine::{Applied, EngineError, StorageEngine};
 use crate::error::OpenError;
 use crate::group::Members;
@@ -24,7 +24,6 @@ use crate::limits::{BATCH_BYTES_MAX, TRANSACTION_BYTES_MAX};
 use crate::listener::RoleState;
 use crate::log::{Log, LogConfig, LogError, LogId, LogIdentity};
 use crate::machine::Machine;
-use crate::observe::comparison::Damage;
 use crate::planted::{self, Bug};
 use crate::service::hello::Superseded;
 use crate::txn::flush::{Flush, FlushLimits};
@@ -74,8 +73,8 @@ pub(crate) struct Surroundings {
     pub(crate) role: watch::Sender<RoleState>,
     /// Told why the node has failed, should it.
     pub(crate) failed: Arc<dyn Fn(String) + Send + Sync>,
-    /// Why the node's own data is known to be wrong.
-    pub(crate) damage: watch::Sender<Damage>,
+    /// What the master tells the node.
+    pub(crate) told: Told,
     /// Whether the node may stand for election from the start, as far as its disk goes.
     pub(crate) may_stand: bool,
     /// Told when the group turns out to have been recovered without this node.
@@ -144,7 +143,7 @@ impl Node {
             members: around.members,
             role: around.role,
             superseded: around.superseded,
-            damage: around.damage,
+            told: around.told,
             clock: Arc::clone(&machine.clock),
             seed: machine.seed ^ identity.node_id.0,
             timers: timers(config),

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::process::Output;
 use std::time::Instant;
 
+use steadfast::{ConsistencyPolicy, Outcome, Role, WriteError};
 use tempfile::TempDir;
 
-use super::{Node, PATIENCE, assert_refused, free_port, node_arguments, run};
+use super::{Group, Node, PATIENCE, assert_refused, free_port, node_arguments, run};
 
 /// Nodes of one group, some with a token.
 struct Operated {
@@ -123,4 +124,76 @@ fn a_group_grows_replaces_a_lost_node_hands_over_moves_and_shrinks() {
         assert!(errors.contains("removed from the group"), "{errors}");
     }
     group.list_until(1, &["1 of 1 nodes work", "n2 electable MASTER"]);
+}
+
+#[test]
+fn a_group_that_is_shut_down_has_everything_everywhere_and_comes_back_with_it() {
+    let mut group = Group::unstarted();
+    for at in [1, 2] {
+        group.nodes[at] = Some(Node::start(&group.arguments(at)));
+    }
+    let env = group.embed();
+    Group::make_master(&env);
+    group.status_until(0);
+    let writer = std::thread::spawn({
+        let env = env.clone();
+        move || {
+            let mut acknowledged = 0_u32;
+            loop {
+                let key = acknowledged.to_be_bytes();
+                match env.write(|txn| txn.database("d")?.put(key, vec![7; 10_000])) {
+                    Ok(_) => acknowledged += 1,
+                    // It is told that nothing was written, or that the environment is closed.
+                    Err(error) => {
+                        assert_eq!(error.outcome(), Outcome::NotCommitted, "{error}");
+                        if matches!(error, WriteError::Closed) {
+                            return acknowledged;
+                        }
+                    }
+                }
+            }
+        }
+    });
+    // One that hangs is behind: the group is not shut down, and goes on.
+    let hung = group.nodes[2].as_ref().expect("it runs");
+    hung.signal("-STOP");
+    let ask = format!("127.0.0.1:{}", group.ports[1]);
+    let words = ["group", "shutdown", "--within", "0", "--ask", &ask];
+    let refused = run(&words);
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("the group goes on"), "{errors}");
+    hung.signal("-CONT");
+    group.status_until(0);
+
+    let done = run(&["group", "shutdown", "--ask", &ask]);
+    let text = String::from_utf8_lossy(&done.stdout).trim().to_owned();
+    let errors = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "{text}{errors}");
+    assert_eq!(text, "n2, n3 stopped, then n1");
+    for at in [1, 2] {
+        let node = group.nodes[at].take().expect("it ran");
+        node.wait_for(&["is closed"]);
+        let (status, errors) = node.end();
+        assert_eq!(status.code(), Some(0), "{errors}");
+    }
+    let acknowledged = writer.join().expect("no panic");
+    assert!(acknowledged > 0);
+    assert!(
+        env.state_changes()
+            .any(|state| state.role == Role::Detached)
+    );
+
+    // Any one of them has all of it.
+    drop(env);
+    for at in [1, 2] {
+        group.nodes[at] = Some(Node::start(&group.arguments(at)));
+    }
+    let env = group.embed();
+    group.status_until(0);
+    let rows = env.read(ConsistencyPolicy::Linearizable, |snapshot| {
+        Ok(snapshot.database("d")?.iter().count())
+    });
+    assert_eq!(rows.expect("read"), acknowledged as usize);
+    env.close().expect("closed");
 }

@@ -17,7 +17,7 @@ impl Consensus {
 
     /// Notes what a comparison has found of this node.
     pub(crate) fn note_compared(&self, compared: Option<String>) {
-        self.damage.send_if_modified(|damage| {
+        self.told.damage.send_if_modified(|damage| {
             let is_news = damage.compared != compared;
             damage.compared = compared;
             is_news

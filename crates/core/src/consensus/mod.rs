@@ -19,6 +19,7 @@ mod network;
 mod removal;
 mod runtime;
 mod state_machine;
+mod stop;
 mod transfer;
 mod types;
 
@@ -112,13 +113,21 @@ pub(crate) struct Parts {
     pub(crate) members: watch::Sender<Members>,
     pub(crate) role: watch::Sender<RoleState>,
     pub(crate) superseded: Superseded,
-    /// Told by the master what a comparison has found of this node.
-    pub(crate) damage: watch::Sender<Damage>,
+    pub(crate) told: Told,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) seed: u64,
     pub(crate) timers: Timers,
     /// Whether the node may stand for election, as far as its disk goes.
     pub(crate) may_stand: bool,
+}
+
+/// What the master tells this node, beside the log.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told {
+    /// What a comparison has found of this node's data, and what a check of its files has.
+    pub(crate) damage: watch::Sender<Damage>,
+    /// That the group is being shut down.
+    pub(crate) stop: watch::Sender<bool>,
 }
 
 /// The consensus of one node.
@@ -141,7 +150,7 @@ pub(crate) struct Consensus {
     changing: Semaphore,
     /// Whether this node has what a master needs beside the data: room on its disk.
     may_stand: watch::Sender<bool>,
-    damage: watch::Sender<Damage>,
+    told: Told,
     /// Whether the group has told this node that it is no member any more.
     removed: watch::Sender<bool>,
 }
@@ -222,7 +231,7 @@ impl Consensus {
             hold: Hold::default(),
             changing: Semaphore::new(1),
             may_stand: watch::Sender::new(parts.may_stand),
-            damage: parts.damage,
+            told: parts.told,
             removed: watch::Sender::new(false),
         });
         // Before a peer is answered: one that joined later is no stranger.
@@ -451,6 +460,7 @@ impl Consensus {
                 Some(ElectionAnswer::Agrees(begins))
             }
             ElectionCall::Diverged(told) => Some(ElectionAnswer::Agrees(self.hear_of_damage(told))),
+            ElectionCall::Stop(told) => Some(ElectionAnswer::Agrees(self.hear_stop(caller, told))),
             ElectionCall::Removed(told) => Some(ElectionAnswer::Agrees(removal::hear(self, told))),
             ElectionCall::Barrier(BarrierRequest {}) => {
                 let position = self.own_barrier().await.ok().flatten();

@@ -5,7 +5,9 @@ use std::time::Duration;
 use steadfast_net::TcpTransport;
 
 use crate::group::NodeType;
-use crate::service::admin::messages::{AdminCall, AlterRequest, RemoveRequest, TransferRequest};
+use crate::service::admin::messages::{
+    AdminCall, AlterRequest, RemoveRequest, ShutdownRequest, TransferRequest,
+};
 use crate::service::admin::{self, AdminRefusal, Asked};
 
 /// A change of the group. Given to [`crate::ReplicatedEnvironment::administer`], or to any member
@@ -50,6 +52,13 @@ pub enum AdminCommand {
         /// How long a candidate may take to catch up.
         within: Duration,
     },
+    /// Stops the whole group: the master takes no more writes, waits until every node that answers has
+    /// all of them on disk, and then all close, the master last. When that takes too long, the group
+    /// goes on.
+    Shutdown {
+        /// How long the nodes may take to catch up.
+        within: Duration,
+    },
 }
 
 /// The highest priority.
@@ -57,6 +66,9 @@ pub const PRIORITY_MAX: u32 = 1000;
 
 /// How long a change may take beyond what it waits for by itself.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
+
+/// How long all nodes of a group may take to close.
+const CLOSE_MAX: Duration = Duration::from_secs(40);
 
 /// Why a change was not made, or may not have been.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,6 +112,7 @@ impl AdminCommand {
     pub(crate) async fn send_by(&self, client: &admin::Client<'_>) -> Result<String, AdminError> {
         let own_wait = match self {
             Self::Transfer { within, .. } => *within,
+            Self::Shutdown { within } => *within + CLOSE_MAX,
             _ => Duration::ZERO,
         };
         match client.call(self.call(), own_wait + ANSWER_MAX).await {
@@ -112,6 +125,7 @@ impl AdminCommand {
     }
 
     fn call(&self) -> AdminCall {
+        let ms = |within: Duration| u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
         let alter = |node: &String| AlterRequest {
             name: node.clone(),
             ..AlterRequest::default()
@@ -135,7 +149,10 @@ impl AdminCommand {
             }),
             Self::Transfer { to, within } => AdminCall::Transfer(TransferRequest {
                 to: to.clone(),
-                timeout_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
+                timeout_ms: ms(*within),
+            }),
+            Self::Shutdown { within } => AdminCall::Shutdown(ShutdownRequest {
+                timeout_ms: ms(*within),
             }),
         }
     }

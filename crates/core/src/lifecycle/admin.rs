@@ -39,17 +39,17 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(5);
 const TRANSFER_PAUSE: Duration = Duration::from_millis(300);
 
 /// Longest wait that a caller may ask for.
-const WITHIN_MAX: Duration = Duration::from_hours(1);
+pub(super) const WITHIN_MAX: Duration = Duration::from_hours(1);
 
 /// Why a call was not carried out here.
-enum Undone {
+pub(super) enum Undone {
     Refused(AdminRefusal),
     NotMaster,
 }
 
-type Done = Result<AdminDone, Undone>;
+pub(super) type Done = Result<AdminDone, Undone>;
 
-fn refused<T>(what: impl Into<String>, to_do: impl Into<String>) -> Result<T, Undone> {
+pub(super) fn refused<T>(what: impl Into<String>, to_do: impl Into<String>) -> Result<T, Undone> {
     Err(Undone::Refused(AdminRefusal::new(what, to_do)))
 }
 
@@ -58,7 +58,7 @@ fn refused_for_now<T>(what: impl Into<String>, to_do: impl Into<String>) -> Resu
     Err(Undone::Refused(AdminRefusal::for_now(what, to_do)))
 }
 
-fn done(text: String) -> AdminDone {
+pub(super) fn done(text: String) -> AdminDone {
     AdminDone { text, joined: None }
 }
 
@@ -97,10 +97,13 @@ impl Lifecycle {
     }
 
     /// What ADMIN answers.
-    pub(super) async fn answer_admin(&self, request: AdminRequest) -> AdminAnswer {
-        let done = match self.check_admin(&request) {
-            Ok(node) => carry_out(&node, request.call).await,
-            Err(undone) => Err(undone),
+    pub(super) async fn answer_admin(self: &Arc<Self>, request: AdminRequest) -> AdminAnswer {
+        let done = match (self.check_admin(&request), request.call) {
+            (Ok(node), Some(AdminCall::Shutdown(request))) if node.consensus.is_master() => {
+                self.shut_group_down(&node, &request).await
+            }
+            (Ok(node), call) => carry_out(&node, call).await,
+            (Err(undone), _) => Err(undone),
         };
         match done {
             Ok(done) => AdminAnswer::Done(done),
@@ -169,6 +172,8 @@ async fn carry_out(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
         Some(AdminCall::Remove(request)) => remove(node, request).await,
         Some(AdminCall::Alter(request)) => alter(&node.consensus, request).await,
         Some(AdminCall::Transfer(request)) => transfer(&node.consensus, request).await,
+        // It was the master's to do.
+        Some(AdminCall::Shutdown(_)) => Err(Undone::NotMaster),
         None => refused(
             "this version does not know the call",
             "use the same version everywhere",

@@ -102,7 +102,7 @@ impl Lifecycle {
     }
 
     fn note_checked(&self, checked: Option<String>) {
-        self.around.damage.send_if_modified(|damage| {
+        self.around.told.damage.send_if_modified(|damage| {
             let is_news = damage.checked != checked;
             damage.checked = checked;
             is_news
@@ -250,7 +250,7 @@ pub(super) async fn run(lifecycle: Weak<Lifecycle>, mut phase: watch::Receiver<P
 pub(super) async fn watch_damage(lifecycle: Weak<Lifecycle>) {
     let damage = lifecycle
         .upgrade()
-        .map(|lifecycle| lifecycle.around.damage.subscribe());
+        .map(|lifecycle| lifecycle.around.told.damage.subscribe());
     let Some(mut damage) = damage else { return };
     while damage.changed().await.is_ok() {
         let found = damage.borrow_and_update().clone();

@@ -41,6 +41,7 @@ impl Lifecycle {
             waiting_for: self.waiting_for(),
             damage: self
                 .around
+                .told
                 .damage
                 .borrow()
                 .why()

@@ -62,7 +62,11 @@ impl Lifecycle {
                     None => AdminAnswer::NotMaster(String::new()),
                 }
             };
-            return admin::serve(answer, session).await;
+            let served = admin::serve(answer, session).await;
+            if let Some(lifecycle) = weak.upgrade() {
+                lifecycle.shutdown.answered.notify_waiters();
+            }
+            return served;
         }
         let (Some(caller), Some(node)) = (caller, self.node.get().cloned()) else {
             let weak = &Arc::downgrade(&self);

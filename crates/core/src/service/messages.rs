@@ -288,12 +288,19 @@ pub(crate) struct Removed {
     pub(crate) term: u64,
 }
 
+/// The master tells the receiver that the group is being shut down.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct Stop {
+    #[prost(uint64, tag = "1")]
+    pub(crate) term: u64,
+}
+
 /// A request on the ELECTION connection. Answers carry its `id` and may come in any order.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct ElectionRequest {
     #[prost(uint64, tag = "1")]
     pub(crate) id: u64,
-    #[prost(oneof = "ElectionCall", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "ElectionCall", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub(crate) call: Option<ElectionCall>,
 }
 
@@ -315,6 +322,8 @@ pub(crate) enum ElectionCall {
     Removed(Removed),
     #[prost(message, tag = "9")]
     Diverged(Diverged),
+    #[prost(message, tag = "10")]
+    Stop(Stop),
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

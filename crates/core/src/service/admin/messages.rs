@@ -14,7 +14,7 @@ pub(crate) struct AdminRequest {
     /// UUID of the group, 16 bytes; empty for whichever it is.
     #[prost(bytes = "bytes", tag = "2")]
     pub(crate) group: Bytes,
-    #[prost(oneof = "AdminCall", tags = "3, 4, 5, 6")]
+    #[prost(oneof = "AdminCall", tags = "3, 4, 5, 6, 7")]
     pub(crate) call: Option<AdminCall>,
 }
 
@@ -28,6 +28,8 @@ pub(crate) enum AdminCall {
     Alter(AlterRequest),
     #[prost(message, tag = "6")]
     Transfer(TransferRequest),
+    #[prost(message, tag = "7")]
+    Shutdown(ShutdownRequest),
 }
 
 /// A new node asks to be let in.
@@ -74,6 +76,13 @@ pub(crate) struct TransferRequest {
     #[prost(string, repeated, tag = "1")]
     pub(crate) to: Vec<String>,
     #[prost(uint64, tag = "2")]
+    pub(crate) timeout_ms: u64,
+}
+
+/// Stops all nodes, when all have everything.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct ShutdownRequest {
+    #[prost(uint64, tag = "1")]
     pub(crate) timeout_ms: u64,
 }
 

@@ -1,0 +1,36 @@
+//! "Stop": the master tells a replica that the group is being shut down.
+
+use std::time::Duration;
+
+use crate::consensus::Consensus;
+use crate::ids::NodeId;
+use crate::service::messages::{ElectionAnswer, ElectionCall, Stop};
+
+/// How long a replica may take to say that it stops.
+const TELL_MAX: Duration = Duration::from_secs(5);
+
+impl Consensus {
+    /// Tells a node to stop. Returns whether it does.
+    pub(crate) async fn tell_to_stop(&self, id: NodeId) -> bool {
+        let term = self.role.borrow().term.0;
+        let Some(client) = self.peers.election_of(id) else {
+            return false;
+        };
+        let answer = client
+            .call(ElectionCall::Stop(Stop { term }), TELL_MAX)
+            .await;
+        matches!(answer, Ok(ElectionAnswer::Agrees(true)))
+    }
+
+    /// Takes the word of the master that this node follows, and of nobody else.
+    pub(super) fn hear_stop(&self, caller: NodeId, told: Stop) -> bool {
+        let state = self.role.borrow();
+        let master = state.master.as_ref().map(|master| master.id);
+        let is_master = master == Some(caller) && told.term >= state.term.0;
+        drop(state);
+        if is_master {
+            self.told.stop.send_replace(true);
+        }
+        is_master
+    }
+}

@@ -1,0 +1,211 @@
+//! The shutdown of a whole group: everybody gets everything, then all stop, the master last.
+//!
+//! ```text
+//!   master                                              replicas
+//!   takes no writes of users any more
+//!   waits until those under way are committed
+//!   waits until every replica that it hears has all ───► on disk
+//!   "stop" ────────────────────────────────────────────► each closes, as with close()
+//!   waits until none of them answers any more
+//!   answers whoever asked, and closes
+//! ```
+//!
+//! What comes after is a group of nodes that all have the same. Should the time be over before the
+//! replicas have everything, the group goes on as before.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use steadfast_net::process;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::error::WriteError;
+use crate::ids::NodeId;
+use crate::lifecycle::Lifecycle;
+use crate::lifecycle::admin::{Done, Undone, WITHIN_MAX, done, refused};
+use crate::node::Node;
+use crate::service::admin::messages::ShutdownRequest;
+use crate::service::node_state;
+
+/// How often what is waited for is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// How long the master waits for the replicas to end before it ends itself.
+const STOP_MAX: Duration = Duration::from_secs(30);
+
+/// How long the master waits for its answer to be taken.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// Rounds of `election_timeout_max` after which a replica that was not heard is not waited for.
+const SILENT_ROUNDS_MAX: u32 = 4;
+
+/// Whether the group is being shut down, and what tells that an answer has left.
+#[derive(Default)]
+pub(super) struct Shutdown {
+    is_under_way: watch::Sender<bool>,
+    pub(super) answered: Notify,
+}
+
+/// Lets writes in again unless the group has stopped.
+struct Refusing<'a>(&'a Shutdown);
+
+impl Drop for Refusing<'_> {
+    fn drop(&mut self) {
+        self.0.is_under_way.send_replace(false);
+    }
+}
+
+impl Lifecycle {
+    /// # Errors
+    /// [`WriteError::NotCommitted`] while the group is being shut down.
+    pub(super) fn check_not_ending(&self) -> Result<(), WriteError> {
+        if *self.shutdown.is_under_way.borrow() {
+            return Err(WriteError::NotCommitted {
+                reason: "the group is being shut down",
+            });
+        }
+        Ok(())
+    }
+
+    /// Shuts the group down, as its master.
+    pub(super) async fn shut_group_down(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        request: &ShutdownRequest,
+    ) -> Done {
+        let deadline = Instant::now() + Duration::from_millis(request.timeout_ms).min(WITHIN_MAX);
+        if self.shutdown.is_under_way.send_replace(true) {
+            return refused("the group is being shut down already", "wait for it");
+        }
+        let refusing = Refusing(&self.shutdown);
+        let current = self.bring_all_up(node, deadline).await?;
+        let stopped = self.stop_all(node, &current).await;
+        // From here on there is no way back.
+        std::mem::forget(refusing);
+        process::spawn(close_when_answered(Arc::clone(self)));
+        let own = &self.config.node;
+        let mut text = match stopped.join(", ") {
+            names if names.is_empty() => format!("{own} stops"),
+            names => format!("{names} stopped, then {own}"),
+        };
+        let members = node.consensus.members();
+        let missed: Vec<_> = members
+            .iter()
+            .filter(|(id, _)| **id != node.consensus.own_id() && !current.contains_key(id))
+            .map(|(_, member)| member.name.as_str())
+            .collect();
+        if !missed.is_empty() {
+            text = format!(
+                "{text}; {} did not answer, and may lack writes",
+                missed.join(", ")
+            );
+        }
+        Ok(done(text))
+    }
+
+    /// Waits until every replica that is heard has on disk all that this master has. Returns their
+    /// names and addresses.
+    async fn bring_all_up(
+        &self,
+        node: &Node,
+        deadline: Instant,
+    ) -> Result<BTreeMap<NodeId, (String, String)>, Undone> {
+        let silence_max = self.config.tuning.election_timeout_max * SILENT_ROUNDS_MAX;
+        loop {
+            if !node.consensus.is_master() {
+                return Err(Undone::NotMaster);
+            }
+            let is_idle = node.budget.available_permits() == node.budget_bytes;
+            let last = node.log.state().last.map(|last| last.position);
+            let progress = node.consensus.replica_progress();
+            let heard = progress
+                .iter()
+                .filter(|(_, replica)| replica.heard.is_some_and(|ago| ago <= silence_max));
+            let behind: Vec<NodeId> = heard
+                .clone()
+                .filter(|(_, replica)| replica.persisted.map(|id| id.position) < last)
+                .map(|(id, _)| *id)
+                .collect();
+            let members = node.consensus.members();
+            if is_idle && behind.is_empty() {
+                let place = |id: &NodeId| {
+                    let member = members.get(id)?;
+                    Some((*id, (member.name.clone(), member.address.clone())))
+                };
+                return Ok(heard.filter_map(|(id, _)| place(id)).collect());
+            }
+            if Instant::now() >= deadline {
+                let names = behind.iter().filter_map(|id| members.get(id));
+                let names: Vec<_> = names.map(|member| member.name.as_str()).collect();
+                return refused(
+                    format!(
+                        "not everything is everywhere in time: {} is behind; the group goes on",
+                        names.join(", ")
+                    ),
+                    "look at `steadfast status`, then try again with a longer --within",
+                );
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Tells the replicas to stop, and waits until they have. Returns the names of those that have.
+    async fn stop_all(
+        &self,
+        node: &Node,
+        replicas: &BTreeMap<NodeId, (String, String)>,
+    ) -> Vec<String> {
+        let stopping = replicas.iter().map(|(id, (name, address))| async move {
+            if !node.consensus.tell_to_stop(*id).await {
+                tracing::warn!(%id, name, "a node does not stop");
+                return None;
+            }
+            let deadline = Instant::now() + STOP_MAX;
+            while Instant::now() < deadline {
+                let timeout = self.config.tuning.dial_timeout;
+                let asked = node_state::ask(&*self.machine.transport, address, false, timeout);
+                if asked.await.is_err() {
+                    return Some(name.clone());
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            None
+        });
+        join_all(stopping).await.into_iter().flatten().collect()
+    }
+}
+
+/// Closes the node when whoever asked for it has heard that it will.
+async fn close_when_answered(lifecycle: Arc<Lifecycle>) {
+    let answered = lifecycle.shutdown.answered.notified();
+    // Who does not take the answer holds up nobody.
+    tokio::time::timeout(ANSWER_MAX, answered).await.ok();
+    close(lifecycle).await;
+}
+
+/// Closes a node whose master tells it to.
+pub(super) async fn watch(lifecycle: Weak<Lifecycle>) {
+    let told = lifecycle
+        .upgrade()
+        .map(|lifecycle| lifecycle.around.told.stop.subscribe());
+    let Some(mut told) = told else { return };
+    if told.wait_for(|told| *told).await.is_err() {
+        return;
+    }
+    if let Some(lifecycle) = lifecycle.upgrade() {
+        tracing::info!("the group is shut down; this node closes");
+        close(lifecycle).await;
+    }
+}
+
+async fn close(lifecycle: Arc<Lifecycle>) {
+    if let Err(error) = lifecycle.close().await {
+        tracing::error!(
+            error,
+            "a node was shut down with its group and could not be closed"
+        );
+    }
+}
