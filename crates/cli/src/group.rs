@@ -276,6 +276,10 @@ async fn replace(ask: &Ask, node: String, force: bool) -> Result<ExitCode, Failu
 }
 
 impl Ask {
+    pub(crate) fn addresses(&self) -> &[String] {
+        &self.ask
+    }
+
     pub(crate) fn output(&self) -> Output {
         self.output
     }

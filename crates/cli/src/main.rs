@@ -10,6 +10,7 @@ mod configure;
 mod demo;
 mod dev;
 mod doctor;
+mod events;
 mod failure;
 mod group;
 mod ports;
@@ -45,6 +46,7 @@ Examples:
   steadfast master transfer n2            make n2 master
   steadfast group shutdown                stop all nodes, when all have everything
   steadfast doctor                        what is wrong with a group, why, and what to do
+  steadfast events                        watch masters, members and failures of a group
   steadfast verify --deep                 whether all nodes hold the same, and their files hold
   steadfast recover plan --data-dir DIR   what is left of a group that lost its quorum
   steadfast config explain                every key of the configuration
@@ -66,6 +68,7 @@ enum Verb {
     Token(group::TokenArguments),
     Group(group::GroupArguments),
     Doctor(doctor::Arguments),
+    Events(events::Arguments),
     Verify(verify::Arguments),
     Recover(recover::Arguments),
     Dev(dev::Arguments),
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         Verb::Master(arguments) => on_runtime(group::run_master(arguments)),
         Verb::Group(arguments) => on_runtime(group::run_group(arguments)),
         Verb::Token(arguments) => on_runtime(group::run_token(arguments)),
+        Verb::Events(arguments) => on_runtime(events::run(arguments)),
         Verb::Doctor(arguments) => on_runtime(doctor::run(arguments)),
         Verb::Verify(arguments) => on_runtime(verify::run(arguments)),
         Verb::Recover(arguments) => on_runtime(recover::run(arguments)),

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use crate::config::{Bootstrap, RepConfig};
 use crate::database::{Database, WriteBatch};
 use crate::error::{FeedError, OpenError, ReadError, ReadyError, WriteError};
+use crate::events::GroupEvents;
 use crate::group::NodeType;
 use crate::group::admin::{AdminCommand, AdminError};
 use crate::group::join::JoinToken;
@@ -340,6 +341,14 @@ impl ReplicatedEnvironment {
             is_guest: self.handle.is_guest,
         };
         self.handle.lifecycle.subscribe(options.into(), runtime)
+    }
+
+    /// The events of the group, from the present on, as its master sees it: also of members that come
+    /// and go, and of nodes that fail and come back. It connects to the nodes as a watcher from
+    /// elsewhere does ([`GroupEvents::connect`]), and goes on while this node has no master.
+    pub fn group_events(&self) -> GroupEvents {
+        let lifecycle = &self.handle.lifecycle;
+        lifecycle.group_events(self.handle.handle.clone())
     }
 
     /// This node's role, and the master that it knows.

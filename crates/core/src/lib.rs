@@ -68,7 +68,8 @@
 //! | `group` | members, the identity of a data directory, how a group forms |
 //! | `service` | what travels between nodes: hello, messages, the services |
 //! | `subscription` | the change feed, in this process and from another |
-//! | `observe` | status and digests |
+//! | `events` | what happens to a group, for those who watch it |
+//! | `observe` | status, digests, nodes held against each other |
 //! | [`recover`] | what to do when a quorum is lost for good |
 //! | [`machine`] | disk, network, engine, clock, chance and threads: the edge |
 //! | [`ids`] | terms, numbers and positions as types |
@@ -81,6 +82,7 @@ mod database;
 pub mod engine;
 mod env;
 pub mod error;
+mod events;
 mod group;
 pub mod ids;
 mod lifecycle;
@@ -106,6 +108,7 @@ pub use config::{Bootstrap, RepConfig, RepConfigBuilder};
 pub use database::{CompareAndSet, Database, WriteBatch};
 pub use env::ReplicatedEnvironment;
 pub use error::{FeedError, OpenError, Outcome, ReadError, ReadyError, WriteError};
+pub use events::{GroupEvent, GroupEvents, GroupHealth, GroupView, MemberView};
 pub use group::admin::{AdminCommand, AdminError, PRIORITY_MAX};
 pub use group::join::{JoinToken, ParseJoinTokenError};
 pub use group::{NodeAddress, NodeType, PRIORITY_DEFAULT, ParseNodeTypeError};

@@ -19,6 +19,7 @@ mod founding;
 mod room;
 mod serving;
 mod shutdown;
+mod views;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -39,7 +40,7 @@ use crate::node::{Node, Surroundings};
 use crate::observe::digest::{self, SharedDigest};
 use crate::observe::status::NodeStatus;
 use crate::service::hello::Gate;
-use crate::service::{ADMIN, ELECTION, FEEDER, NODE_STATE, SUBSCRIPTION};
+use crate::service::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, SUBSCRIPTION};
 use crate::token::{CommitToken, TokenOutcome};
 use crate::txn::consistency::{self, ReadOptions};
 use crate::txn::durability::Durability;
@@ -256,7 +257,7 @@ impl Lifecycle {
             Arc::clone(&self.around.superseded),
             Arc::new(newest_id),
         );
-        for name in [FEEDER, ELECTION, NODE_STATE, SUBSCRIPTION, ADMIN] {
+        for name in [FEEDER, ELECTION, NODE_STATE, SUBSCRIPTION, EVENTS, ADMIN] {
             let (gate, lifecycle) = (gate.clone(), Arc::downgrade(self));
             self.dispatcher.register_async(Arc::new(Service {
                 name,

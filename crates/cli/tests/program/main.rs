@@ -51,8 +51,13 @@ struct Node {
 
 impl Node {
     fn start(arguments: &[String]) -> Self {
+        Self::run("start", arguments)
+    }
+
+    /// Another verb that runs until it is told to stop.
+    fn run(verb: &str, arguments: &[String]) -> Self {
         let mut child = steadfast()
-            .arg("start")
+            .arg(verb)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -197,3 +197,21 @@ fn a_group_that_is_shut_down_has_everything_everywhere_and_comes_back_with_it() 
     assert_eq!(rows.expect("read"), acknowledged as usize);
     env.close().expect("closed");
 }
+
+#[test]
+fn a_monitor_prints_what_happens_to_the_group_that_it_watches() {
+    let mut group = Group::start();
+    group.status_until(0);
+    let ask = format!("127.0.0.1:{},127.0.0.1:{}", group.ports[0], group.ports[1]);
+    let monitor = Node::run("events", &["--ask".to_owned(), ask]);
+    monitor.wait_for(&["group g: master"]);
+    group.nodes[2] = None;
+    monitor.wait_for(&["n3 is down"]);
+    monitor.wait_for(&["DEGRADED: down are n3; survives 0 more failures"]);
+    group.nodes[2] = Some(Node::start(&group.arguments(2)));
+    monitor.wait_for(&["n3 is up"]);
+    monitor.wait_for(&["HEALTHY"]);
+    monitor.signal("-INT");
+    let (status, errors) = monitor.end();
+    assert!(status.success(), "{errors}");
+}

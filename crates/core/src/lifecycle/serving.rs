@@ -9,7 +9,7 @@ use crate::lifecycle::Lifecycle;
 use crate::service::admin::messages::AdminAnswer;
 use crate::service::hello::{DialError, Gate, Session};
 use crate::service::messages::NodeStateMessage;
-use crate::service::{ADMIN, FEEDER, SUBSCRIPTION, admin, node_state};
+use crate::service::{ADMIN, EVENTS, FEEDER, SUBSCRIPTION, admin, node_state};
 
 /// One of our services, as the dispatcher sees it.
 pub(super) struct Service {
@@ -52,6 +52,9 @@ impl Lifecycle {
     ) -> Result<(), DialError> {
         if name == SUBSCRIPTION {
             return self.serve_subscription(session).await;
+        }
+        if name == EVENTS {
+            return self.serve_events(session).await;
         }
         if name == ADMIN {
             let weak = &Arc::downgrade(&self);

@@ -18,7 +18,7 @@ use crate::service::messages::{
     Hello, HelloReply, Kind, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN, Refusal, WireError,
     decode, encode,
 };
-use crate::service::{ADMIN, NODE_STATE, SUBSCRIPTION};
+use crate::service::{ADMIN, EVENTS, NODE_STATE, SUBSCRIPTION};
 
 /// A connection on which the hello was accepted.
 pub(crate) struct Session {
@@ -220,7 +220,7 @@ impl Gate {
         }
         // The state of a node is shown to anyone: it is what an operator looks at first. Which group
         // a subscriber or an operator means is a part of the request.
-        if [NODE_STATE, SUBSCRIPTION, ADMIN].contains(&service) {
+        if [NODE_STATE, SUBSCRIPTION, EVENTS, ADMIN].contains(&service) {
             return Ok(None);
         }
         let Some(group) = identity.group else {

@@ -40,6 +40,7 @@ pub(crate) enum Kind {
     AdminReply = 10,
     Subscribe = 20,
     Feed = 21,
+    GroupView = 22,
 }
 
 /// Why a frame from a peer was not understood. The connection is closed; nothing was changed.

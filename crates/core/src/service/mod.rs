@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 pub(crate) mod comparison;
 pub(crate) mod election;
+pub(crate) mod events;
 pub(crate) mod hello;
 pub(crate) mod messages;
 pub(crate) mod node_state;
@@ -16,5 +17,7 @@ pub(crate) const ELECTION: &str = "ELECTION";
 pub(crate) const ADMIN: &str = "ADMIN";
 /// The change feed, to whoever asks.
 pub(crate) const SUBSCRIPTION: &str = "SUBSCRIPTION";
+/// What a node sees of its group, to whoever watches it.
+pub(crate) const EVENTS: &str = "EVENTS";
 /// State of one node, answered also while it has no master.
 pub(crate) const NODE_STATE: &str = "NODE_STATE";

@@ -11,6 +11,7 @@ mod comparison;
 mod databases;
 mod digest;
 mod engine;
+mod events;
 mod failures;
 mod feed;
 mod input;

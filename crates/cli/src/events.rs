@@ -1,0 +1,68 @@
+//! `steadfast events`: watches a group, as a monitor does.
+
+use std::process::ExitCode;
+
+use serde_json::json;
+use steadfast::{FeedError, GroupEvents};
+
+use crate::failure::{Failure, with_sources};
+use crate::group::Ask;
+use crate::status::Output;
+use crate::stop::Stop;
+
+/// Watch a group: masters, members, nodes that fail and come back. Until Ctrl-C
+#[derive(clap::Args)]
+#[command(after_help = "\
+One line for each event, first how the group is. It goes on at another node by itself when the one it
+asks is lost, and when no node can be reached it says so, and goes on trying.
+
+Examples:
+  steadfast events --ask 10.0.0.1:7400,10.0.0.2:7400
+  steadfast events -o json | while read -r event; do notify \"$event\"; done")]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    ask: Ask,
+}
+
+/// Prints events until it is told to stop.
+///
+/// # Errors
+/// When no node answers, or another group does.
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let mut stop = Stop::new(false)?;
+    tokio::select! {
+        () = stop.wait() => Ok(ExitCode::SUCCESS),
+        failure = watch(&arguments.ask) => Err(failure),
+    }
+}
+
+async fn watch(ask: &Ask) -> Failure {
+    let group_name = match ask.survey().await {
+        Ok(survey) => survey.group_name,
+        Err(failure) => return failure,
+    };
+    let connected = GroupEvents::connect_async(ask.addresses().iter().cloned(), &group_name).await;
+    let mut events = match connected {
+        Ok(events) => events,
+        Err(error) => return failed(&error),
+    };
+    loop {
+        match events.next_async().await {
+            Ok(event) => match ask.output() {
+                Output::Table => println!("{event}"),
+                Output::Json => {
+                    println!("{}", json!({ "event": event, "text": event.to_string() }));
+                }
+            },
+            Err(error) => return failed(&error),
+        }
+    }
+}
+
+fn failed(error: &FeedError) -> Failure {
+    Failure::new(
+        with_sources(error),
+        "nothing was changed",
+        "give --ask addresses of nodes of the group that work",
+    )
+}

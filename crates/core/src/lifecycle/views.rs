@@ -1,0 +1,85 @@
+//! What this node sees of its group, for those who watch it.
+
+use std::sync::{Arc, Weak};
+
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use crate::events::GroupEvents;
+use crate::group::MemberRecord;
+use crate::ids::GroupUuid;
+use crate::lifecycle::{Lifecycle, lock};
+use crate::service::events::{self, ViewMessage};
+use crate::service::hello::{DialError, Session};
+
+/// Rounds of `election_timeout_max` for which a member that is not heard counts as up.
+const SILENT_ROUNDS_MAX: u32 = 4;
+
+impl Lifecycle {
+    /// Serves one EVENTS connection. It takes a place among the subscriptions.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub(super) async fn serve_events(self: Arc<Self>, session: Session) -> Result<(), DialError> {
+        let Ok(_place) = Arc::clone(&self.subscriptions).try_acquire_owned() else {
+            return Err(DialError::Closed);
+        };
+        let (phase, weak) = (self.phase.subscribe(), Arc::downgrade(&self));
+        // A connection must not keep a dropped environment alive.
+        drop(self);
+        let master_since = std::sync::Mutex::new(None);
+        let look = || Some(Weak::upgrade(&weak)?.view(&mut lock(&master_since)));
+        events::serve(session, phase, look).await
+    }
+
+    /// See [`crate::ReplicatedEnvironment::group_events`].
+    pub(crate) fn group_events(&self, handle: Handle) -> GroupEvents {
+        let transport = Arc::clone(&self.machine.transport);
+        let given = vec![self.listen_address().to_owned()];
+        GroupEvents::unconnected(transport, given, &self.config.group, handle)
+    }
+
+    /// `master_since` is when the caller first saw this node as master, should it be.
+    fn view(&self, master_since: &mut Option<Instant>) -> ViewMessage {
+        let identity = self.identity.borrow().clone();
+        let members = self.around.members.borrow().clone();
+        let role = self.around.role.borrow().clone();
+        let mut view = ViewMessage {
+            group_name: identity.group_name.clone(),
+            group: identity.group.map(GroupUuid::to_bytes).unwrap_or_default(),
+            term: role.term.0,
+            master: role.master.map(|master| master.id.0),
+            members: members
+                .iter()
+                .map(|(id, member)| MemberRecord::new(*id, member))
+                .collect(),
+            ..ViewMessage::default()
+        };
+        let Ok(node) = self.running() else {
+            return view;
+        };
+        view.voters = node.consensus.voters().iter().map(|id| id.0).collect();
+        if !node.consensus.is_master() {
+            *master_since = None;
+            return view;
+        }
+        let silence_max = self.config.tuning.election_timeout_max * SILENT_ROUNDS_MAX;
+        let progress = node.consensus.replica_progress();
+        let is_up = |id| {
+            let heard = progress.get(id).and_then(|replica| replica.heard);
+            *id == identity.node_id || heard.is_some_and(|ago| ago <= silence_max)
+        };
+        view.down = members
+            .keys()
+            .filter(|id| !is_up(*id))
+            .map(|id| id.0)
+            .collect();
+        // A new master has not heard everybody yet.
+        let since = *master_since.get_or_insert_with(Instant::now);
+        view.sees_nodes = view.down.is_empty() || since.elapsed() > silence_max;
+        if !view.sees_nodes {
+            view.down.clear();
+        }
+        view
+    }
+}
