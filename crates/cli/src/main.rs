@@ -4,6 +4,7 @@
 //! Each verb is one module. A verb that fails returns a [`Failure`], which says what happened,
 //! what it means for the data and what to do, and carries the exit code.
 
+mod backup;
 mod bench;
 mod child;
 mod configure;
@@ -48,6 +49,7 @@ Examples:
   steadfast doctor                        what is wrong with a group, why, and what to do
   steadfast events                        watch masters, members and failures of a group
   steadfast verify --deep                 whether all nodes hold the same, and their files hold
+  steadfast backup create DIR             copy the whole state as of one transaction to files
   steadfast recover plan --data-dir DIR   what is left of a group that lost its quorum
   steadfast config explain                every key of the configuration
 
@@ -70,6 +72,7 @@ enum Verb {
     Doctor(doctor::Arguments),
     Events(events::Arguments),
     Verify(verify::Arguments),
+    Backup(backup::Arguments),
     Recover(recover::Arguments),
     Dev(dev::Arguments),
     Demo(demo::Arguments),
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
         Verb::Events(arguments) => on_runtime(events::run(arguments)),
         Verb::Doctor(arguments) => on_runtime(doctor::run(arguments)),
         Verb::Verify(arguments) => on_runtime(verify::run(arguments)),
+        Verb::Backup(arguments) => on_runtime(backup::run(arguments)),
         Verb::Recover(arguments) => on_runtime(recover::run(arguments)),
         Verb::Dev(arguments) => on_runtime(dev::run(arguments)),
         Verb::Demo(arguments) => on_runtime(demo::run(arguments)),

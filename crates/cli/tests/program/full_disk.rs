@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use steadfast::{Durability, Role};
+use steadfast::Role;
 use tempfile::TempDir;
 
-use super::{Group, Node, PATIENCE, run};
+use super::{Group, Node, run, write_everywhere};
 
 const MIB: u64 = 1 << 20;
 
@@ -119,9 +119,6 @@ fn a_node_on_a_full_volume_is_read_only_then_stops_and_comes_back_by_itself_with
     full.wait_ready();
     group.status_until(0);
     assert_eq!(env.state().role, Role::Master);
-    let everywhere = env.write_with(Durability::ALL.within(PATIENCE), |txn| {
-        txn.database("d")?.put("all", "v")
-    });
-    assert!(everywhere.is_ok(), "{everywhere:?}");
+    let _token = write_everywhere(&env, |txn| txn.database("d")?.put("all", "v"));
     env.close().expect("closed");
 }

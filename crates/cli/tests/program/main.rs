@@ -5,6 +5,7 @@
     reason = "tests use real processes, files, sockets and deadlines"
 )]
 
+mod backup;
 mod full_disk;
 mod operator;
 mod verify;
@@ -19,7 +20,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use steadfast::{
-    AdminCommand, Bootstrap, ConsistencyPolicy, Durability, RepConfig, ReplicatedEnvironment, Role,
+    AdminCommand, Bootstrap, CommitToken, ConsistencyPolicy, Durability, RepConfig,
+    RepConfigBuilder, ReplicatedEnvironment, Role, Transaction, WriteError,
 };
 use tempfile::TempDir;
 
@@ -127,11 +129,24 @@ struct Group {
     list: String,
     ports: Vec<u16>,
     nodes: Vec<Option<Node>>,
+    numbers: Numbers,
 }
+
+/// Numbers of a configuration, by key.
+type Numbers = &'static [(&'static str, u64)];
+
+/// Timers with which a master stays master on a busy machine: for tests that write in this process.
+const STEADY: Numbers = &[
+    ("election_timeout_min_ms", 2_000),
+    ("election_timeout_max_ms", 3_000),
+];
 
 impl Group {
     fn start() -> Self {
-        let mut group = Self::unstarted();
+        let mut group = Self {
+            numbers: &[],
+            ..Self::unstarted()
+        };
         group.nodes = (0..3)
             .map(|at| Some(Node::start(&group.arguments(at))))
             .collect();
@@ -155,6 +170,7 @@ impl Group {
             list,
             ports,
             nodes: vec![None, None, None],
+            numbers: STEADY,
         }
     }
 
@@ -170,6 +186,8 @@ impl Group {
             self.ports[at],
         );
         arguments.extend(["--bootstrap".to_owned(), self.list.clone()]);
+        let set = |(key, value): &(&str, u64)| ["--set".to_owned(), format!("{key}={value}")];
+        arguments.extend(self.numbers.iter().flat_map(set));
         arguments
     }
 
@@ -305,6 +323,21 @@ fn a_moved_directory_opens_and_a_copy_is_refused_also_in_the_place_of_the_origin
     assert_refused(&node_arguments("g", "n1", &moved, free_port()), 1, &words);
 }
 
+/// Writes on a master until all nodes have it: one that was not heard for a moment is waited for.
+fn write_everywhere(
+    env: &ReplicatedEnvironment,
+    mut write: impl FnMut(&Transaction) -> Result<(), WriteError>,
+) -> CommitToken {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match env.write_with(Durability::ALL.within(PATIENCE), &mut write) {
+            Ok(token) => return token,
+            Err(WriteError::InsufficientReplicas { .. }) if Instant::now() < deadline => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 /// Runs the program to its end, which has to come with `code`; returns stdout and stderr.
 fn run_to(code: i32, arguments: &[&str]) -> (String, String) {
     let output = run(arguments);
@@ -320,8 +353,9 @@ impl Group {
         let config = RepConfig::builder("g", "n1")
             .data_dir(self.data_dir(0))
             .listen(format!("127.0.0.1:{}", self.ports[0]))
-            .bootstrap(Bootstrap::expect(self.list.split(',')).expect("a list"))
-            .build();
+            .bootstrap(Bootstrap::expect(self.list.split(',')).expect("a list"));
+        let set = |config: RepConfigBuilder, (key, value): &(&str, u64)| config.set(*key, *value);
+        let config = self.numbers.iter().fold(config, set).build();
         let env = ReplicatedEnvironment::open(config.expect("valid")).expect("it opens");
         env.wait_ready(PATIENCE).expect("it comes to work");
         env

@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use serde_json::Value;
-use steadfast::Durability;
 use steadfast::engine::{
     Change, Direction, EngineBatch, EngineFactory, KeyRange, NoxuFactory, ScanLimit, StorageEngine,
 };
 
-use super::{Group, Node, PATIENCE, node_arguments, run, run_to};
+use super::{Group, Node, node_arguments, run, run_to, write_everywhere};
 
 /// A group in which everything was written, and is in every engine.
 fn written_group() -> Group {
@@ -20,11 +19,10 @@ fn written_group() -> Group {
     }
     let env = group.embed();
     Group::make_master(&env);
-    let written = env.write_with(Durability::ALL.within(PATIENCE), |txn| {
+    let _token = write_everywhere(&env, |txn| {
         let database = txn.database("orders")?;
         (0..1000_u32).try_for_each(|n| database.put(format!("k{n:04}"), "v"))
     });
-    let _token = written.expect("all three are there");
     // A close flushes.
     env.close().expect("closed");
     for at in [1, 2] {

@@ -79,9 +79,11 @@ impl Lifecycle {
             message.vlsn = vlsn.0;
             message.digest = format!("{digest:032x}");
         }
+        let node = self.node.get().filter(|_| request.size);
         NodeStateMessage {
             range,
             check,
+            data_bytes: node.map(|node| node.engine.stats().bytes_on_disk),
             ..message
         }
     }

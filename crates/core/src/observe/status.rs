@@ -11,7 +11,7 @@ use crate::group::{MemberRecord, NodeAddress, NodeType};
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term, Vlsn};
 use crate::observe::comparison::Divergence;
 use crate::service::hello::DialError;
-use crate::service::messages::{NodeStateMessage, ReplicaProgress};
+use crate::service::messages::{NodeStateMessage, NodeStateRequest, ReplicaProgress};
 use crate::service::node_state;
 
 /// What one node says of itself, also while it has no master or belongs to no group yet.
@@ -174,6 +174,17 @@ impl NodeStatus {
         };
         let state = node_state::ask(&TcpTransport, address, digest, timeout).await;
         Self::from_message(state.map_err(|source| error(source.into()))?).map_err(error)
+    }
+
+    /// About how many bytes the node at `address` holds, with what its engine has not given up yet; `None`
+    /// where it does not say.
+    pub async fn ask_data_bytes(address: &str, timeout: Duration) -> Option<u64> {
+        let request = NodeStateRequest {
+            size: true,
+            ..NodeStateRequest::default()
+        };
+        let asked = node_state::ask_for(&TcpTransport, address, &request, timeout).await;
+        asked.ok()?.data_bytes
     }
 
     pub(crate) fn from_message(

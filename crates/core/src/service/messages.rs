@@ -361,6 +361,9 @@ pub(crate) struct NodeStateRequest {
     /// Also read all files and hold their checksums against them.
     #[prost(bool, tag = "3")]
     pub(crate) check: bool,
+    /// Also add up the files of the engine.
+    #[prost(bool, tag = "4")]
+    pub(crate) size: bool,
 }
 
 /// What a node says of itself, also while it has no master or belongs to no group yet.
@@ -438,6 +441,9 @@ pub(crate) struct NodeStateMessage {
     /// What the node's clock says, in milliseconds since 1970.
     #[prost(uint64, tag = "28")]
     pub(crate) clock_ms: u64,
+    /// Bytes of the engine's files, where they were asked for.
+    #[prost(uint64, optional, tag = "29")]
+    pub(crate) data_bytes: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]

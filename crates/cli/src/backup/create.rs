@@ -1,0 +1,169 @@
+//! Taking a backup: the state with which a subscription begins, written down.
+
+use std::path::Path;
+
+use steadfast::{CommitToken, FeedError, FeedEvent, From, NodeStatus, Subscription};
+
+use crate::backup::format::{
+    BackedUp, BackupError, CHUNK_BYTES, Chunk, ChunkBuilder, Digest, Manifest, VERSION, chunk_path,
+    make_empty,
+};
+use crate::backup::progress::Progress;
+use crate::failure::{Failure, with_sources};
+use crate::group::Ask;
+use crate::status::{ANSWER_TIMEOUT, Survey};
+
+/// Copies the state into `dir`.
+///
+/// # Errors
+/// When no node can be read, or a file cannot be written.
+pub(super) async fn create(ask: &Ask, dir: &Path) -> Result<Manifest, Failure> {
+    let survey = ask.survey().await?;
+    let source = source(&survey)?;
+    make_empty(dir)?;
+    let address = source.node.address.clone();
+    // Before the first byte moves: it only tells how much there is to come.
+    let total = NodeStatus::ask_data_bytes(&address, ANSWER_TIMEOUT).await;
+    let mut progress = Progress::new("copied", total.unwrap_or(0));
+    let connected = Subscription::connect_async([address], &survey.group_name, From::Start).await;
+    let mut state = connected.map_err(|error| failed(&error))?;
+    let mut writer = Writer::new(dir);
+    let token = loop {
+        match state.next_async().await {
+            Some(Ok(FeedEvent::State { database, rows })) => {
+                writer.part(&database, &rows)?;
+                progress.update(writer.bytes);
+            }
+            Some(Ok(FeedEvent::StateComplete { token })) => break token,
+            Some(Ok(_)) | None => unreachable!("a state comes first, and is ended by its token"),
+            Some(Err(error)) => return Err(failed(&error)),
+        }
+    };
+    state.close_async().await;
+    Ok(writer.end(&survey, &source, token)?)
+}
+
+/// The node to read: one that has most and is not the master, which has enough to do.
+fn source(survey: &Survey) -> Result<NodeStatus, Failure> {
+    let with_data = survey.nodes.iter().filter(|node| node.has_data());
+    let working = with_data.filter(|node| node.is_working());
+    let working = working.filter_map(|node| node.status.as_ref().ok());
+    let best = working.max_by_key(|status| (status.role != "master", status.vlsn));
+    best.cloned().ok_or_else(|| {
+        Failure::new(
+            "no node with data works",
+            "nothing was changed",
+            "start the nodes that are down; see `steadfast doctor`",
+        )
+    })
+}
+
+fn failed(error: &FeedError) -> Failure {
+    let to_do = match error {
+        FeedError::SnapshotTooOld => {
+            "set snapshot_age_max_ms on that node to more than a backup takes, and try again"
+        }
+        _ => "see `steadfast status`, then try again with another directory",
+    };
+    Failure::new(
+        with_sources(error),
+        "nothing in the group was changed; the backup is not whole, and says so",
+        to_do,
+    )
+}
+
+/// Writes rows into chunks.
+struct Writer<'a> {
+    dir: &'a Path,
+    builder: ChunkBuilder,
+    chunks: Vec<Chunk>,
+    databases: Vec<BackedUp>,
+    digest: Digest,
+    rows: u64,
+    bytes: u64,
+}
+
+impl<'a> Writer<'a> {
+    fn new(dir: &'a Path) -> Self {
+        Self {
+            dir,
+            builder: ChunkBuilder::new(1),
+            chunks: Vec::new(),
+            databases: Vec::new(),
+            digest: Digest::default(),
+            rows: 0,
+            bytes: 0,
+        }
+    }
+
+    fn part(
+        &mut self,
+        database: &str,
+        rows: &[(bytes::Bytes, bytes::Bytes)],
+    ) -> Result<(), BackupError> {
+        if self
+            .databases
+            .last()
+            .is_none_or(|last| last.name != database)
+        {
+            self.digest.add(database.as_bytes());
+            self.databases.push(BackedUp {
+                name: database.to_owned(),
+                rows: 0,
+            });
+            self.builder.database(database);
+        }
+        for (key, value) in rows {
+            let size = key.len() + value.len();
+            if self.builder.len() + size > CHUNK_BYTES && !self.builder.is_empty() {
+                self.next_chunk()?;
+                self.builder.database(database);
+            }
+            self.builder.row(key, value);
+            self.digest.add(key);
+            self.digest.add(value);
+            self.bytes += size as u64;
+        }
+        self.rows += rows.len() as u64;
+        if let Some(last) = self.databases.last_mut() {
+            last.rows += rows.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn next_chunk(&mut self) -> Result<(), BackupError> {
+        let number = self.chunks.len() + 1;
+        let next = ChunkBuilder::new(number + 1);
+        let full = std::mem::replace(&mut self.builder, next);
+        let chunk = full.write(&chunk_path(self.dir, number))?;
+        self.chunks.push(chunk);
+        Ok(())
+    }
+
+    fn end(
+        mut self,
+        survey: &Survey,
+        source: &NodeStatus,
+        token: CommitToken,
+    ) -> Result<Manifest, BackupError> {
+        if !self.builder.is_empty() {
+            self.next_chunk()?;
+        }
+        let manifest = Manifest {
+            format: VERSION,
+            group_name: survey.group_name.clone(),
+            group: token.group.to_string(),
+            vlsn: token.vlsn.0,
+            token: token.to_string(),
+            created_at_ms: source.clock_ms,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            rows: self.rows,
+            bytes: self.bytes,
+            databases: self.databases,
+            chunks: self.chunks,
+            digest: self.digest.hex(),
+            checksum: String::new(),
+        };
+        manifest.write(self.dir)
+    }
+}

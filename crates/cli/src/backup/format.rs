@@ -1,0 +1,437 @@
+//! The files of a backup: chunks of rows and a manifest that names and closes them.
+//!
+//! ```text
+//! chunk-000001   | "SFBACKUP" | version: u32 LE | number: u32 LE | records … | BLAKE3 of all before: 32 bytes |
+//! record         | 1: u8 | length: u32 LE | name of the database that the rows after it are of |
+//!                | 2: u8 | key length: u32 LE | value length: u32 LE | key | value |
+//! manifest.json  written last: a directory without it is no backup
+//! ```
+//!
+//! Databases in the order of their names, keys ascending. A chunk is read whole, and is whole by itself.
+
+use std::fmt::Write;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+/// The format that this program writes and reads.
+pub(super) const VERSION: u32 = 1;
+
+/// Bytes of rows in one chunk, unless one row is larger.
+pub(super) const CHUNK_BYTES: usize = 16 * 1024 * 1024;
+
+/// Longest chunk that is read: one with the largest row.
+const CHUNK_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Longest manifest that is read: a million chunks.
+const MANIFEST_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+const MAGIC: &[u8; 8] = b"SFBACKUP";
+const HEADER_BYTES: usize = 16;
+const HASH_BYTES: usize = blake3::OUT_LEN;
+const DATABASE: u8 = 1;
+const ROW: u8 = 2;
+const MANIFEST: &str = "manifest.json";
+
+/// What a backup holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Manifest {
+    pub(crate) format: u32,
+    pub(crate) group_name: String,
+    /// UUID of the group.
+    pub(crate) group: String,
+    /// The last transaction in it.
+    pub(crate) vlsn: u64,
+    /// The same as a commit token.
+    pub(crate) token: String,
+    /// When it was begun, in milliseconds since 1970.
+    pub(crate) created_at_ms: u64,
+    /// Version of the program that wrote it.
+    pub(crate) version: String,
+    pub(crate) rows: u64,
+    /// Bytes of keys and values.
+    pub(crate) bytes: u64,
+    pub(crate) databases: Vec<BackedUp>,
+    pub(crate) chunks: Vec<Chunk>,
+    /// xxh3-128 of everything, as every node computes it at this VLSN, in hexadecimal.
+    pub(crate) digest: String,
+    /// BLAKE3 of the manifest without this field, in hexadecimal.
+    #[serde(default)]
+    pub(crate) checksum: String,
+}
+
+/// One database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BackedUp {
+    pub(crate) name: String,
+    pub(crate) rows: u64,
+}
+
+/// One file; its name follows from its place in the list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Chunk {
+    pub(crate) bytes: u64,
+    /// BLAKE3 of the whole file, in hexadecimal.
+    pub(crate) checksum: String,
+}
+
+/// What is wrong with a backup, and where.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BackupError {
+    #[error("{}: {source}", .path.display())]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{} is damaged at byte {offset}: {what}", .path.display())]
+    Damaged {
+        path: PathBuf,
+        offset: usize,
+        what: &'static str,
+    },
+    #[error("{} has no {MANIFEST}: it is no backup, or one that was not finished", .0.display())]
+    Unfinished(PathBuf),
+    #[error("the backup has format {found}, and this program knows {VERSION}")]
+    Format { found: u32 },
+    #[error("the backup is not what its manifest says: {0}")]
+    Mismatch(String),
+}
+
+pub(super) fn io_error(path: &Path) -> impl Fn(io::Error) -> BackupError + use<> {
+    let path = path.to_owned();
+    move |source| BackupError::Io {
+        path: path.clone(),
+        source,
+    }
+}
+
+/// Where the chunk of this number, from 1, is kept.
+pub(super) fn chunk_path(dir: &Path, number: usize) -> PathBuf {
+    dir.join(format!("chunk-{number:06}"))
+}
+
+/// The digest of everything, as nodes compute it.
+#[derive(Default)]
+pub(super) struct Digest(Xxh3);
+
+impl Digest {
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        self.0.update(&(bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    pub(super) fn hex(&self) -> String {
+        format!("{:032x}", self.0.digest128())
+    }
+}
+
+/// Gathers one chunk.
+pub(super) struct ChunkBuilder {
+    bytes: Vec<u8>,
+}
+
+impl ChunkBuilder {
+    pub(super) fn new(number: usize) -> Self {
+        let number = u32::try_from(number).expect("a backup has fewer chunks");
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend(number.to_le_bytes());
+        Self { bytes }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.len() == HEADER_BYTES
+    }
+
+    pub(super) fn database(&mut self, name: &str) {
+        self.bytes.push(DATABASE);
+        self.length(name.len());
+        self.bytes.extend(name.as_bytes());
+    }
+
+    pub(super) fn row(&mut self, key: &[u8], value: &[u8]) {
+        self.bytes.push(ROW);
+        self.length(key.len());
+        self.length(value.len());
+        self.bytes.extend(key);
+        self.bytes.extend(value);
+    }
+
+    fn length(&mut self, length: usize) {
+        let length = u32::try_from(length).expect("keys, values and names are bounded");
+        self.bytes.extend(length.to_le_bytes());
+    }
+
+    /// Writes the chunk, durably but for its name.
+    pub(super) fn write(mut self, path: &Path) -> Result<Chunk, BackupError> {
+        let hash = blake3::hash(&self.bytes);
+        self.bytes.extend(hash.as_bytes());
+        write_synced(path, &self.bytes)?;
+        Ok(Chunk {
+            bytes: self.bytes.len() as u64,
+            checksum: hex(&self.bytes),
+        })
+    }
+}
+
+/// One part of a chunk.
+pub(super) enum Record<'a> {
+    Database(&'a str),
+    Row(&'a [u8], &'a [u8]),
+}
+
+/// Reads a chunk that the manifest names, verified, and gives its records to `each`.
+pub(super) fn read_chunk(
+    dir: &Path,
+    (number, chunk): (usize, &Chunk),
+    mut each: impl FnMut(Record<'_>) -> Result<(), BackupError>,
+) -> Result<(), BackupError> {
+    let path = chunk_path(dir, number);
+    let bytes = read_bounded(&path, CHUNK_BYTES_MAX)?;
+    let damaged = |offset, what| BackupError::Damaged {
+        path: path.clone(),
+        offset,
+        what,
+    };
+    if bytes.len() as u64 != chunk.bytes {
+        return Err(damaged(bytes.len(), "the file has another length"));
+    }
+    if bytes.len() < HEADER_BYTES + HASH_BYTES || hex(&bytes) != chunk.checksum {
+        return Err(damaged(0, "the checksum does not match"));
+    }
+    let (body, hash) = bytes.split_at(bytes.len() - HASH_BYTES);
+    if blake3::hash(body).as_bytes() != hash {
+        return Err(damaged(body.len(), "the checksum within does not match"));
+    }
+    let word = |at: usize| -> Option<u32> {
+        let bytes = body.get(at..at + 4)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    };
+    if body[..8] != *MAGIC || word(8) != Some(VERSION) || word(12) != u32::try_from(number).ok() {
+        return Err(damaged(0, "it is no chunk, or another one"));
+    }
+    let mut at = HEADER_BYTES;
+    while at < body.len() {
+        let short = || damaged(at, "a record is cut off");
+        let field = |start: usize, length: u32| {
+            let end = start.checked_add(length as usize)?;
+            Some((body.get(start..end)?, end))
+        };
+        let first = word(at + 1).ok_or_else(short)?;
+        at = match body[at] {
+            DATABASE => {
+                let (name, end) = field(at + 5, first).ok_or_else(short)?;
+                let name = std::str::from_utf8(name);
+                each(Record::Database(
+                    name.map_err(|_| damaged(at, "a name is no text"))?,
+                ))?;
+                end
+            }
+            ROW => {
+                let second = word(at + 5).ok_or_else(short)?;
+                let (key, end) = field(at + 9, first).ok_or_else(short)?;
+                let (value, end) = field(end, second).ok_or_else(short)?;
+                each(Record::Row(key, value))?;
+                end
+            }
+            _ => return Err(damaged(at, "a record of an unknown kind")),
+        };
+    }
+    Ok(())
+}
+
+impl Manifest {
+    /// Writes the manifest, and makes it and every name in the directory durable.
+    pub(super) fn write(mut self, dir: &Path) -> Result<Self, BackupError> {
+        self.checksum = self.own_checksum();
+        let (path, new) = (dir.join(MANIFEST), dir.join("manifest.new"));
+        let text = serde_json::to_vec_pretty(&self).expect("text and numbers");
+        write_synced(&new, &text)?;
+        rename_synced(&new, &path)?;
+        Ok(self)
+    }
+
+    /// Reads and verifies the manifest of a backup.
+    pub(crate) fn read(dir: &Path) -> Result<Self, BackupError> {
+        let path = dir.join(MANIFEST);
+        let bytes = match read_bounded(&path, MANIFEST_BYTES_MAX) {
+            Err(BackupError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Err(BackupError::Unfinished(dir.to_owned()));
+            }
+            read => read?,
+        };
+        let damaged = |what| BackupError::Damaged {
+            path: path.clone(),
+            offset: 0,
+            what,
+        };
+        let value: serde_json::Value =
+            serde_json::from_slice(&bytes).map_err(|_| damaged("it is no JSON"))?;
+        let found = value.get("format").and_then(serde_json::Value::as_u64);
+        let found = found.and_then(|found| u32::try_from(found).ok());
+        match found {
+            Some(VERSION) => {}
+            Some(found) => return Err(BackupError::Format { found }),
+            None => return Err(damaged("it has no format")),
+        }
+        let manifest: Self =
+            serde_json::from_value(value).map_err(|_| damaged("a field is missing or unknown"))?;
+        if manifest.own_checksum() == manifest.checksum {
+            Ok(manifest)
+        } else {
+            Err(damaged("the checksum does not match"))
+        }
+    }
+
+    fn own_checksum(&self) -> String {
+        let bare = Self {
+            checksum: String::new(),
+            ..self.clone()
+        };
+        hex(&serde_json::to_vec(&bare).expect("text and numbers"))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let hash = blake3::hash(bytes);
+    let mut text = String::new();
+    for byte in hash.as_bytes() {
+        write!(text, "{byte:02x}").expect("a string grows");
+    }
+    text
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a backup is files of this program"
+)]
+fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, BackupError> {
+    let length = fs::metadata(path).map_err(io_error(path))?.len();
+    if length > bytes_max {
+        return Err(BackupError::Damaged {
+            path: path.to_owned(),
+            offset: 0,
+            what: "it is longer than any such file",
+        });
+    }
+    fs::read(path).map_err(io_error(path))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a backup is files of this program"
+)]
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), BackupError> {
+    let written = File::create_new(path).and_then(|mut file| {
+        io::Write::write_all(&mut file, bytes)?;
+        file.sync_all()
+    });
+    written.map_err(io_error(path))
+}
+
+/// Gives a file or directory another name, durably.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a backup is files of this program"
+)]
+pub(super) fn rename_synced(from: &Path, to: &Path) -> Result<(), BackupError> {
+    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    let renamed = fs::rename(from, to).and_then(|()| File::open(parent)?.sync_all());
+    renamed.map_err(io_error(to))
+}
+
+/// Makes a directory that is empty.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a backup is files of this program"
+)]
+pub(super) fn make_empty(dir: &Path) -> Result<(), BackupError> {
+    let made = fs::create_dir_all(dir).and_then(|()| match fs::read_dir(dir)?.next() {
+        None => Ok(()),
+        Some(_) => Err(io::Error::other("the directory is not empty")),
+    });
+    made.map_err(io_error(dir))
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests damage files")]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A chunk in a directory of its own.
+    fn written() -> (TempDir, Chunk) {
+        let dir = TempDir::new().expect("a directory");
+        let mut builder = ChunkBuilder::new(1);
+        builder.database("d");
+        builder.row(b"key", b"value");
+        builder.row(b"", b"");
+        let chunk = builder.write(&chunk_path(dir.path(), 1)).expect("written");
+        (dir, chunk)
+    }
+
+    fn read(dir: &Path, chunk: &Chunk) -> Result<Vec<String>, BackupError> {
+        let mut seen = Vec::new();
+        read_chunk(dir, (1, chunk), |record| {
+            seen.push(match record {
+                Record::Database(name) => name.to_owned(),
+                Record::Row(key, value) => format!("{key:?} {value:?}"),
+            });
+            Ok(())
+        })?;
+        Ok(seen)
+    }
+
+    #[test]
+    fn a_chunk_is_read_as_it_was_written_and_any_flipped_bit_in_it_is_found() {
+        let (dir, chunk) = written();
+        let row = format!("{:?} {:?}", b"key", b"value");
+        assert_eq!(
+            read(dir.path(), &chunk).expect("whole"),
+            ["d", &row, "[] []"]
+        );
+        let path = chunk_path(dir.path(), 1);
+        let whole = std::fs::read(&path).expect("read");
+        for at in 0..whole.len() {
+            let mut rotten = whole.clone();
+            rotten[at] ^= 1;
+            std::fs::write(&path, rotten).expect("written");
+            let found = read(dir.path(), &chunk);
+            assert!(matches!(found, Err(BackupError::Damaged { .. })), "{at}");
+        }
+        std::fs::write(&path, &whole[..whole.len() - 1]).expect("written");
+        assert!(read(dir.path(), &chunk).is_err(), "it is cut off");
+    }
+
+    #[test]
+    fn records_that_claim_more_than_there_is_are_refused_although_the_checksums_match() {
+        for body in [
+            &[ROW, 255, 255, 255, 255, 255, 255, 255, 255][..],
+            &[DATABASE, 9],
+            &[7; 9],
+        ] {
+            let dir = TempDir::new().expect("a directory");
+            let mut builder = ChunkBuilder::new(1);
+            builder.bytes.extend(body);
+            let chunk = builder.write(&chunk_path(dir.path(), 1)).expect("written");
+            let found = read(dir.path(), &chunk);
+            assert!(
+                matches!(found, Err(BackupError::Damaged { .. })),
+                "{body:?}"
+            );
+        }
+    }
+}

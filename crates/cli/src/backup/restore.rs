@@ -1,0 +1,180 @@
+//! A new group of one node out of a backup.
+//!
+//! It is written beside the directory that is asked for, compared with the backup's digest, and gets its
+//! name last: a crash leaves what is no node's directory.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use steadfast::{Bootstrap, RepConfig, ReplicatedEnvironment, WriteBatch, WriteError};
+
+use crate::backup::format::{
+    BackupError, Manifest, Record, io_error, make_empty, read_chunk, rename_synced,
+};
+use crate::backup::progress::Progress;
+use crate::backup::verify;
+use crate::failure::{Failure, with_sources};
+use crate::status::Output;
+
+/// How long a new node may take to come to work.
+const READY_MAX: Duration = Duration::from_mins(1);
+
+/// Bytes and rows of one transaction, about.
+const TRANSACTION_BYTES: usize = 4 * 1024 * 1024;
+const TRANSACTION_ROWS: usize = 10_000;
+
+/// Make a new group of one node with what a backup holds
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Directory of the backup
+    directory: PathBuf,
+    /// Data directory of the node to be; it is empty, or does not exist
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Name of the node to be
+    #[arg(long)]
+    node: String,
+    /// Address on which it will be reached
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: String,
+    /// Name of the group to be; the old one, if none is given
+    #[arg(long)]
+    group: Option<String>,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// # Errors
+/// When the backup is damaged, or the node cannot be made. Nothing is at the data directory then.
+pub(super) async fn restore(arguments: Arguments) -> Result<(Output, Manifest), Failure> {
+    let manifest = verify::verify(&arguments.directory)?;
+    make_empty(&arguments.data_dir)?;
+    let stage = staging(&arguments.data_dir);
+    remove(&stage)?;
+    let group = arguments.group.as_deref().unwrap_or(&manifest.group_name);
+    let config = RepConfig::builder(group, &arguments.node)
+        .data_dir(&stage)
+        // Nobody is to reach it before it is whole.
+        .listen("127.0.0.1:0")
+        .advertise(&arguments.listen)
+        .bootstrap(Bootstrap::single())
+        .build()?;
+    let env = ReplicatedEnvironment::open_async(config).await?;
+    let filled = fill(&env, &arguments.directory, &manifest).await;
+    env.close_async().await?;
+    if filled.is_err() {
+        remove(&stage)?;
+    }
+    filled?;
+    rename_synced(&stage, &arguments.data_dir)?;
+    if arguments.output == Output::Table {
+        println!(
+            "start it:  steadfast start --group {group} --node {} --data-dir {} --listen {}",
+            arguments.node,
+            arguments.data_dir.display(),
+            arguments.listen
+        );
+    }
+    Ok((arguments.output, manifest))
+}
+
+/// Where the node is made.
+fn staging(data_dir: &Path) -> PathBuf {
+    let mut name = data_dir.file_name().unwrap_or_default().to_owned();
+    name.push(".restoring");
+    data_dir.with_file_name(name)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what an earlier try has left is removed"
+)]
+fn remove(stage: &Path) -> Result<(), BackupError> {
+    match std::fs::remove_dir_all(stage) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(io_error(stage)),
+    }
+}
+
+async fn fill(env: &ReplicatedEnvironment, dir: &Path, manifest: &Manifest) -> Result<(), Failure> {
+    env.wait_ready_async(READY_MAX).await?;
+    let mut progress = Progress::new("restored", manifest.bytes);
+    let mut bytes = 0;
+    for of in manifest.databases.iter().filter(|of| of.rows == 0) {
+        create_empty(env, &of.name)
+            .await
+            .map_err(|error| failed(&error))?;
+    }
+    for (number, chunk) in (1..).zip(&manifest.chunks) {
+        for batch in batches(dir, (number, chunk))? {
+            let written = env.write_batch_async(&batch.writes).await;
+            let _token = written.map_err(|error| failed(&error))?;
+            bytes += batch.bytes as u64;
+            progress.update(bytes);
+        }
+    }
+    let digest = env.digest().map_err(|error| {
+        Failure::new(
+            with_sources(&error),
+            "the backup is as it was; there is no new group",
+            "see to the cause, then restore again",
+        )
+    })?;
+    if format!("{:032x}", digest.1) == manifest.digest {
+        return Ok(());
+    }
+    let what = "what was restored is not what the backup holds".to_owned();
+    Err(BackupError::Mismatch(what).into())
+}
+
+/// Writes of one transaction.
+#[derive(Default)]
+struct Batch {
+    writes: WriteBatch,
+    rows: usize,
+    bytes: usize,
+}
+
+/// The rows of a chunk as transactions.
+fn batches(dir: &Path, chunk: (usize, &super::format::Chunk)) -> Result<Vec<Batch>, BackupError> {
+    let (mut batches, mut database) = (vec![Batch::default()], String::new());
+    read_chunk(dir, chunk, |record| {
+        match record {
+            Record::Database(name) => name.clone_into(&mut database),
+            Record::Row(key, value) => {
+                let size = key.len() + value.len();
+                let last = &batches[batches.len() - 1];
+                let is_full = last.rows >= TRANSACTION_ROWS
+                    || (last.rows > 0 && last.bytes + size > TRANSACTION_BYTES);
+                if is_full {
+                    batches.push(Batch::default());
+                }
+                let at = batches.len() - 1;
+                let batch = &mut batches[at];
+                batch.writes.put(&database, key, value);
+                batch.rows += 1;
+                batch.bytes += size;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(batches)
+}
+
+/// A database that holds nothing comes into being with a row that goes again.
+async fn create_empty(env: &ReplicatedEnvironment, name: &str) -> Result<(), WriteError> {
+    let made = env.write_async(|txn| txn.database(name)?.put("", ""));
+    let _token = made.await?;
+    let emptied = env.write_async(|txn| txn.database(name)?.delete(""));
+    let _token = emptied.await?;
+    Ok(())
+}
+
+fn failed(error: &WriteError) -> Failure {
+    Failure::new(
+        with_sources(error),
+        "the backup is as it was; there is no new group",
+        "see to the cause, then restore again",
+    )
+}

@@ -1,0 +1,90 @@
+//! Reading a backup, all of it.
+
+use std::path::Path;
+
+use crate::backup::format::{BackedUp, BackupError, Digest, Manifest, Record, read_chunk};
+use crate::backup::progress::Progress;
+
+/// Reads all of it, and holds order, numbers, checksums and digest against it.
+///
+/// # Errors
+/// What is wrong, and where.
+pub(super) fn verify(dir: &Path) -> Result<Manifest, BackupError> {
+    let manifest = Manifest::read(dir)?;
+    let mut progress = Progress::new("verified", manifest.bytes);
+    let mut seen = Seen::default();
+    for (number, chunk) in (1..).zip(&manifest.chunks) {
+        // What a chunk holds it names anew.
+        seen.is_within = false;
+        read_chunk(dir, (number, chunk), |record| seen.take(&record))?;
+        progress.update(seen.bytes);
+    }
+    seen.check(&manifest)?;
+    Ok(manifest)
+}
+
+/// What was read so far.
+#[derive(Default)]
+struct Seen {
+    databases: Vec<BackedUp>,
+    last_key: Option<Vec<u8>>,
+    /// Whether the chunk has named the database of its rows.
+    is_within: bool,
+    digest: Digest,
+    rows: u64,
+    bytes: u64,
+}
+
+impl Seen {
+    fn take(&mut self, record: &Record<'_>) -> Result<(), BackupError> {
+        let wrong = |what: &str| Err(BackupError::Mismatch(what.to_owned()));
+        match record {
+            Record::Database(name) => {
+                self.is_within = true;
+                match self.databases.last().map(|last| last.name.as_str()) {
+                    Some(last) if last == *name => return Ok(()),
+                    Some(last) if last > *name => return wrong("databases are out of order"),
+                    _ => {}
+                }
+                self.digest.add(name.as_bytes());
+                self.last_key = None;
+                self.databases.push(BackedUp {
+                    name: (*name).to_owned(),
+                    rows: 0,
+                });
+            }
+            Record::Row(key, value) => {
+                let database = self.databases.last_mut().filter(|_| self.is_within);
+                let Some(database) = database else {
+                    return wrong("a row is of no database");
+                };
+                if self.last_key.as_deref().is_some_and(|last| last >= *key) {
+                    return wrong("keys are out of order");
+                }
+                database.rows += 1;
+                self.last_key = Some(key.to_vec());
+                self.digest.add(key);
+                self.digest.add(value);
+                self.rows += 1;
+                self.bytes += (key.len() + value.len()) as u64;
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, manifest: &Manifest) -> Result<(), BackupError> {
+        let is_same = self.databases == manifest.databases
+            && self.rows == manifest.rows
+            && self.bytes == manifest.bytes;
+        if !is_same {
+            let what = format!("it has {} rows of {}", self.rows, manifest.rows);
+            return Err(BackupError::Mismatch(what));
+        }
+        if self.digest.hex() != manifest.digest {
+            return Err(BackupError::Mismatch(
+                "its digest is another one".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+}
