@@ -3,6 +3,8 @@
 //!
 //! The keys are the same in the program's TOML file; [`KEYS`] describes each.
 
+mod keys;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +13,8 @@ use crate::group::formation::Expected;
 use crate::group::join::JoinToken;
 use crate::limits::{BATCHES_IN_FLIGHT_MAX, NAME_BYTES_MAX, NODES_MAX};
 use crate::txn::durability::Durability;
+
+pub use keys::{KEYS, Key};
 
 /// What is wrong with a configuration. Nothing was touched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,203 +35,6 @@ impl ConfigError {
         }
     }
 }
-
-/// One key of the configuration, described.
-#[derive(Clone, Copy, Debug)]
-pub struct Key {
-    /// Its name.
-    pub name: &'static str,
-    /// Unit or form of its value.
-    pub unit: &'static str,
-    /// Default, in words where it has none.
-    pub default: &'static str,
-    /// What it does.
-    pub help: &'static str,
-}
-
-/// Every key, in the order of the documentation.
-pub const KEYS: &[Key] = &[
-    Key {
-        name: "group",
-        unit: "name",
-        default: "required",
-        help: "Name of the group; the same on all its nodes.",
-    },
-    Key {
-        name: "node",
-        unit: "name",
-        default: "required",
-        help: "Name of this node; one of the names in `bootstrap`.",
-    },
-    Key {
-        name: "data_dir",
-        unit: "path",
-        default: "required",
-        help: "Directory of this node's log and engine. Made if missing (mode 0700).",
-    },
-    Key {
-        name: "listen",
-        unit: "host:port",
-        default: "required",
-        help: "Address on which this node listens for the others.",
-    },
-    Key {
-        name: "bootstrap",
-        unit: "list of name=host:port",
-        default: "this node alone",
-        help: "The nodes of the group to be. Used only while data_dir is empty, ignored afterwards.",
-    },
-    Key {
-        name: "join",
-        unit: "token",
-        default: "none",
-        help: "Token of `steadfast token create`, instead of `bootstrap`: lets this node into a group that exists. Used only while data_dir is empty.",
-    },
-    Key {
-        name: "advertise",
-        unit: "host:port",
-        default: "the address of `listen`",
-        help: "Where the others reach this node, as it tells them when it joins.",
-    },
-    Key {
-        name: "worker_threads",
-        unit: "threads",
-        default: "half the cores, 1 to 4",
-        help: "Threads of the environment's own runtime.",
-    },
-    Key {
-        name: "heartbeat_interval_ms",
-        unit: "ms, 5 to 10000",
-        default: "50",
-        help: "How often the master says that it is there.",
-    },
-    Key {
-        name: "election_timeout_min_ms",
-        unit: "ms, at least 3 heartbeats",
-        default: "200",
-        help: "A replica waits at least this long, after the lease of election_timeout_max_ms, before it asks for votes.",
-    },
-    Key {
-        name: "election_timeout_max_ms",
-        unit: "ms, above the minimum",
-        default: "300",
-        help: "Longest such wait, and the time for which a replica holds a silent master for alive. A master whose connections close is replaced without waiting.",
-    },
-    Key {
-        name: "dial_timeout_ms",
-        unit: "ms, 10 to 60000",
-        default: "1000",
-        help: "Deadline of connecting to a node, hello included.",
-    },
-    Key {
-        name: "silence_max_ms",
-        unit: "ms, 100 to 600000",
-        default: "5000",
-        help: "A connection on which an answer is due for this long is given up.",
-    },
-    Key {
-        name: "durability",
-        unit: "majority, all, local or none",
-        default: "majority",
-        help: "When a write is acknowledged that says nothing else. A failover may roll back what was acknowledged with local or none; see docs/durability.md.",
-    },
-    Key {
-        name: "commit_timeout_ms",
-        unit: "ms, 10 to 3600000",
-        default: "10000",
-        help: "A write that waits this long for its acknowledgements returns InsufficientAcks.",
-    },
-    Key {
-        name: "read_timeout_ms",
-        unit: "ms, 10 to 3600000",
-        default: "5000",
-        help: "A read for which this node is not fresh enough by then returns an error that says how far behind it is.",
-    },
-    Key {
-        name: "batches_in_flight_max",
-        unit: "batches, 1 to 64",
-        default: "4",
-        help: "Batches proposed and not yet applied; while they are under way the next one fills.",
-    },
-    Key {
-        name: "commit_queue_bytes_max",
-        unit: "bytes, 1 MiB to 1 GiB",
-        default: "67108864",
-        help: "Bytes of writes that wait for their commit; over it, writers wait.",
-    },
-    Key {
-        name: "window_bytes_max",
-        unit: "bytes, 64 KiB to 64 GiB",
-        default: "268435456",
-        help: "Memory for versions that the engine does not hold yet; over it, writers wait.",
-    },
-    Key {
-        name: "flush_bytes",
-        unit: "bytes, at most half of window_bytes_max",
-        default: "33554432",
-        help: "A flush to the engine begins when this much has been applied.",
-    },
-    Key {
-        name: "flush_interval_ms",
-        unit: "ms, 1 to 3600000",
-        default: "5000",
-        help: "Nothing applied stays out of the engine longer than this.",
-    },
-    Key {
-        name: "snapshot_age_max_ms",
-        unit: "ms, 10 to 86400000",
-        default: "60000",
-        help: "A snapshot older than this ends with SnapshotTooOld.",
-    },
-    Key {
-        name: "log_segment_bytes",
-        unit: "bytes, 64 KiB to 1 GiB",
-        default: "67108864",
-        help: "Size of a segment of the log. A transaction of the largest size fits into 64 MiB.",
-    },
-    Key {
-        name: "log_cache_bytes_max",
-        unit: "bytes, up to 16 GiB",
-        default: "67108864",
-        help: "Memory for log entries that replicas may need next.",
-    },
-    Key {
-        name: "subscriptions_max",
-        unit: "subscriptions, 1 to 4096",
-        default: "64",
-        help: "Change feeds that the node serves at a time; a further one gets TooMany.",
-    },
-    Key {
-        name: "subscription_stall_ms",
-        unit: "ms, 100 to 600000",
-        default: "30000",
-        help: "A remote subscriber that has not taken what it was sent by then is cut off.",
-    },
-    Key {
-        name: "digest_interval_ms",
-        unit: "ms, 0 or 100 to 604800000",
-        default: "3600000",
-        help: "How often the master compares the data of all nodes, range by range. 0: never.",
-    },
-    Key {
-        name: "disk_free_warn_bytes",
-        unit: "bytes, 0 to 1 PiB",
-        default: "1073741824",
-        help: "With less than this free on the volume of data_dir the node warns. 0: never.",
-    },
-    Key {
-        name: "disk_free_read_only_bytes",
-        unit: "bytes, 0 or 1 MiB to 1 PiB, at most disk_free_warn_bytes",
-        default: "268435456",
-        help: "With less than this free the node takes no writes of users: a master hands over to a node that has room, or refuses them. They are taken again when a quarter more is free. 0: never.",
-    },
-    Key {
-        name: "engine_cache_bytes",
-        unit: "bytes, 1 MiB to 1 TiB",
-        default: "134217728",
-        help: "Cache of the storage engine.",
-    },
-];
 
 /// How a node with an empty data directory comes to a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -319,6 +126,10 @@ pub(crate) struct Tuning {
     pub(crate) flush_bytes: usize,
     pub(crate) log_segment_bytes: u32,
     pub(crate) log_cache_bytes_max: usize,
+    pub(crate) log_keep_bytes: u64,
+    pub(crate) log_retain_bytes_max: u64,
+    pub(crate) log_retain: Duration,
+    pub(crate) restore_bytes_per_s_max: u64,
     pub(crate) engine_cache_bytes: u64,
     /// `None` when the nodes are not compared.
     pub(crate) digest_interval: Option<Duration>,
@@ -348,6 +159,10 @@ impl Default for Tuning {
             flush_bytes: 32 * MIB,
             log_segment_bytes: 64 * 1024 * 1024,
             log_cache_bytes_max: 64 * MIB,
+            log_keep_bytes: 256 * 1024 * 1024,
+            log_retain_bytes_max: 8 * 1024 * 1024 * 1024,
+            log_retain: Duration::from_hours(1),
+            restore_bytes_per_s_max: 64 * 1024 * 1024,
             engine_cache_bytes: 128 * 1024 * 1024,
             digest_interval: Some(Duration::from_hours(1)),
             // Two segments of the log and a flush, with the engine's own reserve of 128 MiB.
@@ -584,6 +399,14 @@ impl Tuning {
                 self.log_segment_bytes = u32::try_from(value).unwrap_or(u32::MAX);
             }
             "log_cache_bytes_max" => self.log_cache_bytes_max = bytes(0, 16 * GIB)?,
+            "log_keep_bytes" => self.log_keep_bytes = within(64 * 1024, 1024 * GIB)?,
+            "log_retain_bytes_max" => {
+                self.log_retain_bytes_max = within(64 * 1024, 16 * 1024 * GIB)?;
+            }
+            "log_retain_ms_max" => self.log_retain = ms(100, 604_800_000)?,
+            "restore_bytes_per_s_max" => {
+                self.restore_bytes_per_s_max = within(64 * 1024, 64 * GIB)?;
+            }
             "engine_cache_bytes" => self.engine_cache_bytes = within(MIB, 1024 * GIB)?,
             "digest_interval_ms" if value == 0 => self.digest_interval = None,
             "digest_interval_ms" => self.digest_interval = Some(ms(100, 604_800_000)?),
@@ -614,6 +437,10 @@ impl Tuning {
         if self.flush_bytes > self.window_bytes_max / 2 {
             let problem = "must be at most half of window_bytes_max";
             return Err(ConfigError::new("flush_bytes", problem));
+        }
+        if self.log_retain_bytes_max < self.log_keep_bytes {
+            let problem = "must be at least log_keep_bytes";
+            return Err(ConfigError::new("log_retain_bytes_max", problem));
         }
         Ok(())
     }
@@ -712,6 +539,7 @@ mod tests {
         );
         let disk = problem(builder().set("disk_free_read_only_bytes", 2 << 30));
         assert!(disk.contains("at most disk_free_warn_bytes"), "{disk}");
+        assert!(problem(builder().set("log_retain_bytes_max", 1 << 20)).contains("log_keep_bytes"));
         assert!(problem(expect(&["n2=h:1"])).contains("is not in the list"));
         assert!(problem(expect(&["n1=h:1", "n1=h:2"])).contains("listed twice"));
         assert!(Bootstrap::expect(["n1"]).is_err());

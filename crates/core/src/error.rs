@@ -246,6 +246,13 @@ pub enum WriteError {
     /// A read within the transaction failed. Nothing was written.
     #[error("a read in the transaction failed; nothing was written: {0}")]
     Read(#[source] ReadError),
+    /// The node copies the state of a peer, because the log that it needs is gone. Nothing was
+    /// written.
+    #[error(
+        "this node copies the state of a peer and takes no part meanwhile; nothing was written; \
+         write on the master, or retry when the copy is in place"
+    )]
+    Restoring,
     /// The transaction function gave up. Nothing was written. See [`WriteError::into_aborted`].
     #[error("the transaction was aborted; nothing was written: {0}")]
     Aborted(Box<dyn Error + Send + Sync>),
@@ -347,6 +354,7 @@ impl WriteError {
             | Self::InsufficientReplicas { .. }
             | Self::TooOld { .. }
             | Self::DiskFull { .. }
+            | Self::Restoring
             | Self::Conflict => true,
             Self::Read(read) => read.is_retryable(),
             _ => false,
@@ -360,6 +368,7 @@ impl From<ReadError> for WriteError {
             ReadError::SnapshotTooOld { age_max } => Self::TooOld { age_max },
             ReadError::Stopped { reason } => Self::Stopped { reason },
             ReadError::Closed => Self::Closed,
+            ReadError::Restoring => Self::Restoring,
             error => Self::Read(error),
         }
     }
@@ -458,6 +467,12 @@ pub enum ReadError {
         /// Why.
         reason: String,
     },
+    /// The node copies the state of a peer, because the log that it needs is gone.
+    #[error(
+        "this node copies the state of a peer and cannot be read meanwhile; read on another node, \
+         or retry when the copy is in place"
+    )]
+    Restoring,
     /// This node is an arbiter.
     #[error("an arbiter has no data; ask another node")]
     NoData,
@@ -475,6 +490,7 @@ impl ReadError {
                 | Self::Behind { .. }
                 | Self::Lagging { .. }
                 | Self::SnapshotTooOld { .. }
+                | Self::Restoring
         )
     }
 }
@@ -536,6 +552,13 @@ pub enum FeedError {
     /// The storage engine cannot be read.
     #[error("the storage engine cannot be read: {0}")]
     Engine(EngineError),
+    /// The node copies the state of a peer, because the log that it needs is gone. Go on with the
+    /// resume token on another node, or when the copy is in place.
+    #[error(
+        "this node copies the state of a peer; go on with the resume token on another node, or when \
+         the copy is in place"
+    )]
+    Restoring,
     /// The node belongs to no group yet: wait until it is ready.
     #[error("the node belongs to no group yet; wait until it is ready")]
     NotReady,
@@ -561,6 +584,7 @@ impl FeedError {
             Self::TooMany { .. }
                 | Self::Disconnected { .. }
                 | Self::NotReady
+                | Self::Restoring
                 | Self::SnapshotTooOld
         )
     }

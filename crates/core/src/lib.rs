@@ -51,8 +51,7 @@
 //! # }
 //! ```
 //!
-//! What it does not do: encrypt or authenticate connections, purge the log, change the members of a
-//! group, or copy a whole state to a node that has lost its own.
+//! What it does not do: encrypt or authenticate connections.
 //!
 //! | module | holds |
 //! | --- | --- |
@@ -69,6 +68,7 @@
 //! | `service` | what travels between nodes: hello, messages, the services |
 //! | `subscription` | the change feed, in this process and from another |
 //! | `events` | what happens to a group, for those who watch it |
+//! | `restore` | a copy of the whole state, for a node that the log cannot bring up |
 //! | `observe` | status, digests, nodes held against each other |
 //! | [`recover`] | what to do when a quorum is lost for good |
 //! | [`machine`] | disk, network, engine, clock, chance and threads: the edge |
@@ -98,6 +98,7 @@ pub mod planted;
 #[cfg(not(feature = "planted"))]
 mod planted;
 pub mod recover;
+mod restore;
 mod service;
 mod subscription;
 mod token;
@@ -114,7 +115,9 @@ pub use group::join::{JoinToken, ParseJoinTokenError};
 pub use group::{NodeAddress, NodeType, PRIORITY_DEFAULT, ParseNodeTypeError};
 pub use listener::{Role, RoleState, StateChanges};
 pub use observe::comparison::{CheckedNode, ComparedDatabase, Comparison, Divergence};
-pub use observe::status::{MemberStatus, NodeStatus, ReplicaStatus, StatusError, Unreachable};
+pub use observe::status::{
+    MemberStatus, NodeStatus, ReplicaStatus, RestoreProgress, StatusError, Unreachable,
+};
 pub use open_transaction::OpenTransaction;
 pub use subscription::{
     Change, CommittedTransaction, Feed, FeedEvent, From, SubscribeOptions, Subscription,

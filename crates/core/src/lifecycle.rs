@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!  open ──► Forming ──group formed──► Running ──log or engine failed──► Stopped
-//!              │  refused                │
-//!              ▼                         └───close──► Closed   (from everywhere)
-//!           Refused
+//!              │  refused              │ ▲ │
+//!              ▼       log is gone ────┘ │ └───close──► Closed   (from everywhere)
+//!           Refused         ▼            │ a copy is in place
+//!                       Restoring ───────┘
 //! ```
 //!
-//! `NODE_STATE` is answered in every phase; FEEDER, ELECTION and SUBSCRIPTION only by a node that is
-//! running.
+//! `NODE_STATE` is answered in every phase; FEEDER, ELECTION, RESTORE and SUBSCRIPTION only by a node
+//! that is running.
 
 mod admin;
 mod compare;
@@ -16,6 +17,7 @@ mod describe;
 mod feeds;
 mod fence;
 mod founding;
+mod restoring;
 mod room;
 mod serving;
 mod shutdown;
@@ -39,8 +41,10 @@ use crate::machine::Machine;
 use crate::node::{Node, Surroundings};
 use crate::observe::digest::{self, SharedDigest};
 use crate::observe::status::NodeStatus;
+use crate::restore::fetch::Progress;
+use crate::restore::source::Copies;
 use crate::service::hello::Gate;
-use crate::service::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, SUBSCRIPTION};
+use crate::service::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
 use crate::token::{CommitToken, TokenOutcome};
 use crate::txn::consistency::{self, ReadOptions};
 use crate::txn::durability::Durability;
@@ -58,6 +62,8 @@ use shutdown::Shutdown;
 pub(crate) enum Phase {
     Forming,
     Running,
+    /// It copies the state of a peer, and takes no part meanwhile.
+    Restoring,
     /// The group does not let the node in, or goes on without it.
     Refused(String),
     /// The disk or the engine failed.
@@ -74,6 +80,7 @@ impl Phase {
         match self {
             Self::Running => Ok(()),
             Self::Forming => Err(NotRunning::NotYet),
+            Self::Restoring => Err(NotRunning::Restoring),
             Self::Refused(reason) | Self::Stopped(reason) => {
                 Err(NotRunning::Stopped(reason.clone()))
             }
@@ -95,7 +102,14 @@ pub(crate) struct Lifecycle {
     fence: Arc<Fence>,
     /// How much of the disk is free, and what follows from that.
     room: watch::Sender<Room>,
-    node: OnceLock<Arc<Node>>,
+    /// The node at work; another one after a copy of the state was put in place.
+    node: Mutex<Option<Arc<Node>>>,
+    /// How far a copy of the state has got that this node makes.
+    restore: watch::Sender<Option<Progress>>,
+    /// The task that waits for the need of a copy, and makes it.
+    restoring: Mutex<Option<JoinHandle<()>>>,
+    /// Copies that this node serves.
+    copies: Arc<Copies>,
     /// What `NODE_STATE` gives out.
     digest: SharedDigest,
     compared: Compared,
@@ -131,7 +145,7 @@ impl Lifecycle {
         let on_failure = phase.clone();
         let failed = move |reason: String| {
             on_failure.send_if_modified(|phase| {
-                let is_news = matches!(phase, Phase::Forming | Phase::Running);
+                let is_news = matches!(phase, Phase::Forming | Phase::Running | Phase::Restoring);
                 if is_news {
                     tracing::error!(reason, "the node has stopped");
                     *phase = Phase::Stopped(reason);
@@ -150,8 +164,10 @@ impl Lifecycle {
             superseded: Fence::alarm(&fence),
         };
         let subscriptions = Arc::new(Semaphore::new(config.tuning.subscriptions_max));
+        let copies = Arc::new(Copies::new(config.tuning.restore_bytes_per_s_max));
         Self {
             subscriptions,
+            copies,
             config,
             machine,
             dir: Mutex::new(Some(dir)),
@@ -161,7 +177,9 @@ impl Lifecycle {
             fence,
             room: watch::Sender::default(),
             waiting_for: watch::Sender::new(String::new()),
-            node: OnceLock::new(),
+            node: Mutex::default(),
+            restore: watch::Sender::new(None),
+            restoring: Mutex::default(),
             digest: SharedDigest::default(),
             compared: Compared::default(),
             shutdown: Shutdown::default(),
@@ -197,7 +215,7 @@ impl Lifecycle {
             );
         }
         self.listen_address.get_or_init(|| address);
-        if self.node.get().is_none() {
+        if self.node().is_none() {
             let forming = process::spawn(founding::form(Arc::clone(self)));
             *lock(&self.forming) = Some(forming);
         }
@@ -225,15 +243,17 @@ impl Lifecycle {
             .founders
             .first()
             .is_some_and(|(id, _)| *id == identity.node_id);
-        self.node.get_or_init(|| Arc::clone(&node));
+        *lock(&self.node) = Some(Arc::clone(&node));
         self.phase.send_if_modified(|phase| {
-            let is_forming = *phase == Phase::Forming;
-            if is_forming {
+            let comes_to_work = matches!(phase, Phase::Forming | Phase::Restoring);
+            if comes_to_work {
                 *phase = Phase::Running;
             }
-            is_forming
+            comes_to_work
         });
-        process::spawn(watch_failure(Arc::downgrade(self)));
+        process::spawn(watch_failure(Arc::downgrade(self), Arc::clone(&node)));
+        let watching = restoring::watch(Arc::downgrade(self), Arc::clone(&node));
+        *lock(&self.restoring) = Some(process::spawn(watching));
         if is_founder {
             let founded = node.consensus.found().await;
             founded.map_err(|error| OpenError::Start(error.to_string()))?;
@@ -257,7 +277,15 @@ impl Lifecycle {
             Arc::clone(&self.around.superseded),
             Arc::new(newest_id),
         );
-        for name in [FEEDER, ELECTION, NODE_STATE, SUBSCRIPTION, EVENTS, ADMIN] {
+        for name in [
+            FEEDER,
+            ELECTION,
+            RESTORE,
+            NODE_STATE,
+            SUBSCRIPTION,
+            EVENTS,
+            ADMIN,
+        ] {
             let (gate, lifecycle) = (gate.clone(), Arc::downgrade(self));
             self.dispatcher.register_async(Arc::new(Service {
                 name,
@@ -268,9 +296,14 @@ impl Lifecycle {
     }
 
     /// The node at work.
-    fn running(&self) -> Result<&Arc<Node>, NotRunning> {
+    fn running(&self) -> Result<Arc<Node>, NotRunning> {
         self.phase.borrow().running()?;
-        self.node.get().ok_or(NotRunning::NotYet)
+        self.node().ok_or(NotRunning::NotYet)
+    }
+
+    /// The node, in whatever phase.
+    fn node(&self) -> Option<Arc<Node>> {
+        lock(&self.node).clone()
     }
 
     pub(crate) async fn wait_ready(&self, timeout: Duration) -> Result<(), ReadyError> {
@@ -278,7 +311,7 @@ impl Lifecycle {
         let (mut phase, mut role) = (self.phase.subscribe(), self.role());
         loop {
             match &*phase.borrow_and_update() {
-                Phase::Running | Phase::Forming => {}
+                Phase::Running | Phase::Forming | Phase::Restoring => {}
                 Phase::Refused(reason) => {
                     return Err(ReadyError::Refused {
                         reason: reason.clone(),
@@ -315,6 +348,7 @@ impl Lifecycle {
     fn waiting_for(&self) -> String {
         match &*self.phase.borrow() {
             Phase::Forming => return self.waiting_for.borrow().clone(),
+            Phase::Restoring => return self.restore_in_words(),
             Phase::Refused(reason) | Phase::Stopped(reason) => return reason.clone(),
             Phase::Closing | Phase::Closed => return "nothing; it is closed".to_owned(),
             Phase::Running => {}
@@ -342,12 +376,13 @@ impl Lifecycle {
         transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
     ) -> Result<CommitToken, WriteError> {
         let node = self.writable()?;
-        let written = write::write(node, self.promise(durability), transaction).await;
+        let written = write::write(&node, self.promise(durability), transaction).await;
         written.map_err(|error| self.why_not_written(error))
     }
 
     pub(crate) async fn begin_transaction(&self) -> Result<Transaction, WriteError> {
-        let begun = write::begin(self.writable()?).await;
+        let node = self.writable()?;
+        let begun = write::begin(&node).await;
         begun.map_err(|error| self.why_not_written(error))
     }
 
@@ -357,7 +392,7 @@ impl Lifecycle {
         transaction: Transaction,
     ) -> Result<CommitToken, WriteError> {
         let node = self.writable()?;
-        let committed = write::commit(node, self.promise(durability), transaction).await;
+        let committed = write::commit(&node, self.promise(durability), transaction).await;
         committed.map_err(|error| self.why_not_written(error))
     }
 
@@ -379,6 +414,7 @@ impl Lifecycle {
         match (self.running(), error) {
             (Err(NotRunning::Stopped(reason)), _) => WriteError::Stopped { reason },
             (Err(NotRunning::Closed), _) => WriteError::Closed,
+            (Err(NotRunning::Restoring), _) => WriteError::Restoring,
             (_, WriteError::NotMaster { .. }) => {
                 let state = self.around.role.borrow();
                 let master = state.master.clone();
@@ -393,7 +429,7 @@ impl Lifecycle {
     ///
     /// # Errors
     /// As [`Lifecycle::running`]; [`ReadError::NoData`] on an arbiter.
-    pub(super) fn with_data(&self) -> Result<&Arc<Node>, ReadError> {
+    pub(super) fn with_data(&self) -> Result<Arc<Node>, ReadError> {
         let node = self.running()?;
         let members = self.around.members.borrow();
         let own = members.get(&node.identity.node_id);
@@ -407,7 +443,7 @@ impl Lifecycle {
     pub(crate) async fn snapshot(&self, options: ReadOptions) -> Result<Snapshot, ReadError> {
         let node = self.with_data()?;
         let timeout = options.timeout.unwrap_or(self.config.tuning.read_timeout);
-        consistency::wait(node, self.role(), (options.policy, timeout)).await?;
+        consistency::wait(&node, self.role(), (options.policy, timeout)).await?;
         Ok(node.snapshot())
     }
 
@@ -415,7 +451,7 @@ impl Lifecycle {
     pub(crate) async fn outcome(&self, token: CommitToken) -> Result<TokenOutcome, ReadError> {
         let node = self.with_data()?;
         let timeout = self.config.tuning.read_timeout;
-        outcome::outcome(node, self.role(), (token, timeout)).await
+        outcome::outcome(&node, self.role(), (token, timeout)).await
     }
 
     pub(crate) fn digest(&self) -> Result<(Vlsn, u128), ReadError> {
@@ -455,8 +491,13 @@ impl Lifecycle {
             // been reported.
             forming.await.ok();
         }
+        let restoring = lock(&self.restoring).take();
+        if let Some(restoring) = restoring {
+            // So does this.
+            restoring.await.ok();
+        }
         self.dispatcher.stop().await;
-        let stopped = match self.node.get() {
+        let stopped = match self.node() {
             Some(node) => node.stop().await,
             None => Ok(()),
         };
@@ -479,6 +520,7 @@ fn is_exposed(address: &str) -> bool {
 /// Why a node does no work.
 pub(crate) enum NotRunning {
     NotYet,
+    Restoring,
     Stopped(String),
     Closed,
 }
@@ -489,6 +531,7 @@ impl From<NotRunning> for ReadError {
             NotRunning::NotYet => Self::NotCurrent {
                 reason: "the node belongs to no group yet".to_owned(),
             },
+            NotRunning::Restoring => Self::Restoring,
             NotRunning::Stopped(reason) => Self::Stopped { reason },
             NotRunning::Closed => Self::Closed,
         }
@@ -499,6 +542,7 @@ impl From<NotRunning> for WriteError {
     fn from(why: NotRunning) -> Self {
         match why {
             NotRunning::NotYet => Self::NotMaster { master: None },
+            NotRunning::Restoring => Self::Restoring,
             NotRunning::Stopped(reason) => Self::Stopped { reason },
             NotRunning::Closed => Self::Closed,
         }
@@ -510,25 +554,29 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Ends the node's work when consensus stops by itself, or something under it fails.
-async fn watch_failure(lifecycle: std::sync::Weak<Lifecycle>) {
-    let Some((node, mut phase, failed)) = lifecycle.upgrade().and_then(|lifecycle| {
-        let node = Arc::clone(lifecycle.node.get()?);
-        Some((
-            node,
-            lifecycle.phase.subscribe(),
-            Arc::clone(&lifecycle.around.failed),
-        ))
+async fn watch_failure(lifecycle: std::sync::Weak<Lifecycle>, node: Arc<Node>) {
+    let Some((mut phase, failed)) = lifecycle.upgrade().map(|lifecycle| {
+        let failed = Arc::clone(&lifecycle.around.failed);
+        (lifecycle.phase.subscribe(), failed)
     }) else {
         return;
     };
     tokio::select! {
         biased;
         ended = phase.wait_for(|phase| !matches!(phase, Phase::Forming | Phase::Running)) => {
-            if ended.is_ok_and(|phase| matches!(*phase, Phase::Closing | Phase::Closed)) {
+            let is_meant =
+                |phase: &Phase| matches!(phase, Phase::Restoring | Phase::Closing | Phase::Closed);
+            if ended.is_ok_and(|phase| is_meant(&phase)) {
                 return;
             }
         }
-        reason = node.consensus.failure() => failed(reason),
+        reason = node.consensus.failure() => {
+            // Of a node that was stopped on purpose it says nothing.
+            if node.has_ended() {
+                return;
+            }
+            failed(reason);
+        }
     }
     // Whatever failed, this node must neither vote nor acknowledge any more.
     node.consensus.shutdown().await;

@@ -9,12 +9,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use steadfast_net::process;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::config::RepConfig;
-use crate::consensus::{Consensus, Parts, ReadBarriers, Timers, Told, held_vlsn};
+use crate::consensus::{Consensus, Parts, ReadBarriers, RetainLimits, Timers, Told, held_vlsn};
 use crate::engine::{Applied, EngineError, StorageEngine};
 use crate::error::OpenError;
 use crate::group::Members;
@@ -22,11 +23,12 @@ use crate::group::identity::{DataDir, Identity};
 use crate::ids::{GroupUuid, Vlsn};
 use crate::limits::{BATCH_BYTES_MAX, TRANSACTION_BYTES_MAX};
 use crate::listener::RoleState;
-use crate::log::{Log, LogConfig, LogError, LogId, LogIdentity};
+use crate::log::{Log, LogConfig, LogError, LogId, LogIdentity, LogState};
 use crate::machine::Machine;
 use crate::planted::{self, Bug};
 use crate::service::hello::Superseded;
 use crate::txn::flush::{Flush, FlushLimits};
+use crate::txn::holds::Holds;
 use crate::txn::readers::Readers;
 use crate::txn::sequencer::Sequencer;
 use crate::txn::transaction::Snapshot;
@@ -49,6 +51,8 @@ pub(crate) struct Node {
     pub(crate) log: Log,
     pub(crate) consensus: Arc<Consensus>,
     pub(crate) barriers: ReadBarriers,
+    /// Who needs the log.
+    pub(crate) holds: Arc<Holds>,
     /// Bytes of writes that may wait for their commit.
     pub(crate) budget: Semaphore,
     pub(crate) budget_bytes: usize,
@@ -57,6 +61,7 @@ pub(crate) struct Node {
     pub(crate) turns: Turns,
     stop_flush: watch::Sender<bool>,
     flushed: std::sync::Mutex<Option<oneshot::Receiver<Result<(), EngineError>>>>,
+    has_ended: AtomicBool,
 }
 
 /// What was read, and holds.
@@ -94,7 +99,7 @@ impl Node {
         around: Surroundings,
     ) -> Result<Arc<Self>, OpenError> {
         let log = open_log(config, machine, dir, &identity, &around).await?;
-        let engine = match open_engine(machine, dir).await {
+        let engine = match open_engine(machine, dir, &identity).await {
             Ok(engine) => engine,
             Err(error) => return Err(abandon(&log, None, error).await),
         };
@@ -114,7 +119,7 @@ impl Node {
         around: Surroundings,
     ) -> Result<Arc<Self>, OpenError> {
         let held = engine.applied()?;
-        check_log_reaches(log.state().last, held.as_ref(), &config.data_dir)?;
+        check_log_reaches(log.state(), held.as_ref(), &config.data_dir)?;
         let window = Arc::new(Window::default());
         let readers = Arc::new(Readers::default());
         let sequencer = Arc::new(Sequencer::new(
@@ -133,12 +138,14 @@ impl Node {
             flush_limits(config),
         )?);
         let (stop_flush, flushed) = start_flush(machine, &flush, &log, &around)?;
+        let holds = Arc::new(Holds::default());
         let consensus = Consensus::start(Parts {
             identity: Arc::clone(&identity),
             log: log.clone(),
             engine: Arc::clone(&engine),
             sequencer: Arc::clone(&sequencer),
             flush: Arc::clone(&flush),
+            holds: Arc::clone(&holds),
             transport: Arc::clone(&machine.transport),
             members: around.members,
             role: around.role,
@@ -148,6 +155,7 @@ impl Node {
             seed: machine.seed ^ identity.node_id.0,
             timers: timers(config),
             may_stand: around.may_stand,
+            retain: retain_limits(config),
         })
         .await
         .map_err(|error| OpenError::Start(error.to_string()))?;
@@ -167,12 +175,14 @@ impl Node {
             log,
             consensus,
             barriers,
+            holds,
             budget,
             budget_bytes,
             transaction_bytes_max: transaction_bytes_max(config),
             turns,
             stop_flush,
             flushed,
+            has_ended: AtomicBool::new(false),
         }))
     }
 
@@ -180,6 +190,11 @@ impl Node {
         self.identity
             .group
             .expect("a node at work belongs to a group")
+    }
+
+    /// Whether the node has been stopped, so that another one may be at work on its directory.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
     }
 
     /// A view at the last committed transaction.
@@ -230,6 +245,7 @@ impl Node {
     /// # Errors
     /// What could not be written. Nothing acknowledged is lost: it is in the log.
     pub(crate) async fn stop(&self) -> Result<(), String> {
+        self.has_ended.store(true, Ordering::Release);
         self.consensus.shutdown().await;
         self.stop_flush.send_replace(true);
         let flushed = self
@@ -295,6 +311,15 @@ fn timers(config: &RepConfig) -> Timers {
     }
 }
 
+fn retain_limits(config: &RepConfig) -> RetainLimits {
+    let tuning = &config.tuning;
+    RetainLimits {
+        keep_bytes: tuning.log_keep_bytes,
+        retain_bytes_max: tuning.log_retain_bytes_max,
+        retain: tuning.log_retain,
+    }
+}
+
 fn flush_limits(config: &RepConfig) -> FlushLimits {
     let tuning = &config.tuning;
     FlushLimits {
@@ -305,7 +330,7 @@ fn flush_limits(config: &RepConfig) -> FlushLimits {
     }
 }
 
-fn log_config(config: &RepConfig) -> LogConfig {
+pub(crate) fn log_config(config: &RepConfig) -> LogConfig {
     LogConfig {
         segment_bytes: config.tuning.log_segment_bytes,
         group_bytes_max: LOG_GROUP_BYTES_MAX,
@@ -340,13 +365,13 @@ async fn open_log(
 /// # Errors
 /// See [`OpenError`].
 pub(crate) async fn open_idle_log(
+    config: &LogConfig,
     machine: &Machine,
     dir: &DataDir,
     identity: &Identity,
 ) -> Result<Log, OpenError> {
     check_has_log(machine, dir)?;
-    let config = LogConfig::default();
-    let (log, _ended) = start_log(config, machine, (dir.log_dir(), whose(identity))).await?;
+    let (log, _ended) = start_log(*config, machine, (dir.log_dir(), whose(identity))).await?;
     Ok(log)
 }
 
@@ -433,8 +458,10 @@ fn open_log_error(error: LogError) -> OpenError {
 pub(crate) async fn open_engine(
     machine: &Machine,
     dir: &DataDir,
+    identity: &Identity,
 ) -> Result<Arc<dyn StorageEngine>, OpenError> {
-    let (engines, path) = (Arc::clone(&machine.engines), dir.engine_dir());
+    let path = dir.engine_dir(identity.copy);
+    let engines = Arc::clone(&machine.engines);
     let opened = machine.run("steadfast-open", async move { engines.open(&path) })?;
     let opened = opened
         .await
@@ -444,28 +471,31 @@ pub(crate) async fn open_engine(
 
 type FlushEnd = oneshot::Receiver<Result<(), EngineError>>;
 
-/// The engine never gets what is not in the log on disk. If it holds more than the log, the log has
-/// lost what it had synced.
+/// The engine never gets what is not in the log on disk, and the log never loses what the engine does
+/// not have on disk. If the two do not meet, one of them has lost what it had synced.
 pub(crate) fn check_log_reaches(
-    last: Option<LogId>,
+    log: LogState,
     held: Option<&Applied>,
     data_dir: &Path,
 ) -> Result<(), OpenError> {
-    let Some(held) = held else { return Ok(()) };
-    if last.is_some_and(|last| last.position >= held.position) {
+    let position = |id: Option<LogId>| id.map(|id| id.position);
+    let engine = held.map(|held| held.position);
+    if position(log.purged) <= engine && engine <= position(log.last) {
         return Ok(());
     }
-    let last = last.map_or_else(
-        || "is empty".to_owned(),
-        |last| format!("ends with entry {last}"),
+    let log_has = match (log.purged, log.last) {
+        (_, None) => "is empty".to_owned(),
+        (None, Some(last)) => format!("ends with entry {last}"),
+        (Some(purged), Some(last)) => format!("has the entries after {purged}, up to {last}"),
+    };
+    let engine_has = held.map_or_else(
+        || "nothing".to_owned(),
+        |held| format!("entries up to {}@{}", held.position, held.term),
     );
     Err(OpenError::Corrupt {
         path: data_dir.join("log"),
         offset: 0,
-        what: format!(
-            "the log {last}, and the storage engine holds entries up to {}@{}",
-            held.position, held.term
-        ),
+        what: format!("the log {log_has}, and the storage engine holds {engine_has}"),
     })
 }
 
@@ -495,26 +525,46 @@ mod tests {
     use crate::ids::{LogPosition, Term};
 
     #[test]
-    fn a_log_that_ends_before_what_the_engine_holds_is_corrupt() {
-        let (term, position) = (Term(2), LogPosition(7));
+    fn a_log_and_an_engine_that_do_not_meet_are_corrupt() {
+        let term = Term(2);
+        let id = |position| LogId {
+            term,
+            position: LogPosition(position),
+        };
         let held = Applied {
             term,
-            position,
+            position: LogPosition(7),
             vlsn: Vlsn(3),
             membership: bytes::Bytes::new(),
         };
-        let check = |last: Option<u64>| {
-            let last = last.map(|position| LogId {
-                term,
-                position: LogPosition(position),
-            });
-            check_log_reaches(last, Some(&held), Path::new("/data"))
+        let check = |purged: Option<u64>, last: Option<u64>, held: Option<&Applied>| {
+            let log = LogState {
+                purged: purged.map(id),
+                last: last.map(id),
+                ..LogState::default()
+            };
+            check_log_reaches(log, held, Path::new("/data"))
         };
-        assert!(check(Some(7)).is_ok() && check(Some(9)).is_ok());
-        for lost in [None, Some(6)] {
-            let refused = check(lost)
-                .expect_err("the log has lost entries")
-                .to_string();
+        let meets = [
+            (None, Some(7), Some(&held)),
+            (None, Some(9), Some(&held)),
+            (Some(7), Some(7), Some(&held)),
+            (Some(4), Some(9), Some(&held)),
+            (None, None, None),
+            (None, Some(9), None),
+        ];
+        for (purged, last, held) in meets {
+            assert!(check(purged, last, held).is_ok(), "{purged:?} {last:?}");
+        }
+        let lost = [
+            (None, None, Some(&held)),
+            (None, Some(6), Some(&held)),
+            (Some(8), Some(9), Some(&held)),
+            (Some(3), Some(9), None),
+        ];
+        for (purged, last, held) in lost {
+            let refused = check(purged, last, held).expect_err("entries are lost");
+            let refused = refused.to_string();
             assert!(refused.contains("/data/log is corrupt"), "{refused}");
         }
     }

@@ -71,6 +71,10 @@ bugs! {
     RefuseNewMembers = "refuse_new_members", 300, "A node refuses a member that was let in while it was behind.";
     AcceptCopy = "accept_copy", 100, "A copy of a data directory is taken for the original.";
     SkipBatch = "skip_batch", 100, "Now and then a replica applies a batch without its changes.";
+    // Purge and restore.
+    PurgePastEngine = "purge_past_engine", 200, "The log is purged past what the engine has on disk.";
+    RestoreSkipsEntries = "restore_skips_entries", 200, "A copy of the state leaves out what was committed while it was made.";
+    SwapBeforeSync = "swap_before_sync", 300, "A copy of the state is put in place before it is durable.";
     // Transactions.
     ForgetKeys = "forget_keys", 100, "Keys that were read are left out of the conflict check.";
     ForgetRanges = "forget_ranges", 100, "Ranges that were read are left out of the conflict check.";

@@ -26,12 +26,13 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use crate::env::{block_on, entered};
 use crate::error::FeedError;
-use crate::ids::{Term, Vlsn};
+use crate::ids::{LogPosition, Term, Vlsn};
 use crate::lifecycle::Phase;
 use crate::log::LogId;
 use crate::node::Node;
 use crate::token::CommitToken;
 use crate::txn::history::{History, HistoryError};
+use crate::txn::holds::Hold;
 
 pub(crate) use filter::Filter;
 use names::Names;
@@ -208,6 +209,8 @@ struct Source {
     phase: watch::Receiver<Phase>,
     /// The place among the subscriptions of the node.
     _place: OwnedSemaphorePermit,
+    /// Keeps what of the log has not been read.
+    hold: Hold,
     stage: Stage,
     filter: Filter,
     applied: watch::Receiver<Option<LogId>>,
@@ -251,7 +254,13 @@ impl Feed {
                 Stage::Begin(token.vlsn, Some(token.term))
             }
         };
+        // Until it is known where the subscription begins, everything is needed.
+        let purged = node.log.state().purged;
+        let hold = node
+            .holds
+            .hold(purged.map(|id| id.position).unwrap_or_default());
         let source = Source {
+            hold,
             applied: node.consensus.applied(),
             filter: options.filter,
             node,
@@ -340,6 +349,8 @@ impl Source {
                 }
                 Stage::Complete(..) => return self.complete(resume).await,
                 Stage::Tail(tail) => {
+                    let next = tail.next_position();
+                    self.hold.advance(LogPosition(next.0.saturating_sub(1)));
                     if let Some(event) = tail.next(&self.node, &self.filter).await? {
                         *resume = Some(tail.token());
                         return Ok(event);
@@ -420,6 +431,10 @@ impl Source {
     }
 
     fn check_running(&self) -> Result<(), FeedError> {
+        if self.node.has_ended() && self.phase.borrow().running().is_ok() {
+            // Another one works in its place.
+            return Err(FeedError::Restoring);
+        }
         self.phase.borrow().running().map_err(Into::into)
     }
 

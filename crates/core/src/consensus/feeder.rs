@@ -189,6 +189,7 @@ mod tests {
             ),
             committed: None,
             entries: positions.iter().map(entry).collect(),
+            needed: None,
         }
     }
 

@@ -16,6 +16,8 @@ mod log_store_suite;
 mod mastership;
 mod members;
 mod network;
+mod outdated;
+mod purge;
 mod removal;
 mod runtime;
 mod state_machine;
@@ -55,6 +57,7 @@ use crate::service::messages::{
 };
 use crate::txn::batch::Batch;
 use crate::txn::flush::Flush;
+use crate::txn::holds::Holds;
 use crate::txn::sequencer::Sequencer;
 
 pub(crate) use acks::Electable;
@@ -63,7 +66,11 @@ use failover::Inbound;
 use feeder::AppendError;
 use log_store::LogStore;
 pub(crate) use members::ChangeError;
+pub(crate) use network::without_data;
 use network::{NetworkFactory, PeerTimeouts, Peers};
+pub(crate) use outdated::Outdated;
+pub(crate) use purge::RetainLimits;
+use purge::Retention;
 use state_machine::StateMachine;
 use transfer::Hold;
 pub(crate) use transfer::TransferError;
@@ -89,6 +96,15 @@ pub(crate) struct Timers {
     pub(crate) batches_in_flight_max: usize,
 }
 
+impl From<Timers> for PeerTimeouts {
+    fn from(timers: Timers) -> Self {
+        Self {
+            dial: timers.dial_timeout,
+            silence: timers.silence_max,
+        }
+    }
+}
+
 /// Why consensus could not be started or asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ConsensusError {
@@ -109,6 +125,8 @@ pub(crate) struct Parts {
     pub(crate) engine: Arc<dyn StorageEngine>,
     pub(crate) sequencer: Arc<Sequencer>,
     pub(crate) flush: Arc<Flush>,
+    /// Who needs the log.
+    pub(crate) holds: Arc<Holds>,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) members: watch::Sender<Members>,
     pub(crate) role: watch::Sender<RoleState>,
@@ -119,6 +137,7 @@ pub(crate) struct Parts {
     pub(crate) timers: Timers,
     /// Whether the node may stand for election, as far as its disk goes.
     pub(crate) may_stand: bool,
+    pub(crate) retain: RetainLimits,
 }
 
 /// What the master tells this node, beside the log.
@@ -153,6 +172,9 @@ pub(crate) struct Consensus {
     told: Told,
     /// Whether the group has told this node that it is no member any more.
     removed: watch::Sender<bool>,
+    retention: Arc<Retention>,
+    /// What a master has said that this node has to reach by a copy of the state.
+    outdated: watch::Sender<Option<Outdated>>,
 }
 
 /// How far a replica has got, as the master knows it.
@@ -188,24 +210,23 @@ impl Consensus {
         let applied_sender = watch::Sender::new(None);
         let applied = applied_sender.subscribe();
         let held = engine.applied().map_err(|error| stopped(&error))?;
+        let purged = log.state().purged;
+        let retention = Retention::new(purged, engine, parts.holds, parts.retain);
+        let retention = Arc::new(retention);
         let state = (Arc::clone(&sequencer), flush);
-        let machine = StateMachine::new(state, held.as_ref(), applied_sender)
+        let kept = Arc::clone(&retention);
+        let machine = StateMachine::new(state, held.as_ref(), applied_sender, kept)
             .map_err(|error| stopped(&error))?;
-        let peers = Arc::new(Peers::new(
-            Caller::Node(Arc::clone(&identity), superseded),
-            transport,
-            members.subscribe(),
-            PeerTimeouts {
-                dial: timers.dial_timeout,
-                silence: timers.silence_max,
-            },
-        ));
+        let caller = Caller::Node(Arc::clone(&identity), superseded);
+        let timeouts = PeerTimeouts::from(timers);
+        let peers = Arc::new(Peers::new(caller, transport, members.subscribe(), timeouts));
         let config = raft_config(&identity, timers).map_err(|error| stopped(&error))?;
         let seeds = AtomicU64::new(parts.seed);
         let released = watch::Sender::default();
         let network = NetworkFactory {
             peers: Arc::clone(&peers),
             released: released.subscribe(),
+            needed: retention.needed(),
         };
         let store = LogStore::new(log.clone(), Arc::clone(&sequencer));
         let raft = SeededRuntime::scope(
@@ -233,6 +254,8 @@ impl Consensus {
             may_stand: watch::Sender::new(parts.may_stand),
             told: parts.told,
             removed: watch::Sender::new(false),
+            retention,
+            outdated: watch::Sender::new(None),
         });
         // Before a peer is answered: one that joined later is no stranger.
         mastership::publish_members(&consensus, &consensus.raft.server_metrics());
@@ -240,6 +263,7 @@ impl Consensus {
         consensus.spawn(members::run(Arc::clone(&consensus)));
         consensus.spawn(mastership::run(Arc::clone(&consensus), parts.clock));
         consensus.spawn(failover::run(Arc::clone(&consensus)));
+        consensus.spawn(purge::run(Arc::clone(&consensus)));
         Ok(consensus)
     }
 
@@ -443,10 +467,14 @@ impl Consensus {
                 Some(ElectionAnswer::Vote(vote_reply(&reply)))
             }
             ElectionCall::Heartbeat(append) => {
+                let needed = append.needed.map(LogPosition);
                 let request = feeder::check_append(caller, append)
                     .inspect_err(|error| tracing::warn!(%caller, %error, "bad heartbeat"))
                     .ok()?;
                 hear(&self.heard, &request);
+                if let Some(needed) = needed {
+                    self.retention.hear(needed);
+                }
                 let prev = request.prev_log_id;
                 let reply = self.raft.append_entries(request).await.ok()?;
                 let result = reply.into_stream_result(prev, prev);
@@ -462,6 +490,10 @@ impl Consensus {
             ElectionCall::Diverged(told) => Some(ElectionAnswer::Agrees(self.hear_of_damage(told))),
             ElectionCall::Stop(told) => Some(ElectionAnswer::Agrees(self.hear_stop(caller, told))),
             ElectionCall::Removed(told) => Some(ElectionAnswer::Agrees(removal::hear(self, told))),
+            ElectionCall::Reach(asked) => {
+                let reached = self.reach(caller, asked).await?;
+                Some(ElectionAnswer::Reached(reached))
+            }
             ElectionCall::Barrier(BarrierRequest {}) => {
                 let position = self.own_barrier().await.ok().flatten();
                 let position = position.map(|position| position.0);
@@ -565,6 +597,8 @@ fn raft_config(identity: &Identity, timers: Timers) -> Result<Config, openraft::
         election_timeout_max: max,
         max_payload_entries: APPEND_ENTRIES_MAX,
         snapshot_policy: SnapshotPolicy::Never,
+        // The log goes when `purge.rs` says so, and not because there is a new manifest.
+        max_in_snapshot_log_to_keep: u64::MAX,
         enable_pre_vote: Some(true),
         quorum_loss_probe_interval: Some(max.saturating_mul(2)),
         backoff: "10ms 20ms 40ms 80ms ...400ms".to_owned(),

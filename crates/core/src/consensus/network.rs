@@ -30,14 +30,14 @@ use crate::consensus::types::{
     TypeConfig, from_raft_entry, from_raft_log_id, from_raft_vote, to_raft_log_id, to_raft_vote,
 };
 use crate::group::{Member, Members};
-use crate::ids::NodeId;
+use crate::ids::{LogPosition, NodeId};
 use crate::log::{self, EntryKind, LogId, Vote};
 use crate::service::FEEDER;
 use crate::service::election::{ElectionClient, Peer};
 use crate::service::hello::{Caller, DialError, Session};
 use crate::service::messages::{
-    Append, AppendReply, AppendResult, ElectionAnswer, ElectionCall, Kind, VoteReplyMessage,
-    VoteRequestMessage, WireError, decode, encode,
+    Append, AppendReply, AppendResult, ElectionAnswer, ElectionCall, Kind, ReachMessage,
+    VoteReplyMessage, VoteRequestMessage, WireError, decode, encode,
 };
 
 /// Appends sent and not acknowledged on one FEEDER connection. More would only queue at the
@@ -148,6 +148,8 @@ pub(crate) struct NetworkFactory {
     pub(crate) peers: Arc<Peers>,
     /// How far arbiters get the log.
     pub(crate) released: watch::Receiver<Released>,
+    /// After which entry somebody needs the log.
+    pub(crate) needed: watch::Receiver<Option<LogPosition>>,
 }
 
 impl NetworkFactory {
@@ -158,6 +160,7 @@ impl NetworkFactory {
             address: node.address.clone(),
             is_heartbeat,
             released: (!node.node_type.has_data()).then(|| self.released.clone()),
+            needed: self.needed.clone(),
             feeder: Mutex::default(),
         }
     }
@@ -184,6 +187,7 @@ pub(crate) struct PeerNetwork {
     is_heartbeat: bool,
     /// Of an arbiter: how far it gets the log.
     released: Option<watch::Receiver<Released>>,
+    needed: watch::Receiver<Option<LogPosition>>,
     /// A FEEDER connection with nothing in flight. The mutex is never contended: it is there because
     /// openraft asks for `Sync`, which a connection is not.
     feeder: Mutex<Option<Session>>,
@@ -257,11 +261,12 @@ fn append_message(request: &AppendEntriesRequest<TypeConfig>, to_arbiter: bool) 
             })
             .map(Into::into)
             .collect(),
+        needed: None,
     }
 }
 
 /// An entry that says where it stands and nothing else. The membership stays.
-fn without_data(entry: log::Entry) -> log::Entry {
+pub(crate) fn without_data(entry: log::Entry) -> log::Entry {
     match entry.kind {
         EntryKind::Blank | EntryKind::Membership => entry,
         EntryKind::Transactions => log::Entry {
@@ -292,7 +297,9 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        let call = ElectionCall::Heartbeat(append_message(&request, self.released.is_some()));
+        let needed = self.needed.borrow().map(|needed| needed.0);
+        let append = append_message(&request, self.released.is_some());
+        let call = ElectionCall::Heartbeat(Append { needed, ..append });
         match self.election().call(call, option.hard_ttl()).await {
             Ok(ElectionAnswer::Append(reply)) => match append_result(reply) {
                 Ok(Ok(matched)) => Ok(AppendEntriesResponse::PartialSuccess(matched)),
@@ -381,15 +388,37 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             .await
     }
 
+    /// Tells the replica what it has to reach, and succeeds when it has.
     async fn full_snapshot(
         &mut self,
-        _vote: VoteOf<TypeConfig>,
-        _snapshot: SnapshotOf<TypeConfig, ()>,
+        vote: VoteOf<TypeConfig>,
+        snapshot: SnapshotOf<TypeConfig, ()>,
         _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
-        _option: RPCOption,
+        option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let why = "the log is kept whole; no snapshot is ever sent";
-        Err(StreamingError::Unreachable(Unreachable::from_string(why)))
+        let unreachable = |why: &dyn fmt::Display| {
+            StreamingError::Unreachable(Unreachable::from_string(why.to_string()))
+        };
+        let call = ElectionCall::Reach(ReachMessage {
+            vote: Some(from_raft_vote(&vote).into()),
+            entry: snapshot
+                .meta
+                .last_log_id
+                .as_ref()
+                .map(|id| from_raft_log_id(id).into()),
+        });
+        let answer = self.election().call(call, option.hard_ttl()).await;
+        let ElectionAnswer::Reached(reached) = answer.map_err(|error| unreachable(&error))? else {
+            return Err(unreachable(&"another answer than to what was asked"));
+        };
+        let theirs = reached.vote.map(Vote::try_from).transpose();
+        let theirs = theirs.map_err(|error| unreachable(&error))?;
+        match theirs {
+            Some(theirs) if reached.has || theirs.term > from_raft_vote(&vote).term => {
+                Ok(SnapshotResponse::new(to_raft_vote(theirs)))
+            }
+            _ => Err(unreachable(&"the replica has to copy the state first")),
+        }
     }
 }
 

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use futures_util::{Stream, StreamExt};
 use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftStateMachine};
-use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, StoredMembership};
+use openraft::{EntryPayload, OptionalSend, StoredMembership};
 use tokio::sync::watch;
 
+use crate::consensus::purge::{Manifests, Retention};
 use crate::consensus::types::{
     EntryError, TypeConfig, decode_membership, encode_membership, from_raft_log_id, to_raft_log_id,
 };
@@ -26,6 +27,7 @@ pub(crate) struct StateMachine {
     flush: Arc<Flush>,
     applied: watch::Sender<Option<LogId>>,
     membership: StoredMembershipOf<TypeConfig>,
+    retention: Arc<Retention>,
 }
 
 impl StateMachine {
@@ -37,6 +39,7 @@ impl StateMachine {
         (sequencer, flush): (Arc<Sequencer>, Arc<Flush>),
         engine: Option<&Applied>,
         applied: watch::Sender<Option<LogId>>,
+        retention: Arc<Retention>,
     ) -> Result<Self, EntryError> {
         let membership = match engine {
             Some(state) if !state.membership.is_empty() => decode_membership(&state.membership)?,
@@ -52,6 +55,7 @@ impl StateMachine {
             flush,
             applied,
             membership,
+            retention,
         })
     }
 
@@ -102,7 +106,7 @@ impl StateMachine {
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotData = ();
-    type SnapshotBuilder = NoSnapshots;
+    type SnapshotBuilder = Manifests;
 
     async fn applied_state(
         &mut self,
@@ -127,44 +131,28 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
-    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<NoSnapshots> {
-        None
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Manifests> {
+        Some(self.get_snapshot_builder().await)
     }
 
-    async fn get_snapshot_builder(&mut self) -> NoSnapshots {
-        NoSnapshots
+    async fn get_snapshot_builder(&mut self) -> Manifests {
+        Manifests(Arc::clone(&self.retention))
     }
 
+    /// Never called: a node gets its state from a peer while its consensus stands still, and never
+    /// through consensus.
     async fn install_snapshot(
         &mut self,
         _meta: &SnapshotMetaOf<TypeConfig>,
         _snapshot: (),
     ) -> io::Result<()> {
-        Err(no_snapshots())
+        let why = "a state is never installed through consensus";
+        Err(io::Error::new(io::ErrorKind::Unsupported, why))
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, ()>>> {
-        Ok(None)
+        Ok(self.retention.manifest(self.membership.clone()))
     }
-}
-
-/// The log is never purged, so every replica can be brought up from it, and consensus has no use
-/// for snapshots.
-pub(crate) struct NoSnapshots;
-
-impl RaftSnapshotBuilder<TypeConfig> for NoSnapshots {
-    type SnapshotData = ();
-
-    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, ()>> {
-        Err(no_snapshots())
-    }
-}
-
-fn no_snapshots() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::Unsupported,
-        "the log is kept whole; there are no snapshots",
-    )
 }
 
 #[cfg(test)]
@@ -173,12 +161,19 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::consensus::purge::RetainLimits;
     use crate::engine::{EngineFactory, MemoryStore};
     use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
     use crate::txn::batch::{BatchBuilder, Operation};
     use crate::txn::flush::FlushLimits;
     use crate::txn::readers::Readers;
     use crate::txn::window::Window;
+
+    const RETAIN: RetainLimits = RetainLimits {
+        keep_bytes: 0,
+        retain_bytes_max: 0,
+        retain: Duration::ZERO,
+    };
 
     fn batch(first: u64, transactions: usize) -> Batch {
         let mut builder = BatchBuilder::new(Vlsn(first));
@@ -204,9 +199,11 @@ mod tests {
             snapshot_age_max: Duration::from_secs(1),
         };
         let shared = (window, Arc::new(Readers::default()), Arc::clone(&sequencer));
-        let flush = Arc::new(Flush::new(shared, engine, limits).unwrap());
+        let flush = Arc::new(Flush::new(shared, Arc::clone(&engine), limits).unwrap());
         let parts = (Arc::clone(&sequencer), flush);
-        let mut machine = StateMachine::new(parts, None, watch::Sender::new(None)).unwrap();
+        let retention = Arc::new(Retention::new(None, engine, Arc::default(), RETAIN));
+        let applied = watch::Sender::new(None);
+        let mut machine = StateMachine::new(parts, None, applied, retention).unwrap();
         // VLSN 3 to 4 were refused. A batch of the session's end may be in the log after them, and
         // what the next session numbers begins where the last applied one ended.
         let log = [(batch(1, 2), 2), (batch(5, 1), 2), (batch(3, 1), 3)];

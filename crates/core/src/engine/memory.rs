@@ -1,8 +1,9 @@
 //! An engine in memory that knows which of its batches a crash may take.
 //!
-//! A [`MemoryStore`] is the disk of one node: it outlives the [`MemoryEngine`] that is open on it.
-//! It holds an image of everything synced and, in order, the steps made since: batches, and keys
-//! that were given up. A crash keeps as many of those as the caller says and ends the open engine.
+//! A [`MemoryStore`] is the disk of one node: it outlives the [`MemoryEngine`]s that are open on it,
+//! one for each directory. A directory is an image of everything synced and, in order, the steps made
+//! since: batches, and keys that were given up. A crash keeps as many of those as the caller says and
+//! ends the open engines.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -17,12 +18,17 @@ use super::{
 };
 use crate::ids::DatabaseId;
 
-/// The data of one node in memory: what a directory is to the engine on disk. Clones share it.
-///
-/// As an [`EngineFactory`] it opens itself, whatever the directory.
+/// The data of one node in memory: what a volume is to the engines on disk. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
-    disk: Arc<Mutex<Disk>>,
+    disks: Arc<Mutex<Disks>>,
+}
+
+#[derive(Debug, Default)]
+struct Disks {
+    by_dir: BTreeMap<PathBuf, Disk>,
+    /// Number of engines that have been opened: the life of the newest.
+    opened: u64,
 }
 
 impl MemoryStore {
@@ -32,109 +38,138 @@ impl MemoryStore {
     }
 
     /// Number of steps that a crash may take: batches applied and parts of databases reclaimed
-    /// since the last sync.
+    /// since the last sync, in every directory.
     pub fn unsynced_steps(&self) -> usize {
-        self.disk().unsynced.len()
+        let disks = self.disks();
+        disks.by_dir.values().map(|disk| disk.unsynced.len()).sum()
     }
 
     /// Another store with everything that this one holds, as a copy of a directory is.
     #[must_use]
     pub fn copy(&self) -> Self {
-        let held = self.disk().current.clone();
-        let disk = Disk {
-            synced: held.clone(),
-            current: held,
-            ..Disk::default()
+        let copied = |(dir, disk): (&PathBuf, &Disk)| {
+            let held = disk.current.clone();
+            let disk = Disk {
+                synced: held.clone(),
+                current: held,
+                ..Disk::default()
+            };
+            (dir.clone(), disk)
+        };
+        let disks = Disks {
+            by_dir: self.disks().by_dir.iter().map(copied).collect(),
+            opened: 0,
         };
         Self {
-            disk: Arc::new(Mutex::new(disk)),
+            disks: Arc::new(Mutex::new(disks)),
         }
     }
 
-    /// Ends the open engine as a crash does: of the steps since the last sync the first `kept`
-    /// survive (all, when there are fewer). Every call of that engine fails from here on.
+    /// Ends the open engines as a crash does: in each directory the first `kept` of the steps since the
+    /// last sync survive (all, when there are fewer). Every call of those engines fails from here on.
     pub fn crash(&self, kept: usize) {
-        let mut disk = self.disk();
-        let unsynced = std::mem::take(&mut disk.unsynced);
-        for step in unsynced.iter().take(kept) {
-            disk.synced.make(step);
+        for disk in self.disks().by_dir.values_mut() {
+            let unsynced = std::mem::take(&mut disk.unsynced);
+            for step in unsynced.iter().take(kept) {
+                disk.synced.make(step);
+            }
+            disk.current = disk.synced.clone();
+            disk.open = None;
         }
-        disk.current = disk.synced.clone();
-        disk.open = None;
     }
 
-    fn disk(&self) -> MutexGuard<'_, Disk> {
+    fn disks(&self) -> MutexGuard<'_, Disks> {
         // A panic under this lock can only come from an allocation that failed between two whole
         // steps: the state is usable.
-        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl EngineFactory for MemoryStore {
     fn open(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>> {
-        let mut disk = self.disk();
+        let mut disks = self.disks();
+        let life = disks.opened + 1;
+        let disk = disks.by_dir.entry(dir.to_owned()).or_default();
         if disk.open.is_some() {
             return Err(EngineError::InUse {
                 directory: PathBuf::from(dir),
             });
         }
-        disk.opened += 1;
-        disk.open = Some(disk.opened);
+        disk.open = Some(life);
         disk.sync();
+        disks.opened = life;
         Ok(Arc::new(MemoryEngine {
-            life: disk.opened,
+            life,
+            dir: dir.to_owned(),
             store: self.clone(),
         }))
+    }
+
+    fn exists(&self, dir: &Path) -> Result<bool> {
+        Ok(self.disks().by_dir.contains_key(dir))
+    }
+
+    fn remove(&self, dir: &Path) -> Result<()> {
+        let mut disks = self.disks();
+        if disks
+            .by_dir
+            .get(dir)
+            .is_some_and(|disk| disk.open.is_some())
+        {
+            return Err(EngineError::InUse {
+                directory: PathBuf::from(dir),
+            });
+        }
+        disks.by_dir.remove(dir);
+        Ok(())
     }
 }
 
 /// One life of a [`MemoryStore`]: from open to close, crash or drop.
 #[derive(Debug)]
 pub struct MemoryEngine {
-    /// Only the engine whose life equals the store's may use it.
+    /// Only the engine whose life the directory's is may use it.
     life: u64,
+    dir: PathBuf,
     store: MemoryStore,
 }
 
 impl MemoryEngine {
-    fn disk(&self) -> Result<MutexGuard<'_, Disk>> {
-        let disk = self.store.disk();
-        if disk.open == Some(self.life) {
-            Ok(disk)
-        } else {
-            Err(EngineError::Closed)
+    /// What `look` finds in the directory, as long as this engine is the one that has it open.
+    fn with_disk<T>(&self, look: impl FnOnce(&mut Disk) -> T) -> Result<T> {
+        let mut disks = self.store.disks();
+        match disks.by_dir.get_mut(&self.dir) {
+            Some(disk) if disk.open == Some(self.life) => Ok(look(disk)),
+            _ => Err(EngineError::Closed),
         }
     }
 }
 
 impl StorageEngine for MemoryEngine {
     fn applied(&self) -> Result<Option<Applied>> {
-        Ok(self.disk()?.current.applied.clone())
+        self.with_disk(|disk| disk.current.applied.clone())
     }
 
     fn apply(&self, batch: &EngineBatch) -> Result<()> {
         batch.assert_sorted();
-        self.disk()?.make(Step::Batch(batch.clone()));
-        Ok(())
+        self.with_disk(|disk| disk.make(Step::Batch(batch.clone())))
     }
 
     fn sync(&self) -> Result<()> {
-        self.disk()?.sync();
-        Ok(())
+        self.with_disk(Disk::sync)
     }
 
     fn durable(&self) -> Option<Applied> {
-        self.store.disk().synced.applied.clone()
+        let disks = self.store.disks();
+        let disk = disks.by_dir.get(&self.dir);
+        disk.and_then(|disk| disk.synced.applied.clone())
     }
 
     fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Bytes>> {
-        let disk = self.disk()?;
-        Ok(disk
-            .current
-            .databases
-            .get(&database)
-            .and_then(|keys| keys.get(key))
-            .cloned())
+        self.with_disk(|disk| {
+            let keys = disk.current.databases.get(&database);
+            keys.and_then(|keys| keys.get(key)).cloned()
+        })
     }
 
     fn scan(
@@ -144,36 +179,37 @@ impl StorageEngine for MemoryEngine {
         direction: Direction,
         limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>> {
-        let disk = self.disk()?;
-        let Some(keys) = disk.current.databases.get(&database) else {
-            return Ok(Vec::new());
-        };
-        // Only the near bound is given to the map, which panics on bounds that cross.
-        let pairs = match direction {
-            Direction::Forward => {
-                let from = keys.range((range.start.clone(), Bound::Unbounded));
-                take(from, &range, limit)
+        self.with_disk(|disk| {
+            let Some(keys) = disk.current.databases.get(&database) else {
+                return Vec::new();
+            };
+            // Only the near bound is given to the map, which panics on bounds that cross.
+            match direction {
+                Direction::Forward => {
+                    let from = keys.range((range.start.clone(), Bound::Unbounded));
+                    take(from, &range, limit)
+                }
+                Direction::Reverse => {
+                    let from = keys.range((Bound::Unbounded, range.end.clone()));
+                    take(from.rev(), &range, limit)
+                }
             }
-            Direction::Reverse => {
-                let from = keys.range((Bound::Unbounded, range.end.clone()));
-                take(from.rev(), &range, limit)
-            }
-        };
-        Ok(pairs)
+        })
     }
 
     fn databases(&self) -> Result<Vec<DatabaseId>> {
-        Ok(self.disk()?.current.databases.keys().copied().collect())
+        self.with_disk(|disk| disk.current.databases.keys().copied().collect())
     }
 
     fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool> {
-        let mut disk = self.disk()?;
-        let Some(keys) = disk.current.databases.get(&database) else {
-            return Ok(true);
-        };
-        let given_up = keys.keys().take(keys_max).cloned().collect();
-        disk.make(Step::Reclaim(database, given_up));
-        Ok(!disk.current.databases.contains_key(&database))
+        self.with_disk(|disk| {
+            let Some(keys) = disk.current.databases.get(&database) else {
+                return true;
+            };
+            let given_up = keys.keys().take(keys_max).cloned().collect();
+            disk.make(Step::Reclaim(database, given_up));
+            !disk.current.databases.contains_key(&database)
+        })
     }
 
     fn check(&self) -> Result<u64> {
@@ -182,7 +218,10 @@ impl StorageEngine for MemoryEngine {
     }
 
     fn stats(&self) -> EngineStats {
-        let disk = self.store.disk();
+        let disks = self.store.disks();
+        let Some(disk) = disks.by_dir.get(&self.dir) else {
+            return EngineStats::default();
+        };
         let databases = &disk.current.databases;
         let bytes = databases
             .values()
@@ -195,19 +234,21 @@ impl StorageEngine for MemoryEngine {
     }
 
     fn close(&self) -> Result<()> {
-        if let Ok(mut disk) = self.disk() {
+        let closed = self.with_disk(|disk| {
             disk.sync();
             disk.open = None;
+        });
+        match closed {
+            Err(EngineError::Closed) => Ok(()),
+            closed => closed,
         }
-        Ok(())
     }
 }
 
 impl Drop for MemoryEngine {
     fn drop(&mut self) {
-        if let Ok(mut disk) = self.disk() {
-            disk.open = None;
-        }
+        // One that is closed already has nothing to give back.
+        self.with_disk(|disk| disk.open = None).ok();
     }
 }
 
@@ -244,8 +285,6 @@ struct Disk {
     unsynced: Vec<Step>,
     /// `synced` with all of `unsynced`: what reads see.
     current: Image,
-    /// Number of engines that have been opened: the life of the newest.
-    opened: u64,
     /// Life of the engine that is open.
     open: Option<u64>,
 }

@@ -145,6 +145,19 @@ pub trait EngineFactory: Send + Sync {
     /// [`EngineError::InUse`] when the directory is open already, [`EngineError::Corrupt`] and
     /// [`EngineError::Io`] when what is there cannot be read.
     fn open(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>>;
+
+    /// Whether there is an engine in `dir`, whole or not.
+    ///
+    /// # Errors
+    /// [`EngineError::Io`] when the volume does not say.
+    fn exists(&self, dir: &Path) -> Result<bool>;
+
+    /// Removes the engine in `dir`, which nobody has open, with everything that it holds; durable on
+    /// return. It is no error when there is none. A crash may leave any part of it.
+    ///
+    /// # Errors
+    /// [`EngineError::InUse`] when it is open, [`EngineError::Io`].
+    fn remove(&self, dir: &Path) -> Result<()>;
 }
 
 /// What a batch says of itself: how far the engine has got in the replicated log.

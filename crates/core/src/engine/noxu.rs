@@ -30,7 +30,7 @@ use noxu::{
     Transaction, TransactionConfig,
 };
 
-use self::directory::{bytes_in, make_directory_durable};
+use self::directory::{bytes_in, make_directory_durable, remove_directory};
 use self::errors::{io_error, open_error, read_error, write_error};
 use self::scan::Scan;
 use super::{
@@ -71,6 +71,15 @@ pub struct NoxuFactory {
 impl EngineFactory for NoxuFactory {
     fn open(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>> {
         Ok(Arc::new(NoxuEngine::open(dir, self.cache_bytes)?))
+    }
+
+    fn exists(&self, dir: &Path) -> Result<bool> {
+        dir.try_exists()
+            .map_err(|source| io_error("look for its files", source))
+    }
+
+    fn remove(&self, dir: &Path) -> Result<()> {
+        remove_directory(dir).map_err(|source| io_error("remove its files", source))
     }
 }
 

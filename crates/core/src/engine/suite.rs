@@ -86,6 +86,7 @@ every_engine! {
     an_unsorted_batch_panics_and_changes_nothing
     a_closed_engine_says_so
     a_directory_opens_once
+    an_engine_that_was_removed_is_gone
     random_histories_match_a_map
     reads_beside_an_apply_are_right
 }
@@ -606,6 +607,22 @@ fn a_directory_opens_once(bed: &Bed) {
 }
 
 type Model = BTreeMap<(DatabaseId, Bytes), Bytes>;
+
+fn an_engine_that_was_removed_is_gone(bed: &Bed) {
+    let other = bed.dir.path().join("other");
+    assert!(!bed.factory.exists(&other).unwrap());
+    bed.factory.remove(&other).unwrap();
+    let engine = bed.factory.open(&other).unwrap();
+    engine.apply(&batch(1, vec![put("k", "v")])).unwrap();
+    engine.close().unwrap();
+    assert!(bed.factory.exists(&other).unwrap());
+    bed.factory.remove(&other).unwrap();
+    assert!(!bed.factory.exists(&other).unwrap());
+    let engine = bed.factory.open(&other).unwrap();
+    assert_eq!(engine.applied().unwrap(), None);
+    assert_eq!(engine.get(DB, b"k").unwrap(), None);
+    engine.close().unwrap();
+}
 
 fn random_histories_match_a_map(bed: &Bed) {
     for seed in 0..6 {

@@ -66,6 +66,10 @@ struct IdentityRecord {
     superseded_by: u64,
     #[prost(message, optional, tag = "10")]
     recovery: Option<LogIdMessage>,
+    #[prost(uint64, tag = "11")]
+    copy: u64,
+    #[prost(message, optional, tag = "12")]
+    log_begins_after: Option<LogIdMessage>,
 }
 
 /// A [`FileMark`].
@@ -96,6 +100,10 @@ pub(crate) struct Identity {
     /// The entry with which the epoch begins, until it is in the log: the founders of the epoch are
     /// its members.
     pub(crate) recovery: Option<LogId>,
+    /// How often the state was copied from a peer: which engine is the node's.
+    pub(crate) copy: u64,
+    /// After a copy: the last entry in it, until the log goes on after that.
+    pub(crate) log_begins_after: Option<LogId>,
 }
 
 /// A data directory, locked against any other process.
@@ -141,8 +149,12 @@ impl DataDir {
         self.dir.join("log")
     }
 
-    pub(crate) fn engine_dir(&self) -> PathBuf {
-        self.dir.join("engine")
+    /// Where the engine of a state lies that was copied from peers so many times.
+    pub(crate) fn engine_dir(&self, copy: u64) -> PathBuf {
+        self.dir.join(match copy {
+            0 => "engine".to_owned(),
+            copy => format!("engine-{copy}"),
+        })
     }
 
     /// Whether there is a log.
@@ -360,6 +372,8 @@ fn record(identity: &Identity, origin: Option<FileMark>) -> IdentityRecord {
         epoch: identity.epoch.0,
         superseded_by: identity.superseded_by.map_or(0, |epoch| epoch.0),
         recovery: identity.recovery.map(Into::into),
+        copy: identity.copy,
+        log_begins_after: identity.log_begins_after.map(Into::into),
     }
 }
 
@@ -412,6 +426,7 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<(Identity, Option<FileMark>), Ope
         return Err(corrupt(HEADER_BYTES, "it does not name the file `origin`"));
     }
     let recovery = record.recovery.map(LogId::try_from).transpose();
+    let log_begins_after = record.log_begins_after.map(LogId::try_from).transpose();
     let group = record
         .group
         .map(|group| GroupUuid::from_bytes(&group))
@@ -430,6 +445,9 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<(Identity, Option<FileMark>), Ope
         epoch: GroupEpoch::from_number(record.epoch),
         superseded_by: Some(GroupEpoch(record.superseded_by)).filter(|epoch| epoch.0 > 0),
         recovery: recovery.map_err(|error| corrupt(HEADER_BYTES, &error.to_string()))?,
+        copy: record.copy,
+        log_begins_after: log_begins_after
+            .map_err(|error| corrupt(HEADER_BYTES, &error.to_string()))?,
     };
     Ok((identity, origin))
 }
@@ -455,6 +473,8 @@ mod tests {
             epoch: GroupEpoch(3),
             superseded_by: None,
             recovery: None,
+            copy: 2,
+            log_begins_after: None,
         }
     }
 

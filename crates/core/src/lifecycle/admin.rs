@@ -157,7 +157,7 @@ impl Lifecycle {
             );
         }
         match self.running() {
-            Ok(node) => Ok(Arc::clone(node)),
+            Ok(node) => Ok(node),
             Err(_) => Err(Undone::NotMaster),
         }
     }

@@ -46,7 +46,7 @@ impl Lifecycle {
     /// The digest of a range at a VLSN, when this node has come so far.
     pub(super) async fn range_digest(&self, request: RangeRequest) -> RangeReply {
         let node = match self.with_data() {
-            Ok(node) => Arc::clone(node),
+            Ok(node) => node,
             Err(error) => return unusable(RangeOutcome::Failed, error.to_string()),
         };
         let vlsn = match request.vlsn {
@@ -80,7 +80,7 @@ impl Lifecycle {
             ..CheckReply::default()
         };
         let node = match self.running() {
-            Ok(node) => Arc::clone(node),
+            Ok(node) => node,
             Err(_) => return failed("it does not work".to_owned()),
         };
         let log_dir = self.config.data_dir.join("log");
@@ -146,7 +146,7 @@ impl Lifecycle {
     }
 
     fn is_master_now(&self) -> bool {
-        let node = self.node.get();
+        let node = self.node();
         node.is_some_and(|node| node.consensus.is_master())
     }
 
@@ -241,7 +241,7 @@ pub(super) async fn run(lifecycle: Weak<Lifecycle>, mut phase: watch::Receiver<P
         tokio::select! {
             biased;
             _ = phase.wait_for(is_over) => return,
-            () = lifecycle.compare_all(node) => {}
+            () = lifecycle.compare_all(&node) => {}
         }
     }
 }

@@ -1,7 +1,5 @@
 //! What a node says of itself, in every phase of its life.
 
-use std::sync::Arc;
-
 use crate::error::ReadError;
 use crate::group::formation;
 use crate::group::identity::Identity;
@@ -12,7 +10,10 @@ use crate::lifecycle::room::Standing;
 use crate::node::Node;
 use crate::observe::digest;
 use crate::observe::recent::micros;
-use crate::service::messages::{NodeStateMessage, NodeStateRequest, ReplicaProgress};
+use crate::restore::fetch::Progress;
+use crate::service::messages::{
+    NodeStateMessage, NodeStateRequest, ReplicaProgress, RestoreProgressMessage,
+};
 
 impl Lifecycle {
     /// What `NODE_STATE` answers.
@@ -50,10 +51,12 @@ impl Lifecycle {
             divergences: self.divergences(),
             clock_ms: self.machine.clock.now_ms(),
             epoch: identity.epoch.0,
+            restore: self.restore.borrow().map(Into::into),
+            copies: u32::try_from(self.copies.count()).unwrap_or(u32::MAX),
             ..NodeStateMessage::default()
         };
-        if let Some(node) = self.node.get() {
-            describe_node(node, &mut message);
+        if let Some(node) = self.node() {
+            describe_node(&node, &mut message);
         }
         message
     }
@@ -79,7 +82,7 @@ impl Lifecycle {
             message.vlsn = vlsn.0;
             message.digest = format!("{digest:032x}");
         }
-        let node = self.node.get().filter(|_| request.size);
+        let node = self.node().filter(|_| request.size);
         NodeStateMessage {
             range,
             check,
@@ -89,7 +92,7 @@ impl Lifecycle {
     }
 
     async fn shared_digest(&self) -> Result<(Vlsn, u128), ReadError> {
-        let node = Arc::clone(self.with_data()?);
+        let node = self.with_data()?;
         let vlsn = node.sequencer.visible();
         let compute = move || digest::digest(&node.snapshot());
         self.digest.get(&self.machine, vlsn, compute).await
@@ -109,6 +112,17 @@ impl Lifecycle {
             }
         });
         MemberRecord::new(identity.node_id, &member)
+    }
+}
+
+impl From<Progress> for RestoreProgressMessage {
+    fn from(progress: Progress) -> Self {
+        Self {
+            source: progress.source.0,
+            bytes: progress.bytes,
+            bytes_total: progress.bytes_total,
+            bytes_per_s: progress.bytes_per_s,
+        }
     }
 }
 

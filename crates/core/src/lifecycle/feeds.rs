@@ -21,7 +21,7 @@ impl Lifecycle {
         options: SubscribeOptions,
         runtime: FeedRuntime,
     ) -> Result<Feed, FeedError> {
-        let node = Arc::clone(self.running()?);
+        let node = self.running()?;
         if self.with_data().is_err() {
             return Err(FeedError::NoData);
         }
@@ -70,6 +70,7 @@ impl From<NotRunning> for FeedError {
     fn from(why: NotRunning) -> Self {
         match why {
             NotRunning::NotYet => Self::NotReady,
+            NotRunning::Restoring => Self::Restoring,
             NotRunning::Stopped(reason) => Self::Stopped { reason },
             NotRunning::Closed => Self::Closed,
         }
@@ -130,7 +131,7 @@ mod tests {
 
         /// Drops the log through the last transaction that there is now.
         async fn purge(&self) {
-            let node = self.lifecycle.node.get().expect("at work");
+            let node = self.lifecycle.node().expect("at work");
             let upto = node.log.state().last.expect("entries");
             node.log.purge(upto).await.expect("purged");
         }
@@ -209,7 +210,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_feed_begins_where_a_purge_ends_within_the_entries_before_the_first_transaction() {
         let rig = Rig::new().await;
-        let node = rig.lifecycle.node.get().expect("at work");
+        let node = rig.lifecycle.node().expect("at work");
         let members = LogId {
             term: rig.tokens[0].term,
             position: LogPosition(0),

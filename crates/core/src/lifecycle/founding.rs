@@ -11,8 +11,9 @@ use crate::group::join::Joining;
 use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId};
 use crate::lifecycle::{Lifecycle, Phase, lock};
 use crate::machine::Machine;
-use crate::node::create_log;
+use crate::node::{self, create_log};
 use crate::recover;
+use crate::restore::swap;
 
 /// The identity in the directory, or a new one that has been written there.
 pub(super) async fn own_identity(
@@ -33,6 +34,7 @@ pub(super) async fn own_identity(
         if found.node_name != config.node {
             return Err(foreign("node", &found.node_name, &config.node));
         }
+        let found = swap::finish(&node::log_config(config), machine, dir, found).await?;
         return recover::finish(machine, dir, found).await;
     }
     let (incarnation, _) = draw(machine.seed);
@@ -46,6 +48,8 @@ pub(super) async fn own_identity(
         epoch: GroupEpoch::FIRST,
         superseded_by: None,
         recovery: None,
+        copy: 0,
+        log_begins_after: None,
     };
     dir.write_identity(&*machine.disk, &identity).await?;
     Ok(identity)

@@ -163,7 +163,7 @@ impl Lifecycle {
     /// # Errors
     /// As [`Lifecycle::running`]; [`WriteError::DiskFull`] on a master without room;
     /// [`WriteError::NotCommitted`] on one that shuts its group down.
-    pub(super) fn writable(&self) -> Result<&Arc<Node>, WriteError> {
+    pub(super) fn writable(&self) -> Result<Arc<Node>, WriteError> {
         let node = self.running()?;
         self.check_not_ending()?;
         let room = *self.room.borrow();
@@ -179,13 +179,13 @@ impl Lifecycle {
     /// Looks at the disk, and acts upon what it finds.
     async fn keep_room(&self, watched: &mut Watched) {
         let found = self.look_for_room();
-        let node = self.node.get();
+        let node = self.node();
         if found.standing != Standing::ReadOnly {
             *watched = Watched::default();
             if let Some(node) = node {
                 node.consensus.set_may_stand(true);
             }
-        } else if let Some(node) = node {
+        } else if let Some(node) = &node {
             let may_stand = self.is_last_resort(node, watched);
             node.consensus.set_may_stand(may_stand);
             let is_due = watched

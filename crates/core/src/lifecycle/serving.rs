@@ -6,10 +6,13 @@ use steadfast_net::{AsyncServiceHandler, BoxFuture, Connection};
 
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
+use crate::restore::source::Source;
 use crate::service::admin::messages::AdminAnswer;
 use crate::service::hello::{DialError, Gate, Session};
 use crate::service::messages::NodeStateMessage;
-use crate::service::{ADMIN, EVENTS, FEEDER, SUBSCRIPTION, admin, node_state};
+use crate::service::{
+    ADMIN, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, admin, node_state, restore,
+};
 
 /// One of our services, as the dispatcher sees it.
 pub(super) struct Service {
@@ -71,7 +74,7 @@ impl Lifecycle {
             }
             return served;
         }
-        let (Some(caller), Some(node)) = (caller, self.node.get().cloned()) else {
+        if name == NODE_STATE {
             let weak = &Arc::downgrade(&self);
             drop(self);
             let describe = |request| async move {
@@ -81,10 +84,22 @@ impl Lifecycle {
                 }
             };
             return node_state::serve(describe, session).await;
+        }
+        // Only a node that takes part has anything to say here.
+        let (Some(caller), Ok(node)) = (caller, self.running()) else {
+            return Ok(());
         };
+        let (copies, stall) = (Arc::clone(&self.copies), self.config.tuning.silence_max);
         // A connection must not keep a dropped environment alive.
         drop(self);
         match name {
+            RESTORE => {
+                let members = node.consensus.members();
+                let member = members.get(&caller);
+                let has_data = member.is_some_and(|member| member.node_type.has_data());
+                let mut source = Source::new(node, copies, has_data);
+                restore::serve(session, stall, &mut source).await
+            }
             FEEDER => {
                 if let Err(error) = node.consensus.serve_feeder(caller, session).await {
                     tracing::warn!(%caller, %error, "a FEEDER connection ended");

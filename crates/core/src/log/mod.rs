@@ -197,6 +197,22 @@ impl Log {
         self.request(Request::Purge(upto)).await
     }
 
+    /// Up to where the log can be purged such that whole files go, in ascending order.
+    pub fn purge_points(&self) -> Vec<PurgePoint> {
+        let mut bytes_after = 0;
+        let mut points = Vec::new();
+        // The last one is being written; how full it is counts for nothing.
+        let segments = self.shared.segments();
+        let mut later = segments.iter().rev().map(|(after, bytes)| (*after, *bytes));
+        let last = later.next().map(|(after, _)| (after, 0));
+        for (after, bytes) in last.into_iter().chain(later) {
+            bytes_after += bytes;
+            points.extend(after.map(|upto| PurgePoint { upto, bytes_after }));
+        }
+        points.reverse();
+        points
+    }
+
     /// The entries of this range as far as the log has them, durable or not, and as many as fit
     /// into `bytes_max` bytes of payload; at least one, when the range has any.
     ///
@@ -341,6 +357,16 @@ pub struct LogIdentity {
     pub node: NodeId,
     /// The life of the member's data directory.
     pub incarnation: Incarnation,
+}
+
+/// Where a segment begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PurgePoint {
+    /// The last entry before it.
+    pub upto: LogPosition,
+    /// Bytes of the files that are left when the log is purged up to there, without the one that is
+    /// being written.
+    pub bytes_after: u64,
 }
 
 /// What a log holds.

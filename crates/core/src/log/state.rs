@@ -136,6 +136,15 @@ impl Shared {
         }
     }
 
+    /// The segments, oldest first: after which entry each begins, and the length of its file.
+    pub(super) fn segments(&self) -> Vec<(Option<LogPosition>, u64)> {
+        let state = self.lock();
+        let segments = state.segments.values();
+        segments
+            .map(|of| (of.starts_after, of.bytes.into()))
+            .collect()
+    }
+
     /// Where the entries of a range are, up to `bytes_max` bytes of them.
     pub(super) fn locate(
         &self,

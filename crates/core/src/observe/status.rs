@@ -11,7 +11,9 @@ use crate::group::{MemberRecord, NodeAddress, NodeType};
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term, Vlsn};
 use crate::observe::comparison::Divergence;
 use crate::service::hello::DialError;
-use crate::service::messages::{NodeStateMessage, NodeStateRequest, ReplicaProgress};
+use crate::service::messages::{
+    NodeStateMessage, NodeStateRequest, ReplicaProgress, RestoreProgressMessage,
+};
 use crate::service::node_state;
 
 /// What one node says of itself, also while it has no master or belongs to no group yet.
@@ -66,6 +68,38 @@ pub struct NodeStatus {
     pub clock_ms: u64,
     /// Digest of everything visible as of `vlsn`, in hexadecimal, where it was asked for.
     pub digest: Option<String>,
+    /// The copy of a peer's state that the node makes: it takes no part meanwhile.
+    pub restore: Option<RestoreProgress>,
+    /// Nodes to which this one sends its state.
+    pub copies: u32,
+}
+
+/// How far a copy of a peer's state has got.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreProgress {
+    /// The node that it comes from; `None` while none was found.
+    pub source: Option<NodeId>,
+    /// Bytes of keys and values so far.
+    pub bytes: u64,
+    /// What the source takes the whole for; 0 while that is not known.
+    pub bytes_total: u64,
+    /// Bytes per second since the copy was begun, or went on.
+    pub bytes_per_s: u64,
+    /// Seconds until it is whole, at that rate; `None` while that is not known.
+    pub eta_s: Option<u64>,
+}
+
+impl From<RestoreProgressMessage> for RestoreProgress {
+    fn from(message: RestoreProgressMessage) -> Self {
+        let left = message.bytes_total.saturating_sub(message.bytes);
+        Self {
+            source: Some(NodeId(message.source)).filter(|source| source.0 != 0),
+            bytes: message.bytes,
+            bytes_total: message.bytes_total,
+            bytes_per_s: message.bytes_per_s,
+            eta_s: left.checked_div(message.bytes_per_s),
+        }
+    }
 }
 
 /// A member of the group, as the asked node knows it.
@@ -239,6 +273,8 @@ impl NodeStatus {
             sync_p99_us: state.sync_p99_us,
             clock_ms: state.clock_ms,
             digest: Some(state.digest).filter(|digest| !digest.is_empty()),
+            restore: state.restore.map(Into::into),
+            copies: state.copies,
         })
     }
 }

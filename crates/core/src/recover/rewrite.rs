@@ -8,7 +8,7 @@ use crate::error::OpenError;
 use crate::group::identity::{DataDir, Identity};
 use crate::group::{Member, MemberRecord, MembershipRecord, VoterSet};
 use crate::ids::{GroupEpoch, LogPosition, NodeId, Term};
-use crate::log::{Entry, EntryKind, Log, LogError, LogId, Vote};
+use crate::log::{Entry, EntryKind, Log, LogConfig, LogError, LogId, Vote};
 use crate::machine::Machine;
 use crate::node;
 use crate::recover::survey::Directory;
@@ -85,7 +85,7 @@ pub(crate) async fn finish(
     let Some(entry) = identity.recovery else {
         return Ok(identity);
     };
-    let log = node::open_idle_log(machine, dir, &identity).await?;
+    let log = node::open_idle_log(&LogConfig::default(), machine, dir, &identity).await?;
     let appended = append(&log, entry, &identity).await;
     let closed = log.close().await;
     appended.and(closed).map_err(OpenError::Log)?;

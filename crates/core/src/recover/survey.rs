@@ -12,10 +12,11 @@ use crate::error::OpenError;
 use crate::group::identity::{DataDir, Identity};
 use crate::group::{MemberRecord, MembershipRecord};
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, Term, Vlsn};
-use crate::log::{Entry, EntryKind, Log, LogId};
+use crate::log::{Entry, EntryKind, Log, LogConfig, LogId};
 use crate::machine::Machine;
 use crate::node;
 use crate::recover::{RecoverError, rewrite};
+use crate::restore::swap;
 use crate::service::messages::NodeStateMessage;
 use crate::service::node_state;
 use crate::txn::batch::Batch;
@@ -120,13 +121,14 @@ async fn open(machine: &Machine, path: &Path) -> Result<Directory, RecoverError>
     let (identity, is_original) = dir.examine_identity(&*machine.disk)?.ok_or_else(no_node)?;
     let group = identity.group.ok_or_else(no_node)?;
     let identity = if is_original {
+        let identity = swap::finish(&LogConfig::default(), machine, &dir, identity).await?;
         rewrite::finish(machine, &dir, identity).await?
     } else {
         // Finishing would make it the original.
         identity
     };
-    let log = node::open_idle_log(machine, &dir, &identity).await?;
-    let held = match held(machine, &dir, &log).await {
+    let log = node::open_idle_log(&LogConfig::default(), machine, &dir, &identity).await?;
+    let held = match held(machine, (&dir, &identity), &log).await {
         Ok(held) => {
             log.close().await.map_err(OpenError::Log)?;
             held
@@ -144,13 +146,17 @@ async fn open(machine: &Machine, path: &Path) -> Result<Directory, RecoverError>
 }
 
 /// What the engine holds, and what the log has after it.
-async fn held(machine: &Machine, dir: &DataDir, log: &Log) -> Result<Held, OpenError> {
-    let engine = node::open_engine(machine, dir).await?;
+async fn held(
+    machine: &Machine,
+    (dir, identity): (&DataDir, &Identity),
+    log: &Log,
+) -> Result<Held, OpenError> {
+    let engine = node::open_engine(machine, dir, identity).await?;
     let applied = engine.applied();
     engine.close()?;
     let applied = applied?;
     let state = log.state();
-    node::check_log_reaches(state.last, applied.as_ref(), dir.path())?;
+    node::check_log_reaches(state, applied.as_ref(), dir.path())?;
     let corrupt = |what: String| OpenError::Corrupt {
         path: dir.log_dir(),
         offset: 0,

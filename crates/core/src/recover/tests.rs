@@ -10,7 +10,7 @@ use crate::engine::MemoryStore;
 use crate::group::identity::{DataDir, Identity};
 use crate::group::{Member, MemberRecord, MembershipRecord, VoterSet};
 use crate::ids::{DatabaseId, Incarnation, LogPosition, Term};
-use crate::log::{Disk, Entry, EntryKind, MemoryDisk, Vote};
+use crate::log::{Disk, Entry, EntryKind, LogConfig, MemoryDisk, Vote};
 use crate::machine::Threads;
 use crate::txn::batch::{BatchBuilder, Operation};
 use crate::{RepConfig, node};
@@ -69,6 +69,8 @@ async fn written(disk: &MemoryDisk, transactions: u64) {
         epoch: GroupEpoch::FIRST,
         superseded_by: None,
         recovery: None,
+        copy: 0,
+        log_begins_after: None,
     };
     let dir = DataDir::open(disk, Path::new(DIR)).unwrap();
     let config = RepConfig::builder("orders", "n1")
@@ -81,7 +83,7 @@ async fn written(disk: &MemoryDisk, transactions: u64) {
         .await
         .unwrap();
     dir.write_identity(disk, &identity).await.unwrap();
-    let log = node::open_idle_log(&machine, &dir, &identity)
+    let log = node::open_idle_log(&LogConfig::default(), &machine, &dir, &identity)
         .await
         .unwrap();
     log.save_vote(Vote {
@@ -123,7 +125,7 @@ async fn recovered(disk: &MemoryDisk) -> (Identity, Entry) {
     let machine = machine(disk, &MemoryStore::new());
     let dir = DataDir::open(disk, Path::new(DIR)).unwrap();
     let identity = dir.find_identity(disk).await.unwrap().unwrap();
-    let log = node::open_idle_log(&machine, &dir, &identity)
+    let log = node::open_idle_log(&LogConfig::default(), &machine, &dir, &identity)
         .await
         .unwrap();
     let last = log.state().last.unwrap();

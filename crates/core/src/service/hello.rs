@@ -321,6 +321,8 @@ mod tests {
             epoch: GroupEpoch(epoch),
             superseded_by: None,
             recovery: None,
+            copy: 0,
+            log_begins_after: None,
         }
     }
 

@@ -41,6 +41,8 @@ pub(crate) enum Kind {
     Subscribe = 20,
     Feed = 21,
     GroupView = 22,
+    RestoreRequest = 30,
+    RestoreReply = 31,
 }
 
 /// Why a frame from a peer was not understood. The connection is closed; nothing was changed.
@@ -202,6 +204,9 @@ pub(crate) struct Append {
     pub(crate) committed: Option<LogIdMessage>,
     #[prost(message, repeated, tag = "4")]
     pub(crate) entries: Vec<EntryMessage>,
+    /// With a heartbeat: some member may need the entries after this position.
+    #[prost(uint64, optional, tag = "5")]
+    pub(crate) needed: Option<u64>,
 }
 
 /// Answer to one [`Append`], in the order of the appends. An acknowledgement is sent after the
@@ -296,12 +301,32 @@ pub(crate) struct Stop {
     pub(crate) term: u64,
 }
 
+/// The master's log begins after this entry, and the receiver ends before it: it needs a copy of the
+/// state.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct ReachMessage {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) vote: Option<VoteMessage>,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) entry: Option<LogIdMessage>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct ReachedMessage {
+    /// The master's, or a newer one that the receiver knows.
+    #[prost(message, optional, tag = "1")]
+    pub(crate) vote: Option<VoteMessage>,
+    /// The receiver has the entry on disk, or what came of it.
+    #[prost(bool, tag = "2")]
+    pub(crate) has: bool,
+}
+
 /// A request on the ELECTION connection. Answers carry its `id` and may come in any order.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct ElectionRequest {
     #[prost(uint64, tag = "1")]
     pub(crate) id: u64,
-    #[prost(oneof = "ElectionCall", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "ElectionCall", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub(crate) call: Option<ElectionCall>,
 }
 
@@ -325,13 +350,15 @@ pub(crate) enum ElectionCall {
     Diverged(Diverged),
     #[prost(message, tag = "10")]
     Stop(Stop),
+    #[prost(message, tag = "11")]
+    Reach(ReachMessage),
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct ElectionReply {
     #[prost(uint64, tag = "1")]
     pub(crate) id: u64,
-    #[prost(oneof = "ElectionAnswer", tags = "2, 3, 4, 5")]
+    #[prost(oneof = "ElectionAnswer", tags = "2, 3, 4, 5, 6")]
     pub(crate) answer: Option<ElectionAnswer>,
 }
 
@@ -347,6 +374,8 @@ pub(crate) enum ElectionAnswer {
     Agrees(bool),
     #[prost(message, tag = "5")]
     Barrier(BarrierReply),
+    #[prost(message, tag = "6")]
+    Reached(ReachedMessage),
 }
 
 /// Asks for [`NodeStateMessage`].
@@ -444,6 +473,28 @@ pub(crate) struct NodeStateMessage {
     /// Bytes of the engine's files, where they were asked for.
     #[prost(uint64, optional, tag = "29")]
     pub(crate) data_bytes: Option<u64>,
+    /// The node copies the state of a peer.
+    #[prost(message, optional, tag = "40")]
+    pub(crate) restore: Option<RestoreProgressMessage>,
+    /// Nodes to which this one sends its state.
+    #[prost(uint32, tag = "41")]
+    pub(crate) copies: u32,
+}
+
+/// How far a copy of the state has got.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct RestoreProgressMessage {
+    /// The node that it comes from; 0 while there is none.
+    #[prost(uint64, tag = "1")]
+    pub(crate) source: u64,
+    /// Of keys and values, so far.
+    #[prost(uint64, tag = "2")]
+    pub(crate) bytes: u64,
+    /// The source's estimate; 0 while there is none.
+    #[prost(uint64, tag = "3")]
+    pub(crate) bytes_total: u64,
+    #[prost(uint64, tag = "4")]
+    pub(crate) bytes_per_s: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]

@@ -7,12 +7,15 @@ pub(crate) mod events;
 pub(crate) mod hello;
 pub(crate) mod messages;
 pub(crate) mod node_state;
+pub(crate) mod restore;
 pub(crate) mod subscription;
 
 /// Entry streams and acknowledgements.
 pub(crate) const FEEDER: &str = "FEEDER";
 /// Votes, pre-votes, heartbeats and read barriers.
 pub(crate) const ELECTION: &str = "ELECTION";
+/// A copy of the whole state, for a node that the log cannot bring up.
+pub(crate) const RESTORE: &str = "RESTORE";
 /// Changes of the group, asked by operators and by nodes that join.
 pub(crate) const ADMIN: &str = "ADMIN";
 /// The change feed, to whoever asks.

@@ -88,7 +88,7 @@ pub(crate) fn parse_id_key(key: &[u8]) -> Option<DatabaseId> {
 }
 
 /// Whether this key of the catalog is a name.
-fn is_name(key: &[u8]) -> bool {
+pub(crate) fn is_name(key: &[u8]) -> bool {
     key.first() != Some(&0)
 }
 

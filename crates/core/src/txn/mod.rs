@@ -7,6 +7,7 @@ pub(crate) mod consistency;
 pub(crate) mod durability;
 pub(crate) mod flush;
 pub(crate) mod history;
+pub(crate) mod holds;
 pub(crate) mod names;
 pub(crate) mod outcome;
 pub(crate) mod readers;

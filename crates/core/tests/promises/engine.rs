@@ -35,6 +35,14 @@ impl<W: Watch> EngineFactory for Watched<W> {
         let engine = self.0.open(dir)?;
         Ok(Arc::new(WatchedEngine(engine, Arc::clone(&self.1))))
     }
+
+    fn exists(&self, dir: &Path) -> Result<bool, EngineError> {
+        self.0.exists(dir)
+    }
+
+    fn remove(&self, dir: &Path) -> Result<(), EngineError> {
+        self.0.remove(dir)
+    }
 }
 
 impl<W: Watch> StorageEngine for WatchedEngine<W> {

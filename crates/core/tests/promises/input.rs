@@ -305,6 +305,14 @@ fn a_directory_is_free_again_after_an_open_that_failed_on_the_runtime_of_the_cal
         fn open(&self, _: &Path) -> Result<Arc<dyn StorageEngine>, EngineError> {
             Err(EngineError::Failed)
         }
+
+        fn exists(&self, _: &Path) -> Result<bool, EngineError> {
+            Err(EngineError::Failed)
+        }
+
+        fn remove(&self, _: &Path) -> Result<(), EngineError> {
+            Err(EngineError::Failed)
+        }
     }
     let mut group = Group::in_memory(1, &[]);
     let _token = put(group.master(), "k", b"v").expect("committed");

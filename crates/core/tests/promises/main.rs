@@ -20,6 +20,7 @@ mod membership;
 mod model;
 mod pressure;
 mod restart;
+mod restore;
 mod serializable;
 mod space;
 mod support;

@@ -96,6 +96,15 @@ impl Storage {
         }
     }
 
+    /// Whether the state was copied from a peer: another engine is in the place of the first.
+    pub(crate) fn is_copy(&self) -> bool {
+        let first = self.dir().join("engine");
+        match self {
+            Self::Memory { store, .. } => !store.exists(&first).expect("a store in memory"),
+            Self::Real(_) => !first.exists(),
+        }
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         match self {
             Self::Memory { .. } => Path::new("/data"),
@@ -129,6 +138,14 @@ impl EngineFactory for Shown {
         let engine = self.factory.open(dir)?;
         *self.engine.lock().expect("no panic") = Some(Arc::clone(&engine));
         Ok(engine)
+    }
+
+    fn exists(&self, dir: &Path) -> Result<bool, EngineError> {
+        self.factory.exists(dir)
+    }
+
+    fn remove(&self, dir: &Path) -> Result<(), EngineError> {
+        self.factory.remove(dir)
     }
 }
 
@@ -379,13 +396,14 @@ impl Group {
     pub(crate) fn digest(&self) -> u128 {
         let mut digest = 0;
         eventually("equal digests", || {
-            let digests: Vec<_> = self
-                .open_nodes()
-                .map(|node| match node.digest() {
-                    Ok(digest) => digest,
-                    Err(error) => panic!("{error}: {}", node.status().waiting_for),
-                })
-                .collect();
+            let digests = self.open_nodes().map(|node| match node.digest() {
+                Ok(digest) => Some(digest),
+                Err(ReadError::Restoring) => None,
+                Err(error) => panic!("{error}: {}", node.status().waiting_for),
+            });
+            let Some(digests) = digests.collect::<Option<Vec<_>>>() else {
+                return false;
+            };
             digest = digests[0].1;
             digests.iter().all(|other| *other == digests[0])
         });

@@ -18,6 +18,26 @@ pub(super) fn make_directory_durable(directory: &Path) -> io::Result<()> {
         }
     }
     std::fs::File::open(directory)?.sync_all()?;
+    sync_parent(directory)
+}
+
+/// Removes the directory, if it is there, durably.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "Noxu's files are not behind the disk trait"
+)]
+pub(super) fn remove_directory(directory: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => sync_parent(directory),
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "Noxu's files are not behind the disk trait"
+)]
+fn sync_parent(directory: &Path) -> io::Result<()> {
     match directory
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())

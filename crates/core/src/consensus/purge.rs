@@ -1,0 +1,330 @@
+//! Gives up the beginning of the log, in whole segments, when nobody needs it any more.
+//!
+//! ```text
+//!   purged ┊ seg 4 │ seg 5 │ seg 6 │ seg 7 │ seg 8 │ seg 9 (being written)
+//!                  ▲           ▲           ▲       └── log_keep_bytes ──┘
+//!                  │           │           └ the engine has everything up to here on disk
+//!                  │           └ the slowest replica, subscription or copy goes on here
+//!                  └ purge up to here
+//! ```
+//!
+//! The engine's position is a matter of safety: after a crash the log is replayed from there. All the
+//! rest is a matter of cost, and bounded: who is silent for longer than `log_retain_ms_max`, or
+//! behind by more than `log_retain_bytes_max`, gets a copy of the state instead (`restore/`).
+//!
+//! Only a master knows how far the others are. It tells them with its heartbeats, so that each of them
+//! still has, when it becomes master, what the slowest one needs.
+//!
+//! openraft purges nothing that is not in a snapshot. A snapshot is a *manifest* here: it says what
+//! the engine holds, and no bytes belong to it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use openraft::alias::{SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
+use openraft::async_runtime::WatchReceiver;
+use openraft::storage::Snapshot;
+use openraft::{RaftSnapshotBuilder, SnapshotMeta};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::consensus::types::{TypeConfig, decode_membership, to_raft_log_id};
+use crate::consensus::{Consensus, ConsensusError, Progress, stopped};
+use crate::engine::{Applied, StorageEngine};
+use crate::ids::{LogPosition, NodeId};
+use crate::log::{LogId, PurgePoint};
+use crate::planted::{self, Bug};
+use crate::txn::holds::Holds;
+
+/// How often a node looks whether a part of its log can go.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How much log is kept for whom, see `RepConfig` for the meaning to a user.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RetainLimits {
+    pub(crate) keep_bytes: u64,
+    pub(crate) retain_bytes_max: u64,
+    pub(crate) retain: Duration,
+}
+
+/// What the purge goes by.
+pub(crate) struct Retention {
+    engine: Arc<dyn StorageEngine>,
+    holds: Arc<Holds>,
+    limits: RetainLimits,
+    /// The entry up to which the log is purged, or is about to be.
+    purging: Mutex<Option<LogId>>,
+    /// On a replica: after which entry the log is needed, as a master said, and when.
+    told: Mutex<Option<(Instant, LogPosition)>>,
+    /// The same on a master, for the others.
+    needed: watch::Sender<Option<LogPosition>>,
+}
+
+impl Retention {
+    /// `purged` is where the log begins.
+    pub(crate) fn new(
+        purged: Option<LogId>,
+        engine: Arc<dyn StorageEngine>,
+        holds: Arc<Holds>,
+        limits: RetainLimits,
+    ) -> Self {
+        Self {
+            engine,
+            holds,
+            limits,
+            purging: Mutex::new(purged),
+            told: Mutex::default(),
+            needed: watch::Sender::new(None),
+        }
+    }
+
+    /// What a master tells the others, when this node is one.
+    pub(super) fn needed(&self) -> watch::Receiver<Option<LogPosition>> {
+        self.needed.subscribe()
+    }
+
+    /// Notes what a master says.
+    pub(super) fn hear(&self, needed: LogPosition) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        *told = Some((Instant::now(), needed));
+    }
+
+    /// The manifest that a replica has to reach which is behind the log: the entry before the first
+    /// one that is kept. `None` while the log is whole.
+    pub(super) fn manifest(
+        &self,
+        membership: StoredMembershipOf<TypeConfig>,
+    ) -> Option<SnapshotOf<TypeConfig, ()>> {
+        let purging = *self.purging.lock().unwrap_or_else(PoisonError::into_inner);
+        let meta = SnapshotMeta {
+            last_log_id: Some(to_raft_log_id(purging?)),
+            last_membership: membership,
+        };
+        Some(Snapshot { meta, snapshot: () })
+    }
+
+    /// The manifest of what the engine durably holds.
+    fn durable_manifest(&self) -> io::Result<SnapshotOf<TypeConfig, ()>> {
+        let durable = self.engine.durable();
+        let durable = durable.ok_or_else(|| io::Error::other("the engine holds nothing yet"))?;
+        let last_membership = decode_membership(&durable.membership).map_err(io::Error::other)?;
+        let meta: SnapshotMetaOf<TypeConfig> = SnapshotMeta {
+            last_log_id: Some(to_raft_log_id(held(&durable))),
+            last_membership,
+        };
+        Ok(Snapshot { meta, snapshot: () })
+    }
+
+    /// On a replica: what the last master that was heard said, until it is silent for too long. A
+    /// node that has heard none yet keeps what it has.
+    fn told(&self, started: Instant) -> Option<LogPosition> {
+        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, needed) = told.unwrap_or((started, LogPosition(0)));
+        (at.elapsed() <= self.limits.retain).then_some(needed)
+    }
+}
+
+fn held(applied: &Applied) -> LogId {
+    LogId {
+        term: applied.term,
+        position: applied.position,
+    }
+}
+
+/// Builds the manifest of what the engine durably holds.
+pub(crate) struct Manifests(pub(super) Arc<Retention>);
+
+impl RaftSnapshotBuilder<TypeConfig> for Manifests {
+    type SnapshotData = ();
+
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, ()>> {
+        self.0.durable_manifest()
+    }
+}
+
+/// Up to where the log goes, of these points; `needed` is where the slowest one goes on.
+fn upto(
+    points: &[PurgePoint],
+    durable: LogPosition,
+    needed: Option<LogPosition>,
+    limits: &RetainLimits,
+) -> Option<LogPosition> {
+    let may_go = |point: &&PurgePoint| {
+        let is_free = needed.is_none_or(|needed| point.upto <= needed);
+        (point.upto <= durable || planted::is(Bug::PurgePastEngine))
+            && point.bytes_after >= limits.keep_bytes
+            && (is_free || point.bytes_after >= limits.retain_bytes_max)
+    };
+    let points = points.iter().filter(may_go);
+    points.map(|point| point.upto).max()
+}
+
+/// Where the slowest of these replicas goes on, those left out that are silent for too long. One of
+/// which nothing was heard may have been there for as long as this node has led.
+fn slowest(
+    replicas: impl Iterator<Item = Option<Progress>>,
+    led_for: Duration,
+    retain: Duration,
+) -> Option<LogPosition> {
+    let needs = replicas.filter_map(|progress| {
+        let silent_for = progress.and_then(|progress| progress.heard);
+        let persisted = progress.and_then(|progress| progress.persisted);
+        let position = persisted.map(|last| last.position).unwrap_or_default();
+        (silent_for.unwrap_or(led_for) <= retain).then_some(position)
+    });
+    needs.min()
+}
+
+/// Purges what can go, until consensus stops.
+pub(super) async fn run(consensus: Arc<Consensus>) {
+    let started = Instant::now();
+    let mut leads_since = None;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let leads = consensus.leads();
+        leads_since = leads.then(|| leads_since.unwrap_or_else(Instant::now));
+        let needed = consensus.needed(leads_since, started);
+        if let Err(error) = consensus.purge(needed).await {
+            tracing::debug!(%error, "the log is not purged any more");
+            return;
+        }
+    }
+}
+
+impl Consensus {
+    fn leads(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        metrics.borrow_watched().state.is_leader()
+    }
+
+    /// After which entry somebody else needs the log, and says so to the others.
+    fn needed(&self, leads_since: Option<Instant>, started: Instant) -> Option<LogPosition> {
+        let retention = &self.retention;
+        let needed = match leads_since {
+            Some(since) => {
+                let progress: BTreeMap<NodeId, Progress> = self.replica_progress();
+                let members = self.members();
+                let others = members.keys().filter(|id| **id != self.own_id());
+                let others = others.map(|id| progress.get(id).copied());
+                slowest(others, since.elapsed(), retention.limits.retain)
+            }
+            None => retention.told(started),
+        };
+        let last = self.log.state().last.map(|last| last.position);
+        let for_others = leads_since.and(needed.or(last));
+        retention.needed.send_if_modified(|old| {
+            let changed = *old != for_others;
+            *old = for_others;
+            changed
+        });
+        needed.into_iter().chain(retention.holds.lowest()).min()
+    }
+
+    async fn purge(&self, needed: Option<LogPosition>) -> Result<(), ConsensusError> {
+        let retention = &self.retention;
+        let Some(durable) = retention.engine.durable() else {
+            return Ok(());
+        };
+        let points = self.log.purge_points();
+        let Some(upto) = upto(&points, durable.position, needed, &retention.limits) else {
+            return Ok(());
+        };
+        let purged = self.log.state().purged;
+        if purged.is_some_and(|purged| purged.position >= upto) {
+            return Ok(());
+        }
+        let manifest = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.snapshot.as_ref().map(|id| id.index)
+        };
+        if manifest.is_none_or(|manifest| manifest < upto.0) {
+            let made = self.seeded(self.raft.trigger().snapshot()).await;
+            // The next look finds it.
+            return made.map_err(|error| stopped(&error));
+        }
+        let range = upto..LogPosition(upto.0 + 1);
+        let entries = self.log.read(range, 1).await.map_err(|e| stopped(&e))?;
+        let Some(id) = entries.first().map(crate::log::Entry::id) else {
+            return Ok(());
+        };
+        *retention
+            .purging
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(id);
+        tracing::info!(upto = %id, "the log is purged");
+        let purged = self.seeded(self.raft.trigger().purge_log(upto.0)).await;
+        purged.map_err(|error| stopped(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: RetainLimits = RetainLimits {
+        keep_bytes: 200,
+        retain_bytes_max: 400,
+        retain: Duration::from_mins(1),
+    };
+
+    /// Segments of 100 bytes with ten entries each, the last one being written.
+    fn points() -> Vec<PurgePoint> {
+        let point = |n: u64| PurgePoint {
+            upto: LogPosition(n * 10),
+            bytes_after: (7 - n) * 100,
+        };
+        (1..=7).map(point).collect()
+    }
+
+    #[test]
+    fn the_log_goes_only_below_what_the_engine_has_on_disk() {
+        let found = |durable| upto(&points(), LogPosition(durable), None, &LIMITS);
+        assert_eq!(found(9), None);
+        assert_eq!(found(35), Some(LogPosition(30)));
+        assert_eq!(found(99), Some(LogPosition(50)), "some is kept in any case");
+    }
+
+    #[test]
+    fn the_log_is_kept_for_the_slowest_up_to_a_bound() {
+        let found = |needed| {
+            let needed = Some(LogPosition(needed));
+            upto(&points(), LogPosition(99), needed, &LIMITS)
+        };
+        assert_eq!(found(45), Some(LogPosition(40)));
+        assert_eq!(found(12), Some(LogPosition(30)), "it is over the bound");
+    }
+
+    #[test]
+    fn a_replica_that_is_silent_for_too_long_is_not_waited_for() {
+        let progress = |position, silent_s: Option<u64>| {
+            let term = crate::ids::Term(1);
+            let position = LogPosition(position);
+            Some(Progress {
+                persisted: Some(LogId { term, position }),
+                heard: silent_s.map(Duration::from_secs),
+            })
+        };
+        let found = |replicas: &[Option<Progress>], led_s| {
+            let led_for = Duration::from_secs(led_s);
+            let slowest = slowest(replicas.iter().copied(), led_for, LIMITS.retain);
+            slowest.map(|position| position.0)
+        };
+        assert_eq!(
+            found(&[progress(7, Some(1)), progress(3, Some(60))], 9),
+            Some(3)
+        );
+        assert_eq!(
+            found(&[progress(7, Some(1)), progress(3, Some(61))], 9),
+            Some(7)
+        );
+        assert_eq!(
+            found(&[progress(7, Some(1)), progress(3, None)], 61),
+            Some(7)
+        );
+        assert_eq!(found(&[progress(7, Some(1)), None], 9), Some(0));
+        assert_eq!(found(&[], 9), None);
+    }
+}

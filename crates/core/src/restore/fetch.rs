@@ -1,0 +1,294 @@
+//! Copies the state of a peer into an engine beside the node's own.
+//!
+//! One question at a time, so that memory is bounded by one answer. Whatever goes wrong ends the
+//! attempt; the next one goes on where the copy is, with the source that suits best then.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use steadfast_net::Transport;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::engine::{EngineError, EngineFactory, StorageEngine};
+use crate::ids::{NodeId, Vlsn};
+use crate::log::{Entry, LogId};
+use crate::planted::{self, Bug};
+use crate::restore::rows::RowDigest;
+use crate::restore::staged::{Staged, StagedError};
+use crate::service::hello::{Caller, DialError};
+use crate::service::messages::WireError;
+use crate::service::restore::{
+    BeginMessage, BegunMessage, FinishMessage, NextMessage, RestoreAnswer, RestoreCall,
+    RestoreClient,
+};
+
+/// Chunks after which the copy follows the log and becomes durable: what an interruption can cost,
+/// and what the source keeps of its log meanwhile.
+const CHUNKS_PER_SYNC: usize = 16;
+/// How often the log says how far the copy is.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// How far a copy has got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// 0 while there is none.
+    pub(crate) source: NodeId,
+    pub(crate) bytes: u64,
+    /// The source's estimate; 0 while there is none.
+    pub(crate) bytes_total: u64,
+    pub(crate) bytes_per_s: u64,
+}
+
+/// Why an attempt ended without a copy.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error("the source has nothing to give: {0}")]
+    Refused(String),
+    #[error(transparent)]
+    Staged(#[from] StagedError),
+    #[error("the copy was given up: the node closes")]
+    Ended,
+}
+
+impl From<EngineError> for FetchError {
+    fn from(error: EngineError) -> Self {
+        Self::Staged(error.into())
+    }
+}
+
+impl From<WireError> for FetchError {
+    fn from(error: WireError) -> Self {
+        Self::Dial(error.into())
+    }
+}
+
+/// One attempt, with one source.
+pub(crate) struct Fetch {
+    pub(crate) caller: Caller,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) source: (NodeId, String),
+    /// Of dialling, and of an answer.
+    pub(crate) timeouts: (Duration, Duration),
+    pub(crate) engines: Arc<dyn EngineFactory>,
+    /// Where the copy grows.
+    pub(crate) dir: PathBuf,
+    /// What the copy has to reach.
+    pub(crate) entry: LogId,
+    pub(crate) progress: watch::Sender<Option<Progress>>,
+    /// Becomes true when the copy is to be given up.
+    pub(crate) ended: watch::Receiver<bool>,
+}
+
+impl Fetch {
+    /// The last entry of a copy that is complete, verified, durable and closed.
+    ///
+    /// # Errors
+    /// See [`FetchError`]. What was copied so far is kept.
+    pub(crate) async fn run(mut self) -> Result<LogId, FetchError> {
+        let engine = self.open()?;
+        let mut ended = self.ended.clone();
+        let copied = tokio::select! {
+            biased;
+            _ = ended.wait_for(|ended| *ended) => Err(FetchError::Ended),
+            copied = self.copy(&engine) => copied,
+        };
+        if planted::is(Bug::SwapBeforeSync) {
+            copied?;
+            return finish(&engine);
+        }
+        // Closing syncs: what was copied is there when the next attempt begins.
+        let closed = engine.close();
+        copied?;
+        closed?;
+        let engine = self.open()?;
+        let finished = verify(&engine).and_then(|()| finish(&engine));
+        let closed = engine.close();
+        if matches!(finished, Err(FetchError::Staged(StagedError::Lost { .. }))) {
+            self.engines.remove(&self.dir)?;
+        }
+        let last = finished?;
+        closed?;
+        Ok(last)
+    }
+
+    /// What lies there and cannot be opened is worth nothing.
+    fn open(&self) -> Result<Arc<dyn StorageEngine>, FetchError> {
+        match self.engines.open(&self.dir) {
+            Err(EngineError::Corrupt { what }) => {
+                tracing::warn!(what, "the copy so far is given up");
+                self.engines.remove(&self.dir)?;
+                Ok(self.engines.open(&self.dir)?)
+            }
+            opened => Ok(opened?),
+        }
+    }
+
+    async fn copy(&mut self, engine: &Arc<dyn StorageEngine>) -> Result<(), FetchError> {
+        let (source, address) = self.source.clone();
+        let target = (address.as_str(), source);
+        let mut client =
+            RestoreClient::dial(&self.caller, &*self.transport, target, self.timeouts).await?;
+        let staged = Staged::resume(engine)?;
+        let begin = BeginMessage {
+            entry: Some(self.entry.into()),
+            next: staged.as_ref().map(|staged| staged.next().0),
+            vlsn: staged.as_ref().map_or(0, |staged| staged.newest().0),
+        };
+        let begun = match client.call(RestoreCall::Begin(begin)).await? {
+            RestoreAnswer::Begun(begun) => begun,
+            answer => return Err(unexpected(answer)),
+        };
+        let bytes_total = begun.bytes_total;
+        let mut staged = match staged.filter(|_| begun.goes_on) {
+            Some(staged) => {
+                tracing::info!(%source, at = %staged.id(), "a copy of the state goes on");
+                staged
+            }
+            None => begin_anew(engine, begun)?,
+        };
+        let mut meter = Meter::new(&self.progress, (source, bytes_total), staged.bytes());
+        let mut received = RowDigest::default();
+        let mut chunks = 0;
+        while let Some(place) = staged.rest() {
+            let chunk = match client.call(RestoreCall::Chunk(place)).await? {
+                RestoreAnswer::Chunk(chunk) => chunk,
+                answer => return Err(unexpected(answer)),
+            };
+            received.add_all(staged.take_chunk(chunk)?);
+            meter.at(staged.bytes());
+            chunks += 1;
+            if chunks % CHUNKS_PER_SYNC == 0 {
+                follow(&mut client, &mut staged).await?;
+                staged.sync()?;
+            }
+        }
+        let is_far_enough =
+            |staged: &Staged| staged.is_complete() && staged.id().position >= self.entry.position;
+        while !(follow(&mut client, &mut staged).await? && is_far_enough(&staged)) {}
+        let finish = RestoreCall::Finish(FinishMessage {});
+        let manifest = match client.call(finish).await? {
+            RestoreAnswer::Manifest(manifest) => manifest,
+            answer => return Err(unexpected(answer)),
+        };
+        if RowDigest::from_parts(manifest.rows, &manifest.digest) != Some(received) {
+            return Err(StagedError::Nonsense("a manifest of other rows").into());
+        }
+        if !planted::is(Bug::SwapBeforeSync) {
+            staged.sync()?;
+        }
+        Ok(())
+    }
+}
+
+fn verify(engine: &Arc<dyn StorageEngine>) -> Result<(), FetchError> {
+    Ok(copy_in(engine)?.verify()?)
+}
+
+fn finish(engine: &Arc<dyn StorageEngine>) -> Result<LogId, FetchError> {
+    Ok(copy_in(engine)?.finish()?)
+}
+
+fn copy_in(engine: &Arc<dyn StorageEngine>) -> Result<Staged, FetchError> {
+    let staged = Staged::resume(engine)?;
+    Ok(staged.ok_or(StagedError::Nonsense("the copy is gone"))?)
+}
+
+fn begin_anew(engine: &Arc<dyn StorageEngine>, begun: BegunMessage) -> Result<Staged, FetchError> {
+    clear(&**engine)?;
+    let entry = begun.entry.ok_or(WireError::Missing("an entry"))?;
+    let id = LogId::try_from(entry)?;
+    // An arbiter counts no transactions.
+    let vlsn = Vlsn(if begun.has_data { begun.vlsn } else { 0 });
+    tracing::info!(at = %id, bytes = begun.bytes_total, "a copy of the state begins");
+    let engine = Arc::clone(engine);
+    let staged = Staged::begin(engine, (id, vlsn), begun.membership, begun.has_data)?;
+    Ok(staged)
+}
+
+/// Removes every row of a copy that cannot go on.
+fn clear(engine: &dyn StorageEngine) -> Result<(), EngineError> {
+    const STEP_KEYS: usize = 1000;
+    for database in engine.databases()? {
+        while !engine.reclaim(database, STEP_KEYS)? {}
+    }
+    engine.sync()
+}
+
+/// Takes the next entries; whether these were all that the source has applied.
+async fn follow(client: &mut RestoreClient, staged: &mut Staged) -> Result<bool, FetchError> {
+    let next = NextMessage {
+        next: staged.next().0,
+    };
+    let message = match client.call(RestoreCall::Entries(next)).await? {
+        RestoreAnswer::Entries(entries) => entries,
+        answer => return Err(unexpected(answer)),
+    };
+    let entries: Result<Vec<Entry>, _> = message.entries.into_iter().map(Entry::try_from).collect();
+    let entries = entries?;
+    if entries.is_empty() && !message.is_all {
+        return Err(StagedError::Nonsense("no entries, and more to come").into());
+    }
+    staged.take_entries(entries)?;
+    Ok(message.is_all)
+}
+
+fn unexpected(answer: RestoreAnswer) -> FetchError {
+    match answer {
+        RestoreAnswer::Refused(why) => FetchError::Refused(why),
+        _ => WireError::Invalid("answer").into(),
+    }
+}
+
+/// Tells how fast the copy grows.
+struct Meter<'a> {
+    progress: &'a watch::Sender<Option<Progress>>,
+    source: NodeId,
+    bytes_total: u64,
+    bytes_before: u64,
+    began: Instant,
+    told: Instant,
+}
+
+impl<'a> Meter<'a> {
+    fn new(
+        progress: &'a watch::Sender<Option<Progress>>,
+        (source, bytes_total): (NodeId, u64),
+        bytes_before: u64,
+    ) -> Self {
+        let now = Instant::now();
+        let meter = Self {
+            progress,
+            source,
+            bytes_total,
+            bytes_before,
+            began: now,
+            told: now,
+        };
+        meter.show(bytes_before);
+        meter
+    }
+
+    fn at(&mut self, bytes: u64) {
+        let now = self.show(bytes);
+        if self.told.elapsed() >= TELL_EVERY {
+            self.told = Instant::now();
+            tracing::info!(source = %self.source, bytes, bytes_total = self.bytes_total, bytes_per_s = now.bytes_per_s, "a copy of the state is under way");
+        }
+    }
+
+    fn show(&self, bytes: u64) -> Progress {
+        let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now = Progress {
+            source: self.source,
+            bytes,
+            bytes_total: self.bytes_total.max(bytes),
+            bytes_per_s: (bytes - self.bytes_before) * 1000 / ms.max(1),
+        };
+        self.progress.send_replace(Some(now));
+        now
+    }
+}

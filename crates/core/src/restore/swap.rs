@@ -1,0 +1,226 @@
+//! Puts a finished copy in the place of the old state.
+//!
+//! ```text
+//!   identity   copy 3, its log begins after 140@8     ◄─ from here on the copy is the state
+//!   log        what it has up to 140@8 goes; votes stay
+//!   identity   copy 3
+//!   engine-2   is removed
+//! ```
+//!
+//! A crash before the first step is durable leaves the old state; after it, whoever opens the
+//! directory next does the rest. The log is the same one before and after, so that a vote that was
+//! given stays given. Entries above the copy's position stay where they follow on it: they may have
+//! been acknowledged. Where another entry stands at that position, they were never committed.
+
+use tokio::sync::oneshot;
+
+use crate::config::RepConfig;
+use crate::error::OpenError;
+use crate::group::identity::{DataDir, Identity};
+use crate::ids::LogPosition;
+use crate::log::{Entry, Log, LogConfig, LogError, LogId};
+use crate::machine::Machine;
+use crate::node;
+
+/// Makes the copy beside the state of `identity`, which ends with `last` and is durable, the state of
+/// the node.
+///
+/// # Errors
+/// See [`OpenError`]. What is left to do is done when the directory is opened.
+pub(crate) async fn swap(
+    config: &RepConfig,
+    machine: &Machine,
+    (dir, identity): (&DataDir, &Identity),
+    last: LogId,
+) -> Result<Identity, OpenError> {
+    let swapped = Identity {
+        copy: identity.copy + 1,
+        log_begins_after: Some(last),
+        ..identity.clone()
+    };
+    dir.write_identity(&*machine.disk, &swapped).await?;
+    finish(&node::log_config(config), machine, dir, swapped).await
+}
+
+/// Does what is left of a swap; returns the identity after it.
+///
+/// # Errors
+/// See [`OpenError`]. It can be done again.
+pub(crate) async fn finish(
+    log_config: &LogConfig,
+    machine: &Machine,
+    dir: &DataDir,
+    identity: Identity,
+) -> Result<Identity, OpenError> {
+    let Some(before) = identity.copy.checked_sub(1) else {
+        return Ok(identity);
+    };
+    let mut finished = identity;
+    if let Some(last) = finished.log_begins_after {
+        let log = node::open_idle_log(log_config, machine, dir, &finished).await?;
+        let begun = begin_after(&log, last).await;
+        let closed = log.close().await;
+        begun.and(closed).map_err(OpenError::Log)?;
+        finished.log_begins_after = None;
+        dir.write_identity(&*machine.disk, &finished).await?;
+    }
+    let (engines, old) = (
+        std::sync::Arc::clone(&machine.engines),
+        dir.engine_dir(before),
+    );
+    if engines.exists(&old)? {
+        let removed: oneshot::Receiver<_> =
+            machine.run("steadfast-remove", async move { engines.remove(&old) })?;
+        let died = |_| OpenError::Start("the thread that removes a state died".to_owned());
+        removed.await.map_err(died)??;
+    }
+    Ok(finished)
+}
+
+/// Lets the log go on after `last`, which is committed.
+async fn begin_after(log: &Log, last: LogId) -> Result<(), LogError> {
+    let state = log.state();
+    if state
+        .purged
+        .is_some_and(|purged| purged.position >= last.position)
+    {
+        return Ok(());
+    }
+    let range = last.position..LogPosition(last.position.0 + 1);
+    let found = log.read(range, 1).await?;
+    if found.first().map(Entry::id) != Some(last) {
+        // First, so that nothing is left after a purge that does not follow on it.
+        log.truncate_after(state.purged).await?;
+    }
+    log.purge(last).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::engine::MemoryStore;
+    use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId, Term};
+    use crate::log::{EntryKind, MemoryDisk, Vote};
+    use crate::machine::Threads;
+    use steadfast_net::MemoryNetwork;
+
+    const VOTE: Vote = Vote {
+        term: Term(9),
+        node: NodeId(2),
+        committed: false,
+    };
+
+    fn id(term: u64, position: u64) -> LogId {
+        LogId {
+            term: Term(term),
+            position: LogPosition(position),
+        }
+    }
+
+    fn identity() -> Identity {
+        Identity {
+            group_name: "orders".to_owned(),
+            node_name: "n1".to_owned(),
+            incarnation: Incarnation(7),
+            group: Some(GroupUuid(uuid::Uuid::from_u128(9))),
+            node_id: NodeId(1),
+            founders: Vec::new(),
+            epoch: GroupEpoch::FIRST,
+            superseded_by: None,
+            recovery: None,
+            copy: 0,
+            log_begins_after: None,
+        }
+    }
+
+    fn config() -> RepConfig {
+        let config = RepConfig::builder("orders", "n1")
+            .data_dir("/data")
+            .listen("n1:7400")
+            .set("log_segment_bytes", 64 * 1024);
+        config.build().expect("a configuration")
+    }
+
+    fn machine(disk: &MemoryDisk) -> Machine {
+        let network = MemoryNetwork::new();
+        Machine {
+            disk: Arc::new(disk.clone()),
+            engines: Arc::new(MemoryStore::new()),
+            threads: Threads::Tasks,
+            ..Machine::in_memory(&network, "n1").expect("entropy")
+        }
+    }
+
+    /// A directory whose log has entries 0 to 4 of term 3, and a vote of a later term.
+    async fn written(disk: &MemoryDisk) {
+        let (machine, config) = (machine(disk), config());
+        let dir = DataDir::open(disk, Path::new("/data")).unwrap();
+        node::create_log(&config, &machine, &dir, &identity())
+            .await
+            .unwrap();
+        dir.write_identity(disk, &identity()).await.unwrap();
+        let log_config = node::log_config(&config);
+        let log = node::open_idle_log(&log_config, &machine, &dir, &identity())
+            .await
+            .unwrap();
+        log.save_vote(VOTE).await.unwrap();
+        let entries = (0..5).map(|position| Entry {
+            term: Term(3),
+            position: LogPosition(position),
+            kind: EntryKind::Blank,
+            payload: bytes::Bytes::new(),
+        });
+        log.append(entries.collect(), Box::new(|_| {}))
+            .await
+            .unwrap();
+        log.close().await.unwrap();
+    }
+
+    /// The log after a swap to a copy that ends with `last`, with the power cut after every number of
+    /// steps first.
+    async fn swapped(last: LogId) -> (Option<LogId>, Option<LogId>) {
+        for steps in 0.. {
+            let disk = MemoryDisk::new();
+            written(&disk).await;
+            let machine = machine(&disk);
+            let dir = DataDir::open(&disk, Path::new("/data")).unwrap();
+            disk.fail_after(steps);
+            let done = swap(&config(), &machine, (&dir, &identity()), last).await;
+            disk.crash();
+            drop(dir);
+            let dir = DataDir::open(&disk, Path::new("/data")).unwrap();
+            let found = dir.find_identity(&disk).await.unwrap().unwrap();
+            let log_config = node::log_config(&config());
+            let found = finish(&log_config, &machine, &dir, found).await.unwrap();
+            let log = node::open_idle_log(&log_config, &machine, &dir, &found)
+                .await
+                .unwrap();
+            let state = log.state();
+            log.close().await.unwrap();
+            assert_eq!(state.vote, Some(VOTE), "a vote that was given stays given");
+            if found.copy == 0 {
+                assert!(done.is_err());
+                assert_eq!((state.purged, state.last), (None, Some(id(3, 4))));
+            } else if done.is_ok() {
+                return (state.purged, state.last);
+            } else {
+                assert_eq!(state.purged, Some(last));
+            }
+        }
+        unreachable!("it is done after some steps")
+    }
+
+    #[tokio::test]
+    async fn a_crash_leaves_the_old_log_or_one_that_begins_after_the_copy() {
+        assert_eq!(swapped(id(5, 90)).await, (Some(id(5, 90)), Some(id(5, 90))));
+    }
+
+    #[tokio::test]
+    async fn entries_that_follow_on_the_copy_stay_and_others_go() {
+        assert_eq!(swapped(id(3, 2)).await, (Some(id(3, 2)), Some(id(3, 4))));
+        assert_eq!(swapped(id(4, 2)).await, (Some(id(4, 2)), Some(id(4, 2))));
+    }
+}

@@ -1,0 +1,85 @@
+//! Who still needs the log from where on: subscriptions, and nodes that copy the state.
+//!
+//! A hold keeps the purge (`consensus/purge.rs`) from the entries after a position, as far as the
+//! log's bounds in bytes permit. One that is over them is passed over: its owner finds the entries
+//! gone, and says so.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::ids::LogPosition;
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    held: BTreeMap<u64, LogPosition>,
+}
+
+/// The holds on the log of one node.
+#[derive(Debug, Default)]
+pub(crate) struct Holds {
+    state: Mutex<State>,
+}
+
+impl Holds {
+    /// Keeps the entries after `after`, until the value is dropped.
+    pub(crate) fn hold(self: &Arc<Self>, after: LogPosition) -> Hold {
+        let mut state = self.lock();
+        let id = state.next;
+        state.next += 1;
+        state.held.insert(id, after);
+        Hold {
+            holds: Arc::clone(self),
+            id,
+        }
+    }
+
+    /// The lowest position after which somebody needs the entries.
+    pub(crate) fn lowest(&self) -> Option<LogPosition> {
+        self.lock().held.values().copied().min()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One hold; dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    holds: Arc<Holds>,
+    id: u64,
+}
+
+impl Hold {
+    /// Needs only what comes after `after` from here on.
+    pub(crate) fn advance(&self, after: LogPosition) {
+        self.holds.lock().held.insert(self.id, after);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.holds.lock().held.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_hold_counts_as_long_as_it_lasts() {
+        let holds = Arc::new(Holds::default());
+        assert_eq!(holds.lowest(), None);
+        let slow = holds.hold(LogPosition(3));
+        let fast = holds.hold(LogPosition(9));
+        assert_eq!(holds.lowest(), Some(LogPosition(3)));
+        slow.advance(LogPosition(12));
+        assert_eq!(holds.lowest(), Some(LogPosition(9)));
+        drop(fast);
+        assert_eq!(holds.lowest(), Some(LogPosition(12)));
+        drop(slow);
+        assert_eq!(holds.lowest(), None);
+    }
+}
