@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use crate::history::{Change, Fate, History, MARKERS, Read, SnapshotRead, Transaction};
-use crate::logfile::{self, LogEntry, LoggedTransaction};
+use crate::logfile::{Log, LogEntry, LoggedTransaction};
 
 pub use feeds::feeds;
 
@@ -121,44 +121,68 @@ fn short(value: Option<&Bytes>) -> String {
     value.map_or_else(|| "nothing".into(), |value| format!("{:?}", text(value)))
 }
 
-/// Committed logs are equal as far as both are on disk, which is given with each.
-pub fn logs_agree(logs: &[(String, BTreeMap<u64, LogEntry>, u64)], committed: u64) -> Vec<String> {
+/// The log of a node, and how far it is on its disk.
+pub struct NodeLog {
+    /// Whose it is.
+    pub name: String,
+    /// What it has.
+    pub log: Log,
+    /// The last entry on disk.
+    pub persisted: u64,
+}
+
+/// Committed logs are equal as far as both are on disk, but for what a copy has brought a node.
+pub fn logs_agree(logs: &[NodeLog], committed: u64) -> Vec<String> {
     let mut problems = Vec::new();
-    let Some((first_name, first, first_persisted)) = logs.first() else {
+    let Some((first, others)) = logs.split_first() else {
         return problems;
     };
-    for (name, log, persisted) in &logs[1..] {
-        let committed = committed.min(*first_persisted).min(*persisted);
-        let ours = first.range(..=committed);
-        let theirs = log.range(..=committed);
-        if ours.clone().eq(theirs.clone()) {
-            continue;
+    for other in others {
+        let committed = committed.min(first.persisted).min(other.persisted);
+        let differs = (0..=committed).find(|position| {
+            let of = |node: &NodeLog| {
+                let is_copied = node.log.purged.is_some_and(|purged| purged >= *position);
+                (node.log.entries.get(position).cloned(), is_copied)
+            };
+            let (ours, theirs) = (of(first), of(other));
+            match (ours.0, theirs.0) {
+                (Some(ours), Some(theirs)) => ours != theirs,
+                (None, None) => false,
+                (None, Some(_)) => !ours.1,
+                (Some(_), None) => !theirs.1,
+            }
+        });
+        if let Some(position) = differs {
+            let (ours, theirs) = (&first.name, &other.name);
+            problems.push(format!(
+                "the committed logs of {ours} and {theirs} differ at position {position}"
+            ));
         }
-        let differs = ours
-            .clone()
-            .map(|(position, _)| *position)
-            .chain(theirs.map(|(position, _)| *position))
-            .filter(|position| first.get(position) != log.get(position))
-            .min();
-        problems.push(format!(
-            "the committed logs of {first_name} and {name} differ at position {differs:?}"
-        ));
     }
     problems
 }
 
-/// Whether a log, which is `files`, has transaction `id`.
-///
-/// # Errors
-/// When the bytes are not as the format says.
-pub fn is_in_log(files: &[(String, Vec<u8>)], id: usize) -> Result<bool, String> {
-    let entries = logfile::entries(files)?;
+/// The log that these nodes have together. Where one was deposed, the later term is what counts.
+pub fn union<'a>(logs: impl Iterator<Item = &'a Log>) -> BTreeMap<u64, LogEntry> {
+    let mut all: BTreeMap<u64, LogEntry> = BTreeMap::new();
+    for (position, entry) in logs.flat_map(|log| &log.entries) {
+        match all.get(position) {
+            Some(known) if known.term >= entry.term => {}
+            _ => drop(all.insert(*position, entry.clone())),
+        }
+    }
+    all
+}
+
+/// Where transaction `id` stands in a log.
+pub fn position_of(log: &Log, id: usize) -> Option<u64> {
     let marker = marker(id);
     let has = |entry: &LogEntry| {
         let mut keys = entry.payload.windows(marker.len());
         entry.kind == 2 && keys.any(|key| *key == marker)
     };
-    Ok(entries.values().rev().any(has))
+    let mut entries = log.entries.iter().rev();
+    entries.find_map(|(position, entry)| has(entry).then_some(*position))
 }
 
 /// Holds the whole history against the committed transactions, which are `log`, by VLSN.

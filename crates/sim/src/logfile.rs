@@ -24,42 +24,48 @@ pub struct LogEntry {
 /// A transaction as the log has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggedTransaction {
-    /// Term of its entry.
+    /// Position and term of its entry.
+    pub position: u64,
+    /// See above.
     pub term: u64,
     /// Database, key, and the value or `None` for a deletion.
     pub operations: Vec<(u32, Bytes, Option<Bytes>)>,
 }
 
-/// The entries that a log amounts to, by position. `files` are sorted by name.
+/// A log with what its node has given up of it, as far as that is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Log {
+    /// By position. What a copy of the state has brought the node is not among them.
+    pub entries: BTreeMap<u64, LogEntry>,
+    /// What the node has up to here is in its engine.
+    pub purged: Option<u64>,
+}
+
+/// The number of a segment of this name; `None` for another file.
+pub fn sequence_of(name: &str) -> Option<u32> {
+    name.strip_suffix(".log")?.parse().ok()
+}
+
+/// The log that these segments amount to, which are there from the first one on.
 ///
 /// # Errors
 /// When the bytes are not as the format says.
-pub fn entries(files: &[(String, Vec<u8>)]) -> Result<BTreeMap<u64, LogEntry>, String> {
-    let segments = files
-        .iter()
-        .filter_map(|(name, bytes)| Some((name.strip_suffix(".log")?, bytes)));
-    let mut entries = BTreeMap::new();
+pub fn read(files: &BTreeMap<String, Vec<u8>>) -> Result<Log, String> {
+    let mut log = Log::default();
     let mut previous = None;
-    for (name, bytes) in segments {
-        let sequence: u32 = name
-            .parse()
-            .map_err(|_| format!("segment {name} has no number"))?;
+    for (name, bytes) in files {
+        let sequence = sequence_of(name).ok_or_else(|| format!("{name} is no segment"))?;
         let chain = u32_at(bytes, 24).ok_or_else(|| format!("segment {name} is short"))?;
         if previous.is_some_and(|previous| previous != chain) {
             return Err(format!("segment {name} does not follow the one before"));
         }
-        previous = Some(read_segment(bytes, sequence, chain, &mut entries));
+        previous = Some(read_segment(bytes, sequence, chain, &mut log));
     }
-    Ok(entries)
+    Ok(log)
 }
 
 /// Reads records for as long as each follows on the one before; returns the last one's checksum.
-fn read_segment(
-    bytes: &[u8],
-    sequence: u32,
-    mut chain: u32,
-    entries: &mut BTreeMap<u64, LogEntry>,
-) -> u32 {
+fn read_segment(bytes: &[u8], sequence: u32, mut chain: u32, log: &mut Log) -> u32 {
     let mut at = SEGMENT_HEADER_BYTES;
     while let Some(header) = bytes.get(at..at + RECORD_HEADER_BYTES) {
         let field = |offset| u32_at(header, offset).unwrap_or_default();
@@ -84,11 +90,11 @@ fn read_segment(
                     kind,
                     payload,
                 };
-                entries.insert(number, entry);
+                log.entries.insert(number, entry);
             }
-            6 if flag == 0 => entries.clear(),
-            6 => entries.retain(|position, _| *position <= number),
-            7 => entries.retain(|position, _| *position > number),
+            6 if flag == 0 => log.entries.clear(),
+            6 => log.entries.retain(|position, _| *position <= number),
+            7 => log.purged = log.purged.max(Some(number)),
             _ => {}
         }
         at = end;
@@ -144,7 +150,8 @@ pub fn transactions(
     let mut transactions = BTreeMap::new();
     let mut newest = 0;
     for (position, entry) in entries.range(..=last).filter(|(_, entry)| entry.kind == 2) {
-        let batch = batch(entry).ok_or_else(|| format!("entry {position} is no batch"))?;
+        let batch =
+            batch(*position, entry).ok_or_else(|| format!("entry {position} is no batch"))?;
         if batch.first().is_some_and(|(first, _)| *first == newest + 1) {
             newest += batch.len() as u64;
             transactions.extend(batch);
@@ -153,7 +160,7 @@ pub fn transactions(
     Ok(transactions)
 }
 
-fn batch(entry: &LogEntry) -> Option<Vec<(u64, LoggedTransaction)>> {
+fn batch(position: u64, entry: &LogEntry) -> Option<Vec<(u64, LoggedTransaction)>> {
     let bytes = &entry.payload;
     let (count, first) = (u32_at(bytes, 4)?, u64_at(bytes, 8)?);
     let mut at = 24;
@@ -176,6 +183,7 @@ fn batch(entry: &LogEntry) -> Option<Vec<(u64, LoggedTransaction)>> {
             at = value_end;
         }
         let transaction = LoggedTransaction {
+            position,
             term: entry.term,
             operations,
         };

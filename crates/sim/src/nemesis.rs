@@ -1,5 +1,6 @@
 //! Does harm: faults happen to machines and to the network, by the plan's own subset.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,12 @@ use crate::world::{DATA_DIR, End, Host, PORT, World, wait};
 
 /// How often the operator looks for nodes that have stopped by themselves.
 const WATCH_EVERY: Duration = Duration::from_millis(50);
+
+/// What is counted beside the faults: a node begins to copy the state of a peer, and is done with it
+/// or closed.
+const COPY_BEGUN: &str = "copy_begun";
+/// See above.
+const COPY_ENDED: &str = "copy_ended";
 
 /// Faults that are done to a node or to the whole network, one at a time; the others happen at a
 /// rate, or are set when the machine is made.
@@ -110,8 +117,10 @@ pub async fn rage(world: Arc<World>, calm: CancellationToken) {
 
 /// Restarts nodes that have stopped by themselves, as an operator would. Runs for ever.
 pub async fn watch(world: Arc<World>) {
+    let mut copying = BTreeSet::new();
     loop {
         wait(WATCH_EVERY).await;
+        count_copies(&world, &mut copying);
         for host in 0..world.hosts.len() {
             let state = world.hosts[host].state();
             let Some(env) = world.hosts[host].life().and_then(|life| life.env) else {
@@ -145,6 +154,20 @@ pub async fn watch(world: Arc<World>) {
                 restart(&world, host).await;
                 world.hosts[host].set_state(|state| state.busy = false);
             });
+        }
+    }
+}
+
+/// Counts the copies of the state that are begun, and those that are put in place.
+fn count_copies(world: &World, copying: &mut BTreeSet<usize>) {
+    for (at, life) in world.open_nodes() {
+        let status = life.env.map(|env| env.status());
+        if status.is_some_and(|status| status.restore.is_some()) {
+            if copying.insert(at) {
+                world.story.count(COPY_BEGUN);
+            }
+        } else if copying.remove(&at) {
+            world.story.count(COPY_ENDED);
         }
     }
 }

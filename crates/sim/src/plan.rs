@@ -175,6 +175,35 @@ pub struct Limits {
     pub commit_timeout_ms: u64,
     /// `snapshot_age_max_ms`; some open transactions live longer.
     pub snapshot_age_ms: u64,
+    /// How much log is kept.
+    pub log: LogLimits,
+}
+
+/// How much log is kept, and for whom: little enough that nodes are left behind.
+#[derive(Clone, Debug)]
+pub struct LogLimits {
+    /// `log_keep_bytes`.
+    pub keep_bytes: u64,
+    /// `log_retain_bytes_max`.
+    pub retain_bytes: u64,
+    /// `log_retain_ms_max`.
+    pub retain_ms: u64,
+    /// `restore_bytes_per_s_max`.
+    pub restore_bytes_per_s: u64,
+}
+
+impl LogLimits {
+    /// Drawn apart, so that the rest of a plan does not depend on them.
+    fn draw(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x106);
+        let keep_bytes = pick(&mut rng, &[64 << 10, 64 << 10, 256 << 10]);
+        Self {
+            keep_bytes,
+            retain_bytes: keep_bytes * pick(&mut rng, &[1, 4, 1000]),
+            retain_ms: pick(&mut rng, &[100, 1000, 60_000]),
+            restore_bytes_per_s: pick(&mut rng, &[64 << 10, 1 << 20, 64 << 20]),
+        }
+    }
 }
 
 /// Length of the safety phase of a run.
@@ -208,6 +237,7 @@ impl Plan {
             batches_in_flight: rng.random_range(1..=8),
             commit_timeout_ms: pick(&mut rng, &[300, 2000, 10_000]),
             snapshot_age_ms: pick(&mut rng, &[500, 3000, 60_000]),
+            log: LogLimits::draw(seed),
         };
         let clients = rng.random_range(2..=8);
         let burst_max = pick(&mut rng, &[1, 4, 8]);

@@ -3,11 +3,10 @@
 //!
 //! A crash shows a broken promise only when it comes at the right time. This shows it at any time.
 
-use std::path::Path;
-
-use crate::logfile;
+use crate::check;
+use crate::logfile::{self, Log};
 use crate::nemesis::disk_faults;
-use crate::world::{DATA_DIR, Host, World};
+use crate::world::{Host, World};
 
 /// Of so many transactions one is checked at first. A check reads whole logs, so it becomes rarer as
 /// they grow: twice while the number of transactions doubles.
@@ -22,7 +21,14 @@ pub fn check(world: &World, id: usize, (term, vlsn): (u64, u64)) {
     // A disk that lies, or whose machine is lost, is not the library's doing.
     let is_excused =
         |host: &Host| host.state().lost || disk_faults(&world.plan, host.at()).lying_sync;
-    let is_there = |host: &&Host| is_excused(host) || is_durable(host, (term, vlsn));
+    let logs = world
+        .hosts
+        .iter()
+        .map(|host| host.durable_log().unwrap_or_default());
+    let logs: Vec<Log> = logs.collect();
+    let place = place_of(&logs, (term, vlsn));
+    let is_there =
+        |host: &&Host| is_excused(host) || place.is_some_and(|at| is_durable(&logs[host.at()], at));
     // A node that the operator has dealt with may have had no vote.
     let voters = world.hosts.iter().filter(|host| !host.state().outside);
     let (nodes, voters) = (world.hosts.len(), voters.count());
@@ -35,18 +41,17 @@ pub fn check(world: &World, id: usize, (term, vlsn): (u64, u64)) {
     }
 }
 
-/// Whether the log that a power cut would leave has this transaction.
-fn is_durable(host: &Host, (term, vlsn): (u64, u64)) -> bool {
-    let dir = Path::new(DATA_DIR).join("log");
-    let files = host.disk().durable_files().into_iter();
-    let files: Vec<_> = files
-        .filter(|(path, _)| path.parent() == Some(&dir))
-        .filter_map(|(path, bytes)| Some((path.file_name()?.to_str()?.to_owned(), bytes)))
-        .collect();
-    let entries = logfile::entries(&files);
-    let transactions = entries.and_then(|entries| logfile::transactions(&entries, u64::MAX));
-    transactions.is_ok_and(|transactions| {
-        let logged = transactions.get(&vlsn);
-        logged.is_some_and(|logged| logged.term == term)
-    })
+/// Position and term of the entry that has this transaction.
+fn place_of(logs: &[Log], (term, vlsn): (u64, u64)) -> Option<(u64, u64)> {
+    let all = check::union(logs.iter());
+    let transactions = logfile::transactions(&all, u64::MAX).ok()?;
+    let logged = transactions.get(&vlsn)?;
+    (logged.term == term).then_some((logged.position, term))
+}
+
+/// Whether the node has the entry in its log, or what came of it in its engine.
+fn is_durable(log: &Log, (position, term): (u64, u64)) -> bool {
+    let entry = log.entries.get(&position);
+    entry.is_some_and(|entry| entry.term == term)
+        || (entry.is_none() && log.purged.is_some_and(|purged| purged >= position))
 }

@@ -13,6 +13,7 @@ use tokio::runtime::RngSeed;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::check::NodeLog;
 use crate::net::NetFaults;
 use crate::plan::Plan;
 use crate::story::Story;
@@ -284,29 +285,36 @@ fn check_logs(world: &World, live: &[usize]) {
     let mut committed = u64::MAX;
     for at in live {
         let host = &world.hosts[*at];
-        let files = host.log_files().map_err(|error| error.to_string());
         let status = env(world, *at).map(|env| env.status());
         let at_or_zero = |position: Option<LogPosition>| position.map_or(0, |position| position.0);
         let (applied, persisted) = status.map_or((0, 0), |status| {
             (at_or_zero(status.applied), at_or_zero(status.persisted))
         });
         committed = committed.min(applied);
-        match files.and_then(|files| logfile::entries(&files)) {
-            Ok(entries) => logs.push((host.name.clone(), entries, persisted)),
+        match host.log() {
+            Ok(log) => logs.push(NodeLog {
+                name: host.name.clone(),
+                log,
+                persisted,
+            }),
             Err(error) => world
                 .story
                 .violation(format!("the log of {}: {error}", host.name)),
         }
     }
     // A node may have applied what a majority has on disk, and not it: the first one here has it all.
-    logs.sort_by_key(|(_, _, persisted)| std::cmp::Reverse(*persisted));
+    logs.sort_by_key(|node| std::cmp::Reverse(node.persisted));
     for problem in check::logs_agree(&logs, committed) {
         world.story.violation(problem);
     }
-    let Some((_, log, _)) = logs.first() else {
-        return;
-    };
-    match logfile::transactions(log, committed) {
+    // What one has got by a copy another one has in its log, be it that it has given it up since.
+    let all_logs: Vec<_> = world
+        .hosts
+        .iter()
+        .filter_map(|host| host.log().ok())
+        .collect();
+    let log = check::union(logs.iter().map(|node| &node.log).chain(&all_logs));
+    match logfile::transactions(&log, committed) {
         Ok(transactions) => {
             let history = world.history();
             let problems = check::history(&history, &transactions);

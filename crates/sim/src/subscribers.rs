@@ -190,16 +190,18 @@ impl Follower {
         }
     }
 
-    /// Nodes come and go; what was committed does not.
-    fn judge(&self, error: &FeedError) {
+    /// Nodes come and go; what was committed does not. Logs do: who comes too late begins again.
+    fn judge(&mut self, error: &FeedError) {
+        if matches!(error, FeedError::HistoryGone { .. }) {
+            self.resume = None;
+        }
         let who = if self.is_remote { "remote" } else { "local" };
         self.world
             .story
             .tell(|| format!("a {who} subscription ends: {error}"));
         let is_wrong = matches!(
             error,
-            FeedError::HistoryGone { .. }
-                | FeedError::NotCommitted { .. }
+            FeedError::NotCommitted { .. }
                 | FeedError::WrongGroup { .. }
                 | FeedError::Filter { .. }
                 | FeedError::TooMany { .. }

@@ -19,8 +19,9 @@ use steadfast::{
 
 use crate::check::{self, marker};
 use crate::history::{Change, DATABASES, Fate, MARKERS, OutcomeRead, Read, SnapshotRead, Write};
+use crate::logfile::Log;
 use crate::promise;
-use crate::world::{Life, World, lock, wait};
+use crate::world::{Host, Life, World, lock, wait};
 
 /// How long a client waits for an answer of a node.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(12);
@@ -467,20 +468,35 @@ fn fate(durability: Durability, answer: &Result<CommitToken, WriteError>) -> Fat
 
 /// What is acknowledged with `ALL` is in the log of every node whose disk keeps its word.
 fn check_everywhere(world: &World, id: usize) {
-    for (at, host) in world.hosts.iter().enumerate() {
-        if world.plan.expendable.contains(&at) || host.state().lost {
+    let must_have =
+        |host: &&Host| !world.plan.expendable.contains(&host.at()) && !host.state().lost;
+    let has =
+        |log: Result<Log, String>| log.is_ok_and(|log| check::position_of(&log, id).is_some());
+    if world
+        .hosts
+        .iter()
+        .filter(must_have)
+        .all(|host| has(host.log_end()))
+    {
+        return;
+    }
+    let logs: Vec<_> = world.hosts.iter().map(Host::log).collect();
+    let positions = logs.iter().flatten();
+    let position = positions
+        .filter_map(|log| check::position_of(log, id))
+        .max();
+    for (host, log) in world.hosts.iter().zip(&logs) {
+        if !must_have(&host) {
             continue;
         }
-        let files = host.log_files().map_err(|error| error.to_string());
-        let found = files.and_then(|mut files| {
-            files.retain(|(name, _)| name.strip_suffix(".log").is_some());
-            // It is near the end, and reading all of a long log takes its time.
-            let end = &files[files.len().saturating_sub(2)..];
-            Ok(check::is_in_log(end, id)? || check::is_in_log(&files, id)?)
-        });
-        if found != Ok(true) {
+        let has = |log: &Log| {
+            check::position_of(log, id).is_some()
+                || position.is_some_and(|position| log.purged >= Some(position))
+        };
+        if !log.as_ref().is_ok_and(has) {
+            let said = log.as_ref().map(|log| log.purged);
             world.story.violation(format!(
-                "transaction {id} was acknowledged by all, and the log of {} says {found:?}",
+                "transaction {id} was acknowledged by all, and the log of {} says {said:?}",
                 host.name
             ));
         }
@@ -560,6 +576,8 @@ pub async fn settle_outcomes(world: &World, at: usize, env: &ReplicatedEnvironme
                 at + 1
             )),
             Ok(outcome) => note_outcome(world, (at, id), outcome),
+            // The log is purged below it.
+            Err(ReadError::HistoryGone { .. }) => {}
             Err(error) => world
                 .story
                 .violation(format!("the outcome of transaction {id}: {error}")),

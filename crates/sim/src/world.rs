@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::disk::{DirectoryCopy, SimDisk};
 use crate::history::History;
+use crate::logfile::{self, Log};
 use crate::net::SimNet;
 use crate::plan::{Fault, Plan};
 use crate::story::Story;
@@ -63,6 +64,43 @@ pub struct Host {
 struct Hardware {
     disk: SimDisk,
     store: MemoryStore,
+    archive: Archive,
+}
+
+/// Segments of the log that have been written to their end, as they were then, by name. The node
+/// gives them up; the checkers need the whole log.
+type Archive = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
+
+/// Takes the segments before `newest`, which has just got its name, into the archive.
+fn archive_segments(disk: &SimDisk, archive: &Archive, newest: &Path) {
+    let (Some(dir), Some(newest)) = (newest.parent(), file_name(newest)) else {
+        return;
+    };
+    if logfile::sequence_of(newest).is_none() {
+        return;
+    }
+    for name in disk.list(dir).unwrap_or_default() {
+        let is_older = logfile::sequence_of(&name).is_some() && *name < *newest;
+        if is_older
+            && !lock(archive).contains_key(&name)
+            && let Ok(bytes) = read_file(disk, &dir.join(&name))
+        {
+            lock(archive).insert(name, bytes);
+        }
+    }
+}
+
+fn file_name(path: &Path) -> Option<&str> {
+    path.file_name()?.to_str()
+}
+
+fn read_file(disk: &SimDisk, path: &Path) -> io::Result<Vec<u8>> {
+    let file = disk.open(path, OpenMode::Read)?;
+    let length = usize::try_from(file.len()?).map_err(io::Error::other)?;
+    let mut bytes = vec![0; length];
+    let read = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(read);
+    Ok(bytes)
 }
 
 /// What a node once had on its disk.
@@ -178,6 +216,10 @@ impl World {
             .set("log_segment_bytes", limits.log_segment_bytes)
             .set("log_cache_bytes_max", limits.log_cache_bytes)
             .set("batches_in_flight_max", limits.batches_in_flight)
+            .set("log_keep_bytes", limits.log.keep_bytes)
+            .set("log_retain_bytes_max", limits.log.retain_bytes)
+            .set("log_retain_ms_max", ms(limits.log.retain_ms).max(100))
+            .set("restore_bytes_per_s_max", limits.log.restore_bytes_per_s)
             .build();
         config.expect("the limits of a plan are valid")
     }
@@ -343,21 +385,60 @@ impl Host {
         hardware.store = copy.store;
     }
 
-    /// The files of the node's log as a process sees them, sorted by name.
+    /// The node's log as a process sees it, with what it has given up.
     ///
     /// # Errors
-    /// As the disk reports them.
-    pub fn log_files(&self) -> io::Result<Vec<(String, Vec<u8>)>> {
-        let (disk, dir) = (self.disk(), Path::new(DATA_DIR).join("log"));
-        let mut files = Vec::new();
-        for name in disk.list(&dir)? {
-            let file = disk.open(&dir.join(&name), OpenMode::Read)?;
-            let length = usize::try_from(file.len()?).map_err(io::Error::other)?;
-            let mut bytes = vec![0; length];
-            let read = file.read_at(&mut bytes, 0)?;
-            bytes.truncate(read);
-            files.push((name, bytes));
+    /// What is wrong with it.
+    pub fn log(&self) -> Result<Log, String> {
+        let files = self.log_files(|disk, dir| {
+            let names = disk.list(dir)?.into_iter();
+            let read = |name: String| Ok((name.clone(), read_file(disk, &dir.join(name))?));
+            names.map(read).collect()
+        });
+        logfile::read(&files.map_err(|error| error.to_string())?)
+    }
+
+    /// The end of the log, of its last two segments: reading all of a long log takes its time.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn log_end(&self) -> Result<Log, String> {
+        let files = self.log_files(|disk, dir| {
+            let mut names = disk.list(dir)?;
+            names.retain(|name| logfile::sequence_of(name).is_some());
+            let end = names.split_off(names.len().saturating_sub(2)).into_iter();
+            let read = |name: String| Ok((name.clone(), read_file(disk, &dir.join(name))?));
+            end.map(read).collect()
+        });
+        let mut files = files.map_err(|error| error.to_string())?;
+        while files.len() > 2 {
+            files.pop_first();
         }
+        logfile::read(&files)
+    }
+
+    /// The log that a power cut would leave, with what the node has given up.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn durable_log(&self) -> Result<Log, String> {
+        let files = self.log_files(|disk, dir| {
+            let files = disk.durable_files().into_iter();
+            let files = files.filter(|(path, _)| path.parent() == Some(dir));
+            let named = |(path, bytes): (PathBuf, _)| Some((file_name(&path)?.to_owned(), bytes));
+            Ok(files.filter_map(named).collect())
+        });
+        logfile::read(&files.map_err(|error| error.to_string())?)
+    }
+
+    fn log_files(
+        &self,
+        read: impl FnOnce(&SimDisk, &Path) -> io::Result<Vec<(String, Vec<u8>)>>,
+    ) -> io::Result<BTreeMap<String, Vec<u8>>> {
+        let Hardware { disk, archive, .. } = lock(&self.hardware).clone();
+        let mut files = lock(&archive).clone();
+        let there = read(&disk, &Path::new(DATA_DIR).join("log"))?.into_iter();
+        files.extend(there.filter(|(name, _)| logfile::sequence_of(name).is_some()));
         Ok(files)
     }
 }
@@ -366,8 +447,13 @@ impl Hardware {
     fn new(plan: &Plan, at: usize, rng: &mut StdRng, story: &Story) -> Self {
         let disk = SimDisk::new(rng.random(), crate::nemesis::disk_faults(plan, at));
         let (tapped, name) = (story.clone(), Plan::host(at));
+        let archive = Archive::default();
+        let (own, kept) = (disk.clone(), Arc::clone(&archive));
         disk.set_tap(Box::new(
             move |op: &str, path: &Path, offset: u64, len: u64| {
+                if op == "rename" {
+                    archive_segments(&own, &kept, path);
+                }
                 tapped.trace(&[
                     op.as_bytes(),
                     name.as_bytes(),
@@ -380,6 +466,7 @@ impl Hardware {
         Self {
             disk,
             store: MemoryStore::new(),
+            archive,
         }
     }
 }

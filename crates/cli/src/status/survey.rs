@@ -407,6 +407,8 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
     if !status.waiting_for.is_empty() {
         let remedy = if status.group.is_none() {
             "start the nodes that it waits for, or correct what it names"
+        } else if status.restore.is_some() {
+            "it comes back by itself as soon as the copy is in place"
         } else {
             "it comes back by itself as soon as it reaches a majority"
         };

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use steadfast::{MemberStatus, NodeStatus, NodeType, PRIORITY_DEFAULT};
+use steadfast::{MemberStatus, NodeStatus, NodeType, PRIORITY_DEFAULT, RestoreProgress};
 
 use crate::status::survey::SurveyedNode;
 use crate::status::{Health, Survey};
@@ -140,6 +140,9 @@ fn kind(member: &MemberStatus) -> String {
 
 fn state(survey: &Survey, status: &NodeStatus) -> String {
     let is_master = |master: &NodeStatus| master.node == status.node;
+    if let Some(restore) = &status.restore {
+        return copying(status, restore);
+    }
     match (&status.role[..], status.group) {
         (_, None) if survey.health == Health::Forming => "forming".to_owned(),
         (_, None) => "NOT LET IN".to_owned(),
@@ -150,6 +153,19 @@ fn state(survey: &Survey, status: &NodeStatus) -> String {
         ("replica", _) => "replica".to_owned(),
         ("detached", _) => "STOPPED".to_owned(),
         _ => "no master".to_owned(),
+    }
+}
+
+/// How far a node is that copies the state of a peer.
+fn copying(status: &NodeStatus, restore: &RestoreProgress) -> String {
+    let of_source = |member: &&MemberStatus| Some(member.node.id) == restore.source;
+    let source = status.members.iter().find(of_source);
+    match (
+        source,
+        (restore.bytes * 100).checked_div(restore.bytes_total),
+    ) {
+        (Some(source), Some(percent)) => format!("copies {}, {percent} %", source.node.name),
+        _ => "looks for a copy".to_owned(),
     }
 }
 

@@ -235,14 +235,13 @@ impl Consensus {
         )
         .await
         .map_err(|error| stopped(&error))?;
-        let inbound = Inbound::default();
         let consensus = Arc::new(Self {
             raft,
             identity,
             sequencer,
             members,
             peers,
-            inbound,
+            inbound: Inbound::default(),
             log,
             applied,
             role,

@@ -256,8 +256,11 @@ impl Lifecycle {
         }
         let members = self.around.members.borrow();
         let name = members.get(&source).map_or("?", |member| &member.name);
+        let left = bytes_total.saturating_sub(bytes);
+        let to_go = left.checked_div(bytes_per_s);
+        let to_go = to_go.map_or_else(String::new, |seconds| format!(", {seconds} s to go"));
         format!(
-            "a copy of the state of {name}: {} of about {} MiB, {} MiB/s",
+            "a copy of the state of {name}: {} of about {} MiB, {} MiB/s{to_go}",
             bytes / MIB,
             bytes_total / MIB,
             bytes_per_s / MIB

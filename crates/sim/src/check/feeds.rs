@@ -166,6 +166,7 @@ mod tests {
             (*database, key, Some(Bytes::from_static(value)))
         };
         LoggedTransaction {
+            position: 0,
             term: 1,
             operations: operations.iter().map(operation).collect(),
         }
