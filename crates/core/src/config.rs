@@ -399,9 +399,9 @@ impl Tuning {
                 self.log_segment_bytes = u32::try_from(value).unwrap_or(u32::MAX);
             }
             "log_cache_bytes_max" => self.log_cache_bytes_max = bytes(0, 16 * GIB)?,
-            "log_keep_bytes" => self.log_keep_bytes = within(64 * 1024, 1024 * GIB)?,
+            "log_keep_bytes" => self.log_keep_bytes = within(0, 1024 * GIB)?,
             "log_retain_bytes_max" => {
-                self.log_retain_bytes_max = within(64 * 1024, 16 * 1024 * GIB)?;
+                self.log_retain_bytes_max = within(0, 16 * 1024 * GIB)?;
             }
             "log_retain_ms_max" => self.log_retain = ms(100, 604_800_000)?,
             "restore_bytes_per_s_max" => {

@@ -188,6 +188,8 @@ pub struct LogLimits {
     pub retain_bytes: u64,
     /// `log_retain_ms_max`.
     pub retain_ms: u64,
+    /// Whether segments are as small as the values permit.
+    pub has_small_segments: bool,
     /// `restore_bytes_per_s_max`.
     pub restore_bytes_per_s: u64,
 }
@@ -196,11 +198,12 @@ impl LogLimits {
     /// Drawn apart, so that the rest of a plan does not depend on them.
     fn draw(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed ^ 0x106);
-        let keep_bytes = pick(&mut rng, &[64 << 10, 64 << 10, 256 << 10]);
+        let keep_bytes = pick(&mut rng, &[0, 0, 64 << 10]);
         Self {
             keep_bytes,
-            retain_bytes: keep_bytes * pick(&mut rng, &[1, 4, 1000]),
-            retain_ms: pick(&mut rng, &[100, 1000, 60_000]),
+            retain_bytes: keep_bytes + pick(&mut rng, &[0, 256 << 10, 1 << 30]),
+            retain_ms: pick(&mut rng, &[100, 100, 1000, 60_000]),
+            has_small_segments: rng.random_bool(0.75),
             restore_bytes_per_s: pick(&mut rng, &[64 << 10, 1 << 20, 64 << 20]),
         }
     }
@@ -259,6 +262,14 @@ impl Plan {
             expendable,
             limits,
         };
+        if plan.limits.log.has_small_segments {
+            // Half a segment is the most that a transaction may write.
+            plan.limits.log_segment_bytes = if plan.value_max > 1000 {
+                128 << 10
+            } else {
+                64 << 10
+            };
+        }
         if cuts.every_fault {
             faults = Fault::ALL.iter().copied().collect();
         }

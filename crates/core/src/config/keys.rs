@@ -161,7 +161,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "log_keep_bytes",
-        unit: "bytes, 64 KiB to 1 TiB",
+        unit: "bytes, 0 to 1 TiB",
         default: "268435456",
         help: "The newest part of the log, which is kept in any case. What lies before it goes, in whole segments, when the engine has it on disk and nobody needs it.",
     },

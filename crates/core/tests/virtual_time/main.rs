@@ -7,6 +7,7 @@
 mod durability;
 mod policies;
 mod recovery;
+mod restore;
 mod world;
 
 use std::process::Command;

@@ -11,7 +11,7 @@ use steadfast::log::MemoryDisk;
 use steadfast::machine::{Clock, Machine, Threads};
 use steadfast::{
     Bootstrap, CommitToken, ConsistencyPolicy, Durability, OpenError, ReadError, ReadOptions,
-    RepConfig, ReplicatedEnvironment, Role, WriteError,
+    RepConfig, RepConfigBuilder, ReplicatedEnvironment, Role, WriteError,
 };
 use steadfast_net::MemoryNetwork;
 use steadfast_net::process::Process;
@@ -48,6 +48,7 @@ pub(crate) struct World {
     pub(crate) hosts: Vec<Host>,
     pub(crate) story: String,
     pub(crate) acknowledged: Vec<(String, CommitToken)>,
+    numbers: &'static [(&'static str, u64)],
 }
 
 impl World {
@@ -56,6 +57,15 @@ impl World {
     }
 
     pub(crate) async fn of(nodes: usize, seed: u64) -> Self {
+        Self::tuned(nodes, seed, &[]).await
+    }
+
+    /// With numbers of the configuration, by key.
+    pub(crate) async fn tuned(
+        nodes: usize,
+        seed: u64,
+        numbers: &'static [(&'static str, u64)],
+    ) -> Self {
         let mut world = Self {
             network: MemoryNetwork::new(),
             started: Instant::now(),
@@ -63,6 +73,7 @@ impl World {
             hosts: Vec::new(),
             story: String::new(),
             acknowledged: Vec::new(),
+            numbers,
         };
         for n in 1..=nodes {
             world.hosts.push(Host {
@@ -111,8 +122,9 @@ impl World {
             .listen(format!("{name}:7400"))
             .bootstrap(Bootstrap::expect(list).expect("well-formed"))
             .set("log_segment_bytes", 1024 * 1024)
-            .set("flush_interval_ms", 50)
-            .build();
+            .set("flush_interval_ms", 50);
+        let set = |config: RepConfigBuilder, (key, value): &(&str, u64)| config.set(*key, *value);
+        let config = self.numbers.iter().fold(config, set).build();
         let opening = ReplicatedEnvironment::open_on(config.expect("valid"), machine);
         host.env = Some(host.process.run(opening).await?);
         Ok(())

@@ -1,0 +1,95 @@
+//! A node copies the state of a peer, and its power is cut at any step of that.
+
+use std::time::Duration;
+
+use steadfast::{CommitToken, ReadyError};
+
+use crate::paused;
+use crate::world::World;
+
+const KIB: u64 = 1024;
+
+/// Logs that are purged all the time, for nobody.
+const SMALL: &[(&str, u64)] = &[
+    ("log_segment_bytes", 64 * KIB),
+    ("log_keep_bytes", 64 * KIB),
+    ("log_retain_bytes_max", 64 * KIB),
+    ("log_retain_ms_max", 100),
+];
+
+/// Steps of I/O at which the power is cut: more than a copy takes of the disk beside the engine.
+const STEPS: u64 = 20;
+
+async fn write_kib(world: &World, at: usize, kib: u64) -> Vec<CommitToken> {
+    let mut tokens = Vec::new();
+    for n in 0..kib / 8 {
+        let value = vec![b'x'; 8 * 1024];
+        let put = world.hosts[at]
+            .env()
+            .write_async(|txn| txn.database("keys")?.put(format!("large{}", n % 7), &value));
+        tokens.push(put.await.expect("two of three are there"));
+    }
+    tokens
+}
+
+/// The node at `at` is away until what it lacks is in no log.
+async fn leave_behind(world: &mut World, at: usize) {
+    world.close(at).await;
+    let master = world.master().await;
+    for _ in 0..4 {
+        let _tokens = write_kib(world, master, 160).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}
+
+async fn wait_same(world: &World) {
+    let same = async {
+        loop {
+            let digests = world.hosts.iter().map(|host| host.env().digest());
+            let digests: Vec<_> = digests.flatten().collect();
+            if digests.len() == 3 && digests.windows(2).all(|pair| pair[0] == pair[1]) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_mins(1), same).await;
+    waited.expect("all nodes hold the same");
+}
+
+#[test]
+fn a_power_cut_at_any_step_of_a_copy_leaves_a_node_that_comes_back() {
+    paused().block_on(async {
+        let mut world = World::tuned(3, 11, SMALL).await;
+        world.write("first").await;
+        let master = world.master().await;
+        let behind = (master + 1) % 3;
+        let mut cut = 0;
+        for steps in 0..STEPS {
+            leave_behind(&mut world, behind).await;
+            world.restart(behind).await;
+            // Counted from when the copy begins: opening takes steps of its own.
+            let env = world.hosts[behind].env().clone();
+            while env.status().restore.is_none() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            world.hosts[behind].disk.fail_after(steps);
+            for _ in 0..100 {
+                if matches!(
+                    env.wait_ready_async(Duration::ZERO).await,
+                    Err(ReadyError::Stopped { .. })
+                ) {
+                    cut += 1;
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            drop(env);
+            world.cut_power(behind).await;
+            world.restart(behind).await;
+            wait_same(&world).await;
+        }
+        assert!(cut > 5, "{cut} of {STEPS} steps hit the copy");
+        world.check().await;
+    });
+}
