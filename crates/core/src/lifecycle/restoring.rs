@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, join_all};
 
 use crate::consensus::Outdated;
+use crate::engine::EngineError;
 use crate::error::OpenError;
 use crate::group::{Member, MemberRecord};
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId};
@@ -25,6 +26,10 @@ use crate::service::node_state;
 
 /// How long a node waits before it looks for a source again.
 const RETRY: Duration = Duration::from_millis(300);
+
+/// How long a copy that was interrupted is kept by a node that works without it: it may be told soon
+/// that it needs one.
+const KEEP_COPY: Duration = Duration::from_mins(10);
 
 /// A node that may have what is needed.
 struct Candidate {
@@ -47,11 +52,20 @@ async fn watch_node(lifecycle: Weak<Lifecycle>, node: Arc<Node>) {
         return;
     };
     let mut outdated = node.consensus.outdated();
-    let needed = tokio::select! {
-        biased;
-        () = left(&mut phase, &Phase::Running) => return,
-        needed = async { outdated.wait_for(Option::is_some).await.map(|needed| *needed) } => {
-            needed.ok().flatten()
+    let mut may_have_copy = true;
+    let needed = loop {
+        tokio::select! {
+            biased;
+            () = left(&mut phase, &Phase::Running) => return,
+            needed = async { outdated.wait_for(Option::is_some).await.map(|needed| *needed) } => {
+                break needed.ok().flatten();
+            }
+            () = tokio::time::sleep(KEEP_COPY), if may_have_copy => {
+                may_have_copy = false;
+                if let Some(lifecycle) = lifecycle.upgrade() {
+                    lifecycle.forget_copy().await;
+                }
+            }
         }
     };
     drop((node, outdated));
@@ -110,6 +124,30 @@ impl Lifecycle {
         tracing::info!(at = %last, "the copy of the state is in place");
         let started = self.start_node(identity).await;
         started.map_err(|error| error.to_string())
+    }
+
+    /// Removes a copy that was begun and is not needed after all.
+    async fn forget_copy(&self) {
+        let identity = self.identity.borrow().clone();
+        let dir = lock(&self.dir)
+            .as_ref()
+            .map(|dir| dir.engine_dir(identity.copy + 1));
+        let Some(dir) = dir else { return };
+        let engines = Arc::clone(&self.machine.engines);
+        let removing = self.machine.run("steadfast-remove", async move {
+            if engines.exists(&dir)? {
+                tracing::info!("a copy of the state that is not needed any more is removed");
+                engines.remove(&dir)?;
+            }
+            Ok::<_, EngineError>(())
+        });
+        let removed = match removing {
+            Ok(removing) => removing.await.unwrap_or(Ok(())),
+            Err(_) => Ok(()),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(%error, "a copy of the state that is not needed could not be removed");
+        }
     }
 
     fn is_closing(&self) -> bool {
