@@ -57,6 +57,8 @@ struct Link {
     /// Known once a node has answered.
     group: Option<GroupUuid>,
     options: SubscribeOptions,
+    /// What a node said in the last round that has an answer, and would not serve.
+    refused: Option<FeedError>,
 }
 
 /// How far a subscription has come.
@@ -157,6 +159,7 @@ impl Subscription {
                 group_name,
                 group,
                 options,
+                refused: None,
             },
             session: None,
             silent_at: Instant::now(),
@@ -305,6 +308,10 @@ impl Subscription {
                 Err(Trouble::Lost(reason)) => reason,
             };
             if Instant::now() + ROUND_PAUSE >= deadline {
+                // Those that can be reached have said why.
+                if let Some(error) = self.link.refused.take() {
+                    return Err(error);
+                }
                 let resume = self.resume_token();
                 return Err(FeedError::Disconnected { resume, reason });
             }
@@ -370,17 +377,18 @@ impl Link {
         deadline: Instant,
     ) -> Result<(Session, Option<CommitToken>), Trouble> {
         let mut lost = None;
-        let mut refused = None;
+        self.refused = None;
         for _ in 0..self.addresses.len() {
             let tried = timeout_at(deadline, self.try_next(from)).await;
             match tried.unwrap_or_else(|_| Err(Trouble::Lost("no answer in time".to_owned()))) {
                 Err(trouble @ Trouble::Lost(_)) => lost = Some(trouble),
-                Err(trouble @ Trouble::Refused(_)) => refused = Some(trouble),
+                Err(Trouble::Refused(error)) => self.refused = Some(error),
                 decided => return decided,
             }
         }
         let nobody = || Trouble::Lost("there is no address".to_owned());
-        Err(lost.or(refused).unwrap_or_else(nobody))
+        let refused = |link: &mut Self| link.refused.take().map(Trouble::Refused);
+        Err(lost.or_else(|| refused(self)).unwrap_or_else(nobody))
     }
 
     /// Subscribes at the next node of the list; returns where the subscription begins, where that
