@@ -308,11 +308,7 @@ fn check_logs(world: &World, live: &[usize]) {
         world.story.violation(problem);
     }
     // What one has got by a copy another one has in its log, be it that it has given it up since.
-    let all_logs: Vec<_> = world
-        .hosts
-        .iter()
-        .filter_map(|host| host.log().ok())
-        .collect();
+    let all_logs: Vec<_> = world.hosts.iter().flat_map(Host::logs).collect();
     let log = check::union(logs.iter().map(|node| &node.log).chain(&all_logs));
     match logfile::transactions(&log, committed) {
         Ok(transactions) => {

@@ -158,6 +158,7 @@ impl World {
                     clock: Arc::new(clock),
                     life: Mutex::new(None),
                     state: Mutex::default(),
+                    former: Mutex::default(),
                     token: Mutex::default(),
                 }
             })
@@ -365,6 +366,10 @@ impl Host {
 
     /// Puts an empty disk into the machine, which runs nothing.
     pub fn replace_disk(&self, world: &World) {
+        // What others have got from this node by a copy may be in no other log.
+        if let Ok(log) = self.log() {
+            lock(&self.former).push(log);
+        }
         let fresh = world.chance(|rng| Hardware::new(&world.plan, self.at, rng, &world.story));
         *lock(&self.hardware) = fresh;
     }
@@ -396,6 +401,13 @@ impl Host {
             names.map(read).collect()
         });
         logfile::read(&files.map_err(|error| error.to_string())?)
+    }
+
+    /// Every log that the machine has had on a disk.
+    pub fn logs(&self) -> Vec<Log> {
+        let mut logs = lock(&self.former).clone();
+        logs.extend(self.log());
+        logs
     }
 
     /// The end of the log, of its last two segments: reading all of a long log takes its time.
