@@ -212,6 +212,24 @@ impl LogLimits {
 /// Length of the safety phase of a run.
 const SAFETY: Duration = Duration::from_secs(20);
 
+impl Limits {
+    fn draw(rng: &mut StdRng, seed: u64) -> Self {
+        let window_bytes = pick(rng, &[64 << 10, 256 << 10, 1 << 20]);
+        Self {
+            heartbeat_ms: rng.random_range(30..=120),
+            flush_interval_ms: pick(rng, &[20, 100, 1000]),
+            flush_bytes: pick(rng, &[1024, 16 << 10, 256 << 10]).min(window_bytes / 2),
+            log_cache_bytes: pick(rng, &[0, 4096, 1 << 20]),
+            window_bytes,
+            log_segment_bytes: pick(rng, &[128 << 10, 256 << 10, 1 << 20]),
+            batches_in_flight: rng.random_range(1..=8),
+            commit_timeout_ms: pick(rng, &[300, 2000, 10_000]),
+            snapshot_age_ms: pick(rng, &[500, 3000, 60_000]),
+            log: LogLimits::draw(seed),
+        }
+    }
+}
+
 impl Plan {
     /// The plan of a seed, less what is cut.
     pub fn new(seed: u64, cuts: &Cuts) -> Self {
@@ -229,19 +247,7 @@ impl Plan {
         for _ in 0..(nodes - 1) / 2 {
             expendable.insert(spare.swap_remove(rng.random_range(0..spare.len())));
         }
-        let window_bytes = pick(&mut rng, &[64 << 10, 256 << 10, 1 << 20]);
-        let limits = Limits {
-            heartbeat_ms: rng.random_range(30..=120),
-            flush_interval_ms: pick(&mut rng, &[20, 100, 1000]),
-            flush_bytes: pick(&mut rng, &[1024, 16 << 10, 256 << 10]).min(window_bytes / 2),
-            log_cache_bytes: pick(&mut rng, &[0, 4096, 1 << 20]),
-            window_bytes,
-            log_segment_bytes: pick(&mut rng, &[128 << 10, 256 << 10, 1 << 20]),
-            batches_in_flight: rng.random_range(1..=8),
-            commit_timeout_ms: pick(&mut rng, &[300, 2000, 10_000]),
-            snapshot_age_ms: pick(&mut rng, &[500, 3000, 60_000]),
-            log: LogLimits::draw(seed),
-        };
+        let limits = Limits::draw(&mut rng, seed);
         let clients = rng.random_range(2..=8);
         let burst_max = pick(&mut rng, &[1, 4, 8]);
         let operations_per_s = rng.random_range(100..=250);

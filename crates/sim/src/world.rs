@@ -58,6 +58,8 @@ pub struct Host {
     state: Mutex<HostState>,
     /// With what its node joins, when it is none of those that founded the group.
     token: Mutex<Option<JoinToken>>,
+    /// The logs that were on disks before this one.
+    former: Mutex<Vec<Log>>,
 }
 
 #[derive(Clone)]

@@ -211,10 +211,8 @@ impl Consensus {
         let applied = applied_sender.subscribe();
         let held = engine.applied().map_err(|error| stopped(&error))?;
         let purged = log.state().purged;
-        let retention = Retention::new(purged, engine, parts.holds, parts.retain);
-        let retention = Arc::new(retention);
-        let state = (Arc::clone(&sequencer), flush);
-        let kept = Arc::clone(&retention);
+        let retention = Arc::new(Retention::new(purged, engine, parts.holds, parts.retain));
+        let (state, kept) = ((Arc::clone(&sequencer), flush), Arc::clone(&retention));
         let machine = StateMachine::new(state, held.as_ref(), applied_sender, kept)
             .map_err(|error| stopped(&error))?;
         let caller = Caller::Node(Arc::clone(&identity), superseded);

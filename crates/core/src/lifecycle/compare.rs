@@ -79,9 +79,8 @@ impl Lifecycle {
             problem,
             ..CheckReply::default()
         };
-        let node = match self.running() {
-            Ok(node) => node,
-            Err(_) => return failed("it does not work".to_owned()),
+        let Ok(node) = self.running() else {
+            return failed("it does not work".to_owned());
         };
         let log_dir = self.config.data_dir.join("log");
         match self.one_at_a_time(move || node.check_files(&log_dir)).await {
