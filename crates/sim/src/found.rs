@@ -27,4 +27,16 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "a remote subscriber that asked with short timeouts never noticed that the node had fallen \
          silent, behind the damaged length of a frame",
     ),
+    (
+        245,
+        "a node that was behind refused the master, which had joined since, and never caught up",
+    ),
+    (
+        335,
+        "a master that was to be removed had the highest priority, and got mastership back each time",
+    ),
+    (
+        353,
+        "a node that came with a token was refused for good, because the group could not answer then",
+    ),
 ];
