@@ -307,7 +307,7 @@ async fn remove(node: &Node, request: RemoveRequest) -> Done {
         check_majority_left(consensus, (id, member))?;
     }
     if id == consensus.own_id() {
-        return leave(consensus, member, &candidates(&rest, &voters)).await;
+        return leave(consensus, &members, &candidates(&rest, &voters)).await;
     }
     // Its id must not be given again, and may be the highest that anybody knows of.
     with_node_ids(node, |transaction| transaction.note_node_id(id)).await?;
@@ -316,11 +316,13 @@ async fn remove(node: &Node, request: RemoveRequest) -> Done {
 }
 
 /// Hands over from this node, which is to be removed, to one of `others`, which then removes it.
-async fn leave(consensus: &Consensus, member: &Member, others: &[NodeId]) -> Done {
+async fn leave(consensus: &Consensus, members: &Members, others: &[NodeId]) -> Done {
     let id = consensus.own_id();
-    // Or the new master would give mastership back at once, if this node is preferred.
-    if member.priority > 0 {
-        let priority = 0;
+    let member = &members[&id];
+    // Or the new master would give mastership back at once, if this node is preferred. Not below the
+    // others: as long as it is a member it may be the only one with all that was written.
+    let least = others.iter().map(|other| members[other].priority).min();
+    if let Some(priority) = least.filter(|least| *least < member.priority) {
         let leaving = Member {
             priority,
             ..member.clone()

@@ -381,6 +381,26 @@ fn an_arbiter_does_not_stand_for_a_copy_that_could_have_been_made() {
 }
 
 #[test]
+fn a_group_of_five_survives_any_two_deaths() {
+    let mut group = Group::in_memory(5, QUICK);
+    for one in 0..5 {
+        for other in one + 1..5 {
+            group.crash(one);
+            group.crash(other);
+            let key = format!("{one}-{other}");
+            eventually("the other three go on", || {
+                let mut nodes = group.open_nodes();
+                nodes.any(|node| put(node, &key, "v").is_ok())
+            });
+            group.reopen(one).expect("its directory is whole");
+            group.reopen(other).expect("its directory is whole");
+            group.wait_ready();
+        }
+    }
+    assert_ne!(group.digest(), 0, "all five hold the same");
+}
+
+#[test]
 fn a_node_comes_back_at_another_address() {
     let mut group = Group::in_memory(3, QUICK);
     let master = group.master_except(None);
