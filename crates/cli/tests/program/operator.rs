@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::Output;
 use std::time::Instant;
 
-use steadfast::{ConsistencyPolicy, Outcome, Role, WriteError};
+use serde_json::Value;
+use steadfast::{ConsistencyPolicy, Outcome, ReplicatedEnvironment, Role, WriteError};
 use tempfile::TempDir;
 
 use super::{Group, Node, PATIENCE, assert_refused, free_port, node_arguments, run};
@@ -126,6 +127,24 @@ fn a_group_grows_replaces_a_lost_node_hands_over_moves_and_shrinks() {
     group.list_until(1, &["1 of 1 nodes work", "n2 electable MASTER"]);
 }
 
+/// Writes one row after the other until the environment is closed. Returns how many were acknowledged.
+fn write_until_closed(env: &ReplicatedEnvironment) -> u32 {
+    let mut acknowledged = 0_u32;
+    loop {
+        let key = acknowledged.to_be_bytes();
+        match env.write(|txn| txn.database("d")?.put(key, vec![7; 10_000])) {
+            Ok(_) => acknowledged += 1,
+            // It is told that nothing was written, or that the environment is closed.
+            Err(error) => {
+                assert_eq!(error.outcome(), Outcome::NotCommitted, "{error}");
+                if matches!(error, WriteError::Closed) {
+                    return acknowledged;
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_group_that_is_shut_down_has_everything_everywhere_and_comes_back_with_it() {
     let mut group = Group::unstarted();
@@ -137,22 +156,7 @@ fn a_group_that_is_shut_down_has_everything_everywhere_and_comes_back_with_it() 
     group.status_until(0);
     let writer = std::thread::spawn({
         let env = env.clone();
-        move || {
-            let mut acknowledged = 0_u32;
-            loop {
-                let key = acknowledged.to_be_bytes();
-                match env.write(|txn| txn.database("d")?.put(key, vec![7; 10_000])) {
-                    Ok(_) => acknowledged += 1,
-                    // It is told that nothing was written, or that the environment is closed.
-                    Err(error) => {
-                        assert_eq!(error.outcome(), Outcome::NotCommitted, "{error}");
-                        if matches!(error, WriteError::Closed) {
-                            return acknowledged;
-                        }
-                    }
-                }
-            }
-        }
+        move || write_until_closed(&env)
     });
     // One that hangs is behind: the group is not shut down, and goes on.
     let hung = group.nodes[2].as_ref().expect("it runs");
@@ -184,8 +188,18 @@ fn a_group_that_is_shut_down_has_everything_everywhere_and_comes_back_with_it() 
             .any(|state| state.role == Role::Detached)
     );
 
-    // Any one of them has all of it.
+    // Each has all of it by itself, also what was acknowledged before it had it.
     drop(env);
+    let last = |at: usize| {
+        let dir = group.data_dir(at).display().to_string();
+        let plan = run(&["recover", "plan", "--data-dir", &dir, "-o", "json"]);
+        let plan: Value = serde_json::from_slice(&plan.stdout).expect("JSON");
+        let left = &plan["survivors"][0];
+        (left["last"].clone(), left["vlsn"].as_u64())
+    };
+    assert_eq!(last(1), last(0));
+    assert_eq!(last(2), last(0));
+    assert!(last(0).1 >= Some(acknowledged.into()));
     for at in [1, 2] {
         group.nodes[at] = Some(Node::start(&group.arguments(at)));
     }

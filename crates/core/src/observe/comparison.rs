@@ -324,6 +324,10 @@ impl Comparing<'_> {
                 Err(Unusable::Moved(_)) if attempt < ATTEMPTS_MAX => continue,
                 Err(why) => return Err(format!("{name} cannot be compared: {why}")),
             };
+            if reply.vlsn == 0 {
+                // Nothing was ever written; to the others 0 would say "as of now".
+                return Ok((reply, None));
+            }
             let same = RangeRequest {
                 vlsn: reply.vlsn,
                 to: reply.to.clone().or(range.to.clone()),
