@@ -1,7 +1,9 @@
 //! Disks that fill up: the group goes on where there is room, says where there is none, loses nothing
 //! and comes back by itself.
 
-use steadfast::{ConsistencyPolicy, Outcome, Role, WriteError};
+use std::time::Duration;
+
+use steadfast::{AdminCommand, AdminError, ConsistencyPolicy, Outcome, Role, WriteError};
 
 use crate::support::{Group, Numbers, eventually, get, name, put, stays};
 
@@ -33,6 +35,15 @@ fn a_master_that_runs_out_of_room_hands_over_and_is_not_chosen_until_it_has_room
     set_free(&group, old, FULL);
     let new = group.master_except(Some(old));
     eventually("the old master is read-only", || is_read_only(&group, old));
+    let back = AdminCommand::Transfer {
+        to: vec![name(old)],
+        within: Duration::from_secs(1),
+    };
+    let refused = group.node(new).administer(&back);
+    assert!(
+        matches!(refused, Err(AdminError::Refused { .. })),
+        "{refused:?}"
+    );
     // It goes on to append: without it, one more failure would end the group.
     let other = 3 - old - new;
     group.network.isolate(&name(other));
