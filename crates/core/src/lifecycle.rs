@@ -376,12 +376,14 @@ impl Lifecycle {
         transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
     ) -> Result<CommitToken, WriteError> {
         let node = self.writable()?;
+        let _writing = self.shutdown.write()?;
         let written = write::write(&node, self.promise(durability), transaction).await;
         written.map_err(|error| self.why_not_written(error))
     }
 
     pub(crate) async fn begin_transaction(&self) -> Result<Transaction, WriteError> {
         let node = self.writable()?;
+        let _writing = self.shutdown.write()?;
         let begun = write::begin(&node).await;
         begun.map_err(|error| self.why_not_written(error))
     }
@@ -392,6 +394,7 @@ impl Lifecycle {
         transaction: Transaction,
     ) -> Result<CommitToken, WriteError> {
         let node = self.writable()?;
+        let _writing = self.shutdown.write()?;
         let committed = write::commit(&node, self.promise(durability), transaction).await;
         committed.map_err(|error| self.why_not_written(error))
     }

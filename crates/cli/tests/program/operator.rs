@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::Output;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use steadfast::{ConsistencyPolicy, Outcome, ReplicatedEnvironment, Role, WriteError};
+use steadfast::ids::NodeId;
+use steadfast::{ConsistencyPolicy, NodeStatus, Outcome, ReplicatedEnvironment, Role, WriteError};
 use tempfile::TempDir;
 
 use super::{Group, Node, PATIENCE, assert_refused, free_port, node_arguments, run};
@@ -145,6 +146,19 @@ fn write_until_closed(env: &ReplicatedEnvironment) -> u32 {
     }
 }
 
+/// Waits until a replica lacks something that the master has.
+fn wait_until_behind(master: &ReplicatedEnvironment, node: NodeId) {
+    let is_behind = |status: &NodeStatus| {
+        let mut of = status.replicas.iter().filter(|of| of.node == node);
+        of.any(|of| of.persisted < status.persisted)
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while !is_behind(&master.status()) {
+        assert!(Instant::now() < deadline, "it has all that is written");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn a_group_that_is_shut_down_has_everything_everywhere_and_comes_back_with_it() {
     let mut group = Group::unstarted();
@@ -161,6 +175,7 @@ fn a_group_that_is_shut_down_has_everything_everywhere_and_comes_back_with_it() 
     // One that hangs is behind: the group is not shut down, and goes on.
     let hung = group.nodes[2].as_ref().expect("it runs");
     hung.signal("-STOP");
+    wait_until_behind(&env, NodeId(3));
     let ask = format!("127.0.0.1:{}", group.ports[1]);
     let words = ["group", "shutdown", "--within", "0", "--ask", &ask];
     let refused = run(&words);

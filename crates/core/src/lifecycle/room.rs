@@ -161,11 +161,9 @@ impl Lifecycle {
     /// The node at work, to write on. One that is not master says so by itself.
     ///
     /// # Errors
-    /// As [`Lifecycle::running`]; [`WriteError::DiskFull`] on a master without room;
-    /// [`WriteError::NotCommitted`] on one that shuts its group down.
+    /// As [`Lifecycle::running`]; [`WriteError::DiskFull`] on a master without room.
     pub(super) fn writable(&self) -> Result<Arc<Node>, WriteError> {
         let node = self.running()?;
-        self.check_not_ending()?;
         let room = *self.room.borrow();
         if room.standing == Standing::ReadOnly && node.consensus.is_master() {
             return Err(WriteError::DiskFull {

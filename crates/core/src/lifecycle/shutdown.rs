@@ -14,6 +14,7 @@
 //! replicas have everything, the group goes on as before.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -46,7 +47,36 @@ const SILENT_ROUNDS_MAX: u32 = 4;
 #[derive(Default)]
 pub(super) struct Shutdown {
     is_under_way: watch::Sender<bool>,
+    /// Writes of users that were let in and have not returned.
+    writing: AtomicUsize,
     pub(super) answered: Notify,
+}
+
+/// One write of a user, until it is dropped.
+pub(super) struct Writing<'a>(&'a Shutdown);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.writing.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Shutdown {
+    /// Lets a write in.
+    ///
+    /// # Errors
+    /// [`WriteError::NotCommitted`] while the group is being shut down.
+    pub(super) fn write(&self) -> Result<Writing<'_>, WriteError> {
+        // Counted before the look, so that a shutdown sees the write or the write the shutdown.
+        self.writing.fetch_add(1, Ordering::SeqCst);
+        let writing = Writing(self);
+        if *self.is_under_way.borrow() {
+            return Err(WriteError::NotCommitted {
+                reason: "the group is being shut down",
+            });
+        }
+        Ok(writing)
+    }
 }
 
 /// Lets writes in again unless the group has stopped.
@@ -59,17 +89,6 @@ impl Drop for Refusing<'_> {
 }
 
 impl Lifecycle {
-    /// # Errors
-    /// [`WriteError::NotCommitted`] while the group is being shut down.
-    pub(super) fn check_not_ending(&self) -> Result<(), WriteError> {
-        if *self.shutdown.is_under_way.borrow() {
-            return Err(WriteError::NotCommitted {
-                reason: "the group is being shut down",
-            });
-        }
-        Ok(())
-    }
-
     /// Shuts the group down, as its master.
     pub(super) async fn shut_group_down(
         self: &Arc<Self>,
@@ -118,7 +137,7 @@ impl Lifecycle {
             if !node.consensus.is_master() {
                 return Err(Undone::NotMaster);
             }
-            let is_idle = node.budget.available_permits() == node.budget_bytes;
+            let is_idle = self.shutdown.writing.load(Ordering::SeqCst) == 0;
             let last = node.log.state().last.map(|last| last.position);
             let progress = node.consensus.replica_progress();
             let heard = progress

@@ -46,7 +46,7 @@ impl Rig {
                 "disk_free_bytes": 1_u64 << 40, "disk_total_bytes": 2_u64 << 40,
                 "disk_is_low": false, "read_only": null, "version": "0.1.0", "window_bytes": 0,
                 "waiting_for": "", "damage": null, "divergences": [], "sync_p99_us": 900,
-                "clock_ms": 0, "digest": null,
+                "clock_ms": 0, "restore": null, "copies": 0, "digest": null,
             });
             serde_json::from_value(text).expect("a status")
         };
