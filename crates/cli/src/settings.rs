@@ -180,6 +180,7 @@ impl Settings {
                     builder.bootstrap(Bootstrap::join(token))
                 }
                 ("advertise", Setting::Text(address)) => builder.advertise(address),
+                ("repair", Setting::Text(repair)) => builder.repair(repair.parse()?),
                 // The others were taken before.
                 (_, Setting::Text(name)) => builder.durability(name.parse()?),
             };
@@ -195,6 +196,7 @@ fn is_text(key: &str) -> bool {
         "data_dir",
         "listen",
         "durability",
+        "repair",
         "join",
         "advertise",
     ]

@@ -88,6 +88,31 @@ impl Bootstrap {
     }
 }
 
+/// What a node does when checksums say that its own data is damaged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Repair {
+    /// It gives up its vote, copies the state of a peer, and gets its vote back.
+    #[default]
+    Auto,
+    /// It does not open.
+    Never,
+}
+
+impl std::str::FromStr for Repair {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "never" => Ok(Self::Never),
+            _ => Err(ConfigError::new(
+                "repair",
+                format!("{text:?} is not auto or never"),
+            )),
+        }
+    }
+}
+
 /// A checked configuration.
 #[derive(Clone, Debug)]
 pub struct RepConfig {
@@ -103,6 +128,8 @@ pub struct RepConfig {
     pub(crate) token: Option<JoinToken>,
     /// Of writes that say nothing else.
     pub(crate) durability: Durability,
+    /// What the node does when its own data is damaged.
+    pub(crate) repair: Repair,
     pub(crate) tuning: Tuning,
     pub(crate) runtime: Option<tokio::runtime::Handle>,
 }
@@ -185,6 +212,7 @@ impl RepConfig {
             advertise: None,
             bootstrap: Bootstrap::single(),
             durability: Durability::default(),
+            repair: Repair::default(),
             numbers: Vec::new(),
             runtime: None,
         }
@@ -221,6 +249,7 @@ pub struct RepConfigBuilder {
     advertise: Option<String>,
     bootstrap: Bootstrap,
     durability: Durability,
+    repair: Repair,
     numbers: Vec<(String, u64)>,
     runtime: Option<tokio::runtime::Handle>,
 }
@@ -258,6 +287,13 @@ impl RepConfigBuilder {
     #[must_use]
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
+        self
+    }
+
+    /// What the node does when its own data is damaged.
+    #[must_use]
+    pub fn repair(mut self, repair: Repair) -> Self {
+        self.repair = repair;
         self
     }
 
@@ -322,6 +358,7 @@ impl RepConfigBuilder {
             expected,
             token,
             durability,
+            repair: self.repair,
             tuning,
             runtime,
         })

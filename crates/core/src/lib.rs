@@ -105,7 +105,7 @@ mod token;
 mod txn;
 mod write;
 
-pub use config::{Bootstrap, RepConfig, RepConfigBuilder};
+pub use config::{Bootstrap, RepConfig, RepConfigBuilder, Repair};
 pub use database::{CompareAndSet, Database, WriteBatch};
 pub use env::ReplicatedEnvironment;
 pub use error::{FeedError, OpenError, Outcome, ReadError, ReadyError, WriteError};

@@ -17,6 +17,7 @@ mod describe;
 mod feeds;
 mod fence;
 mod founding;
+mod repair;
 mod restoring;
 mod room;
 mod serving;
@@ -197,8 +198,21 @@ impl Lifecycle {
         process::spawn(compare::watch_damage(Arc::downgrade(self)));
         process::spawn(shutdown::watch(Arc::downgrade(self)));
         let identity = self.identity.borrow().clone();
+        let mut why_damaged = None;
         if identity.group.is_some() {
-            self.start_node(identity).await?;
+            let damaged = identity.damaged.is_some();
+            let started = if damaged {
+                Ok(())
+            } else {
+                self.start_node(identity).await
+            };
+            match started {
+                Err(error) if self.repairs(&error) => why_damaged = Some(error.to_string()),
+                started => started?,
+            }
+            if damaged {
+                why_damaged = Some("it was found so before".to_owned());
+            }
         }
         self.serve();
         let transport = Arc::clone(&self.machine.transport);
@@ -215,7 +229,9 @@ impl Lifecycle {
             );
         }
         self.listen_address.get_or_init(|| address);
-        if self.node().is_none() {
+        if let Some(why) = why_damaged {
+            self.begin_repair(why);
+        } else if self.node().is_none() {
             let forming = process::spawn(founding::form(Arc::clone(self)));
             *lock(&self.forming) = Some(forming);
         }

@@ -346,9 +346,14 @@ async fn open_log(
     identity: &Identity,
     around: &Surroundings,
 ) -> Result<Log, OpenError> {
-    check_has_log(machine, dir)?;
+    check_has_log(machine, dir, identity)?;
     let whose = whose(identity);
-    let (log, ended) = start_log(log_config(config), machine, (dir.log_dir(), whose)).await?;
+    let (log, ended) = start_log(
+        log_config(config),
+        machine,
+        (dir.log_dir(identity.log), whose),
+    )
+    .await?;
     let (failed, watched) = (Arc::clone(&around.failed), log.clone());
     process::spawn(async move {
         // However the writer ended, closing says why.
@@ -370,17 +375,22 @@ pub(crate) async fn open_idle_log(
     dir: &DataDir,
     identity: &Identity,
 ) -> Result<Log, OpenError> {
-    check_has_log(machine, dir)?;
-    let (log, _ended) = start_log(*config, machine, (dir.log_dir(), whose(identity))).await?;
+    check_has_log(machine, dir, identity)?;
+    let (log, _ended) = start_log(
+        *config,
+        machine,
+        (dir.log_dir(identity.log), whose(identity)),
+    )
+    .await?;
     Ok(log)
 }
 
-fn check_has_log(machine: &Machine, dir: &DataDir) -> Result<(), OpenError> {
-    if dir.has_log(&*machine.disk)? {
+fn check_has_log(machine: &Machine, dir: &DataDir, identity: &Identity) -> Result<(), OpenError> {
+    if dir.has_log(&*machine.disk, identity.log)? {
         return Ok(());
     }
     Err(OpenError::Corrupt {
-        path: dir.log_dir(),
+        path: dir.log_dir(identity.log),
         offset: 0,
         what: "there is no log beside an identity that has one".to_owned(),
     })
@@ -392,14 +402,14 @@ fn check_has_log(machine: &Machine, dir: &DataDir) -> Result<(), OpenError> {
 /// # Errors
 /// See [`OpenError`].
 pub(crate) async fn create_log(
-    config: &RepConfig,
+    config: &LogConfig,
     machine: &Machine,
     dir: &DataDir,
     identity: &Identity,
 ) -> Result<(), OpenError> {
-    dir.remove_log(&*machine.disk)?;
+    dir.remove_log(&*machine.disk, identity.log)?;
     let whose = whose(identity);
-    let (log, _ended) = start_log(log_config(config), machine, (dir.log_dir(), whose)).await?;
+    let (log, _ended) = start_log(*config, machine, (dir.log_dir(identity.log), whose)).await?;
     log.close().await.map_err(open_log_error)
 }
 

@@ -342,7 +342,7 @@ impl Event {
             world
                 .story
                 .tell(|| format!("n{} has lost what its disk had promised", at + 1));
-            world.hosts[at].set_state(|state| state.lost = true);
+            world.hosts[at].set_state(|state| (state.lost, state.damaged) = (true, false));
         }
     }
 
@@ -515,7 +515,7 @@ impl Event {
         };
         if let Some(report) = host.disk().damage(damage, std::path::Path::new(DATA_DIR)) {
             self.fired(|| format!("{}: {report:?}", host.name));
-            host.set_state(|state| state.lost = true);
+            host.set_state(|state| (state.lost, state.damaged) = (true, true));
             // If it opens all the same, it takes part, and is held to what it promised.
             restart(world, at).await;
         }

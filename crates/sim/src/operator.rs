@@ -114,7 +114,7 @@ impl Event {
             wait(RETRY).await;
         };
         host.set_token(token);
-        host.set_state(|state| (state.lost, state.fenced) = (false, false));
+        host.set_state(|state| (state.lost, state.fenced, state.damaged) = (false, false, false));
         restart(world, host.at()).await;
         host.set_state(|state| state.busy = false);
     }

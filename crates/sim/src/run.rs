@@ -179,6 +179,10 @@ async fn finish(world: &Arc<World>) {
     let Some(last) = last_write(world).await else {
         return;
     };
+    // The damaged ones that could open have repaired themselves by the end.
+    for (at, _) in world.open_nodes() {
+        world.hosts[at].set_state(|state| state.lost &= !state.damaged);
+    }
     let live: Vec<usize> = world
         .open_nodes()
         .into_iter()

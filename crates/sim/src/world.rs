@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng};
 use steadfast::engine::MemoryStore;
 use steadfast::log::{Disk, OpenMode};
 use steadfast::machine::{Clock, Machine, Threads};
-use steadfast::{Bootstrap, JoinToken, RepConfig, ReplicatedEnvironment, Role};
+use steadfast::{Bootstrap, JoinToken, RepConfig, Repair, ReplicatedEnvironment, Role};
 use steadfast_net::process::Process;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -69,9 +69,9 @@ struct Hardware {
     archive: Archive,
 }
 
-/// Segments of the log that have been written to their end, as they were then, by name. The node
+/// Segments of the log that have been written to their end, as they were then, by path. The node
 /// gives them up; the checkers need the whole log.
-type Archive = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
+type Archive = Arc<Mutex<BTreeMap<PathBuf, Vec<u8>>>>;
 
 /// Takes the segments before `newest`, which has just got its name, into the archive.
 fn archive_segments(disk: &SimDisk, archive: &Archive, newest: &Path) {
@@ -83,13 +83,30 @@ fn archive_segments(disk: &SimDisk, archive: &Archive, newest: &Path) {
     }
     for name in disk.list(dir).unwrap_or_default() {
         let is_older = logfile::sequence_of(&name).is_some() && *name < *newest;
+        let path = dir.join(&name);
         if is_older
-            && !lock(archive).contains_key(&name)
-            && let Ok(bytes) = read_file(disk, &dir.join(&name))
+            && !lock(archive).contains_key(&path)
+            && let Ok(bytes) = read_file(disk, &path)
         {
-            lock(archive).insert(name, bytes);
+            lock(archive).insert(path, bytes);
         }
     }
+}
+
+/// Where the log is that the node writes: each one that it has given up as damaged has left a number.
+fn newest_log(disk: &SimDisk) -> PathBuf {
+    let dir = |number| match number {
+        0 => Path::new(DATA_DIR).join("log"),
+        number => Path::new(DATA_DIR).join(format!("log-{number}")),
+    };
+    let has_log = |dir: &PathBuf| {
+        let names = disk.list(dir).unwrap_or_default();
+        names
+            .iter()
+            .any(|name| logfile::sequence_of(name).is_some())
+    };
+    let mut dirs = (0..64).rev().map(dir);
+    dirs.find(has_log).unwrap_or_else(|| dir(0))
 }
 
 fn file_name(path: &Path) -> Option<&str> {
@@ -130,6 +147,8 @@ pub struct HostState {
     pub busy: bool,
     /// The node is lost for good, and not expected to open again.
     pub lost: bool,
+    /// What it has on its disk was damaged: it has to repair itself, if it opens.
+    pub damaged: bool,
     /// Its directory is not what it was let in with, wiped or an older copy: it has to stay out.
     pub fenced: bool,
     /// It was taken out of the group, or lost its vote, at some time, and may have no vote now.
@@ -219,6 +238,12 @@ impl World {
             .set("log_segment_bytes", limits.log_segment_bytes)
             .set("log_cache_bytes_max", limits.log_cache_bytes)
             .set("batches_in_flight_max", limits.batches_in_flight)
+            // One that nobody has damaged has to be sound.
+            .repair(if host.state().damaged {
+                Repair::Auto
+            } else {
+                Repair::Never
+            })
             .set("log_keep_bytes", limits.log.keep_bytes)
             .set("log_retain_bytes_max", limits.log.retain_bytes)
             .set("log_retain_ms_max", ms(limits.log.retain_ms).max(100))
@@ -409,6 +434,18 @@ impl Host {
     pub fn logs(&self) -> Vec<Log> {
         let mut logs = lock(&self.former).clone();
         logs.extend(self.log());
+        let Hardware { disk, archive, .. } = lock(&self.hardware).clone();
+        let newest = newest_log(&disk);
+        let mut given_up: BTreeMap<PathBuf, BTreeMap<String, Vec<u8>>> = BTreeMap::new();
+        for (path, bytes) in lock(&archive).clone() {
+            if let (Some(dir), Some(name)) = (path.parent(), file_name(&path))
+                && dir != newest
+            {
+                let files = given_up.entry(dir.to_owned()).or_default();
+                files.insert(name.to_owned(), bytes);
+            }
+        }
+        logs.extend(given_up.values().flat_map(logfile::read));
         logs
     }
 
@@ -450,8 +487,12 @@ impl Host {
         read: impl FnOnce(&SimDisk, &Path) -> io::Result<Vec<(String, Vec<u8>)>>,
     ) -> io::Result<BTreeMap<String, Vec<u8>>> {
         let Hardware { disk, archive, .. } = lock(&self.hardware).clone();
-        let mut files = lock(&archive).clone();
-        let there = read(&disk, &Path::new(DATA_DIR).join("log"))?.into_iter();
+        let dir = newest_log(&disk);
+        let archive = lock(&archive).clone().into_iter();
+        let own = archive.filter(|(path, _)| path.parent() == Some(&dir));
+        let named = |(path, bytes): (PathBuf, _)| Some((file_name(&path)?.to_owned(), bytes));
+        let mut files: BTreeMap<_, _> = own.filter_map(named).collect();
+        let there = read(&disk, &dir)?.into_iter();
         files.extend(there.filter(|(name, _)| logfile::sequence_of(name).is_some()));
         Ok(files)
     }

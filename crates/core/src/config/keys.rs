@@ -100,6 +100,12 @@ pub const KEYS: &[Key] = &[
         help: "When a write is acknowledged that says nothing else. A failover may roll back what was acknowledged with local or none; see docs/durability.md.",
     },
     Key {
+        name: "repair",
+        unit: "auto or never",
+        default: "auto",
+        help: "What a node does that finds its own data damaged when it opens: give up its vote, copy the state of a peer and get its vote back, or not open.",
+    },
+    Key {
         name: "commit_timeout_ms",
         unit: "ms, 10 to 3600000",
         default: "10000",

@@ -23,8 +23,9 @@ use crate::consensus::removal;
 use crate::consensus::transfer::TransferError;
 use crate::consensus::{Consensus, ConsensusError, members_of, stopped};
 use crate::group::{Member, Members};
-use crate::ids::NodeId;
+use crate::ids::{LogPosition, NodeId};
 use crate::listener::Role;
+use crate::log::LogId;
 
 /// Entries by which a node may be behind and yet have caught up: it gets the rest while it is being
 /// made a voter, or a master.
@@ -172,12 +173,17 @@ impl Consensus {
         if id == self.identity.node_id {
             return true;
         }
+        // What a node had acknowledged before its data was damaged is void.
+        let void = self.void.borrow().get(&id).copied();
         let own = self.log.state().last.map_or(0, |last| last.position.0);
         let progress = self.replica_progress();
         progress.get(&id).is_some_and(|progress| {
             let persisted = progress.persisted.map_or(0, |last| last.position.0);
             let lease = self.timers.election_timeout_max;
-            progress.heard.is_some_and(|ago| ago <= lease) && persisted + CAUGHT_UP_ENTRIES >= own
+            let is_void = void.is_some_and(|void| persisted < void.0);
+            !is_void
+                && progress.heard.is_some_and(|ago| ago <= lease)
+                && persisted + CAUGHT_UP_ENTRIES >= own
         })
     }
 
@@ -215,6 +221,36 @@ impl Consensus {
             removal::tell(self, &client).await;
         }
         Ok(())
+    }
+
+    /// Takes the vote of a member that has lost what it had, then lets `member` in, its new incarnation.
+    /// It has its vote again when it has reached an entry that no earlier incarnation had.
+    ///
+    /// # Errors
+    /// As [`Consensus::add_member`].
+    pub(crate) async fn readmit(&self, id: NodeId, member: Member) -> Result<(), ChangeError> {
+        // Before anything is changed: a member without a vote gets one as soon as it may.
+        self.note_void(id, LogPosition(u64::MAX));
+        if self.voters().contains(&id) {
+            self.take(Step::Unvote(id)).await?;
+        }
+        self.set_member(id, member).await?;
+        let reached = self
+            .last()
+            .map_or(LogPosition(u64::MAX), |last| last.position);
+        self.note_void(id, reached);
+        Ok(())
+    }
+
+    fn note_void(&self, id: NodeId, before: LogPosition) {
+        self.void.send_modify(|void| {
+            void.insert(id, before);
+        });
+    }
+
+    /// The last entry of the log.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        self.log.state().last
     }
 
     async fn change(&self, changes: ChangeMembers<NodeId, Member>) -> Result<(), ChangeError> {

@@ -173,6 +173,9 @@ pub(crate) struct Consensus {
     /// Whether the group has told this node that it is no member any more.
     removed: watch::Sender<bool>,
     retention: Arc<Retention>,
+    /// Members that have lost what they had, with the entry that they have to reach before what they
+    /// acknowledge counts for a vote.
+    void: watch::Sender<BTreeMap<NodeId, LogPosition>>,
     /// What a master has said that this node has to reach by a copy of the state.
     outdated: watch::Sender<Option<Outdated>>,
 }
@@ -252,6 +255,7 @@ impl Consensus {
             told: parts.told,
             removed: watch::Sender::new(false),
             retention,
+            void: watch::Sender::default(),
             outdated: watch::Sender::new(None),
         });
         // Before a peer is answered: one that joined later is no stranger.

@@ -70,6 +70,10 @@ struct IdentityRecord {
     copy: u64,
     #[prost(message, optional, tag = "12")]
     log_begins_after: Option<LogIdMessage>,
+    #[prost(uint64, tag = "13")]
+    log: u64,
+    #[prost(fixed64, optional, tag = "14")]
+    damaged: Option<u64>,
 }
 
 /// A [`FileMark`].
@@ -104,6 +108,11 @@ pub(crate) struct Identity {
     pub(crate) copy: u64,
     /// After a copy: the last entry in it, until the log goes on after that.
     pub(crate) log_begins_after: Option<LogId>,
+    /// How often the log was given up as damaged: which log is the node's.
+    pub(crate) log: u64,
+    /// What the directory holds is of this earlier incarnation and damaged, and has not been replaced
+    /// yet.
+    pub(crate) damaged: Option<Incarnation>,
 }
 
 /// A data directory, locked against any other process.
@@ -145,8 +154,12 @@ impl DataDir {
         &self.dir
     }
 
-    pub(crate) fn log_dir(&self) -> PathBuf {
-        self.dir.join("log")
+    /// Where the log lies after so many were given up as damaged.
+    pub(crate) fn log_dir(&self, log: u64) -> PathBuf {
+        self.dir.join(match log {
+            0 => "log".to_owned(),
+            log => format!("log-{log}"),
+        })
     }
 
     /// Where the engine of a state lies that was copied from peers so many times.
@@ -161,8 +174,8 @@ impl DataDir {
     ///
     /// # Errors
     /// [`OpenError::Io`].
-    pub(crate) fn has_log(&self, disk: &dyn Disk) -> Result<bool, OpenError> {
-        let dir = self.log_dir();
+    pub(crate) fn has_log(&self, disk: &dyn Disk, log: u64) -> Result<bool, OpenError> {
+        let dir = self.log_dir(log);
         if !disk.exists(&dir).map_err(io_error("look for", &dir))? {
             return Ok(false);
         }
@@ -170,13 +183,13 @@ impl DataDir {
         Ok(names.iter().any(|name| log::is_segment(name)))
     }
 
-    /// Removes the log of a node that crashed before its identity said that the group has formed:
-    /// nothing was ever acknowledged out of it.
+    /// Removes the files of a log that counts for nothing: of a node that crashed before its identity
+    /// said that the group has formed, or one that was given up as damaged.
     ///
     /// # Errors
     /// [`OpenError::Io`].
-    pub(crate) fn remove_log(&self, disk: &dyn Disk) -> Result<(), OpenError> {
-        let dir = self.log_dir();
+    pub(crate) fn remove_log(&self, disk: &dyn Disk, log: u64) -> Result<(), OpenError> {
+        let dir = self.log_dir(log);
         if !disk.exists(&dir).map_err(io_error("look for", &dir))? {
             return Ok(());
         }
@@ -267,7 +280,7 @@ impl DataDir {
     ) -> Result<Option<(Identity, Option<FileMark>)>, OpenError> {
         let path = self.dir.join(FILE);
         if !disk.exists(&path).map_err(io_error("look for", &path))? {
-            let orphan = self.log_dir();
+            let orphan = self.log_dir(0);
             if disk
                 .exists(&orphan)
                 .map_err(io_error("look for", &orphan))?
@@ -374,6 +387,8 @@ fn record(identity: &Identity, origin: Option<FileMark>) -> IdentityRecord {
         recovery: identity.recovery.map(Into::into),
         copy: identity.copy,
         log_begins_after: identity.log_begins_after.map(Into::into),
+        log: identity.log,
+        damaged: identity.damaged.map(|before| before.0),
     }
 }
 
@@ -448,6 +463,8 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<(Identity, Option<FileMark>), Ope
         copy: record.copy,
         log_begins_after: log_begins_after
             .map_err(|error| corrupt(HEADER_BYTES, &error.to_string()))?,
+        log: record.log,
+        damaged: record.damaged.map(Incarnation),
     };
     Ok((identity, origin))
 }
@@ -475,6 +492,8 @@ mod tests {
             recovery: None,
             copy: 2,
             log_begins_after: None,
+            log: 1,
+            damaged: None,
         }
     }
 

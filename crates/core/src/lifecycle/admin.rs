@@ -18,7 +18,7 @@ use crate::limits::NODES_MAX;
 use crate::node::Node;
 use crate::service::admin::messages::{
     AdminAnswer, AdminCall, AdminDone, AdminRequest, AlterRequest, JoinRequest, Joined,
-    RefusedMessage, RemoveRequest, TransferRequest,
+    ReadmitRequest, RefusedMessage, RemoveRequest, TransferRequest,
 };
 use crate::service::admin::{self, AdminRefusal};
 use crate::txn::catalog::{CATALOG, NODE_ID_KEY, decode_node_id};
@@ -172,6 +172,7 @@ async fn carry_out(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
         Some(AdminCall::Remove(request)) => remove(node, request).await,
         Some(AdminCall::Alter(request)) => alter(&node.consensus, request).await,
         Some(AdminCall::Transfer(request)) => transfer(&node.consensus, request).await,
+        Some(AdminCall::Readmit(request)) => readmit(node, request).await,
         // It was the master's to do.
         Some(AdminCall::Shutdown(_)) => Err(Undone::NotMaster),
         None => refused(
@@ -257,7 +258,51 @@ fn let_in(node: &Node, members: &Members, (id, member): (NodeId, &Member)) -> Ad
                 .map(|(id, member)| MemberRecord::new(*id, member))
                 .collect(),
             epoch: node.identity.epoch.0,
+            entry: None,
         }),
+    }
+}
+
+/// Takes the vote of a member whose data is damaged, and lets its new incarnation in.
+async fn readmit(node: &Arc<Node>, request: ReadmitRequest) -> Done {
+    let consensus = &node.consensus;
+    let members = consensus.members();
+    let (id, member) = known(&members, &request.name)?;
+    let is_known = [request.before, request.incarnation].contains(&member.incarnation.0);
+    if id.0 != request.node_id || !is_known {
+        return refused(
+            format!("{} is a member with another data directory", request.name),
+            format!("replace it: `steadfast node replace {}`", request.name),
+        );
+    }
+    if id == consensus.own_id() {
+        return Err(Undone::NotMaster);
+    }
+    // Its acknowledgements are void, so the others have to be enough for what comes.
+    check_majority_left(consensus, (id, member)).map_err(for_now)?;
+    if !request.is_question {
+        let readmitted = Member {
+            incarnation: Incarnation(request.incarnation),
+            ..member.clone()
+        };
+        change(|| consensus.readmit(id, readmitted.clone())).await?;
+        tracing::warn!(node = %request.name, "its data is damaged; it is let in again, without a vote until it has caught up");
+    }
+    let mut done = let_in(node, &consensus.members(), (id, member));
+    if let Some(joined) = &mut done.joined {
+        joined.entry = consensus.last().map(Into::into);
+    }
+    Ok(done)
+}
+
+/// A refusal that may pass.
+fn for_now(undone: Undone) -> Undone {
+    match undone {
+        Undone::Refused(refusal) => Undone::Refused(AdminRefusal {
+            passes: true,
+            ..refusal
+        }),
+        Undone::NotMaster => Undone::NotMaster,
     }
 }
 

@@ -50,6 +50,8 @@ pub(super) async fn own_identity(
         recovery: None,
         copy: 0,
         log_begins_after: None,
+        log: 0,
+        damaged: None,
     };
     dir.write_identity(&*machine.disk, &identity).await?;
     Ok(identity)
@@ -122,7 +124,14 @@ impl Lifecycle {
         let dir = lock(&self.dir)
             .take()
             .ok_or(OpenError::Start("closed".to_owned()))?;
-        let written = match create_log(&self.config, &self.machine, &dir, &identity).await {
+        let written = match create_log(
+            &node::log_config(&self.config),
+            &self.machine,
+            &dir,
+            &identity,
+        )
+        .await
+        {
             Ok(()) => dir.write_identity(&*self.machine.disk, &identity).await,
             Err(error) => Err(error),
         };

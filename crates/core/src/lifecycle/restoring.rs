@@ -111,7 +111,7 @@ impl Lifecycle {
 
     /// # Errors
     /// Why the node cannot go on. That it closes is none.
-    async fn copy_and_start(self: &Arc<Self>, needed: LogId) -> Result<(), String> {
+    pub(super) async fn copy_and_start(self: &Arc<Self>, needed: LogId) -> Result<(), String> {
         let Some(last) = self.copy(needed).await else {
             return Ok(());
         };
@@ -282,6 +282,10 @@ impl Lifecycle {
     /// What a node that copies the state waits for.
     pub(super) fn restore_in_words(&self) -> String {
         const MIB: u64 = 1024 * 1024;
+        let waiting_for = self.waiting_for.borrow().clone();
+        if !waiting_for.is_empty() {
+            return waiting_for;
+        }
         let progress = self.restore.borrow().unwrap_or_default();
         let Progress {
             source,

@@ -158,7 +158,7 @@ async fn held(
     let state = log.state();
     node::check_log_reaches(state, applied.as_ref(), dir.path())?;
     let corrupt = |what: String| OpenError::Corrupt {
-        path: dir.log_dir(),
+        path: dir.log_dir(identity.log),
         offset: 0,
         what,
     };

@@ -71,6 +71,8 @@ async fn written(disk: &MemoryDisk, transactions: u64) {
         recovery: None,
         copy: 0,
         log_begins_after: None,
+        log: 0,
+        damaged: None,
     };
     let dir = DataDir::open(disk, Path::new(DIR)).unwrap();
     let config = RepConfig::builder("orders", "n1")
@@ -79,7 +81,7 @@ async fn written(disk: &MemoryDisk, transactions: u64) {
         .set("log_segment_bytes", 128 * 1024)
         .build()
         .unwrap();
-    node::create_log(&config, &machine, &dir, &identity)
+    node::create_log(&node::log_config(&config), &machine, &dir, &identity)
         .await
         .unwrap();
     dir.write_identity(disk, &identity).await.unwrap();

@@ -36,6 +36,9 @@ pub(crate) async fn swap(
     let swapped = Identity {
         copy: identity.copy + 1,
         log_begins_after: Some(last),
+        // What is damaged is not gone on with.
+        log: identity.log + u64::from(identity.damaged.is_some()),
+        damaged: None,
         ..identity.clone()
     };
     dir.write_identity(&*machine.disk, &swapped).await?;
@@ -57,12 +60,18 @@ pub(crate) async fn finish(
     };
     let mut finished = identity;
     if let Some(last) = finished.log_begins_after {
+        if !dir.has_log(&*machine.disk, finished.log)? && finished.log > 0 {
+            node::create_log(log_config, machine, dir, &finished).await?;
+        }
         let log = node::open_idle_log(log_config, machine, dir, &finished).await?;
         let begun = begin_after(&log, last).await;
         let closed = log.close().await;
         begun.and(closed).map_err(OpenError::Log)?;
         finished.log_begins_after = None;
         dir.write_identity(&*machine.disk, &finished).await?;
+    }
+    if let Some(damaged) = finished.log.checked_sub(1) {
+        dir.remove_log(&*machine.disk, damaged)?;
     }
     let (engines, old) = (
         std::sync::Arc::clone(&machine.engines),
@@ -133,6 +142,8 @@ mod tests {
             recovery: None,
             copy: 0,
             log_begins_after: None,
+            log: 0,
+            damaged: None,
         }
     }
 
@@ -158,7 +169,7 @@ mod tests {
     async fn written(disk: &MemoryDisk) {
         let (machine, config) = (machine(disk), config());
         let dir = DataDir::open(disk, Path::new("/data")).unwrap();
-        node::create_log(&config, &machine, &dir, &identity())
+        node::create_log(&node::log_config(&config), &machine, &dir, &identity())
             .await
             .unwrap();
         dir.write_identity(disk, &identity()).await.unwrap();

@@ -323,6 +323,8 @@ mod tests {
             recovery: None,
             copy: 0,
             log_begins_after: None,
+            log: 0,
+            damaged: None,
         }
     }
 

@@ -19,6 +19,7 @@ mod isolation;
 mod membership;
 mod model;
 mod pressure;
+mod repair;
 mod restart;
 mod restore;
 mod serializable;

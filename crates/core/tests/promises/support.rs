@@ -10,7 +10,7 @@ use steadfast::log::{Disk, MemoryDisk};
 use steadfast::machine::Machine;
 use steadfast::{
     Bootstrap, CommitToken, ConsistencyPolicy, JoinToken, NodeType, OpenError, ReadError,
-    RepConfig, ReplicatedEnvironment, Role, WriteError,
+    RepConfig, Repair, ReplicatedEnvironment, Role, WriteError,
 };
 use steadfast_net::MemoryNetwork;
 use tempfile::TempDir;
@@ -20,7 +20,7 @@ pub(crate) use steadfast::ReplicatedEnvironment as Env;
 
 /// How long anything may take that must happen. Only a failure waits for so long, and a machine that
 /// is busy with other things must not cause one.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Timers with which a master stays master and a write waits also on a busy machine: for tests
 /// in which nothing fails.
@@ -159,6 +159,7 @@ pub(crate) struct Group {
     pub(crate) runtime: Runtime,
     engines: Vec<Engine>,
     numbers: Numbers,
+    pub(crate) repair: Repair,
     /// How many nodes found the group.
     founders: usize,
     tokens: BTreeMap<usize, JoinToken>,
@@ -217,6 +218,7 @@ impl Group {
             storages,
             runtime: runtime(),
             numbers,
+            repair: Repair::default(),
             _dir: dir,
         }
     }
@@ -231,7 +233,8 @@ impl Group {
         let builder = RepConfig::builder("promises", name(at))
             .data_dir(self.storages[at].dir())
             .listen(format!("{}:{port}", name(at)))
-            .bootstrap(bootstrap);
+            .bootstrap(bootstrap)
+            .repair(self.repair);
         let set = |builder: steadfast::RepConfigBuilder, (key, value): &(&str, u64)| {
             builder.set(*key, *value)
         };

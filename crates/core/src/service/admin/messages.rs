@@ -4,6 +4,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::group::MemberRecord;
+use crate::service::messages::LogIdMessage;
 
 /// Asks the master to change the group.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -14,7 +15,7 @@ pub(crate) struct AdminRequest {
     /// UUID of the group, 16 bytes; empty for whichever it is.
     #[prost(bytes = "bytes", tag = "2")]
     pub(crate) group: Bytes,
-    #[prost(oneof = "AdminCall", tags = "3, 4, 5, 6, 7")]
+    #[prost(oneof = "AdminCall", tags = "3, 4, 5, 6, 7, 8")]
     pub(crate) call: Option<AdminCall>,
 }
 
@@ -30,6 +31,8 @@ pub(crate) enum AdminCall {
     Transfer(TransferRequest),
     #[prost(message, tag = "7")]
     Shutdown(ShutdownRequest),
+    #[prost(message, tag = "8")]
+    Readmit(ReadmitRequest),
 }
 
 /// A new node asks to be let in.
@@ -79,6 +82,23 @@ pub(crate) struct TransferRequest {
     pub(crate) timeout_ms: u64,
 }
 
+/// A member whose data is damaged asks to be let in again: without a vote, and as a new incarnation.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct ReadmitRequest {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(uint64, tag = "2")]
+    pub(crate) node_id: u64,
+    /// The one that was let in, and the one to come.
+    #[prost(fixed64, tag = "3")]
+    pub(crate) before: u64,
+    #[prost(fixed64, tag = "4")]
+    pub(crate) incarnation: u64,
+    /// Only asks whether it would be.
+    #[prost(bool, tag = "5")]
+    pub(crate) is_question: bool,
+}
+
 /// Stops all nodes, when all have everything.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub(crate) struct ShutdownRequest {
@@ -124,6 +144,9 @@ pub(crate) struct Joined {
     /// 0 stands for the first.
     #[prost(uint64, tag = "3")]
     pub(crate) epoch: u64,
+    /// To [`AdminCall::Readmit`]: what its copy of the state has to reach.
+    #[prost(message, optional, tag = "4")]
+    pub(crate) entry: Option<LogIdMessage>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
