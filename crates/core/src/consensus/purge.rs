@@ -134,13 +134,25 @@ fn held(applied: &Applied) -> LogId {
 }
 
 /// Builds the manifest of what the engine durably holds.
-pub(crate) struct Manifests(pub(super) Arc<Retention>);
+pub(crate) struct Manifests {
+    pub(super) retention: Arc<Retention>,
+    /// What is applied, which the engine need not have.
+    pub(super) applied: Option<LogId>,
+    pub(super) membership: StoredMembershipOf<TypeConfig>,
+}
 
 impl RaftSnapshotBuilder<TypeConfig> for Manifests {
     type SnapshotData = ();
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, ()>> {
-        self.0.durable_manifest()
+        if planted::is(Bug::PurgePastEngine) {
+            let meta = SnapshotMeta {
+                last_log_id: self.applied.map(to_raft_log_id),
+                last_membership: self.membership.clone(),
+            };
+            return Ok(Snapshot { meta, snapshot: () });
+        }
+        self.retention.durable_manifest()
     }
 }
 

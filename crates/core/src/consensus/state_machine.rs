@@ -136,7 +136,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Manifests {
-        Manifests(Arc::clone(&self.retention))
+        Manifests {
+            retention: Arc::clone(&self.retention),
+            applied: *self.applied.borrow(),
+            membership: self.membership.clone(),
+        }
     }
 
     /// Never called: a node gets its state from a peer while its consensus stands still, and never
