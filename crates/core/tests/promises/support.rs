@@ -20,7 +20,7 @@ pub(crate) use steadfast::ReplicatedEnvironment as Env;
 
 /// How long anything may take that must happen. Only a failure waits for so long, and a machine that
 /// is busy with other things must not cause one.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Timers with which a master stays master and a write waits also on a busy machine: for tests
 /// in which nothing fails.
