@@ -51,7 +51,7 @@ bugs! {
     AckBeforeSync = "ack_before_sync", 100, "An append is acknowledged when it is queued, not when it is synced.";
     SyncAfterCallbacks = "sync_after_callbacks", 100, "A group of the log is acknowledged between its write and its sync.";
     VoteNotSaved = "vote_not_saved", 100, "A vote is given and never written.";
-    IgnoreFailedSync = "ignore_failed_sync", 100, "The log goes on after a sync that failed.";
+    IgnoreFailedSync = "ignore_failed_sync", 300, "The log goes on after a sync that failed.";
     SkipRecordChecksum = "skip_record_checksum", 100, "Records are taken from disk without a look at their checksum.";
     DropTruncation = "drop_truncation", 100, "A truncation is not written: the conflicting tail is back after a restart.";
     SegmentNameNotSynced = "segment_name_not_synced", 100, "A new segment is used before its name is durable.";
@@ -68,13 +68,11 @@ bugs! {
     VoteForAnyLog = "vote_for_any_log", 300, "A vote is given to a candidate whose log is behind.";
     MasterOnce = "master_once", 100, "A node that has lost its mastership never takes it again.";
     AcceptWiped = "accept_wiped", 300, "A node with a wiped directory is taken for the member that it was.";
-    RefuseNewMembers = "refuse_new_members", 300, "A node refuses a member that was let in while it was behind.";
     AcceptCopy = "accept_copy", 100, "A copy of a data directory is taken for the original.";
     SkipBatch = "skip_batch", 100, "Now and then a replica applies a batch without its changes.";
     // Purge and restore.
     PurgePastEngine = "purge_past_engine", 200, "The log is purged past what the engine has on disk.";
     RestoreSkipsEntries = "restore_skips_entries", 200, "A copy of the state leaves out what was committed while it was made.";
-    SwapBeforeSync = "swap_before_sync", 300, "A copy of the state is put in place before it is durable.";
     // Transactions.
     ForgetKeys = "forget_keys", 100, "Keys that were read are left out of the conflict check.";
     ForgetRanges = "forget_ranges", 100, "Ranges that were read are left out of the conflict check.";

@@ -14,7 +14,6 @@ use tokio::time::Instant;
 use crate::engine::{EngineError, EngineFactory, StorageEngine};
 use crate::ids::{NodeId, Vlsn};
 use crate::log::{Entry, LogId};
-use crate::planted::{self, Bug};
 use crate::restore::rows::RowDigest;
 use crate::restore::staged::{Staged, StagedError};
 use crate::service::hello::{Caller, DialError};
@@ -96,10 +95,6 @@ impl Fetch {
             _ = ended.wait_for(|ended| *ended) => Err(FetchError::Ended),
             copied = self.copy(&engine) => copied,
         };
-        if planted::is(Bug::SwapBeforeSync) {
-            copied?;
-            return finish(&engine);
-        }
         // Closing syncs: what was copied is there when the next attempt begins.
         let closed = engine.close();
         copied?;
@@ -177,9 +172,7 @@ impl Fetch {
         if RowDigest::from_parts(manifest.rows, &manifest.digest) != Some(received) {
             return Err(StagedError::Nonsense("a manifest of other rows").into());
         }
-        if !planted::is(Bug::SwapBeforeSync) {
-            staged.sync()?;
-        }
+        staged.sync()?;
         Ok(())
     }
 }

@@ -340,9 +340,7 @@ impl Staged {
         };
         let changes = Vec::new();
         self.engine.apply(&EngineBatch { applied, changes })?;
-        if !planted::is(Bug::SwapBeforeSync) {
-            self.engine.sync()?;
-        }
+        self.engine.sync()?;
         Ok(self.id)
     }
 
