@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::disk::{Damage, DiskFaults};
 use crate::net::NetFaults;
+use crate::operator::is_member;
 use crate::plan::{Fault, Plan};
 use crate::world::{DATA_DIR, End, Host, PORT, World, wait};
 
@@ -428,8 +429,10 @@ impl Event {
                 world.story.tell(|| format!("{name}: the disk goes on"));
             }
             Fault::Wipe => {
+                // One that is still on its way in has promised nothing, and may come in without it.
+                let was_let_in = host.is_founder() || is_member(host);
                 world.end(at, End::Kill);
-                host.set_state(|state| (state.lost, state.fenced) = (true, true));
+                host.set_state(|state| (state.lost, state.fenced) = (true, was_let_in));
                 host.replace_disk(world);
                 self.fired(|| format!("{name} is wiped and started under its old name"));
                 restart(world, at).await;

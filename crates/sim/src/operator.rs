@@ -170,7 +170,7 @@ impl Event {
 }
 
 /// Whether the node takes part.
-fn is_member(host: &Host) -> bool {
+pub(crate) fn is_member(host: &Host) -> bool {
     let env = host.life().and_then(|life| life.env);
     env.is_some_and(|env| matches!(env.state().role, Role::Master | Role::Replica))
 }

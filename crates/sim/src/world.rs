@@ -376,6 +376,11 @@ impl Host {
         change(&mut lock(&self.state));
     }
 
+    /// Whether its node is one of those that founded the group.
+    pub fn is_founder(&self) -> bool {
+        lock(&self.token).is_none()
+    }
+
     /// Lets its next node join with this.
     pub fn set_token(&self, token: JoinToken) {
         *lock(&self.token) = Some(token);
