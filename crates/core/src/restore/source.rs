@@ -22,8 +22,9 @@ use crate::restore::rows::RowDigest;
 use crate::service::messages::LogIdMessage;
 use crate::service::restore::{
     BeginMessage, BegunMessage, ChunkMessage, EntriesMessage, ManifestMessage, NextMessage,
-    PlaceMessage, RestoreAnswer, RestoreCall, RowMessage,
+    PlaceMessage, RestoreAnswer, RestoreCall,
 };
+use crate::service::subscription::messages::RowMessage;
 use crate::txn::catalog::{self, CATALOG};
 use crate::txn::holds::Hold;
 use crate::txn::view::{View, ViewError};

@@ -13,6 +13,7 @@ use crate::restore::source::Source;
 use crate::service::RESTORE;
 use crate::service::hello::{Caller, DialError, Session};
 use crate::service::messages::{EntryMessage, Kind, LogIdMessage, WireError, decode, encode};
+use crate::service::subscription::messages::RowMessage;
 
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct RestoreRequest {
@@ -109,14 +110,6 @@ pub(crate) struct BegunMessage {
     /// About how much there is.
     #[prost(uint64, tag = "6")]
     pub(crate) bytes_total: u64,
-}
-
-#[derive(Clone, PartialEq, Eq, Message)]
-pub(crate) struct RowMessage {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub(crate) key: Bytes,
-    #[prost(bytes = "bytes", tag = "2")]
-    pub(crate) value: Bytes,
 }
 
 /// Everything between the place that was asked for and `rest`, as of one transaction.
