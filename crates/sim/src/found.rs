@@ -39,4 +39,9 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         353,
         "a node that came with a token was refused for good, because the group could not answer then",
     ),
+    (
+        1136,
+        "a node that was away while another one repaired itself and became master refused that one as a \
+         wiped directory, and never caught up",
+    ),
 ];

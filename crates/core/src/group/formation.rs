@@ -66,7 +66,7 @@ pub(crate) struct Formation {
 /// What one round of questions says.
 pub(super) enum Round {
     /// The node belongs to a group.
-    Formed(Identity),
+    Formed(Box<Identity>),
     Refused(String),
     /// For what, in words.
     Wait(String),
@@ -86,7 +86,7 @@ pub(super) async fn decided<F: Future<Output = Round>>(
     loop {
         interval.tick().await;
         match round().await {
-            Round::Formed(identity) => return Ok(identity),
+            Round::Formed(identity) => return Ok(*identity),
             Round::Refused(reason) => return Err(reason),
             Round::Wait(whom) => waiting_for.send_if_modified(|old| {
                 let changed = *old != whom;
@@ -147,7 +147,7 @@ impl Formation {
         }
         let founder = self.list.iter().map(|node| &node.name).min();
         if founder == Some(&self.identity.node_name) {
-            Round::Formed(self.found(others))
+            Round::Formed(Box::new(self.found(others)))
         } else {
             Round::Wait(format!(
                 "{} to found the group",
@@ -182,13 +182,13 @@ impl Formation {
                 if member.incarnation == incarnation.0 || planted::is(Bug::AcceptWiped) =>
             {
                 let founders = state.members.iter().cloned().map(MemberRecord::into_member);
-                Round::Formed(Identity {
+                Round::Formed(Box::new(Identity {
                     group: Some(group),
                     node_id: NodeId(member.id),
                     founders: founders.collect(),
                     epoch: GroupEpoch::from_number(state.epoch),
                     ..self.identity.clone()
-                })
+                }))
             }
             Some(_) => Round::Refused(format!(
                 "{node_name:?} is already a member of group {group_name:?} ({group}), with another \

@@ -74,6 +74,8 @@ struct IdentityRecord {
     log: u64,
     #[prost(fixed64, optional, tag = "14")]
     damaged: Option<u64>,
+    #[prost(fixed64, repeated, tag = "15")]
+    earlier: Vec<u64>,
 }
 
 /// A [`FileMark`].
@@ -113,6 +115,23 @@ pub(crate) struct Identity {
     /// What the directory holds is of this earlier incarnation and damaged, and has not been replaced
     /// yet.
     pub(crate) damaged: Option<Incarnation>,
+    /// The incarnations before this one, oldest first: a member that was away since before a repair
+    /// knows one of them.
+    pub(crate) earlier: Vec<Incarnation>,
+}
+
+/// How many earlier incarnations a directory remembers.
+const EARLIER_MAX: usize = 64;
+
+impl Identity {
+    /// Begins another life of the directory; what it holds is damaged.
+    pub(crate) fn begin_again(&mut self, incarnation: Incarnation) {
+        self.damaged = Some(self.incarnation);
+        self.earlier.push(self.incarnation);
+        let forgotten = self.earlier.len().saturating_sub(EARLIER_MAX);
+        self.earlier.drain(..forgotten);
+        self.incarnation = incarnation;
+    }
 }
 
 /// A data directory, locked against any other process.
@@ -389,6 +408,7 @@ fn record(identity: &Identity, origin: Option<FileMark>) -> IdentityRecord {
         log_begins_after: identity.log_begins_after.map(Into::into),
         log: identity.log,
         damaged: identity.damaged.map(|before| before.0),
+        earlier: identity.earlier.iter().map(|earlier| earlier.0).collect(),
     }
 }
 
@@ -465,6 +485,7 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<(Identity, Option<FileMark>), Ope
             .map_err(|error| corrupt(HEADER_BYTES, &error.to_string()))?,
         log: record.log,
         damaged: record.damaged.map(Incarnation),
+        earlier: record.earlier.into_iter().map(Incarnation).collect(),
     };
     Ok((identity, origin))
 }
@@ -494,7 +515,20 @@ mod tests {
             log_begins_after: None,
             log: 1,
             damaged: None,
+            earlier: vec![Incarnation(75), Incarnation(76)],
         }
+    }
+
+    #[test]
+    fn a_directory_that_begins_again_remembers_its_latest_lives() {
+        let mut identity = identity(Some(5));
+        for life in 78..178 {
+            identity.begin_again(Incarnation(life));
+        }
+        assert_eq!(identity.incarnation, Incarnation(177));
+        assert_eq!(identity.damaged, Some(Incarnation(176)));
+        let latest: Vec<_> = (113..177).map(Incarnation).collect();
+        assert_eq!(identity.earlier, latest);
     }
 
     #[tokio::test]

@@ -178,13 +178,13 @@ impl Joining {
             let reason = "the group's answer does not list this node as it is";
             return Round::Refused(reason.to_owned());
         }
-        Round::Formed(Identity {
+        Round::Formed(Box::new(Identity {
             group: Some(self.token.group),
             node_id,
             epoch: GroupEpoch::from_number(joined.epoch),
             founders: members,
             ..self.identity.clone()
-        })
+        }))
     }
 }
 

@@ -52,6 +52,7 @@ pub(super) async fn own_identity(
         log_begins_after: None,
         log: 0,
         damaged: None,
+        earlier: Vec::new(),
     };
     dir.write_identity(&*machine.disk, &identity).await?;
     Ok(identity)

@@ -108,8 +108,7 @@ impl Lifecycle {
         if identity.damaged.is_none() {
             self.ask(why, &identity).await?;
             let mut rng = rand::rngs::StdRng::seed_from_u64(self.machine.seed ^ SEED);
-            identity.damaged = Some(identity.incarnation);
-            identity.incarnation = Incarnation(rng.next_u64());
+            identity.begin_again(Incarnation(rng.next_u64()));
             self.replace_identity(&identity).await?;
         }
         self.ask(why, &identity).await

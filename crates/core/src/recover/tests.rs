@@ -73,6 +73,7 @@ async fn written(disk: &MemoryDisk, transactions: u64) {
         log_begins_after: None,
         log: 0,
         damaged: None,
+        earlier: Vec::new(),
     };
     let dir = DataDir::open(disk, Path::new(DIR)).unwrap();
     let config = RepConfig::builder("orders", "n1")

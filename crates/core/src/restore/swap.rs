@@ -144,6 +144,7 @@ mod tests {
             log_begins_after: None,
             log: 0,
             damaged: None,
+            earlier: Vec::new(),
         }
     }
 

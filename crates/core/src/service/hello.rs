@@ -100,24 +100,23 @@ impl Caller {
     }
 
     fn hello(&self, receiver: NodeId, service: &str) -> Hello {
-        let (group, sender, incarnation, epoch) = match self {
-            Self::Node(identity, _) => (
-                identity.group.map_or_else(Bytes::new, GroupUuid::to_bytes),
-                identity.node_id.0,
-                identity.incarnation.0,
-                identity.epoch.0,
-            ),
-            Self::Client => (Bytes::new(), 0, 0, 0),
-        };
-        Hello {
+        let hello = Hello {
             version_min: PROTOCOL_VERSION_MIN,
             version_max: PROTOCOL_VERSION_MAX,
-            group,
-            sender,
-            sender_incarnation: incarnation,
             receiver: receiver.0,
             purpose: service.to_owned(),
-            epoch,
+            ..Hello::default()
+        };
+        match self {
+            Self::Node(identity, _) => Hello {
+                group: identity.group.map_or_else(Bytes::new, GroupUuid::to_bytes),
+                sender: identity.node_id.0,
+                sender_incarnation: identity.incarnation.0,
+                earlier_incarnations: identity.earlier.iter().map(|life| life.0).collect(),
+                epoch: identity.epoch.0,
+                ..hello
+            },
+            Self::Client => hello,
         }
     }
 }
@@ -291,7 +290,11 @@ impl Gate {
                 format!("node {sender} is not a member"),
             ));
         };
-        let is_same = *incarnation == Incarnation(hello.sender_incarnation);
+        // One that has repaired itself since this node last heard of it may be the very master that has
+        // to tell it: its directory remembers the life that was let in. One that was wiped does not.
+        let mut lives = hello.earlier_incarnations.iter();
+        let is_same = *incarnation == Incarnation(hello.sender_incarnation)
+            || lives.any(|life| *incarnation == Incarnation(*life));
         if !is_same && !planted::is(Bug::AcceptWiped) {
             let text = format!(
                 "node {sender} ({name}) has another data directory than the one that was let in: \
@@ -325,6 +328,7 @@ mod tests {
             log_begins_after: None,
             log: 0,
             damaged: None,
+            earlier: Vec::new(),
         }
     }
 
@@ -338,6 +342,13 @@ mod tests {
         caller: u64,
         (own, theirs): (u64, u64),
         newest: u64,
+    ) -> (Option<Refusal>, Vec<(u64, u64)>) {
+        meet_node(identity(caller, theirs), (own, newest))
+    }
+
+    fn meet_node(
+        caller: Identity,
+        (own, newest): (u64, u64),
     ) -> (Option<Refusal>, Vec<(u64, u64)>) {
         let ended = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&ended);
@@ -355,7 +366,7 @@ mod tests {
             Arc::clone(&superseded),
             Arc::new(move || NodeId(newest)),
         );
-        let caller = Caller::Node(Arc::new(identity(caller, theirs)), superseded);
+        let caller = Caller::Node(Arc::new(caller), superseded);
         let refused = gate.check(&caller.hello(NodeId(1), ELECTION), ELECTION);
         let ended = ended.lock().unwrap().clone();
         (refused.err().map(|(refusal, _)| refusal), ended)
@@ -375,6 +386,26 @@ mod tests {
             refusal(1, 0),
             Some(Refusal::NotAMember),
             "not above a member"
+        );
+    }
+
+    #[test]
+    fn a_node_that_repaired_itself_is_known_by_an_earlier_life_and_a_wiped_one_by_none() {
+        let refusal = |lives: &[u64]| {
+            let mut caller = identity(2, 1);
+            caller.incarnation = Incarnation(lives[0]);
+            caller.earlier = lives[1..].iter().copied().map(Incarnation).collect();
+            meet_node(caller, (1, 2)).0
+        };
+        assert_eq!(refusal(&[2]), None);
+        assert_eq!(refusal(&[8, 2]), None);
+        assert_eq!(refusal(&[9, 2, 8]), None);
+        assert_eq!(refusal(&[8]), Some(Refusal::FencedIncarnation));
+        assert_eq!(refusal(&[9, 7, 8]), Some(Refusal::FencedIncarnation));
+        assert_eq!(
+            refusal(&[1]),
+            Some(Refusal::FencedIncarnation),
+            "a life before"
         );
     }
 

@@ -128,6 +128,9 @@ pub(crate) struct Hello {
     /// Epoch of the sender's group; 0 stands for the first.
     #[prost(uint64, tag = "8")]
     pub(crate) epoch: u64,
+    /// The lives of that directory before this one.
+    #[prost(fixed64, repeated, tag = "9")]
+    pub(crate) earlier_incarnations: Vec<u64>,
 }
 
 /// Answer to [`Hello`].

@@ -2,12 +2,13 @@
 //! vote back; and it does not where the others could not go on without it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use steadfast::engine::EngineFactory;
 use steadfast::log::Disk;
-use steadfast::{ConsistencyPolicy, Repair};
+use steadfast::{AdminCommand, ConsistencyPolicy, NodeType, Repair};
 
-use crate::support::{Env, Group, Numbers, Storage, eventually, get, put, stays};
+use crate::support::{Env, Group, Numbers, Storage, eventually, get, name, put, stays};
 
 const NUMBERS: Numbers = &[
     ("election_timeout_min_ms", 1_000),
@@ -135,6 +136,33 @@ fn a_master_that_is_damaged_is_repaired_too() {
     group.master_except(Some(at));
     flip_in_the_middle(&group, at);
     repaired(&mut group, at);
+}
+
+#[test]
+fn a_node_that_was_away_catches_up_from_a_master_that_repaired_itself_since() {
+    let (mut group, at) = closed(NUMBERS);
+    group.reopen(at).expect("opened");
+    let away = group.join(NodeType::Secondary);
+    group.wait_ready();
+    group.digest();
+    group.close(away);
+    group.wait_persisted();
+    group.close(at);
+    flip_in_the_middle(&group, at);
+    group.reopen(at).expect("it opens, and repairs itself");
+    eventually("it has its vote back", || votes(&group, at));
+    let transfer = AdminCommand::Transfer {
+        to: vec![name(at)],
+        within: Duration::from_secs(20),
+    };
+    let done = group.master().administer(&transfer);
+    let _done = done.expect("the repaired node is master");
+    eventually("it is master", || group.master_except(None) == at);
+    write(group.node(at), "since");
+
+    group.reopen(away).expect("opened");
+    group.wait_ready();
+    group.digest();
 }
 
 #[test]
