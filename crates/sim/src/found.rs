@@ -44,4 +44,16 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "a node that was away while another one repaired itself and became master refused that one as a \
          wiped directory, and never caught up",
     ),
+    (
+        2271,
+        "a member was removed and came back: another change of it had been decided before, and was made \
+         after",
+    ),
+    (2751, "the same, with a change of its type"),
+    (3498, "the same, with the repair of its data"),
+    (
+        3955,
+        "the check itself: what the others had got by copies was in no log any more but in the one that \
+         was damaged",
+    ),
 ];

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use rand::seq::IndexedRandom;
-use steadfast::ReadyError;
+use steadfast::{ReadyError, ReplicatedEnvironment, Role};
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -162,8 +162,12 @@ pub async fn watch(world: Arc<World>) {
 /// Counts the copies of the state that are begun, and those that are put in place.
 fn count_copies(world: &World, copying: &mut BTreeSet<usize>) {
     for (at, life) in world.open_nodes() {
-        let status = life.env.map(|env| env.status());
-        if status.is_some_and(|status| status.restore.is_some()) {
+        // A node that takes part makes no copy; to ask for its whole status costs much more.
+        let copies = |env: ReplicatedEnvironment| {
+            let takes_part = matches!(env.state().role, Role::Master | Role::Replica);
+            !takes_part && env.status().restore.is_some()
+        };
+        if life.env.is_some_and(copies) {
             if copying.insert(at) {
                 world.story.count(COPY_BEGUN);
             }
@@ -516,6 +520,7 @@ impl Event {
             Fault::Stale => Damage::Stale,
             _ => Damage::Truncate,
         };
+        host.keep_log();
         if let Some(report) = host.disk().damage(damage, std::path::Path::new(DATA_DIR)) {
             self.fired(|| format!("{}: {report:?}", host.name));
             host.set_state(|state| (state.lost, state.damaged) = (true, true));

@@ -268,6 +268,11 @@ impl Plan {
             expendable,
             limits,
         };
+        if plan.value_max > 1000 {
+            // A copy of large values has to end within the time in which all nodes have to agree.
+            let fastest = &mut plan.limits.log.restore_bytes_per_s;
+            *fastest = (*fastest).max(1 << 20);
+        }
         if plan.limits.log.has_small_segments {
             // Half a segment is the most that a transaction may write.
             plan.limits.log_segment_bytes = if plan.value_max > 1000 {

@@ -205,9 +205,11 @@ async fn finish(world: &Arc<World>) {
         .await
         .is_err()
     {
-        let where_they_are: Vec<_> = live.iter().map(|at| (at + 1, vlsn(world, *at))).collect();
+        let behind = live.iter().filter(|at| vlsn(world, **at) < last);
+        let behind: Vec<_> = behind.map(|at| where_it_is(world, *at)).collect();
         world.story.violation(format!(
-            "nodes do not catch up to {last}: {where_they_are:?}"
+            "nodes do not catch up to {last}: {}",
+            behind.join("; ")
         ));
         return;
     }
@@ -264,6 +266,13 @@ fn vlsn(world: &World, at: usize) -> u64 {
     env(world, at).map_or(0, |env| env.status().vlsn.0)
 }
 
+fn where_it_is(world: &World, at: usize) -> String {
+    let status = env(world, at).map(|env| env.status());
+    let status =
+        status.map(|status| format!("at {}, waits for: {}", status.vlsn, status.waiting_for));
+    format!("n{} is {}", at + 1, status.as_deref().unwrap_or("down"))
+}
+
 /// One more transaction, after which nothing is under way.
 async fn last_write(world: &Arc<World>) -> Option<u64> {
     let writing = async {
@@ -313,7 +322,10 @@ fn check_logs(world: &World, live: &[usize]) {
     }
     // What one has got by a copy another one has in its log, be it that it has given it up since.
     let all_logs: Vec<_> = world.hosts.iter().flat_map(Host::logs).collect();
-    let log = check::union(logs.iter().map(|node| &node.log).chain(&all_logs));
+    let mut log = check::union(logs.iter().map(|node| &node.log));
+    for (position, entry) in check::union(all_logs.iter()) {
+        log.entry(position).or_insert(entry);
+    }
     match logfile::transactions(&log, committed) {
         Ok(transactions) => {
             let history = world.history();

@@ -58,7 +58,7 @@ pub struct Host {
     state: Mutex<HostState>,
     /// With what its node joins, when it is none of those that founded the group.
     token: Mutex<Option<JoinToken>>,
-    /// The logs that were on disks before this one.
+    /// The logs as they were before the disk was damaged, or another one took its place.
     former: Mutex<Vec<Log>>,
 }
 
@@ -396,12 +396,17 @@ impl Host {
         &self.clock
     }
 
-    /// Puts an empty disk into the machine, which runs nothing.
-    pub fn replace_disk(&self, world: &World) {
-        // What others have got from this node by a copy may be in no other log.
+    /// Keeps the log for the checkers as it is before something happens to it: what others have got
+    /// from this node by a copy may be in no other log.
+    pub fn keep_log(&self) {
         if let Ok(log) = self.log() {
             lock(&self.former).push(log);
         }
+    }
+
+    /// Puts an empty disk into the machine, which runs nothing.
+    pub fn replace_disk(&self, world: &World) {
+        self.keep_log();
         let fresh = world.chance(|rng| Hardware::new(&world.plan, self.at, rng, &world.story));
         *lock(&self.hardware) = fresh;
     }
@@ -417,6 +422,7 @@ impl Host {
 
     /// Puts a copy in the place of what the node has on its disk; it runs nothing.
     pub fn put_back(&self, copy: NodeCopy) {
+        self.keep_log();
         let mut hardware = lock(&self.hardware);
         hardware.disk.put_back(Path::new(DATA_DIR), copy.directory);
         hardware.store = copy.store;

@@ -17,6 +17,7 @@ use std::time::Duration;
 use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::consensus::removal;
@@ -39,6 +40,16 @@ const HAND_OVER_RETRY: Duration = Duration::from_secs(5);
 
 /// How long a transfer to a node of higher priority may take.
 const HAND_OVER_MAX: Duration = Duration::from_secs(1);
+
+/// Whose turn it is to change the membership.
+#[derive(Default)]
+pub(crate) struct Turns {
+    /// Of whoever looks at the members in order to change them.
+    pub(crate) call: Mutex<()>,
+    /// Of a change, which takes two entries: whatever came between them would complete it in its own
+    /// way.
+    proposal: Mutex<()>,
+}
 
 /// Why the membership was not changed.
 #[derive(Debug, thiserror::Error)]
@@ -264,9 +275,8 @@ impl Consensus {
         changes: ChangeMembers<NodeId, Member>,
         retain: bool,
     ) -> Result<(), ChangeError> {
-        // A change takes two entries; whatever came between them would complete it in its own way.
-        let permit = self.changing.try_acquire();
-        let _one_at_a_time = permit.map_err(|_| ChangeError::InProgress)?;
+        let turn = self.turns.proposal.try_lock();
+        let _turn = turn.map_err(|_| ChangeError::InProgress)?;
         let changed = self.raft.change_membership(changes, retain);
         match self.seeded(changed).await {
             Ok(_) => Ok(()),
@@ -284,7 +294,7 @@ impl Consensus {
     fn can_take(&self, step: Step) -> bool {
         match step {
             // Not one that is under way.
-            Step::Complete => self.changing.available_permits() > 0,
+            Step::Complete => self.turns.proposal.try_lock().is_ok(),
             Step::Unvote(_) => true,
             Step::Vote(id) | Step::HandOver(id) => self.has_caught_up(id),
         }

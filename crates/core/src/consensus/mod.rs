@@ -38,7 +38,7 @@ use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use openraft::raft::{AppendEntriesRequest, ReadPolicy, VoteRequest};
 use openraft::{Config, Raft, SnapshotPolicy};
 use steadfast_net::{Transport, process};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::engine::{Applied, StorageEngine};
 use crate::group::identity::Identity;
@@ -165,8 +165,7 @@ pub(crate) struct Consensus {
     seeds: AtomicU64,
     timers: Timers,
     hold: Hold,
-    /// One change of the membership at a time.
-    changing: Semaphore,
+    pub(crate) turns: members::Turns,
     /// Whether this node has what a master needs beside the data: room on its disk.
     may_stand: watch::Sender<bool>,
     told: Told,
@@ -250,7 +249,7 @@ impl Consensus {
             seeds,
             timers,
             hold: Hold::default(),
-            changing: Semaphore::new(1),
+            turns: members::Turns::default(),
             may_stand: watch::Sender::new(parts.may_stand),
             told: parts.told,
             removed: watch::Sender::new(false),
@@ -333,6 +332,14 @@ impl Consensus {
             }
             result => result,
         }
+    }
+
+    /// Has a majority confirm that this node is the master at this moment.
+    ///
+    /// # Errors
+    /// See [`ConsensusError`].
+    pub(crate) async fn confirm_mastership(&self) -> Result<(), ConsensusError> {
+        self.own_barrier().await.map(drop)
     }
 
     async fn own_barrier(&self) -> Result<Option<LogPosition>, ConsensusError> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
 use crate::config::{check_address, check_name};
@@ -163,7 +164,29 @@ impl Lifecycle {
     }
 }
 
+/// Carries a call out; says of no refusal that it is for good before a majority has confirmed that
+/// this node is still the master, and so knows the members.
 async fn carry_out(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
+    let done = decide(node, call).await;
+    if let Err(Undone::Refused(refusal)) = &done
+        && !refusal.passes
+    {
+        let confirmed = tokio::time::timeout(CHANGE_MAX, node.consensus.confirm_mastership());
+        if !matches!(confirmed.await, Ok(Ok(()))) {
+            return done.map_err(for_now);
+        }
+    }
+    done
+}
+
+async fn decide(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
+    // What is made of the members as they are must not meet another change of them.
+    let changes_members = !matches!(call, Some(AdminCall::Transfer(_)));
+    let _turn = if changes_members {
+        Some(turn(&node.consensus).await?)
+    } else {
+        None
+    };
     if !node.consensus.is_master() {
         return Err(Undone::NotMaster);
     }
@@ -178,6 +201,17 @@ async fn carry_out(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
         None => refused(
             "this version does not know the call",
             "use the same version everywhere",
+        ),
+    }
+}
+
+/// Waits until no other call changes the members.
+async fn turn(consensus: &Consensus) -> Result<MutexGuard<'_, ()>, Undone> {
+    match tokio::time::timeout(CHANGE_MAX, consensus.turns.call.lock()).await {
+        Ok(turn) => Ok(turn),
+        Err(_) => refused_for_now(
+            "another change of the group is under way and waits for a majority",
+            "look at `steadfast status`, then try again",
         ),
     }
 }

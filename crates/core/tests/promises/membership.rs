@@ -194,6 +194,39 @@ fn a_node_that_was_removed_while_it_was_down_finds_out_and_stops() {
     assert_eq!(ids, [1, 2, 3, 5]);
 }
 
+#[test]
+fn a_member_that_is_removed_while_others_change_it_stays_removed() {
+    let group = Group::in_memory(3, QUICK);
+    let master = group.master().clone();
+    let is_master = |name: &str| master.status().node.name == name;
+    let gone = if is_master("n3") { "n2" } else { "n3" };
+    // Each stops when there is no such member any more.
+    let raise = |from: u32| {
+        for round in 0..500 {
+            let changed = master.administer(&AdminCommand::SetPriority {
+                node: gone.to_owned(),
+                priority: (from + round) % 2,
+            });
+            match changed {
+                Ok(_) => {}
+                Err(AdminError::Refused { what, .. }) if what.contains("no member") => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        panic!("{gone} is a member all the time");
+    };
+    std::thread::scope(|scope| {
+        for from in 0..8 {
+            scope.spawn(move || raise(from));
+        }
+        master.administer(&remove(gone)).expect("removed");
+    });
+    let members = master.status().members.into_iter();
+    let members: Vec<_> = members.map(|member| member.node.name).collect();
+    assert_eq!(members.len(), 2, "{members:?}");
+    assert!(!members.contains(&gone.to_owned()), "{members:?}");
+}
+
 /// The one whom it has to hear is none that it knows of.
 #[test]
 fn a_node_catches_up_from_a_master_that_joined_while_it_was_down() {
@@ -220,7 +253,7 @@ fn a_removal_that_would_lose_the_majority_is_refused() {
     let (down, up) = ((master + 1) % 3, (master + 2) % 3);
     group.close(down);
     eventually("the master misses it", || {
-        let status = group.node(master).status();
+        let status = group.master().status();
         let mut heard = status
             .replicas
             .iter()
@@ -232,15 +265,15 @@ fn a_removal_that_would_lose_the_majority_is_refused() {
         node_type: NodeType::Secondary,
     };
     for command in [remove(&name(up)), demote] {
-        let why = refusal(group.node(master).administer(&command));
+        let why = refusal(group.master().administer(&command));
         assert!(why.contains("no majority"), "{why}");
     }
-    let _token = put(group.node(master), "k", "v").expect("nothing has changed");
+    let _token = put(group.master(), "k", "v").expect("nothing has changed");
     group
-        .node(master)
+        .master()
         .administer(&remove(&name(down)))
         .expect("it was down");
-    let why = refusal(group.node(master).administer(&remove("n9")));
+    let why = refusal(group.master().administer(&remove("n9")));
     assert!(why.contains("name one of"), "{why}");
 }
 
