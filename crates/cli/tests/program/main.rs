@@ -8,6 +8,7 @@
 mod backup;
 mod full_disk;
 mod operator;
+mod under_load;
 mod verify;
 
 use std::fs;
