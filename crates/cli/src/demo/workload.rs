@@ -55,9 +55,16 @@ impl Switch {
         self.change(|state| state.busy -= 1);
     }
 
-    /// Waits for a change, for a moment.
+    /// Waits for a moment, or until the workload is to begin or to end: other workers that begin and end
+    /// are no reason to try again.
     pub(super) fn pause(&self) {
-        drop(self.changed.wait_timeout(self.lock(), REFUSED_PAUSE));
+        let state = self.lock();
+        let was = (state.is_wanted, state.is_master);
+        let is_same = |state: &mut SwitchState| (state.is_wanted, state.is_master) == was;
+        let waited = self
+            .changed
+            .wait_timeout_while(state, REFUSED_PAUSE, is_same);
+        drop(waited);
     }
 
     fn change(&self, change: impl FnOnce(&mut SwitchState)) {
