@@ -240,7 +240,7 @@ impl Script {
         self.work();
     }
 
-    /// Ends the load on the last node, and returns everything that it holds.
+    /// Ends the load on the last node, and has it tell everything that it holds.
     fn rest(&self, at: usize) {
         let stdin = &self.processes[at].as_ref().expect("it runs").stdin;
         let reads = self.board.lock().counts().1[at];
