@@ -17,6 +17,7 @@ mod describe;
 mod feeds;
 mod fence;
 mod founding;
+mod quorum;
 mod repair;
 mod restoring;
 mod room;

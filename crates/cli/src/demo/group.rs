@@ -16,6 +16,8 @@ use crate::failure::Failure;
 use crate::ports::free_addresses;
 use crate::status::ANSWER_TIMEOUT;
 
+/// Name of the group.
+pub(super) const GROUP: &str = "demo";
 /// Nodes of the demo.
 const NODES: usize = 3;
 /// How long any single step may take before the demo gives up.
@@ -105,6 +107,7 @@ impl Group {
         let data_dir = self.dir.join(name(node)).display().to_string();
         let (life, clients) = (self.lives.to_string(), self.clients.to_string());
         let arguments = [
+            ["--group", GROUP],
             ["--node", &name(node)],
             ["--data-dir", &data_dir],
             ["--listen", &self.addresses[node]],
@@ -177,9 +180,26 @@ impl Group {
                 self.handle(event);
             }
         }
-        let acked = self.ledger.appended() as u64 + self.ledger.transfers();
+        let acked = self.ledger.appended() as u64 + self.ledger.payments();
         let master = self.master().map_or("-".to_owned(), name);
         self.progress.update(acked, &master, self.ledger.term());
+    }
+
+    /// Follows the group until then.
+    pub(super) async fn follow_to(&mut self, deadline: Instant) {
+        self.follow_for(deadline.saturating_duration_since(Instant::now()))
+            .await;
+    }
+
+    /// Follows the group until something else is done.
+    pub(super) async fn follow_while<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = self.follow_for(LOOK_INTERVAL) => {}
+            }
+        }
     }
 
     /// Follows the group for some time.
@@ -224,16 +244,20 @@ impl Group {
                 node.is_master = role == "master";
                 node.term = term;
             }
-            Report::Appended { id, term, vlsn } => {
+            Report::Appended { id, term, vlsn, .. } => {
                 node.acknowledge(term, at);
+                self.ledger.note_time(term, at);
                 self.ledger.add_record(process, &id, (term, vlsn));
             }
-            Report::Transferred { term, vlsn } => {
+            Report::Paid { term, vlsn } => {
                 node.acknowledge(term, at);
-                self.ledger.add_transfer(process, term, vlsn);
+                self.ledger.note_time(term, at);
+                self.ledger.add_payment(process, term, vlsn);
             }
             Report::Uncertain { id } => self.ledger.add_uncertain(id),
             Report::Refused { id } => self.ledger.add_refused(id),
+            // The demo asks for none.
+            Report::Read { .. } | Report::Unread(_) => {}
             Report::Rows(rows) => node.holding.rows.extend(rows),
             Report::Told {
                 vlsn,

@@ -1,6 +1,9 @@
 //! What was acknowledged, kept outside of the nodes, and what must hold of it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::follower::Told;
 use super::protocol::{ACCOUNT_COUNT, ACCOUNT_START, Row};
@@ -23,7 +26,9 @@ pub(super) struct Ledger {
     /// Who acknowledged in each term. A master that was killed and restarted is another one: it
     /// no longer knows what it sent, so a term of its former life must not go on.
     masters: BTreeMap<u64, HashSet<Process>>,
-    transfers: u64,
+    payments: u64,
+    /// When the first and the last acknowledgement of each term came.
+    times: BTreeMap<u64, (Instant, Instant)>,
     violations: Vec<String>,
 }
 
@@ -44,9 +49,9 @@ impl Ledger {
         self.appended.len()
     }
 
-    /// Acknowledged transfers.
-    pub(super) fn transfers(&self) -> u64 {
-        self.transfers
+    /// Acknowledged payments.
+    pub(super) fn payments(&self) -> u64 {
+        self.payments
     }
 
     /// Records of which nobody was told whether they were written.
@@ -81,9 +86,9 @@ impl Ledger {
         }
     }
 
-    pub(super) fn add_transfer(&mut self, process: Process, term: u64, vlsn: u64) {
+    pub(super) fn add_payment(&mut self, process: Process, term: u64, vlsn: u64) {
         self.acknowledge(process, term, vlsn);
-        self.transfers += 1;
+        self.payments += 1;
     }
 
     pub(super) fn add_uncertain(&mut self, id: String) {
@@ -92,6 +97,20 @@ impl Ledger {
 
     pub(super) fn add_refused(&mut self, id: String) {
         self.refused.insert(id);
+    }
+
+    /// Notes when an acknowledgement was seen.
+    pub(super) fn note_time(&mut self, term: u64, at: Instant) {
+        let (_, last) = self.times.entry(term).or_insert((at, at));
+        *last = at;
+    }
+
+    /// From the last acknowledgement up to `term` to the first one after it; zero where the two
+    /// masters' came in one moment, and `None` while there is none after it.
+    pub(super) fn gap_after(&self, term: u64) -> Option<Duration> {
+        let (_, (_, last)) = self.times.range(..=term).next_back()?;
+        let (_, (first, _)) = self.times.range(term + 1..).next()?;
+        Some(first.saturating_duration_since(*last))
     }
 
     fn acknowledge(&mut self, process: Process, term: u64, vlsn: u64) {
@@ -142,7 +161,7 @@ impl Ledger {
         let lost = missing.len();
         wrong.extend(missing);
         let (accounts, sum) = (ACCOUNT_COUNT, i64::from(ACCOUNT_COUNT) * ACCOUNT_START);
-        let has_accounts = holding.accounts > 0 || self.transfers > 0;
+        let has_accounts = holding.accounts > 0 || self.payments > 0;
         if has_accounts && (holding.accounts, holding.sum) != (accounts, sum) {
             wrong.push(format!(
                 "{} accounts hold {}, where {accounts} should hold {sum}",
@@ -259,12 +278,12 @@ mod tests {
     #[test]
     fn two_masters_in_one_term_and_a_vlsn_given_twice_are_found() {
         let mut ledger = ledger();
-        ledger.add_transfer((1, 2), 1, 3);
+        ledger.add_payment((1, 2), 1, 3);
         assert_eq!(ledger.violations().len(), 1);
-        ledger.add_transfer((1, 2), 2, 2);
+        ledger.add_payment((1, 2), 2, 2);
         assert_eq!(ledger.violations().len(), 2);
-        ledger.add_transfer((1, 2), 2, 4);
-        ledger.add_transfer((0, 1), 1, 5);
+        ledger.add_payment((1, 2), 2, 4);
+        ledger.add_payment((0, 1), 1, 5);
         ledger.check_together(&[
             holding(&[]),
             Holding {

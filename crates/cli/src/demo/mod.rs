@@ -5,7 +5,7 @@
 //!  demo (this process)                       demo-node, three times
 //!  -------------------                       ----------------------
 //!  starts, SIGKILLs and restarts    stdin    opens the environment as an application does
-//!  keeps the ledger of what was  ──────────► works while it is master: appends and transfers
+//!  keeps the ledger of what was  ──────────► works while it is master: appends and pays
 //!  acknowledged, and checks it   ◄────────── one line for each acknowledgement
 //!  against what each node holds     stdout   tells everything it holds when asked
 //! ```
@@ -25,6 +25,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde::Serialize;
+use steadfast::AdminCommand;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -52,6 +53,7 @@ followed the change feed from outside must have been told of every transaction o
 Examples:
   steadfast demo
   steadfast demo --seconds 60 --kills 12 --clients 32
+  steadfast demo --transfers 100          how long writes wait while mastership is transferred
   steadfast demo --json | jq .failover_ms")]
 pub(crate) struct Arguments {
     /// How long the load lasts
@@ -60,6 +62,9 @@ pub(crate) struct Arguments {
     /// How often the master is killed
     #[arg(long, default_value_t = 5)]
     kills: u16,
+    /// How often mastership is transferred, before the kills
+    #[arg(long, default_value_t = 0)]
+    transfers: u16,
     /// Threads that write
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
     clients: u32,
@@ -75,11 +80,13 @@ pub(crate) struct Arguments {
 #[derive(Debug, Default, Serialize)]
 struct Summary {
     acked: usize,
-    transfers: u64,
+    payments: u64,
     uncertain: usize,
     lost: usize,
     /// Transactions that the subscriber was told of.
     fed: usize,
+    /// From the last acknowledgement before each transfer of mastership to the first after it.
+    transfer_ms: Vec<f64>,
     kills: usize,
     failover_ms: Vec<u64>,
     all_killed_ms: Option<u64>,
@@ -106,7 +113,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::from(INTERRUPTED));
     };
     summary.acked = group.ledger.appended();
-    summary.transfers = group.ledger.transfers();
+    summary.payments = group.ledger.payments();
     summary.uncertain = group.ledger.uncertain();
     summary.violations = group.ledger.violations().to_vec();
     let is_right = played.is_ok() && summary.lost == 0 && summary.violations.is_empty();
@@ -135,7 +142,8 @@ async fn play(
     arguments: &Arguments,
     summary: &mut Summary,
 ) -> Result<(), Failure> {
-    let (kills, seconds) = (u32::from(arguments.kills), arguments.seconds.into());
+    let (transfers, kills) = (u32::from(arguments.transfers), u32::from(arguments.kills));
+    let seconds = arguments.seconds.into();
     for node in Group::all() {
         group.start(node)?;
     }
@@ -147,31 +155,51 @@ async fn play(
     group.command(Command::Load).await;
     group.wait_acknowledged(0).await?;
     let start = Instant::now();
-    let gap = Duration::from_secs(seconds) / (kills + 2);
-    for kill in 1..=kills {
-        group
-            .follow_for((start + gap * kill).saturating_duration_since(Instant::now()))
-            .await;
-        let took = kill_master(group, kill).await?;
+    let gap = Duration::from_secs(seconds) / (transfers + kills + 2);
+    let mut transferred_after = Vec::new();
+    for step in 1..=transfers + kills {
+        group.follow_to(start + gap * step).await;
+        if step <= transfers {
+            transferred_after.push(transfer(group).await?);
+            continue;
+        }
+        let took = kill_master(group, step - transfers).await?;
         summary.failover_ms.push(took);
         summary.kills += 1;
     }
-    let rest = start + gap * (kills + 1);
-    group
-        .follow_for(rest.saturating_duration_since(Instant::now()))
-        .await;
+    group.follow_to(start + gap * (transfers + kills + 1)).await;
     summary.all_killed_ms = Some(kill_all(group).await?);
-    let end = start + Duration::from_secs(seconds);
-    group
-        .follow_for(end.saturating_duration_since(Instant::now()))
-        .await;
+    group.follow_to(start + Duration::from_secs(seconds)).await;
     group.wait_still().await?;
+    // Now that everything that was acknowledged has been heard.
+    let gaps = transferred_after.into_iter();
+    let gaps = gaps.filter_map(|term| group.ledger.gap_after(term));
+    summary.transfer_ms = gaps.map(|gap| gap.as_secs_f64() * 1e3).collect();
     group
         .progress
         .line("the load has ended; looking for every acknowledged record on every node");
     summary.lost = group.verify().await?;
     summary.fed = follower.check(&mut group.ledger, STEP_TIMEOUT).await;
     Ok(())
+}
+
+/// Transfers mastership to whichever replica has most; returns the term that ends with it, when its
+/// successor has acknowledged something.
+async fn transfer(group: &mut Group) -> Result<u64, Failure> {
+    let term = group.ledger.term();
+    let addresses = group.addresses().to_vec();
+    let transfer = AdminCommand::Transfer {
+        to: Vec::new(),
+        within: STEP_TIMEOUT,
+    };
+    let sent = transfer.send(&addresses, STEP_TIMEOUT);
+    let done = group.follow_while(sent).await;
+    done.map_err(|error| {
+        let what = format!("mastership was not transferred: {error}");
+        Failure::new(what, "see the violations", "read the nodes' logs")
+    })?;
+    group.wait_acknowledged(term).await?;
+    Ok(term)
 }
 
 /// Kills the master and brings it back; returns the milliseconds from the kill to the first
@@ -245,16 +273,24 @@ fn keep(dir: TempDir) {
 }
 
 fn print(summary: &Summary) {
-    let mut sorted = summary.failover_ms.clone();
-    sorted.sort_unstable();
     println!(
-        "acknowledged  {} records, {} transfers",
-        summary.acked, summary.transfers
+        "acknowledged  {} records, {} payments",
+        summary.acked, summary.payments
     );
     println!("unknown       {} records, told as such", summary.uncertain);
     println!("lost          {}", summary.lost);
     println!("fed           {} transactions to a subscriber", summary.fed);
-    if let (Some(median), Some(max)) = (sorted.get(sorted.len() / 2), sorted.last()) {
+    let mut sorted = summary.transfer_ms.clone();
+    sorted.sort_unstable_by(f64::total_cmp);
+    if let (Some(p50), Some(p99), Some(max)) = (of(&sorted, 50), of(&sorted, 99), sorted.last()) {
+        println!(
+            "transferred   {} times; no write for p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms",
+            sorted.len()
+        );
+    }
+    let mut sorted = summary.failover_ms.clone();
+    sorted.sort_unstable();
+    if let (Some(median), Some(max)) = (of(&sorted, 50), sorted.last()) {
         println!(
             "failover      {} kills: p50 {median} ms, max {max} ms",
             summary.kills
@@ -270,4 +306,10 @@ fn print(summary: &Summary) {
         println!("Every acknowledged record is on every node exactly once, and the nodes agree.");
         println!("The subscriber was told of every transaction once, in order.");
     }
+}
+
+/// The least of these, in order, that so many of a hundred do not exceed.
+fn of<T: Copy>(sorted: &[T], of_hundred: usize) -> Option<T> {
+    let rank = (sorted.len() * of_hundred).div_ceil(100);
+    sorted.get(rank.saturating_sub(1)).copied()
 }

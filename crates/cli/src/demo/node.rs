@@ -1,17 +1,15 @@
 //! One node of the demo: a process that embeds the library, as an application does.
 
 use std::io::{BufRead, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use steadfast::{
-    Bootstrap, ConsistencyPolicy, ReadError, RepConfig, ReplicatedEnvironment, Role, Snapshot,
-};
+use steadfast::{ConsistencyPolicy, ReadError, ReplicatedEnvironment, Role, Snapshot};
 
-use super::protocol::{ACCOUNTS, Command, JOURNAL, Report, Row};
+use super::protocol::{ACCOUNTS, COUNTERS, Command, JOURNAL, Report, Row};
 use super::workload::{Switch, Worker};
 use crate::failure::Failure;
+use crate::settings::Flags;
 
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Records that are told in one line.
@@ -20,14 +18,8 @@ const ROWS_PER_LINE: usize = 1000;
 /// One node of the demo
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    #[arg(long)]
-    node: String,
-    #[arg(long)]
-    data_dir: PathBuf,
-    #[arg(long)]
-    listen: String,
-    #[arg(long, value_delimiter = ',')]
-    bootstrap: Vec<String>,
+    #[command(flatten)]
+    flags: Flags,
     /// Number of this process, that no other process of the demo has
     #[arg(long)]
     life: u64,
@@ -40,12 +32,7 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When the node cannot be opened, or does not come to work.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let config = RepConfig::builder("demo", &arguments.node)
-        .data_dir(&arguments.data_dir)
-        .listen(&arguments.listen)
-        .bootstrap(Bootstrap::expect(&arguments.bootstrap)?)
-        .build()?;
-    let env = ReplicatedEnvironment::open(config)?;
+    let env = ReplicatedEnvironment::open(arguments.flags.load()?)?;
     let switch: &'static Switch = Box::leak(Box::default());
     for stream in 0..arguments.clients {
         let (env, worker) = (
@@ -70,6 +57,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
                 switch.want(false);
                 switch.wait_idle();
                 say(&Report::Resting);
+            }
+            Ok(Command::Read) => {
+                let answer = read(&env);
+                if matches!(answer, Report::Unread(_)) {
+                    switch.pause();
+                }
+                say(&answer);
             }
             Ok(Command::Tell) => match tell(&env) {
                 Ok(told) => say(&told),
@@ -109,6 +103,35 @@ fn say_when_ready(env: &ReplicatedEnvironment) {
     match env.wait_ready(READY_TIMEOUT) {
         Ok(()) => say(&Report::Ready),
         Err(error) => say(&Report::Failed(error.to_string())),
+    }
+}
+
+/// Reads what must never go back: the last number of each stream, and what all accounts hold.
+fn read(env: &ReplicatedEnvironment) -> Report {
+    let found = env.read(ConsistencyPolicy::Linearizable, |snapshot| {
+        let mut numbers = Vec::new();
+        for row in &snapshot.database(COUNTERS)? {
+            let (stream, number) = row?;
+            // What is no number is told as the least one, which is found to have gone back.
+            let stream = stream[..].try_into().map_or(u32::MAX, u32::from_be_bytes);
+            let number = number[..].try_into().map_or(0, u64::from_be_bytes);
+            numbers.push((stream, number));
+        }
+        let (accounts, sum) = balance(snapshot)?;
+        Ok((numbers, accounts, sum))
+    });
+    match found {
+        Ok((numbers, accounts, sum)) => Report::Read {
+            numbers,
+            accounts,
+            sum,
+        },
+        // A node that was removed is asked until its removal is seen.
+        Err(error @ (ReadError::Stopped { .. } | ReadError::Closed)) => {
+            Report::Unread(error.to_string())
+        }
+        Err(error) if error.is_retryable() => Report::Unread(error.to_string()),
+        Err(error) => Report::Failed(error.to_string()),
     }
 }
 

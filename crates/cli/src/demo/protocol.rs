@@ -23,6 +23,8 @@ pub(super) enum Command {
     Load,
     /// End the workload, and say when nothing of it is under way any more.
     Rest,
+    /// Read the state as it is now, with a linearizable read.
+    Read,
     /// Tell everything that this node holds.
     Tell,
 }
@@ -42,16 +44,30 @@ pub(super) enum Report {
         term: u64,
         master: Option<String>,
     },
-    /// The append of the record was acknowledged.
-    Appended { id: String, term: u64, vlsn: u64 },
-    /// A transfer was acknowledged.
-    Transferred { term: u64, vlsn: u64 },
+    /// The append of the record, under this number of its stream, was acknowledged.
+    Appended {
+        id: String,
+        number: u64,
+        term: u64,
+        vlsn: u64,
+    },
+    /// A payment was acknowledged.
+    Paid { term: u64, vlsn: u64 },
     /// The append has an unknown outcome.
     Uncertain { id: String },
     /// The append was refused: the record must never be seen.
     Refused { id: String },
     /// Nothing of the workload is under way.
     Resting,
+    /// What a read found: the last number of each stream, how many accounts there are, and what they
+    /// hold together.
+    Read {
+        numbers: Vec<(u32, u64)>,
+        accounts: u32,
+        sum: i64,
+    },
+    /// The read was refused, for a reason that passes.
+    Unread(String),
     /// Some of the records that the node holds.
     Rows(Vec<Row>),
     /// The end of what a node tells, all of it as of one VLSN.

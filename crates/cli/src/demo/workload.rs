@@ -55,9 +55,16 @@ impl Switch {
         self.change(|state| state.busy -= 1);
     }
 
-    /// Waits for a change, for a moment.
-    fn pause(&self) {
-        drop(self.changed.wait_timeout(self.lock(), REFUSED_PAUSE));
+    /// Waits for a moment, or until the workload is to begin or to end: other workers that begin and end
+    /// are no reason to try again.
+    pub(super) fn pause(&self) {
+        let state = self.lock();
+        let was = (state.is_wanted, state.is_master);
+        let is_same = |state: &mut SwitchState| (state.is_wanted, state.is_master) == was;
+        let waited = self
+            .changed
+            .wait_timeout_while(state, REFUSED_PAUSE, is_same);
+        drop(waited);
     }
 
     fn change(&self, change: impl FnOnce(&mut SwitchState)) {
@@ -90,42 +97,43 @@ impl Worker {
             self.tries += 1;
             // Each try has an id of its own: one whose outcome is unknown may still appear.
             let id = format!("{}-{}-{}", self.life, self.stream, self.tries);
-            let appended = env.write(|txn| append(txn, self.stream, &id));
+            let mut number = 0;
+            let appended = env.write(|txn| {
+                number = append(txn, self.stream, &id)?;
+                Ok(())
+            });
             let is_refused = appended.is_err();
-            report(&told(appended, id));
-            let transferred = if is_refused {
-                None
-            } else {
-                self.transfer(env).ok()
-            };
-            if let Some(CommitToken { term, vlsn, .. }) = transferred {
-                report(&Report::Transferred {
+            report(&told(appended, id, number));
+            let paid = if is_refused { None } else { self.pay(env).ok() };
+            if let Some(CommitToken { term, vlsn, .. }) = paid {
+                report(&Report::Paid {
                     term: term.0,
                     vlsn: vlsn.0,
                 });
             }
             switch.end();
-            if transferred.is_none() {
+            if paid.is_none() {
                 switch.pause();
             }
         }
     }
 
-    fn transfer(&self, env: &ReplicatedEnvironment) -> Result<CommitToken, WriteError> {
+    fn pay(&self, env: &ReplicatedEnvironment) -> Result<CommitToken, WriteError> {
         let seed = (self.life << 40) ^ (u64::from(self.stream) << 32) ^ self.tries;
         let chance = scramble(seed);
         let account = |bits: u64| u32::try_from(bits % u64::from(ACCOUNT_COUNT)).unwrap_or(0);
         let from = account(chance);
         let to = (from + 1 + account(chance >> 16) % (ACCOUNT_COUNT - 1)) % ACCOUNT_COUNT;
         let amount = i64::from(account(chance >> 32));
-        env.write(|txn| transfer(txn, (from, to), amount))
+        env.write(|txn| pay(txn, (from, to), amount))
     }
 }
 
-fn told(appended: Result<CommitToken, WriteError>, id: String) -> Report {
+fn told(appended: Result<CommitToken, WriteError>, id: String, number: u64) -> Report {
     match appended {
         Ok(CommitToken { term, vlsn, .. }) => Report::Appended {
             id,
+            number,
             term: term.0,
             vlsn: vlsn.0,
         },
@@ -139,8 +147,8 @@ fn told(appended: Result<CommitToken, WriteError>, id: String) -> Report {
     }
 }
 
-/// Appends `id` to the stream under the number after its last.
-fn append(txn: &Transaction, stream: u32, id: &str) -> Result<(), WriteError> {
+/// Appends `id` to the stream under the number after its last, which it returns.
+fn append(txn: &Transaction, stream: u32, id: &str) -> Result<u64, WriteError> {
     let (counters, journal) = (txn.database(COUNTERS)?, txn.database(JOURNAL)?);
     let last = counters.get(stream.to_be_bytes())?;
     let number = last.map_or(Ok(0), |bytes| number_of(&bytes))? + 1;
@@ -148,11 +156,12 @@ fn append(txn: &Transaction, stream: u32, id: &str) -> Result<(), WriteError> {
     journal.put(
         [&stream.to_be_bytes()[..], &number.to_be_bytes()[..]].concat(),
         id,
-    )
+    )?;
+    Ok(number)
 }
 
 /// Moves `amount`; makes the accounts where there are none yet.
-fn transfer(txn: &Transaction, (from, to): (u32, u32), amount: i64) -> Result<(), WriteError> {
+fn pay(txn: &Transaction, (from, to): (u32, u32), amount: i64) -> Result<(), WriteError> {
     let accounts = txn.database(ACCOUNTS)?;
     if accounts.get(from.to_be_bytes())?.is_none() {
         for account in 0..ACCOUNT_COUNT {

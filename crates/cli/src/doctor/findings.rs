@@ -184,7 +184,10 @@ fn unseen(survey: &Survey) -> Vec<Finding> {
             UnseenKind::WrongGroup => (
                 "wrong_group",
                 format!("a node of another group is at {address}, the address of {name}: {unseen}"),
-                "correct the address: `steadfast node address`; groups never merge".to_owned(),
+                "correct the address: `steadfast node address`; groups never merge, so if both were \
+                 started from one list, give the one that is to be new a list and empty directories of \
+                 its own"
+                    .to_owned(),
             ),
             UnseenKind::WrongNode => (
                 "wrong_node",

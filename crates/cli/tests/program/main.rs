@@ -7,7 +7,9 @@
 
 mod backup;
 mod full_disk;
+mod mistakes;
 mod operator;
+mod under_load;
 mod verify;
 
 use std::fs;
@@ -143,8 +145,12 @@ const STEADY: Numbers = &[
 
 impl Group {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    fn start_with(numbers: Numbers) -> Self {
         let mut group = Self {
-            numbers: &[],
+            numbers,
             ..Self::unstarted()
         };
         group.nodes = (0..3)
@@ -285,44 +291,6 @@ fn status_tells_a_whole_group_from_a_degraded_and_a_masterless_one() {
     group.status_until(0);
 }
 
-#[test]
-fn a_wiped_member_is_refused_and_the_others_go_on() {
-    let mut group = Group::start();
-    group.nodes[2] = None;
-    let (dir, aside) = (group.data_dir(2), group.dir.path().join("aside"));
-    fs::rename(&dir, &aside).expect("renamed");
-    assert_refused(&group.arguments(2), 1, &["already a member"]);
-    group.status_until(3);
-    fs::remove_dir_all(&dir).expect("removed");
-    fs::rename(&aside, &dir).expect("renamed");
-    group.nodes[2] = Some(Node::start(&group.arguments(2)));
-    group.status_until(0);
-}
-
-/// Copies a directory as an administrator does.
-fn copy_dir(from: &Path, to: &Path) {
-    let copied = Command::new("cp").arg("-a").args([from, to]).status();
-    assert!(copied.expect("cp runs").success());
-}
-
-#[test]
-fn a_moved_directory_opens_and_a_copy_is_refused_also_in_the_place_of_the_original() {
-    let dir = TempDir::new().expect("a directory");
-    let path = written_dir(&dir);
-    let (copy, moved) = (dir.path().join("copy"), dir.path().join("moved"));
-    copy_dir(&path, &copy);
-    let words = ["is a copy", "put the original", "node replace", "recover"];
-    assert_refused(&node_arguments("g", "n1", &copy, free_port()), 1, &words);
-    fs::rename(&path, &moved).expect("renamed");
-    assert_unharmed(&moved);
-    copy_dir(&copy, &path);
-    assert_refused(&node_arguments("g", "n1", &path, free_port()), 1, &words);
-    // An old copy over what is there, with the very numbers that its files may get again.
-    fs::remove_dir_all(&moved).expect("removed");
-    copy_dir(&copy, &moved);
-    assert_refused(&node_arguments("g", "n1", &moved, free_port()), 1, &words);
-}
-
 /// Writes on a master until all nodes have it: one that was not heard for a moment is waited for.
 fn write_everywhere(
     env: &ReplicatedEnvironment,
@@ -453,20 +421,13 @@ fn a_directory_of_another_group_or_node_is_refused() {
 }
 
 #[test]
-fn a_directory_in_use_and_a_port_in_use_are_refused() {
+fn a_port_in_use_is_refused() {
     let dir = TempDir::new().expect("a directory");
-    let path = dir.path().join("data");
     let port = free_port();
-    let node = Node::start(&node_arguments("g", "n1", &path, port));
+    let node = Node::start(&node_arguments("g", "n1", &dir.path().join("data"), port));
     node.wait_for(&["is master"]);
     assert_refused(
-        &node_arguments("g", "n1", &path, free_port()),
-        1,
-        &["in use"],
-    );
-    let elsewhere = dir.path().join("elsewhere");
-    assert_refused(
-        &node_arguments("g", "n1", &elsewhere, port),
+        &node_arguments("g", "n1", &dir.path().join("elsewhere"), port),
         1,
         &["cannot listen"],
     );

@@ -12,23 +12,32 @@ use tempfile::TempDir;
 use super::{Group, Node, PATIENCE, assert_refused, free_port, node_arguments, run};
 
 /// Nodes of one group, some with a token.
-struct Operated {
-    dir: TempDir,
-    ports: Vec<u16>,
-    nodes: Vec<Option<Node>>,
+pub(super) struct Operated {
+    pub(super) dir: TempDir,
+    pub(super) ports: Vec<u16>,
+    pub(super) nodes: Vec<Option<Node>>,
 }
 
 impl Operated {
-    fn data_dir(&self, at: usize) -> PathBuf {
+    /// Nothing runs yet.
+    pub(super) fn unstarted(nodes: usize) -> Self {
+        Self {
+            dir: TempDir::new().expect("a directory"),
+            ports: (0..nodes).map(|_| free_port()).collect(),
+            nodes: (0..nodes).map(|_| None).collect(),
+        }
+    }
+
+    pub(super) fn data_dir(&self, at: usize) -> PathBuf {
         self.dir.path().join(format!("n{}", at + 1))
     }
 
-    fn arguments(&self, at: usize) -> Vec<String> {
+    pub(super) fn arguments(&self, at: usize) -> Vec<String> {
         let name = format!("n{}", at + 1);
         node_arguments("ops", &name, &self.data_dir(at), self.ports[at])
     }
 
-    fn start(&mut self, at: usize, token: Option<&str>) {
+    pub(super) fn start(&mut self, at: usize, token: Option<&str>) {
         let mut arguments = self.arguments(at);
         if let Some(token) = token {
             arguments.extend(["--join".to_owned(), token.to_owned()]);
@@ -39,12 +48,12 @@ impl Operated {
     }
 
     /// Runs an operator's command, asked of the node at `at`.
-    fn operate(&self, at: usize, words: &[&str]) -> Output {
+    pub(super) fn operate(&self, at: usize, words: &[&str]) -> Output {
         let address = format!("127.0.0.1:{}", self.ports[at]);
         run(&[words, &["--ask", &address]].concat())
     }
 
-    fn done(&self, at: usize, words: &[&str]) -> String {
+    pub(super) fn done(&self, at: usize, words: &[&str]) -> String {
         let output = self.operate(at, words);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{words:?}: {errors}");
@@ -52,7 +61,7 @@ impl Operated {
     }
 
     /// Waits until the list of nodes has all of `rows`, each as words that follow on each other.
-    fn list_until(&self, at: usize, rows: &[&str]) {
+    pub(super) fn list_until(&self, at: usize, rows: &[&str]) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let output = self.operate(at, &["node", "list"]);
@@ -69,11 +78,7 @@ impl Operated {
 
 #[test]
 fn a_group_grows_replaces_a_lost_node_hands_over_moves_and_shrinks() {
-    let mut group = Operated {
-        dir: TempDir::new().expect("a directory"),
-        ports: (0..3).map(|_| free_port()).collect(),
-        nodes: vec![None, None, None],
-    };
+    let mut group = Operated::unstarted(3);
     group.start(0, None);
     for at in [1, 2] {
         let token = group.done(0, &["token", "create"]);

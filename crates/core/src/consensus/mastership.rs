@@ -10,7 +10,8 @@
 //! ```
 //!
 //! The blank entry is what makes numbering safe: when it has been applied, every transaction of
-//! every earlier session has been applied too, or never will be.
+//! every earlier session has been applied too, or never will be. openraft appends it when it begins
+//! to lead.
 //!
 //! ```text
 //!            openraft: another leads, and it is heard
@@ -152,16 +153,19 @@ async fn act(
     mut leadership: watch::Receiver<Leadership>,
     clock: &dyn Clock,
 ) {
+    let mut last_led = None;
     loop {
         let now = leadership.borrow_and_update().clone();
         if now.is_own {
             publish(consensus, Role::Unknown, &now);
-            lead(consensus, &now, leadership.clone(), clock).await;
+            let is_first = last_led.replace(now.term) != Some(now.term);
+            let led = lead(consensus, (&now, is_first), leadership.clone(), clock);
+            led.await;
             consensus.sequencer.end_session();
             if planted::is(Bug::MasterOnce) {
                 std::future::pending::<()>().await;
             }
-            // Still leader, without a session: its blank entry was refused. Ask again soon.
+            // Still leader, without a session: a blank entry was refused. Ask again soon.
             let changed = tokio::time::timeout(LEAD_RETRY, leadership.changed());
             changed.await.ok();
             continue;
@@ -216,10 +220,10 @@ async fn silence(heard: &mut watch::Receiver<Option<Term>>, round: Duration) {
     }
 }
 
-/// Leads while the role lasts.
+/// Leads while the role lasts; `is_first` says that nothing was numbered in this term before.
 async fn lead(
     consensus: &Consensus,
-    own: &Leadership,
+    (own, is_first): (&Leadership, bool),
     mut leadership: watch::Receiver<Leadership>,
     clock: &dyn Clock,
 ) {
@@ -232,9 +236,8 @@ async fn lead(
         biased;
         () = &mut lost => return,
         () = std::future::ready(()), if planted::is(Bug::NoBlank) => {}
-        written = consensus.raft.write_blank() => match written {
-            Ok(blank) if blank.log_id.leader_id.term == own.term => {}
-            _ => return,
+        is_settled = settled(consensus, own.term, is_first) => if !is_settled {
+            return;
         },
     }
     consensus.sequencer.begin_session(own.term);
@@ -243,6 +246,26 @@ async fn lead(
         biased;
         () = &mut lost => {}
         () = propose_all(consensus, own, clock) => {}
+    }
+}
+
+/// Waits until a blank entry of this term has been applied that came after everything that was ever
+/// numbered; returns whether there is one. The one with which the term begins is waited for rather than
+/// written again: a leader that nobody has answered yet would be refused another.
+async fn settled(consensus: &Consensus, term: Term, is_first: bool) -> bool {
+    if !is_first {
+        let written = consensus.raft.write_blank().await;
+        return written.is_ok_and(|blank| blank.log_id.leader_id.term == term);
+    }
+    let mut metrics = consensus.raft.data_metrics();
+    loop {
+        let applied = metrics.borrow_watched().last_applied;
+        if applied.is_some_and(|applied| applied.leader_id.term == term) {
+            return true;
+        }
+        if metrics.changed().await.is_err() {
+            return false;
+        }
     }
 }
 

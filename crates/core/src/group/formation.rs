@@ -194,7 +194,8 @@ impl Formation {
                 "{node_name:?} is already a member of group {group_name:?} ({group}), with another \
                  data directory than this empty one. This node could have acknowledged writes that \
                  it no longer has, so it may not come back under its old name: give it its old \
-                 directory back, or put a new node in its place"
+                 directory back, or replace it (`steadfast node replace {node_name}`). A list makes one \
+                 group: another group needs a list of its own"
             )),
             None => Round::Refused(format!(
                 "group {group_name:?} ({group}) was formed without {node_name:?}"

@@ -15,6 +15,7 @@ use crate::group::admin::{AdminCommand, AdminError, PRIORITY_MAX};
 use crate::group::{Member, MemberRecord, Members, NodeType};
 use crate::ids::{Incarnation, NodeId};
 use crate::lifecycle::Lifecycle;
+use crate::lifecycle::quorum::{Present, no_majority};
 use crate::limits::NODES_MAX;
 use crate::node::Node;
 use crate::service::admin::messages::{
@@ -362,6 +363,7 @@ async fn with_node_ids<T>(
     match write::write(node, (Durability::MAJORITY, CHANGE_MAX), work).await {
         Ok(_) => Ok(()),
         Err(WriteError::NotMaster { .. }) => Err(Undone::NotMaster),
+        Err(WriteError::InsufficientReplicas { .. }) => Err(no_majority(&node.consensus)),
         Err(error) => refused_for_now(
             format!("the ids of nodes could not be written: {error}"),
             "look at `steadfast status`, then try again",
@@ -598,23 +600,21 @@ fn check_majority_left(
     if !voters.contains(&id) {
         return Ok(());
     }
-    let left: BTreeSet<_> = voters.iter().filter(|other| **other != id).collect();
-    let up = left
-        .iter()
-        .filter(|other| consensus.has_caught_up(***other));
-    let up = up.count();
-    if up * 2 > left.len() {
+    let left = voters.into_iter().filter(|other| *other != id).collect();
+    let present = Present::of(consensus, &left);
+    if present.is_majority() {
         return Ok(());
     }
     refused(
         format!(
-            "without {} only {up} of {} voting nodes would be up and current: no majority, so the \
-             group would stop",
-            member.name,
-            left.len()
+            "without {} only {present} would be up and current: no majority, so the group would stop",
+            member.name
         ),
-        "bring the others back first, or remove one of those that are down; `steadfast node remove \
-         --force` takes a node out all the same",
+        format!(
+            "bring {} back first, or, where a disk is lost for good, remove or replace that node \
+             instead; `steadfast node remove --force` takes a node out all the same",
+            present.missing.join(", ")
+        ),
     )
 }
 

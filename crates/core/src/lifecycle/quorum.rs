@@ -1,0 +1,61 @@
+//! Which voting nodes work, for a change of the group that takes a majority of them.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::consensus::Consensus;
+use crate::ids::NodeId;
+use crate::lifecycle::admin::Undone;
+use crate::service::admin::AdminRefusal;
+
+/// Voting nodes, as their master sees them.
+pub(super) struct Present {
+    count: usize,
+    /// Names of those that the master does not hear, or that have not caught up.
+    pub(super) missing: Vec<String>,
+}
+
+impl Present {
+    pub(super) fn of(consensus: &Consensus, voters: &BTreeSet<NodeId>) -> Self {
+        let members = consensus.members();
+        let missing = voters.iter().filter(|id| !consensus.has_caught_up(**id));
+        let name = |id| members.get(id).map(|member| member.name.clone());
+        Self {
+            count: voters.len(),
+            missing: missing.filter_map(name).collect(),
+        }
+    }
+
+    pub(super) fn is_majority(&self) -> bool {
+        (self.count - self.missing.len()) * 2 > self.count
+    }
+}
+
+impl fmt::Display for Present {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let up = self.count - self.missing.len();
+        write!(f, "{up} of {} voting nodes", self.count)?;
+        if !self.missing.is_empty() {
+            write!(f, " (not {})", self.missing.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+/// Why nothing can be decided for the moment.
+pub(super) fn no_majority(consensus: &Consensus) -> Undone {
+    let present = Present::of(consensus, &consensus.voters());
+    let to_do = match &present.missing[..] {
+        [] => "try again".to_owned(),
+        missing => format!(
+            "start {}; only if their disks are lost for good, see `steadfast recover plan`",
+            missing.join(", ")
+        ),
+    };
+    Undone::Refused(AdminRefusal::for_now(
+        format!(
+            "only {present} are up and current: no majority, which every change of the group takes"
+        ),
+        to_do,
+    ))
+}
