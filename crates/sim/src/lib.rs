@@ -9,6 +9,7 @@ pub mod net;
 pub mod operator;
 pub mod plan;
 pub mod promise;
+pub mod recovery;
 pub mod run;
 pub mod story;
 pub mod subscribers;

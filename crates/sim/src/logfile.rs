@@ -50,22 +50,23 @@ pub fn sequence_of(name: &str) -> Option<u32> {
 ///
 /// # Errors
 /// When the bytes are not as the format says.
-pub fn read(files: &BTreeMap<String, Vec<u8>>) -> Result<Log, String> {
+pub fn read(files: BTreeMap<String, Vec<u8>>) -> Result<Log, String> {
     let mut log = Log::default();
     let mut previous = None;
     for (name, bytes) in files {
-        let sequence = sequence_of(name).ok_or_else(|| format!("{name} is no segment"))?;
-        let chain = u32_at(bytes, 24).ok_or_else(|| format!("segment {name} is short"))?;
+        let sequence = sequence_of(&name).ok_or_else(|| format!("{name} is no segment"))?;
+        let bytes = Bytes::from(bytes);
+        let chain = u32_at(&bytes, 24).ok_or_else(|| format!("segment {name} is short"))?;
         if previous.is_some_and(|previous| previous != chain) {
             return Err(format!("segment {name} does not follow the one before"));
         }
-        previous = Some(read_segment(bytes, sequence, chain, &mut log));
+        previous = Some(read_segment(&bytes, sequence, chain, &mut log));
     }
     Ok(log)
 }
 
 /// Reads records for as long as each follows on the one before; returns the last one's checksum.
-fn read_segment(bytes: &[u8], sequence: u32, mut chain: u32, log: &mut Log) -> u32 {
+fn read_segment(bytes: &Bytes, sequence: u32, mut chain: u32, log: &mut Log) -> u32 {
     let mut at = SEGMENT_HEADER_BYTES;
     while let Some(header) = bytes.get(at..at + RECORD_HEADER_BYTES) {
         let field = |offset| u32_at(header, offset).unwrap_or_default();
@@ -83,8 +84,8 @@ fn read_segment(bytes: &[u8], sequence: u32, mut chain: u32, log: &mut Log) -> u
         let (kind, flag, term, number) = (header[10], header[11], wide(32), wide(40));
         match kind {
             1..=3 => {
-                let payload = &bytes[at + RECORD_HEADER_BYTES..at + RECORD_HEADER_BYTES + length];
-                let payload = Bytes::copy_from_slice(payload);
+                let payload = at + RECORD_HEADER_BYTES..at + RECORD_HEADER_BYTES + length;
+                let payload = bytes.slice(payload);
                 let entry = LogEntry {
                     term,
                     kind,

@@ -70,6 +70,7 @@ faults! {
     Priority = "priority",
     Demote = "demote",
     Replace = "replace",
+    QuorumLost = "quorum_lost",
 }
 
 impl fmt::Display for Fault {
@@ -237,11 +238,17 @@ impl Plan {
         let sizes = [1, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5, 7];
         let nodes = pick(&mut rng, &sizes);
         let share = pick(&mut rng, &[0.1, 0.25, 0.5]);
+        let during = |fault: &Fault| *fault != Fault::QuorumLost;
         let mut faults: BTreeSet<Fault> = Fault::ALL
             .iter()
             .copied()
+            .filter(during)
             .filter(|_| rng.random_bool(share))
             .collect();
+        // Drawn apart: it comes after the run, which does not depend on it.
+        if StdRng::seed_from_u64(seed ^ 0x10_57).random_bool(0.25) {
+            faults.insert(Fault::QuorumLost);
+        }
         let mut spare: Vec<usize> = (0..nodes).collect();
         let mut expendable = BTreeSet::new();
         for _ in 0..(nodes - 1) / 2 {

@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::check::NodeLog;
 use crate::net::NetFaults;
-use crate::plan::Plan;
+use crate::plan::{Fault, Plan};
 use crate::story::Story;
 use crate::world::{Host, World, lock, wait};
-use crate::{check, logfile, nemesis, subscribers, workload};
+use crate::{check, logfile, nemesis, recovery, subscribers, workload};
 
 /// After the faults have ended, a majority commits within this, and all nodes agree within twice
 /// this: some forty election timeouts of the slowest node.
@@ -127,6 +127,9 @@ async fn simulate(plan: Plan, story: Story) -> Report {
     observe.abort();
     finish(&world).await;
     followers.shutdown().await;
+    if world.plan.has(Fault::QuorumLost) && story.violations().is_empty() {
+        recovery::run(&world).await;
+    }
     for panic in lock(&PANICS).drain(..) {
         story.violation(format!("panic: {panic}"));
     }
@@ -266,7 +269,8 @@ fn vlsn(world: &World, at: usize) -> u64 {
     env(world, at).map_or(0, |env| env.status().vlsn.0)
 }
 
-fn where_it_is(world: &World, at: usize) -> String {
+/// Where a node has got, for people.
+pub(crate) fn where_it_is(world: &World, at: usize) -> String {
     let status = env(world, at).map(|env| env.status());
     let status =
         status.map(|status| format!("at {}, waits for: {}", status.vlsn, status.waiting_for));
@@ -321,9 +325,11 @@ fn check_logs(world: &World, live: &[usize]) {
         world.story.violation(problem);
     }
     // What one has got by a copy another one has in its log, be it that it has given it up since.
-    let all_logs: Vec<_> = world.hosts.iter().flat_map(Host::logs).collect();
+    let mut others: Vec<_> = world.hosts.iter().flat_map(Host::former_logs).collect();
+    let down = world.hosts.iter().filter(|host| !live.contains(&host.at()));
+    others.extend(down.flat_map(Host::log));
     let mut log = check::union(logs.iter().map(|node| &node.log));
-    for (position, entry) in check::union(all_logs.iter()) {
+    for (position, entry) in check::union(others.iter()) {
         log.entry(position).or_insert(entry);
     }
     match logfile::transactions(&log, committed) {

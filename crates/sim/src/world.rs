@@ -252,6 +252,20 @@ impl World {
         config.expect("the limits of a plan are valid")
     }
 
+    /// What a process on a host runs on.
+    pub fn machine(&self, at: usize) -> Machine {
+        let host = &self.hosts[at];
+        let hardware = lock(&host.hardware).clone();
+        Machine {
+            disk: Arc::new(hardware.disk),
+            transport: self.net.host(&host.name),
+            engines: Arc::new(hardware.store),
+            clock: Arc::clone(&host.clock) as Arc<dyn Clock>,
+            seed: self.chance(RngExt::random),
+            threads: Threads::Tasks,
+        }
+    }
+
     /// Opens the node of a host that has power and runs nothing.
     ///
     /// # Errors
@@ -264,15 +278,7 @@ impl World {
             ended: CancellationToken::new(),
         };
         *lock(&host.life) = Some(life.clone());
-        let hardware = lock(&host.hardware).clone();
-        let machine = Machine {
-            disk: Arc::new(hardware.disk),
-            transport: self.net.host(&host.name),
-            engines: Arc::new(hardware.store),
-            clock: Arc::clone(&host.clock) as Arc<dyn Clock>,
-            seed: self.chance(RngExt::random),
-            threads: Threads::Tasks,
-        };
+        let machine = self.machine(at);
         let opening = ReplicatedEnvironment::open_on(self.config(at), machine);
         let opened = tokio::select! {
             biased;
@@ -336,6 +342,11 @@ impl World {
             env.is_some_and(|env| env.state().role == Role::Master)
         });
         open.into_iter().map(|(at, _)| at).collect()
+    }
+
+    /// Numbers of transactions may be given again from here on.
+    pub fn forget_digests(&self) {
+        lock(&self.digests).clear();
     }
 
     /// Asks every open node for its digest; two that name the same VLSN name the same digest.
@@ -438,13 +449,12 @@ impl Host {
             let read = |name: String| Ok((name.clone(), read_file(disk, &dir.join(name))?));
             names.map(read).collect()
         });
-        logfile::read(&files.map_err(|error| error.to_string())?)
+        logfile::read(files.map_err(|error| error.to_string())?)
     }
 
-    /// Every log that the machine has had on a disk.
-    pub fn logs(&self) -> Vec<Log> {
+    /// Every log that the machine has had on a disk before the present one.
+    pub fn former_logs(&self) -> Vec<Log> {
         let mut logs = lock(&self.former).clone();
-        logs.extend(self.log());
         let Hardware { disk, archive, .. } = lock(&self.hardware).clone();
         let newest = newest_log(&disk);
         let mut given_up: BTreeMap<PathBuf, BTreeMap<String, Vec<u8>>> = BTreeMap::new();
@@ -456,7 +466,7 @@ impl Host {
                 files.insert(name.to_owned(), bytes);
             }
         }
-        logs.extend(given_up.values().flat_map(logfile::read));
+        logs.extend(given_up.into_values().flat_map(logfile::read));
         logs
     }
 
@@ -476,7 +486,7 @@ impl Host {
         while files.len() > 2 {
             files.pop_first();
         }
-        logfile::read(&files)
+        logfile::read(files)
     }
 
     /// The log that a power cut would leave, with what the node has given up.
@@ -490,7 +500,7 @@ impl Host {
             let named = |(path, bytes): (PathBuf, _)| Some((file_name(&path)?.to_owned(), bytes));
             Ok(files.filter_map(named).collect())
         });
-        logfile::read(&files.map_err(|error| error.to_string())?)
+        logfile::read(files.map_err(|error| error.to_string())?)
     }
 
     fn log_files(

@@ -220,7 +220,7 @@ async fn silence(heard: &mut watch::Receiver<Option<Term>>, round: Duration) {
     }
 }
 
-/// Leads while the role lasts; `is_first` says that nothing was numbered in this term before.
+/// Leads while the role lasts; `is_first` says that it has not led in this term since it was started.
 async fn lead(
     consensus: &Consensus,
     (own, is_first): (&Leadership, bool),
@@ -249,18 +249,20 @@ async fn lead(
     }
 }
 
-/// Waits until a blank entry of this term has been applied that came after everything that was ever
-/// numbered; returns whether there is one. The one with which the term begins is waited for rather than
-/// written again: a leader that nobody has answered yet would be refused another.
+/// Waits until a blank entry of this term has been applied, and everything that was ever numbered;
+/// returns whether it was. The blank with which the term begins is waited for rather than written again:
+/// a leader that nobody has answered yet would be refused another.
 async fn settled(consensus: &Consensus, term: Term, is_first: bool) -> bool {
     if !is_first {
         let written = consensus.raft.write_blank().await;
         return written.is_ok_and(|blank| blank.log_id.leader_id.term == term);
     }
+    // A leader that was started again leads the same term, with what it had numbered in its log.
+    let last = consensus.last().map_or(0, |last| last.position.0);
     let mut metrics = consensus.raft.data_metrics();
     loop {
         let applied = metrics.borrow_watched().last_applied;
-        if applied.is_some_and(|applied| applied.leader_id.term == term) {
+        if applied.is_some_and(|id| id.leader_id.term == term && id.index() >= last) {
             return true;
         }
         if metrics.changed().await.is_err() {
