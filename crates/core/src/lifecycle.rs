@@ -24,6 +24,7 @@ mod serving;
 mod shutdown;
 mod views;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -114,6 +115,8 @@ pub(crate) struct Lifecycle {
     /// What `NODE_STATE` gives out.
     digest: SharedDigest,
     compared: Compared,
+    /// Whether the node has to leave mastership to others for the moment.
+    gives_way: AtomicBool,
     shutdown: Shutdown,
     /// Places for subscriptions.
     subscriptions: Arc<Semaphore>,
@@ -161,7 +164,7 @@ impl Lifecycle {
             role: watch::Sender::new(RoleState::default()),
             failed: Arc::new(failed),
             may_stand: true,
-            told: Told::default(),
+            told: Told::new(identity.incarnation),
             superseded: Fence::alarm(&fence),
         };
         let subscriptions = Arc::new(Semaphore::new(config.tuning.subscriptions_max));
@@ -183,6 +186,7 @@ impl Lifecycle {
             restoring: Mutex::default(),
             digest: SharedDigest::default(),
             compared: Compared::default(),
+            gives_way: AtomicBool::new(false),
             shutdown: Shutdown::default(),
             dispatcher: Dispatcher::new(DispatcherOptions::default()),
             listen_address: OnceLock::new(),
@@ -243,7 +247,7 @@ impl Lifecycle {
             .take()
             .ok_or(OpenError::Start("closed".to_owned()))?;
         let around = Surroundings {
-            may_stand: self.has_room(),
+            may_stand: self.may_stand(),
             ..self.around.clone()
         };
         let started = Node::start(

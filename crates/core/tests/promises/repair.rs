@@ -18,7 +18,7 @@ const NUMBERS: Numbers = &[
     ("log_segment_bytes", 64 * 1024),
 ];
 
-fn write(node: &Env, prefix: &str) {
+pub(crate) fn write(node: &Env, prefix: &str) {
     for n in 0..40 {
         let _token = put(node, format!("{prefix}{n}"), vec![n; 4096]).expect("committed");
     }
@@ -49,7 +49,7 @@ fn flip_in_the_middle(group: &Group, at: usize) {
     });
 }
 
-fn votes(group: &Group, at: usize) -> bool {
+pub(crate) fn votes(group: &Group, at: usize) -> bool {
     let id = group.node(at).status().node.id;
     let members = group.master().status().members;
     members
