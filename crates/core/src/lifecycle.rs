@@ -17,6 +17,7 @@ mod describe;
 mod feeds;
 mod fence;
 mod founding;
+mod known;
 mod repair;
 mod restoring;
 mod room;
@@ -55,6 +56,7 @@ use crate::txn::transaction::{Snapshot, Transaction};
 use crate::write;
 use compare::Compared;
 use fence::Fence;
+use known::Known;
 use room::Room;
 use serving::Service;
 use shutdown::Shutdown;
@@ -123,6 +125,7 @@ pub(crate) struct Lifecycle {
     dispatcher: Dispatcher,
     listen_address: OnceLock<String>,
     forming: Mutex<Option<JoinHandle<()>>>,
+    known: Known,
     closing: tokio::sync::Mutex<()>,
 }
 
@@ -191,6 +194,7 @@ impl Lifecycle {
             dispatcher: Dispatcher::new(DispatcherOptions::default()),
             listen_address: OnceLock::new(),
             forming: Mutex::default(),
+            known: Known::default(),
             closing: tokio::sync::Mutex::default(),
         }
     }
@@ -201,6 +205,7 @@ impl Lifecycle {
         process::spawn(compare::run(Arc::downgrade(self), self.phase.subscribe()));
         process::spawn(compare::watch_damage(Arc::downgrade(self)));
         process::spawn(shutdown::watch(Arc::downgrade(self)));
+        self.known.begin(self);
         let identity = self.identity.borrow().clone();
         let mut why_damaged = None;
         if identity.group.is_some() {
@@ -215,6 +220,7 @@ impl Lifecycle {
                 started => started?,
             }
             if damaged {
+                self.know_latest_members();
                 why_damaged = Some("it was found so before".to_owned());
             }
         }
@@ -519,6 +525,7 @@ impl Lifecycle {
             // So does this.
             restoring.await.ok();
         }
+        self.known.end().await;
         self.dispatcher.stop().await;
         let stopped = match self.node() {
             Some(node) => node.stop().await,

@@ -129,8 +129,8 @@ impl Lifecycle {
     /// Whether the node repairs itself now that it cannot start: there have to be others, and it has to
     /// be allowed.
     pub(super) fn repairs(&self, error: &OpenError) -> bool {
-        let has_others = self.identity.borrow().founders.len() > 1;
-        has_others && self.config.repair == Repair::Auto && is_damage(error)
+        let may_repair = self.config.repair == Repair::Auto && is_damage(error);
+        may_repair && self.know_latest_members() > 1
     }
 
     /// Whether the group goes on without this node, which works, and would let it in again. A master
