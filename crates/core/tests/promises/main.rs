@@ -20,6 +20,7 @@ mod membership;
 mod model;
 mod pressure;
 mod repair;
+mod repair_engine;
 mod repair_running;
 mod restart;
 mod restore;
