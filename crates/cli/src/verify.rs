@@ -153,8 +153,9 @@ fn render(group: &str, compared: &Comparison) -> String {
     text
 }
 
-const REPLACE: &str = "nothing that the others hold is lost: let the node in anew with an empty \
-                       directory (steadfast node replace)";
+const REPLACE: &str = "nothing that the others hold is lost: it repairs itself where a majority is \
+                       left without it (repair = \"auto\"); if it does not, replace it (steadfast \
+                       node replace)";
 
 fn to_json(group: &str, compared: &Comparison) -> serde_json::Value {
     let mut json = json!(compared);

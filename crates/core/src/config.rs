@@ -88,13 +88,13 @@ impl Bootstrap {
     }
 }
 
-/// What a node does when checksums say that its own data is damaged.
+/// What a node does when checksums, or a majority of the nodes, say that its own data is damaged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Repair {
     /// It gives up its vote, copies the state of a peer, and gets its vote back.
     #[default]
     Auto,
-    /// It does not open.
+    /// It does not open. When it works already it goes on, and says what is known.
     Never,
 }
 

@@ -17,6 +17,7 @@ mod describe;
 mod feeds;
 mod fence;
 mod founding;
+mod known;
 mod quorum;
 mod repair;
 mod restoring;
@@ -25,6 +26,7 @@ mod serving;
 mod shutdown;
 mod views;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -55,6 +57,7 @@ use crate::txn::transaction::{Snapshot, Transaction};
 use crate::write;
 use compare::Compared;
 use fence::Fence;
+use known::Known;
 use room::Room;
 use serving::Service;
 use shutdown::Shutdown;
@@ -115,12 +118,15 @@ pub(crate) struct Lifecycle {
     /// What `NODE_STATE` gives out.
     digest: SharedDigest,
     compared: Compared,
+    /// Whether the node has to leave mastership to others for the moment.
+    gives_way: AtomicBool,
     shutdown: Shutdown,
     /// Places for subscriptions.
     subscriptions: Arc<Semaphore>,
     dispatcher: Dispatcher,
     listen_address: OnceLock<String>,
     forming: Mutex<Option<JoinHandle<()>>>,
+    known: Known,
     closing: tokio::sync::Mutex<()>,
 }
 
@@ -162,7 +168,7 @@ impl Lifecycle {
             role: watch::Sender::new(RoleState::default()),
             failed: Arc::new(failed),
             may_stand: true,
-            told: Told::default(),
+            told: Told::new(identity.incarnation),
             superseded: Fence::alarm(&fence),
         };
         let subscriptions = Arc::new(Semaphore::new(config.tuning.subscriptions_max));
@@ -184,10 +190,12 @@ impl Lifecycle {
             restoring: Mutex::default(),
             digest: SharedDigest::default(),
             compared: Compared::default(),
+            gives_way: AtomicBool::new(false),
             shutdown: Shutdown::default(),
             dispatcher: Dispatcher::new(DispatcherOptions::default()),
             listen_address: OnceLock::new(),
             forming: Mutex::default(),
+            known: Known::default(),
             closing: tokio::sync::Mutex::default(),
         }
     }
@@ -198,6 +206,7 @@ impl Lifecycle {
         process::spawn(compare::run(Arc::downgrade(self), self.phase.subscribe()));
         process::spawn(compare::watch_damage(Arc::downgrade(self)));
         process::spawn(shutdown::watch(Arc::downgrade(self)));
+        self.known.begin(self);
         let identity = self.identity.borrow().clone();
         let mut why_damaged = None;
         if identity.group.is_some() {
@@ -212,6 +221,7 @@ impl Lifecycle {
                 started => started?,
             }
             if damaged {
+                self.know_latest_members();
                 why_damaged = Some("it was found so before".to_owned());
             }
         }
@@ -244,7 +254,7 @@ impl Lifecycle {
             .take()
             .ok_or(OpenError::Start("closed".to_owned()))?;
         let around = Surroundings {
-            may_stand: self.has_room(),
+            may_stand: self.may_stand(),
             ..self.around.clone()
         };
         let started = Node::start(
@@ -516,6 +526,7 @@ impl Lifecycle {
             // So does this.
             restoring.await.ok();
         }
+        self.known.end().await;
         self.dispatcher.stop().await;
         let stopped = match self.node() {
             Some(node) => node.stop().await,

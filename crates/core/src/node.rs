@@ -71,6 +71,24 @@ pub(crate) struct Checked {
     pub(crate) engine_bytes: u64,
 }
 
+/// What does not hold, or could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckError {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl CheckError {
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Log(error) => error.is_damage(),
+            Self::Engine(error) => error.is_damage(),
+        }
+    }
+}
+
 /// What the environment shares with the node before and after it belongs to a group.
 #[derive(Clone)]
 pub(crate) struct Surroundings {
@@ -226,16 +244,14 @@ impl Node {
     /// that takes; run it where that may block. Returns how much was read.
     ///
     /// # Errors
-    /// What does not hold, with the file and the place.
-    pub(crate) fn check_files(&self, log_dir: &Path) -> Result<Checked, String> {
+    /// What does not hold, with the file and the place; or why that could not be read.
+    pub(crate) fn check_files(&self, log_dir: &Path) -> Result<Checked, CheckError> {
         let log_bytes = self
             .log
             .check(&self.machine.disk, log_dir, whose(&self.identity));
-        let log_bytes = log_bytes.map_err(|error| error.to_string())?;
-        let engine_bytes = self.engine.check().map_err(|error| error.to_string())?;
         Ok(Checked {
-            log_bytes,
-            engine_bytes,
+            log_bytes: log_bytes?,
+            engine_bytes: self.engine.check()?,
         })
     }
 
@@ -517,10 +533,13 @@ fn start_flush(
 ) -> Result<(watch::Sender<bool>, FlushEnd), OpenError> {
     let (stop_sender, stop) = watch::channel(false);
     let (flush, persisted) = (Arc::clone(flush), log.persisted());
-    let failed = Arc::clone(&around.failed);
+    let (failed, stopping) = (Arc::clone(&around.failed), stop.clone());
     let ended = machine.run("steadfast-flush", async move {
         let result = flush.run(persisted, stop).await;
-        if let Err(error) = &result {
+        // Whoever stops the node is told by `stop`, and knows what to make of it.
+        if let Err(error) = &result
+            && !*stopping.borrow()
+        {
             failed(format!("the storage engine failed: {error}"));
         }
         flush.end();

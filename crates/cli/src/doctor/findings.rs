@@ -271,7 +271,10 @@ fn bad_data(survey: &Survey) -> Vec<Finding> {
                 critical("damage"),
                 format!("the data of {name} is bad: {damage}"),
                 "nothing that the others hold is lost; what this node serves may be wrong",
-                format!("let it in anew with an empty directory: `steadfast node replace {name}`"),
+                format!(
+                    "it repairs itself where a majority is left without it (repair = \"auto\"); if it \
+                     does not, let it in anew with an empty directory: `steadfast node replace {name}`"
+                ),
             ));
         }
     }

@@ -422,8 +422,9 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
         return Some(Problem {
             what: format!("the data of {name} is bad: {damage}"),
             remedy: format!(
-                "nothing that the others hold is lost: let {name} in anew with an empty directory \
-                 (steadfast node replace {name})"
+                "nothing that the others hold is lost: it repairs itself where a majority is left \
+                 without it (repair = \"auto\"); if it does not, replace it (steadfast node \
+                 replace {name})"
             ),
         });
     }

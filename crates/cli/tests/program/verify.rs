@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -9,7 +10,7 @@ use steadfast::engine::{
     Change, Direction, EngineBatch, EngineFactory, KeyRange, NoxuFactory, ScanLimit, StorageEngine,
 };
 
-use super::{Group, Node, node_arguments, run, run_to, write_everywhere};
+use super::{Group, Node, PATIENCE, node_arguments, run, run_to, write_everywhere};
 
 /// A group in which everything was written, and is in every engine.
 fn written_group() -> Group {
@@ -147,20 +148,33 @@ fn verify_finds_and_names_a_node_that_was_altered_and_files_that_have_rotted() {
     assert!(key("from") <= b"k0500".to_vec() && key("to") > b"k0500".to_vec());
     assert!(key("to") < b"k0570".to_vec(), "{found}");
 
-    // Under the eyes of a running node.
-    let log = rot(&group.data_dir(1).join("log"), "log", 4096 + 60);
-    let engine = rot(&group.data_dir(2).join("engine"), "ndb", 36 + 40);
-    let (found, _) = run_to(1, &["verify", "--deep", "--ask", &ask]);
-    for word in [
-        "n2 is damaged: ",
-        log.to_str().expect("text"),
-        "4096",
-        engine.to_str().expect("text"),
-        "at byte 36",
+    // Under the eyes of running nodes, which repair themselves: what differed goes with it.
+    for (at, node, dir, extension, byte, place) in [
+        (2, "n3", "engine", "ndb", 36 + 40, "36"),
+        (1, "n2", "log", "log", 4096 + 60, "4096"),
     ] {
-        assert!(found.contains(word), "{word:?} is not in: {found}");
+        let file = rot(&group.data_dir(at).join(dir), extension, byte);
+        let (found, _) = run_to(1, &["verify", "--deep", "--ask", &ask]);
+        let said = format!("{node} is damaged: ");
+        let place = format!("at byte {place}");
+        for word in [&said, file.to_str().expect("text"), &place] {
+            assert!(found.contains(word), "{word:?} is not in: {found}");
+        }
+        wait_whole(&ask);
+        group.status_until(0);
+        let data_dir = group.data_dir(at);
+        assert!(!data_dir.join("engine").exists() && data_dir.join("log-1").exists());
     }
-    let status = run(&["status", &ask]);
-    let status = String::from_utf8_lossy(&status.stdout).into_owned();
-    assert!(status.contains("the data of n2 is bad"), "{status}");
+}
+
+fn wait_whole(ask: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let found = run(&["verify", "--deep", "--ask", ask]);
+        if found.status.success() {
+            return;
+        }
+        let found = String::from_utf8_lossy(&found.stdout).into_owned();
+        assert!(Instant::now() < deadline, "not whole again: {found}");
+    }
 }

@@ -103,7 +103,7 @@ pub const KEYS: &[Key] = &[
         name: "repair",
         unit: "auto or never",
         default: "auto",
-        help: "What a node does that finds its own data damaged when it opens: give up its vote, copy the state of a peer and get its vote back, or not open.",
+        help: "What a node does whose own data is damaged: give up its vote, copy the state of a peer and get its vote back; or not open, and go on when it is found while the node works.",
     },
     Key {
         name: "commit_timeout_ms",

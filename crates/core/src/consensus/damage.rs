@@ -1,7 +1,8 @@
 //! What a comparison of all nodes has found of this one: the master tells, the node hears.
 
 use crate::consensus::Consensus;
-use crate::ids::NodeId;
+use crate::ids::{Incarnation, NodeId};
+use crate::observe::comparison::Damage;
 use crate::service::comparison::Diverged;
 use crate::service::messages::ElectionCall;
 
@@ -10,24 +11,30 @@ impl Consensus {
     pub(super) fn hear_of_damage(&self, told: Diverged) -> bool {
         let is_current = told.term >= self.role.borrow().term.0;
         if is_current {
-            self.note_compared(Some(told.what).filter(|what| !what.is_empty()));
+            let what = Some(told.what).filter(|what| !what.is_empty());
+            self.note_damage(Incarnation(told.incarnation), what);
         }
         is_current
     }
 
     /// Notes what a comparison has found of this node.
     pub(crate) fn note_compared(&self, compared: Option<String>) {
-        self.told.damage.send_if_modified(|damage| {
-            let is_news = damage.compared != compared;
-            damage.compared = compared;
-            is_news
-        });
+        self.note_damage(self.identity.incarnation, compared);
     }
 
-    /// Tells a node what a comparison has found of it: nothing, when `what` is empty.
-    pub(crate) async fn tell_of_damage(&self, id: NodeId, what: String) {
-        let term = self.role.borrow().term.0;
-        let call = ElectionCall::Diverged(Diverged { term, what });
+    fn note_damage(&self, of: Incarnation, compared: Option<String>) {
+        let note = |damage: &mut Damage| damage.note_compared(of, compared);
+        self.told.damage.send_if_modified(note);
+    }
+
+    /// Tells a node what a comparison has found of a life of its directory: nothing, when `what` is
+    /// empty.
+    pub(crate) async fn tell_of_damage(&self, (id, of): (NodeId, Incarnation), what: String) {
+        let call = ElectionCall::Diverged(Diverged {
+            term: self.role.borrow().term.0,
+            what,
+            incarnation: of.0,
+        });
         let Some(client) = self.peers.election_of(id) else {
             return;
         };

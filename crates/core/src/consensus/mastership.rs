@@ -77,9 +77,10 @@ pub(super) async fn run(consensus: Arc<Consensus>, clock: Arc<dyn Clock>) {
         () = act(&consensus, leadership, &*clock) => {}
     }
     consensus.sequencer.end_session();
+    consensus.end.send_modify(|end| end.has_come = true);
     publish(
         &consensus,
-        Role::Detached,
+        consensus.last_role(),
         &Leadership {
             term: Term(0),
             leader: None,

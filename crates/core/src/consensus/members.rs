@@ -11,7 +11,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use openraft::ChangeMembers;
@@ -40,6 +40,9 @@ const HAND_OVER_RETRY: Duration = Duration::from_secs(5);
 
 /// How long a transfer to a node of higher priority may take.
 const HAND_OVER_MAX: Duration = Duration::from_secs(1);
+
+/// How long a member that was told that it would be let in again may take to leave.
+const LEAVING_MAX: Duration = Duration::from_mins(1);
 
 /// Whose turn it is to change the membership.
 #[derive(Default)]
@@ -179,7 +182,7 @@ impl Consensus {
     }
 
     /// Whether this master has heard the member within its lease, and the member has nearly all that
-    /// this node has. Always so of this node.
+    /// this node has, and is not about to leave. Always so of this node.
     pub(crate) fn has_caught_up(&self, id: NodeId) -> bool {
         if id == self.identity.node_id {
             return true;
@@ -193,6 +196,7 @@ impl Consensus {
             let lease = self.timers.election_timeout_max;
             let is_void = void.is_some_and(|void| persisted < void.0);
             !is_void
+                && !self.is_leaving(id)
                 && progress.heard.is_some_and(|ago| ago <= lease)
                 && persisted + CAUGHT_UP_ENTRIES >= own
         })
@@ -246,11 +250,29 @@ impl Consensus {
             self.take(Step::Unvote(id)).await?;
         }
         self.set_member(id, member).await?;
+        self.leaving
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&id);
         let reached = self
             .last()
             .map_or(LogPosition(u64::MAX), |last| last.position);
         self.note_void(id, reached);
         Ok(())
+    }
+
+    /// Notes that a member was told that the group can go on without it: it leaves at once, and must
+    /// not be counted upon when the next one asks.
+    pub(crate) fn note_leaving(&self, id: NodeId) {
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving.insert(id, Instant::now());
+    }
+
+    fn is_leaving(&self, id: NodeId) -> bool {
+        let leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving
+            .get(&id)
+            .is_some_and(|since| since.elapsed() < LEAVING_MAX)
     }
 
     fn note_void(&self, id: NodeId, before: LogPosition) {

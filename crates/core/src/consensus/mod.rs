@@ -27,8 +27,8 @@ mod types;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -39,11 +39,12 @@ use openraft::raft::{AppendEntriesRequest, ReadPolicy, VoteRequest};
 use openraft::{Config, Raft, SnapshotPolicy};
 use steadfast_net::{Transport, process};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::engine::{Applied, StorageEngine};
 use crate::group::identity::Identity;
 use crate::group::{Member, Members};
-use crate::ids::{LogPosition, NodeId, Term};
+use crate::ids::{Incarnation, LogPosition, NodeId, Term};
 use crate::listener::{Role, RoleState};
 use crate::log::{Log, LogId, Vote};
 use crate::machine::Clock;
@@ -141,12 +142,30 @@ pub(crate) struct Parts {
 }
 
 /// What the master tells this node, beside the log.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Told {
     /// What a comparison has found of this node's data, and what a check of its files has.
     pub(crate) damage: watch::Sender<Damage>,
     /// That the group is being shut down.
     pub(crate) stop: watch::Sender<bool>,
+}
+
+impl Told {
+    /// Nothing yet, in this life of the node's directory.
+    pub(crate) fn new(incarnation: Incarnation) -> Self {
+        Self {
+            damage: watch::Sender::new(Damage::none(incarnation)),
+            stop: watch::Sender::default(),
+        }
+    }
+}
+
+/// That consensus ends.
+#[derive(Clone, Copy, Debug, Default)]
+struct End {
+    has_come: bool,
+    /// Another one follows, on a copy of the state.
+    comes_back: bool,
 }
 
 /// The consensus of one node.
@@ -169,12 +188,15 @@ pub(crate) struct Consensus {
     /// Whether this node has what a master needs beside the data: room on its disk.
     may_stand: watch::Sender<bool>,
     told: Told,
+    end: watch::Sender<End>,
     /// Whether the group has told this node that it is no member any more.
     removed: watch::Sender<bool>,
     retention: Arc<Retention>,
     /// Members that have lost what they had, with the entry that they have to reach before what they
     /// acknowledge counts for a vote.
     void: watch::Sender<BTreeMap<NodeId, LogPosition>>,
+    /// Members that were told that they would be let in again, and since when: they are about to leave.
+    leaving: Mutex<BTreeMap<NodeId, Instant>>,
     /// What a master has said that this node has to reach by a copy of the state.
     outdated: watch::Sender<Option<Outdated>>,
 }
@@ -209,8 +231,7 @@ impl Consensus {
             ..
         } = parts;
         let timers = parts.timers;
-        let applied_sender = watch::Sender::new(None);
-        let applied = applied_sender.subscribe();
+        let (applied_sender, applied) = watch::channel(None);
         let held = engine.applied().map_err(|error| stopped(&error))?;
         let purged = log.state().purged;
         let retention = Arc::new(Retention::new(purged, engine, parts.holds, parts.retain));
@@ -221,8 +242,7 @@ impl Consensus {
         let timeouts = PeerTimeouts::from(timers);
         let peers = Arc::new(Peers::new(caller, transport, members.subscribe(), timeouts));
         let config = raft_config(&identity, timers).map_err(|error| stopped(&error))?;
-        let seeds = AtomicU64::new(parts.seed);
-        let released = watch::Sender::default();
+        let (seeds, released) = (AtomicU64::new(parts.seed), watch::Sender::default());
         let network = NetworkFactory {
             peers: Arc::clone(&peers),
             released: released.subscribe(),
@@ -252,9 +272,11 @@ impl Consensus {
             turns: members::Turns::default(),
             may_stand: watch::Sender::new(parts.may_stand),
             told: parts.told,
+            end: watch::Sender::default(),
             removed: watch::Sender::new(false),
             retention,
             void: watch::Sender::default(),
+            leaving: Mutex::default(),
             outdated: watch::Sender::new(None),
         });
         // Before a peer is answered: one that joined later is no stranger.
@@ -360,13 +382,26 @@ impl Consensus {
         }
     }
 
-    /// Waits until this node takes no part any more.
+    /// Waits until this takes no part any more.
     pub(crate) async fn detached(&self) {
-        let mut role = self.role.subscribe();
+        let mut end = self.end.subscribe();
         // The sender is a part of this, so the wait cannot fail.
-        role.wait_for(|state| state.role == Role::Detached)
-            .await
-            .ok();
+        end.wait_for(|end| end.has_come).await.ok();
+    }
+
+    /// Says that the node will work again when this has ended: its role is then that of a node that
+    /// knows no master, and not of one that takes no part any more.
+    pub(crate) fn will_come_back(&self) {
+        self.end.send_modify(|end| end.comes_back = true);
+    }
+
+    /// The role of the node when this has ended.
+    fn last_role(&self) -> Role {
+        if self.end.borrow().comes_back {
+            Role::Unknown
+        } else {
+            Role::Detached
+        }
     }
 
     /// How far each other member has got; empty when this node is not master.
@@ -422,9 +457,10 @@ impl Consensus {
         }
         // The others see at once that this node is gone.
         self.peers.close();
+        self.end.send_modify(|end| end.has_come = true);
         self.role.send_modify(|role| {
             *role = RoleState {
-                role: Role::Detached,
+                role: self.last_role(),
                 ..role.clone()
             }
         });

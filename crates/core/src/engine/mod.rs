@@ -398,6 +398,13 @@ pub enum EngineError {
     Closed,
 }
 
+impl EngineError {
+    /// Whether bytes are not what was written, rather than out of reach.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupt { .. })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

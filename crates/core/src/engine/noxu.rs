@@ -103,6 +103,11 @@ impl NoxuEngine {
     /// See [`EngineFactory::open`].
     pub fn open(directory: &Path, cache_bytes: u64) -> Result<Self> {
         make_directory_durable(directory).map_err(|source| io_error("sync its files", source))?;
+        Self::open_files(directory, cache_bytes)
+            .map_err(|error| check::why_not_open(directory, error))
+    }
+
+    fn open_files(directory: &Path, cache_bytes: u64) -> Result<Self> {
         let environment = Environment::open(configuration::of(directory, cache_bytes))
             .map_err(|error| open_error(directory, error))?;
         let open = Open::new(environment)?;

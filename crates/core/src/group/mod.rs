@@ -4,6 +4,7 @@ pub(crate) mod admin;
 pub(crate) mod formation;
 pub(crate) mod identity;
 pub(crate) mod join;
+pub(crate) mod known;
 
 use std::collections::BTreeMap;
 use std::fmt;

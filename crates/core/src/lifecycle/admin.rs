@@ -14,13 +14,13 @@ use crate::error::WriteError;
 use crate::group::admin::{AdminCommand, AdminError, PRIORITY_MAX};
 use crate::group::{Member, MemberRecord, Members, NodeType};
 use crate::ids::{Incarnation, NodeId};
-use crate::lifecycle::Lifecycle;
 use crate::lifecycle::quorum::{Present, no_majority};
+use crate::lifecycle::{Lifecycle, repair};
 use crate::limits::NODES_MAX;
 use crate::node::Node;
 use crate::service::admin::messages::{
     AdminAnswer, AdminCall, AdminDone, AdminRequest, AlterRequest, JoinRequest, Joined,
-    ReadmitRequest, RefusedMessage, RemoveRequest, TransferRequest,
+    RefusedMessage, RemoveRequest, TransferRequest,
 };
 use crate::service::admin::{self, AdminRefusal};
 use crate::txn::catalog::{CATALOG, NODE_ID_KEY, decode_node_id};
@@ -56,7 +56,10 @@ pub(super) fn refused<T>(what: impl Into<String>, to_do: impl Into<String>) -> R
 }
 
 /// Refused for the moment: the same call may be carried out later.
-fn refused_for_now<T>(what: impl Into<String>, to_do: impl Into<String>) -> Result<T, Undone> {
+pub(super) fn refused_for_now<T>(
+    what: impl Into<String>,
+    to_do: impl Into<String>,
+) -> Result<T, Undone> {
     Err(Undone::Refused(AdminRefusal::for_now(what, to_do)))
 }
 
@@ -168,14 +171,12 @@ impl Lifecycle {
 /// Carries a call out; says of no refusal that it is for good before a majority has confirmed that
 /// this node is still the master, and so knows the members.
 async fn carry_out(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
-    let done = decide(node, call).await;
-    if let Err(Undone::Refused(refusal)) = &done
+    let mut done = decide(node, call).await;
+    if let Err(Undone::Refused(refusal)) = &mut done
         && !refusal.passes
     {
         let confirmed = tokio::time::timeout(CHANGE_MAX, node.consensus.confirm_mastership());
-        if !matches!(confirmed.await, Ok(Ok(()))) {
-            return done.map_err(for_now);
-        }
+        refusal.passes = !matches!(confirmed.await, Ok(Ok(())));
     }
     done
 }
@@ -196,7 +197,7 @@ async fn decide(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
         Some(AdminCall::Remove(request)) => remove(node, request).await,
         Some(AdminCall::Alter(request)) => alter(&node.consensus, request).await,
         Some(AdminCall::Transfer(request)) => transfer(&node.consensus, request).await,
-        Some(AdminCall::Readmit(request)) => readmit(node, request).await,
+        Some(AdminCall::Readmit(request)) => repair::readmit(node, request).await,
         // It was the master's to do.
         Some(AdminCall::Shutdown(_)) => Err(Undone::NotMaster),
         None => refused(
@@ -218,7 +219,7 @@ async fn turn(consensus: &Consensus) -> Result<MutexGuard<'_, ()>, Undone> {
 }
 
 /// Makes a change, after any other that is under way.
-async fn change<F>(mut attempt: impl FnMut() -> F) -> Result<(), Undone>
+pub(super) async fn change<F>(mut attempt: impl FnMut() -> F) -> Result<(), Undone>
 where
     F: Future<Output = Result<(), ChangeError>>,
 {
@@ -283,7 +284,7 @@ async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
     Ok(let_in(node, &Arc::new(members), (id, &wanted)))
 }
 
-fn let_in(node: &Node, members: &Members, (id, member): (NodeId, &Member)) -> AdminDone {
+pub(super) fn let_in(node: &Node, members: &Members, (id, member): (NodeId, &Member)) -> AdminDone {
     let records = members.iter();
     AdminDone {
         text: format!("{} is node {id}, {}", member.name, member.node_type),
@@ -295,49 +296,6 @@ fn let_in(node: &Node, members: &Members, (id, member): (NodeId, &Member)) -> Ad
             epoch: node.identity.epoch.0,
             entry: None,
         }),
-    }
-}
-
-/// Takes the vote of a member whose data is damaged, and lets its new incarnation in.
-async fn readmit(node: &Arc<Node>, request: ReadmitRequest) -> Done {
-    let consensus = &node.consensus;
-    let members = consensus.members();
-    let (id, member) = known(&members, &request.name)?;
-    let is_known = [request.before, request.incarnation].contains(&member.incarnation.0);
-    if id.0 != request.node_id || !is_known {
-        return refused(
-            format!("{} is a member with another data directory", request.name),
-            format!("replace it: `steadfast node replace {}`", request.name),
-        );
-    }
-    if id == consensus.own_id() {
-        return Err(Undone::NotMaster);
-    }
-    // Its acknowledgements are void, so the others have to be enough for what comes.
-    check_majority_left(consensus, (id, member)).map_err(for_now)?;
-    if !request.is_question {
-        let readmitted = Member {
-            incarnation: Incarnation(request.incarnation),
-            ..member.clone()
-        };
-        change(|| consensus.readmit(id, readmitted.clone())).await?;
-        tracing::warn!(node = %request.name, "its data is damaged; it is let in again, without a vote until it has caught up");
-    }
-    let mut done = let_in(node, &consensus.members(), (id, member));
-    if let Some(joined) = &mut done.joined {
-        joined.entry = consensus.last().map(Into::into);
-    }
-    Ok(done)
-}
-
-/// A refusal that may pass.
-fn for_now(undone: Undone) -> Undone {
-    match undone {
-        Undone::Refused(refusal) => Undone::Refused(AdminRefusal {
-            passes: true,
-            ..refusal
-        }),
-        Undone::NotMaster => Undone::NotMaster,
     }
 }
 
@@ -534,7 +492,7 @@ fn find<'a>(members: &'a Members, name: &str) -> Option<(NodeId, &'a Member)> {
         .map(|(id, member)| (*id, member))
 }
 
-fn known<'a>(members: &'a Members, name: &str) -> Result<(NodeId, &'a Member), Undone> {
+pub(super) fn known<'a>(members: &'a Members, name: &str) -> Result<(NodeId, &'a Member), Undone> {
     let Some(found) = find(members, name) else {
         let names: Vec<_> = members
             .values()

@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::{Semaphore, watch};
 
-use crate::group::NodeAddress;
-use crate::ids::Vlsn;
+use crate::group::{Member, Members, NodeAddress};
+use crate::ids::{Incarnation, Vlsn};
 use crate::lifecycle::{Lifecycle, Phase, lock};
 use crate::node::Node;
-use crate::observe::comparison::{Comparing, Comparison};
+use crate::observe::comparison::{Comparing, Comparison, Damage, Flaw};
 use crate::observe::digest;
 use crate::service::comparison::{
     CheckReply, DivergenceMessage, RangeOutcome, RangeReply, RangeRequest,
@@ -82,30 +82,43 @@ impl Lifecycle {
         let Ok(node) = self.running() else {
             return failed("it does not work".to_owned());
         };
-        let log_dir = self.config.data_dir.join("log");
+        let of = node.identity.incarnation;
+        let log = node.identity.log;
+        let log_dir = lock(&self.dir).as_ref().map(|dir| dir.log_dir(log));
+        let Some(log_dir) = log_dir else {
+            return failed("it is about to end".to_owned());
+        };
         match self.one_at_a_time(move || node.check_files(&log_dir)).await {
             Some(Ok(checked)) => {
-                self.note_checked(None);
+                self.note_checked(of, None);
                 CheckReply {
                     problem: String::new(),
                     log_bytes: checked.log_bytes,
                     engine_bytes: checked.engine_bytes,
                 }
             }
-            Some(Err(problem)) => {
-                self.note_checked(Some(problem.clone()));
+            Some(Err(error)) => {
+                let flaw = Flaw {
+                    what: error.to_string(),
+                    is_damage: error.is_damage(),
+                };
+                let problem = flaw.what.clone();
+                self.note_checked(of, Some(flaw));
                 failed(problem)
             }
             None => failed("it is about to end".to_owned()),
         }
     }
 
-    fn note_checked(&self, checked: Option<String>) {
-        self.around.told.damage.send_if_modified(|damage| {
-            let is_news = damage.checked != checked;
-            damage.checked = checked;
-            is_news
-        });
+    fn note_checked(&self, of: Incarnation, checked: Option<Flaw>) {
+        let note = |damage: &mut Damage| damage.note_checked(of, checked);
+        self.around.told.damage.send_if_modified(note);
+    }
+
+    /// What was found of data that has been replaced says nothing of what is in its place.
+    pub(super) fn forget_damage(&self) {
+        let own = self.identity.borrow().incarnation;
+        self.around.told.damage.send_replace(Damage::none(own));
     }
 
     /// Runs `work` where it may block, after any other such work.
@@ -172,17 +185,13 @@ impl Lifecycle {
             rest: REST,
         };
         match comparing.run(&others, |_, _| {}).await {
-            Ok(found) => self.conclude(node, &reference, (&others, found)).await,
+            Ok(found) => self.conclude(node, &members, found).await,
             Err(why) => tracing::debug!(why, "the nodes were not compared"),
         }
     }
 
-    async fn conclude(
-        &self,
-        node: &Node,
-        own: &NodeAddress,
-        (others, found): (&[NodeAddress], Comparison),
-    ) {
+    /// Tells each of `members`, as they were when the comparison began, what it has found.
+    async fn conclude(&self, node: &Node, members: &Members, found: Comparison) {
         for divergence in &found.divergences {
             let nodes = divergence.nodes.join(", ");
             tracing::error!(nodes, range = %divergence, "nodes hold different data");
@@ -196,22 +205,23 @@ impl Lifecycle {
         let compared = found.nodes.len();
         // Where no majority agrees nobody knows who is wrong.
         let is_proven = |nodes: &[String]| nodes.len() * 2 < compared;
-        for of in std::iter::once(own).chain(others) {
-            if !found.nodes.contains(&of.name) {
-                continue;
-            }
-            let its = found.divergences.iter().find(|divergence| {
-                is_proven(&divergence.nodes) && divergence.nodes.contains(&of.name)
-            });
-            let what = its.map(|divergence| {
-                format!("it holds something else than the majority: {divergence}")
-            });
-            if of.id == own.id {
-                node.consensus.note_compared(what);
-            } else {
-                let what = what.unwrap_or_default();
-                node.consensus.tell_of_damage(of.id, what).await;
-            }
+        let what = |member: &Member| {
+            let mut its = found.divergences.iter();
+            let its = its.find(|of| is_proven(&of.nodes) && of.nodes.contains(&member.name))?;
+            Some(format!("it holds something else than the majority: {its}"))
+        };
+        let own = node.consensus.own_id();
+        let compared = members
+            .iter()
+            .filter(|(_, member)| found.nodes.contains(&member.name));
+        for (id, member) in compared.filter(|(id, _)| **id != own) {
+            let told = (*id, member.incarnation);
+            let what = what(member).unwrap_or_default();
+            node.consensus.tell_of_damage(told, what).await;
+        }
+        // The last one: it may be about to hand over to one of the others.
+        if let Some(own) = members.get(&own) {
+            node.consensus.note_compared(what(own));
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::group::{Member, MemberRecord};
 use crate::ids::{GroupUuid, Vlsn};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::room::Standing;
+use crate::listener::Role;
 use crate::node::Node;
 use crate::observe::digest;
 use crate::observe::recent::micros;
@@ -20,7 +21,11 @@ impl Lifecycle {
     pub(super) fn describe(&self) -> NodeStateMessage {
         let identity = self.identity.borrow().clone();
         let members = self.around.members.borrow().clone();
-        let role = self.around.role.borrow().clone();
+        let mut role = self.around.role.borrow().clone();
+        if self.restore.borrow().is_some() {
+            // To those who ask it is not there yet.
+            role.role = Role::Detached;
+        }
         let room = self.room_now();
         let mut message = NodeStateMessage {
             group_name: identity.group_name.clone(),

@@ -1,8 +1,10 @@
-//! How a node repairs itself whose own data is found damaged when it opens.
+//! How a node repairs itself whose own data is found damaged, when it opens or while it works.
 //!
 //! ```text
 //!   the log, or the engine, is not what was written: nothing is changed
 //!      │  would the group let me in again?                 master: is there a majority without it?
+//!      ▼
+//!   it stops, if it works
 //!      ▼
 //!   identity: another incarnation, "damaged"     ◄─ from here on the old acknowledgements and votes are void
 //!      │  let me in again                                   master: it has no vote; its incarnation is this
@@ -18,50 +20,172 @@
 //! with a vote that this node has forgotten needs a vote of one of that majority, and so has that
 //! entry, by which the forgotten vote is none.
 //!
-//! Only what checksums prove is repaired. A disk that refuses to read or to sync says nothing about
-//! the data: that node stops, and is opened again.
+//! A node at work goes on with what it has until the group would let it in again. What it acknowledges
+//! until then it has, as far as anybody counts: its log was whole when it was opened, and what it knows
+//! of it since is not read from the disk. A master hands over first, so that it asks another one.
+//!
+//! Only what is proven is repaired: by checksums, or by a majority of the nodes that have the same and
+//! something else than this one. A disk that refuses to read or to sync says nothing about the data:
+//! that node stops, and is opened again.
 
-use std::sync::Arc;
+use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
 
 use crate::config::Repair;
-use crate::engine::EngineError;
+use crate::consensus::Consensus;
 use crate::error::OpenError;
-use crate::group::MemberRecord;
 use crate::group::identity::Identity;
-use crate::ids::Incarnation;
+use crate::group::{Member, MemberRecord};
+use crate::ids::{Incarnation, NodeId};
+use crate::lifecycle::admin::{Done, Undone, change, known, let_in, refused, refused_for_now};
 use crate::lifecycle::{Lifecycle, Phase, lock};
-use crate::log::{LogError, LogId};
+use crate::log::LogId;
+use crate::node::Node;
+use crate::observe::comparison::Damage;
 use crate::restore::fetch::Progress;
-use crate::service::admin::messages::{AdminCall, Joined, ReadmitRequest};
+use crate::service::admin::messages::{AdminCall, AdminDone, Joined, ReadmitRequest};
 use crate::service::admin::{self, Asked};
+use crate::service::messages::NodeStateMessage;
 
 /// How long the group may take for one answer.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 /// How long a node waits before it asks again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a node at work waits before it asks again: meanwhile it goes on.
+const RETRY_AT_WORK: Duration = Duration::from_secs(5);
+/// How long a node that was master asks the one that follows it.
+const FOLLOWER_MAX: Duration = Duration::from_secs(5);
+/// How long it waits between two such questions: the new master has to hear the others first.
+const FOLLOWER_RETRY: Duration = Duration::from_millis(50);
 
 /// Tells this use of the machine's seed from others.
 const SEED: u64 = 0x4e9a;
 
 /// Whether checksums say that the data is damaged.
 fn is_damage(error: &OpenError) -> bool {
-    matches!(
-        error,
-        OpenError::Corrupt { .. }
-            | OpenError::Log(LogError::VoteMissing { .. })
-            | OpenError::Engine(EngineError::Corrupt { .. })
-    )
+    match error {
+        OpenError::Corrupt { .. } => true,
+        OpenError::Log(error) => error.is_damage(),
+        OpenError::Engine(error) => error.is_damage(),
+        _ => false,
+    }
+}
+
+/// Whether the data of a node is known to be wrong, as it says itself.
+pub(super) fn is_well(state: &NodeStateMessage) -> bool {
+    state.damage.is_empty()
+}
+
+/// While it lives the node does not become master.
+struct GivesWay<'a>(&'a AtomicBool);
+
+impl<'a> GivesWay<'a> {
+    fn begin(gives_way: &'a AtomicBool) -> Self {
+        gives_way.store(true, Ordering::Release);
+        Self(gives_way)
+    }
+}
+
+impl Drop for GivesWay<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Waits until the data of a node at work is known to be bad, and the group would let it in again.
+/// Returns what is wrong.
+pub(super) async fn may_begin(lifecycle: Weak<Lifecycle>, node: Arc<Node>) -> String {
+    let found = lifecycle.upgrade().and_then(|lifecycle| {
+        let repairs = lifecycle.config.repair == Repair::Auto;
+        repairs.then(|| lifecycle.around.told.damage.subscribe())
+    });
+    let Some(mut found) = found else {
+        return pending().await;
+    };
+    loop {
+        let is_bad = |damage: &Damage| damage.why_replace().is_some();
+        let why = found.wait_for(is_bad).await;
+        let why = why.ok().and_then(|damage| damage.why_replace().cloned());
+        let (Some(why), Some(lifecycle)) = (why, lifecycle.upgrade()) else {
+            return pending().await;
+        };
+        if lifecycle.may_leave(&node).await {
+            return why;
+        }
+        tracing::warn!(
+            why,
+            "this node goes on with its data: the others could not go on without it"
+        );
+        drop(lifecycle);
+        tokio::time::sleep(RETRY_AT_WORK).await;
+    }
 }
 
 impl Lifecycle {
     /// Whether the node repairs itself now that it cannot start: there have to be others, and it has to
     /// be allowed.
     pub(super) fn repairs(&self, error: &OpenError) -> bool {
-        let has_others = self.identity.borrow().founders.len() > 1;
-        has_others && self.config.repair == Repair::Auto && is_damage(error)
+        let may_repair = self.config.repair == Repair::Auto && is_damage(error);
+        may_repair && self.know_latest_members() > 1
+    }
+
+    /// Whether the group goes on without this node, which works, and would let it in again. A master
+    /// hands over first: the others have what the majority has.
+    async fn may_leave(&self, node: &Node) -> bool {
+        let consensus = &node.consensus;
+        if !consensus.is_master() {
+            return self.would_be_let_in().await;
+        }
+        let members = consensus.members();
+        let own = consensus.own_id();
+        let Some(member) = members.get(&own) else {
+            return false;
+        };
+        if check_goes_on_without(consensus, (own, member)).is_err() {
+            return false;
+        }
+        // Or it would be given mastership back before it is answered, where it is preferred.
+        let _gives_way = GivesWay::begin(&self.gives_way);
+        consensus.set_may_stand(false);
+        let left = async {
+            if !self.hand_over_to(node, is_well).await {
+                return false;
+            }
+            while !self.would_be_let_in().await {
+                tokio::time::sleep(FOLLOWER_RETRY).await;
+            }
+            true
+        };
+        let left = tokio::time::timeout(FOLLOWER_MAX, left).await;
+        left.unwrap_or(false)
+    }
+
+    async fn would_be_let_in(&self) -> bool {
+        let identity = self.identity.borrow().clone();
+        match self.ask_once(&identity, FOLLOWER_MAX).await {
+            Asked::Done(_) => true,
+            Asked::Refused(refusal) => {
+                tracing::debug!(%refusal, "it would not be let in again");
+                false
+            }
+            Asked::NoAnswer(why) => {
+                tracing::debug!(why, "nobody says whether it would be let in again");
+                false
+            }
+        }
+    }
+
+    /// Repairs a node that worked, and was stopped for this.
+    pub(super) async fn repair_stopped(self: Arc<Self>, why: String) {
+        let mut identity = Identity::clone(&self.identity.borrow());
+        match self.begin_again(&mut identity).await {
+            Ok(()) => self.repair(why).await,
+            Err(reason) => self.end_of_restoring(Err(reason)),
+        }
     }
 
     /// Repairs the node, in the background, because of `why`.
@@ -84,7 +208,9 @@ impl Lifecycle {
         let mut phase = self.phase.subscribe();
         let repaired = tokio::select! {
             biased;
-            _ = phase.wait_for(|phase| *phase != Phase::Restoring) => return,
+            _ = phase.wait_for(|phase| *phase != Phase::Restoring) => {
+                return self.end_of_restoring(Ok(()));
+            }
             readmitted = self.come_back(&why) => readmitted,
         };
         self.waiting_for.send_replace(String::new());
@@ -93,10 +219,7 @@ impl Lifecycle {
             Ok(entry) => self.copy_and_start(entry).await,
             Err(reason) => Err(reason),
         };
-        self.restore.send_replace(None);
-        if let Err(reason) = repaired {
-            (self.around.failed)(reason);
-        }
+        self.end_of_restoring(repaired);
     }
 
     /// Has the group let a new incarnation in; returns what its copy has to reach.
@@ -107,14 +230,17 @@ impl Lifecycle {
         let mut identity = Identity::clone(&self.identity.borrow());
         if identity.damaged.is_none() {
             self.ask(why, &identity).await?;
-            let mut rng = rand::rngs::StdRng::seed_from_u64(self.machine.seed ^ SEED);
-            identity.begin_again(Incarnation(rng.next_u64()));
-            self.replace_identity(&identity).await?;
+            self.begin_again(&mut identity).await?;
         }
         self.ask(why, &identity).await
     }
 
-    async fn replace_identity(&self, identity: &Identity) -> Result<(), String> {
+    /// Ends the life of the directory, durably.
+    async fn begin_again(&self, identity: &mut Identity) -> Result<(), String> {
+        // One process may see several lives.
+        let seed = self.machine.seed ^ SEED ^ identity.incarnation.0;
+        let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+        identity.begin_again(Incarnation(rng.next_u64()));
         let dir = lock(&self.dir).take().ok_or("closed")?;
         let written = dir.write_identity(&*self.machine.disk, identity).await;
         *lock(&self.dir) = Some(dir);
@@ -123,8 +249,7 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Asks until there is an answer. As long as the identity does not say that the data is damaged, it
-    /// is only a question.
+    /// Asks until there is an answer.
     async fn ask(&self, why: &str, identity: &Identity) -> Result<LogId, String> {
         let waits = |not_yet: &str| {
             let waiting =
@@ -133,26 +258,7 @@ impl Lifecycle {
         };
         waits("");
         loop {
-            let members = self.around.members.borrow().clone();
-            let others = members.values();
-            let others = others.filter(|member| member.name != identity.node_name);
-            let addresses: Vec<_> = others.map(|member| member.address.clone()).collect();
-            let client = admin::Client {
-                transport: &*self.machine.transport,
-                group: identity
-                    .group
-                    .map(|group| (identity.group_name.as_str(), group)),
-                addresses: &addresses,
-                dial_timeout: self.config.tuning.dial_timeout,
-            };
-            let call = AdminCall::Readmit(ReadmitRequest {
-                name: identity.node_name.clone(),
-                node_id: identity.node_id.0,
-                before: identity.damaged.unwrap_or(identity.incarnation).0,
-                incarnation: identity.incarnation.0,
-                is_question: identity.damaged.is_none(),
-            });
-            let not_yet = match client.call(call, ANSWER_MAX).await {
+            let not_yet = match self.ask_once(identity, ANSWER_MAX).await {
                 Asked::Done(done) => match self.let_in(done.joined) {
                     Some(entry) => return Ok(entry),
                     None => "the answer names no entry".to_owned(),
@@ -166,6 +272,31 @@ impl Lifecycle {
         }
     }
 
+    /// Asks the others to let the node in. As long as the identity does not say that the data is
+    /// damaged, it is only a question.
+    async fn ask_once(&self, identity: &Identity, within: Duration) -> Asked<AdminDone> {
+        let members = self.around.members.borrow().clone();
+        let others = members.values();
+        let others = others.filter(|member| member.name != identity.node_name);
+        let addresses: Vec<_> = others.map(|member| member.address.clone()).collect();
+        let client = admin::Client {
+            transport: &*self.machine.transport,
+            group: identity
+                .group
+                .map(|group| (identity.group_name.as_str(), group)),
+            addresses: &addresses,
+            dial_timeout: self.config.tuning.dial_timeout,
+        };
+        let call = AdminCall::Readmit(ReadmitRequest {
+            name: identity.node_name.clone(),
+            node_id: identity.node_id.0,
+            before: identity.damaged.unwrap_or(identity.incarnation).0,
+            incarnation: identity.incarnation.0,
+            is_question: identity.damaged.is_none(),
+        });
+        client.call(call, within).await
+    }
+
     fn let_in(&self, joined: Option<Joined>) -> Option<LogId> {
         let joined = joined?;
         let entry = joined.entry?.try_into().ok()?;
@@ -175,4 +306,61 @@ impl Lifecycle {
             .send_replace(Arc::new(members.collect()));
         Some(entry)
     }
+}
+
+/// Takes the vote of a member whose data is damaged, and lets its new incarnation in.
+pub(super) async fn readmit(node: &Arc<Node>, request: ReadmitRequest) -> Done {
+    let consensus = &node.consensus;
+    let members = consensus.members();
+    let (id, member) = known(&members, &request.name)?;
+    let is_known = [request.before, request.incarnation].contains(&member.incarnation.0);
+    if id.0 != request.node_id || !is_known {
+        return refused(
+            format!("{} is a member with another data directory", request.name),
+            format!("replace it: `steadfast node replace {}`", request.name),
+        );
+    }
+    if id == consensus.own_id() {
+        return Err(Undone::NotMaster);
+    }
+    check_goes_on_without(consensus, (id, member))?;
+    if request.is_question {
+        consensus.note_leaving(id);
+    } else {
+        let readmitted = Member {
+            incarnation: Incarnation(request.incarnation),
+            ..member.clone()
+        };
+        change(|| consensus.readmit(id, readmitted.clone())).await?;
+        tracing::warn!(node = %request.name, "its data is damaged; it is let in again, without a vote until it has caught up");
+    }
+    let mut done = let_in(node, &consensus.members(), (id, member));
+    if let Some(joined) = &mut done.joined {
+        joined.entry = consensus.last().map(Into::into);
+    }
+    Ok(done)
+}
+
+/// Whether the others commit, and take the vote of a member, while it acknowledges nothing: they have
+/// to be a majority of each set of voters in which it is.
+fn check_goes_on_without(
+    consensus: &Consensus,
+    (id, member): (NodeId, &Member),
+) -> Result<(), Undone> {
+    for voters in consensus.voter_sets() {
+        let others = voters.iter().filter(|other| **other != id);
+        let up = others.filter(|other| consensus.has_caught_up(**other));
+        let up = up.count();
+        if voters.contains(&id) && up * 2 <= voters.len() {
+            return refused_for_now(
+                format!(
+                    "without {} only {up} of {} voting nodes would be up and current: no majority",
+                    member.name,
+                    voters.len()
+                ),
+                "bring the others back",
+            );
+        }
+    }
+    Ok(())
 }

@@ -1,5 +1,5 @@
-//! How a node whose log was left behind comes back: it stops, copies the state of a peer beside its own,
-//! puts the copy in place, and starts again.
+//! How a node whose log was left behind, or whose data is bad, comes back: it stops, copies the state of
+//! a peer beside its own, puts the copy in place, and starts again.
 //!
 //! Until the copy is in place, the old state is the node's: a node that is closed, or dies, comes back
 //! with it, takes part with it, and is told again what it needs. The copy goes on where it was.
@@ -15,7 +15,8 @@ use crate::engine::EngineError;
 use crate::error::OpenError;
 use crate::group::{Member, MemberRecord};
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId};
-use crate::lifecycle::{Lifecycle, Phase, lock};
+use crate::lifecycle::{Lifecycle, Phase, lock, repair};
+use crate::listener::Role;
 use crate::log::LogId;
 use crate::node::Node;
 use crate::restore::fetch::{Fetch, FetchError, Progress};
@@ -31,16 +32,26 @@ const RETRY: Duration = Duration::from_millis(300);
 /// that it needs one.
 const KEEP_COPY: Duration = Duration::from_mins(10);
 
+/// Why a node at work has to copy the state of a peer.
+enum Need {
+    /// The log that it needs is gone.
+    Copy(Outdated),
+    /// What it has is bad, in words.
+    Repair(String),
+}
+
 /// A node that may have what is needed.
 struct Candidate {
     id: NodeId,
     address: String,
+    is_well: bool,
     copies: u32,
     is_master: bool,
     applied: LogPosition,
 }
 
-/// Waits, as long as `node` works, until a master says that it needs a copy, and makes it.
+/// Waits, as long as `node` works, until a master says that it needs a copy, or its own data turns out
+/// to be bad, and makes the copy.
 ///
 /// Boxed, because it starts the node again, which starts this.
 pub(super) fn watch(lifecycle: Weak<Lifecycle>, node: Arc<Node>) -> BoxFuture<'static, ()> {
@@ -52,14 +63,19 @@ async fn watch_node(lifecycle: Weak<Lifecycle>, node: Arc<Node>) {
         return;
     };
     let mut outdated = node.consensus.outdated();
+    let mut repair = Box::pin(repair::may_begin(
+        Weak::clone(&lifecycle),
+        Arc::clone(&node),
+    ));
     let mut may_have_copy = true;
-    let needed = loop {
+    let need = loop {
         tokio::select! {
             biased;
             () = left(&mut phase, &Phase::Running) => return,
             needed = async { outdated.wait_for(Option::is_some).await.map(|needed| *needed) } => {
-                break needed.ok().flatten();
+                break needed.ok().flatten().map(Need::Copy);
             }
+            why = &mut repair => break Some(Need::Repair(why)),
             () = tokio::time::sleep(KEEP_COPY), if may_have_copy => {
                 may_have_copy = false;
                 if let Some(lifecycle) = lifecycle.upgrade() {
@@ -68,9 +84,9 @@ async fn watch_node(lifecycle: Weak<Lifecycle>, node: Arc<Node>) {
             }
         }
     };
-    drop((node, outdated));
-    if let (Some(needed), Some(lifecycle)) = (needed, lifecycle.upgrade()) {
-        lifecycle.restore(needed).await;
+    drop((node, outdated, repair));
+    if let (Some(need), Some(lifecycle)) = (need, lifecycle.upgrade()) {
+        lifecycle.leave_work(need).await;
     }
 }
 
@@ -81,7 +97,8 @@ async fn left(phase: &mut tokio::sync::watch::Receiver<Phase>, from: &Phase) {
 }
 
 impl Lifecycle {
-    async fn restore(self: Arc<Self>, needed: Outdated) {
+    /// Ends the work of the node, and has it work again on what a peer has.
+    async fn leave_work(self: Arc<Self>, need: Need) {
         let begins = self.phase.send_if_modified(|phase| {
             let is_running = *phase == Phase::Running;
             if is_running {
@@ -92,20 +109,49 @@ impl Lifecycle {
         if !begins {
             return;
         }
-        tracing::warn!(needed = %needed.entry, "the log that this node needs is gone; it copies the state of a peer");
-        self.restore.send_replace(Some(Progress::default()));
+        match &need {
+            Need::Copy(needed) => {
+                tracing::warn!(needed = %needed.entry, "the log that this node needs is gone; it copies the state of a peer");
+                self.restore.send_replace(Some(Progress::default()));
+            }
+            Need::Repair(why) => {
+                tracing::error!(why, "the data of this node is damaged; it repairs itself");
+            }
+        }
         let node = lock(&self.node).take();
         let stopped = match node {
-            Some(node) => node.stop().await,
+            Some(node) => {
+                node.consensus.will_come_back();
+                node.stop().await
+            }
             None => Ok(()),
         };
-        let restored = match stopped {
-            Ok(()) => self.copy_and_start(needed.entry).await,
+        let needed = match (need, stopped) {
+            (Need::Copy(needed), stopped) => stopped.map(|()| needed.entry),
+            (Need::Repair(why), stopped) => {
+                if let Err(error) = stopped {
+                    // What it could not write is not kept.
+                    tracing::warn!(error, "a node with bad data did not stop cleanly");
+                }
+                return self.repair_stopped(why).await;
+            }
+        };
+        let restored = match needed {
+            Ok(entry) => self.copy_and_start(entry).await,
             Err(error) => Err(error),
         };
+        self.end_of_restoring(restored);
+    }
+
+    /// A node that does not work after all takes no part.
+    pub(super) fn end_of_restoring(&self, restored: Result<(), String>) {
         self.restore.send_replace(None);
         if let Err(reason) = restored {
             (self.around.failed)(reason);
+        }
+        if *self.phase.borrow() != Phase::Running {
+            let role = &self.around.role;
+            role.send_modify(|state| state.role = Role::Detached);
         }
     }
 
@@ -118,6 +164,7 @@ impl Lifecycle {
         let swapped = self.swap(last).await;
         let identity = Arc::new(swapped.map_err(|error| error.to_string())?);
         self.identity.send_replace(Arc::clone(&identity));
+        self.forget_damage();
         if self.is_closing() {
             return Ok(());
         }
@@ -192,8 +239,8 @@ impl Lifecycle {
         }
     }
 
-    /// Who can be asked, the least loaded first: those that send no copy to others, and the master
-    /// last of equals.
+    /// Who can be asked: those that know of no damage first, then the least loaded, which are those that
+    /// send no copy to others, and the master last of equals.
     async fn candidates(&self, needed: LogId) -> Vec<Candidate> {
         let own = self.identity.borrow().clone();
         let members = self.around.members.borrow().clone();
@@ -215,19 +262,29 @@ impl Lifecycle {
                 member.node_type.has_data()
             });
             let applied = state.applied.map_or(0, |applied| applied.position);
-            is_ours && has_data && state.restore.is_none() && applied >= needed.position.0
+            // Damage must not be copied in the place of damage.
+            let is_of_use = repair::is_well(state) || own.damaged.is_none();
+            is_ours
+                && has_data
+                && is_of_use
+                && state.restore.is_none()
+                && applied >= needed.position.0
         };
         let states = join_all(asked).await.into_iter().flatten().filter(suits);
         let mut candidates: Vec<_> = states
             .map(|(address, state)| Candidate {
                 id: NodeId(state.node.as_ref().map_or(0, |node| node.id)),
                 address,
+                is_well: repair::is_well(&state),
                 copies: state.copies,
                 is_master: state.role == "master",
                 applied: LogPosition(state.applied.map_or(0, |applied| applied.position)),
             })
             .collect();
-        candidates.sort_by_key(|of| (of.copies, of.is_master, std::cmp::Reverse(of.applied)));
+        candidates.sort_by_key(|of| {
+            let newest_first = std::cmp::Reverse(of.applied);
+            (!of.is_well, of.copies, of.is_master, newest_first)
+        });
         candidates
     }
 

@@ -17,6 +17,7 @@
 //! Nothing is remembered: what holds is what the disk says at each look. A disk that is full before
 //! this acts fails a write, and the node stops, as with any failed write.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ use crate::lifecycle::{Lifecycle, Phase};
 use crate::listener::Role;
 use crate::log::DiskSpace;
 use crate::node::Node;
+use crate::service::messages::NodeStateMessage;
 use crate::service::node_state;
 
 /// How often the disk is asked. At 500 MB/s that is as much as the least free space of the default.
@@ -153,9 +155,10 @@ impl Lifecycle {
         }
     }
 
-    /// Whether the node may be master, as far as its disk goes.
-    pub(super) fn has_room(&self) -> bool {
-        self.room.borrow().standing != Standing::ReadOnly
+    /// Whether the node may become master: it has room, and does not give way to another one.
+    pub(super) fn may_stand(&self) -> bool {
+        let has_room = self.room.borrow().standing != Standing::ReadOnly;
+        has_room && !self.gives_way.load(Ordering::Acquire)
     }
 
     /// The node at work, to write on. One that is not master says so by itself.
@@ -181,7 +184,7 @@ impl Lifecycle {
         if found.standing != Standing::ReadOnly {
             *watched = Watched::default();
             if let Some(node) = node {
-                node.consensus.set_may_stand(true);
+                node.consensus.set_may_stand(self.may_stand());
             }
         } else if let Some(node) = &node {
             let may_stand = self.is_last_resort(node, watched);
@@ -191,7 +194,7 @@ impl Lifecycle {
                 .is_none_or(|at| at.elapsed() >= HAND_OVER_RETRY);
             if node.consensus.is_master() && is_due {
                 watched.handed_over = Some(Instant::now());
-                self.hand_over_for_room(node).await;
+                self.hand_over_to(node, |_| true).await;
             }
         }
         self.publish_room(found);
@@ -213,31 +216,40 @@ impl Lifecycle {
         is_alone || since.elapsed() >= patience
     }
 
-    /// Hands over to a node that has room, if there is one that has caught up.
-    async fn hand_over_for_room(&self, node: &Node) {
+    /// Hands over to another node that has room and `suits`, if there is one that has caught up.
+    /// Returns whether it did.
+    pub(super) async fn hand_over_to(
+        &self,
+        node: &Node,
+        suits: fn(&NodeStateMessage) -> bool,
+    ) -> bool {
         let members = node.consensus.members();
         let own = node.consensus.own_id();
         let mut others = candidates(&members, &node.consensus.voters());
         others.retain(|id| *id != own && node.consensus.has_caught_up(*id));
         let asked = others.into_iter().map(|id| {
             let address = members[&id].address.clone();
-            async move { self.has_room_there(&address).await.then_some(id) }
+            async move {
+                let (transport, timeout) =
+                    (&*self.machine.transport, self.config.tuning.dial_timeout);
+                let state = node_state::ask(transport, &address, false, timeout).await;
+                let state = state.ok()?;
+                (state.read_only.is_empty() && suits(&state)).then_some(id)
+            }
         });
-        let with_room: Vec<NodeId> = join_all(asked).await.into_iter().flatten().collect();
-        if with_room.is_empty() {
-            tracing::warn!("no other node has room and has caught up; this one stays master");
-            return;
+        let suited: Vec<NodeId> = join_all(asked).await.into_iter().flatten().collect();
+        if suited.is_empty() {
+            tracing::warn!(
+                "no other node could be a better master and has caught up; this one stays master"
+            );
+            return false;
         }
         let deadline = Instant::now() + HAND_OVER_MAX;
-        if let Err(error) = hand_over(&node.consensus, &with_room, deadline).await {
-            tracing::warn!(%error, "a master without room could not hand over");
+        let handed = hand_over(&node.consensus, &suited, deadline).await;
+        if let Err(error) = &handed {
+            tracing::warn!(%error, "a master that should hand over could not");
         }
-    }
-
-    async fn has_room_there(&self, address: &str) -> bool {
-        let (transport, timeout) = (&*self.machine.transport, self.config.tuning.dial_timeout);
-        let asked = node_state::ask(transport, address, false, timeout).await;
-        asked.is_ok_and(|state| state.read_only.is_empty())
+        handed.is_ok()
     }
 }
 

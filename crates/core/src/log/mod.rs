@@ -519,6 +519,13 @@ pub enum LogError {
     Closed,
 }
 
+impl LogError {
+    /// Whether bytes are not what was written, rather than out of reach.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::VoteMissing { .. })
+    }
+}
+
 /// What is wrong with bytes that had been synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {

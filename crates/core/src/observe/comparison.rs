@@ -24,7 +24,7 @@ use steadfast_net::{TcpTransport, Transport};
 use tokio::time::Instant;
 
 use crate::group::NodeAddress;
-use crate::ids::Vlsn;
+use crate::ids::{Incarnation, Vlsn};
 use crate::service::comparison::{
     CheckReply, DivergenceMessage, RangeOutcome, RangeReply, RangeRequest,
 };
@@ -52,15 +52,60 @@ const NAMED_MAX: usize = 16;
 /// Why a node's own data is known to be wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Damage {
+    /// The life of the directory of which this is said. What was found of an earlier one says nothing:
+    /// its data has been replaced.
+    incarnation: Incarnation,
     /// What a comparison with the others has found.
-    pub(crate) compared: Option<String>,
+    compared: Option<String>,
     /// What a check of its own files has found.
-    pub(crate) checked: Option<String>,
+    checked: Option<Flaw>,
+}
+
+/// What a check of a node's own files has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Flaw {
+    pub(crate) what: String,
+    /// Whether bytes are not what was written. A disk that refuses to read proves nothing of them.
+    pub(crate) is_damage: bool,
 }
 
 impl Damage {
+    /// Nothing is known yet of this life.
+    pub(crate) fn none(incarnation: Incarnation) -> Self {
+        Self {
+            incarnation,
+            ..Self::default()
+        }
+    }
+
+    /// Notes what a comparison has found. Returns whether that is news.
+    pub(crate) fn note_compared(&mut self, of: Incarnation, compared: Option<String>) -> bool {
+        let is_news = of == self.incarnation && self.compared != compared;
+        if is_news {
+            self.compared = compared;
+        }
+        is_news
+    }
+
+    /// Notes what a check has found. Returns whether that is news.
+    pub(crate) fn note_checked(&mut self, of: Incarnation, checked: Option<Flaw>) -> bool {
+        let is_news = of == self.incarnation && self.checked != checked;
+        if is_news {
+            self.checked = checked;
+        }
+        is_news
+    }
+
     pub(crate) fn why(&self) -> Option<&String> {
-        self.checked.as_ref().or(self.compared.as_ref())
+        let checked = self.checked.as_ref().map(|checked| &checked.what);
+        checked.or(self.compared.as_ref())
+    }
+
+    /// Why the data has to be replaced: it is proven that it is not what was written.
+    pub(crate) fn why_replace(&self) -> Option<&String> {
+        let checked = self.checked.as_ref().filter(|checked| checked.is_damage);
+        let checked = checked.map(|checked| &checked.what);
+        checked.or(self.compared.as_ref())
     }
 }
 

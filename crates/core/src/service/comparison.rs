@@ -79,6 +79,9 @@ pub(crate) struct Diverged {
     /// In words; empty when the node has what the others have.
     #[prost(string, tag = "2")]
     pub(crate) what: String,
+    /// The incarnation of the node that was compared: of a later one this says nothing.
+    #[prost(fixed64, tag = "3")]
+    pub(crate) incarnation: u64,
 }
 
 /// A range in which nodes differ.

@@ -5,14 +5,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use steadfast::engine::{Change, Direction, EngineBatch, KeyRange, ScanLimit};
 use steadfast::ids::DatabaseId;
-use steadfast::{Divergence, NodeStatus};
+use steadfast::{Divergence, NodeStatus, Repair};
 
 use crate::support::{Group, Numbers, eventually, name, put, stays};
 
 const OFTEN: Numbers = &[("digest_interval_ms", 100), ("flush_interval_ms", 10)];
 
+/// A group whose nodes do not repair what is found.
+fn group(nodes: usize) -> Group {
+    Group::in_memory_with(nodes, OFTEN, Repair::Never)
+}
+
 /// Writes some rows, and waits until every engine holds all of them.
-fn fill(group: &Group) {
+pub(crate) fn fill(group: &Group) {
     let written = group.master().write(|txn| {
         let database = txn.database("d")?;
         (0..200_u32).try_for_each(|n| database.put(format!("k{n:03}"), "v"))
@@ -27,7 +32,7 @@ fn fill(group: &Group) {
 }
 
 /// Changes a row in the engine of a node, behind its back.
-fn alter(group: &Group, at: usize, key: &'static str) {
+pub(crate) fn alter(group: &Group, at: usize, key: &'static str) {
     let engine = group.engine(at);
     let applied = engine.applied().expect("it is open").expect("a batch");
     let holds = |database: &DatabaseId| {
@@ -51,7 +56,7 @@ fn found(group: &Group) -> Vec<Divergence> {
     group.master().status().divergences
 }
 
-fn damaged(group: &Group) -> Vec<String> {
+pub(crate) fn damaged(group: &Group) -> Vec<String> {
     let damaged = group.open_nodes().map(Env::status);
     let damaged = damaged.filter(|status: &NodeStatus| status.damage.is_some());
     damaged.map(|status| status.node.name).collect()
@@ -61,7 +66,7 @@ use crate::support::Env;
 
 #[test]
 fn a_node_whose_engine_was_altered_behind_its_back_is_found_named_and_told() {
-    let group = Group::in_memory(3, OFTEN);
+    let group = group(3);
     fill(&group);
     let master = group.master_except(None);
     let replica = (master + 1) % 3;
@@ -92,7 +97,7 @@ fn a_node_whose_engine_was_altered_behind_its_back_is_found_named_and_told() {
 
 #[test]
 fn a_master_that_has_something_else_than_the_majority_names_itself() {
-    let group = Group::in_memory(3, OFTEN);
+    let group = group(3);
     fill(&group);
     let master = group.master_except(None);
     alter(&group, master, "k000");
@@ -102,7 +107,7 @@ fn a_master_that_has_something_else_than_the_majority_names_itself() {
 
 #[test]
 fn where_two_differ_both_are_named_and_neither_is_told_that_it_is_wrong() {
-    let group = Group::in_memory(2, OFTEN);
+    let group = group(2);
     fill(&group);
     alter(&group, 0, "k000");
     eventually("both are named", || !found(&group).is_empty());
@@ -112,7 +117,7 @@ fn where_two_differ_both_are_named_and_neither_is_told_that_it_is_wrong() {
 
 #[test]
 fn nothing_is_found_where_nothing_differs_although_writes_and_flushes_go_on() {
-    let group = Group::in_memory(3, OFTEN);
+    let group = group(3);
     fill(&group);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {

@@ -20,6 +20,8 @@ mod membership;
 mod model;
 mod pressure;
 mod repair;
+mod repair_engine;
+mod repair_running;
 mod restart;
 mod restore;
 mod serializable;

@@ -18,7 +18,7 @@ const NUMBERS: Numbers = &[
     ("log_segment_bytes", 64 * 1024),
 ];
 
-fn write(node: &Env, prefix: &str) {
+pub(crate) fn write(node: &Env, prefix: &str) {
     for n in 0..40 {
         let _token = put(node, format!("{prefix}{n}"), vec![n; 4096]).expect("committed");
     }
@@ -49,7 +49,7 @@ fn flip_in_the_middle(group: &Group, at: usize) {
     });
 }
 
-fn votes(group: &Group, at: usize) -> bool {
+pub(crate) fn votes(group: &Group, at: usize) -> bool {
     let id = group.node(at).status().node.id;
     let members = group.master().status().members;
     members
@@ -163,6 +163,36 @@ fn a_node_that_was_away_catches_up_from_a_master_that_repaired_itself_since() {
     group.reopen(away).expect("opened");
     group.wait_ready();
     group.digest();
+}
+
+#[test]
+fn members_of_a_group_that_one_node_formed_know_each_other_when_they_are_damaged() {
+    let mut group = Group::in_memory(1, NUMBERS);
+    write(group.master(), "alone");
+    for at in [1, 2] {
+        assert_eq!(group.join(NodeType::Electable), at);
+        group.wait_ready();
+        eventually("it has its vote", || votes(&group, at));
+    }
+    write(group.master(), "before");
+    // The one that formed it knew nobody then, and the second not the third.
+    for at in [0, 1] {
+        group.wait_persisted();
+        eventually("all are noted", || {
+            let noted = group.storages[at].disk().bytes(Path::new("/data/members"));
+            noted.is_some_and(|noted| noted.windows(2).any(|bytes| bytes == b"n3"))
+        });
+        group.close(at);
+        flip_in_the_middle(&group, at);
+        repaired(&mut group, at);
+        for closed in 0..3 {
+            if group.nodes[closed].is_none() {
+                group.reopen(closed).expect("opened");
+            }
+        }
+        group.wait_ready();
+        group.digest();
+    }
 }
 
 #[test]

@@ -185,24 +185,30 @@ impl Nodes {
 impl Group {
     /// Nodes on disks in memory.
     pub(crate) fn in_memory(nodes: usize, numbers: Numbers) -> Self {
+        Self::in_memory_with(nodes, numbers, Repair::default())
+    }
+
+    /// Nodes on disks in memory that repair themselves, or do not.
+    pub(crate) fn in_memory_with(nodes: usize, numbers: Numbers, repair: Repair) -> Self {
         let storages = (0..nodes).map(|_| Storage::memory()).collect();
-        Self::new(storages, numbers, None)
+        let mut group = Self::unopened(storages, numbers, None);
+        group.repair = repair;
+        group.opened()
     }
 
     /// Nodes on the real disk, with the real engine.
     pub(crate) fn on_disk(nodes: usize, numbers: Numbers) -> Self {
         let dir = TempDir::new().expect("a directory");
         let storages = (1..=nodes).map(|n| Storage::Real(dir.path().join(format!("n{n}"))));
-        Self::new(storages.collect(), numbers, Some(dir))
+        Self::unopened(storages.collect(), numbers, Some(dir)).opened()
     }
 
-    fn new(storages: Vec<Storage>, numbers: Numbers, dir: Option<TempDir>) -> Self {
-        let mut group = Self::unopened(storages, numbers, dir);
-        for at in 0..group.nodes.len() {
-            group.reopen(at).expect("opened");
+    fn opened(mut self) -> Self {
+        for at in 0..self.nodes.len() {
+            self.reopen(at).expect("opened");
         }
-        group.wait_ready();
-        group
+        self.wait_ready();
+        self
     }
 
     /// Nodes that nobody has opened yet.

@@ -7,13 +7,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use noxu_log::entry_header::CHECKSUM_BYTES;
-use noxu_log::{ChecksumValidator, FileHeader, LogEntryHeader};
+use noxu_log::{ChecksumValidator, FileHeader, LogEntryHeader, LogError};
 use noxu_util::Lsn;
 
 use super::errors::io_error;
 use crate::engine::{EngineError, Result};
 
 const EXTENSION: &str = "ndb";
+
+/// Versions of files that Noxu may yet come to.
+const VERSION_MAX: u32 = 255;
 
 /// Offset of the flags in an entry, and the one among them that may be set in place, after the
 /// checksum was made.
@@ -39,6 +42,47 @@ pub(super) fn files(directory: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
+/// What `error`, with which Noxu could not open the files in `directory`, is: [`EngineError::Corrupt`]
+/// where they prove it. Noxu has one kind of error for most that goes wrong then.
+///
+/// Behind its header the last file proves nothing: a crash may have cut an entry off.
+pub(super) fn why_not_open(directory: &Path, error: EngineError) -> EngineError {
+    if !matches!(error, EngineError::Io { .. }) {
+        return error;
+    }
+    let Ok(paths) = log_files(directory) else {
+        return error;
+    };
+    let last = paths.last();
+    let found = paths.iter().find_map(|path| {
+        let checked = if Some(path) == last {
+            header_of(path)
+        } else {
+            file(path).map(drop)
+        };
+        checked.err().filter(EngineError::is_damage)
+    });
+    found.unwrap_or(error)
+}
+
+#[expect(clippy::disallowed_methods, reason = "Noxu keeps its files itself")]
+fn header_of(path: &Path) -> Result<()> {
+    let bytes = std::fs::read(path).map_err(|error| io_error("read a file", error))?;
+    header(path, &bytes).map(drop)
+}
+
+/// The header of a file. One that a newer version has written is not damaged.
+fn header(path: &Path, bytes: &[u8]) -> Result<FileHeader> {
+    FileHeader::read_from(&mut &*bytes).map_err(|error| match error {
+        LogError::VersionMismatch { found, .. } if found <= VERSION_MAX => {
+            io_error("read a file of a newer version", error)
+        }
+        error => EngineError::Corrupt {
+            what: format!("{} at byte 0: {error}", path.display()),
+        },
+    })
+}
+
 #[expect(clippy::disallowed_methods, reason = "Noxu keeps its files itself")]
 fn log_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
@@ -58,8 +102,7 @@ fn file(path: &Path) -> Result<u64> {
     let corrupt = |at: usize, what: &str| EngineError::Corrupt {
         what: format!("{} at byte {at}: {what}", path.display()),
     };
-    let header = FileHeader::read_from(&mut &bytes[..]);
-    let header = header.map_err(|error| corrupt(0, &error.to_string()))?;
+    let header = header(path, &bytes)?;
     let mut at = FileHeader::on_disk_size(header.log_version);
     while at < bytes.len() {
         let size = entry(&bytes[at..]).map_err(|what| corrupt(at, &what))?;

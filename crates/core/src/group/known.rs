@@ -1,0 +1,198 @@
+//! The latest members that a node has known, in a file beside its identity: whom it can ask when it can
+//! read neither its log nor its engine. The identity has the members of the group's beginning, which
+//! may all be gone.
+//!
+//! ```text
+//! members    | "SFMEMBR\0" | format version: u32 LE = 1 | length: u32 LE | crc32c of the body: u32 LE |
+//!            | body (protobuf: KnownRecord) |
+//! ```
+//!
+//! A hint, and nothing more: nobody is let in and nothing is counted by it. It may be out of date, and
+//! one that is missing, damaged, or of another group or epoch is passed over. It is replaced as the
+//! identity is, so a crash leaves one of two.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::error::OpenError;
+use crate::group::identity::{Identity, io_error, read_file};
+use crate::group::{Member, MemberRecord, Members};
+use crate::ids::{GroupUuid, NodeId};
+use crate::log::{Disk, OpenMode};
+
+const MAGIC: &[u8; 8] = b"SFMEMBR\0";
+const FORMAT_VERSION: u32 = 1;
+const HEADER_BYTES: usize = 20;
+const FILE: &str = "members";
+const NEW_FILE: &str = "members.new";
+
+#[derive(Clone, PartialEq, Eq, Message)]
+struct KnownRecord {
+    #[prost(bytes = "bytes", tag = "1")]
+    group: Bytes,
+    #[prost(uint64, tag = "2")]
+    epoch: u64,
+    #[prost(message, repeated, tag = "3")]
+    members: Vec<MemberRecord>,
+}
+
+/// The members that were written last into `dir`, of the group and epoch of `identity`; none where
+/// nothing can be read.
+pub(crate) fn read(disk: &dyn Disk, dir: &Path, identity: &Identity) -> Vec<(NodeId, Member)> {
+    let path = dir.join(FILE);
+    if !disk.exists(&path).unwrap_or(false) {
+        return Vec::new();
+    }
+    let bytes = read_file(disk, &path).unwrap_or_default();
+    let Some(record) = decode(&bytes) else {
+        tracing::warn!(path = %path.display(), "the list of the latest members cannot be read");
+        return Vec::new();
+    };
+    let group = identity.group.map(GroupUuid::to_bytes);
+    if Some(record.group) != group || record.epoch != identity.epoch.0 {
+        return Vec::new();
+    }
+    let members = record.members.into_iter();
+    members.map(MemberRecord::into_member).collect()
+}
+
+/// Replaces the members in `dir`, durably.
+///
+/// # Errors
+/// [`OpenError::Io`]; what was there before may still be.
+pub(crate) async fn write(
+    disk: &dyn Disk,
+    dir: &Path,
+    identity: &Identity,
+    members: &Members,
+) -> Result<(), OpenError> {
+    let record = KnownRecord {
+        group: identity.group.map(GroupUuid::to_bytes).unwrap_or_default(),
+        epoch: identity.epoch.0,
+        members: members
+            .iter()
+            .map(|(id, member)| MemberRecord::new(*id, member))
+            .collect(),
+    };
+    let (new, path) = (dir.join(NEW_FILE), dir.join(FILE));
+    if disk.exists(&new).map_err(io_error("look for", &new))? {
+        disk.remove(&new).map_err(io_error("remove", &new))?;
+    }
+    let file = disk
+        .open(&new, OpenMode::CreateNew)
+        .map_err(io_error("create", &new))?;
+    file.write_all_at(&encode(&record), 0)
+        .map_err(io_error("write", &new))?;
+    file.sync_data().await.map_err(io_error("sync", &new))?;
+    disk.rename(&new, &path).map_err(io_error("rename", &new))?;
+    disk.sync_dir(dir).await.map_err(io_error("sync", dir))
+}
+
+fn encode(record: &KnownRecord) -> Vec<u8> {
+    let body = record.encode_to_vec();
+    let length = u32::try_from(body.len()).expect("a member list is far below 4 GiB");
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend(FORMAT_VERSION.to_le_bytes());
+    bytes.extend(length.to_le_bytes());
+    bytes.extend(crc32c::crc32c(&body).to_le_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Option<KnownRecord> {
+    let (header, body) = bytes.split_at_checked(HEADER_BYTES)?;
+    let field = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
+    let is_whole = &header[..8] == MAGIC
+        && field(8) == FORMAT_VERSION
+        && field(12) as usize == body.len()
+        && field(16) == crc32c::crc32c(body);
+    is_whole.then(|| KnownRecord::decode(body).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ids::{GroupEpoch, Incarnation};
+    use crate::log::MemoryDisk;
+
+    fn identity(epoch: u64) -> Identity {
+        Identity {
+            group_name: "orders".to_owned(),
+            node_name: "n1".to_owned(),
+            incarnation: Incarnation(7),
+            group: Some(GroupUuid(uuid::Uuid::from_u128(9))),
+            node_id: NodeId(1),
+            founders: Vec::new(),
+            epoch: GroupEpoch(epoch),
+            superseded_by: None,
+            recovery: None,
+            copy: 0,
+            log_begins_after: None,
+            log: 0,
+            damaged: None,
+            earlier: Vec::new(),
+        }
+    }
+
+    fn members(count: u64) -> Members {
+        let member = |id: u64| {
+            let name = format!("n{id}");
+            (
+                NodeId(id),
+                Member {
+                    address: format!("{name}:7400"),
+                    name,
+                    ..Member::default()
+                },
+            )
+        };
+        Arc::new((1..=count).map(member).collect())
+    }
+
+    #[tokio::test]
+    async fn a_power_cut_leaves_the_members_before_or_after() {
+        let dir = Path::new("/data");
+        for steps in 0.. {
+            let disk = MemoryDisk::new();
+            disk.create_dir_all(dir).unwrap();
+            disk.sync_dir(Path::new("/")).await.unwrap();
+            write(&disk, dir, &identity(1), &members(1)).await.unwrap();
+            disk.fail_after(steps);
+            let written = write(&disk, dir, &identity(1), &members(3)).await;
+            disk.crash();
+            let found = read(&disk, dir, &identity(1)).len();
+            assert!([1, 3].contains(&found), "{found}");
+            write(&disk, dir, &identity(1), &members(2)).await.unwrap();
+            assert_eq!(read(&disk, dir, &identity(1)).len(), 2);
+            if written.is_ok() {
+                assert_eq!(found, 3);
+                return;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_damaged_or_of_another_epoch_says_nothing() {
+        let (disk, dir) = (MemoryDisk::new(), Path::new("/data"));
+        disk.create_dir_all(dir).unwrap();
+        assert_eq!(read(&disk, dir, &identity(1)), []);
+        write(&disk, dir, &identity(1), &members(3)).await.unwrap();
+        assert_eq!(read(&disk, dir, &identity(2)), []);
+        let path = dir.join(FILE);
+        let whole = disk.bytes(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            disk.plant(&path, &bytes);
+            assert_eq!(read(&disk, dir, &identity(1)), [], "byte {at}");
+            disk.plant(&path, &whole[..at]);
+            assert_eq!(read(&disk, dir, &identity(1)), [], "cut at {at}");
+        }
+        disk.plant(&path, &whole);
+        assert_eq!(read(&disk, dir, &identity(1)).len(), 3);
+    }
+}

@@ -1,0 +1,167 @@
+//! A node at work whose data turns out to be bad goes on as long as the others could not go on without
+//! it; then it gives up its vote, copies the state of a peer, and gets its vote back.
+
+use std::path::Path;
+
+use steadfast::engine::EngineFactory;
+use steadfast::{AdminCommand, NodeType, Role};
+
+use crate::comparison::{alter, damaged, fill};
+use crate::repair::{votes, write};
+use crate::support::{Group, Numbers, Storage, eventually, name, stays};
+
+/// Data that differs is found at once.
+const OFTEN: Numbers = &[
+    ("election_timeout_min_ms", 1_000),
+    ("election_timeout_max_ms", 1_500),
+    ("commit_timeout_ms", 120_000),
+    ("digest_interval_ms", 100),
+    ("flush_interval_ms", 10),
+];
+
+/// Waits until a node has another state than the one with which it began, all hold the same, and it
+/// has its vote.
+fn repaired(group: &Group, at: usize) {
+    eventually("it has copied the state", || group.storages[at].is_copy());
+    group.wait_ready();
+    group.digest();
+    eventually("it has its vote back", || votes(group, at));
+    eventually("nobody is damaged", || damaged(group).is_empty());
+}
+
+/// How often a node has copied the state of a peer.
+fn copies(group: &Group, at: usize) -> usize {
+    let Storage::Memory { store, .. } = &group.storages[at] else {
+        unreachable!("it is in memory");
+    };
+    let copied = |copy: &usize| {
+        let dir = format!("/data/engine-{copy}");
+        store.exists(Path::new(&dir)).expect("a store in memory")
+    };
+    (1..9).rfind(copied).unwrap_or(0)
+}
+
+#[test]
+fn a_replica_that_holds_something_else_than_the_majority_repairs_itself_once_while_it_works() {
+    let mut group = Group::in_memory(3, OFTEN);
+    fill(&group);
+    let at = (group.master_except(None) + 1) % 3;
+    let mut states = group.node(at).state_changes();
+    let ends = std::thread::spawn(move || states.any(|state| state.role == Role::Detached));
+    alter(&group, at, "k123");
+    repaired(&group, at);
+    assert!(
+        !ends.is_finished(),
+        "whoever follows its role sees it come back"
+    );
+    // What was found of the data that is gone is not acted upon again.
+    for _ in 0..10 {
+        stays("it works", || group.node(at).state().role == Role::Replica);
+    }
+    assert_eq!(copies(&group, at), 1);
+
+    // It is a node like any other: also when it differs anew, also as one of two.
+    alter(&group, at, "k007");
+    eventually("it has copied the state again", || copies(&group, at) == 2);
+    repaired(&group, at);
+    group.close(at);
+    group.reopen(at).expect("opened");
+    group.wait_ready();
+    let master = group.master_except(None);
+    let other = (0..3).find(|other| *other != at && *other != master);
+    group.close(other.unwrap_or((at + 1) % 3));
+    write(group.master(), "two");
+    group.digest();
+}
+
+#[test]
+fn a_preferred_master_with_bad_data_hands_over_and_repairs_itself() {
+    let group = Group::in_memory(3, OFTEN);
+    fill(&group);
+    let at = group.master_except(None);
+    let prefer = AdminCommand::SetPriority {
+        node: name(at),
+        priority: 9,
+    };
+    let _done = group.master().administer(&prefer).expect("preferred");
+    alter(&group, at, "k123");
+    eventually("another one is master", || {
+        let states = group.open_nodes().map(|node| node.state().role);
+        states
+            .into_iter()
+            .enumerate()
+            .any(|(other, role)| other != at && role == Role::Master)
+    });
+    repaired(&group, at);
+    eventually("it is master again", || {
+        group.node(at).state().role == Role::Master
+    });
+    write(group.node(at), "after");
+    group.digest();
+    assert_eq!(copies(&group, at), 1);
+}
+
+#[test]
+fn a_node_with_bad_data_goes_on_until_the_others_could_go_on_without_it() {
+    let mut group = Group::in_memory(3, OFTEN);
+    let secondary = group.join(NodeType::Secondary);
+    group.wait_ready();
+    fill(&group);
+    let master = group.master_except(None);
+    let (at, away) = ((master + 1) % 3, (master + 2) % 3);
+    let away_id = group.node(away).status().node.id;
+    group.close(away);
+    eventually("the master misses it", || {
+        let replicas = group.node(master).status().replicas;
+        replicas
+            .iter()
+            .any(|of| of.node == away_id && of.heard_ms_ago.is_none_or(|ago| ago > 2_000))
+    });
+    alter(&group, at, "k123");
+    eventually("it is found by the other two", || {
+        damaged(&group) == [name(at)]
+    });
+    for n in 0..10 {
+        write(group.master(), &n.to_string());
+        stays("it works", || group.node(at).state().role == Role::Replica);
+    }
+    assert!(!group.storages[at].is_copy());
+
+    group.reopen(away).expect("opened");
+    repaired(&group, at);
+    assert_eq!(copies(&group, secondary) + copies(&group, master), 0);
+}
+
+#[test]
+fn two_of_three_voters_with_bad_data_repair_themselves_one_after_the_other() {
+    let mut group = Group::in_memory(3, OFTEN);
+    let secondaries = [(); 2].map(|()| group.join(NodeType::Secondary));
+    group.wait_ready();
+    fill(&group);
+    let master = group.master_except(None);
+    let both = [(master + 1) % 3, (master + 2) % 3];
+    for at in both {
+        alter(&group, at, "k123");
+    }
+    for at in both {
+        repaired(&group, at);
+    }
+    write(group.master(), "after");
+    group.digest();
+    assert!(secondaries.iter().all(|at| copies(&group, *at) == 0));
+}
+
+#[test]
+fn where_no_majority_agrees_nobody_repairs_itself() {
+    let group = Group::in_memory(2, OFTEN);
+    fill(&group);
+    alter(&group, 0, "k000");
+    eventually("both are named", || {
+        let found = group.master().status().divergences;
+        found.iter().any(|found| found.nodes.len() == 2)
+    });
+    stays("both work", || {
+        (0..2).all(|at| group.node(at).state().role != Role::Detached)
+    });
+    assert_eq!(copies(&group, 0) + copies(&group, 1), 0);
+}
