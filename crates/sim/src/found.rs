@@ -56,4 +56,9 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "the check itself: what the others had got by copies was in no log any more but in the one that \
          was damaged",
     ),
+    (
+        198,
+        "the check itself: a segment was kept for it as it had been before a power cut, after which it was \
+         written further",
+    ),
 ];

@@ -93,6 +93,17 @@ fn archive_segments(disk: &SimDisk, archive: &Archive, newest: &Path) {
     }
 }
 
+/// Takes the newest segment out of the archive. When the name of the one after it was lost, it is
+/// written further.
+fn forget_newest(disk: &SimDisk, archive: &Archive) {
+    let dir = newest_log(disk);
+    let mut names = disk.list(&dir).unwrap_or_default();
+    names.retain(|name| logfile::sequence_of(name).is_some());
+    if let Some(newest) = names.iter().max() {
+        lock(archive).remove(&dir.join(newest));
+    }
+}
+
 /// Where the log is that the node writes: each one that it has given up as damaged has left a number.
 fn newest_log(disk: &SimDisk) -> PathBuf {
     let dir = |number| match number {
@@ -321,6 +332,7 @@ impl World {
         if end == End::PowerCut {
             hardware.disk.crash();
             hardware.store.crash(kept);
+            forget_newest(&hardware.disk, &hardware.archive);
             self.net.power_on(&host.name);
         } else {
             hardware.disk.process_ended();
