@@ -45,7 +45,7 @@ counter, one key read and raised by one. Clients share the keys: with --keys 1 a
 counter, and in the end the sum of all counters must be what was acknowledged.
 
 Reads come from where the data lies. --from window keeps all of it in memory, --from engine waits
-until all of it is in the storage engine, and then measures the engine alone as well.
+until all of it is in the storage engine, opens the node anew, and then measures the engine alone as well.
 
 Examples:
   steadfast bench
@@ -141,7 +141,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         keys: arguments.keys,
         writers: arguments.writers,
     };
-    let measured = measure(&group, &load, arguments);
+    let measured = measure(&mut group, &load, arguments);
     let closed = group.env.close();
     runtime.block_on(child::end_all(
         &mut group.replicas,
@@ -150,7 +150,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     ));
     closed?;
     let mut line = measured?;
-    if arguments.from == Some(Source::Engine) && arguments.workload == Workload::Get {
+    if arguments.has_engine_alone() {
         line["engine_ops_per_s"] = json!(measure_engine(dir.path(), &load, arguments)?);
     }
     add_ratio(&mut line, sync, round_trip);
@@ -164,6 +164,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
 /// The master in this process and its replicas.
 struct BenchGroup {
     env: ReplicatedEnvironment,
+    config: RepConfig,
     replicas: Vec<Option<Child>>,
     events: ChildEvents,
 }
@@ -210,14 +211,23 @@ impl BenchGroup {
             config = config.set("flush_interval_ms", KEEP_IN_WINDOW_MS);
         }
         let config = config.build()?;
-        let env = ReplicatedEnvironment::open_async(config).await?;
+        let env = ReplicatedEnvironment::open_async(config.clone()).await?;
         let mut group = Self {
             env,
+            config,
             replicas,
             events,
         };
         group.wait_master().await?;
         Ok(group)
+    }
+
+    /// Opens this node anew, so that its engine is no other than one that is opened alone: what it has
+    /// in memory was read from its files, and not written a moment ago.
+    fn reopen(&mut self) -> Result<(), Failure> {
+        self.env.close()?;
+        self.env = ReplicatedEnvironment::open(self.config.clone())?;
+        Ok(self.env.wait_ready(READY_TIMEOUT)?)
     }
 
     /// Waits until this process is master; what the replicas say is of no interest.
@@ -258,10 +268,13 @@ impl BenchGroup {
     }
 }
 
-fn measure(group: &BenchGroup, load: &Load, arguments: &Arguments) -> Result<Value, Failure> {
+fn measure(group: &mut BenchGroup, load: &Load, arguments: &Arguments) -> Result<Value, Failure> {
     load.prepare(&group.env).map_err(failed)?;
     if arguments.from == Some(Source::Engine) {
         wait_flushed(&group.env)?;
+    }
+    if arguments.has_engine_alone() {
+        group.reopen()?;
     }
     let mut pids = vec![std::process::id()];
     pids.extend(group.replicas.iter().flatten().map(Child::pid));
@@ -302,6 +315,14 @@ fn wait_flushed(env: &ReplicatedEnvironment) -> Result<(), Failure> {
         std::thread::sleep(FLUSH_LOOK);
     }
     Ok(())
+}
+
+impl Arguments {
+    /// Whether the engine is measured alone as well.
+    fn has_engine_alone(&self) -> bool {
+        let gets_alone = self.workload == Workload::Get && self.writers == 0;
+        gets_alone && self.from == Some(Source::Engine)
+    }
 }
 
 /// The same gets on the engine alone, now that its node is closed.
