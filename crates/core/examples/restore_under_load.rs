@@ -230,8 +230,7 @@ fn node_process(node: &str, dir: &str, nodes: &[String]) -> Result<()> {
 }
 
 fn key(n: u64) -> [u8; 8] {
-    // Scattered over all keys.
-    n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()
+    n.to_be_bytes()
 }
 
 fn fill(env: &ReplicatedEnvironment, keys: u64) -> Result<()> {
@@ -261,7 +260,8 @@ fn load(env: &ReplicatedEnvironment, keys: u64, wait: impl FnOnce()) -> String {
                     let due = began + Duration::from_micros(n * 1_000_000 / WRITES_PER_S);
                     std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
                     let asked = Instant::now();
-                    let key = key(n.wrapping_mul(7919) % keys.max(1));
+                    // Scattered over all keys.
+                    let key = key(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % keys.max(1));
                     let put = env.write(|txn| txn.database("data")?.put(key, [7; VALUE_BYTES]));
                     if put.is_ok()
                         && let Ok(mut latencies) = latencies.lock()

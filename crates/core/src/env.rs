@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use steadfast_net::{MemoryNetwork, process};
@@ -512,6 +513,12 @@ impl Drop for EnvironmentHandle {
 /// Waits for `work` on this thread. As a guest on the application's runtime, a worker of it first
 /// hands its other tasks to another one: the environment's may be among them.
 pub(crate) fn block_on<T>(is_guest: bool, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    // What has nothing to wait for, as most reads, needs nobody who would wake it.
+    let context = &mut Context::from_waker(Waker::noop());
+    if let Poll::Ready(done) = work.as_mut().poll(context) {
+        return done;
+    }
     let flavor = Handle::try_current().map(|current| current.runtime_flavor());
     if is_guest && matches!(flavor, Ok(RuntimeFlavor::MultiThread)) {
         tokio::task::block_in_place(|| pollster::block_on(work))

@@ -50,7 +50,7 @@ use crate::restore::source::Copies;
 use crate::service::hello::Gate;
 use crate::service::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
 use crate::token::{CommitToken, TokenOutcome};
-use crate::txn::consistency::{self, ReadOptions};
+use crate::txn::consistency::{self, ConsistencyPolicy, ReadOptions};
 use crate::txn::durability::Durability;
 use crate::txn::outcome;
 use crate::txn::transaction::{Snapshot, Transaction};
@@ -472,8 +472,10 @@ impl Lifecycle {
     /// A snapshot that is as fresh as `options` say.
     pub(crate) async fn snapshot(&self, options: ReadOptions) -> Result<Snapshot, ReadError> {
         let node = self.with_data()?;
-        let timeout = options.timeout.unwrap_or(self.config.tuning.read_timeout);
-        consistency::wait(&node, self.role(), (options.policy, timeout)).await?;
+        if options.policy != ConsistencyPolicy::Eventual {
+            let timeout = options.timeout.unwrap_or(self.config.tuning.read_timeout);
+            consistency::wait(&node, self.role(), (options.policy, timeout)).await?;
+        }
         Ok(node.snapshot())
     }
 

@@ -26,7 +26,7 @@ struct Known {
 
 impl Names {
     /// The database of this name in the snapshot at `at`; `None` when it is not remembered.
-    pub(crate) fn find(&self, name: &Bytes, at: Vlsn) -> Option<DatabaseId> {
+    pub(crate) fn find(&self, name: &[u8], at: Vlsn) -> Option<DatabaseId> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let is_valid = at >= known.since;
         is_valid.then(|| known.ids.get(name).copied()).flatten()

@@ -6,6 +6,7 @@
 //! [`Readers::now`] after it has applied, and evicts once [`Readers::all_began_after`] says so.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,6 @@ pub(crate) struct ReaderId(u64);
 struct Reader {
     at: Vlsn,
     began: Instant,
-    ended: Arc<OnceLock<Duration>>,
 }
 
 #[derive(Debug, Default)]
@@ -36,6 +36,10 @@ struct State {
 #[derive(Debug, Default)]
 pub(crate) struct Readers {
     state: Mutex<State>,
+    /// Readers before this one were ended.
+    ended_before: AtomicU64,
+    /// The age over which they were.
+    age_max: OnceLock<Duration>,
 }
 
 impl Readers {
@@ -57,18 +61,12 @@ impl Readers {
     fn register(self: &Arc<Self>, state: &mut State, at: Vlsn) -> ReaderGuard {
         let id = state.next;
         state.next = ReaderId(id.0 + 1);
-        let ended = Arc::new(OnceLock::new());
-        let reader = Reader {
-            at,
-            began: Instant::now(),
-            ended: Arc::clone(&ended),
-        };
-        state.active.insert(id, reader);
+        let began = Instant::now();
+        state.active.insert(id, Reader { at, began });
         ReaderGuard {
             readers: Arc::clone(self),
             id,
             at,
-            ended,
         }
     }
 
@@ -101,13 +99,15 @@ impl Readers {
     /// Ends readers that are older than `age_max`: their next read says so.
     pub(crate) fn end_older_than(&self, age_max: Duration) {
         let now = Instant::now();
-        self.lock().active.retain(|_, reader| {
-            let keep = now.duration_since(reader.began) <= age_max;
-            if !keep {
-                reader.ended.get_or_init(|| age_max);
-            }
-            keep
-        });
+        let age_max = *self.age_max.get_or_init(|| age_max);
+        let mut state = self.lock();
+        // They began in this order.
+        while let Some(oldest) = state.active.first_entry()
+            && now.duration_since(oldest.get().began) > age_max
+        {
+            let (id, _) = oldest.remove_entry();
+            self.ended_before.store(id.0 + 1, Ordering::Release);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -121,7 +121,6 @@ pub(crate) struct ReaderGuard {
     readers: Arc<Readers>,
     id: ReaderId,
     at: Vlsn,
-    ended: Arc<OnceLock<Duration>>,
 }
 
 impl ReaderGuard {
@@ -132,7 +131,9 @@ impl ReaderGuard {
     /// The age over which the reader was ended, if it was. What it read since then cannot be
     /// trusted, so this is asked after each look at the engine, not before.
     pub(crate) fn ended_at_age(&self) -> Option<Duration> {
-        self.ended.get().copied()
+        let ended_before = self.readers.ended_before.load(Ordering::Acquire);
+        let age_max = self.readers.age_max.get().copied();
+        age_max.filter(|_| self.id.0 < ended_before)
     }
 }
 

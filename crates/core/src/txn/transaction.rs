@@ -48,15 +48,16 @@ impl Snapshot {
     /// # Errors
     /// [`ReadError::DatabaseName`] for an impossible name, and the errors of a read.
     pub fn database(&self, name: &str) -> Result<SnapshotDatabase<'_>, ReadError> {
-        let name = check_name(name)?;
         let at = self.view.at();
-        let mut id = self.names.find(&name, at);
-        if id.is_none()
-            && let Some(entry) = self.view.get(CATALOG, &name)?
-        {
-            let found = catalog::decode_id(&entry)?;
-            self.names.remember(name, found, at);
-            id = Some(found);
+        // What is remembered was a possible name.
+        let mut id = self.names.find(name.as_bytes(), at);
+        if id.is_none() {
+            let name = check_name(name)?;
+            if let Some(entry) = self.view.get(CATALOG, &name)? {
+                let found = catalog::decode_id(&entry)?;
+                self.names.remember(name, found, at);
+                id = Some(found);
+            }
         }
         Ok(SnapshotDatabase { snapshot: self, id })
     }
