@@ -133,7 +133,10 @@ fn serve() -> std::io::Result<ExitCode> {
         let arguments = Arguments::try_parse_from(arguments).map_err(std::io::Error::other)?;
         let seed = arguments.seed.unwrap_or_default();
         match fork::fork()? {
-            Fork::Child => return report(seed, &arguments),
+            Fork::Child => {
+                worker::limit_cpu_time()?;
+                return report(seed, &arguments);
+            }
             Fork::Parent(process) => {
                 let status = fork::waitpid(process)?;
                 println!("{}{status}", worker::ENDED);

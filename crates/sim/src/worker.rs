@@ -11,6 +11,8 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, setrlimit};
+
 use crate::plan::{Cuts, Fault, Plan};
 use crate::run::{self, Report};
 use crate::story::Story;
@@ -84,6 +86,22 @@ impl Drop for Worker {
         self.process.kill().ok();
         self.process.wait().ok();
     }
+}
+
+/// CPU time that a seed may use, in seconds: some hundred times what it needs. One that uses more goes
+/// round in circles at one virtual moment, and has failed.
+const CPU_SECONDS_MAX: u64 = 60;
+
+/// Has this process ended when it uses more CPU time than any seed needs.
+///
+/// # Errors
+/// When the limit cannot be set.
+pub fn limit_cpu_time() -> io::Result<()> {
+    let limit = Rlimit {
+        current: Some(CPU_SECONDS_MAX),
+        maximum: Some(CPU_SECONDS_MAX + 1),
+    };
+    Ok(setrlimit(Resource::Cpu, limit)?)
 }
 
 /// Runs next to nothing, so that what is made once in a process is there.
