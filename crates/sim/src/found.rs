@@ -61,4 +61,9 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "the check itself: a segment was kept for it as it had been before a power cut, after which it was \
          written further",
     ),
+    (
+        840,
+        "a master asked for a purge, then for a shorter one, and told a replica without end to reach the \
+         shorter one, at one moment of time",
+    ),
 ];

@@ -258,7 +258,7 @@ async fn settled(consensus: &Consensus, term: Term, is_first: bool) -> bool {
         let written = consensus.raft.write_blank().await;
         return written.is_ok_and(|blank| blank.log_id.leader_id.term == term);
     }
-    // A leader that was started again leads the same term, with what it had numbered in its log.
+    // All that is in the log has to be applied as well: numbering goes on from there.
     let last = consensus.last().map_or(0, |last| last.position.0);
     let mut metrics = consensus.raft.data_metrics();
     loop {

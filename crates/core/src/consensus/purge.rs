@@ -80,6 +80,18 @@ impl Retention {
         }
     }
 
+    /// Notes that consensus is asked to purge the log up to this entry; says whether that is further than
+    /// before. What it was asked for it does, if only when nobody reads there any more: a manifest of less
+    /// would be offered for ever to a replica that has it, and needs the entry after.
+    fn begin_purge(&self, upto: LogId) -> bool {
+        let mut purging = self.purging.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_further = purging.is_none_or(|before| before.position < upto.position);
+        if is_further {
+            *purging = Some(upto);
+        }
+        is_further
+    }
+
     /// What a master tells the others, when this node is one.
     pub(super) fn needed(&self) -> watch::Receiver<Option<LogPosition>> {
         self.needed.subscribe()
@@ -262,10 +274,9 @@ impl Consensus {
         let Some(id) = entries.first().map(crate::log::Entry::id) else {
             return Ok(());
         };
-        *retention
-            .purging
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(id);
+        if !retention.begin_purge(id) {
+            return Ok(());
+        }
         tracing::info!(upto = %id, "the log is purged");
         let purged = self.seeded(self.raft.trigger().purge_log(upto.0)).await;
         purged.map_err(|error| stopped(&error))
@@ -274,7 +285,11 @@ impl Consensus {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::engine::{EngineFactory, MemoryStore};
+    use crate::ids::Term;
 
     const LIMITS: RetainLimits = RetainLimits {
         keep_bytes: 200,
@@ -289,6 +304,24 @@ mod tests {
             bytes_after: (7 - n) * 100,
         };
         (1..=7).map(point).collect()
+    }
+
+    #[test]
+    fn what_is_needed_again_takes_no_purge_back() {
+        let engine = MemoryStore::new()
+            .open(Path::new("/engine"))
+            .expect("a new one");
+        let retention = Retention::new(None, engine, Arc::default(), LIMITS);
+        let entry = |position| LogId {
+            term: Term(2),
+            position: LogPosition(position),
+        };
+        assert!(retention.begin_purge(entry(504)));
+        assert!(!retention.begin_purge(entry(462)));
+        let manifest = retention.manifest(StoredMembershipOf::<TypeConfig>::default());
+        let last = manifest.and_then(|manifest| manifest.meta.last_log_id);
+        assert_eq!(last.map(|last| last.index), Some(504));
+        assert!(retention.begin_purge(entry(505)));
     }
 
     #[test]
@@ -312,7 +345,7 @@ mod tests {
     #[test]
     fn a_replica_that_is_silent_for_too_long_is_not_waited_for() {
         let progress = |position, silent_s: Option<u64>| {
-            let term = crate::ids::Term(1);
+            let term = Term(1);
             let position = LogPosition(position);
             Some(Progress {
                 persisted: Some(LogId { term, position }),
