@@ -124,6 +124,26 @@ pub(crate) struct Identity {
 const EARLIER_MAX: usize = 64;
 
 impl Identity {
+    /// Of a directory that was just made, and belongs to no group yet.
+    pub(crate) fn fresh(group_name: &str, node_name: &str, incarnation: Incarnation) -> Self {
+        Self {
+            group_name: group_name.to_owned(),
+            node_name: node_name.to_owned(),
+            incarnation,
+            group: None,
+            node_id: NodeId(0),
+            founders: Vec::new(),
+            epoch: GroupEpoch::FIRST,
+            superseded_by: None,
+            recovery: None,
+            copy: 0,
+            log_begins_after: None,
+            log: 0,
+            damaged: None,
+            earlier: Vec::new(),
+        }
+    }
+
     /// Begins another life of the directory; what it holds is damaged.
     pub(crate) fn begin_again(&mut self, incarnation: Incarnation) {
         self.damaged = Some(self.incarnation);
@@ -327,18 +347,8 @@ impl DataDir {
         identity: &Identity,
     ) -> Result<(), OpenError> {
         let origin = self.origin(disk).await?;
-        let (new, path) = (self.dir.join(NEW_FILE), self.dir.join(FILE));
-        if disk.exists(&new).map_err(io_error("look for", &new))? {
-            disk.remove(&new).map_err(io_error("remove", &new))?;
-        }
-        let file = disk
-            .open(&new, OpenMode::CreateNew)
-            .map_err(io_error("create", &new))?;
-        file.write_all_at(&encode(identity, origin), 0)
-            .map_err(io_error("write", &new))?;
-        file.sync_data().await.map_err(io_error("sync", &new))?;
-        disk.rename(&new, &path).map_err(io_error("rename", &new))?;
-        self.sync_names(disk).await
+        let bytes = encode(identity, origin);
+        replace_file(disk, &self.dir, (FILE, NEW_FILE), &bytes).await
     }
 
     async fn sync_names(&self, disk: &dyn Disk) -> Result<(), OpenError> {
@@ -382,8 +392,32 @@ pub(super) fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Gives a file another content, durably: written as `new` beside it, synced, and renamed over it.
+///
+/// # Errors
+/// [`OpenError::Io`]; what was there before may still be.
+pub(super) async fn replace_file(
+    disk: &dyn Disk,
+    dir: &Path,
+    (name, new): (&str, &str),
+    bytes: &[u8],
+) -> Result<(), OpenError> {
+    let (new, path) = (dir.join(new), dir.join(name));
+    if disk.exists(&new).map_err(io_error("look for", &new))? {
+        disk.remove(&new).map_err(io_error("remove", &new))?;
+    }
+    let file = disk
+        .open(&new, OpenMode::CreateNew)
+        .map_err(io_error("create", &new))?;
+    file.write_all_at(bytes, 0)
+        .map_err(io_error("write", &new))?;
+    file.sync_data().await.map_err(io_error("sync", &new))?;
+    disk.rename(&new, &path).map_err(io_error("rename", &new))?;
+    disk.sync_dir(dir).await.map_err(io_error("sync", dir))
+}
+
 fn encode(identity: &Identity, origin: FileMark) -> Vec<u8> {
-    frame(FORMAT_VERSION, &record(identity, Some(origin)))
+    frame(MAGIC, FORMAT_VERSION, &record(identity, Some(origin)))
 }
 
 fn record(identity: &Identity, origin: Option<FileMark>) -> IdentityRecord {
@@ -412,10 +446,11 @@ fn record(identity: &Identity, origin: Option<FileMark>) -> IdentityRecord {
     }
 }
 
-fn frame(version: u32, record: &IdentityRecord) -> Vec<u8> {
+/// A file of one record: what it is, version, length, checksum, record.
+pub(super) fn frame(magic: &[u8], version: u32, record: &impl Message) -> Vec<u8> {
     let body = record.encode_to_vec();
     let length = u32::try_from(body.len()).expect("a member list is far below 4 GiB");
-    let mut bytes = MAGIC.to_vec();
+    let mut bytes = magic.to_vec();
     bytes.extend(version.to_le_bytes());
     bytes.extend(length.to_le_bytes());
     bytes.extend(crc32c::crc32c(&body).to_le_bytes());
@@ -619,7 +654,7 @@ mod tests {
         let (root, written) = (Path::new("/data"), identity(Some(5)));
         disk.create_dir_all(root).unwrap();
         let file = disk.open(&root.join(FILE), OpenMode::CreateNew).unwrap();
-        let bytes = frame(FORMAT_WITHOUT_ORIGIN, &record(&written, None));
+        let bytes = frame(MAGIC, FORMAT_WITHOUT_ORIGIN, &record(&written, None));
         file.write_all_at(&bytes, 0).unwrap();
         file.sync_data().await.unwrap();
         disk.sync_dir(root).await.unwrap();

@@ -17,10 +17,10 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::error::OpenError;
-use crate::group::identity::{Identity, io_error, read_file};
+use crate::group::identity::{Identity, frame, read_file, replace_file};
 use crate::group::{Member, MemberRecord, Members};
 use crate::ids::{GroupUuid, NodeId};
-use crate::log::{Disk, OpenMode};
+use crate::log::Disk;
 
 const MAGIC: &[u8; 8] = b"SFMEMBR\0";
 const FORMAT_VERSION: u32 = 1;
@@ -76,29 +76,8 @@ pub(crate) async fn write(
             .map(|(id, member)| MemberRecord::new(*id, member))
             .collect(),
     };
-    let (new, path) = (dir.join(NEW_FILE), dir.join(FILE));
-    if disk.exists(&new).map_err(io_error("look for", &new))? {
-        disk.remove(&new).map_err(io_error("remove", &new))?;
-    }
-    let file = disk
-        .open(&new, OpenMode::CreateNew)
-        .map_err(io_error("create", &new))?;
-    file.write_all_at(&encode(&record), 0)
-        .map_err(io_error("write", &new))?;
-    file.sync_data().await.map_err(io_error("sync", &new))?;
-    disk.rename(&new, &path).map_err(io_error("rename", &new))?;
-    disk.sync_dir(dir).await.map_err(io_error("sync", dir))
-}
-
-fn encode(record: &KnownRecord) -> Vec<u8> {
-    let body = record.encode_to_vec();
-    let length = u32::try_from(body.len()).expect("a member list is far below 4 GiB");
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend(FORMAT_VERSION.to_le_bytes());
-    bytes.extend(length.to_le_bytes());
-    bytes.extend(crc32c::crc32c(&body).to_le_bytes());
-    bytes.extend(body);
-    bytes
+    let bytes = frame(MAGIC, FORMAT_VERSION, &record);
+    replace_file(disk, dir, (FILE, NEW_FILE), &bytes).await
 }
 
 fn decode(bytes: &[u8]) -> Option<KnownRecord> {
@@ -121,20 +100,10 @@ mod tests {
 
     fn identity(epoch: u64) -> Identity {
         Identity {
-            group_name: "orders".to_owned(),
-            node_name: "n1".to_owned(),
-            incarnation: Incarnation(7),
             group: Some(GroupUuid(uuid::Uuid::from_u128(9))),
             node_id: NodeId(1),
-            founders: Vec::new(),
             epoch: GroupEpoch(epoch),
-            superseded_by: None,
-            recovery: None,
-            copy: 0,
-            log_begins_after: None,
-            log: 0,
-            damaged: None,
-            earlier: Vec::new(),
+            ..Identity::fresh("orders", "n1", Incarnation(7))
         }
     }
 

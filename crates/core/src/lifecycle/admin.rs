@@ -12,6 +12,7 @@ use crate::config::{check_address, check_name};
 use crate::consensus::{ChangeError, Consensus, ConsensusError, TransferError};
 use crate::error::WriteError;
 use crate::group::admin::{AdminCommand, AdminError, PRIORITY_MAX};
+use crate::group::identity::Identity;
 use crate::group::{Member, MemberRecord, Members, NodeType};
 use crate::ids::{Incarnation, NodeId};
 use crate::lifecycle::quorum::{Present, no_majority};
@@ -90,15 +91,23 @@ impl Lifecycle {
         // The own address first: another's is asked when this node is not the master.
         let mut addresses = vec![self.listen_address().to_owned()];
         addresses.extend(members.values().map(|member| member.address.clone()));
-        let client = admin::Client {
-            transport: &*self.machine.transport,
-            group: identity
-                .group
-                .map(|group| (identity.group_name.as_str(), group)),
-            addresses: &addresses,
-            dial_timeout: self.config.tuning.dial_timeout,
-        };
+        let client = self.admin_client(&identity, &addresses);
         command.send_by(&client).await
+    }
+
+    /// Asks the nodes at these addresses for what is done to this group.
+    pub(super) fn admin_client<'a>(
+        &'a self,
+        identity: &'a Identity,
+        addresses: &'a [String],
+    ) -> admin::Client<'a> {
+        let name = identity.group_name.as_str();
+        admin::Client {
+            transport: &*self.machine.transport,
+            group: identity.group.map(|group| (name, group)),
+            addresses,
+            dial_timeout: self.config.tuning.dial_timeout,
+        }
     }
 
     /// What ADMIN answers.

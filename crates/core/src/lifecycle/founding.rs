@@ -8,7 +8,7 @@ use crate::group::Members;
 use crate::group::formation::Formation;
 use crate::group::identity::{DataDir, Identity};
 use crate::group::join::Joining;
-use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId};
+use crate::ids::{GroupUuid, Incarnation};
 use crate::lifecycle::{Lifecycle, Phase, lock};
 use crate::machine::Machine;
 use crate::node::{self, create_log};
@@ -38,22 +38,7 @@ pub(super) async fn own_identity(
         return recover::finish(machine, dir, found).await;
     }
     let (incarnation, _) = draw(machine.seed);
-    let identity = Identity {
-        group_name: config.group.clone(),
-        node_name: config.node.clone(),
-        incarnation: Incarnation(incarnation),
-        group: None,
-        node_id: NodeId(0),
-        founders: Vec::new(),
-        epoch: GroupEpoch::FIRST,
-        superseded_by: None,
-        recovery: None,
-        copy: 0,
-        log_begins_after: None,
-        log: 0,
-        damaged: None,
-        earlier: Vec::new(),
-    };
+    let identity = Identity::fresh(&config.group, &config.node, Incarnation(incarnation));
     dir.write_identity(&*machine.disk, &identity).await?;
     Ok(identity)
 }

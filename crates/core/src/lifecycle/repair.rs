@@ -47,8 +47,8 @@ use crate::log::LogId;
 use crate::node::Node;
 use crate::observe::comparison::Damage;
 use crate::restore::fetch::Progress;
+use crate::service::admin::Asked;
 use crate::service::admin::messages::{AdminCall, AdminDone, Joined, ReadmitRequest};
-use crate::service::admin::{self, Asked};
 use crate::service::messages::NodeStateMessage;
 
 /// How long the group may take for one answer.
@@ -279,14 +279,7 @@ impl Lifecycle {
         let others = members.values();
         let others = others.filter(|member| member.name != identity.node_name);
         let addresses: Vec<_> = others.map(|member| member.address.clone()).collect();
-        let client = admin::Client {
-            transport: &*self.machine.transport,
-            group: identity
-                .group
-                .map(|group| (identity.group_name.as_str(), group)),
-            addresses: &addresses,
-            dial_timeout: self.config.tuning.dial_timeout,
-        };
+        let client = self.admin_client(identity, &addresses);
         let call = AdminCall::Readmit(ReadmitRequest {
             name: identity.node_name.clone(),
             node_id: identity.node_id.0,

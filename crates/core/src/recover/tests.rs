@@ -60,20 +60,10 @@ async fn written(disk: &MemoryDisk, transactions: u64) {
         ..MembershipRecord::default()
     };
     let identity = Identity {
-        group_name: "orders".to_owned(),
-        node_name: "n1".to_owned(),
-        incarnation: Incarnation(1),
         group: Some(GroupUuid(uuid::Uuid::from_u128(9))),
         node_id: NodeId(1),
         founders,
-        epoch: GroupEpoch::FIRST,
-        superseded_by: None,
-        recovery: None,
-        copy: 0,
-        log_begins_after: None,
-        log: 0,
-        damaged: None,
-        earlier: Vec::new(),
+        ..Identity::fresh("orders", "n1", Incarnation(1))
     };
     let dir = DataDir::open(disk, Path::new(DIR)).unwrap();
     let config = RepConfig::builder("orders", "n1")

@@ -111,7 +111,7 @@ mod tests {
 
     use super::*;
     use crate::engine::MemoryStore;
-    use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId, Term};
+    use crate::ids::{GroupUuid, Incarnation, NodeId, Term};
     use crate::log::{EntryKind, MemoryDisk, Vote};
     use crate::machine::Threads;
     use steadfast_net::MemoryNetwork;
@@ -131,20 +131,9 @@ mod tests {
 
     fn identity() -> Identity {
         Identity {
-            group_name: "orders".to_owned(),
-            node_name: "n1".to_owned(),
-            incarnation: Incarnation(7),
             group: Some(GroupUuid(uuid::Uuid::from_u128(9))),
             node_id: NodeId(1),
-            founders: Vec::new(),
-            epoch: GroupEpoch::FIRST,
-            superseded_by: None,
-            recovery: None,
-            copy: 0,
-            log_begins_after: None,
-            log: 0,
-            damaged: None,
-            earlier: Vec::new(),
+            ..Identity::fresh("orders", "n1", Incarnation(7))
         }
     }
 

@@ -315,20 +315,10 @@ mod tests {
 
     fn identity(node: u64, epoch: u64) -> Identity {
         Identity {
-            group_name: "orders".to_owned(),
-            node_name: format!("n{node}"),
-            incarnation: Incarnation(node),
             group: Some(GroupUuid(uuid::Uuid::from_u128(9))),
             node_id: NodeId(node),
-            founders: Vec::new(),
             epoch: GroupEpoch(epoch),
-            superseded_by: None,
-            recovery: None,
-            copy: 0,
-            log_begins_after: None,
-            log: 0,
-            damaged: None,
-            earlier: Vec::new(),
+            ..Identity::fresh("orders", &format!("n{node}"), Incarnation(node))
         }
     }
 

@@ -18,6 +18,16 @@ const NUMBERS: Numbers = &[
     ("log_segment_bytes", 64 * 1024),
 ];
 
+/// With these the log does not reach back to the beginning.
+pub(crate) const PURGED: Numbers = &[
+    ("election_timeout_min_ms", 1_000),
+    ("election_timeout_max_ms", 1_500),
+    ("commit_timeout_ms", 120_000),
+    ("flush_interval_ms", 20),
+    ("log_segment_bytes", 64 * 1024),
+    ("log_keep_bytes", 0),
+];
+
 pub(crate) fn write(node: &Env, prefix: &str) {
     for n in 0..40 {
         let _token = put(node, format!("{prefix}{n}"), vec![n; 4096]).expect("committed");
@@ -103,14 +113,6 @@ fn a_segment_that_is_cut_off_is_repaired() {
 
 #[test]
 fn an_engine_that_is_gone_is_repaired_when_the_log_does_not_reach_back() {
-    const PURGED: Numbers = &[
-        ("election_timeout_min_ms", 1_000),
-        ("election_timeout_max_ms", 1_500),
-        ("commit_timeout_ms", 120_000),
-        ("flush_interval_ms", 20),
-        ("log_segment_bytes", 64 * 1024),
-        ("log_keep_bytes", 0),
-    ];
     let mut group = Group::in_memory(3, PURGED);
     let at = (group.master_except(None) + 1) % 3;
     let first = segments(&group, at);

@@ -4,18 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::repair::{votes, write};
-use crate::support::{Group, Numbers, eventually};
-
-/// The log does not reach back to the beginning.
-const NUMBERS: Numbers = &[
-    ("election_timeout_min_ms", 1_000),
-    ("election_timeout_max_ms", 1_500),
-    ("commit_timeout_ms", 120_000),
-    ("flush_interval_ms", 20),
-    ("log_segment_bytes", 64 * 1024),
-    ("log_keep_bytes", 0),
-];
+use crate::repair::{PURGED, votes, write};
+use crate::support::{Group, eventually};
 
 /// Damages the files of an engine.
 type Damage = fn(&[PathBuf]);
@@ -54,7 +44,7 @@ fn cut(file: &Path, length: impl Fn(u64) -> u64) {
 
 #[test]
 fn damage_to_the_files_of_the_engine_is_repaired_or_harmless() {
-    let mut group = Group::on_disk(3, NUMBERS);
+    let mut group = Group::on_disk(3, PURGED);
     write(group.master(), "before");
     let damages: [(&str, Damage); 7] = [
         ("a flip in the middle", |files| {
