@@ -3,21 +3,27 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Ports are taken from below the range out of which the system gives ports to outgoing
 /// connections: one of those could otherwise take the port of a node between its two lives.
 const FIRST: u16 = 10_000;
 const COUNT: u16 = 22_000;
 
+/// The next port that is tried. A process begins anywhere and gives no port twice: what was found
+/// free is not in use until its node has started.
+static NEXT: LazyLock<AtomicU64> =
+    LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(0) >> 1));
+
 /// Addresses on which nothing listens at the moment.
 ///
 /// # Errors
 /// When there are not `count` of them.
 pub(crate) fn free_addresses(count: usize) -> io::Result<Vec<String>> {
-    let start = RandomState::new().hash_one(std::process::id()) % u64::from(COUNT);
-    let start = u16::try_from(start).expect("below a u16");
-    let ports = (0..COUNT).map(|step| FIRST + (start + step) % COUNT);
-    let free: Vec<_> = ports
+    let free: Vec<_> = (0..COUNT)
+        .map(|_| NEXT.fetch_add(1, Ordering::Relaxed) % u64::from(COUNT))
+        .map(|n| FIRST + u16::try_from(n).expect("below a u16"))
         .filter(|port| is_free(*port))
         .take(count)
         .map(|port| format!("127.0.0.1:{port}"))

@@ -9,12 +9,13 @@ mod backup;
 mod full_disk;
 mod mistakes;
 mod operator;
+#[path = "../../src/ports.rs"]
+mod ports;
 mod under_load;
 mod verify;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -43,8 +44,9 @@ fn run(arguments: &[&str]) -> Output {
 }
 
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound").port()
+    let address = ports::free_addresses(1).expect("a free port").remove(0);
+    let (_, port) = address.rsplit_once(':').expect("host:port");
+    port.parse().expect("a port")
 }
 
 /// One node as a process; dropping it kills it.
