@@ -23,6 +23,7 @@ const WRITES_PER_S: u64 = 1000;
 const WRITERS: u64 = 8;
 /// A copy that takes longer has failed.
 const PATIENCE: Duration = Duration::from_mins(20);
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 fn main() -> Result<()> {
     match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
@@ -153,6 +154,7 @@ fn memory_of(running: &[Node]) -> Result<Vec<u64>> {
 async fn watch_copy(address: &str, running: &[Node], most: &mut [u64]) -> Result<(Duration, u64)> {
     let (mut began, mut bytes) = (None, 0);
     let deadline = Instant::now() + PATIENCE;
+    let mut told = Instant::now();
     while Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(50)).await;
         for (most, now) in most.iter_mut().zip(memory_of(running)?) {
@@ -163,6 +165,10 @@ async fn watch_copy(address: &str, running: &[Node], most: &mut [u64]) -> Result
             (Some(restore), _) => {
                 began.get_or_insert_with(Instant::now);
                 bytes = restore.bytes;
+                if told.elapsed() >= TELL_EVERY {
+                    told = Instant::now();
+                    println!("copied {} MiB, memory {most:?} MiB", bytes >> 20);
+                }
             }
             (None, Some(began)) if status.role == "replica" => {
                 return Ok((began.elapsed(), bytes));

@@ -252,23 +252,25 @@ impl Consensus {
             return Ok(());
         };
         let points = self.log.purge_points();
-        let Some(upto) = upto(&points, durable.position, needed, &retention.limits) else {
-            return Ok(());
+        let purged = self.log.state().purged.map(|purged| purged.position);
+        let goes_up_to = |held| {
+            let upto = upto(&points, held, needed, &retention.limits);
+            upto.filter(|upto| Some(*upto) > purged)
         };
-        let purged = self.log.state().purged;
-        if purged.is_some_and(|purged| purged.position >= upto) {
-            return Ok(());
-        }
         let manifest = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
-            metrics.snapshot.as_ref().map(|id| id.index)
+            metrics.snapshot.as_ref().map(|id| LogPosition(id.index))
         };
-        if manifest.is_none_or(|manifest| manifest < upto.0) {
+        let upto = manifest.and_then(goes_up_to);
+        if upto < goes_up_to(durable.position) {
             let made = self.seeded(self.raft.trigger().snapshot()).await;
-            // The next look finds it.
-            return made.map_err(|error| stopped(&error));
+            // A later look finds it; this one goes as far as the last one made.
+            made.map_err(|error| stopped(&error))?;
         }
+        let Some(upto) = upto else {
+            return Ok(());
+        };
         let range = upto..LogPosition(upto.0 + 1);
         let entries = self.log.read(range, 1).await.map_err(|e| stopped(&e))?;
         let Some(id) = entries.first().map(crate::log::Entry::id) else {

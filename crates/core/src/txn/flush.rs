@@ -228,12 +228,14 @@ impl Flush {
                 || bytes > self.limits.window_bytes_max)
     }
 
-    /// Flushes everything that may be flushed by now, and syncs once.
+    /// Flushes everything that may be flushed by now, and syncs once. What comes meanwhile waits for the
+    /// next run: writers that never pause would put the sync off for ever, and with it the purge of
+    /// the log.
     fn flush_all(&self, persisted: &watch::Receiver<Option<LogId>>) -> Result<(), EngineError> {
         let mut flushed = false;
+        // Copied out: a borrow that lasts holds up the log's writer.
+        let persisted = *persisted.borrow();
         loop {
-            // Copied out: a borrow that lasts holds up the log's writer.
-            let persisted = *persisted.borrow();
             let limit = self.readers.flush_limit(|| self.sequencer.visible());
             let marks = self.take_marks(limit, persisted);
             if marks.is_empty() || !self.flush_marks(marks)? {

@@ -1,7 +1,8 @@
 //! A node whose log was left behind copies the state of a peer, whatever happens meanwhile; and what
 //! goes of the log is what nobody needs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use steadfast::log::Disk;
 use steadfast::{
@@ -139,17 +140,10 @@ fn on_a_real_disk_too() {
     let behind = (master + 1) % 3;
     group.close(behind);
     let node = group.node(master).clone();
-    let segments = || {
-        let dir = group.storages[master].dir().join("log");
-        let names = std::fs::read_dir(dir).expect("a log");
-        let names = names.map(|entry| entry.expect("a file").path());
-        names
-            .filter(|path| path.extension().is_some_and(|of| of == "log"))
-            .min()
-    };
-    let first = segments();
+    let first = || first_file(group.storages[master].dir());
+    let before = first();
     write_kib(&node, "a", 1024);
-    eventually("the log is purged", || segments() > first);
+    eventually("the log is purged", || first() > before);
     group.reopen(behind).expect("opened");
     group.wait_ready();
     group.digest();
@@ -158,6 +152,54 @@ fn on_a_real_disk_too() {
     group.reopen(behind).expect("opened");
     group.wait_ready();
     group.digest();
+}
+
+/// Where a log on a real disk begins.
+fn first_file(dir: &Path) -> Option<PathBuf> {
+    let names = std::fs::read_dir(dir.join("log")).expect("a log");
+    let names = names.map(|entry| entry.expect("a file").path());
+    names
+        .filter(|path| path.extension().is_some_and(|of| of == "log"))
+        .min()
+}
+
+#[test]
+fn the_log_is_purged_under_writers_that_never_pause() {
+    const BUSY: Numbers = &[
+        ("window_bytes_max", 4 * 1024 * KIB),
+        ("flush_bytes", 1024 * KIB),
+        ("flush_interval_ms", 100),
+        ("log_segment_bytes", 1024 * KIB),
+        ("log_keep_bytes", 1024 * KIB),
+        ("log_retain_bytes_max", 1024 * KIB),
+    ];
+    let group = Group::on_disk(1, BUSY);
+    let node = group.node(0);
+    let first = || first_file(group.storages[0].dir());
+    let before = first();
+    let is_purged = &|| first() > before;
+    // Or a log that is not purged would fill the volume.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    std::thread::scope(|scope| {
+        for writer in 0..8_u64 {
+            scope.spawn(move || {
+                for n in 0..u64::MAX {
+                    if is_purged() || Instant::now() > deadline {
+                        return;
+                    }
+                    let written = node.write(|txn| {
+                        let data = txn.database("d")?;
+                        (0..100).try_for_each(|i: u64| {
+                            let key = [writer, n % 100, i].map(u64::to_be_bytes).concat();
+                            data.put(key, [7; 1024])
+                        })
+                    });
+                    let _token = written.expect("committed");
+                }
+            });
+        }
+    });
+    assert!(is_purged());
 }
 
 #[test]
