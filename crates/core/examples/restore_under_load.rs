@@ -188,7 +188,7 @@ fn node_process(node: &str, dir: &str, nodes: &[String]) -> Result<()> {
         .data_dir(dir)
         .listen(own.ok_or("this node is not in the list")?)
         .bootstrap(Bootstrap::expect(nodes)?)
-        .set("engine_cache_bytes", 32 * MIB)
+        .set("engine_cache_bytes", 256 * MIB)
         .set("window_bytes_max", 32 * MIB)
         .set("flush_bytes", 8 * MIB)
         .set("flush_interval_ms", 500)

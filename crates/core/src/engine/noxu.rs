@@ -467,7 +467,11 @@ impl Open {
             for (id, key, change) in slice {
                 if let Change::Put(value) = change {
                     // `create_databases` has seen to it.
-                    self.databases[id].put_in(transaction, key, value)?;
+                    let database = &self.databases[id];
+                    // Noxu charges its cache for a value that is read or new, and not for one that takes
+                    // the place of a value on disk. Whether that one can be read is all the same here.
+                    read(database, key).ok();
+                    database.put_in(transaction, key, value)?;
                 }
             }
         }

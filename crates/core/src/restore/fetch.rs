@@ -49,6 +49,9 @@ pub(crate) enum FetchError {
     Refused(String),
     #[error(transparent)]
     Staged(#[from] StagedError),
+    /// What was copied so far cannot go on.
+    #[error("the entries that the copy needs next are gone; it begins anew")]
+    Gone,
     #[error("the copy was given up: the node closes")]
     Ended,
 }
@@ -86,7 +89,7 @@ impl Fetch {
     /// The last entry of a copy that is complete, verified, durable and closed.
     ///
     /// # Errors
-    /// See [`FetchError`]. What was copied so far is kept.
+    /// See [`FetchError`]. What was copied so far is kept, unless it cannot go on.
     pub(crate) async fn run(mut self) -> Result<LogId, FetchError> {
         let engine = self.open()?;
         let mut ended = self.ended.clone();
@@ -97,6 +100,9 @@ impl Fetch {
         };
         // Closing syncs: what was copied is there when the next attempt begins.
         let closed = engine.close();
+        if matches!(copied, Err(FetchError::Gone)) {
+            self.engines.remove(&self.dir)?;
+        }
         copied?;
         closed?;
         let engine = self.open()?;
@@ -143,6 +149,7 @@ impl Fetch {
                 tracing::info!(%source, at = %staged.id(), "a copy of the state goes on");
                 staged
             }
+            None if !is_empty(&**engine)? => return Err(FetchError::Gone),
             None => begin_anew(engine, begun)?,
         };
         let mut meter = Meter::new(&self.progress, (source, bytes_total), staged.bytes());
@@ -157,7 +164,12 @@ impl Fetch {
             meter.at(staged.bytes());
             chunks += 1;
             if chunks % CHUNKS_PER_SYNC == 0 {
-                follow(&mut client, &mut staged).await?;
+                // Up to the end of the log, if it grows no faster than that.
+                for _ in 0..CHUNKS_PER_SYNC {
+                    if follow(&mut client, &mut staged).await? {
+                        break;
+                    }
+                }
                 staged.sync()?;
             }
         }
@@ -191,7 +203,6 @@ fn copy_in(engine: &Arc<dyn StorageEngine>) -> Result<Staged, FetchError> {
 }
 
 fn begin_anew(engine: &Arc<dyn StorageEngine>, begun: BegunMessage) -> Result<Staged, FetchError> {
-    clear(&**engine)?;
     let entry = begun.entry.ok_or(WireError::Missing("an entry"))?;
     let id = LogId::try_from(entry)?;
     // An arbiter counts no transactions.
@@ -202,13 +213,8 @@ fn begin_anew(engine: &Arc<dyn StorageEngine>, begun: BegunMessage) -> Result<St
     Ok(staged)
 }
 
-/// Removes every row of a copy that cannot go on.
-fn clear(engine: &dyn StorageEngine) -> Result<(), EngineError> {
-    const STEP_KEYS: usize = 1000;
-    for database in engine.databases()? {
-        while !engine.reclaim(database, STEP_KEYS)? {}
-    }
-    engine.sync()
+fn is_empty(engine: &dyn StorageEngine) -> Result<bool, EngineError> {
+    Ok(engine.applied()?.is_none() && engine.databases()?.is_empty())
 }
 
 /// Takes the next entries; whether these were all that the source has applied.

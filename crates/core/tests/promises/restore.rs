@@ -241,6 +241,25 @@ fn a_copy_that_is_cut_short_again_and_again_becomes_whole() {
 }
 
 #[test]
+fn a_copy_whose_next_entries_are_gone_begins_anew() {
+    let mut group = Group::in_memory(3, SLOW);
+    leave_behind(&mut group, 2, 512);
+    group.reopen(2).expect("opened");
+    wait_bytes(&group, 2, 256 * KIB);
+    group.close(2);
+    let master = group.master_except(None);
+    let ends = segments(&group, master).pop();
+    write_kib(group.master(), "more", 256);
+    for at in 0..2 {
+        wait_purged(&group, at, ends.as_ref());
+    }
+    group.reopen(2).expect("opened");
+    group.wait_ready();
+    group.digest();
+    assert!(group.storages[2].is_copy());
+}
+
+#[test]
 fn a_node_that_copies_says_so_and_can_be_closed() {
     let mut group = Group::in_memory(3, SLOW);
     leave_behind(&mut group, 2, 1024);

@@ -1,0 +1,66 @@
+//! The memory of a Noxu engine stays near the size of its cache, whatever is written. Alone in its
+//! process, whose memory is looked at.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the system is asked for memory and a directory"
+)]
+
+use bytes::Bytes;
+use steadfast::engine::{Applied, Change, EngineBatch, EngineFactory, NoxuFactory};
+use steadfast::ids::{DatabaseId, LogPosition, Term, Vlsn};
+
+const MIB: u64 = 1024 * 1024;
+const VALUE_BYTES: u64 = 4096;
+const KEYS: u64 = 96 * MIB / VALUE_BYTES;
+const BATCH: u64 = 500;
+
+/// Resident memory of this process in bytes.
+fn memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("a status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next());
+    kib.expect("VmRSS").parse::<u64>().expect("a number") * 1024
+}
+
+#[test]
+fn values_that_take_the_place_of_others_are_bounded_by_the_cache_too() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let factory = NoxuFactory {
+        cache_bytes: 16 * MIB,
+    };
+    let engine = factory.open(&dir.path().join("engine")).expect("an engine");
+    let mut batches = 0;
+    let mut apply = |keys: &mut dyn Iterator<Item = u64>| {
+        batches += 1;
+        let applied = Applied {
+            term: Term(1),
+            position: LogPosition(batches),
+            vlsn: Vlsn(batches),
+            membership: Bytes::new(),
+        };
+        let value = Bytes::from(vec![7; usize::try_from(VALUE_BYTES).expect("small")]);
+        let mut keys: Vec<_> = keys.map(u64::to_be_bytes).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let change = |key: [u8; 8]| {
+            let key = Bytes::copy_from_slice(&key);
+            (DatabaseId(16), key, Change::Put(value.clone()))
+        };
+        let changes = keys.into_iter().map(change).collect();
+        engine
+            .apply(&EngineBatch { applied, changes })
+            .expect("applied");
+    };
+    for first in (0..KEYS).step_by(500) {
+        apply(&mut (first..KEYS.min(first + BATCH)));
+    }
+    let before = memory();
+    // Each key once or more, in no order.
+    for first in (0..4 * KEYS).step_by(500) {
+        let scattered = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % KEYS;
+        apply(&mut (first..first + BATCH).map(scattered));
+    }
+    let grown = memory().saturating_sub(before);
+    assert!(grown < 24 * MIB, "by {} MiB", grown / MIB);
+}
