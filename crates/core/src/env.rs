@@ -25,7 +25,7 @@ use crate::observe::status::NodeStatus;
 use crate::open_transaction::OpenTransaction;
 use crate::subscription::{Feed, FeedRuntime, SubscribeOptions};
 use crate::token::{CommitToken, TokenOutcome};
-use crate::txn::consistency::ReadOptions;
+use crate::txn::consistency::{ConsistencyPolicy, ReadOptions};
 use crate::txn::durability::Durability;
 use crate::txn::transaction::{Snapshot, Transaction};
 
@@ -265,7 +265,13 @@ impl ReplicatedEnvironment {
         policy: impl Into<ReadOptions>,
         read: impl FnOnce(&Snapshot) -> Result<T, ReadError>,
     ) -> Result<T, ReadError> {
-        self.block_on(self.read_async(policy, read))
+        let (options, lifecycle) = (policy.into(), &self.handle.lifecycle);
+        let snapshot = match options.policy {
+            // Nothing to wait for, and so no runtime needed.
+            ConsistencyPolicy::Eventual => lifecycle.snapshot_at_hand()?,
+            _ => self.block_on(lifecycle.snapshot(options))?,
+        };
+        read(&snapshot)
     }
 
     /// As [`ReplicatedEnvironment::read`].

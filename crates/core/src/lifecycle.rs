@@ -479,6 +479,11 @@ impl Lifecycle {
         Ok(node.snapshot())
     }
 
+    /// A snapshot of what this node has, however old.
+    pub(crate) fn snapshot_at_hand(&self) -> Result<Snapshot, ReadError> {
+        Ok(self.with_data()?.snapshot())
+    }
+
     /// What became of the write of a token.
     pub(crate) async fn outcome(&self, token: CommitToken) -> Result<TokenOutcome, ReadError> {
         let node = self.with_data()?;
