@@ -223,6 +223,6 @@ pub const KEYS: &[Key] = &[
         name: "engine_cache_bytes",
         unit: "bytes, 1 MiB to 1 TiB",
         default: "134217728",
-        help: "Cache of the storage engine.",
+        help: "Cache of the storage engine. Scattered writes are slow when it does not hold all keys and about 60 bytes for each.",
     },
 ];
