@@ -66,4 +66,9 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "a master asked for a purge, then for a shorter one, and told a replica without end to reach the \
          shorter one, at one moment of time",
     ),
+    (
+        3935,
+        "the log was purged through the last transaction: no subscription could begin until the next one was \
+         committed, for none could tell where it stood",
+    ),
 ];

@@ -33,9 +33,10 @@ use tokio::time::Instant;
 use crate::consensus::types::{TypeConfig, decode_membership, to_raft_log_id};
 use crate::consensus::{Consensus, ConsensusError, Progress, stopped};
 use crate::engine::{Applied, StorageEngine};
-use crate::ids::{LogPosition, NodeId};
+use crate::ids::{LogPosition, NodeId, Vlsn};
 use crate::log::{LogId, PurgePoint};
 use crate::planted::{self, Bug};
+use crate::txn::history::{History, HistoryError};
 use crate::txn::holds::Holds;
 
 /// How often a node looks whether a part of its log can go.
@@ -246,6 +247,24 @@ impl Consensus {
         needed.into_iter().chain(retention.holds.lowest()).min()
     }
 
+    /// The entry before the last transaction that the engine has: that one is kept, for from it
+    /// subscriptions and tokens tell where they stand. `None` when the log does not have it.
+    async fn before_last_transaction(
+        &self,
+        durable: &Applied,
+    ) -> Result<Option<LogPosition>, ConsensusError> {
+        // As on an arbiter, which has no transactions.
+        if durable.vlsn == Vlsn(0) {
+            return Ok(None);
+        }
+        let history = History::new(self.log.clone(), durable.vlsn, Some(durable.position));
+        match history.find(durable.vlsn).await {
+            Ok(found) => Ok(Some(LogPosition(found.id.position.0.saturating_sub(1)))),
+            Err(HistoryError::Gone { .. }) => Ok(None),
+            Err(error) => Err(stopped(&error)),
+        }
+    }
+
     async fn purge(&self, needed: Option<LogPosition>) -> Result<(), ConsensusError> {
         let retention = &self.retention;
         let Some(durable) = retention.engine.durable() else {
@@ -262,8 +281,13 @@ impl Consensus {
             let metrics = metrics.borrow_watched();
             metrics.snapshot.as_ref().map(|id| LogPosition(id.index))
         };
-        let upto = manifest.and_then(goes_up_to);
-        if upto < goes_up_to(durable.position) {
+        if goes_up_to(durable.position).is_none() {
+            return Ok(());
+        }
+        let before = self.before_last_transaction(&durable).await?;
+        let held = before.map_or(durable.position, |before| before.min(durable.position));
+        let upto = manifest.and_then(|manifest| goes_up_to(manifest.min(held)));
+        if upto < goes_up_to(held) {
             let made = self.seeded(self.raft.trigger().snapshot()).await;
             // A later look finds it; this one goes as far as the last one made.
             made.map_err(|error| stopped(&error))?;

@@ -71,7 +71,8 @@ impl History {
         Self::new(node.log.clone(), visible, applied.map(|id| id.position))
     }
 
-    fn new(log: Log, visible: Vlsn, applied: Option<LogPosition>) -> Self {
+    /// Everything up to `visible`, which stands at most one entry behind `applied`.
+    pub(crate) fn new(log: Log, visible: Vlsn, applied: Option<LogPosition>) -> Self {
         let end = applied.map_or(0, |applied| applied.0 + 2);
         Self { log, visible, end }
     }
