@@ -1,4 +1,4 @@
-//! The memory of a Noxu engine stays near the size of its cache, whatever is written. Alone in its
+//! The memory of a Noxu engine stays near the size of its cache, also under overwrites. Alone in its
 //! process, whose memory is looked at.
 
 #![expect(

@@ -252,7 +252,7 @@ impl Consensus {
     async fn before_last_transaction(
         &self,
         durable: &Applied,
-    ) -> Result<Option<LogPosition>, ConsensusError> {
+    ) -> Result<Option<LogPosition>, HistoryError> {
         // As on an arbiter, which has no transactions.
         if durable.vlsn == Vlsn(0) {
             return Ok(None);
@@ -261,7 +261,7 @@ impl Consensus {
         match history.find(durable.vlsn).await {
             Ok(found) => Ok(Some(LogPosition(found.id.position.0.saturating_sub(1)))),
             Err(HistoryError::Gone { .. }) => Ok(None),
-            Err(error) => Err(stopped(&error)),
+            Err(error) => Err(error),
         }
     }
 
@@ -284,7 +284,14 @@ impl Consensus {
         if goes_up_to(durable.position).is_none() {
             return Ok(());
         }
-        let before = self.before_last_transaction(&durable).await?;
+        let before = match self.before_last_transaction(&durable).await {
+            Ok(before) => before,
+            // The log may have been purged meanwhile, as was asked before. The next look tries again.
+            Err(error) => {
+                tracing::debug!(%error, "the last transaction is not found in the log");
+                return Ok(());
+            }
+        };
         let held = before.map_or(durable.position, |before| before.min(durable.position));
         let upto = manifest.and_then(|manifest| goes_up_to(manifest.min(held)));
         if upto < goes_up_to(held) {
