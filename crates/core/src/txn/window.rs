@@ -10,11 +10,12 @@
 //! versions are committed: readers bring the VLSN up to which they may see.
 
 use std::cmp::Reverse;
-use std::ops::Bound;
+use std::ops::{Bound, RangeBounds};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use crossbeam_skiplist::SkipMap;
+use crossbeam_skiplist::map::Entry;
 
 use crate::engine::{Direction, KeyRange, ScanLimit};
 use crate::ids::{DatabaseId, Vlsn};
@@ -139,8 +140,7 @@ impl Window {
 
     /// Whether any key of `range` has a version newer than `at`.
     pub(crate) fn range_changed(&self, database: DatabaseId, range: &KeyRange, at: Vlsn) -> bool {
-        self.versions
-            .range(version_bounds(database, range))
+        self.walk(database, range, Direction::Forward)
             .any(|entry| entry.key().vlsn.0 > at)
     }
 
@@ -153,15 +153,11 @@ impl Window {
         at: Vlsn,
         (direction, mut limit): (Direction, ScanLimit),
     ) -> (Vec<WindowRow>, bool) {
-        let mut entries = self.versions.range(version_bounds(database, range));
+        let mut entries = self.walk(database, range, direction);
         let mut rows: Vec<WindowRow> = Vec::new();
         let mut last_seen: Option<Bytes> = None;
         while !limit.is_used_up() {
-            let next = match direction {
-                Direction::Forward => entries.next(),
-                Direction::Reverse => entries.next_back(),
-            };
-            let Some(entry) = next else {
+            let Some(entry) = entries.next() else {
                 return (rows, true);
             };
             let key = &entry.key().key;
@@ -180,6 +176,27 @@ impl Window {
             rows.push((key.clone(), value));
         }
         (rows, false)
+    }
+
+    /// Every version of every key of `range`, in the order of `direction`.
+    ///
+    /// Not by the map's own `range`, which never frees what it has passed (crossbeam-skiplist 0.1.3).
+    fn walk(
+        &self,
+        database: DatabaseId,
+        range: &KeyRange,
+        direction: Direction,
+    ) -> impl Iterator<Item = Entry<'_, VersionKey, Option<Bytes>>> {
+        let bounds = version_bounds(database, range);
+        let first = match direction {
+            Direction::Forward => self.versions.lower_bound(bounds.0.as_ref()),
+            Direction::Reverse => self.versions.upper_bound(bounds.1.as_ref()),
+        };
+        std::iter::successors(first, move |entry| match direction {
+            Direction::Forward => entry.next(),
+            Direction::Reverse => entry.prev(),
+        })
+        .take_while(move |entry| bounds.contains(entry.key()))
     }
 
     /// What this very version says of its key: the outer `None` when it is not in the window.
@@ -237,6 +254,7 @@ fn version_bounds(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, AtomicU64};
 
     use super::*;
@@ -249,6 +267,60 @@ mod tests {
             key: Bytes::copy_from_slice(&[key]),
             value: value.map(Into::into),
         }
+    }
+
+    /// A value that is counted while it is in memory.
+    struct Counted(Arc<AtomicUsize>);
+
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            b"value"
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn what_was_scanned_is_freed_when_it_leaves() {
+        let (window, in_memory) = (Window::default(), Arc::new(AtomicUsize::new(0)));
+        let come_and_go = || {
+            let versions = (1..=100).map(|n| {
+                in_memory.fetch_add(1, Ordering::Relaxed);
+                let value = Bytes::from_owner(Counted(Arc::clone(&in_memory)));
+                let operation = Operation {
+                    value: Some(value),
+                    ..operation(n, None)
+                };
+                let version = VersionKey::of(Vlsn(n.into()), &operation);
+                window.insert(Vlsn(n.into()), operation);
+                version
+            });
+            let versions: Vec<_> = versions.collect();
+            for direction in [Direction::Forward, Direction::Reverse] {
+                for keys in [1000, 10] {
+                    let limit = (direction, ScanLimit::keys(keys));
+                    let (rows, _) = window.scan(DB, &KeyRange::all(), Vlsn(100), limit);
+                    assert_eq!(rows.len(), keys.min(100));
+                }
+            }
+            assert!(!window.range_changed(DB, &KeyRange::all(), Vlsn(100)));
+            for version in &versions {
+                assert_ne!(window.remove(version), 0);
+            }
+        };
+        // The map frees with a delay: what a thread has removed when it ends, others free.
+        std::thread::scope(|scope| scope.spawn(come_and_go).join()).expect("scanned");
+        for _ in 0..100_000 {
+            if in_memory.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            let _none = window.newest(DB, &Bytes::new(), Vlsn(0));
+        }
+        panic!("{} are in memory", in_memory.load(Ordering::Relaxed));
     }
 
     /// Each key is put and then deleted, and its versions leave in that order.
