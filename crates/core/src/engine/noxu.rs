@@ -13,6 +13,7 @@
 //! works around.
 
 mod check;
+mod commit;
 mod configuration;
 mod directory;
 mod errors;
@@ -26,10 +27,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use bytes::Bytes;
 use noxu::{
-    CheckpointConfig, Database, DatabaseConfig, Durability, Environment, NoxuError, ReadOptions,
-    Transaction, TransactionConfig,
+    CheckpointConfig, Database, DatabaseConfig, Environment, EnvironmentConfig, ReadOptions,
+    Transaction,
 };
 
+use self::commit::{bytes_of, bytes_of_keys};
 use self::directory::{bytes_in, make_directory_durable, remove_directory};
 use self::errors::{io_error, open_error, read_error, write_error};
 use self::scan::Scan;
@@ -102,15 +104,20 @@ impl NoxuEngine {
     /// # Errors
     /// See [`EngineFactory::open`].
     pub fn open(directory: &Path, cache_bytes: u64) -> Result<Self> {
+        Self::open_with(directory, cache_bytes, configuration::FILE_BYTES)
+    }
+
+    fn open_with(directory: &Path, cache_bytes: u64, file_bytes: u64) -> Result<Self> {
         make_directory_durable(directory).map_err(|source| io_error("sync its files", source))?;
-        Self::open_files(directory, cache_bytes)
+        let config = configuration::of(directory, cache_bytes, file_bytes);
+        Self::open_files(directory, config, file_bytes)
             .map_err(|error| check::why_not_open(directory, error))
     }
 
-    fn open_files(directory: &Path, cache_bytes: u64) -> Result<Self> {
-        let environment = Environment::open(configuration::of(directory, cache_bytes))
-            .map_err(|error| open_error(directory, error))?;
-        let open = Open::new(environment)?;
+    fn open_files(directory: &Path, config: EnvironmentConfig, file_bytes: u64) -> Result<Self> {
+        let environment =
+            Environment::open(config).map_err(|error| open_error(directory, error))?;
+        let open = Open::new(environment, file_bytes)?;
         let applied = open.read_applied()?;
         let progress = Progress {
             durable: applied.clone(),
@@ -162,7 +169,12 @@ impl NoxuEngine {
     }
 
     /// Makes changes in one Noxu transaction, again when it loses a lock.
-    fn commit(&self, open: &Open, write: impl Fn(&Transaction) -> noxu::Result<()>) -> Result<()> {
+    fn commit(
+        &self,
+        open: &Open,
+        bytes: usize,
+        write: impl Fn(&Transaction) -> noxu::Result<()>,
+    ) -> Result<()> {
         // Noxu looks at the free space every few seconds only. A batch that finds out by a failed
         // write leaves an environment that must be opened again.
         open.environment
@@ -170,7 +182,7 @@ impl NoxuEngine {
             .and_then(|()| open.evict())
             .map_err(|error| write_error("prepare for a batch", error))?;
         let mut attempt = 1;
-        while let Err(failure) = open.commit(&write) {
+        while let Err(failure) = open.commit(bytes, &write) {
             let again = failure.undone && failure.error.is_retryable();
             if !again || attempt == APPLY_ATTEMPTS_MAX {
                 self.note_failure(open, failure.undone);
@@ -221,7 +233,9 @@ impl StorageEngine for NoxuEngine {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         self.create_databases(batch)?;
         self.with_open(|open| {
-            self.commit(open, |transaction| open.write(transaction, batch))?;
+            self.commit(open, bytes_of(batch), |transaction| {
+                open.write(transaction, batch)
+            })?;
             let mut progress = self.progress();
             progress.applied = Some(batch.applied.clone());
             progress.batches_applied += 1;
@@ -293,7 +307,9 @@ impl StorageEngine for NoxuEngine {
                 bytes: RECLAIM_BYTES,
             };
             let found = open.scan(handle, KeyRange::all(), Direction::Forward, limit)?;
-            self.commit(open, |transaction| open.delete(transaction, handle, &found))?;
+            self.commit(open, bytes_of_keys(&found), |transaction| {
+                open.delete(transaction, handle, &found)
+            })?;
             // Or the next step would walk over the slots of these keys again.
             open.compress()
                 .map_err(|error| io_error("remove deleted records", error))?;
@@ -365,20 +381,15 @@ struct Open {
     databases: BTreeMap<DatabaseId, Database>,
     engine: Database,
     environment: Environment,
+    /// Size of a file of Noxu's log.
+    file_bytes: u64,
     /// Held for writing while records change, for reading while a cursor is in use.
     turn: RwLock<()>,
     reads: AtomicU64,
 }
 
-/// A batch that Noxu refused.
-struct ApplyFailure {
-    error: NoxuError,
-    /// Whether the databases are as they were before.
-    undone: bool,
-}
-
 impl Open {
-    fn new(environment: Environment) -> Result<Self> {
+    fn new(environment: Environment, file_bytes: u64) -> Result<Self> {
         let engine = open_database(&environment, ENGINE_DATABASE)?;
         let names = environment
             .database_names()
@@ -397,6 +408,7 @@ impl Open {
             databases,
             engine,
             environment,
+            file_bytes,
             turn: RwLock::new(()),
             reads: AtomicU64::new(0),
         })
@@ -420,31 +432,6 @@ impl Open {
             .collect();
         missing.dedup();
         missing
-    }
-
-    /// Runs `write` in one transaction.
-    fn commit(
-        &self,
-        write: impl Fn(&Transaction) -> noxu::Result<()>,
-    ) -> std::result::Result<(), ApplyFailure> {
-        let config = TransactionConfig::default().with_durability(Durability::COMMIT_NO_SYNC);
-        let transaction = self
-            .environment
-            .begin_transaction(Some(&config))
-            .map_err(|error| ApplyFailure {
-                error,
-                undone: true,
-            })?;
-        if let Err(error) = write(&transaction) {
-            let _turn = self.turn_to_write();
-            let undone = transaction.abort().is_ok();
-            return Err(ApplyFailure { error, undone });
-        }
-        // A commit that failed may have reached the log all the same.
-        transaction.commit().map_err(|error| ApplyFailure {
-            error,
-            undone: false,
-        })
     }
 
     /// Makes the changes of the batch and writes the record of what was applied.
@@ -592,8 +579,7 @@ impl Open {
             databases,
             engine,
             environment,
-            turn: _,
-            reads: _,
+            ..
         } = self;
         drop(databases);
         drop(engine);

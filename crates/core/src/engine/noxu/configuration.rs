@@ -8,17 +8,20 @@ use noxu::{EnvironmentConfig, ExceptionEvent, ExceptionListener};
 /// Noxu refuses to write when the volume has less free space than this: room for a batch of 64 MiB
 /// and the checkpoint after it. Its default of 5 GiB would stop a node on a small volume.
 const FREE_DISK_BYTES_MIN: u64 = 128 * 1024 * 1024;
-/// Log written between two checkpoints: what has to be read again after a crash.
-const CHECKPOINT_BYTES_INTERVAL: u64 = 64 * 1024 * 1024;
-/// How often Noxu looks whether that much has been written.
-const CHECKPOINT_WAKEUP_MS: u64 = 2_000;
+/// Size of the files of Noxu's log. The largest batch fits into one: 32 MiB in 100,000 keys.
+pub(super) const FILE_BYTES: u64 = 64 * 1024 * 1024;
+/// Log written between two checkpoints: what is in memory when it has been read again after a crash.
+const CHECKPOINT_BYTES_INTERVAL: u64 = 128 * 1024 * 1024;
+/// How often Noxu looks whether that much has been written. A checkpoint reads the whole log.
+const CHECKPOINT_WAKEUP_MS: u64 = 10_000;
 
 /// The configuration of the environment in `directory`.
-pub(super) fn of(directory: &Path, cache_bytes: u64) -> EnvironmentConfig {
+pub(super) fn of(directory: &Path, cache_bytes: u64, file_bytes: u64) -> EnvironmentConfig {
     let mut config = EnvironmentConfig::new(directory.to_owned())
         .with_allow_create(true)
         .with_transactional(true)
         .with_free_disk(FREE_DISK_BYTES_MIN)
+        .with_log_file_max_bytes(file_bytes)
         .with_checkpointer_bytes_interval(CHECKPOINT_BYTES_INTERVAL)
         .with_checkpointer_wakeup_interval_ms(CHECKPOINT_WAKEUP_MS)
         // Its nightly walk over every tree holds the lock that a transaction needs to begin.
