@@ -71,4 +71,9 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "the log was purged through the last transaction: no subscription could begin until the next one was \
          committed, for none could tell where it stood",
     ),
+    (
+        5120,
+        "the simulator itself: the operator asked once for the vote of a node back, of one that ended \
+         meanwhile, and the end of the run waited for that vote",
+    ),
 ];

@@ -73,7 +73,15 @@ impl Event {
         self.fired(|| format!("operator: {} becomes a secondary", host.name));
         self.ask(&set(NodeType::Secondary)).await;
         self.last(4000).await;
-        self.ask(&set(NodeType::Electable)).await;
+        self.insist(host, &set(NodeType::Electable)).await;
+    }
+
+    /// Asks until it is done, or the group has no such node: an answer may be lost, and what is refused
+    /// for want of a majority is not done.
+    async fn insist(&self, host: &Host, command: &AdminCommand) {
+        while !matches!(self.ask(command).await, Some(Ok(_))) && !self.is_gone(host).await {
+            wait(RETRY).await;
+        }
     }
 
     /// Takes a node out of the group, and lets it in again with an empty disk. It may have been lost.
@@ -98,10 +106,7 @@ impl Event {
             node: host.name.clone(),
             force: false,
         };
-        // The answer may be lost, so it is asked for until the group has no such node.
-        while !matches!(self.ask(&remove).await, Some(Ok(_))) && !self.is_gone(host).await {
-            wait(RETRY).await;
-        }
+        self.insist(host, &remove).await;
         if is_told {
             self.last(500).await;
             world.end(host.at(), End::Kill);
