@@ -76,4 +76,9 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "the simulator itself: the operator asked once for the vote of a node back, of one that ended \
          meanwhile, and the end of the run waited for that vote",
     ),
+    (
+        432,
+        "the simulator itself: a wiped node that still ran was let in when its name was free, and then its \
+         disk was replaced, as that of a node that was gone",
+    ),
 ];

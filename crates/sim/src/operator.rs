@@ -98,7 +98,10 @@ impl Event {
         }
         host.set_state(|state| (state.busy, state.outside) = (true, true));
         self.fired(|| format!("operator: {} is replaced", host.name));
-        let is_told: bool = world.chance(RngExt::random);
+        // One that was wiped asks to be let in, and is as soon as the name is free: then its successor
+        // is refused. So it ends first.
+        let asks_to_join = state.lost && !state.damaged;
+        let is_told = world.chance(RngExt::random) && !asks_to_join;
         if !is_told {
             world.end(host.at(), End::Kill);
         }
