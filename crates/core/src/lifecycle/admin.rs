@@ -21,7 +21,7 @@ use crate::limits::NODES_MAX;
 use crate::node::Node;
 use crate::service::admin::messages::{
     AdminAnswer, AdminCall, AdminDone, AdminRequest, AlterRequest, JoinRequest, Joined,
-    RefusedMessage, RemoveRequest, TransferRequest,
+    RemoveRequest, TransferRequest,
 };
 use crate::service::admin::{self, AdminRefusal};
 use crate::txn::catalog::{CATALOG, NODE_ID_KEY, decode_node_id};
@@ -121,17 +121,9 @@ impl Lifecycle {
         };
         match done {
             Ok(done) => AdminAnswer::Done(done),
-            Err(Undone::Refused(AdminRefusal {
-                what,
-                to_do,
-                passes,
-            })) => {
-                tracing::warn!(what, "refused a change of the group");
-                AdminAnswer::Refused(RefusedMessage {
-                    what,
-                    to_do,
-                    passes,
-                })
+            Err(Undone::Refused(refusal)) => {
+                tracing::warn!(what = refusal.what, "refused a change of the group");
+                AdminAnswer::Refused(refusal.into())
             }
             Err(Undone::NotMaster) => {
                 let role = self.around.role.borrow();
@@ -191,6 +183,13 @@ async fn carry_out(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
 }
 
 async fn decide(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
+    if let Some(AdminCall::Join(request)) = &call
+        && node.consensus.is_master()
+    {
+        // Behind the removal of its name it would be let in. It may have ended by then, and its
+        // successor would be refused.
+        check_free_name(&node.consensus, &request.name, request.incarnation)?;
+    }
     // What is made of the members as they are must not meet another change of them.
     let changes_members = !matches!(call, Some(AdminCall::Transfer(_)));
     let _turn = if changes_members {
@@ -259,24 +258,12 @@ async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
         priority: request.priority,
     };
     check_member(&wanted)?;
+    check_free_name(consensus, &wanted.name, wanted.incarnation.0)?;
     let members = consensus.members();
     if let Some((id, member)) = find(&members, &wanted.name) {
-        if member.incarnation == wanted.incarnation {
-            // It was let in before, by an entry that need not be committed yet.
-            change(|| consensus.set_member(id, member.clone())).await?;
-            return Ok(let_in(node, &members, (id, member)));
-        }
-        return refused(
-            format!(
-                "{:?} is a member already, with another data directory than this one: it could have \
-                 acknowledged writes that this one does not have",
-                wanted.name
-            ),
-            format!(
-                "give it its old directory back, or replace it: `steadfast node replace {}`",
-                wanted.name
-            ),
-        );
+        // It was let in before, by an entry that need not be committed yet.
+        change(|| consensus.set_member(id, member.clone())).await?;
+        return Ok(let_in(node, &members, (id, member)));
     }
     if members.len() >= NODES_MAX {
         return refused(
@@ -582,6 +569,21 @@ fn check_majority_left(
              instead; `steadfast node remove --force` takes a node out all the same",
             present.missing.join(", ")
         ),
+    )
+}
+
+/// Whether no member of this name has another data directory.
+fn check_free_name(consensus: &Consensus, name: &str, incarnation: u64) -> Result<(), Undone> {
+    let members = consensus.members();
+    if find(&members, name).is_none_or(|(_, member)| member.incarnation.0 == incarnation) {
+        return Ok(());
+    }
+    refused(
+        format!(
+            "{name:?} is a member already, with another data directory than this one: it could have \
+             acknowledged writes that this one does not have"
+        ),
+        format!("give it its old directory back, or replace it: `steadfast node replace {name}`"),
     )
 }
 

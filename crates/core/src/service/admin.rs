@@ -66,6 +66,21 @@ impl From<RefusedMessage> for AdminRefusal {
     }
 }
 
+impl From<AdminRefusal> for RefusedMessage {
+    fn from(refusal: AdminRefusal) -> Self {
+        let AdminRefusal {
+            what,
+            to_do,
+            passes,
+        } = refusal;
+        Self {
+            what,
+            to_do,
+            passes,
+        }
+    }
+}
+
 impl fmt::Display for AdminRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}; {}", self.what, self.to_do)

@@ -5,6 +5,7 @@
 //! the child prints its story, and the parent compares two of them.
 
 mod durability;
+mod membership;
 mod policies;
 mod recovery;
 mod restore;
