@@ -386,6 +386,8 @@ struct Open {
     /// Held for writing while records change, for reading while a cursor is in use.
     turn: RwLock<()>,
     reads: AtomicU64,
+    /// Whether the cache was ever full, which is told once.
+    has_evicted: AtomicBool,
 }
 
 impl Open {
@@ -411,6 +413,7 @@ impl Open {
             file_bytes,
             turn: RwLock::new(()),
             reads: AtomicU64::new(0),
+            has_evicted: AtomicBool::new(false),
         })
     }
 
@@ -496,8 +499,7 @@ impl Open {
         if before / READS_PER_EVICTION != (before + count) / READS_PER_EVICTION
             && let Ok(_turn) = self.turn.try_write()
         {
-            self.environment
-                .evict_memory()
+            self.evict_in_turn()
                 .map_err(|error| read_error("evict records", error))?;
         }
         Ok(())
@@ -506,7 +508,18 @@ impl Open {
     /// Brings the cache back to its size.
     fn evict(&self) -> noxu::Result<()> {
         let _turn = self.turn_to_write();
-        self.environment.evict_memory().map(drop)
+        self.evict_in_turn()
+    }
+
+    fn evict_in_turn(&self) -> noxu::Result<()> {
+        let evicted = self.environment.evict_memory()?;
+        if evicted > 0 && !self.has_evicted.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the engine's cache does not hold its data: Noxu is slow then, and records can be lost when \
+                 it is opened again; raise engine_cache_bytes (docs/engines.md)"
+            );
+        }
+        Ok(())
     }
 
     /// Removes the slots of deleted records.
