@@ -82,10 +82,11 @@ impl StateMachine {
     ) -> io::Result<()> {
         let id = from_raft_log_id(raft_id);
         let mut membership = None;
-        let mut versions = Vec::new();
+        let (mut versions, mut bytes) = (Vec::new(), 0);
         match payload {
             EntryPayload::Blank => {}
             EntryPayload::Normal(batch) => {
+                bytes = batch.bytes().len();
                 versions = self.apply_batch(id, batch).await?;
             }
             EntryPayload::Membership(changed) => {
@@ -98,6 +99,7 @@ impl StateMachine {
             vlsn: self.sequencer.visible(),
             membership,
             versions,
+            bytes,
         });
         self.applied.send_replace(Some(id));
         Ok(())

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use self::memory::{MemoryEngine, MemoryStore};
-pub use self::noxu::{BATCH_CHANGES_BEST, NoxuEngine, NoxuFactory};
+pub use self::noxu::{BATCH_BYTES_BEST, BATCH_CHANGES_BEST, NoxuEngine, NoxuFactory};
 use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
 pub use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 

@@ -1,7 +1,7 @@
 //! The engine that ships: one Noxu environment per directory.
 //!
-//! Each of our databases is one Noxu database, `data-<id>`; one more, `engine`, has a single record
-//! that says what was applied. A batch is one Noxu transaction, committed without sync; a sync
+//! Each of our databases is one Noxu database, `data-<id>`; one more, `engine`, has a record that
+//! says what was applied, and one that fills files. A batch is one Noxu transaction, committed without sync; a sync
 //! flushes Noxu's log to the disk. Checkpoints and cleaning are left to Noxu's own threads while the
 //! engine is open.
 //!
@@ -44,6 +44,9 @@ use crate::ids::DatabaseId;
 /// Changes per batch at which Noxu is fastest: it keeps a lock and a before-image for each change
 /// until the commit, and slows as they grow. Batches of 100 times as many are correct.
 pub const BATCH_CHANGES_BEST: usize = 1_000;
+/// Bytes at which a batch takes no further transaction: with the largest one behind them it fits into
+/// a file of Noxu's log, in which a batch has to lie whole.
+pub const BATCH_BYTES_BEST: usize = 4 * 1024 * 1024;
 
 /// Rounds of cleaning at close. Each round frees what the round before emptied; the bound keeps
 /// close from chasing the last file.
@@ -110,11 +113,11 @@ impl NoxuEngine {
     fn open_with(directory: &Path, cache_bytes: u64, file_bytes: u64) -> Result<Self> {
         make_directory_durable(directory).map_err(|source| io_error("sync its files", source))?;
         let config = configuration::of(directory, cache_bytes, file_bytes);
-        Self::open_files(directory, config, file_bytes)
-            .map_err(|error| check::why_not_open(directory, error))
+        Self::open_files(directory, config).map_err(|error| check::why_not_open(directory, error))
     }
 
-    fn open_files(directory: &Path, config: EnvironmentConfig, file_bytes: u64) -> Result<Self> {
+    fn open_files(directory: &Path, config: EnvironmentConfig) -> Result<Self> {
+        let file_bytes = config.log_file_max_bytes;
         let environment =
             Environment::open(config).map_err(|error| open_error(directory, error))?;
         let open = Open::new(environment, file_bytes)?;

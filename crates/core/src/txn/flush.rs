@@ -12,7 +12,8 @@
 //! ```
 //!
 //! A batch takes marks until it has [`BATCH_CHANGES_BEST`] different keys: Noxu's cost per change
-//! grows with the batch, and a key that is written again and again counts once.
+//! grows with the batch, and a key that is written again and again counts once. Or until it has
+//! [`BATCH_BYTES_BEST`].
 //!
 //! Between batches it gives up what dropped databases leave behind (`txn/reclaim.rs`).
 //!
@@ -28,7 +29,9 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::engine::{Applied, BATCH_CHANGES_BEST, Change, EngineBatch, EngineError, StorageEngine};
+use crate::engine::{
+    Applied, BATCH_BYTES_BEST, BATCH_CHANGES_BEST, Change, EngineBatch, EngineError, StorageEngine,
+};
 use crate::ids::{DatabaseId, Vlsn};
 use crate::log::LogId;
 use crate::planted::{self, Bug};
@@ -67,6 +70,8 @@ pub(crate) struct Mark {
     pub(crate) membership: Option<Bytes>,
     /// What the entry put into the window.
     pub(crate) versions: Vec<VersionKey>,
+    /// Size of the entry.
+    pub(crate) bytes: usize,
 }
 
 /// Versions that the engine holds, and from when on no reader can miss them in the window.
@@ -259,13 +264,15 @@ impl Flush {
         };
         let mut state = self.lock();
         let mut taken: Vec<Mark> = Vec::new();
-        let mut keys = std::collections::BTreeSet::new();
+        let (mut keys, mut bytes) = (std::collections::BTreeSet::new(), 0);
         while let Some(mark) = state.marks.front() {
             let is_persisted = mark.log_id.position <= persisted.position;
             let may_flush = mark.vlsn <= limit && (is_persisted || planted::is(Bug::EngineAhead));
-            if !may_flush || keys.len() >= BATCH_CHANGES_BEST {
+            let is_full = keys.len() >= BATCH_CHANGES_BEST || bytes >= BATCH_BYTES_BEST;
+            if !may_flush || is_full {
                 break;
             }
+            bytes += mark.bytes;
             keys.extend(
                 mark.versions
                     .iter()
@@ -510,6 +517,7 @@ mod tests {
                 vlsn: first,
                 membership: None,
                 versions: versions.collect(),
+                bytes: batch.bytes().len(),
             });
             if is_persisted {
                 self.persisted.send_replace(Some(log_id));
@@ -534,6 +542,23 @@ mod tests {
             let applied = self.engine.applied().expect("an engine in memory");
             applied.map(|applied| applied.vlsn).unwrap_or_default()
         }
+    }
+
+    #[test]
+    fn a_batch_of_large_values_ends_before_it_is_too_large_for_a_file() {
+        let mut rig = Rig::new();
+        rig.flush();
+        let value = Bytes::from(vec![1; BATCH_BYTES_BEST / 2]);
+        for key in 0..5 {
+            let key = Bytes::copy_from_slice(&[key]);
+            rig.apply(&[(0, key, Some(value.clone()))], true);
+        }
+        let batches = std::iter::from_fn(|| {
+            let limit = rig.sequencer.visible();
+            let taken = rig.flush.take_marks(limit, *rig.persisted.borrow());
+            (!taken.is_empty()).then_some(taken.len())
+        });
+        assert_eq!(batches.collect::<Vec<_>>(), [2, 2, 1]);
     }
 
     /// A reader, and what it must see for as long as it lives.
