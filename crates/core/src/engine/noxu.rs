@@ -1,7 +1,7 @@
 //! The engine that ships: one Noxu environment per directory.
 //!
-//! Each of our databases is one Noxu database, `data-<id>`; one more, `engine`, has a record that
-//! says what was applied, and one that fills files. A batch is one Noxu transaction, committed without sync; a sync
+//! Each of our databases is one Noxu database, `data-<id>`; one more, `engine`, has a single record
+//! that says what was applied. A batch is one Noxu transaction, committed without sync; a sync
 //! flushes Noxu's log to the disk. Checkpoints and cleaning are left to Noxu's own threads while the
 //! engine is open.
 //!
@@ -17,6 +17,8 @@ mod commit;
 mod configuration;
 mod directory;
 mod errors;
+mod log_file;
+mod lost_commits;
 mod record;
 mod scan;
 
@@ -31,7 +33,6 @@ use noxu::{
     Transaction,
 };
 
-use self::commit::{bytes_of, bytes_of_keys};
 use self::directory::{bytes_in, make_directory_durable, remove_directory};
 use self::errors::{io_error, open_error, read_error, write_error};
 use self::scan::Scan;
@@ -44,8 +45,8 @@ use crate::ids::DatabaseId;
 /// Changes per batch at which Noxu is fastest: it keeps a lock and a before-image for each change
 /// until the commit, and slows as they grow. Batches of 100 times as many are correct.
 pub const BATCH_CHANGES_BEST: usize = 1_000;
-/// Bytes at which a batch takes no further transaction: with the largest one behind them it fits into
-/// a file of Noxu's log, in which a batch has to lie whole.
+/// Bytes at which a batch takes no further transaction: Noxu has them in memory, with what was there
+/// before, until the commit.
 pub const BATCH_BYTES_BEST: usize = 4 * 1024 * 1024;
 
 /// Rounds of cleaning at close. Each round frees what the round before emptied; the bound keeps
@@ -112,15 +113,15 @@ impl NoxuEngine {
 
     fn open_with(directory: &Path, cache_bytes: u64, file_bytes: u64) -> Result<Self> {
         make_directory_durable(directory).map_err(|source| io_error("sync its files", source))?;
+        lost_commits::put_back(directory)?;
         let config = configuration::of(directory, cache_bytes, file_bytes);
         Self::open_files(directory, config).map_err(|error| check::why_not_open(directory, error))
     }
 
     fn open_files(directory: &Path, config: EnvironmentConfig) -> Result<Self> {
-        let file_bytes = config.log_file_max_bytes;
         let environment =
             Environment::open(config).map_err(|error| open_error(directory, error))?;
-        let open = Open::new(environment, file_bytes)?;
+        let open = Open::new(environment)?;
         let applied = open.read_applied()?;
         let progress = Progress {
             durable: applied.clone(),
@@ -172,12 +173,7 @@ impl NoxuEngine {
     }
 
     /// Makes changes in one Noxu transaction, again when it loses a lock.
-    fn commit(
-        &self,
-        open: &Open,
-        bytes: usize,
-        write: impl Fn(&Transaction) -> noxu::Result<()>,
-    ) -> Result<()> {
+    fn commit(&self, open: &Open, write: impl Fn(&Transaction) -> noxu::Result<()>) -> Result<()> {
         // Noxu looks at the free space every few seconds only. A batch that finds out by a failed
         // write leaves an environment that must be opened again.
         open.environment
@@ -185,7 +181,7 @@ impl NoxuEngine {
             .and_then(|()| open.evict())
             .map_err(|error| write_error("prepare for a batch", error))?;
         let mut attempt = 1;
-        while let Err(failure) = open.commit(bytes, &write) {
+        while let Err(failure) = open.commit(&write) {
             let again = failure.undone && failure.error.is_retryable();
             if !again || attempt == APPLY_ATTEMPTS_MAX {
                 self.note_failure(open, failure.undone);
@@ -236,9 +232,7 @@ impl StorageEngine for NoxuEngine {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         self.create_databases(batch)?;
         self.with_open(|open| {
-            self.commit(open, bytes_of(batch), |transaction| {
-                open.write(transaction, batch)
-            })?;
+            self.commit(open, |transaction| open.write(transaction, batch))?;
             let mut progress = self.progress();
             progress.applied = Some(batch.applied.clone());
             progress.batches_applied += 1;
@@ -310,9 +304,7 @@ impl StorageEngine for NoxuEngine {
                 bytes: RECLAIM_BYTES,
             };
             let found = open.scan(handle, KeyRange::all(), Direction::Forward, limit)?;
-            self.commit(open, bytes_of_keys(&found), |transaction| {
-                open.delete(transaction, handle, &found)
-            })?;
+            self.commit(open, |transaction| open.delete(transaction, handle, &found))?;
             // Or the next step would walk over the slots of these keys again.
             open.compress()
                 .map_err(|error| io_error("remove deleted records", error))?;
@@ -384,8 +376,6 @@ struct Open {
     databases: BTreeMap<DatabaseId, Database>,
     engine: Database,
     environment: Environment,
-    /// Size of a file of Noxu's log.
-    file_bytes: u64,
     /// Held for writing while records change, for reading while a cursor is in use.
     turn: RwLock<()>,
     reads: AtomicU64,
@@ -394,7 +384,7 @@ struct Open {
 }
 
 impl Open {
-    fn new(environment: Environment, file_bytes: u64) -> Result<Self> {
+    fn new(environment: Environment) -> Result<Self> {
         let engine = open_database(&environment, ENGINE_DATABASE)?;
         let names = environment
             .database_names()
@@ -413,7 +403,6 @@ impl Open {
             databases,
             engine,
             environment,
-            file_bytes,
             turn: RwLock::new(()),
             reads: AtomicU64::new(0),
             has_evicted: AtomicBool::new(false),
@@ -518,8 +507,8 @@ impl Open {
         let evicted = self.environment.evict_memory()?;
         if evicted > 0 && !self.has_evicted.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "the engine's cache does not hold its data: Noxu is slow then, and records can be lost when \
-                 it is opened again; raise engine_cache_bytes (docs/engines.md)"
+                "the engine's cache does not hold its data: Noxu is slow then; raise engine_cache_bytes \
+                 (docs/engines.md)"
             );
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! The files of a Noxu environment, as far as we touch them.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 /// Creates the directory and makes it and its files durable as they are. Noxu reads files that were
@@ -19,6 +19,20 @@ pub(super) fn make_directory_durable(directory: &Path) -> io::Result<()> {
     }
     std::fs::File::open(directory)?.sync_all()?;
     sync_parent(directory)
+}
+
+/// Creates a file that is there whole or not at all, and is on disk when this returns.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "Noxu's files are not behind the disk trait"
+)]
+pub(super) fn create_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = std::fs::File::create(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    sync_parent(path)
 }
 
 /// Removes the directory, if it is there, durably.

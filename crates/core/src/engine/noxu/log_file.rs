@@ -1,0 +1,91 @@
+//! The files of Noxu's log: a header, and then entries without a gap. Each begins with the CRC-32 of
+//! the rest of it.
+
+use std::path::Path;
+
+use noxu_log::entry_header::CHECKSUM_BYTES;
+use noxu_log::{ChecksumValidator, FileHeader, LogEntryHeader, LogEntryType, LogError};
+use noxu_util::Lsn;
+
+use super::errors::io_error;
+use crate::engine::{EngineError, Result};
+
+/// Versions of files that Noxu may yet come to.
+const VERSION_MAX: u32 = 255;
+
+/// Offset of the flags in an entry, and the one among them that may be set in place, after the
+/// checksum was made.
+const FLAGS_OFFSET: usize = 5;
+const INVISIBLE: u8 = 0x10;
+
+/// The header of a file. One that a newer version has written is not damaged.
+pub(super) fn header(path: &Path, bytes: &[u8]) -> Result<FileHeader> {
+    FileHeader::read_from(&mut &*bytes).map_err(|error| match error {
+        LogError::VersionMismatch { found, .. } if found <= VERSION_MAX => {
+            io_error("read a file of a newer version", error)
+        }
+        error => EngineError::Corrupt {
+            what: format!("{} at byte 0: {error}", path.display()),
+        },
+    })
+}
+
+/// An entry whose checksum holds.
+pub(super) struct Entry<'a> {
+    pub(super) kind: LogEntryType,
+    pub(super) body: &'a [u8],
+}
+
+/// Reads the entries of a file.
+pub(super) struct Entries<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Entries<'a> {
+    pub(super) fn new(header: &FileHeader, bytes: &'a [u8]) -> Self {
+        let at = FileHeader::on_disk_size(header.log_version);
+        Self { bytes, at }
+    }
+
+    /// Offset of the next entry, or of the end.
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
+
+    /// The next entry; `None` where nothing was written yet.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn read(&mut self) -> std::result::Result<Option<Entry<'a>>, String> {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        if rest.iter().take(1024).all(|byte| *byte == 0) {
+            if rest.iter().any(|byte| *byte != 0) {
+                return Err("a hole".to_owned());
+            }
+            return Ok(None);
+        }
+        let header = LogEntryHeader::read_from_log(rest, Lsn::new(0, 0));
+        let header = header.map_err(|error| error.to_string())?;
+        let Some(entry) = rest.get(..header.entry_size()) else {
+            return Err("an entry that ends behind its file".to_owned());
+        };
+        if checksum(entry) != header.checksum() {
+            return Err("an entry whose checksum does not match".to_owned());
+        }
+        self.at += entry.len();
+        Ok(Some(Entry {
+            kind: header.entry_type(),
+            body: &entry[header.size()..],
+        }))
+    }
+}
+
+/// The checksum of an entry, as it was when it was written.
+pub(super) fn checksum(entry: &[u8]) -> u32 {
+    let mut checksum = ChecksumValidator::new();
+    checksum.update_all(&entry[CHECKSUM_BYTES..FLAGS_OFFSET]);
+    checksum.update_all(&[entry[FLAGS_OFFSET] & !INVISIBLE]);
+    checksum.update_all(&entry[FLAGS_OFFSET + 1..]);
+    checksum.value()
+}

@@ -1,0 +1,226 @@
+//! Puts back the commits that Noxu's cleaner removed.
+//!
+//! Noxu's recovery reads every file of its log that is there, and undoes each transaction whose commit
+//! it does not find. Its cleaner removes sparse files, in any order: of a transaction that lies in two
+//! of them, the second one with the commit may go first. The next open would undo what is in the other.
+//!
+//! The cleaner takes no file in which a running transaction has begun, and none behind it. So where a
+//! file is missing behind the last change of a transaction, that transaction has ended. If its end is
+//! missing too, a commit goes into a small file with the number of the missing one. A transaction that was
+//! aborted, or undone by an earlier open, may be given one as well. It changes nothing: a file goes only
+//! after a checkpoint, and what lies before a checkpoint is not done again, but undone at most.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::path::Path;
+
+use bytes::BytesMut;
+use noxu_log::entry::{LnLogEntry, TxnEndEntry};
+use noxu_log::{FileHeader, FileManager, LogEntryHeader, LogEntryType, Provisional};
+use noxu_util::{NULL_LSN, Vlsn};
+
+use super::directory::create_durably;
+use super::errors::io_error;
+use super::log_file::{Entries, checksum, header};
+use crate::engine::Result;
+
+type TransactionId = i64;
+
+/// Puts back the commits that are missing in `directory`, and says how many. Files that Noxu will not
+/// open are left to it to say so.
+///
+/// # Errors
+/// [`EngineError::Io`](crate::engine::EngineError::Io) when a commit could not be written.
+pub(super) fn put_back(directory: &Path) -> Result<usize> {
+    // Holds Noxu's lock on the directory.
+    let Ok(files) = FileManager::new(directory, false, u64::from(u32::MAX), 1) else {
+        return Ok(0);
+    };
+    let Ok(numbers) = files.list_file_numbers() else {
+        return Ok(0);
+    };
+    let missing = missing_files(&numbers);
+    let Some(transactions) = without_end(&files, &numbers, &missing) else {
+        return Ok(0);
+    };
+    let mut commits: BTreeMap<u32, Vec<TransactionId>> = BTreeMap::new();
+    for (transaction, last_file) in transactions {
+        if let Some(file) = missing.range(last_file..).next() {
+            commits.entry(*file).or_default().push(transaction);
+        }
+    }
+    for (file, transactions) in &commits {
+        let failed = |error| io_error("put a commit back", error);
+        let bytes = file_of(*file, transactions).map_err(failed)?;
+        create_durably(&files.full_file_name(*file), &bytes)
+            .map_err(|error| failed(error.into()))?;
+    }
+    let count = commits.values().map(Vec::len).sum();
+    if count > 0 {
+        tracing::info!(count, "put back commits that were cleaned away");
+    }
+    Ok(count)
+}
+
+/// The numbers between the first and the last one that are not there.
+fn missing_files(numbers: &[u32]) -> BTreeSet<u32> {
+    let between = |pair: &[u32]| pair[0] + 1..pair[1];
+    numbers.windows(2).flat_map(between).collect()
+}
+
+/// The transactions that have changes and no end, with the file of the last change, as far as there
+/// are any before the last of the missing files. `None` where a file cannot be read.
+fn without_end(
+    files: &FileManager,
+    numbers: &[u32],
+    missing: &BTreeSet<u32>,
+) -> Option<BTreeMap<TransactionId, u32>> {
+    let mut transactions = BTreeMap::new();
+    let last_missing = *missing.last()?;
+    for number in numbers {
+        if *number > last_missing && transactions.is_empty() {
+            break;
+        }
+        let is_last = Some(number) == numbers.last();
+        let path = files.full_file_name(*number);
+        #[expect(clippy::disallowed_methods, reason = "Noxu keeps its files itself")]
+        let bytes = std::fs::read(&path).ok()?;
+        let header = header(&path, &bytes).ok()?;
+        let mut entries = Entries::new(&header, &bytes);
+        loop {
+            let entry = match entries.read() {
+                Ok(Some(entry)) => entry,
+                Ok(None) => break,
+                // A crash may have cut the last one off.
+                Err(_) if is_last => break,
+                Err(_) => return None,
+            };
+            match entry.kind {
+                LogEntryType::InsertLNTxn
+                | LogEntryType::UpdateLNTxn
+                | LogEntryType::DeleteLNTxn
+                | LogEntryType::NameLNTxn => {
+                    let change = LnLogEntry::parse_from_slice(entry.body, true).ok()?;
+                    transactions.insert(change.txn_id?, *number);
+                }
+                LogEntryType::TxnCommit | LogEntryType::TxnAbort => {
+                    let end = TxnEndEntry::read_from_log(entry.body).ok()?;
+                    transactions.remove(&end.txn_id);
+                }
+                _ => {}
+            }
+        }
+    }
+    Some(transactions)
+}
+
+/// A file of Noxu's log that has these commits and nothing else.
+fn file_of(
+    number: u32,
+    transactions: &[TransactionId],
+) -> std::result::Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
+    let mut file = Vec::new();
+    FileHeader::new(number, 0).write_to(&mut file)?;
+    let mut offset_before = 0;
+    for transaction in transactions {
+        let mut body = BytesMut::new();
+        TxnEndEntry::new_commit(*transaction, NULL_LSN, 0, 0, Vlsn::new(0)).write_to_log(&mut body);
+        let size = u32::try_from(body.len())?;
+        let kind = LogEntryType::TxnCommit;
+        let mut header = LogEntryHeader::new(kind, size, Provisional::No, false, None);
+        let mut entry = Vec::new();
+        header.write_to_log(&mut entry)?;
+        entry.extend_from_slice(&body);
+        // Once for the offset, which the checksum covers.
+        header.add_post_marshalling_info(&mut entry, offset_before, None, 0)?;
+        let checksum = checksum(&entry);
+        header.add_post_marshalling_info(&mut entry, offset_before, None, checksum)?;
+        offset_before = u32::try_from(file.len())?;
+        file.append(&mut entry);
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use bytes::Bytes;
+
+    use crate::engine::{
+        Applied, Change, Direction, EngineBatch, KeyRange, NoxuEngine, ScanLimit, StorageEngine,
+    };
+    use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
+
+    const DB: DatabaseId = DatabaseId(16);
+    const VALUE_BYTES: usize = 1_024;
+    const FILE_BYTES: u64 = 1024 * 1024;
+    const CACHE_BYTES: u64 = 8 * 1024 * 1024;
+    /// Keys in one batch: about ten batches are a file.
+    const BATCH: u64 = 100;
+    /// Keys that are written again and again.
+    const HOT: u64 = 1 << 32;
+
+    type Model = BTreeMap<Bytes, Bytes>;
+
+    fn open(directory: &Path) -> NoxuEngine {
+        NoxuEngine::open_with(directory, CACHE_BYTES, FILE_BYTES).expect("an engine")
+    }
+
+    fn key(number: u64) -> Bytes {
+        Bytes::copy_from_slice(&number.to_be_bytes())
+    }
+
+    /// Batches of keys that stay take turns with batches of keys that do not. So there are files that
+    /// stay, in front of files that are cleaned; and here and there a batch that lies in both.
+    fn apply(engine: &NoxuEngine, number: u64, model: &mut Model) {
+        let is_hot = number % 20 >= 7;
+        let first = if is_hot { HOT } else { number * BATCH };
+        let value = Bytes::from(vec![number.to_le_bytes()[0]; VALUE_BYTES]);
+        let keys: Vec<_> = (first..first + BATCH).map(key).collect();
+        model.extend(keys.iter().map(|key| (key.clone(), value.clone())));
+        let put = |key: Bytes| (DB, key, Change::Put(value.clone()));
+        // Some of those that stayed so far.
+        let gone = (first - BATCH..first - BATCH + 10).map(key);
+        let gone: Vec<_> = gone.filter(|key| model.remove(key).is_some()).collect();
+        let delete = |key: Bytes| (DB, key, Change::Delete);
+        let applied = Applied {
+            term: Term(1),
+            position: LogPosition(number),
+            vlsn: Vlsn(number),
+            membership: Bytes::new(),
+        };
+        let puts = keys.into_iter().map(put);
+        let changes = gone.into_iter().map(delete).chain(puts).collect();
+        let batch = EngineBatch { applied, changes };
+        engine.apply(&batch).expect("applied");
+    }
+
+    fn assert_holds(engine: &NoxuEngine, model: &Model) {
+        let rows = engine.scan(DB, KeyRange::all(), Direction::Forward, ScanLimit::NONE);
+        let rows: Model = rows.expect("scanned").into_iter().collect();
+        let lost = model.keys().filter(|key| !rows.contains_key(*key)).count();
+        assert_eq!(lost, 0, "of {}", model.len());
+        assert_eq!(rows.len(), model.len(), "deleted keys are back");
+        assert!(rows == *model, "values differ");
+    }
+
+    #[test]
+    fn what_was_committed_is_there_when_files_were_cleaned() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut model = Model::new();
+        let mut put_back = 0;
+        for round in 0..3 {
+            let engine = open(dir.path());
+            assert_holds(&engine, &model);
+            for number in 1..=300 {
+                apply(&engine, round * 300 + number, &mut model);
+            }
+            engine.close().expect("closed");
+            put_back += super::put_back(dir.path()).expect("written");
+        }
+        assert_holds(&open(dir.path()), &model);
+        assert_ne!(put_back, 0, "no commit was cleaned away");
+    }
+}
