@@ -3,6 +3,7 @@
 
 mod feeds;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -162,14 +163,15 @@ pub fn logs_agree(logs: &[NodeLog], committed: u64) -> Vec<String> {
     problems
 }
 
-/// The log that these nodes have together. Where one was deposed, the later term is what counts.
+/// The log that these nodes have together. Where they differ, the log counts that ends in the latest
+/// term: it follows on the log of that term's master, which had all that was committed before. A single
+/// entry of a later term may be of a master that was deposed before anybody took it.
 pub fn union<'a>(logs: impl Iterator<Item = &'a Log>) -> BTreeMap<u64, LogEntry> {
+    let mut logs: Vec<_> = logs.map(|log| &log.entries).collect();
+    logs.sort_by_key(|entries| Reverse(entries.values().next_back().map(|entry| entry.term)));
     let mut all: BTreeMap<u64, LogEntry> = BTreeMap::new();
-    for (position, entry) in logs.flat_map(|log| &log.entries) {
-        match all.get(position) {
-            Some(known) if known.term >= entry.term => {}
-            _ => drop(all.insert(*position, entry.clone())),
-        }
+    for (position, entry) in logs.into_iter().flatten() {
+        all.entry(*position).or_insert_with(|| entry.clone());
     }
     all
 }
@@ -540,4 +542,30 @@ pub fn marker(id: usize) -> Bytes {
 
 fn parse_id(key: &Bytes) -> Option<usize> {
     std::str::from_utf8(key).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_of_a_master_that_was_deposed_takes_the_place_of_no_committed_one() {
+        let log = |terms: &[u64]| {
+            let entry = |(at, term): (usize, &u64)| {
+                let entry = LogEntry {
+                    term: *term,
+                    kind: 1,
+                    payload: Bytes::new(),
+                };
+                (at as u64, entry)
+            };
+            Log {
+                entries: terms.iter().enumerate().map(entry).collect(),
+                purged: None,
+            }
+        };
+        let (deposed, behind, newest) = (log(&[1, 3, 4]), log(&[1, 3, 3, 3]), log(&[1, 3, 3, 5]));
+        let together = union([&deposed, &behind, &newest].into_iter());
+        assert_eq!(together, newest.entries);
+    }
 }

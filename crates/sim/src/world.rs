@@ -93,14 +93,17 @@ fn archive_segments(disk: &SimDisk, archive: &Archive, newest: &Path) {
     }
 }
 
-/// Takes the newest segment out of the archive. When the name of the one after it was lost, it is
-/// written further.
-fn forget_newest(disk: &SimDisk, archive: &Archive) {
+/// Brings the archive to what a power cut has left: the newest segment is written further, also one
+/// that was in the archive and lost the name of its successor, and those before it are not. With the
+/// power going at the naming of a segment, none of them was taken.
+fn settle_archive(disk: &SimDisk, archive: &Archive) {
     let dir = newest_log(disk);
     let mut names = disk.list(&dir).unwrap_or_default();
     names.retain(|name| logfile::sequence_of(name).is_some());
     if let Some(newest) = names.iter().max() {
-        lock(archive).remove(&dir.join(newest));
+        let newest = dir.join(newest);
+        lock(archive).remove(&newest);
+        archive_segments(disk, archive, &newest);
     }
 }
 
@@ -332,7 +335,7 @@ impl World {
         if end == End::PowerCut {
             hardware.disk.crash();
             hardware.store.crash(kept);
-            forget_newest(&hardware.disk, &hardware.archive);
+            settle_archive(&hardware.disk, &hardware.archive);
             self.net.power_on(&host.name);
         } else {
             hardware.disk.process_ended();
