@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::{ChangeMembers, Membership, Precondition};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -78,6 +78,24 @@ enum Step {
     Unvote(NodeId),
     /// The member becomes master.
     HandOver(NodeId),
+}
+
+/// What a change follows on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Base {
+    /// One set of voters.
+    Uniform,
+    /// Half a change: two sets.
+    Joint,
+}
+
+impl Base {
+    fn of(membership: &Membership<NodeId, Member>) -> Self {
+        match membership.get_joint_config().as_slice() {
+            [_] => Self::Uniform,
+            _ => Self::Joint,
+        }
+    }
 }
 
 /// The steps to take from here, the most urgent one first; the first that can be taken is.
@@ -289,22 +307,38 @@ impl Consensus {
     async fn change(&self, changes: ChangeMembers<NodeId, Member>) -> Result<(), ChangeError> {
         // A demoted voter stays as a member, a removed one does not.
         let retain = !matches!(changes, ChangeMembers::RemoveVoters(_));
-        self.propose_members(changes, retain).await
+        self.propose_members(changes, retain, Base::Uniform).await
     }
 
+    /// Whatever follows on half a change completes it, as if it were a part of what follows: a removal
+    /// would take out a node that only lost its vote. So nothing does but what is made for it.
     async fn propose_members(
         &self,
         changes: ChangeMembers<NodeId, Member>,
         retain: bool,
+        base: Base,
     ) -> Result<(), ChangeError> {
         let turn = self.turns.proposal.try_lock();
         let _turn = turn.map_err(|_| ChangeError::InProgress)?;
-        let changed = self.raft.change_membership(changes, retain);
+        let (found, last) = {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            let last = *metrics.membership_config.log_id();
+            (Base::of(metrics.membership_config.membership()), last)
+        };
+        if found != base {
+            return Err(ChangeError::InProgress);
+        }
+        let is_last = Precondition::LastMembershipLogId {
+            last_membership_log_id: last,
+        };
+        let changed = self.raft.change_membership_if(changes, retain, [is_last]);
         match self.seeded(changed).await {
             Ok(_) => Ok(()),
-            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
-                ChangeMembershipError::InProgress(_),
-            ))) => Err(ChangeError::InProgress),
+            Err(RaftError::APIError(
+                ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_))
+                | ClientWriteError::PreconditionFailed(_),
+            )) => Err(ChangeError::InProgress),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
                 Err(ConsensusError::NotMaster(forward.leader_id).into())
             }
@@ -327,15 +361,15 @@ impl Consensus {
         match step {
             Step::Complete => {
                 let nothing = ChangeMembers::AddVoterIds(BTreeSet::new());
-                self.propose_members(nothing, true).await
+                self.propose_members(nothing, true, Base::Joint).await
             }
             Step::Vote(id) => {
                 let voter = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-                self.propose_members(voter, true).await
+                self.propose_members(voter, true, Base::Uniform).await
             }
             Step::Unvote(id) => {
                 let voter = ChangeMembers::RemoveVoters(BTreeSet::from([id]));
-                self.propose_members(voter, true).await
+                self.propose_members(voter, true, Base::Uniform).await
             }
             Step::HandOver(id) => {
                 let deadline = Instant::now() + HAND_OVER_MAX;
