@@ -81,4 +81,23 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "the simulator itself: a wiped node that still ran was let in when its name was free, and then its \
          disk was replaced, as that of a node that was gone",
     ),
+    (
+        10110,
+        "a node that had just been let in copied its state from one that did not know it yet: it got what an \
+         arbiter gets, no data, and passed over all that was written",
+    ),
+    (
+        7941,
+        "a master lost its mastership between the two steps that take a node its vote; the removal of another \
+         node completed them, and took out both",
+    ),
+    (
+        7758,
+        "the simulator itself: with the power going at the naming of a segment, the one before was missing in \
+         its archive",
+    ),
+    (
+        10926,
+        "the simulator itself: it took an entry of a deposed master for committed, because its term is later",
+    ),
 ];

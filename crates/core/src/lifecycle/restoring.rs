@@ -300,6 +300,8 @@ impl Lifecycle {
             .map(|dir| dir.engine_dir(identity.copy + 1));
         let tuning = &self.config.tuning;
         let superseded = Arc::clone(&self.around.superseded);
+        let members = self.around.members.borrow().clone();
+        let own = members.get(&identity.node_id);
         let (end, ended) = tokio::sync::watch::channel(false);
         let fetch = Fetch {
             caller: Caller::Node(identity, superseded),
@@ -309,6 +311,7 @@ impl Lifecycle {
             engines: Arc::clone(&self.machine.engines),
             dir: dir.ok_or(FetchError::Ended)?,
             entry: needed,
+            has_data: own.is_none_or(|own| own.node_type.has_data()),
             progress: self.restore.clone(),
             ended,
         };

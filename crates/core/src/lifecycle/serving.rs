@@ -96,7 +96,7 @@ impl Lifecycle {
             RESTORE => {
                 let members = node.consensus.members();
                 let member = members.get(&caller);
-                let has_data = member.is_some_and(|member| member.node_type.has_data());
+                let has_data = member.map(|member| member.node_type.has_data());
                 let mut source = Source::new(node, copies, has_data);
                 restore::serve(session, stall, &mut source).await
             }

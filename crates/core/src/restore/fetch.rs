@@ -80,6 +80,8 @@ pub(crate) struct Fetch {
     pub(crate) dir: PathBuf,
     /// What the copy has to reach.
     pub(crate) entry: LogId,
+    /// Whether this node has data.
+    pub(crate) has_data: bool,
     pub(crate) progress: watch::Sender<Option<Progress>>,
     /// Becomes true when the copy is to be given up.
     pub(crate) ended: watch::Receiver<bool>,
@@ -143,6 +145,10 @@ impl Fetch {
             RestoreAnswer::Begun(begun) => begun,
             answer => return Err(unexpected(answer)),
         };
+        if begun.has_data != self.has_data {
+            let why = "it takes this node for one of another kind";
+            return Err(FetchError::Refused(why.to_owned()));
+        }
         let bytes_total = begun.bytes_total;
         let mut staged = match staged.filter(|_| begun.goes_on) {
             Some(staged) => {

@@ -101,8 +101,8 @@ impl Pace {
 pub(crate) struct Source {
     node: Arc<Node>,
     copies: Arc<Copies>,
-    /// Whether the caller gets the data.
-    to_data_node: bool,
+    /// Whether the caller gets the data; `None` when this node does not know it yet.
+    to_data_node: Option<bool>,
     place: Option<OwnedSemaphorePermit>,
     hold: Option<Hold>,
     sent: RowDigest,
@@ -135,7 +135,7 @@ impl From<LogError> for SourceError {
 }
 
 impl Source {
-    pub(crate) fn new(node: Arc<Node>, copies: Arc<Copies>, to_data_node: bool) -> Self {
+    pub(crate) fn new(node: Arc<Node>, copies: Arc<Copies>, to_data_node: Option<bool>) -> Self {
         Self {
             node,
             copies,
@@ -164,6 +164,10 @@ impl Source {
 
     fn begin(&mut self, begin: BeginMessage) -> Result<RestoreAnswer, SourceError> {
         let refused = Err(SourceError::Refused("this node is not far enough itself"));
+        // The caller may have been let in by an entry that has not come here.
+        let Some(to_data_node) = self.to_data_node else {
+            return refused;
+        };
         let entry = begin.entry.map(LogId::try_from).transpose();
         let entry = entry.map_err(|_| SourceError::Refused("no such entry"))?;
         let position = entry.map(|entry| entry.position);
@@ -176,7 +180,7 @@ impl Source {
         let Some(durable) = self.node.engine.durable() else {
             return refused;
         };
-        if !self.to_data_node && Some(durable.position) < position {
+        if !to_data_node && Some(durable.position) < position {
             return refused;
         }
         if self.place.is_none() {
@@ -198,7 +202,7 @@ impl Source {
             position: durable.position,
         };
         Ok(RestoreAnswer::Begun(BegunMessage {
-            has_data: self.to_data_node,
+            has_data: to_data_node,
             goes_on,
             entry: Some(LogIdMessage::from(id)),
             vlsn: durable.vlsn.0,
@@ -208,7 +212,7 @@ impl Source {
     }
 
     async fn chunk(&mut self, place: PlaceMessage) -> Result<RestoreAnswer, SourceError> {
-        if !self.to_data_node {
+        if self.to_data_node != Some(true) {
             return Err(SourceError::Refused("an arbiter gets no data"));
         }
         if self.place.is_none() {
@@ -243,7 +247,7 @@ impl Source {
         self.copies.pace.sent(bytes);
         let read = next + entries.len() as u64;
         let entries = entries.into_iter().map(|entry| {
-            let entry = if self.to_data_node {
+            let entry = if self.to_data_node == Some(true) {
                 entry
             } else {
                 without_data(entry)
