@@ -1,5 +1,5 @@
-//! The memory of a Noxu engine stays near the size of its cache, also under overwrites. Alone in its
-//! process, whose memory is looked at.
+//! The memory of a Noxu engine stays near the size of its cache, also under overwrites, and is given back
+//! when it is closed. Alone in its process, whose memory is looked at.
 
 #![expect(
     clippy::disallowed_methods,
@@ -7,7 +7,9 @@
 )]
 
 use bytes::Bytes;
-use steadfast::engine::{Applied, Change, EngineBatch, EngineFactory, NoxuFactory};
+use steadfast::engine::{
+    Applied, Change, Direction, EngineBatch, EngineFactory, KeyRange, NoxuFactory, ScanLimit,
+};
 use steadfast::ids::{DatabaseId, LogPosition, Term, Vlsn};
 
 const MIB: u64 = 1024 * 1024;
@@ -24,12 +26,13 @@ fn memory() -> u64 {
 }
 
 #[test]
-fn values_that_take_the_place_of_others_are_bounded_by_the_cache_too() {
+fn values_that_take_the_place_of_others_are_bounded_by_the_cache_and_a_close_gives_it_back() {
     let dir = tempfile::tempdir().expect("a directory");
     let factory = NoxuFactory {
         cache_bytes: 16 * MIB,
     };
-    let engine = factory.open(&dir.path().join("engine")).expect("an engine");
+    let open = || factory.open(&dir.path().join("engine")).expect("an engine");
+    let engine = open();
     let mut batches = 0;
     let mut apply = |keys: &mut dyn Iterator<Item = u64>| {
         batches += 1;
@@ -63,4 +66,25 @@ fn values_that_take_the_place_of_others_are_bounded_by_the_cache_too() {
     }
     let grown = memory().saturating_sub(before);
     assert!(grown < 24 * MIB, "by {} MiB", grown / MIB);
+
+    engine.close().expect("closed");
+    let before = memory();
+    for _ in 0..5 {
+        let engine = open();
+        let mut range = KeyRange::all();
+        loop {
+            let found = engine.scan(
+                DatabaseId(16),
+                range,
+                Direction::Forward,
+                ScanLimit::keys(500),
+            );
+            let found = found.expect("scanned");
+            let Some((last, _)) = found.last() else { break };
+            range = KeyRange::all().after(last.clone(), Direction::Forward);
+        }
+        engine.close().expect("closed");
+    }
+    let grown = memory().saturating_sub(before);
+    assert!(grown < 24 * MIB, "by {} MiB over five opens", grown / MIB);
 }

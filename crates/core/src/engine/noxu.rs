@@ -59,9 +59,16 @@ const SLICE: usize = 256;
 const READS_PER_EVICTION: u64 = 1_024;
 /// Bytes of keys and values that one step of giving a database up looks at.
 const RECLAIM_BYTES: usize = 4 * 1024 * 1024;
+/// Records in a node of a tree, the default is 128. Noxu walks over all nodes in memory to find the one
+/// above a node that it evicts or writes. More than this break its recovery, which splits at 256.
+const NODE_ENTRIES: u32 = 256;
 /// Attempts at a batch that loses a lock to Noxu's cleaner, which holds one only while it moves a
 /// record.
 const APPLY_ATTEMPTS_MAX: usize = 3;
+
+/// What is left of the cache at the end, and rounds of eviction until then: two are enough as a rule.
+const CACHE_BYTES_MIN: usize = 1024 * 1024;
+const EMPTY_ROUNDS_MAX: usize = 16;
 
 const ENGINE_DATABASE: &str = "engine";
 const DATA_DATABASE_PREFIX: &str = "data-";
@@ -583,15 +590,32 @@ impl Open {
         let Self {
             databases,
             engine,
-            environment,
+            mut environment,
             ..
         } = self;
+        if let Err(error) = empty_cache(&mut environment) {
+            tracing::warn!(%error, "the memory of the engine's cache stays in use");
+        }
         drop(databases);
         drop(engine);
         environment
             .close()
             .map_err(|error| io_error("close its environment", error))
     }
+}
+
+/// Gives the memory of the cache back, which Noxu keeps of an environment that is closed. Its databases
+/// are open: those that are not would lose their trees.
+fn empty_cache(environment: &mut Environment) -> noxu::Result<()> {
+    let mut config = environment.mutable_config()?;
+    config.cache_size = Some(CACHE_BYTES_MIN);
+    environment.set_mutable_config(config)?;
+    for _ in 0..EMPTY_ROUNDS_MAX {
+        if environment.evict_memory()? == 0 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Reads a value without locks.
@@ -608,7 +632,8 @@ fn database_name(id: DatabaseId) -> String {
 fn open_database(environment: &Environment, name: &str) -> Result<Database> {
     let config = DatabaseConfig::new()
         .with_allow_create(true)
-        .with_transactional(true);
+        .with_transactional(true)
+        .with_node_max_entries(NODE_ENTRIES);
     environment
         .open_database(None, name, &config)
         .map_err(|error| write_error("open a database", error))
