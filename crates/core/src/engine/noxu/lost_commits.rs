@@ -40,11 +40,8 @@ pub(super) fn put_back(directory: &Path) -> Result<usize> {
         return Ok(0);
     };
     let missing = missing_files(&numbers);
-    let Some(transactions) = without_end(&files, &numbers, &missing) else {
-        return Ok(0);
-    };
     let mut commits: BTreeMap<u32, Vec<TransactionId>> = BTreeMap::new();
-    for (transaction, last_file) in transactions {
+    for (transaction, last_file) in without_end(&files, &numbers, &missing) {
         if let Some(file) = missing.range(last_file..).next() {
             commits.entry(*file).or_default().push(transaction);
         }
@@ -69,49 +66,50 @@ fn missing_files(numbers: &[u32]) -> BTreeSet<u32> {
 }
 
 /// The transactions that have changes and no end, with the file of the last change, as far as there
-/// are any before the last of the missing files. `None` where a file cannot be read.
+/// are any before the last of the missing files.
+///
+/// What cannot be read, as the end that a crash has left, is passed over: it is for Noxu to say so, and a
+/// commit too many changes nothing.
 fn without_end(
     files: &FileManager,
     numbers: &[u32],
     missing: &BTreeSet<u32>,
-) -> Option<BTreeMap<TransactionId, u32>> {
+) -> BTreeMap<TransactionId, u32> {
     let mut transactions = BTreeMap::new();
-    let last_missing = *missing.last()?;
+    let Some(last_missing) = missing.last() else {
+        return transactions;
+    };
     for number in numbers {
-        if *number > last_missing && transactions.is_empty() {
+        if number > last_missing && transactions.is_empty() {
             break;
         }
-        let is_last = Some(number) == numbers.last();
         let path = files.full_file_name(*number);
         #[expect(clippy::disallowed_methods, reason = "Noxu keeps its files itself")]
-        let bytes = std::fs::read(&path).ok()?;
-        let header = header(&path, &bytes).ok()?;
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        let Ok(header) = header(&path, &bytes) else {
+            continue;
+        };
         let mut entries = Entries::new(&header, &bytes);
-        loop {
-            let entry = match entries.read() {
-                Ok(Some(entry)) => entry,
-                Ok(None) => break,
-                // A crash may have cut the last one off.
-                Err(_) if is_last => break,
-                Err(_) => return None,
-            };
+        while let Ok(Some(entry)) = entries.read() {
             match entry.kind {
                 LogEntryType::InsertLNTxn
                 | LogEntryType::UpdateLNTxn
                 | LogEntryType::DeleteLNTxn
                 | LogEntryType::NameLNTxn => {
-                    let change = LnLogEntry::parse_from_slice(entry.body, true).ok()?;
-                    transactions.insert(change.txn_id?, *number);
+                    let change = LnLogEntry::parse_from_slice(entry.body, true).ok();
+                    let id = change.and_then(|change| change.txn_id);
+                    transactions.extend(id.map(|id| (id, *number)));
                 }
                 LogEntryType::TxnCommit | LogEntryType::TxnAbort => {
-                    let end = TxnEndEntry::read_from_log(entry.body).ok()?;
-                    transactions.remove(&end.txn_id);
+                    if let Ok(end) = TxnEndEntry::read_from_log(entry.body) {
+                        transactions.remove(&end.txn_id);
+                    }
                 }
                 _ => {}
             }
         }
     }
-    Some(transactions)
+    transactions
 }
 
 /// A file of Noxu's log that has these commits and nothing else.
@@ -142,11 +140,14 @@ fn file_of(
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "Noxu keeps its files itself")]
 mod tests {
     use std::collections::BTreeMap;
+    use std::io::Write;
     use std::path::Path;
 
     use bytes::Bytes;
+    use noxu_log::FileManager;
 
     use crate::engine::{
         Applied, Change, Direction, EngineBatch, KeyRange, NoxuEngine, ScanLimit, StorageEngine,
@@ -222,5 +223,27 @@ mod tests {
         }
         assert_holds(&open(dir.path()), &model);
         assert_ne!(put_back, 0, "no commit was cleaned away");
+    }
+
+    /// A power cut can leave a file that was begun and is empty, behind one with half an entry.
+    #[test]
+    fn the_torn_end_of_the_log_hides_no_missing_commit() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let engine = open(dir.path());
+        let mut model = Model::new();
+        for number in 1..=300 {
+            apply(&engine, number, &mut model);
+        }
+        engine.close().expect("closed");
+        let files = FileManager::new(dir.path(), false, FILE_BYTES, 1).expect("files");
+        let last = files.get_last_file_num().expect("listed").expect("a file");
+        let torn = std::fs::OpenOptions::new()
+            .append(true)
+            .open(files.full_file_name(last));
+        torn.expect("opened").write_all(&[7; 40]).expect("written");
+        std::fs::write(files.full_file_name(last + 1), []).expect("written");
+        drop(files);
+        assert_ne!(super::put_back(dir.path()).expect("written"), 0);
+        assert_holds(&open(dir.path()), &model);
     }
 }
