@@ -545,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_of_large_values_ends_before_it_is_too_large_for_a_file() {
+    fn a_batch_of_large_values_ends_at_its_bytes() {
         let mut rig = Rig::new();
         rig.flush();
         let value = Bytes::from(vec![1; BATCH_BYTES_BEST / 2]);
