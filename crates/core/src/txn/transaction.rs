@@ -15,7 +15,7 @@ use crate::txn::catalog::{self, CATALOG, check_name};
 use crate::txn::names::Names;
 use crate::txn::scan::{Scan, Source};
 use crate::txn::sequencer::{Finished, ReadSet, SessionId};
-use crate::txn::view::{Chunk, View, ViewError};
+use crate::txn::view::{Chunk, View, ViewError, lay_over};
 
 impl From<ViewError> for ReadError {
     fn from(error: ViewError) -> Self {
@@ -406,24 +406,13 @@ impl Transaction {
             .range((database, from)..)
             .take_while(|(place, _)| is_before_end(place))
             .filter(|((_, key), _)| chunk.covered.contains(key));
-        let mut own = own
+        let mut own: Vec<_> = own
             .map(|((_, key), value)| (key.clone(), value.clone()))
-            .peekable();
-        if own.peek().is_some() {
-            let mut rows: BTreeMap<Bytes, Option<Bytes>> = chunk
-                .rows
-                .into_iter()
-                .map(|(key, value)| (key, Some(value)))
-                .collect();
-            rows.extend(own);
-            chunk.rows = rows
-                .into_iter()
-                .filter_map(|(key, value)| Some((key, value?)))
-                .collect();
-            if direction == Direction::Reverse {
-                chunk.rows.reverse();
-            }
+            .collect();
+        if direction == Direction::Reverse {
+            own.reverse();
         }
+        chunk.rows = lay_over(chunk.rows, own, direction);
         Ok(chunk)
     }
 

@@ -9,7 +9,6 @@
 //!                  merged  a B c   e f         complete in it; the window wins
 //! ```
 
-use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +19,7 @@ use crate::engine::{Direction, EngineError, KeyRange, ScanLimit, StorageEngine};
 use crate::ids::{DatabaseId, Vlsn};
 use crate::planted::{self, Bug};
 use crate::txn::readers::ReaderGuard;
-use crate::txn::window::{Version, Window};
+use crate::txn::window::{Version, Window, WindowRow};
 
 /// What one look at a scanned range fetches from the engine, and from the window. Enough keys that
 /// the cost of a look vanishes, and not more bytes than a scan may hold in memory beside one value.
@@ -121,17 +120,15 @@ impl View {
         let cut_engine = engine.last().filter(|_| CHUNK.is_reached(&engine));
         let end = nearer_end(direction, cut_window, cut_engine.map(|row| &row.0));
         let (covered, rest) = split(range, end, direction);
-        let mut merged: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
-        merged.extend(engine.into_iter().map(|(key, value)| (key, Some(value))));
         if planted::is(Bug::DeletedShows) {
             window.retain(|(_, value)| value.is_some());
         }
-        merged.extend(window);
-        let rows = merged.into_iter().filter(|(key, _)| covered.contains(key));
-        let mut rows: Vec<_> = rows
-            .filter_map(|(key, value)| Some((key, value?)))
-            .collect();
-        if direction == Direction::Reverse && !planted::is(Bug::ReverseForward) {
+        let mut rows = lay_over(engine, window, direction);
+        // Only one side can go on behind the end of what is covered, and it is in order.
+        while rows.last().is_some_and(|(key, _)| !covered.contains(key)) {
+            rows.pop();
+        }
+        if direction == Direction::Reverse && planted::is(Bug::ReverseForward) {
             rows.reverse();
         }
         if planted::is(Bug::ChunkLosesEnd) && rest.is_some() {
@@ -151,6 +148,30 @@ impl View {
             None => Ok(read),
         }
     }
+}
+
+/// The rows of both, in the order of the scan that both have: `over` wins, and what it has deleted is
+/// not there.
+pub(crate) fn lay_over(
+    rows: Vec<(Bytes, Bytes)>,
+    over: impl IntoIterator<Item = WindowRow>,
+    direction: Direction,
+) -> Vec<(Bytes, Bytes)> {
+    let mut merged = Vec::with_capacity(rows.len());
+    let mut rows = rows.into_iter().peekable();
+    for (key, value) in over {
+        let is_before = |row: &(Bytes, Bytes)| match direction {
+            Direction::Forward => row.0 < key,
+            Direction::Reverse => row.0 > key,
+        };
+        while let Some(row) = rows.next_if(is_before) {
+            merged.push(row);
+        }
+        rows.next_if(|row| row.0 == key);
+        merged.extend(value.map(|value| (key, value)));
+    }
+    merged.extend(rows);
+    merged
 }
 
 /// Where the first of two cut-off sides ends; `None` when neither was cut off.
