@@ -207,8 +207,6 @@ pub(crate) struct Progress {
     pub(crate) persisted: Option<LogId>,
     /// How long ago the replica was last heard in this term.
     pub(crate) heard: Option<Duration>,
-    /// How long half of the last heartbeats have taken to be answered, at the most.
-    pub(crate) round_trip_p50: Option<Duration>,
 }
 
 impl Consensus {
@@ -422,11 +420,15 @@ impl Consensus {
                 Progress {
                     persisted: matched.as_ref().map(from_raft_log_id),
                     heard,
-                    round_trip_p50: self.peers.round_trip_p50(*id),
                 },
             )
         };
         others.map(progress).collect()
+    }
+
+    /// See [`Peers::round_trip_p50`].
+    pub(crate) fn round_trip_p50(&self, id: NodeId) -> Option<Duration> {
+        self.peers.round_trip_p50(id)
     }
 
     /// Waits until consensus has stopped by itself, and returns why.
@@ -439,14 +441,12 @@ impl Consensus {
     }
 
     async fn raft_failure(&self) -> String {
-        let mut metrics = self.raft.metrics();
-        loop {
-            if let Err(fatal) = &metrics.borrow_and_update().running_state {
-                return fatal.to_string();
-            }
-            if metrics.changed().await.is_err() {
-                return "consensus has ended".to_owned();
-            }
+        // These end with it, and do not change at each step as the whole metrics do.
+        let mut metrics = self.raft.server_metrics();
+        while metrics.changed().await.is_ok() {}
+        match &self.raft.metrics().borrow_watched().running_state {
+            Err(fatal) => fatal.to_string(),
+            Ok(()) => "consensus has ended".to_owned(),
         }
     }
 

@@ -383,7 +383,6 @@ mod tests {
             Some(Progress {
                 persisted: Some(LogId { term, position }),
                 heard: silent_s.map(Duration::from_secs),
-                round_trip_p50: None,
             })
         };
         let found = |replicas: &[Option<Progress>], led_s| {

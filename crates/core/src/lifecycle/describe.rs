@@ -147,7 +147,7 @@ fn describe_node(node: &Node, message: &mut NodeStateMessage) {
             heard_ms_ago: progress
                 .heard
                 .map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
-            round_trip_p50_us: progress.round_trip_p50.map(micros),
+            round_trip_p50_us: node.consensus.round_trip_p50(id).map(micros),
         })
         .collect();
 }
