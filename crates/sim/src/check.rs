@@ -46,10 +46,20 @@ impl Model {
         self.databases.get(&CATALOG).and_then(entry).unwrap_or(1)
     }
 
-    fn names(&self) -> Vec<String> {
+    /// The catalog's names and ids, as they are kept.
+    fn catalog(&self) -> impl Iterator<Item = (&Bytes, &Bytes)> {
         let catalog = self.databases.get(&CATALOG).into_iter().flatten();
-        let names = catalog.filter(|(key, _)| !key.starts_with(b"\0"));
-        names.map(|(key, _)| text(key)).collect()
+        catalog.filter(|(key, _)| !key.starts_with(b"\0"))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.catalog().map(|(key, _)| text(key)).collect()
+    }
+
+    fn name_of(&self, id: u32) -> Option<String> {
+        let mut catalog = self.catalog();
+        let found = catalog.find(|(_, entry)| parse_database_id(entry) == Some(id));
+        found.map(|(key, _)| text(key))
     }
 
     fn keys(&self, name: &str) -> Option<&BTreeMap<Bytes, Bytes>> {

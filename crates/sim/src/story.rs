@@ -110,8 +110,8 @@ impl Inner {
             self.trace.update(&part.len().to_le_bytes());
             self.trace.update(part);
         }
-        let digest = self.trace.digest();
         if let Some(dump) = &mut self.dump {
+            let digest = self.trace.digest();
             let mut line = format!("{} {at} {digest:016x}", self.events);
             for part in parts {
                 let text = String::from_utf8_lossy(&part[..part.len().min(80)]);

@@ -20,6 +20,10 @@ use crate::story::Story;
 /// Begins the line that says how a seed's process ended.
 pub const ENDED: &str = "ended ";
 
+/// Pages as large as there are, taken and given back many at a time.
+const MALLOC: &str = "glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=1073741824:\
+    glibc.malloc.top_pad=33554432:glibc.malloc.mmap_threshold=1073741824";
+
 /// A process that runs seeds, one after the other.
 pub struct Worker {
     process: Child,
@@ -35,6 +39,8 @@ impl Worker {
     pub fn start(program: &Path, planted: Option<&str>) -> io::Result<Self> {
         let mut command = Command::new(program);
         command
+            // Each seed begins with an empty heap, and page faults are a tenth of its time.
+            .env("GLIBC_TUNABLES", MALLOC)
             .arg("--worker")
             .args(planted.map(|bug| format!("--planted={bug}")))
             .stdin(Stdio::piped())

@@ -149,8 +149,7 @@ fn changes(transaction: &LoggedTransaction, after: &Model) -> Vec<SeenChange> {
                 None => SeenChange::Dropped(name),
             });
         }
-        let mut names = after.names().into_iter();
-        let name = names.find(|name| after.id(name) == Some(*database))?;
+        let name = after.name_of(*database)?;
         Some(SeenChange::Key(name, key.clone(), value.clone()))
     };
     transaction.operations.iter().filter_map(change).collect()

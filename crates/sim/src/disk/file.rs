@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// What a disk writes whole or not at all, in bytes.
 pub(super) const SECTOR_BYTES: usize = 512;
 
-/// One sector's bytes; `None` is all zeros that nobody wrote.
+/// One sector's bytes; `None` is all zeros.
 pub(super) type Content = Option<Arc<[u8; SECTOR_BYTES]>>;
 
 /// The order of changes on one disk, from 1.
@@ -130,7 +130,11 @@ impl File {
             let sector = self.sectors.entry(index).or_default();
             let from = index * SECTOR_BYTES + within.start - offset;
             let source = &bytes[from..from + within.len()];
-            writable(&mut sector.current)[within].copy_from_slice(source);
+            if source.len() == SECTOR_BYTES && is_zero(source) {
+                sector.current = None;
+            } else {
+                writable(&mut sector.current)[within].copy_from_slice(source);
+            }
             sector.stamp = stamp;
             self.unsynced.insert(index);
             self.abandoned.remove(&index);
@@ -344,8 +348,13 @@ impl Sector {
     fn is_zero(&self) -> bool {
         self.durable
             .as_ref()
-            .is_none_or(|bytes| bytes.iter().all(|&byte| byte == 0))
+            .is_none_or(|bytes| is_zero(&bytes[..]))
     }
+}
+
+/// Looks at every byte, which is many at a time: of what a log writes, most is preallocated space.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |any, byte| any | byte) == 0
 }
 
 /// The bytes, not shared with any other view.
