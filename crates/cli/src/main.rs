@@ -29,6 +29,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
 
+/// One that uses memory again which another thread has given back: with the system's, a node grows by
+/// more than its cache while it serves a copy (`docs/engines.md`).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What is logged unless `STEADFAST_LOG` says otherwise.
 const LOG_DEFAULT: &str = "warn,openraft=error";
 

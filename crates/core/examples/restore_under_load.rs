@@ -15,6 +15,10 @@ use std::time::Duration;
 use steadfast::{Bootstrap, NodeStatus, RepConfig, ReplicatedEnvironment, Role};
 use tokio::time::Instant;
 
+/// As the `steadfast` program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const NODES: usize = 3;
