@@ -303,7 +303,14 @@ impl Consensus {
             return Ok(());
         };
         let range = upto..LogPosition(upto.0 + 1);
-        let entries = self.log.read(range, 1).await.map_err(|e| stopped(&e))?;
+        let entries = match self.log.read(range, 1).await {
+            Ok(entries) => entries,
+            // As before: the next look tries again.
+            Err(error) => {
+                tracing::debug!(%error, "the entry to purge up to is not found in the log");
+                return Ok(());
+            }
+        };
         let Some(id) = entries.first().map(crate::log::Entry::id) else {
             return Ok(());
         };

@@ -1,7 +1,9 @@
 //! A node copies the state of a peer, and its power is cut at any step of that.
 
+use std::path::Path;
 use std::time::Duration;
 
+use steadfast::log::Disk;
 use steadfast::{CommitToken, ReadyError};
 
 use crate::paused;
@@ -16,6 +18,18 @@ const SMALL: &[(&str, u64)] = &[
     ("log_retain_bytes_max", 64 * KIB),
     ("log_retain_ms_max", 100),
 ];
+
+/// The same, with every entry that is asked for read from its segment.
+const UNCACHED: &[(&str, u64)] = &[
+    ("log_segment_bytes", 64 * KIB),
+    ("log_keep_bytes", 64 * KIB),
+    ("log_retain_bytes_max", 64 * KIB),
+    ("log_retain_ms_max", 100),
+    ("log_cache_bytes_max", 0),
+];
+
+/// Reads of which one fails: more than a look at what can be purged takes.
+const READS: u64 = 12;
 
 /// Steps of I/O at which the power is cut: more than a copy takes of the disk beside the engine.
 const STEPS: u64 = 20;
@@ -40,6 +54,27 @@ async fn leave_behind(world: &mut World, at: usize) {
         let _tokens = write_kib(world, master, 160).await;
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
+}
+
+#[test]
+fn a_log_that_could_not_be_read_once_is_purged_nevertheless() {
+    paused().block_on(async {
+        for reads in 0..READS {
+            let world = World::tuned(1, 12, UNCACHED).await;
+            let disk = &world.hosts[0].disk;
+            let oldest = || {
+                disk.list(Path::new("/data/log"))
+                    .expect("a log")
+                    .into_iter()
+                    .min()
+            };
+            let _tokens = write_kib(&world, world.master().await, 320).await;
+            let before = oldest();
+            disk.fail_read_after(reads);
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_ne!(oldest(), before, "when read {reads} failed");
+        }
+    });
 }
 
 async fn wait_same(world: &World) {

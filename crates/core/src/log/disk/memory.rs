@@ -78,6 +78,7 @@ impl MemoryDisk {
         model.fail_syncs = false;
         model.full = false;
         model.steps_left = None;
+        model.reads_left = None;
         drop(model);
         self.hold_syncs(false);
     }
@@ -105,6 +106,11 @@ impl MemoryDisk {
     /// Lets this many more changes (writes, syncs, names) succeed; then all fail until a crash.
     pub fn fail_after(&self, steps: u64) {
         self.model().steps_left = Some(steps);
+    }
+
+    /// Makes one read of a file fail: the one that comes after this many more.
+    pub fn fail_read_after(&self, reads: u64) {
+        self.model().reads_left = Some(reads);
     }
 
     /// How many syncs of files have been started.
@@ -300,6 +306,7 @@ struct Model {
     full: bool,
     free_bytes: u64,
     steps_left: Option<u64>,
+    reads_left: Option<u64>,
     steps: u64,
     syncs: u64,
 }
@@ -318,6 +325,7 @@ impl Default for Model {
             full: false,
             free_bytes: VOLUME_BYTES,
             steps_left: None,
+            reads_left: None,
             steps: 0,
             syncs: 0,
         }
@@ -442,7 +450,12 @@ impl MemoryFile {
 
 impl DiskFile for MemoryFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let model = self.alive()?;
+        let mut model = self.alive()?;
+        let left = model.reads_left.take();
+        model.reads_left = match left.map(|left| left.checked_sub(1)) {
+            Some(None) => return Err(io::Error::other("simulated read failure (EIO)")),
+            left => left.flatten(),
+        };
         let current = &model.files[self.id].current;
         let start = usize::try_from(offset).map_or(current.len(), |at| at.min(current.len()));
         let bytes = buffer.len().min(current.len() - start);
