@@ -100,4 +100,9 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         10926,
         "the simulator itself: it took an entry of a deposed master for committed, because its term is later",
     ),
+    (
+        9367,
+        "the simulator itself: an operator's mark was in the log and not in the record of what was asked for, \
+         when its node lost its power before it answered",
+    ),
 ];

@@ -416,10 +416,10 @@ async fn single(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
 pub async fn mark(world: &World, env: &ReplicatedEnvironment) -> Option<CommitToken> {
     let id = world.history().begin(0);
     let mark = marker(id);
+    // Before it is written: who waits for it may be gone when it is.
+    world.history().transactions[id].writes = vec![(MARKERS, mark.clone(), Some(Bytes::new()))];
     let written = env.write_async(|txn| txn.database(MARKERS)?.put(&mark, b""));
-    let written = written.await;
-    world.history().transactions[id].writes = vec![(MARKERS, mark, Some(Bytes::new()))];
-    written.ok()
+    written.await.ok()
 }
 
 /// Records what a node answered.
