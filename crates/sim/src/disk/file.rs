@@ -352,9 +352,9 @@ impl Sector {
     }
 }
 
-/// Looks at every byte, which is many at a time: of what a log writes, most is preallocated space.
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().fold(0, |any, byte| any | byte) == 0
+/// Of what a log writes, most is preallocated space.
+fn is_zero(sector: &[u8]) -> bool {
+    *sector == [0; SECTOR_BYTES][..sector.len()]
 }
 
 /// The bytes, not shared with any other view.
