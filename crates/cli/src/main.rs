@@ -29,8 +29,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
 
-/// One that uses memory again which another thread has given back: with the system's, a node grows by
-/// more than its cache while it serves a copy (`docs/engines.md`).
+/// One that uses memory again which another thread has given back: with glibc's, a node that serves a
+/// copy grows by nearly its cache once more (`docs/engines.md`).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,4 +1,5 @@
-//! A node copies the state of a peer, and its power is cut at any step of that.
+//! A node copies the state of a peer, and its power is cut at any step of that. What makes copies
+//! necessary: logs that are purged, also after a read of them that failed.
 
 use std::path::Path;
 use std::time::Duration;
