@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::child::{self, Child, ChildEvent, ChildEvents, ChildNews};
 use crate::failure::Failure;
+use crate::output;
 use crate::ports::free_addresses;
 use crate::stop::Stop;
 
@@ -35,6 +36,8 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When the directory cannot be used or a process cannot be started.
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    // Its nodes work for others than those who read its lines.
+    output::detach()?;
     let mut stop = Stop::new(false)?;
     let temporary = if arguments.dir.is_some() {
         None

@@ -6,7 +6,8 @@ use serde_json::json;
 use steadfast::{FeedError, GroupEvents};
 
 use crate::failure::{Failure, with_sources};
-use crate::group::Ask;
+use crate::group::{Ask, At};
+use crate::output;
 use crate::status::Output;
 use crate::stop::Stop;
 
@@ -17,9 +18,11 @@ One line for each event, first how the group is. It goes on at another node by i
 asks is lost, and when no node can be reached it says so, and goes on trying.
 
 Examples:
-  steadfast events --ask 10.0.0.1:7400,10.0.0.2:7400
+  steadfast events 10.0.0.1:7400 10.0.0.2:7400
   steadfast events -o json | while read -r event; do notify \"$event\"; done")]
 pub(crate) struct Arguments {
+    #[command(flatten)]
+    at: At,
     #[command(flatten)]
     ask: Ask,
 }
@@ -28,35 +31,27 @@ pub(crate) struct Arguments {
 ///
 /// # Errors
 /// When no node answers, or another group does.
-pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+pub(crate) async fn run(Arguments { at, mut ask }: Arguments) -> Result<ExitCode, Failure> {
     let mut stop = Stop::new(false)?;
     tokio::select! {
         () = stop.wait() => Ok(ExitCode::SUCCESS),
-        failure = watch(&arguments.ask) => Err(failure),
+        watched = watch(ask.at(at)) => watched.map(|()| ExitCode::SUCCESS),
     }
 }
 
-async fn watch(ask: &Ask) -> Failure {
-    let group_name = match ask.survey().await {
-        Ok(survey) => survey.group_name,
-        Err(failure) => return failure,
-    };
+/// Until nobody reads any more.
+async fn watch(ask: &Ask) -> Result<(), Failure> {
+    let group_name = ask.survey().await?.group_name;
     let connected = GroupEvents::connect_async(ask.addresses().iter().cloned(), &group_name).await;
-    let mut events = match connected {
-        Ok(events) => events,
-        Err(error) => return failed(&error),
-    };
-    loop {
-        match events.next_async().await {
-            Ok(event) => match ask.output() {
-                Output::Table => println!("{event}"),
-                Output::Json => {
-                    println!("{}", json!({ "event": event, "text": event.to_string() }));
-                }
-            },
-            Err(error) => return failed(&error),
+    let mut events = connected.map_err(|error| failed(&error))?;
+    while !output::is_lost() {
+        let event = events.next_async().await.map_err(|error| failed(&error))?;
+        match ask.output() {
+            Output::Table => println!("{event}"),
+            Output::Json => println!("{}", json!({ "event": event, "text": event.to_string() })),
         }
     }
+    Ok(())
 }
 
 fn failed(error: &FeedError) -> Failure {

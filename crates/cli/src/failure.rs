@@ -2,10 +2,12 @@
 
 use std::error::Error;
 use std::fmt::Display;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::ExitCode;
 
 use steadfast::config::ConfigError;
+use steadfast::engine::EngineError;
 use steadfast::log::LogError;
 use steadfast::{OpenError, ReadyError};
 
@@ -111,7 +113,8 @@ impl From<OpenError> for Failure {
             OpenError::Superseded { reason } => Self::new(
                 reason,
                 "nothing was changed; the group goes on without this node",
-                "move the directory aside, and let the node in anew (steadfast node replace)",
+                "move the directory aside, and let the node in anew, with an empty one and a token (steadfast token \
+                 create)",
             ),
             OpenError::NewerFormat { path, found, known } => Self::new(
                 format!(
@@ -127,6 +130,11 @@ impl From<OpenError> for Failure {
                 offset,
                 damage,
             }) => corrupt(&file, offset, &damage),
+            error if is_full(&error) => Self::new(
+                what,
+                "nothing was changed, and nothing acknowledged is lost; this node does not start",
+                "make room on the volume of its data directory, then start it again",
+            ),
             OpenError::Log(_) | OpenError::Engine(_) => Self::new(what, ELSEWHERE, LOOK_FIRST),
             OpenError::Io {
                 doing,
@@ -142,17 +150,44 @@ impl From<OpenError> for Failure {
                 "nothing acknowledged is lost; this node does not start",
                 "stop the program that uses the port, or correct listen",
             ),
-            _ => Self::new(
-                what,
-                "nothing acknowledged is lost; this node does not start",
-                "see to the cause, then start it again",
-            ),
+            other => of_the_machine(&other, what),
         }
+    }
+}
+
+/// Whether it is for want of space alone.
+fn is_full(error: &OpenError) -> bool {
+    match error {
+        OpenError::Engine(EngineError::DiskFull { .. }) => true,
+        OpenError::Log(LogError::Io { source, .. } | LogError::Failed { source, .. }) => {
+            source.kind() == ErrorKind::StorageFull
+        }
+        _ => false,
     }
 }
 
 const LOOK_FIRST: &str = "ask the other nodes with `steadfast status` whether they have the data, \
                           and delete nothing before they do";
+
+fn of_the_machine(error: &OpenError, what: String) -> Failure {
+    match error {
+        OpenError::Clock { .. } => Failure::new(
+            what,
+            UNTOUCHED,
+            "set the clock of the machine, or its time service, then start the node again",
+        ),
+        OpenError::Close(_) => Failure::new(
+            what,
+            "nothing acknowledged is lost: the log has what the engine lacks",
+            "see to the cause, then start it again: it re-reads its disk",
+        ),
+        _ => Failure::new(
+            what,
+            "nothing acknowledged is lost; this node does not start",
+            "see to the cause, then start it again",
+        ),
+    }
+}
 
 fn copied(dir: &Path) -> Failure {
     Failure::new(
@@ -179,6 +214,12 @@ impl From<ReadyError> for Failure {
                 format!("the group refuses this node: {reason}"),
                 "nothing was changed; the group goes on without this node",
                 "correct what the reason names, then start the node again",
+            ),
+            error if error.was_removed() => Self::new(
+                "this node was removed from the group",
+                "the group goes on without this node, and has everything that was acknowledged",
+                "nothing, if that was meant; to have the node back, start it with an empty directory and a \
+                 token (steadfast token create)",
             ),
             ReadyError::Stopped { reason } => Self::new(
                 format!("the node has stopped: {reason}"),

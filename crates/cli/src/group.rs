@@ -1,14 +1,25 @@
 //! `steadfast node`, `master`, `token` and `group`: an operator changes the group, through its master.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::json;
+use steadfast::config::is_unspecified;
 use steadfast::{AdminCommand, AdminError, JoinToken, NodeStatus, NodeType, PRIORITY_DEFAULT};
 
+use crate::addresses;
 use crate::failure::{Failure, with_sources};
 use crate::status::{ANSWER_TIMEOUT, Output, Survey, print_survey};
+
+/// Whom to ask, as arguments of a verb.
+#[derive(clap::Args)]
+pub(crate) struct At {
+    /// Addresses of nodes of the group, separated by blanks or commas, instead of --ask
+    #[arg(value_name = "ADDRESS", value_delimiter = ',')]
+    addresses: Vec<String>,
+}
 
 /// Whom to ask, and how to print the answer.
 #[derive(clap::Args)]
@@ -32,10 +43,11 @@ pub(crate) struct Ask {
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  steadfast node list --ask 10.0.0.1:7400
+  steadfast node list 10.0.0.1:7400
   steadfast node promote n4               a secondary gets a vote when it has caught up
   steadfast node priority n2 10           n2 is master whenever it has caught up
-  steadfast node address n3 10.0.0.9:7400 then start n3 there, with its own directory
+  steadfast node address n3 10.0.0.9:7400 n3 runs there, started with its own directory
+  steadfast node address --help           when all addresses have changed, and there is no master
   steadfast node remove n3                for good; it stops when it hears of it
   steadfast node replace n3               when its directory is lost
 
@@ -47,10 +59,24 @@ pub(crate) struct NodeArguments {
     ask: Ask,
 }
 
+const ADDRESS_HELP: &str = "\
+The master tries the address before it takes it: the node has to run there. When all addresses have
+changed at once there is no master to ask. Then stop all nodes, say the same to the directory of each
+with --data-dir, and start them: they find each other, and the master takes the new addresses into the
+group. Nothing is lost by it.
+
+Examples:
+  steadfast node address n3 10.0.0.9:7400
+  steadfast node address --data-dir /var/lib/orders \\
+      n1=10.1.0.1:7400 n2=10.1.0.2:7400 n3=10.1.0.3:7400";
+
 #[derive(Subcommand)]
 enum NodeVerb {
     /// List the nodes, as `steadfast status` does
-    List,
+    List {
+        #[command(flatten)]
+        at: At,
+    },
     /// Take a node out of the group for good
     Remove {
         /// Its name
@@ -58,6 +84,8 @@ enum NodeVerb {
         /// Also when the rest may be left without a majority that answers
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        at: At,
     },
     /// Fence a node whose directory is lost, and print how to start its successor
     Replace {
@@ -66,16 +94,22 @@ enum NodeVerb {
         /// Also when the rest may be left without a majority that answers
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        at: At,
     },
     /// Make a secondary electable: it votes when it has caught up
     Promote {
         /// Its name
         node: String,
+        #[command(flatten)]
+        at: At,
     },
     /// Make an electable node a secondary: it keeps the data and loses its vote
     Demote {
         /// Its name
         node: String,
+        #[command(flatten)]
+        at: At,
     },
     /// Prefer a node as master; with 0 it never is
     Priority {
@@ -83,14 +117,29 @@ enum NodeVerb {
         node: String,
         /// 0 to 1000; 1 unless it was set
         priority: u32,
+        #[command(flatten)]
+        at: At,
     },
-    /// Say where the others reach a node from now on
+    /// Say where the others reach a node from now on, or tell a stopped node where all are
+    #[command(
+        override_usage = "steadfast node address [OPTIONS] NODE HOST:PORT [ADDRESS]...\n       \
+                          steadfast node address --data-dir DIR NODE=HOST:PORT...",
+        after_help = ADDRESS_HELP
+    )]
     Address {
-        /// Its name
+        /// Its name; with --data-dir its name and its new address, for each node: NODE=HOST:PORT
         node: String,
         /// Its new address
-        #[arg(value_name = "HOST:PORT")]
-        address: String,
+        #[arg(value_name = "HOST:PORT", required_unless_present = "data_dir")]
+        address: Option<String>,
+        /// Also when the node does not answer there, or not yet
+        #[arg(long)]
+        force: bool,
+        /// Data directory of a stopped node, which is told where the others are
+        #[arg(long, value_name = "DIR", conflicts_with = "force")]
+        data_dir: Option<PathBuf>,
+        #[command(flatten)]
+        at: At,
     },
 }
 
@@ -114,10 +163,15 @@ pub(crate) struct MasterArguments {
 #[derive(Subcommand)]
 enum MasterVerb {
     /// Print the name of the master
-    Show,
+    Show {
+        #[command(flatten)]
+        at: At,
+    },
     /// Make another node master
     Transfer {
-        /// Names of the nodes of which one is to be master; any, if none is given
+        /// Names of the nodes of which one is to be master; any, if none is given. What has a colon is
+        /// the address of a node to ask, instead of --ask
+        #[arg(value_name = "NODE", value_delimiter = ',')]
         nodes: Vec<String>,
         /// How long a candidate may take to catch up, in seconds
         #[arg(long, value_name = "SECONDS", default_value_t = 30)]
@@ -148,6 +202,8 @@ enum GroupVerb {
         /// How long the nodes may take to catch up, in seconds
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         within: u64,
+        #[command(flatten)]
+        at: At,
     },
 }
 
@@ -177,36 +233,80 @@ enum TokenVerb {
         /// Its priority, if it is electable
         #[arg(long, default_value_t = PRIORITY_DEFAULT)]
         priority: u32,
+        #[command(flatten)]
+        at: At,
     },
 }
 
 /// # Errors
 /// When the group refuses, or does not answer.
 pub(crate) async fn run_node(arguments: NodeArguments) -> Result<ExitCode, Failure> {
-    let NodeArguments { verb, ask } = arguments;
+    let NodeArguments { verb, mut ask } = arguments;
     let set_type = |node, node_type| AdminCommand::SetType { node, node_type };
-    let command = match verb {
-        NodeVerb::List => {
-            let survey = ask.survey().await?;
+    let (command, at) = match verb {
+        NodeVerb::List { at } => {
+            let survey = ask.at(at).survey().await?;
             return Ok(print_survey(&survey, ask.output));
         }
-        NodeVerb::Replace { node, force } => return replace(&ask, node, force).await,
-        NodeVerb::Remove { node, force } => AdminCommand::Remove { node, force },
-        NodeVerb::Promote { node } => set_type(node, NodeType::Electable),
-        NodeVerb::Demote { node } => set_type(node, NodeType::Secondary),
-        NodeVerb::Priority { node, priority } => AdminCommand::SetPriority { node, priority },
-        NodeVerb::Address { node, address } => AdminCommand::SetAddress { node, address },
+        NodeVerb::Replace { node, force, at } => return replace(ask.at(at), node, force).await,
+        NodeVerb::Remove { node, force, at } => (AdminCommand::Remove { node, force }, at),
+        NodeVerb::Promote { node, at } => (set_type(node, NodeType::Electable), at),
+        NodeVerb::Demote { node, at } => (set_type(node, NodeType::Secondary), at),
+        NodeVerb::Priority { node, priority, at } => {
+            (AdminCommand::SetPriority { node, priority }, at)
+        }
+        NodeVerb::Address {
+            node,
+            address,
+            data_dir: Some(data_dir),
+            at,
+            ..
+        } => {
+            let words = [vec![node], address.into_iter().collect(), at.addresses].concat();
+            return addresses::say(&data_dir, &words, ask.output).await;
+        }
+        NodeVerb::Address {
+            node,
+            address,
+            force,
+            at,
+            ..
+        } => {
+            let address = address.unwrap_or_default();
+            check_reachable(&node, &address)?;
+            let command = AdminCommand::SetAddress {
+                node,
+                address,
+                force,
+            };
+            (command, at)
+        }
     };
-    ask.send(&command).await
+    ask.at(at).send(&command).await
+}
+
+/// Refuses an address that the others would be given in vain.
+fn check_reachable(node: &str, address: &str) -> Result<(), Failure> {
+    if !is_unspecified(address) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        format!("{address} stands for every address of a machine: nobody reaches {node} there"),
+        "nothing was changed",
+        format!(
+            "say where the others reach it: steadfast node address {node} HOST:PORT; it may listen \
+             on {address} all the same"
+        ),
+    ))
 }
 
 /// # Errors
 /// When the group refuses, or does not answer.
 pub(crate) async fn run_master(arguments: MasterArguments) -> Result<ExitCode, Failure> {
-    let MasterArguments { verb, ask } = arguments;
+    let MasterArguments { verb, mut ask } = arguments;
     match verb {
-        MasterVerb::Show => {
-            let survey = ask.survey().await?;
+        MasterVerb::Show { at } => {
+            let survey = ask.at(at).survey().await?;
             let Some(master) = &survey.master else {
                 return Err(Failure::new(
                     "no node is master",
@@ -219,7 +319,9 @@ pub(crate) async fn run_master(arguments: MasterArguments) -> Result<ExitCode, F
         }
         MasterVerb::Transfer { nodes, within } => {
             let within = Duration::from_secs(within);
-            ask.send(&AdminCommand::Transfer { to: nodes, within })
+            let (addresses, to) = nodes.into_iter().partition(|node| node.contains(':'));
+            ask.at(At { addresses })
+                .send(&AdminCommand::Transfer { to, within })
                 .await
         }
     }
@@ -228,21 +330,22 @@ pub(crate) async fn run_master(arguments: MasterArguments) -> Result<ExitCode, F
 /// # Errors
 /// When the group refuses, or does not answer.
 pub(crate) async fn run_group(arguments: GroupArguments) -> Result<ExitCode, Failure> {
-    let GroupArguments { verb, ask } = arguments;
-    let GroupVerb::Shutdown { within } = verb;
+    let GroupArguments { verb, mut ask } = arguments;
+    let GroupVerb::Shutdown { within, at } = verb;
     let within = Duration::from_secs(within);
-    ask.send(&AdminCommand::Shutdown { within }).await
+    ask.at(at).send(&AdminCommand::Shutdown { within }).await
 }
 
 /// # Errors
 /// When no node of the group answers.
 pub(crate) async fn run_token(arguments: TokenArguments) -> Result<ExitCode, Failure> {
-    let TokenArguments { verb, ask } = arguments;
+    let TokenArguments { verb, mut ask } = arguments;
     let TokenVerb::Create {
         node_type,
         priority,
+        at,
     } = verb;
-    let token = ask.token(node_type, priority).await?;
+    let token = ask.at(at).token(node_type, priority).await?;
     ask.print("token", &token.to_string());
     Ok(ExitCode::SUCCESS)
 }
@@ -252,6 +355,12 @@ async fn replace(ask: &Ask, node: String, force: bool) -> Result<ExitCode, Failu
     let survey = ask.survey().await?;
     let mut nodes = survey.nodes.iter().map(|node| &node.member);
     let known = nodes.find(|member| member.node.name == node).cloned();
+    // Its successor is told where the others are: better refused before the node is out than after.
+    for member in survey.nodes.iter().map(|other| &other.member.node) {
+        if member.name != node {
+            check_reachable(&member.name, &member.address)?;
+        }
+    }
     ask.send(&AdminCommand::Remove {
         node: node.clone(),
         force,
@@ -276,6 +385,14 @@ async fn replace(ask: &Ask, node: String, force: bool) -> Result<ExitCode, Failu
 }
 
 impl Ask {
+    /// The same, asked of the nodes that stand among the arguments, if any do.
+    pub(crate) fn at(&mut self, at: At) -> &Self {
+        if !at.addresses.is_empty() {
+            self.ask = at.addresses;
+        }
+        self
+    }
+
     pub(crate) fn addresses(&self) -> &[String] {
         &self.ask
     }
@@ -303,7 +420,7 @@ impl Ask {
             Err(error @ AdminError::NoAnswer { .. }) => Err(Failure::new(
                 with_sources(&error),
                 "the change may have been made; nothing acknowledged is lost either way",
-                "see `steadfast status`, then ask again if it was not",
+                "see `steadfast status`, then ask again if it was not, with the addresses of all nodes",
             )),
         }
     }
@@ -317,7 +434,12 @@ impl Ask {
         for address in &self.ask {
             match NodeStatus::ask(address, false, ANSWER_TIMEOUT).await {
                 Ok(status) => match JoinToken::new(&status, node_type) {
-                    Some(token) => return Ok(token.with_priority(priority)),
+                    Some(token) => {
+                        for member in &status.members {
+                            check_reachable(&member.node.name, &member.node.address)?;
+                        }
+                        return Ok(token.with_priority(priority));
+                    }
                     None => why.push(format!("{address} belongs to no group yet")),
                 },
                 Err(error) => why.push(with_sources(&error)),

@@ -4,6 +4,17 @@
 //! Each verb is one module. A verb that fails returns a [`Failure`], which says what happened,
 //! what it means for the data and what to do, and carries the exit code.
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what prints, and never panics, is in `output`"
+)]
+
+// Its macros print for all modules below.
+#[macro_use]
+mod output;
+
+mod addresses;
 mod backup;
 mod bench;
 mod child;
@@ -25,6 +36,7 @@ mod verify;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use steadfast::Descriptors;
 use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
@@ -89,13 +101,19 @@ enum Verb {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // Each connection and each file takes one; the default of most systems is meant for less.
+    let raised = Descriptors::raise_limit();
     let filter =
         EnvFilter::try_from_env("STEADFAST_LOG").unwrap_or_else(|_| EnvFilter::new(LOG_DEFAULT));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(|| output::Log)
+        .with_ansi(output::is_watched())
+        .log_internal_errors(false)
         .init();
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
     let done = match arguments.verb {
         Verb::Start(arguments) => on_runtime(start::run(arguments)),
         Verb::Status(arguments) => on_runtime(status::run(arguments)),
@@ -114,7 +132,7 @@ fn main() -> ExitCode {
         Verb::Config(arguments) => configure::run(&arguments),
         Verb::DemoNode(arguments) => demo::node::run(&arguments),
     };
-    done.unwrap_or_else(|failure| failure.print())
+    output::end(done.unwrap_or_else(|failure| failure.print()))
 }
 
 /// Runs one verb to its end.

@@ -23,7 +23,8 @@ const UNCHANGED: &str = "nothing was changed";
 #[derive(clap::Args)]
 #[command(after_help = "\
 A majority that is only down is not lost: start it. First make a plan, with the directories of all
-nodes that are left, stopped. It says what may be lost, and prints the command that goes on.
+nodes that are left, stopped. It says what may be lost, and prints the command that goes on. It
+changes nothing; the storage engine is copied to the directory for temporary files (TMPDIR) meanwhile.
 
 Examples:
   steadfast recover plan --data-dir /var/lib/orders
@@ -141,6 +142,17 @@ fn row(left: &Survivor) -> [String; 6] {
 fn loss(plan: &RecoveryPlan) -> String {
     let first = &plan.survivors[0];
     let kept = format!("{} keeps {}.", first.node.name, kept(first.vlsn));
+    if let Some(lost) = &plan.known_lost {
+        return format!(
+            "! {kept} {1} has no data, and knows the log up to {2}: up to {3} entries\n  \
+             that {0} lacks. The transactions in them, acknowledged ones too, are lost for good; how many \
+             they\n  are, only a node that is missing could tell.\n",
+            first.node.name,
+            lost.node.name,
+            lost.last,
+            grouped(lost.entries_max),
+        );
+    }
     if plan.may_lose {
         format!(
             "! {kept} What is missing is a majority, and may have acknowledged later writes that\n  \
@@ -227,13 +239,19 @@ impl From<RecoverError> for Failure {
                 "nothing was changed, and nothing acknowledged is lost",
                 "start them",
             ),
+            RecoverError::Works { name } => Self::new(
+                format!("{name} hears a master, so the group works"),
+                "nothing was changed, and nothing acknowledged is lost",
+                "see to the way to that master, and start what is down",
+            ),
             RecoverError::Superseded { address, epoch } => Self::new(
                 format!(
                     "the node at {address} is in epoch {epoch} of the group: it was recovered \
                      already"
                 ),
                 UNCHANGED,
-                "keep this directory aside, and let its node in anew (steadfast node replace)",
+                "keep this directory aside, and let its node in anew, with an empty one and a token \
+                 (steadfast token create)",
             ),
             RecoverError::NoVote { name } => Self::new(
                 format!("{name} has no vote or no data, so the group cannot go on from it"),

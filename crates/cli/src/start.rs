@@ -6,6 +6,7 @@ use std::time::Duration;
 use steadfast::{ReadyError, RepConfig, ReplicatedEnvironment, Role, RoleState};
 
 use crate::failure::Failure;
+use crate::output;
 use crate::settings::Flags;
 use crate::stop::Stop;
 
@@ -39,6 +40,7 @@ pub(crate) struct Arguments {
 /// When it cannot be opened, the group refuses it, or its disk fails.
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let config = arguments.flags.load()?;
+    output::detach()?;
     let mut stop = Stop::new(arguments.until_stdin_closes)?;
     let node = config.node().to_owned();
     while let End::DiskFull = run_once(&config, &mut stop).await? {

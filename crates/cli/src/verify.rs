@@ -1,13 +1,13 @@
 //! `steadfast verify`: whether the nodes of a group hold the same, and whether their files hold.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use serde_json::json;
 use steadfast::{Comparison, NodeAddress};
 
 use crate::failure::{FAILED, Failure};
-use crate::group::Ask;
+use crate::group::{Ask, At};
+use crate::output;
 use crate::status::{Output, Survey, aligned, grouped, push};
 
 /// Compare the data of all nodes with the master's, range by range
@@ -17,7 +17,7 @@ Each range is compared at one VLSN; writes go on meanwhile. --deep also names th
 and has each node read all of its files and hold their checksums against them.
 
 Examples:
-  steadfast verify --ask 10.0.0.1:7400
+  steadfast verify 10.0.0.1:7400
   steadfast verify --deep
   steadfast verify -o json | jq .divergences
 
@@ -27,6 +27,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     deep: bool,
     #[command(flatten)]
+    at: At,
+    #[command(flatten)]
     ask: Ask,
 }
 
@@ -34,16 +36,16 @@ pub(crate) struct Arguments {
 ///
 /// # Errors
 /// When no node can be read.
-pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
-    let survey = arguments.ask.survey().await?;
+pub(crate) async fn run(Arguments { deep, at, mut ask }: Arguments) -> Result<ExitCode, Failure> {
+    let survey = ask.at(at).survey().await?;
     let (reference, others) = whom(&survey)?;
-    let is_shown = std::io::stderr().is_terminal();
+    let is_shown = output::is_watched();
     let progress = |database: &str, rows: u64| {
         if is_shown {
             eprint!("\r\x1b[2K{} rows compared; now {database}", grouped(rows));
         }
     };
-    let compared = Comparison::run(&reference, &others, arguments.deep, progress).await;
+    let compared = Comparison::run(&reference, &others, deep, progress).await;
     if is_shown {
         eprint!("\r\x1b[2K");
     }
@@ -61,7 +63,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
             compared.left_out.push((name, why.to_string()));
         }
     }
-    match arguments.ask.output() {
+    match ask.output() {
         Output::Table => print!("{}", render(&survey.group_name, &compared)),
         Output::Json => println!("{}", to_json(&survey.group_name, &compared)),
     }

@@ -6,8 +6,11 @@
 mod keys;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use tokio::runtime::RuntimeFlavor;
 
 use crate::group::formation::Expected;
 use crate::group::join::JoinToken;
@@ -160,6 +163,7 @@ pub(crate) struct Tuning {
     pub(crate) engine_cache_bytes: u64,
     /// `None` when the nodes are not compared.
     pub(crate) digest_interval: Option<Duration>,
+    pub(crate) open_count_max: Duration,
     pub(crate) disk_free_warn_bytes: u64,
     pub(crate) disk_free_read_only_bytes: u64,
     pub(crate) subscriptions_max: usize,
@@ -192,6 +196,7 @@ impl Default for Tuning {
             restore_bytes_per_s_max: 64 * 1024 * 1024,
             engine_cache_bytes: 128 * 1024 * 1024,
             digest_interval: Some(Duration::from_hours(1)),
+            open_count_max: Duration::from_secs(1),
             // Two segments of the log and a flush, with the engine's own reserve of 128 MiB.
             disk_free_warn_bytes: 1024 * 1024 * 1024,
             disk_free_read_only_bytes: 256 * 1024 * 1024,
@@ -304,8 +309,8 @@ impl RepConfigBuilder {
         self
     }
 
-    /// Runs the environment on the application's runtime, which must have more than one worker,
-    /// instead of one of its own.
+    /// Runs the environment on the application's runtime, which must be a multi-threaded one and outlive
+    /// the environment, instead of one of its own.
     #[must_use]
     pub fn runtime(mut self, runtime: tokio::runtime::Handle) -> Self {
         self.runtime = Some(runtime);
@@ -328,15 +333,19 @@ impl RepConfigBuilder {
         check_address("listen", &listen)?;
         if let Some(address) = &self.advertise {
             check_address("advertise", address)?;
+            check_reachable("advertise", address)?;
         }
         let (expected, token) = match self.bootstrap.0 {
             How::Expect(expected) if expected.is_empty() => {
-                let address = self.advertise.clone().unwrap_or_else(|| listen.clone());
+                let address = advertised(&listen, self.advertise.as_ref())?;
                 let name = self.node.clone();
                 (vec![Expected { name, address }], None)
             }
             How::Expect(expected) => (expected, None),
-            How::Join(token) => (Vec::new(), Some(token)),
+            How::Join(token) => {
+                advertised(&listen, self.advertise.as_ref())?;
+                (Vec::new(), Some(token))
+            }
         };
         match &token {
             Some(token) => check_token(&self.group, token)?,
@@ -348,6 +357,7 @@ impl RepConfigBuilder {
         }
         tuning.check()?;
         let (group, node, runtime) = (self.group, self.node, self.runtime);
+        runtime.as_ref().map(check_runtime).transpose()?;
         let durability = self.durability;
         Ok(RepConfig {
             group,
@@ -362,6 +372,19 @@ impl RepConfigBuilder {
             tuning,
             runtime,
         })
+    }
+}
+
+/// A runtime of one thread is at a standstill while that thread waits for the environment.
+fn check_runtime(runtime: &tokio::runtime::Handle) -> Result<(), ConfigError> {
+    match runtime.runtime_flavor() {
+        RuntimeFlavor::CurrentThread => Err(ConfigError::new(
+            "runtime",
+            "it is a current-thread runtime, on which the environment would stand still whenever that \
+             thread waits for it or does something else; give a multi-threaded one, or none: then \
+             the environment has a runtime of its own, and can be used from any",
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -447,6 +470,7 @@ impl Tuning {
             "engine_cache_bytes" => self.engine_cache_bytes = within(MIB, 1024 * GIB)?,
             "digest_interval_ms" if value == 0 => self.digest_interval = None,
             "digest_interval_ms" => self.digest_interval = Some(ms(100, 604_800_000)?),
+            "open_count_max_ms" => self.open_count_max = ms(0, 86_400_000)?,
             "disk_free_warn_bytes" => self.disk_free_warn_bytes = within(0, PIB)?,
             "disk_free_read_only_bytes" if value == 0 => self.disk_free_read_only_bytes = 0,
             "disk_free_read_only_bytes" => self.disk_free_read_only_bytes = within(MIB, PIB)?,
@@ -511,6 +535,39 @@ pub(crate) fn check_address(key: &str, address: &str) -> Result<(), ConfigError>
     }
 }
 
+/// Whether an address, `host:port`, stands for every address of a machine: one can listen there, and
+/// nobody can be reached there.
+pub fn is_unspecified(address: &str) -> bool {
+    let parsed = address.parse::<SocketAddr>();
+    parsed.is_ok_and(|address| address.ip().to_canonical().is_unspecified())
+}
+
+fn check_reachable(key: &str, address: &str) -> Result<(), ConfigError> {
+    if !is_unspecified(address) {
+        return Ok(());
+    }
+    let problem = format!(
+        "{address} stands for every address of the machine; give the one at which the other nodes \
+         reach it"
+    );
+    Err(ConfigError::new(key, problem))
+}
+
+/// Where the others reach a node that says so itself.
+fn advertised(listen: &str, advertise: Option<&String>) -> Result<String, ConfigError> {
+    if let Some(address) = advertise {
+        return Ok(address.clone());
+    }
+    if !is_unspecified(listen) {
+        return Ok(listen.to_owned());
+    }
+    let problem = format!(
+        "is required, because the node listens on every address of its machine ({listen}): give the \
+         one at which the other nodes reach it"
+    );
+    Err(ConfigError::new("advertise", problem))
+}
+
 fn check_token(group: &str, token: &JoinToken) -> Result<(), ConfigError> {
     if token.group_name == group {
         return Ok(());
@@ -534,6 +591,7 @@ fn check_expected(node: &str, expected: &[Expected]) -> Result<(), ConfigError> 
     for item in expected {
         check_name("bootstrap", &item.name)?;
         check_address("bootstrap", &item.address)?;
+        check_reachable("bootstrap", &item.address)?;
         if !names.insert(&item.name) {
             return fail(format!("{:?} is listed twice", item.name));
         }
@@ -580,6 +638,32 @@ mod tests {
         assert!(problem(expect(&["n2=h:1"])).contains("is not in the list"));
         assert!(problem(expect(&["n1=h:1", "n1=h:2"])).contains("listed twice"));
         assert!(Bootstrap::expect(["n1"]).is_err());
+    }
+
+    #[test]
+    fn an_address_that_others_are_told_is_one_that_they_can_reach() {
+        let everywhere = || builder().listen("0.0.0.0:7400");
+        let token = "steadfast-join/1/orders/f9858012-f9cf-4200-91e8-8ecb6b6c023d/electable/1/h:1";
+        let token: JoinToken = format!("{token}/{:08x}", crc32c::crc32c(token.as_bytes()))
+            .parse()
+            .unwrap();
+        let listed = Bootstrap::expect(["n1=h:1", "n2=h:2"]).unwrap();
+        for listen in ["0.0.0.0:7400", "[::]:7400", "[::ffff:0.0.0.0]:7400"] {
+            let problem = problem(builder().listen(listen));
+            assert!(
+                problem.contains("config: advertise: is required"),
+                "{problem}"
+            );
+        }
+        let joining = everywhere().bootstrap(Bootstrap::join(token.clone()));
+        assert!(problem(joining.clone()).contains("advertise: is required"));
+        assert!(problem(everywhere().advertise("[::]:7400")).contains("every address"));
+        let list = Bootstrap::expect(["n1=0.0.0.0:1"]).unwrap();
+        assert!(problem(builder().bootstrap(list)).contains("config: bootstrap"));
+        // Where the others are told another one, it may listen everywhere.
+        assert!(joining.advertise("h:7400").build().is_ok());
+        assert!(everywhere().advertise("h:7400").build().is_ok());
+        assert!(everywhere().bootstrap(listed).build().is_ok());
     }
 
     #[test]

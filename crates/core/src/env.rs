@@ -3,11 +3,11 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use steadfast_net::{MemoryNetwork, process};
-use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config::{Bootstrap, RepConfig};
@@ -23,7 +23,8 @@ use crate::listener::{RoleState, StateChanges};
 use crate::machine::Machine;
 use crate::observe::status::NodeStatus;
 use crate::open_transaction::OpenTransaction;
-use crate::subscription::{Feed, FeedRuntime, SubscribeOptions};
+use crate::runtime::{Ground, OwnRuntime};
+use crate::subscription::{Feed, SubscribeOptions};
 use crate::token::{CommitToken, TokenOutcome};
 use crate::txn::consistency::{ConsistencyPolicy, ReadOptions};
 use crate::txn::durability::Durability;
@@ -43,10 +44,11 @@ pub struct ReplicatedEnvironment {
 
 struct EnvironmentHandle {
     lifecycle: Arc<Lifecycle>,
-    handle: Handle,
-    /// Whether the runtime is the application's.
-    is_guest: bool,
-    own: Mutex<Option<Runtime>>,
+    ground: Ground,
+    /// `None` on the application's runtime, and when closed.
+    own: Mutex<Option<Arc<OwnRuntime>>>,
+    /// Whether the application closes the environment. A node that its group shuts down does so without.
+    closes: watch::Sender<bool>,
 }
 
 impl ReplicatedEnvironment {
@@ -69,8 +71,8 @@ impl ReplicatedEnvironment {
     /// See [`OpenError`].
     pub async fn open_async(config: RepConfig) -> Result<Self, OpenError> {
         let machine = Machine::real(config.tuning.engine_cache_bytes)?;
-        let (handle, own) = runtime(&config)?;
-        Opening::start(config, machine, handle, own).done().await
+        let (ground, own) = runtime(&config)?;
+        Opening::start(config, machine, ground, own).done().await
     }
 
     /// Opens a node on a machine that is handed in, on the runtime of the caller. For tests and
@@ -80,8 +82,8 @@ impl ReplicatedEnvironment {
     /// # Errors
     /// See [`OpenError`].
     pub async fn open_on(config: RepConfig, machine: Machine) -> Result<Self, OpenError> {
-        let handle = Handle::current();
-        Opening::start(config, machine, handle, None).done().await
+        let ground = Ground::Guest(Handle::current());
+        Opening::start(config, machine, ground, None).done().await
     }
 
     /// A group of `nodes` connected nodes in this process, on disks in memory, for tests of an
@@ -111,12 +113,9 @@ impl ReplicatedEnvironment {
     }
 
     fn open_on_own_runtime(config: RepConfig, machine: Machine) -> Result<Self, OpenError> {
-        let (handle, own) = runtime(&config)?;
-        let is_guest = own.is_none();
-        block_on(
-            is_guest,
-            Opening::start(config, machine, handle, own).done(),
-        )
+        let (ground, own) = runtime(&config)?;
+        let opening = Opening::start(config, machine, ground.clone(), own);
+        ground.wait_for(opening.done())
     }
 
     /// Waits until the node can be used: it belongs to a group, has replayed its log, and knows a
@@ -142,9 +141,10 @@ impl ReplicatedEnvironment {
     /// The function sees one consistent state and its own writes. It is run again when something
     /// that it read was changed by another transaction before it could commit, so it must have no
     /// effect but through the transaction; after some conflicts, with a short wait after each, it runs
-    /// alone, and so gets through. It must not write to
-    /// the same environment by other means than the transaction. An error that it returns aborts
-    /// the transaction and comes back; see [`WriteError::abort`] for errors of your own.
+    /// with all others held off, for a second at the most, and so gets through. It must not write to
+    /// the same environment by other means than the transaction: that is [`WriteError::Nested`] on its
+    /// own thread, and may end as [`WriteError::Overtaken`] when it waits for another. An error that it
+    /// returns aborts the transaction and comes back; see [`WriteError::abort`] for errors of your own.
     ///
     /// # Errors
     /// See [`WriteError`]: in every case but `OutcomeUnknown` and `InsufficientAcks` nothing was
@@ -301,7 +301,19 @@ impl ReplicatedEnvironment {
     /// # Errors
     /// See [`AdminError`].
     pub async fn administer_async(&self, command: &AdminCommand) -> Result<String, AdminError> {
-        self.handle.lifecycle.administer(command).await
+        let closed = || AdminError::NoAnswer {
+            why: "the environment is closed".to_owned(),
+        };
+        let mut closes = self.handle.closes.subscribe();
+        if *closes.borrow() {
+            return Err(closed());
+        }
+        tokio::select! {
+            biased;
+            done = self.handle.lifecycle.administer(command) => done,
+            // The sender is a part of this.
+            _ = closes.wait_for(|closes| *closes) => Err(closed()),
+        }
     }
 
     /// Shuts the whole group down: the master takes no more writes, waits until every node that answers
@@ -332,7 +344,7 @@ impl ReplicatedEnvironment {
 
     /// The states of this node from now on, the present one first.
     pub fn state_changes(&self) -> StateChanges {
-        StateChanges::new(self.handle.lifecycle.role())
+        StateChanges::new(self.handle.lifecycle.role(), self.handle.ground.clone())
     }
 
     /// The transactions that this node applies, from where `options` says, whole and in order, each
@@ -343,19 +355,17 @@ impl ReplicatedEnvironment {
     /// [`FeedError::NotReady`], [`FeedError::Stopped`], [`FeedError::Closed`]. Whatever else can be
     /// wrong with where it begins comes as its first item.
     pub fn subscribe(&self, options: impl Into<SubscribeOptions>) -> Result<Feed, FeedError> {
-        let runtime = FeedRuntime {
-            handle: self.handle.handle.clone(),
-            is_guest: self.handle.is_guest,
-        };
-        self.handle.lifecycle.subscribe(options.into(), runtime)
+        let ground = self.handle.ground.clone();
+        self.handle.lifecycle.subscribe(options.into(), ground)
     }
 
     /// The events of the group, from the present on, as its master sees it: also of members that come
     /// and go, and of nodes that fail and come back. It connects to the nodes as a watcher from
-    /// elsewhere does ([`GroupEvents::connect`]), and goes on while this node has no master.
+    /// elsewhere does ([`GroupEvents::connect`]), and goes on while this node has no master. It ends with
+    /// [`FeedError::Closed`] when this environment closes.
     pub fn group_events(&self) -> GroupEvents {
         let lifecycle = &self.handle.lifecycle;
-        lifecycle.group_events(self.handle.handle.clone())
+        lifecycle.group_events(self.handle.ground.clone())
     }
 
     /// This node's role, and the master that it knows.
@@ -399,11 +409,12 @@ impl ReplicatedEnvironment {
     /// # Errors
     /// What could not be written. Nothing acknowledged is lost.
     pub async fn close_async(&self) -> Result<(), OpenError> {
+        self.handle.closes.send_replace(true);
         self.handle
             .lifecycle
             .close()
             .await
-            .map_err(OpenError::Start)
+            .map_err(OpenError::Close)
     }
 
     pub(crate) fn lifecycle(&self) -> &Lifecycle {
@@ -412,19 +423,8 @@ impl ReplicatedEnvironment {
 
     /// Waits for `work` on this thread; timers in it run on the environment's runtime.
     pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
-        block_on(self.handle.is_guest, entered(&self.handle.handle, work))
+        self.handle.ground.block_on(work)
     }
-}
-
-/// `work` with its timers and sockets on the runtime of `handle`, wherever it is polled.
-pub(crate) async fn entered<T>(handle: &Handle, work: impl Future<Output = T>) -> T {
-    // Entered for each poll, not for as long as it takes.
-    tokio::pin!(work);
-    std::future::poll_fn(|context| {
-        let _runtime = handle.enter();
-        work.as_mut().poll(context)
-    })
-    .await
 }
 
 /// A node that is being opened. Dropped before it is done, it opens and closes in the background: a
@@ -432,14 +432,21 @@ pub(crate) async fn entered<T>(handle: &Handle, work: impl Future<Output = T>) -
 struct Opening {
     /// `None` when it is done.
     task: Option<JoinHandle<Result<Arc<Lifecycle>, OpenError>>>,
-    handle: Handle,
-    own: Option<Runtime>,
+    ground: Ground,
+    own: Option<Arc<OwnRuntime>>,
 }
 
 impl Opening {
-    fn start(config: RepConfig, machine: Machine, handle: Handle, own: Option<Runtime>) -> Self {
-        let task = Some(handle.spawn(Lifecycle::open(config, machine)));
-        Self { task, handle, own }
+    fn start(
+        config: RepConfig,
+        machine: Machine,
+        ground: Ground,
+        own: Option<Arc<OwnRuntime>>,
+    ) -> Self {
+        let opening = Lifecycle::open(config, machine);
+        let held = ground.hold().expect("it was just made, or is a guest");
+        let task = Some(held.handle.spawn(opening));
+        Self { task, ground, own }
     }
 
     async fn done(mut self) -> Result<ReplicatedEnvironment, OpenError> {
@@ -447,12 +454,11 @@ impl Opening {
         let opened = task.await.unwrap_or_else(|error| Err(died(&error)));
         self.task = None;
         let lifecycle = opened?;
-        let own = self.own.take();
         let environment = EnvironmentHandle {
             lifecycle,
-            handle: self.handle.clone(),
-            is_guest: own.is_none(),
-            own: Mutex::new(own),
+            ground: self.ground.clone(),
+            own: Mutex::new(self.own.take()),
+            closes: watch::Sender::default(),
         };
         Ok(ReplicatedEnvironment {
             handle: Arc::new(environment),
@@ -462,50 +468,48 @@ impl Opening {
 
 impl Drop for Opening {
     fn drop(&mut self) {
-        let (task, own) = (self.task.take(), self.own.take());
-        // Not waiting for it is what allows this in a task, the runtime's own included.
-        let end_runtime = move || own.map(Runtime::shutdown_background);
-        let Some(task) = task else {
-            end_runtime();
+        let (Some(task), Some(held)) = (self.task.take(), self.ground.hold()) else {
             return;
         };
+        // Dropping the runtime does not wait for it, which allows this in a task, its own included.
+        let own = self.own.take();
         let give_up = async move {
             if let Ok(Ok(lifecycle)) = task.await
                 && let Err(error) = lifecycle.close().await
             {
                 tracing::error!(error, "an environment that nobody waits for was not closed");
             }
-            end_runtime();
+            drop(own);
         };
-        self.handle.spawn(give_up);
+        held.handle.spawn(give_up);
     }
 }
 
 impl EnvironmentHandle {
-    /// Gives the runtime up without waiting for it: it has nothing left to run, and waiting is not
-    /// allowed where the last handle may be dropped, in an async task.
+    /// Ends the runtime, or has the last call that is under way on it do so.
     fn end_runtime(&self) {
-        if let Some(own) = self
+        let own = self
             .own
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
-            own.shutdown_background();
+            .take();
+        if let Some(own) = own {
+            own.end();
         }
     }
 }
 
 impl Drop for EnvironmentHandle {
     fn drop(&mut self) {
-        if self.lifecycle.is_closed() {
+        let held = self.ground.hold().filter(|_| !self.lifecycle.is_closed());
+        let Some(held) = held else {
             self.end_runtime();
             return;
-        }
+        };
         let lifecycle = Arc::clone(&self.lifecycle);
-        let closing = self
-            .handle
-            .spawn(process::in_current(async move { lifecycle.close().await }));
+        let closing = process::in_current(async move { lifecycle.close().await });
+        let closing = held.handle.spawn(closing);
+        drop(held);
         // On a runtime of our own the closing cannot need this thread; on the application's it may.
         if self.own.lock().is_ok_and(|own| own.is_some()) {
             if let Ok(Err(error)) = pollster::block_on(closing) {
@@ -516,27 +520,10 @@ impl Drop for EnvironmentHandle {
     }
 }
 
-/// Waits for `work` on this thread. As a guest on the application's runtime, a worker of it first
-/// hands its other tasks to another one: the environment's may be among them.
-pub(crate) fn block_on<T>(is_guest: bool, work: impl Future<Output = T>) -> T {
-    let mut work = std::pin::pin!(work);
-    // What has nothing to wait for, as most reads, needs nobody who would wake it.
-    let context = &mut Context::from_waker(Waker::noop());
-    if let Poll::Ready(done) = work.as_mut().poll(context) {
-        return done;
-    }
-    let flavor = Handle::try_current().map(|current| current.runtime_flavor());
-    if is_guest && matches!(flavor, Ok(RuntimeFlavor::MultiThread)) {
-        tokio::task::block_in_place(|| pollster::block_on(work))
-    } else {
-        pollster::block_on(work)
-    }
-}
-
 /// The runtime that the configuration asks for.
-fn runtime(config: &RepConfig) -> Result<(Handle, Option<Runtime>), OpenError> {
+fn runtime(config: &RepConfig) -> Result<(Ground, Option<Arc<OwnRuntime>>), OpenError> {
     if let Some(handle) = &config.runtime {
-        return Ok((handle.clone(), None));
+        return Ok((Ground::Guest(handle.clone()), None));
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // Half the cores: the log, the flush and the application have threads of their own, and a
@@ -545,13 +532,9 @@ fn runtime(config: &RepConfig) -> Result<(Handle, Option<Runtime>), OpenError> {
         .tuning
         .worker_threads
         .unwrap_or_else(|| (cores / 2).clamp(1, 4));
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(workers)
-        .thread_name("steadfast")
-        .enable_all()
-        .build()
+    let own = OwnRuntime::new("steadfast", workers)
         .map_err(|error| OpenError::Start(format!("no runtime: {error}")))?;
-    Ok((runtime.handle().clone(), Some(runtime)))
+    Ok((own.ground(), Some(own)))
 }
 
 fn died(error: &tokio::task::JoinError) -> OpenError {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::ConfigError;
+use crate::consensus::REMOVED;
 use crate::engine::EngineError;
 use crate::group::NodeAddress;
 use crate::ids::{Term, Vlsn};
@@ -113,6 +114,16 @@ pub enum OpenError {
     /// The storage engine cannot be opened.
     #[error("the storage engine cannot be opened: {0}")]
     Engine(#[from] EngineError),
+    /// The storage engine does not hold what the log gave it, and the log does not reach back far enough
+    /// to put it right.
+    #[error(
+        "{what}; this node does not vote or serve with it, and nothing was removed. Where another node has \
+         it right, this one copies it (repair = \"auto\"); else a backup or an older data directory is needed"
+    )]
+    EngineDiffers {
+        /// Which databases, and up to when everything was there.
+        what: String,
+    },
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}; is another program using the port?")]
     Listen {
@@ -124,6 +135,19 @@ pub enum OpenError {
     /// The runtime or consensus could not be started.
     #[error("cannot start: {0}")]
     Start(String),
+    /// The clock of the machine says what cannot be.
+    #[error(
+        "the clock of this machine says that it is the year {year}, which cannot be: set it, or its time \
+         service, then start again"
+    )]
+    Clock {
+        /// The year that it says.
+        year: u64,
+    },
+    /// Of a close: the node has ended, and something could not be written. Nothing acknowledged is lost:
+    /// it is in the log.
+    #[error("the node has stopped, and not all was written: {0}")]
+    Close(String),
 }
 
 /// Why an environment is not ready.
@@ -153,6 +177,13 @@ pub enum ReadyError {
     /// The environment was closed.
     #[error("the environment is closed")]
     Closed,
+}
+
+impl ReadyError {
+    /// Whether the node has stopped because the group goes on without it.
+    pub fn was_removed(&self) -> bool {
+        matches!(self, Self::Stopped { reason } if reason == REMOVED)
+    }
 }
 
 /// Why a write did not return a token.
@@ -195,7 +226,12 @@ pub enum WriteError {
     /// The write is in the log, and too few nodes have acknowledged it in time, or before this node
     /// lost its mastership.
     #[error(
-        "{acked} of {needed} nodes have acknowledged the write {token}{}",
+        "{acked} of {needed} nodes have acknowledged the write {token}{}{}",
+        if *.lacks_own_disk {
+            ", and this node's own disk, which was asked for, has not"
+        } else {
+            ""
+        },
         if *.is_committed {
             "; it is committed, and stays so"
         } else {
@@ -209,6 +245,8 @@ pub enum WriteError {
         needed: usize,
         /// Electable nodes that have it on disk as far as the master knows.
         acked: usize,
+        /// Whether the master's own disk was asked for and does not have it.
+        lacks_own_disk: bool,
         /// Whether a majority has it: then it cannot be lost, whatever the others do.
         is_committed: bool,
     },
@@ -228,6 +266,14 @@ pub enum WriteError {
         /// The most keys.
         max: usize,
     },
+    /// The transaction creates, truncates and drops more databases than one may. Nothing was written.
+    #[error(
+        "a transaction may create, truncate or drop {max} databases; nothing was written; split it"
+    )]
+    TooManyDatabases {
+        /// The most databases.
+        max: usize,
+    },
     /// The transaction was open for longer than one may be. Nothing was written.
     #[error(
         "the transaction was open for more than {age_max:?} (snapshot_age_max_ms); nothing was \
@@ -243,6 +289,26 @@ pub enum WriteError {
         "another transaction changed what this one had read; nothing was written; run it again"
     )]
     Conflict,
+    /// The function given to `write` writes to the same environment by other means than its transaction.
+    /// Nothing of either was written.
+    #[error(
+        "a function given to write may write to its environment by its transaction alone; nothing was \
+         written; do both in the transaction, or one after the other"
+    )]
+    Nested,
+    /// What the function given to `write` had read was changed each time before it could commit, at last
+    /// although all other writes were held off for as long as they can be. Nothing was written.
+    #[error(
+        "other transactions changed {conflicts} times what this one had read, at last although all were \
+         held off for {held_off:?}: its function takes longer than that, or waits for another write of \
+         this environment; nothing was written; make it shorter, or do in the transaction what it waits for"
+    )]
+    Overtaken {
+        /// How often the function was run.
+        conflicts: u32,
+        /// For how long the others were held off, each of the last times.
+        held_off: Duration,
+    },
     /// A read within the transaction failed. Nothing was written.
     #[error("a read in the transaction failed; nothing was written: {0}")]
     Read(#[source] ReadError),
@@ -436,12 +502,13 @@ pub enum ReadError {
     /// The log on this node's disk cannot be read.
     #[error("the log cannot be read: {0}")]
     Log(#[from] LogError),
-    /// The snapshot is older than the configured limit.
+    /// The snapshot is older than it may be: that is `snapshot_age_max_ms`, and less where it kept the
+    /// memory for recent versions (`window_bytes_max`) nearly full.
     #[error(
-        "the snapshot was open for more than {age_max:?} (snapshot_age_max_ms); begin another one"
+        "the snapshot was open for more than {age_max:?} (snapshot_age_max_ms, and less when window_bytes_max is nearly used up); begin another one"
     )]
     SnapshotTooOld {
-        /// The highest age.
+        /// The highest age at that moment.
         age_max: Duration,
     },
     /// A transaction reads more than one may.
@@ -528,7 +595,8 @@ pub enum FeedError {
         /// Why.
         reason: String,
     },
-    /// The state was not taken within `snapshot_age_max_ms`. Begin again, and take it faster.
+    /// The state was not taken within `snapshot_age_max_ms`, or kept the memory for recent versions
+    /// (`window_bytes_max`) full. Begin again, and take it faster.
     #[error("the state was not taken before its snapshot got too old; begin again")]
     SnapshotTooOld,
     /// The node serves as many subscriptions as it may. End one, or ask another node.
@@ -538,7 +606,7 @@ pub enum FeedError {
         max: usize,
     },
     /// No node of the list could be reached in time. Go on from `resume` when one can.
-    #[error("no node serves the subscription ({reason}); {}", resume_hint(.resume.as_ref()))]
+    #[error("no node goes on with it ({reason}); {}", resume_hint(.resume.as_ref()))]
     Disconnected {
         /// Everything up to this token has been given out. `None` while the state is not complete:
         /// begin with it again.

@@ -30,6 +30,9 @@ pub struct MemberView {
     /// Whether the master has heard it within four times `election_timeout_max_ms`; `None` while no
     /// master has said so.
     pub is_up: Option<bool>,
+    /// Why its data is known to be wrong.
+    #[serde(default)]
+    pub damage: Option<String>,
 }
 
 /// A group at one moment.
@@ -59,6 +62,12 @@ impl GroupView {
         down.map(|of| of.member.node.clone()).collect()
     }
 
+    /// The members whose data is known to be wrong.
+    pub fn damaged(&self) -> Vec<NodeAddress> {
+        let damaged = self.members.iter().filter(|of| of.damage.is_some());
+        damaged.map(|of| of.member.node.clone()).collect()
+    }
+
     /// How many more nodes may fail while writes stay possible; `None` while they are not.
     pub fn survives(&self) -> Option<usize> {
         let voters = self.members.iter().filter(|of| of.member.votes);
@@ -69,10 +78,15 @@ impl GroupView {
     }
 
     fn health(&self) -> GroupHealth {
-        match (self.survives(), self.down()) {
-            (None, _) => GroupHealth::NoMaster,
-            (Some(_), down) if down.is_empty() => GroupHealth::Healthy,
-            (Some(survives), down) => GroupHealth::Degraded { down, survives },
+        let (down, damaged) = (self.down(), self.damaged());
+        match self.survives() {
+            None => GroupHealth::NoMaster,
+            Some(_) if down.is_empty() && damaged.is_empty() => GroupHealth::Healthy,
+            Some(survives) => GroupHealth::Degraded {
+                down,
+                damaged,
+                survives,
+            },
         }
     }
 }
@@ -81,12 +95,15 @@ impl GroupView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupHealth {
-    /// There is a master, and it hears all members.
+    /// There is a master, it hears all members, and no data is known to be wrong.
     Healthy,
-    /// Writes are possible, and members are down.
+    /// Writes are possible, and members are down or have wrong data.
     Degraded {
-        /// Those.
+        /// Those that are down.
         down: Vec<NodeAddress>,
+        /// Those that have wrong data.
+        #[serde(default)]
+        damaged: Vec<NodeAddress>,
         /// How many more nodes may fail while writes stay possible.
         survives: usize,
     },
@@ -118,6 +135,15 @@ pub enum GroupEvent {
     NodeUp(NodeAddress),
     /// The master does not hear this member any more.
     NodeDown(NodeAddress),
+    /// The data of this member turns out to be wrong.
+    NodeDamaged {
+        /// The member.
+        node: NodeAddress,
+        /// What is wrong.
+        what: String,
+    },
+    /// The data of this member is right again.
+    NodeRepaired(NodeAddress),
     /// How the group is, when that has changed.
     Health(GroupHealth),
     /// No node can be reached. Watching goes on.
@@ -173,11 +199,24 @@ impl fmt::Display for GroupEvent {
             Self::NodeDown(node) => write!(f, "{} is down", node.name),
             Self::Health(GroupHealth::Healthy) => f.write_str("HEALTHY"),
             Self::Health(GroupHealth::NoMaster) => f.write_str("NO MASTER: no write is possible"),
-            Self::Health(GroupHealth::Degraded { down, survives }) => write!(
-                f,
-                "DEGRADED: down are {}; survives {survives} more failures",
-                names(down)
-            ),
+            Self::NodeDamaged { node, what } => {
+                write!(f, "the data of {} is bad: {what}", node.name)
+            }
+            Self::NodeRepaired(node) => write!(f, "the data of {} is right again", node.name),
+            Self::Health(GroupHealth::Degraded {
+                down,
+                damaged,
+                survives,
+            }) => {
+                f.write_str("DEGRADED: ")?;
+                if !down.is_empty() {
+                    write!(f, "down are {}; ", names(down))?;
+                }
+                if !damaged.is_empty() {
+                    write!(f, "bad is the data of {}; ", names(damaged))?;
+                }
+                write!(f, "survives {survives} more failures")
+            }
             Self::OutOfSight { why } => write!(f, "no node can be reached: {why}"),
         }
     }
@@ -204,6 +243,14 @@ fn between(before: &GroupView, after: &GroupView) -> Vec<GroupEvent> {
         match (was.and_then(|was| was.is_up), of.is_up) {
             (Some(false), Some(true)) => events.push(GroupEvent::NodeUp(member().node)),
             (Some(true) | None, Some(false)) => events.push(GroupEvent::NodeDown(member().node)),
+            _ => {}
+        }
+        match (was.and_then(|was| was.damage.as_ref()), &of.damage) {
+            (None, Some(what)) => events.push(GroupEvent::NodeDamaged {
+                node: member().node,
+                what: what.clone(),
+            }),
+            (Some(_), None) => events.push(GroupEvent::NodeRepaired(member().node)),
             _ => {}
         }
     }
@@ -241,6 +288,7 @@ mod tests {
                 votes: true,
             },
             is_up: Some(true),
+            damage: None,
         }
     }
 
@@ -266,6 +314,16 @@ mod tests {
         let degraded = "DEGRADED: down are n3; survives 0 more failures";
         assert_eq!(told(&view(), &down), ["n3 is down", degraded]);
         assert_eq!(told(&down, &view()), ["n3 is up", "HEALTHY"]);
+
+        let mut damaged = view();
+        damaged.members[1].damage = Some("a row is gone".to_owned());
+        let told_of_damage = [
+            "the data of n2 is bad: a row is gone",
+            "DEGRADED: bad is the data of n2; survives 1 more failures",
+        ];
+        assert_eq!(told(&view(), &damaged), told_of_damage);
+        let repaired = ["the data of n2 is right again", "HEALTHY"];
+        assert_eq!(told(&damaged, &view()), repaired);
 
         let mut grown = view();
         grown.members.push(member(4));

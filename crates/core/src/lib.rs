@@ -58,6 +58,7 @@
 //! | `env` | [`ReplicatedEnvironment`]: open, write, read, close |
 //! | `database`, `open_transaction` | single operations and batches; transactions without a function |
 //! | [`config`], [`limits`] | what can be configured, and every bound that cannot |
+//! | `runtime`, `tasks` | the runtime that calls run on, and when it ends; tasks that end with what started them |
 //! | [`error`], `token`, `listener` | errors, commit tokens, state changes |
 //! | `lifecycle`, `node` | a node from open to close; the parts of a node at work |
 //! | `write`, `txn` | one write from function to token; window, sequencer, flush |
@@ -70,12 +71,20 @@
 //! | `events` | what happens to a group, for those who watch it |
 //! | `restore` | a copy of the whole state, for a node that the log cannot bring up |
 //! | `observe` | status, digests, nodes held against each other |
+//! | [`addresses`] | what to do when all addresses have changed |
 //! | [`recover`] | what to do when a quorum is lost for good |
 //! | [`machine`] | disk, network, engine, clock, chance and threads: the edge |
 //! | [`ids`] | terms, numbers and positions as types |
 //!
 //! The way of a write and of a read through these modules is in `ARCHITECTURE.md`.
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the application's output is its own"
+)]
+
+pub mod addresses;
 pub mod config;
 mod consensus;
 mod database;
@@ -99,8 +108,10 @@ pub mod planted;
 mod planted;
 pub mod recover;
 mod restore;
+mod runtime;
 mod service;
 mod subscription;
+mod tasks;
 mod token;
 mod txn;
 mod write;
@@ -119,6 +130,7 @@ pub use observe::status::{
     MemberStatus, NodeStatus, ReplicaStatus, RestoreProgress, StatusError, Unreachable,
 };
 pub use open_transaction::OpenTransaction;
+pub use steadfast_net::Descriptors;
 pub use subscription::{
     Change, CommittedTransaction, Feed, FeedEvent, From, SubscribeOptions, Subscription,
 };

@@ -16,6 +16,8 @@ mod compare;
 mod describe;
 mod feeds;
 mod fence;
+#[cfg(test)]
+mod forgery;
 mod founding;
 mod known;
 mod quorum;
@@ -24,10 +26,11 @@ mod restoring;
 mod room;
 mod serving;
 mod shutdown;
+mod transfer;
 mod views;
 
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use steadfast_net::{Dispatcher, DispatcherOptions, process};
@@ -38,6 +41,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::config::RepConfig;
 use crate::consensus::Told;
 use crate::error::{OpenError, ReadError, ReadyError, WriteError};
+use crate::group::Member;
+use crate::group::addresses::{self, Addresses};
 use crate::group::identity::{DataDir, Identity};
 use crate::ids::{NodeId, Vlsn};
 use crate::listener::{Role, RoleState};
@@ -49,6 +54,7 @@ use crate::restore::fetch::Progress;
 use crate::restore::source::Copies;
 use crate::service::hello::Gate;
 use crate::service::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
+use crate::tasks::Tasks;
 use crate::token::{CommitToken, TokenOutcome};
 use crate::txn::consistency::{self, ConsistencyPolicy, ReadOptions};
 use crate::txn::durability::Durability;
@@ -79,6 +85,10 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
+    pub(crate) fn is_closing(&self) -> bool {
+        matches!(self, Self::Closing | Self::Closed)
+    }
+
     /// # Errors
     /// Why a node in this phase does no work.
     pub(crate) fn running(&self) -> Result<(), NotRunning> {
@@ -120,6 +130,8 @@ pub(crate) struct Lifecycle {
     compared: Compared,
     /// Whether the node has to leave mastership to others for the moment.
     gives_way: AtomicBool,
+    /// Rows that engines before the present one have put right from the log.
+    put_right_before: AtomicU64,
     shutdown: Shutdown,
     /// Places for subscriptions.
     subscriptions: Arc<Semaphore>,
@@ -127,6 +139,7 @@ pub(crate) struct Lifecycle {
     listen_address: OnceLock<String>,
     forming: Mutex<Option<JoinHandle<()>>>,
     known: Known,
+    tasks: Tasks,
     closing: tokio::sync::Mutex<()>,
 }
 
@@ -162,12 +175,15 @@ impl Lifecycle {
             });
         };
         let founders = identity.founders.iter().cloned().collect();
+        let book = addresses::read(&*machine.disk, &config.data_dir, &identity);
         let fence = Arc::new(Fence::new(phase.clone()));
         let around = Surroundings {
             members: watch::Sender::new(Arc::new(founders)),
             role: watch::Sender::new(RoleState::default()),
+            addresses: Arc::new(Addresses::new(book)),
             failed: Arc::new(failed),
             may_stand: true,
+            is_suspect: false,
             told: Told::new(identity.incarnation),
             superseded: Fence::alarm(&fence),
         };
@@ -191,24 +207,35 @@ impl Lifecycle {
             digest: SharedDigest::default(),
             compared: Compared::default(),
             gives_way: AtomicBool::new(false),
+            put_right_before: AtomicU64::new(0),
             shutdown: Shutdown::default(),
             dispatcher: Dispatcher::new(DispatcherOptions::default()),
             listen_address: OnceLock::new(),
             forming: Mutex::default(),
             known: Known::default(),
+            tasks: Tasks::default(),
             closing: tokio::sync::Mutex::default(),
         }
     }
 
     async fn begin(self: &Arc<Self>) -> Result<(), OpenError> {
         self.begin_with_room();
-        process::spawn(room::watch(Arc::downgrade(self), self.phase.subscribe()));
-        process::spawn(compare::run(Arc::downgrade(self), self.phase.subscribe()));
-        process::spawn(compare::watch_damage(Arc::downgrade(self)));
-        process::spawn(shutdown::watch(Arc::downgrade(self)));
+        let (weak, tasks) = (Arc::downgrade(self), &self.tasks);
+        tasks.spawn(room::watch(Weak::clone(&weak), self.phase.subscribe()));
+        tasks.spawn(compare::run(Weak::clone(&weak), self.phase.subscribe()));
+        tasks.spawn(compare::watch_damage(Weak::clone(&weak)));
+        // It closes the node itself, and so is none of those that a close waits for.
+        let (told, mut phase) = (shutdown::watch(weak), self.phase.subscribe());
+        process::spawn(async move {
+            tokio::select! {
+                biased;
+                () = told => {}
+                _ = phase.wait_for(|phase| *phase == Phase::Closed) => {}
+            }
+        });
         self.known.begin(self);
         let identity = self.identity.borrow().clone();
-        let mut why_damaged = None;
+        let (mut why_damaged, mut differs) = (None, None);
         if identity.group.is_some() {
             let damaged = identity.damaged.is_some();
             let started = if damaged {
@@ -218,6 +245,9 @@ impl Lifecycle {
             };
             match started {
                 Err(error) if self.repairs(&error) => why_damaged = Some(error.to_string()),
+                Err(OpenError::EngineDiffers { what }) if self.copies_state() => {
+                    differs = Some(what);
+                }
                 started => started?,
             }
             if damaged {
@@ -242,6 +272,8 @@ impl Lifecycle {
         self.listen_address.get_or_init(|| address);
         if let Some(why) = why_damaged {
             self.begin_repair(why);
+        } else if let Some(what) = differs {
+            self.begin_copy_of_state(what);
         } else if self.node().is_none() {
             let forming = process::spawn(founding::form(Arc::clone(self)));
             *lock(&self.forming) = Some(forming);
@@ -255,6 +287,7 @@ impl Lifecycle {
             .ok_or(OpenError::Start("closed".to_owned()))?;
         let around = Surroundings {
             may_stand: self.may_stand(),
+            is_suspect: self.around.told.damage.borrow().differs().is_some(),
             ..self.around.clone()
         };
         let started = Node::start(
@@ -278,13 +311,15 @@ impl Lifecycle {
             }
             comes_to_work
         });
-        process::spawn(watch_failure(Arc::downgrade(self), Arc::clone(&node)));
-        let watching = restoring::watch(Arc::downgrade(self), Arc::clone(&node));
-        *lock(&self.restoring) = Some(process::spawn(watching));
         if is_founder {
             let founded = node.consensus.found().await;
             founded.map_err(|error| OpenError::Start(error.to_string()))?;
         }
+        // Only now: they may stop the node again.
+        let watching = watch_failure(Arc::downgrade(self), Arc::clone(&node));
+        self.tasks.spawn(watching);
+        let watching = restoring::watch(Arc::downgrade(self), Arc::clone(&node));
+        *lock(&self.restoring) = Some(process::spawn(watching));
         Ok(())
     }
 
@@ -383,17 +418,40 @@ impl Lifecycle {
         if matches!(self.around.role.borrow().role, Role::Master | Role::Replica) {
             return String::new();
         }
+        if self.node().is_some_and(|node| node.consensus.stands_in()) {
+            return "a node that may be master: this one has priority 0, takes no writes, and only stands in \
+                    for one; `steadfast node priority NODE 1` lets a node be master"
+                .to_owned();
+        }
+        self.majority_in_words()
+    }
+
+    /// Of whom a majority has to work before there is a master.
+    fn majority_in_words(&self) -> String {
         let members = self.around.members.borrow();
         let own = self.identity.borrow().node_id;
-        let others = members.iter().filter(|(id, _)| **id != own);
-        let others: Vec<_> = others
-            .map(|(_, member)| format!("{} at {}", member.name, member.address))
+        let votes = self.node().map(|node| node.consensus.voters());
+        let votes = votes.filter(|votes| !votes.is_empty());
+        let is_voter = |id: &NodeId, member: &Member| match &votes {
+            Some(votes) => votes.contains(id),
+            None => member.node_type.votes(),
+        };
+        let voters = members.iter().filter(|(id, member)| is_voter(id, member));
+        let names: Vec<_> = voters
+            .map(|(id, member)| {
+                if *id == own {
+                    "this one".to_owned()
+                } else {
+                    let at = self.around.addresses.best(*id, &member.address);
+                    format!("{} at {at}", member.name)
+                }
+            })
             .collect();
         format!(
-            "a master; that takes {} of {} nodes, which are this one and {}",
-            members.len() / 2 + 1,
-            members.len(),
-            others.join(", ")
+            "a master; that takes {} of {} voting nodes, which are {}",
+            names.len() / 2 + 1,
+            names.len(),
+            names.join(", ")
         )
     }
 
@@ -474,9 +532,24 @@ impl Lifecycle {
         let node = self.with_data()?;
         if options.policy != ConsistencyPolicy::Eventual {
             let timeout = options.timeout.unwrap_or(self.config.tuning.read_timeout);
-            consistency::wait(&node, self.role(), (options.policy, timeout)).await?;
+            let wait = consistency::wait(&node, self.role(), (options.policy, timeout));
+            self.unless_closed(wait).await?;
         }
         Ok(node.snapshot())
+    }
+
+    /// The result of what changes nothing, or [`ReadError::Closed`] when the node closes before.
+    async fn unless_closed<T>(
+        &self,
+        work: impl Future<Output = Result<T, ReadError>>,
+    ) -> Result<T, ReadError> {
+        let mut phase = self.phase.subscribe();
+        tokio::select! {
+            biased;
+            // The sender is a part of this.
+            _ = phase.wait_for(Phase::is_closing) => Err(ReadError::Closed),
+            done = work => done,
+        }
     }
 
     /// A snapshot of what this node has, however old.
@@ -488,7 +561,8 @@ impl Lifecycle {
     pub(crate) async fn outcome(&self, token: CommitToken) -> Result<TokenOutcome, ReadError> {
         let node = self.with_data()?;
         let timeout = self.config.tuning.read_timeout;
-        outcome::outcome(&node, self.role(), (token, timeout)).await
+        let outcome = outcome::outcome(&node, self.role(), (token, timeout));
+        self.unless_closed(outcome).await
     }
 
     pub(crate) fn digest(&self) -> Result<(Vlsn, u128), ReadError> {
@@ -522,6 +596,7 @@ impl Lifecycle {
             return Ok(());
         }
         self.phase.send_replace(Phase::Closing);
+        self.tasks.end().await;
         let forming = lock(&self.forming).take();
         if let Some(forming) = forming {
             // It ends because of the phase, and leaves nothing half made behind. A panic in it has
@@ -535,7 +610,8 @@ impl Lifecycle {
         }
         self.known.end().await;
         self.dispatcher.stop().await;
-        let stopped = match self.node() {
+        let node = lock(&self.node).take();
+        let stopped = match node {
             Some(node) => node.stop().await,
             None => Ok(()),
         };
@@ -592,7 +668,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Ends the node's work when consensus stops by itself, or something under it fails.
-async fn watch_failure(lifecycle: std::sync::Weak<Lifecycle>, node: Arc<Node>) {
+async fn watch_failure(lifecycle: Weak<Lifecycle>, node: Arc<Node>) {
     let Some((mut phase, failed)) = lifecycle.upgrade().map(|lifecycle| {
         let failed = Arc::clone(&lifecycle.around.failed);
         (lifecycle.phase.subscribe(), failed)

@@ -6,17 +6,23 @@ pub const KEY_BYTES_MAX: usize = 64 * 1024;
 /// Longest value, in bytes. A value travels in one frame with the rest of its batch.
 pub const VALUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Most bytes that one transaction may write: keys and values together, and 16 bytes for each key.
+/// Most bytes that one transaction may write: keys and values together, and 16 bytes for each key. What
+/// the names of databases take that it creates or drops comes on top, up to a quarter of this.
 /// Its batch must fit into one frame ([`steadfast_net::MAX_FRAME_PAYLOAD`], 64 MiB) with room for
 /// the envelope. With log segments below 64 MiB, half a segment is the limit.
 pub const TRANSACTION_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// Most keys that one transaction may write. They get their versions under the lock that numbers all
-/// transactions, and reach the engine as one batch.
+/// Most keys that one transaction may write; what creating their databases takes is counted apart. They
+/// get their versions under the lock that numbers all transactions, and reach the engine as one batch.
 pub const TRANSACTION_KEYS_MAX: usize = 100_000;
 
+/// Most databases that one transaction may create, truncate or drop. Each is up to three entries of the
+/// catalog, which everybody reads.
+pub const TRANSACTION_DATABASES_MAX: usize = 30_000;
+
 /// Most different keys and ranges that one transaction may read. They are compared with what others
-/// wrote under the lock that numbers all transactions. A scan counts as one range, however long.
+/// wrote under the lock that numbers all transactions. A scan counts as one range, however long. The names
+/// of databases that it uses are counted apart, with the same limit.
 pub const TRANSACTION_READS_MAX: usize = 100_000;
 
 /// Longest name of a database, in bytes.

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::group::NodeAddress;
 use crate::ids::Term;
+use crate::runtime::Ground;
 
 /// What a node is in its group at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,16 +53,20 @@ pub struct RoleState {
 /// As an iterator it blocks; [`StateChanges::next_async`] waits, and [`StateChanges::into_stream`]
 /// makes a stream. Nothing is held locked between two states, so whoever takes his time with one
 /// stalls nobody.
-#[derive(Debug)]
 pub struct StateChanges {
     states: watch::Receiver<RoleState>,
+    ground: Ground,
     /// What was given out last; `None` before the first.
     last: Option<Role>,
 }
 
 impl StateChanges {
-    pub(crate) fn new(states: watch::Receiver<RoleState>) -> Self {
-        Self { states, last: None }
+    pub(crate) fn new(states: watch::Receiver<RoleState>, ground: Ground) -> Self {
+        Self {
+            states,
+            ground,
+            last: None,
+        }
     }
 
     /// The next state; the present one at first. `None` after [`Role::Detached`].
@@ -89,6 +94,16 @@ impl Iterator for StateChanges {
     type Item = RoleState;
 
     fn next(&mut self) -> Option<RoleState> {
-        pollster::block_on(self.next_async())
+        let ground = self.ground.clone();
+        ground.wait_for(self.next_async())
+    }
+}
+
+impl fmt::Debug for StateChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StateChanges")
+            .field("states", &self.states)
+            .field("last", &self.last)
+            .finish_non_exhaustive()
     }
 }

@@ -4,6 +4,7 @@
 //! their own, and everything else in the crate runs unchanged.
 
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -48,6 +49,13 @@ pub enum Threads {
     Tasks,
 }
 
+/// What a clock can say, in milliseconds since 1970: from the start of 2020 to the end of 2099. One that
+/// was never set is before that.
+const CLOCK_MS: RangeInclusive<u64> = 1_577_836_800_000..=4_102_444_799_999;
+
+/// The length of a year, in milliseconds, on the average of 400.
+const YEAR_MS: u64 = 31_556_952_000;
+
 struct SystemClock;
 
 impl Clock for SystemClock {
@@ -64,8 +72,9 @@ impl Machine {
     /// The machine that this process runs on, with a cache of `cache_bytes` for the engine.
     ///
     /// # Errors
-    /// When the system has no entropy to give.
+    /// When the system has no entropy to give, and [`OpenError::Clock`].
     pub fn real(cache_bytes: u64) -> Result<Self, OpenError> {
+        check_clock(&SystemClock)?;
         Ok(Self {
             disk: Arc::new(RealDisk),
             transport: Arc::new(TcpTransport),
@@ -129,8 +138,51 @@ fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), 
         .map_err(|error| OpenError::Start(format!("thread {name}: {error}")))
 }
 
+/// Refuses what no clock can say: parts that this library uses rest on it.
+fn check_clock(clock: &dyn Clock) -> Result<(), OpenError> {
+    let now_ms = clock.now_ms();
+    if CLOCK_MS.contains(&now_ms) {
+        return Ok(());
+    }
+    let year = 1970 + now_ms / YEAR_MS;
+    Err(OpenError::Clock { year })
+}
+
 fn entropy() -> Result<u64, OpenError> {
     SysRng
         .try_next_u64()
         .map_err(|error| OpenError::Start(format!("no entropy: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Says(u64);
+
+    impl Clock for Says {
+        fn now_ms(&self) -> u64 {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_clock_that_cannot_be_right_is_refused_with_what_it_says() {
+        let wrong = [
+            (0, 1970),
+            (1_577_836_799_999, 2019),
+            (4_102_444_800_000, 2100),
+            (u64::MAX, 584_556_019),
+        ];
+        for (now_ms, said) in wrong {
+            match check_clock(&Says(now_ms)) {
+                Err(OpenError::Clock { year }) => assert!(year.abs_diff(said) <= 1, "{year}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        for now_ms in [1_577_836_800_000, 1_800_000_000_000, 4_102_444_799_999] {
+            assert!(check_clock(&Says(now_ms)).is_ok(), "{now_ms}");
+        }
+        assert!(check_clock(&SystemClock).is_ok());
+    }
 }

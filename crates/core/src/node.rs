@@ -10,15 +10,18 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use steadfast_net::process;
 use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::config::RepConfig;
 use crate::consensus::{Consensus, Parts, ReadBarriers, RetainLimits, Timers, Told, held_vlsn};
 use crate::engine::{Applied, EngineError, StorageEngine};
 use crate::error::OpenError;
 use crate::group::Members;
+use crate::group::addresses::Addresses;
 use crate::group::identity::{DataDir, Identity};
 use crate::ids::{GroupUuid, Vlsn};
 use crate::limits::{BATCH_BYTES_MAX, TRANSACTION_BYTES_MAX};
@@ -26,18 +29,25 @@ use crate::listener::RoleState;
 use crate::log::{Log, LogConfig, LogError, LogId, LogIdentity, LogState};
 use crate::machine::Machine;
 use crate::planted::{self, Bug};
-use crate::service::hello::Superseded;
-use crate::txn::flush::{Flush, FlushLimits};
+use crate::service::dialling::Dialler;
+use crate::service::hello::{Caller, Superseded};
+use crate::txn::audit::digest::RunningDigest;
+use crate::txn::audit::retrace::RetraceError;
+use crate::txn::audit::{Audit, AuditError, Auditor, Opening};
+use crate::txn::flush::{Flush, FlushError, FlushLimits};
 use crate::txn::holds::Holds;
 use crate::txn::readers::Readers;
 use crate::txn::sequencer::Sequencer;
 use crate::txn::transaction::Snapshot;
 use crate::txn::view::View;
 use crate::txn::window::Window;
-use crate::write::Turns;
+use crate::write::{SlowWrites, Turns};
 
 /// Bytes of one group of log records, about: what one write and one fdatasync carry.
 const LOG_GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How often who waits for the flush asks for it again.
+const WANT_AGAIN: Duration = Duration::from_millis(100);
 
 /// See the module.
 pub(crate) struct Node {
@@ -47,6 +57,8 @@ pub(crate) struct Node {
     pub(crate) sequencer: Arc<Sequencer>,
     pub(crate) flush: Arc<Flush>,
     pub(crate) engine: Arc<dyn StorageEngine>,
+    /// What is known of the engine.
+    pub(crate) audit: Arc<Audit>,
     pub(crate) machine: Machine,
     pub(crate) log: Log,
     pub(crate) consensus: Arc<Consensus>,
@@ -59,8 +71,9 @@ pub(crate) struct Node {
     /// What one transaction may write.
     pub(crate) transaction_bytes_max: usize,
     pub(crate) turns: Turns,
+    pub(crate) slow_writes: SlowWrites,
     stop_flush: watch::Sender<bool>,
-    flushed: std::sync::Mutex<Option<oneshot::Receiver<Result<(), EngineError>>>>,
+    flushed: std::sync::Mutex<Option<FlushEnd>>,
     has_ended: AtomicBool,
 }
 
@@ -94,6 +107,8 @@ impl CheckError {
 pub(crate) struct Surroundings {
     pub(crate) members: watch::Sender<Members>,
     pub(crate) role: watch::Sender<RoleState>,
+    /// Where the members are, as far as the membership does not say it.
+    pub(crate) addresses: Arc<Addresses>,
     /// Told why the node has failed, should it.
     pub(crate) failed: Arc<dyn Fn(String) + Send + Sync>,
     /// What the master tells the node.
@@ -102,6 +117,8 @@ pub(crate) struct Surroundings {
     pub(crate) may_stand: bool,
     /// Told when the group turns out to have been recovered without this node.
     pub(crate) superseded: Superseded,
+    /// Whether the engine was found wrong while the node worked: then all of it is counted first.
+    pub(crate) is_suspect: bool,
 }
 
 impl Node {
@@ -122,7 +139,21 @@ impl Node {
             Err(error) => return Err(abandon(&log, None, error).await),
         };
         let (log_handle, engine_handle) = (log.clone(), Arc::clone(&engine));
-        let started = Self::start_on(config, machine, identity, (log, engine), around).await;
+        let digest_path = dir.digest_path(identity.copy);
+        let audited = audit(
+            config,
+            machine,
+            (&log, &engine),
+            digest_path,
+            around.is_suspect,
+        );
+        let started = match audited.await {
+            Ok(audited) => {
+                let parts = (log, engine, audited);
+                Self::start_on(config, machine, identity, parts, around).await
+            }
+            Err(error) => Err(error),
+        };
         match started {
             Ok(node) => Ok(node),
             Err(error) => Err(abandon(&log_handle, Some(&*engine_handle), error).await),
@@ -133,11 +164,10 @@ impl Node {
         config: &RepConfig,
         machine: &Machine,
         identity: Arc<Identity>,
-        (log, engine): (Log, Arc<dyn StorageEngine>),
+        (log, engine, (auditor, audit)): (Log, Arc<dyn StorageEngine>, Audited),
         around: Surroundings,
     ) -> Result<Arc<Self>, OpenError> {
         let held = engine.applied()?;
-        check_log_reaches(log.state(), held.as_ref(), &config.data_dir)?;
         let window = Arc::new(Window::default());
         let readers = Arc::new(Readers::default());
         let sequencer = Arc::new(Sequencer::new(
@@ -155,19 +185,19 @@ impl Node {
             Arc::clone(&engine),
             flush_limits(config),
         )?);
-        let (stop_flush, flushed) = start_flush(machine, &flush, &log, &around)?;
+        let (stop_flush, flushed) = start_flush(machine, (&flush, auditor), &log, &around)?;
         let holds = Arc::new(Holds::default());
         let consensus = Consensus::start(Parts {
             identity: Arc::clone(&identity),
             log: log.clone(),
             engine: Arc::clone(&engine),
+            audit: Arc::clone(&audit),
             sequencer: Arc::clone(&sequencer),
             flush: Arc::clone(&flush),
             holds: Arc::clone(&holds),
-            transport: Arc::clone(&machine.transport),
+            dialler: dialler(config, machine, &identity, &around),
             members: around.members,
             role: around.role,
-            superseded: around.superseded,
             told: around.told,
             clock: Arc::clone(&machine.clock),
             seed: machine.seed ^ identity.node_id.0,
@@ -177,7 +207,7 @@ impl Node {
         })
         .await
         .map_err(|error| OpenError::Start(error.to_string()))?;
-        let barriers = ReadBarriers::start(Arc::clone(&consensus));
+        let barriers = ReadBarriers::start(&consensus);
         let budget_bytes = config.tuning.commit_queue_bytes_max;
         let budget = Semaphore::new(budget_bytes);
         let turns = Turns::new(machine.seed ^ identity.node_id.0);
@@ -189,6 +219,7 @@ impl Node {
             sequencer,
             flush,
             engine,
+            audit,
             machine: machine.clone(),
             log,
             consensus,
@@ -198,6 +229,7 @@ impl Node {
             budget_bytes,
             transaction_bytes_max: transaction_bytes_max(config),
             turns,
+            slow_writes: SlowWrites::default(),
             stop_flush,
             flushed,
             has_ended: AtomicBool::new(false),
@@ -238,6 +270,49 @@ impl Node {
         let reader = self.readers.begin_at(vlsn)?;
         let view = View::new(Arc::clone(&self.window), Arc::clone(&self.engine), reader);
         Some(Snapshot::new(view, self.sequencer.names()))
+    }
+
+    /// For how long a disk, that of the log or that of the engine, has not finished what it was given.
+    pub(crate) fn hangs_for(&self) -> Option<Duration> {
+        self.log.hangs_for().max(self.flush.hangs_for())
+    }
+
+    /// What the engine has to hold as of this transaction, at which a reader is open; `None` when it does not
+    /// come there before `deadline`.
+    pub(crate) async fn digest_at(
+        &self,
+        vlsn: Vlsn,
+        deadline: Instant,
+    ) -> Option<Arc<RunningDigest>> {
+        self.once_flushed(|| self.audit.digest_at(vlsn), deadline)
+            .await
+    }
+
+    /// The same as of this transaction or a later one, at which an entry of the log ends.
+    pub(crate) async fn digest_from(
+        &self,
+        vlsn: Vlsn,
+        deadline: Instant,
+    ) -> Option<(Vlsn, Arc<RunningDigest>)> {
+        self.once_flushed(|| self.audit.digest_from(vlsn), deadline)
+            .await
+    }
+
+    /// What is there when the flush has come far enough.
+    async fn once_flushed<T, F: Future<Output = Option<T>>>(
+        &self,
+        digest: impl Fn() -> F,
+        deadline: Instant,
+    ) -> Option<T> {
+        while Instant::now() < deadline {
+            // What is not on the log's disk yet is not flushed.
+            self.flush.want();
+            let until = deadline.min(Instant::now() + WANT_AGAIN);
+            if let Ok(Some(digest)) = tokio::time::timeout_at(until, digest()).await {
+                return Some(digest);
+            }
+        }
+        None
     }
 
     /// Reads everything that the node has on disk and holds its checksums against it. Takes as long as
@@ -313,6 +388,20 @@ fn batch_bytes_max(config: &RepConfig) -> usize {
 
 fn transaction_bytes_max(config: &RepConfig) -> usize {
     TRANSACTION_BYTES_MAX.min(config.tuning.log_segment_bytes as usize / 2)
+}
+
+fn dialler(
+    config: &RepConfig,
+    machine: &Machine,
+    identity: &Arc<Identity>,
+    around: &Surroundings,
+) -> Dialler {
+    Dialler {
+        caller: Caller::Node(Arc::clone(identity), Arc::clone(&around.superseded)),
+        transport: Arc::clone(&machine.transport),
+        addresses: Arc::clone(&around.addresses),
+        timeout: config.tuning.dial_timeout,
+    }
 }
 
 fn timers(config: &RepConfig) -> Timers {
@@ -495,7 +584,49 @@ pub(crate) async fn open_engine(
     Ok(opened?)
 }
 
-type FlushEnd = oneshot::Receiver<Result<(), EngineError>>;
+type FlushEnd = oneshot::Receiver<Result<(), FlushError>>;
+
+/// An engine that was held against the log, and who goes on doing so.
+type Audited = (Auditor, Arc<Audit>);
+
+/// Holds the engine against the log, which may take long.
+async fn audit(
+    config: &RepConfig,
+    machine: &Machine,
+    (log, engine): (&Log, &Arc<dyn StorageEngine>),
+    path: PathBuf,
+    is_suspect: bool,
+) -> Result<Audited, OpenError> {
+    check_log_reaches(log.state(), engine.applied()?.as_ref(), &config.data_dir)?;
+    let audit = Arc::<Audit>::default();
+    let shared = Arc::clone(&audit);
+    let (disk, log, engine) = (Arc::clone(&machine.disk), log.clone(), Arc::clone(engine));
+    let (interval, count_max) = (config.tuning.digest_interval, config.tuning.open_count_max);
+    let opened = machine.run("steadfast-audit", async move {
+        let opening = Opening {
+            disk: &disk,
+            path: &path,
+            log: &log,
+            engine: &engine,
+            is_suspect,
+            count_max,
+            interval,
+        };
+        Auditor::open(opening, shared).await
+    })?;
+    let opened = opened
+        .await
+        .map_err(|_| OpenError::Start("the audit's thread died".to_owned()))?;
+    let auditor = opened.map_err(|error| match error {
+        AuditError::Differs(what) => OpenError::EngineDiffers { what },
+        AuditError::Retrace(RetraceError::Log(error)) => open_log_error(error),
+        AuditError::Engine(error) | AuditError::Retrace(RetraceError::Engine(error)) => {
+            OpenError::Engine(error)
+        }
+        error => OpenError::Start(error.to_string()),
+    })?;
+    Ok((auditor, audit))
+}
 
 /// The engine never gets what is not in the log on disk, and the log never loses what the engine does
 /// not have on disk. If the two do not meet, one of them has lost what it had synced.
@@ -527,7 +658,7 @@ pub(crate) fn check_log_reaches(
 
 fn start_flush(
     machine: &Machine,
-    flush: &Arc<Flush>,
+    (flush, auditor): (&Arc<Flush>, Auditor),
     log: &Log,
     around: &Surroundings,
 ) -> Result<(watch::Sender<bool>, FlushEnd), OpenError> {
@@ -535,12 +666,12 @@ fn start_flush(
     let (flush, persisted) = (Arc::clone(flush), log.persisted());
     let (failed, stopping) = (Arc::clone(&around.failed), stop.clone());
     let ended = machine.run("steadfast-flush", async move {
-        let result = flush.run(persisted, stop).await;
+        let result = flush.run(auditor, persisted, stop).await;
         // Whoever stops the node is told by `stop`, and knows what to make of it.
         if let Err(error) = &result
             && !*stopping.borrow()
         {
-            failed(format!("the storage engine failed: {error}"));
+            failed(error.to_string());
         }
         flush.end();
         result

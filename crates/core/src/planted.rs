@@ -57,6 +57,7 @@ bugs! {
     SegmentNameNotSynced = "segment_name_not_synced", 100, "A new segment is used before its name is durable.";
     RollWithoutSync = "roll_without_sync", 100, "A segment is left for the next one with its end not synced.";
     KeepPageCache = "keep_page_cache", 100, "Opening the log trusts what a dead process left unsynced.";
+    CheckRemovesSpares = "check_removes_spares", 300, "A check of all files removes the segments that the writer has ready.";
     CacheDropsUnsynced = "cache_drops_unsynced", 100, "Entries leave the log's cache before they are on disk.";
     // Consensus.
     NoBarrier = "no_barrier", 100, "A linearizable read asks nobody.";
@@ -73,6 +74,10 @@ bugs! {
     // Purge and restore.
     PurgePastEngine = "purge_past_engine", 200, "The log is purged past what the engine has on disk.";
     RestoreSkipsEntries = "restore_skips_entries", 200, "A copy of the state leaves out what was committed while it was made.";
+    // The audit of the engine.
+    DigestKeepsDeleted = "digest_keeps_deleted", 100, "The running digest goes on counting a row that was deleted.";
+    SkipCheckAfterKill = "skip_check_after_kill", 800, "The engine is not held against the log when the node was killed.";
+    PurgePastChecked = "purge_past_checked", 300, "The log is purged past what was found right.";
     // Transactions.
     ForgetKeys = "forget_keys", 100, "Keys that were read are left out of the conflict check.";
     ForgetRanges = "forget_ranges", 100, "Ranges that were read are left out of the conflict check.";

@@ -14,7 +14,8 @@
 //! acknowledged without the survivor is no part of the group any more (`lifecycle/fence.rs`).
 //!
 //! A majority of the old members can still form a quorum among themselves, as long as none of them
-//! reaches a node of the new epoch. So nothing is recovered while a majority is there, and a node
+//! reaches a node of the new epoch. So nothing is recovered while a majority is there that can elect one
+//! of its own: one that an arbiter is part of cannot where only the arbiter knows of the newest entries. A node
 //! that has heard of a later epoch does not come to work again.
 //!
 //! | file | what |
@@ -22,8 +23,10 @@
 //! | `recover/survey.rs` | what directories hold and running nodes say |
 //! | `recover/judge.rs` | who has most, whether there is a quorum, what may be lost |
 //! | `recover/rewrite.rs` | the change of one directory |
+//! | `recover/rehearsal.rs` | the machine of a plan: what it changes is gone when it ends |
 
 mod judge;
+mod rehearsal;
 mod rewrite;
 mod survey;
 #[cfg(test)]
@@ -53,13 +56,17 @@ pub struct RecoveryPlan {
     pub epoch: GroupEpoch,
     /// Everybody with a vote.
     pub voters: Vec<NodeId>,
-    /// What is left, the one with most first.
+    /// What is left: the one that it goes on from first, which is the one with most of those that have
+    /// data, then the others, the one with most first.
     pub survivors: Vec<Survivor>,
     /// The members of which nothing is left that was shown here.
     pub missing: Vec<Missing>,
     /// Whether the missing voters are a majority by themselves: then they may have acknowledged
     /// writes that no survivor has. Otherwise every such write is with the first survivor.
     pub may_lose: bool,
+    /// What is lost for certain as far as it was acknowledged: an arbiter knows of it, and no survivor has
+    /// it.
+    pub known_lost: Option<KnownLost>,
     /// How it goes on.
     pub next: NextStep,
 }
@@ -79,6 +86,17 @@ pub struct Survivor {
     pub vlsn: Vlsn,
     /// Whether it may take part as it is.
     pub standing: Standing,
+}
+
+/// Entries of the log that a node without data knows of, and the first survivor lacks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KnownLost {
+    /// Who knows of them.
+    pub node: NodeAddress,
+    /// The last of them.
+    pub last: LogId,
+    /// How many there are at most; each may hold several transactions, or none.
+    pub entries_max: u64,
 }
 
 /// Where a survivor is.
@@ -185,9 +203,17 @@ pub enum RecoverError {
         /// Who is there.
         names: Vec<String>,
     },
+    /// A node hears a master.
+    #[error(
+        "{name} hears a master, so the group works; nothing was changed; see to the way to that master, and start what is down"
+    )]
+    Works {
+        /// The node.
+        name: String,
+    },
     /// The group goes on elsewhere.
     #[error(
-        "the node at {address} is in epoch {epoch} of the group: it was recovered already; nothing was changed; let the other nodes in anew (steadfast node replace)"
+        "the node at {address} is in epoch {epoch} of the group: it was recovered already; nothing was changed; let the other nodes in anew (steadfast token create)"
     )]
     Superseded {
         /// Where.
@@ -220,7 +246,8 @@ pub enum RecoverError {
 /// What is left of the group of these directories of stopped nodes, and how it goes on from there.
 /// `nodes` and all members that are not among the directories are asked for their state.
 ///
-/// It reads a directory as an opening node does: a torn tail is cut, and nothing else is changed.
+/// Nothing is changed, and the directories may be on a volume that is mounted for reading alone. The
+/// storage engine is copied into the system's directory for temporary files while it is read.
 ///
 /// # Errors
 /// See [`RecoverError`]; [`RecoverError::NotNeeded`] when a majority is there.
@@ -233,7 +260,8 @@ pub async fn plan(
     nodes: &[String],
 ) -> Result<RecoveryPlan, RecoverError> {
     assert!(!directories.is_empty(), "a plan needs a directory");
-    let survey = Survey::take(machine, directories, nodes).await?;
+    let machine = rehearsal::of(machine);
+    let survey = Survey::take(&machine, directories, nodes).await?;
     judge::judge(&survey)
 }
 

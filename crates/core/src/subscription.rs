@@ -21,15 +21,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
-use crate::env::{block_on, entered};
 use crate::error::FeedError;
 use crate::ids::{LogPosition, Term, Vlsn};
 use crate::lifecycle::Phase;
 use crate::log::LogId;
 use crate::node::Node;
+use crate::runtime::Ground;
 use crate::token::CommitToken;
 use crate::txn::history::{History, HistoryError};
 use crate::txn::holds::Hold;
@@ -175,6 +174,9 @@ pub enum FeedEvent {
     StateComplete {
         /// The last transaction in the state; VLSN 0 when there is none yet.
         token: CommitToken,
+        /// The running digest of all databases as of that transaction, on every node the same, with
+        /// which the rows agree. `None` where a filter left some out, or the node could not tell in time.
+        digest: Option<u128>,
     },
     /// The next transaction.
     Transaction(CommittedTransaction),
@@ -193,14 +195,7 @@ pub enum FeedEvent {
 pub struct Feed {
     source: Option<Source>,
     resume: Option<CommitToken>,
-    runtime: FeedRuntime,
-}
-
-/// What a feed runs on, whoever polls it.
-pub(crate) struct FeedRuntime {
-    pub(crate) handle: Handle,
-    /// Whether it is the application's.
-    pub(crate) is_guest: bool,
+    ground: Ground,
 }
 
 /// What a feed reads from.
@@ -223,8 +218,10 @@ enum Stage {
     Start,
     /// A part of the state is being read.
     State(oneshot::Receiver<(StateScan, StatePart)>),
-    /// The whole state has been given out; its last transaction and its names.
-    Complete(Vlsn, Names),
+    /// The whole state has been given out, and is held against its digest.
+    Vouch(StateScan),
+    /// It is complete: its last transaction, its names and its digest.
+    Complete(Vlsn, Names, Option<u128>),
     Tail(Tail),
 }
 
@@ -238,7 +235,7 @@ impl Feed {
         (node, phase): (Arc<Node>, watch::Receiver<Phase>),
         place: OwnedSemaphorePermit,
         options: SubscribeOptions,
-        runtime: FeedRuntime,
+        ground: Ground,
     ) -> Result<Self, FeedError> {
         options.filter.check()?;
         let mut resume = None;
@@ -271,7 +268,7 @@ impl Feed {
         Ok(Self {
             source: Some(source),
             resume,
-            runtime,
+            ground,
         })
     }
 
@@ -289,8 +286,21 @@ impl Feed {
     /// See [`FeedError`].
     pub async fn next_async(&mut self) -> Option<Result<FeedEvent, FeedError>> {
         let source = self.source.as_mut()?;
-        let next = source.next(&mut self.resume);
-        let event = entered(&self.runtime.handle, next).await;
+        let event = match self.ground.hold() {
+            Some(_held) => {
+                let next = source.next(&mut self.resume);
+                let event = self.ground.run(next).await;
+                // Whatever a part of a node says that is being taken apart.
+                event.map_err(|error| {
+                    if source.has_closed() {
+                        FeedError::Closed
+                    } else {
+                        error
+                    }
+                })
+            }
+            None => Err(FeedError::Closed),
+        };
         if event.is_err() {
             self.source = None;
         }
@@ -314,7 +324,8 @@ impl Iterator for Feed {
     type Item = Result<FeedEvent, FeedError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        block_on(self.runtime.is_guest, self.next_async())
+        let ground = self.ground.clone();
+        ground.wait_for(self.next_async())
     }
 }
 
@@ -344,8 +355,14 @@ impl Source {
                         self.stage = Stage::State(scan.step(&self.node)?);
                         return Ok(part);
                     }
-                    let (at, names) = scan.end();
-                    self.stage = Stage::Complete(at, names);
+                    self.stage = Stage::Vouch(scan);
+                }
+                Stage::Vouch(scan) => {
+                    let digest = scan.vouch(&self.node).await?;
+                    if let Stage::Vouch(scan) = std::mem::replace(&mut self.stage, Stage::Start) {
+                        let (at, names) = scan.end();
+                        self.stage = Stage::Complete(at, names, digest);
+                    }
                 }
                 Stage::Complete(..) => return self.complete(resume).await,
                 Stage::Tail(tail) => {
@@ -384,14 +401,15 @@ impl Source {
     }
 
     async fn complete(&mut self, resume: &mut Option<CommitToken>) -> Result<FeedEvent, FeedError> {
-        let Stage::Complete(at, names) = &self.stage else {
+        let Stage::Complete(at, names, digest) = &self.stage else {
             unreachable!("called in this stage only");
         };
+        let digest = *digest;
         let tail = self.tail_after(*at, None, names.clone()).await?;
         let token = tail.token();
         *resume = Some(token);
         self.stage = Stage::Tail(tail);
-        Ok(FeedEvent::StateComplete { token })
+        Ok(FeedEvent::StateComplete { token, digest })
     }
 
     /// What follows on a transaction that this node has applied.
@@ -428,6 +446,10 @@ impl Source {
             }),
             _ => Ok(Tail::after(token, &found, names)),
         }
+    }
+
+    fn has_closed(&self) -> bool {
+        self.phase.borrow().is_closing()
     }
 
     fn check_running(&self) -> Result<(), FeedError> {

@@ -1,11 +1,11 @@
 //! One write from function to token: run, submit, wait; again on a conflict, and alone after some.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+mod nested;
+mod slow;
+mod turns;
 
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
-use tokio::sync::{RwLock, RwLockWriteGuard};
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::WriteError;
 use crate::ids::Vlsn;
@@ -17,49 +17,18 @@ use crate::txn::sequencer::SubmitError;
 use crate::txn::transaction::Transaction;
 use crate::txn::view::View;
 
+pub(crate) use slow::SlowWrites;
+pub(crate) use turns::Turns;
+use turns::{Alone, HOLD_OFF_MAX, Turn};
+
 /// Conflicts after which a transaction runs with all others held off, so that it gets through.
 const CONFLICTS_MAX: u32 = 8;
 
-/// Longest time, in milliseconds, that a transaction steps back after a conflict: several commits.
-/// It doubles from 1 ms with each conflict.
-const STEP_BACK_MS_MAX: u64 = 16;
+/// How often it does. Once is enough for a function that ends within [`HOLD_OFF_MAX`].
+const ALONE_MAX: u32 = 3;
 
 /// What a transaction takes of the queue beside the bytes that it writes.
 const TRANSACTION_OVERHEAD_BYTES: usize = 256;
-
-/// Who may ask for a number: everybody together, or one alone.
-#[derive(Debug)]
-pub(crate) struct Turns {
-    /// Held for writing by a transaction that has met too many conflicts, so that it meets none.
-    gate: RwLock<()>,
-    chance: Mutex<StdRng>,
-}
-
-impl Turns {
-    /// `seed` is where the times to step back come from.
-    pub(crate) fn new(seed: u64) -> Self {
-        Self {
-            gate: RwLock::default(),
-            chance: Mutex::new(StdRng::seed_from_u64(seed)),
-        }
-    }
-
-    /// Waits for a moment after a conflict, so that those who met do not meet again.
-    async fn step_back(&self, conflicts: u32) {
-        let most = 1_u64.checked_shl(conflicts - 1).unwrap_or(u64::MAX);
-        let most = most.min(STEP_BACK_MS_MAX);
-        let ms = self.draw(most);
-        if ms > 0 {
-            tokio::time::sleep(Duration::from_millis(ms)).await;
-        }
-    }
-
-    fn draw(&self, most: u64) -> u64 {
-        let chance = self.chance.lock();
-        let mut chance = chance.unwrap_or_else(PoisonError::into_inner);
-        chance.random_range(0..=most)
-    }
-}
 
 /// Runs and commits a transaction, again after a conflict. Waits for the durability for as long as
 /// the `Duration` says.
@@ -71,24 +40,31 @@ pub(crate) async fn write(
     promise: (Durability, Duration),
     mut transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
 ) -> Result<CommitToken, WriteError> {
+    nested::check(node)?;
     let mut conflicts = 0;
     check_replicas(node, promise.0.ack).await?;
     loop {
         wait_for_room(node).await?;
-        let alone = if conflicts > CONFLICTS_MAX {
-            Some(node.turns.gate.write().await)
+        let alone = if conflicts >= CONFLICTS_MAX {
+            let alone = node.turns.alone();
+            Some(node.slow_writes.watch("its turn alone", alone).await)
         } else {
             None
         };
         let running = start(node)?;
-        transaction(&running)?;
+        nested::within(node, || transaction(&running))?;
+        let alone = alone.as_ref().and_then(Alone::turn);
         match submit(node, promise, running, alone).await {
-            Err(WriteError::Conflict) => {
-                conflicts += 1;
-                node.turns.step_back(conflicts).await;
-            }
+            Err(WriteError::Conflict) => conflicts += 1,
             ended => return ended,
         }
+        if conflicts == CONFLICTS_MAX + ALONE_MAX {
+            return Err(WriteError::Overtaken {
+                conflicts,
+                held_off: HOLD_OFF_MAX,
+            });
+        }
+        node.turns.step_back(conflicts).await;
     }
 }
 
@@ -97,6 +73,7 @@ pub(crate) async fn write(
 /// # Errors
 /// `NotMaster` without the master's address, `Closed`.
 pub(crate) async fn begin(node: &Node) -> Result<Transaction, WriteError> {
+    nested::check(node)?;
     wait_for_room(node).await?;
     start(node)
 }
@@ -111,6 +88,7 @@ pub(crate) async fn commit(
     promise: (Durability, Duration),
     transaction: Transaction,
 ) -> Result<CommitToken, WriteError> {
+    nested::check(node)?;
     check_replicas(node, promise.0.ack).await?;
     submit(node, promise, transaction, None).await
 }
@@ -121,10 +99,10 @@ async fn wait_for_room(node: &Node) -> Result<(), WriteError> {
         if node.sequencer.newest().is_none() {
             return Err(WriteError::NotMaster { master: None });
         }
-        node.flush
-            .more_room()
-            .await
-            .map_err(|_| WriteError::Closed)?;
+        let more = node
+            .slow_writes
+            .watch("room in the window", node.flush.more_room());
+        more.await.map_err(|_| WriteError::Closed)?;
     }
     Ok(())
 }
@@ -149,22 +127,29 @@ async fn submit(
     node: &Node,
     promise: (Durability, Duration),
     transaction: Transaction,
-    alone: Option<RwLockWriteGuard<'_, ()>>,
+    alone: Option<Turn>,
 ) -> Result<CommitToken, WriteError> {
     let bytes = transaction.written_bytes() + TRANSACTION_OVERHEAD_BYTES;
     let finished = transaction.finish();
     // The gate before the budget: nobody who holds a part of the budget waits for the gate, or one
     // that runs alone and those that it holds off would wait for each other.
-    let together = if alone.is_none() {
-        Some(node.turns.gate.read().await)
-    } else {
-        None
+    let turn = match alone {
+        Some(alone) => alone,
+        None => {
+            node.slow_writes
+                .watch("its turn", node.turns.together())
+                .await
+        }
     };
     let session = finished.session;
     // Held until the outcome is known: this is what bounds the bytes in flight. What is larger
     // than the whole budget takes all of it.
     let permits = u32::try_from(bytes.min(node.budget_bytes)).unwrap_or(u32::MAX);
-    let budget = node.budget.acquire_many(permits).await;
+    let budget = node.budget.acquire_many(permits);
+    let budget = node
+        .slow_writes
+        .watch("room among those in flight", budget)
+        .await;
     let budget = budget.map_err(|_| WriteError::Closed)?;
     let _budget = if planted::is(Bug::LeakBudget) {
         budget.forget();
@@ -173,7 +158,7 @@ async fn submit(
         Some(budget)
     };
     let submitted = node.sequencer.submit(finished);
-    drop((alone, together));
+    drop(turn);
     match submitted {
         Ok((vlsn, outcome)) => {
             let numbered = Numbered {
@@ -181,7 +166,8 @@ async fn submit(
                 vlsn,
                 outcome,
             };
-            acknowledge(node, promise, numbered).await
+            let acknowledged = acknowledge(node, promise, numbered);
+            node.slow_writes.watch("its durability", acknowledged).await
         }
         // Its reads were of a session that is over, and a new one has begun here.
         Err(SubmitError::NotMaster) if node.sequencer.newest().is_some() => {

@@ -12,18 +12,20 @@
     reason = "a file system image is not behind the disk trait"
 )]
 
+mod engine_disk;
+
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Lines, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use bytes::Bytes;
+use engine_disk::{Mount, run};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use steadfast::engine::{
     Applied, Change, Direction, EngineBatch, EngineError, EngineFactory, KeyRange, MemoryStore,
-    NoxuFactory, ScanLimit, StorageEngine,
+    NoxuEngine, NoxuFactory, NoxuSizes, ScanLimit, StorageEngine,
 };
 use steadfast::ids::{DatabaseId, LogPosition, Term, Vlsn};
 use tempfile::TempDir;
@@ -34,6 +36,13 @@ const KILLS: u64 = 12;
 const POWER_CUTS: u64 = 4;
 /// Set in the process that writes: the directory, the seed.
 const CHILD: &str = "STEADFAST_ENGINE_CRASH_CHILD";
+/// Set in the process that lives one life: its last batch, its end, the directory.
+const LIFE: &str = "STEADFAST_ENGINE_CRASH_LIFE";
+/// Engines of which one database is written and another is not, and the rows of that.
+const IDLE_ROUNDS: u64 = 8;
+const IDLE_ROWS: u64 = 1_000;
+/// New keys in a batch of such a life.
+const LIFE_BATCH: usize = 40;
 
 type State = BTreeMap<(DatabaseId, Bytes), Bytes>;
 
@@ -227,6 +236,125 @@ fn noxu_keeps_a_prefix_of_whole_batches_when_the_power_is_cut() {
     }
 }
 
+/// Noxu numbers the nodes of its trees for each process anew, so each of these lives has its own.
+#[test]
+fn noxu_keeps_every_record_when_an_open_splits_nodes_and_the_next_one_reads_them() {
+    let dir = TempDir::new().unwrap();
+    live_in_a_process(dir.path(), 40, "close");
+    live_in_a_process(dir.path(), 50, "be killed");
+    live_in_a_process(dir.path(), 50, "close");
+    let engine = factory().open(dir.path()).unwrap();
+    let rows = engine.scan(
+        DatabaseId(1),
+        KeyRange::all(),
+        Direction::Forward,
+        ScanLimit::NONE,
+    );
+    let batches = engine.applied().unwrap().unwrap().vlsn.0;
+    assert_eq!((batches, rows.unwrap().len()), (50, 50 * LIFE_BATCH));
+}
+
+/// Has another process open the engine in `home`, apply batches of new keys up to number `last`, sync,
+/// and end as told.
+fn live_in_a_process(home: &Path, last: u64, end: &str) {
+    let mut process = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_lives_one_life", "--nocapture"])
+        .env(LIFE, format!("{last},{end},{}", home.display()))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    let is_synced = lines.any(|line| line.unwrap() == "synced");
+    if end == "be killed" {
+        process.kill().unwrap();
+    }
+    lines.for_each(|line| drop(line.unwrap()));
+    let status = process.wait().unwrap();
+    assert!(
+        is_synced && status.success() == (end == "close"),
+        "{status}"
+    );
+}
+
+/// Not a test of its own: what `live_in_a_process` starts.
+#[test]
+fn child_lives_one_life() {
+    let Ok(arguments) = std::env::var(LIFE) else {
+        return;
+    };
+    let mut arguments = arguments.splitn(3, ',');
+    let last: u64 = arguments.next().unwrap().parse().unwrap();
+    let end = arguments.next().unwrap();
+    let engine = factory()
+        .open(Path::new(arguments.next().unwrap()))
+        .unwrap();
+    let done = engine
+        .applied()
+        .unwrap()
+        .map_or(0, |applied| applied.vlsn.0);
+    for number in done + 1..=last {
+        // Between the keys of the batches before it.
+        let keys = (0..LIFE_BATCH as u64).map(|key| (key << 32 | number).to_be_bytes());
+        let put = |key: [u8; 8]| Change::Put(Bytes::copy_from_slice(&key));
+        let changes = keys.map(|key| (DatabaseId(1), Bytes::copy_from_slice(&key), put(key)));
+        let batch = EngineBatch {
+            changes: changes.collect(),
+            ..batch(0, number)
+        };
+        engine.apply(&batch).unwrap();
+    }
+    engine.sync().unwrap();
+    println!("\nsynced");
+    if end == "close" {
+        engine.close().unwrap();
+    } else {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn noxu_keeps_a_database_that_nobody_writes_when_files_are_cleaned() {
+    let seed = 301;
+    let sizes = NoxuSizes {
+        file_bytes: 1 << 20,
+        checkpoint_bytes: 3 << 20,
+        checkpoint_wakeup_ms: 5,
+        ..NoxuSizes::with_cache(1 << 20)
+    };
+    let put = |database: u32, key: u64| {
+        let value = vec![b'.'; 500];
+        let key = Bytes::copy_from_slice(&key.to_be_bytes());
+        (DatabaseId(database), key, Change::Put(value.into()))
+    };
+    for round in 0..IDLE_ROUNDS {
+        let (dir, mut number) = (TempDir::new().unwrap(), 0);
+        let engine = NoxuEngine::open_with(dir.path(), sizes).unwrap();
+        let mut apply = |changes: Vec<_>| {
+            number += 1;
+            let batch = EngineBatch {
+                changes,
+                ..batch(seed, number)
+            };
+            engine.apply(&batch).unwrap();
+        };
+        // Its nodes are evicted, and so written, long before the root above them.
+        apply((0..IDLE_ROWS).map(|key| put(1, key)).collect());
+        for nth in 0..150 {
+            let first = nth % 30 * 100;
+            apply((first..first + 100).map(|key| put(2, key)).collect());
+        }
+        engine.close().unwrap();
+        let engine = NoxuEngine::open_with(dir.path(), sizes).unwrap();
+        let rows = engine.scan(
+            DatabaseId(1),
+            KeyRange::all(),
+            Direction::Forward,
+            ScanLimit::NONE,
+        );
+        assert_eq!(rows.unwrap().len() as u64, IDLE_ROWS, "in round {round}");
+    }
+}
+
 #[test]
 fn noxu_takes_no_batch_on_a_full_disk_and_goes_on_when_there_is_space() {
     let (dir, seed) = (TempDir::new().unwrap(), 201);
@@ -258,59 +386,6 @@ fn noxu_takes_no_batch_on_a_full_disk_and_goes_on_when_there_is_space() {
     engine.apply(&batch(seed, number)).unwrap();
     engine.sync().unwrap();
     assert_eq!(check_prefix(&*engine, seed), number);
-}
-
-/// A mounted image, until dropped.
-struct Mount {
-    path: PathBuf,
-}
-
-impl Mount {
-    /// A new ext4 file system in `image`; `None` where that is not possible.
-    fn new_file_system(image: &Path, parent: &Path) -> Option<Self> {
-        std::fs::remove_file(image).ok();
-        run(
-            "truncate",
-            &["-s".as_ref(), "512M".as_ref(), image.as_os_str()],
-        )?;
-        run(
-            "mkfs.ext4",
-            &["-q".as_ref(), "-F".as_ref(), image.as_os_str()],
-        )?;
-        Self::new(image, parent)
-    }
-
-    fn new(image: &Path, parent: &Path) -> Option<Self> {
-        let path = parent.join("mounted");
-        std::fs::create_dir_all(&path).unwrap();
-        run(
-            "mount",
-            &[
-                "-o".as_ref(),
-                "loop".as_ref(),
-                image.as_os_str(),
-                path.as_os_str(),
-            ],
-        )?;
-        Some(Self { path })
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        // Lazily: a process that another test is just starting may share our files until it runs.
-        let unmounted = run("umount", &["-l".as_ref(), self.path.as_os_str()]);
-        assert!(unmounted.is_some() || std::thread::panicking());
-    }
-}
-
-/// `None` when the program is missing or fails.
-fn run(program: &str, arguments: &[&OsStr]) -> Option<()> {
-    let status = Command::new(program)
-        .args(arguments)
-        .stderr(Stdio::null())
-        .status();
-    status.is_ok_and(|status| status.success()).then_some(())
 }
 
 /// The process that writes. Reports `applied <number>` and `synced <number>`, a line each.

@@ -24,6 +24,15 @@ const ANSWER: &str = "answer ";
 const PAUSE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// Lets go of the thread that waits for a flag, also when the test fails.
+struct Release<'a>(&'a AtomicBool);
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn open(name: &str, dir: &Path, list: &[String]) -> ReplicatedEnvironment {
     let address = list
         .iter()
@@ -155,6 +164,7 @@ fn a_replica_that_was_stopped_and_woken_never_answers_with_stale_data() {
                 *newest.lock().expect("no panic") = (n, token);
             }
         });
+        let _ended = Release(&is_done);
         let mut floors = Vec::new();
         let mut ask = |replica: &mut Replica| {
             let (n, token) = *newest.lock().expect("no panic");
@@ -181,7 +191,6 @@ fn a_replica_that_was_stopped_and_woken_never_answers_with_stale_data() {
                 assert!(answer.starts_with("error: "), "{answer}");
             }
         }
-        is_done.store(true, Ordering::Relaxed);
         assert!(values > 0 && floors.len() > 20, "{values} of {floors:?}");
         assert!(floors.last() > Some(&(floors[0] + 100)), "{floors:?}");
     });

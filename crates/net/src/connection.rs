@@ -106,6 +106,7 @@ impl Connection {
             buffer: BytesMut::new(),
             read_bytes: READ_BYTES_MIN,
             stalls_at: None,
+            moved_at: None,
             ended: false,
             closed: self.closed,
         };
@@ -309,12 +310,52 @@ pub struct FrameReceiver {
     /// When the next byte must have come, once a read began inside a frame. It outlives the call
     /// that set it, so that polling with short timeouts does not postpone it.
     stalls_at: Option<Instant>,
+    /// When a byte has come last.
+    moved_at: Option<Instant>,
     /// The peer said that nothing more will come.
     ended: bool,
     closed: CancellationToken,
 }
 
 impl FrameReceiver {
+    /// As [`receive`](Self::receive), for as long as something comes at least every `silence`. A frame
+    /// that takes long on a slow way is waited for.
+    ///
+    /// # Errors
+    ///
+    /// As there; and [`NetError::DeadlineExceeded`], which leaves the connection as it is.
+    pub async fn receive_unless_silent(&mut self, silence: Duration) -> Result<Option<Bytes>> {
+        self.receive_unless_silent_at(Instant::now() + silence, silence)
+            .await
+    }
+
+    /// The same, with the time until which nothing has to come.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn receive_unless_silent_at(
+        &mut self,
+        silent_at: Instant,
+        silence: Duration,
+    ) -> Result<Option<Bytes>> {
+        let mut deadline = silent_at;
+        loop {
+            if let Ok(received) = timeout_at(deadline, self.receive()).await {
+                return received;
+            }
+            let moved = self.moved_at.map(|at| at + silence);
+            match moved.filter(|until| *until > deadline) {
+                Some(until) => deadline = until,
+                None => {
+                    return Err(NetError::DeadlineExceeded {
+                        doing: "waiting for a peer that sends nothing".into(),
+                    });
+                }
+            }
+        }
+    }
+
     /// The next frame, or `None` when the peer closed between two frames. Dropping the future loses
     /// nothing: the next call goes on inside the same frame.
     ///
@@ -398,6 +439,7 @@ impl FrameReceiver {
         let bytes = read.map_err(|error| NetError::io("receive a frame", error))?;
         self.ended = bytes == 0;
         self.stalls_at = None;
+        self.moved_at = Some(Instant::now());
         if bytes == room_bytes {
             self.read_bytes = (self.read_bytes * 4).min(READ_BYTES_MAX);
         }

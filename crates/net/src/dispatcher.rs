@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use crate::blocking::{lock, runtime};
 use crate::channel::BlockingConnection;
 use crate::connection::{ByteStream, Connection};
+use crate::descriptors::KEPT_MAX;
 use crate::error::{NetError, Result};
 use crate::places::{Place, Places, Refusal};
 use crate::process;
@@ -56,10 +57,16 @@ pub struct DispatcherOptions {
     pub handshake_timeout: Duration,
     /// Most connections at once (4096).
     pub connections_max: usize,
-    /// Of these, the ones that only authenticated peers can hold (512).
+    /// Of these, the ones that only peers can hold: who authenticates, or calls a service that
+    /// [is for peers](AsyncServiceHandler::is_for_peers) (512).
     pub connections_reserved: usize,
-    /// Most connections of one address that have not authenticated (512).
+    /// Most connections of one address that are not those of peers (512). An eighth of them is left to
+    /// connections that have not said yet what they want.
     pub connections_per_address_max: usize,
+    /// Descriptors that the process keeps for its files and its peers, about (256, or half of the
+    /// process's limit where that is less): half-open connections give way for them, strangers are not
+    /// served out of them, and the last quarter is for files alone.
+    pub descriptors_kept: usize,
     /// Most blocking handlers at once, each on a thread (256). One more connection waits for up to
     /// the handshake timeout, then it is refused.
     pub handlers_blocking_max: usize,
@@ -74,6 +81,7 @@ impl Default for DispatcherOptions {
             connections_max: 4096,
             connections_reserved: 512,
             connections_per_address_max: 512,
+            descriptors_kept: KEPT_MAX,
             handlers_blocking_max: 256,
             stop_timeout: Duration::from_secs(10),
         }
@@ -121,6 +129,15 @@ impl Shared {
 enum Service {
     Async(Arc<dyn AsyncServiceHandler>),
     Blocking(Arc<dyn ServiceHandler>),
+}
+
+impl Service {
+    fn is_for_peers(&self) -> bool {
+        match self {
+            Self::Async(handler) => handler.is_for_peers(),
+            Self::Blocking(_) => false,
+        }
+    }
 }
 
 /// One time of running, from start to stop.
@@ -280,7 +297,8 @@ impl Accepting {
 
     /// Starts the task of one connection, if there is a place for it.
     fn admit(&mut self, stream: Box<dyn ByteStream>, peer: String) {
-        let place = match self.shared.places.admit(&peer) {
+        let descriptors = self.transport.descriptors();
+        let place = match self.shared.places.admit(&peer, descriptors) {
             Ok(place) => place,
             Err(refusal) => return refuse(&peer, refusal),
         };
@@ -348,7 +366,8 @@ impl Incoming {
         };
         let service = lock(&self.shared.services).get(&name).cloned();
         let service = service.ok_or(Refusal::ServiceUnknown)?;
-        place.settle(client.identity.is_some())?;
+        let is_peer = client.identity.is_some() || service.is_for_peers();
+        place.settle(is_peer, self.transport.descriptors())?;
         let connection = Connection::new(place.hold(client.stream), self.peer.clone())
             .identified(client.identity)
             .closed_by(self.stopping.child_token());

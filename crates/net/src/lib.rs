@@ -72,12 +72,20 @@
 //! | `tcp`, `memory` | the two transports |
 //! | `service` | handlers, the in-memory registry, the service open as the server reads it |
 //! | `dispatcher`, `places` | the accept loop and the limits on what it lets in |
+//! | `descriptors` | how many files and connections this process may still have |
 //! | `channel`, `blocking` | the blocking face and the runtime under it |
 //! | `tcp_dispatcher` | the blocking face of the dispatcher |
+
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the application's output is its own"
+)]
 
 mod blocking;
 mod channel;
 mod connection;
+mod descriptors;
 mod dispatcher;
 mod error;
 mod memory;
@@ -90,10 +98,11 @@ mod transport;
 
 pub use channel::{Channel, LocalChannel, LocalChannelPair, TcpChannel, TcpChannelListener};
 pub use connection::{ByteStream, Connection, FrameReceiver, FrameSender, MAX_FRAME_PAYLOAD};
+pub use descriptors::Descriptors;
 pub use dispatcher::{Dispatcher, DispatcherOptions};
 pub use error::{NetError, Result};
 pub use memory::MemoryNetwork;
 pub use service::{AsyncServiceHandler, MAX_SERVICE_NAME_LEN, ServiceDispatcher, ServiceHandler};
 pub use tcp::TcpTransport;
 pub use tcp_dispatcher::{TcpServiceDispatcher, connect_to_service};
-pub use transport::{Authenticated, BoxFuture, Listener, Transport, open_service};
+pub use transport::{Authenticated, BoxFuture, Connected, Listener, Transport, open_service};

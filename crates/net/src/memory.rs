@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use crate::blocking::lock;
 use crate::connection::ByteStream;
 use crate::error::{NetError, Result};
-use crate::transport::{BoxFuture, Listener, Transport};
+use crate::transport::{BoxFuture, Connected, Listener, Transport};
 
 /// Bytes on their way in each direction of a connection: about what a TCP connection holds.
 const PIPE_BYTES: usize = 256 * 1024;
@@ -152,10 +152,13 @@ struct MemoryHost {
 }
 
 impl Transport for MemoryHost {
-    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Box<dyn ByteStream>>> {
+    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected>> {
         Box::pin(async move {
             match self.network.connect(&self.name, address) {
-                Ok(stream) => Ok(Box::new(stream) as Box<dyn ByteStream>),
+                Ok(stream) => Ok(Connected {
+                    stream: Box::new(stream),
+                    address: address.to_owned(),
+                }),
                 Err(error) => Err(NetError::io(format!("connect to {address}"), error)),
             }
         })

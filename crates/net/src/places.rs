@@ -3,14 +3,18 @@
 //! ```text
 //!            admit                      settle
 //!   accept ────────► half open ───────────────────► served
-//!                    any place;                      authenticated: any place
+//!                    any place;                      peers: any place
 //!                    the oldest gives way            others: all but the reserved ones
 //!                    when all are taken
 //! ```
 //!
 //! A flood of connections that never finish their handshake pushes out its own oldest ones, not the
-//! peer that finishes within a round trip. One address holds only so many places, and connections
-//! that prove nothing cannot take the ones reserved for those that do.
+//! peer that finishes within a round trip. One address holds only so many places, and strangers cannot
+//! take the ones reserved for peers: those who authenticate, or call a service that is for peers.
+//!
+//! The process has only so many descriptors, and opens files as well. When fewer are left than it keeps
+//! for itself, half-open connections give way too; below three quarters of that, strangers are not
+//! served; below a quarter, nobody is let in.
 //!
 //! A place lasts as long as the stream that it was given to: a closed connection whose socket
 //! lingers still counts.
@@ -27,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blocking::lock;
 use crate::connection::ByteStream;
+use crate::descriptors::Descriptors;
 use crate::dispatcher::DispatcherOptions;
 
 /// Why a connection was closed before a handler saw it.
@@ -42,6 +47,7 @@ pub(crate) enum Refusal {
     NameNotUtf8,
     ServiceUnknown,
     HandlersMax,
+    DescriptorsKept,
 }
 
 impl Refusal {
@@ -58,6 +64,7 @@ impl Refusal {
             Self::NameNotUtf8 => "name_not_utf8",
             Self::ServiceUnknown => "service_unknown",
             Self::HandlersMax => "handlers_blocking_max",
+            Self::DescriptorsKept => "descriptors_kept",
         }
     }
 }
@@ -67,6 +74,7 @@ pub(crate) struct Places {
     connections_max: usize,
     connections_reserved: usize,
     per_address_max: usize,
+    descriptors_kept: usize,
     taken: Mutex<Taken>,
 }
 
@@ -76,12 +84,25 @@ struct Taken {
     places: usize,
     /// Of these, the ones of served connections that proved nothing.
     unproven: usize,
-    /// Of `places`, how many each address holds with connections that did not prove anything (yet).
-    by_address: BTreeMap<String, usize>,
-    /// What throws out each half-open connection, oldest first.
-    half_open: BTreeMap<u64, CancellationToken>,
+    /// Of `places`, the ones that each address holds with connections that did not prove anything (yet).
+    by_address: BTreeMap<String, OfAddress>,
+    /// The half-open connections, oldest first.
+    half_open: BTreeMap<u64, HalfOpen>,
     /// The number of the next place.
     next: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct OfAddress {
+    places: usize,
+    /// Of these, the ones of served connections.
+    unproven: usize,
+}
+
+struct HalfOpen {
+    address: String,
+    /// Throws it out.
+    evicted: CancellationToken,
 }
 
 /// One place; it is free again when this is dropped.
@@ -101,20 +122,32 @@ impl Places {
             connections_max: options.connections_max,
             connections_reserved: options.connections_reserved,
             per_address_max: options.connections_per_address_max,
+            descriptors_kept: options.descriptors_kept,
             taken: Mutex::default(),
         }
     }
 
     /// A place for a connection from `peer` that has not said anything yet.
-    pub(crate) fn admit(self: &Arc<Self>, peer: &str) -> Result<Place, Refusal> {
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        peer: &str,
+        descriptors: Option<Descriptors>,
+    ) -> Result<Place, Refusal> {
         let address = limited_address(peer);
+        let (left, kept) = self.left_and_kept(descriptors);
         let mut taken = lock(&self.taken);
-        let from_here = taken.by_address.get(&address).copied().unwrap_or(0);
-        if from_here >= self.per_address_max {
+        // Connections that were thrown out count until their streams are gone, so each admission
+        // beyond a limit costs some older connection its place.
+        if left < kept && taken.half_open.len() > kept / 8 {
+            taken.evict_oldest();
+        }
+        if left < kept / 4 {
+            return Err(Refusal::DescriptorsKept);
+        }
+        let from_here = taken.by_address.get(&address).copied().unwrap_or_default();
+        if from_here.places >= self.per_address_max && !taken.evict_oldest_of(&address) {
             return Err(Refusal::AddressMax);
         }
-        // Connections that were thrown out count until their streams are gone, hence the second
-        // comparison: each admission beyond the limit costs some older connection its place.
         if taken.places >= self.connections_max && !taken.evict_oldest() {
             return Err(Refusal::ConnectionsMax);
         }
@@ -122,8 +155,12 @@ impl Places {
         let evicted = CancellationToken::new();
         taken.next += 1;
         taken.places += 1;
-        taken.by_address.insert(address.clone(), from_here + 1);
-        taken.half_open.insert(number, evicted.clone());
+        taken.by_address.entry(address.clone()).or_default().places += 1;
+        let half_open = HalfOpen {
+            address: address.clone(),
+            evicted: evicted.clone(),
+        };
+        taken.half_open.insert(number, half_open);
         metrics::gauge!("steadfast_connections_open").increment(1);
         Ok(Place {
             places: Arc::clone(self),
@@ -131,6 +168,13 @@ impl Places {
             address: Some(address),
             unproven: false,
             evicted,
+        })
+    }
+
+    /// How many descriptors are left, and of those how many the process keeps for itself.
+    fn left_and_kept(&self, descriptors: Option<Descriptors>) -> (usize, usize) {
+        descriptors.map_or((usize::MAX, 0), |of| {
+            (of.left(), of.kept(self.descriptors_kept))
         })
     }
 
@@ -143,13 +187,24 @@ impl Places {
 impl Taken {
     fn evict_oldest(&mut self) -> bool {
         let oldest = self.half_open.pop_first();
-        oldest.inspect(|(_, evicted)| evicted.cancel()).is_some()
+        oldest.inspect(|(_, it)| it.evicted.cancel()).is_some()
     }
 
-    fn release_address(&mut self, address: &str) {
-        if let Some(count) = self.by_address.get_mut(address) {
-            *count -= 1;
-            if *count == 0 {
+    fn evict_oldest_of(&mut self, address: &str) -> bool {
+        let mut half_open = self.half_open.iter();
+        let oldest = half_open.find(|(_, it)| it.address == address);
+        let Some(number) = oldest.map(|(number, _)| *number) else {
+            return false;
+        };
+        let removed = self.half_open.remove(&number);
+        removed.inspect(|it| it.evicted.cancel()).is_some()
+    }
+
+    fn release_address(&mut self, address: &str, unproven: bool) {
+        if let Some(of) = self.by_address.get_mut(address) {
+            of.places -= 1;
+            of.unproven -= usize::from(unproven);
+            if of.places == 0 {
                 self.by_address.remove(address);
             }
         }
@@ -163,16 +218,24 @@ impl Place {
     }
 
     /// Makes this the place of a served connection, which cannot be thrown out any more.
-    pub(crate) fn settle(&mut self, authenticated: bool) -> Result<(), Refusal> {
+    pub(crate) fn settle(
+        &mut self,
+        is_peer: bool,
+        descriptors: Option<Descriptors>,
+    ) -> Result<(), Refusal> {
+        let (left, kept) = self.places.left_and_kept(descriptors);
         let mut taken = lock(&self.places.taken);
         if taken.half_open.remove(&self.number).is_none() {
             return Err(Refusal::HandshakeEvicted);
         }
-        if authenticated {
+        if is_peer {
             if let Some(address) = self.address.take() {
-                taken.release_address(&address);
+                taken.release_address(&address, false);
             }
             return Ok(());
+        }
+        if left < kept - kept / 4 {
+            return Err(Refusal::DescriptorsKept);
         }
         let open_to_all = self
             .places
@@ -180,6 +243,15 @@ impl Place {
             .saturating_sub(self.places.connections_reserved);
         if taken.unproven >= open_to_all {
             return Err(Refusal::PlacesReserved);
+        }
+        let address = self.address.as_ref();
+        if let Some(of) = address.and_then(|address| taken.by_address.get_mut(address)) {
+            // A peer may come from the same address: some places there stay half open.
+            let per_address_max = self.places.per_address_max;
+            if of.unproven >= per_address_max - per_address_max / 8 {
+                return Err(Refusal::AddressMax);
+            }
+            of.unproven += 1;
         }
         taken.unproven += 1;
         self.unproven = true;
@@ -203,7 +275,7 @@ impl Drop for Place {
         taken.unproven -= usize::from(self.unproven);
         taken.half_open.remove(&self.number);
         if let Some(address) = &self.address {
-            taken.release_address(address);
+            taken.release_address(address, self.unproven);
         }
     }
 }

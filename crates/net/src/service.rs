@@ -36,6 +36,13 @@ pub trait AsyncServiceHandler: Send + Sync + 'static {
     /// The name that clients ask for.
     fn service_name(&self) -> &str;
 
+    /// Whether those who call this service come before strangers: the dispatcher lets them have places
+    /// and descriptors that it keeps from others. It does so for anyone who asks for the service, so the
+    /// handler has to turn away at once whom it does not know.
+    fn is_for_peers(&self) -> bool {
+        false
+    }
+
     /// Serves one connection to its end. It should return when the connection closes: at a stop of
     /// the dispatcher its halves report [`NetError::ChannelClosed`], and after the stop's deadline
     /// the future is dropped. An error is logged and counted; a panic is contained.

@@ -13,8 +13,9 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
 
 use crate::connection::ByteStream;
+use crate::descriptors::{self, Descriptors};
 use crate::error::{NetError, Result};
-use crate::transport::{BoxFuture, Listener, Transport};
+use crate::transport::{BoxFuture, Connected, Listener, Transport};
 
 /// How long resolving a name and connecting to any of its addresses may take together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,8 +41,15 @@ const KEEPALIVE_RETRIES: u32 = 3;
 pub struct TcpTransport;
 
 impl Transport for TcpTransport {
-    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Box<dyn ByteStream>>> {
-        Box::pin(async move { Ok(Box::new(connect(address).await?) as Box<dyn ByteStream>) })
+    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected>> {
+        Box::pin(async move {
+            let stream = connect(address).await?;
+            // One that was reset already has none; it is of no use either.
+            let at = stream.peer_addr();
+            let address = at.map_or_else(|_| address.to_owned(), |at| at.to_string());
+            let stream = Box::new(stream);
+            Ok(Connected { stream, address })
+        })
     }
 
     fn bind<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Box<dyn Listener>>> {
@@ -52,6 +60,10 @@ impl Transport for TcpTransport {
             };
             Ok(Box::new(listen(*address)?) as Box<dyn Listener>)
         })
+    }
+
+    fn descriptors(&self) -> Option<Descriptors> {
+        Descriptors::of_this_process()
     }
 }
 
@@ -112,7 +124,10 @@ pub(crate) async fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketA
             Ok((stream, peer))
         });
         match prepared {
-            Ok(connection) => return Ok(connection),
+            Ok(connection) => {
+                descriptors::note_accepted();
+                return Ok(connection);
+            }
             Err(error) => match error.kind() {
                 ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => {
                     tracing::debug!(%error, "a connection was gone before it was accepted");

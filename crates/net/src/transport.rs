@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use crate::connection::{ByteStream, Connection};
+use crate::descriptors::Descriptors;
 use crate::error::{NetError, Result};
 use crate::service::check_service_name;
 
@@ -20,13 +21,13 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Dials and listens. Addresses look like `host:port`; what a host is, the transport decides.
 pub trait Transport: Send + Sync + 'static {
-    /// A stream to whoever listens at `address`. Names are resolved anew in each call. Fails by
-    /// itself when nobody answers.
+    /// A stream to whoever listens at `address`, and where that is. Names are resolved anew in each call.
+    /// Fails by itself when nobody answers.
     ///
     /// # Errors
     ///
     /// [`NetError::Io`], [`NetError::DeadlineExceeded`], [`NetError::Tls`].
-    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Box<dyn ByteStream>>>;
+    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected>>;
 
     /// A listener at `address`; port 0 picks a free one. The address is free again as soon as the
     /// listener is dropped.
@@ -55,6 +56,20 @@ pub trait Transport: Send + Sync + 'static {
             })
         })
     }
+
+    /// The descriptors out of which connections are taken; `None` where they take none, or where that
+    /// is not known.
+    fn descriptors(&self) -> Option<Descriptors> {
+        None
+    }
+}
+
+/// A stream that was dialled.
+pub struct Connected {
+    /// The stream.
+    pub stream: Box<dyn ByteStream>,
+    /// Where it leads, in a form that can be dialled without resolving a name.
+    pub address: String,
 }
 
 /// An accepted stream, ready for the service open.
@@ -92,9 +107,12 @@ pub async fn open_service(
     service_name: &str,
 ) -> Result<Connection> {
     check_service_name(service_name)?;
-    let mut stream = transport.connect(address).await?;
+    let Connected {
+        mut stream,
+        address,
+    } = transport.connect(address).await?;
     send_service_open(&mut stream, service_name).await?;
-    Ok(Connection::new(stream, address.into()))
+    Ok(Connection::new(stream, address))
 }
 
 /// Writes `name_len: u32 LE | name`, in one piece.

@@ -105,17 +105,55 @@ fn accepting_survives_running_out_of_descriptors() {
     assert_echoes(&client, 10);
 }
 
+#[test]
+fn strangers_leave_the_process_the_descriptors_that_it_needs_itself() {
+    const DESCRIPTORS: usize = 400;
+    // Half of them.
+    const KEPT: usize = 200;
+    let mut server = Role::start("frugal server", &format!("ulimit -n {DESCRIPTORS}"));
+    let address: SocketAddr = server.read_line().parse().unwrap();
+    let served = || {
+        let client = connect_to_service(address, "ECHO").unwrap();
+        let sent = client.send(b"ping");
+        let answered = sent.is_ok() && matches!(client.receive(LONG), Ok(Some(_)));
+        answered.then_some(client)
+    };
+    // Served, and idle: nothing ever throws them out.
+    let mut idle = Vec::new();
+    while let Some(client) = served() {
+        idle.push(client);
+        assert!(idle.len() < DESCRIPTORS, "they take all");
+    }
+    assert!(idle.len() > DESCRIPTORS - KEPT - 50, "{}", idle.len());
+    let silent: Vec<Socket> = (0..DESCRIPTORS)
+        .map(|at| connect_from(at, address))
+        .collect();
+    wait_until("a peer is served, after what came in one rush", || {
+        let client = connect_to_service(address, "PEERS").unwrap();
+        client.send(b"ping").is_ok() && matches!(client.receive(LONG), Ok(Some(_)))
+    });
+    for _ in 0..10 {
+        assert_echoes(&connect_to_service(address, "PEERS").unwrap(), 10);
+        assert!(server.descriptors() <= DESCRIPTORS - KEPT / 2);
+        assert!(served().is_none());
+    }
+    assert_echoes(&idle[0], 1);
+    drop((idle, silent));
+    wait_until("strangers are served again", || served().is_some());
+}
+
 /// Not a test: what the child processes run. It does nothing where there is no role.
 #[test]
 fn role() {
     match env::var(ROLE).as_deref() {
-        Ok("server") => serve_until_told_to_stop(),
+        Ok("server") => serve_until_told_to_stop(0),
+        Ok("frugal server") => serve_until_told_to_stop(usize::MAX),
         Ok("flood") => flood_until_told_to_stop(),
         _ => {}
     }
 }
 
-fn serve_until_told_to_stop() {
+fn serve_until_told_to_stop(descriptors_kept: usize) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -126,10 +164,12 @@ fn serve_until_told_to_stop() {
             // The whole flood has to be there at once for its memory to be measured.
             handshake_timeout: LONG,
             connections_max: 2 * (HALF_OPEN + SLOW),
+            descriptors_kept,
             ..DispatcherOptions::default()
         };
         let dispatcher = Dispatcher::new(options);
-        dispatcher.register_async(Arc::new(Echo));
+        dispatcher.register_async(Arc::new(Echo("ECHO")));
+        dispatcher.register_async(Arc::new(Echo("PEERS")));
         let bound = dispatcher
             .start(Arc::new(TcpTransport), "127.0.0.1:0")
             .await
@@ -188,11 +228,15 @@ fn connect_from(at: usize, address: SocketAddr) -> Socket {
     socket
 }
 
-struct Echo;
+struct Echo(&'static str);
 
 impl AsyncServiceHandler for Echo {
-    fn service_name(&self) -> &'static str {
-        "ECHO"
+    fn service_name(&self) -> &str {
+        self.0
+    }
+
+    fn is_for_peers(&self) -> bool {
+        self.0 == "PEERS"
     }
 
     fn serve(&self, connection: Connection) -> BoxFuture<'static, Result<()>> {

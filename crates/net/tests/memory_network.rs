@@ -62,7 +62,7 @@ async fn isolating_a_host_cuts_its_connections_at_both_ends_and_no_other() {
     let network = MemoryNetwork::new();
     let mut listener = network.host("n1").bind("n1:7400").await.unwrap();
     let dial = async |from: &str| {
-        let stream = network.host(from).connect("n1:7400").await.unwrap();
+        let stream = network.host(from).connect("n1:7400").await.unwrap().stream;
         Connection::new(stream, "n1:7400".into()).split()
     };
     let (mut cut_sender, mut cut_receiver) = dial("n2").await;

@@ -9,12 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use crate::history::{Change, Fate, History, MARKERS, Read, SnapshotRead, Transaction};
-use crate::logfile::{Log, LogEntry, LoggedTransaction};
+use crate::logfile::{self, Log, LogEntry, LoggedTransaction};
 
 pub use feeds::feeds;
 
 /// Id of the database that maps names to ids.
-const CATALOG: u32 = 0;
+pub(crate) const CATALOG: u32 = 0;
 
 /// Its key of the next free id.
 const NEXT_ID: &[u8] = b"\0next";
@@ -66,8 +66,9 @@ impl Model {
         self.databases.get(&self.id(name)?)
     }
 
-    /// What the read should have seen, when it saw something else.
-    fn contradicts(&self, read: &Read) -> Option<String> {
+    /// What the read should have seen, when it saw something else. Nothing is said of rows that are
+    /// excused.
+    fn contradicts(&self, read: &Read, excused: &[(u32, &Bytes)]) -> Option<String> {
         match read {
             Read::Databases { names } => {
                 let there = self.names();
@@ -79,7 +80,8 @@ impl Model {
                 value,
             } => {
                 let there = self.keys(database).and_then(|keys| keys.get(key));
-                (there != value.as_ref()).then(|| {
+                let is_excused = self.is_excused(database, key, excused);
+                (!is_excused && there != value.as_ref()).then(|| {
                     format!(
                         "{database}/{} was {}, read as {}",
                         text(key),
@@ -96,31 +98,44 @@ impl Model {
                 limit,
                 pairs,
             } => {
-                let pair = |(key, value): (&Bytes, &Bytes)| (key.clone(), value.clone());
-                let there: Vec<_> = match self.keys(database) {
-                    None => Vec::new(),
-                    Some(keys) => {
-                        let range = keys.range(from.clone()..to.clone());
-                        if *reverse {
-                            range.rev().take(*limit).map(pair).collect()
-                        } else {
-                            range.take(*limit).map(pair).collect()
-                        }
-                    }
+                let is_told = |key: &Bytes| !self.is_excused(database, key, excused);
+                let pairs: Vec<_> = pairs.iter().map(|(key, value)| (key, value)).collect();
+                let told = pairs.iter().filter(|(key, _)| is_told(key)).copied();
+                let told: Vec<_> = told.collect();
+                // One that is excused takes the place of another one, or leaves it free.
+                let limit = if pairs.len() == told.len() || pairs.len() < *limit {
+                    *limit
+                } else {
+                    told.len()
                 };
-                (there != *pairs).then(|| {
+                let keys = self.keys(database);
+                let range = keys.map(|keys| keys.range(from.clone()..to.clone()));
+                let there = range.into_iter().flatten().filter(|(key, _)| is_told(key));
+                let there: Vec<_> = if *reverse {
+                    there.rev().take(limit).collect()
+                } else {
+                    there.take(limit).collect()
+                };
+                (there != told).then(|| {
                     let names =
-                        |pairs: &[(Bytes, Bytes)]| -> Vec<_> { pairs.iter().map(|(key, value)| format!("{}={}", text(key), short(Some(value)))).collect() };
+                        |pairs: &[(&Bytes, &Bytes)]| -> Vec<_> { pairs.iter().map(|(key, value)| format!("{}={}", text(key), short(Some(value)))).collect() };
                     format!(
                         "{database}/{}..{} (reverse {reverse}, limit {limit}) was {:?}, read as {:?}",
                         text(from),
                         text(to),
                         names(&there),
-                        names(pairs)
+                        names(&pairs)
                     )
                 })
             }
         }
+    }
+}
+
+impl Model {
+    fn is_excused(&self, name: &str, key: &Bytes, excused: &[(u32, &Bytes)]) -> bool {
+        let mut excused = excused.iter();
+        excused.any(|(database, row)| *row == key && self.id(name) == Some(*database))
     }
 }
 
@@ -184,6 +199,38 @@ pub fn union<'a>(logs: impl Iterator<Item = &'a Log>) -> BTreeMap<u64, LogEntry>
         all.entry(*position).or_insert_with(|| entry.clone());
     }
     all
+}
+
+/// Where the last change of each row stands in a log up to position `last`, by database and key.
+///
+/// # Errors
+/// When a batch is not as the format says.
+pub fn last_changes(
+    log: &BTreeMap<u64, LogEntry>,
+    last: u64,
+) -> Result<BTreeMap<(u32, Bytes), u64>, String> {
+    let mut changes = BTreeMap::new();
+    for transaction in logfile::transactions(log, last)?.into_values() {
+        for (database, key, _) in transaction.operations {
+            changes.insert((database, key), transaction.position);
+        }
+    }
+    Ok(changes)
+}
+
+/// The databases that have a name after position `last`.
+///
+/// # Errors
+/// When a batch is not as the format says.
+pub fn database_ids(log: &BTreeMap<u64, LogEntry>, last: u64) -> Result<BTreeSet<u32>, String> {
+    let mut model = Model::default();
+    for transaction in logfile::transactions(log, last)?.values() {
+        model.apply(transaction);
+    }
+    let catalog = model.catalog();
+    Ok(catalog
+        .filter_map(|(_, id)| parse_database_id(id))
+        .collect())
 }
 
 /// Where transaction `id` stands in a log.
@@ -292,8 +339,9 @@ impl Checker<'_> {
             let problem = format!("transaction {id} was committed as {first} and again as {vlsn}");
             self.problems.push(problem);
         }
+        let excused = self.history.excused(asked.span());
         for read in &asked.reads {
-            if let Some(problem) = before.contradicts(read) {
+            if let Some(problem) = before.contradicts(read, &excused) {
                 self.problems
                     .push(format!("transaction {id} at VLSN {vlsn}: {problem}"));
             }
@@ -328,8 +376,9 @@ impl Checker<'_> {
                 snapshot.vlsn
             ));
         }
+        let excused = self.history.excused(snapshot.span());
         for read in &snapshot.reads {
-            if let Some(problem) = state.contradicts(read) {
+            if let Some(problem) = state.contradicts(read, &excused) {
                 let at = snapshot.vlsn;
                 self.problems
                     .push(format!("snapshot of node {node} at VLSN {at}: {problem}"));
@@ -572,6 +621,7 @@ mod tests {
             Log {
                 entries: terms.iter().enumerate().map(entry).collect(),
                 purged: None,
+                replaced: BTreeMap::new(),
             }
         };
         let (deposed, behind, newest) = (log(&[1, 3, 4]), log(&[1, 3, 3, 3]), log(&[1, 3, 3, 5]));

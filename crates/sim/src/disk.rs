@@ -324,7 +324,11 @@ impl Disk for SimDisk {
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
-        self.run_any(|model| Ok(model.names.find(path).is_some() || model.names.is_dir(path)))
+        self.run_any(|model| {
+            Ok(model.names.find(path).is_some()
+                || model.names.is_dir(path)
+                || model.open.locks.contains(path))
+        })
     }
 
     fn file_mark(&self, path: &Path) -> io::Result<FileMark> {

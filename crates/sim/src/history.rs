@@ -83,6 +83,28 @@ pub enum Fate {
     NotCommitted,
 }
 
+impl Transaction {
+    /// Where and when it was.
+    pub fn span(&self) -> Span {
+        Span {
+            node: Some(self.node),
+            began: self.began,
+            ended: self.ended,
+        }
+    }
+}
+
+impl SnapshotRead {
+    /// Where and when it was.
+    pub fn span(&self) -> Span {
+        Span {
+            node: Some(self.node),
+            began: self.began,
+            ended: self.ended,
+        }
+    }
+}
+
 impl Fate {
     /// Term and VLSN of its token, if it has one.
     pub fn token(self) -> Option<(u64, u64)> {
@@ -114,11 +136,41 @@ pub struct Transaction {
     pub writes: Vec<Write>,
 }
 
+/// A row that became wrong in the engine of a node at work. Until the node tells, it cannot know.
+#[derive(Clone, Debug)]
+pub struct FalseRow {
+    /// Index of the node.
+    pub node: usize,
+    /// Id of its database.
+    pub database: u32,
+    /// Its key.
+    pub key: Bytes,
+    /// When it became wrong, as a count of events of the history.
+    pub from: u64,
+    /// When the node told of it, or ended.
+    pub until: u64,
+}
+
+/// Something that was done on a node: on which, if that is known, and from when until when.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// Index of the node.
+    pub node: Option<usize>,
+    /// When it began, as a count of events of the history.
+    pub began: u64,
+    /// When it ended.
+    pub ended: u64,
+}
+
 /// A read-only snapshot.
 #[derive(Clone, Debug)]
 pub struct SnapshotRead {
     /// Index of the node that was asked.
     pub node: usize,
+    /// When it began, as a count of events of the history.
+    pub began: u64,
+    /// When it ended.
+    pub ended: u64,
     /// The VLSN that the read had to see, by its policy.
     pub floor: Option<u64>,
     /// VLSN of the snapshot.
@@ -170,6 +222,8 @@ pub struct SeenTransaction {
 pub struct FeedRecord {
     /// Whether it read over the network.
     pub is_remote: bool,
+    /// Where and when its state was read.
+    pub span: Option<Span>,
     /// Database and prefix, for one that does not want everything.
     pub filter: Option<(&'static str, Bytes)>,
     /// VLSN of the state with which it began, and its rows, once it is complete.
@@ -190,6 +244,8 @@ pub struct History {
     pub snapshots: Vec<SnapshotRead>,
     /// In the order in which they ended.
     pub outcomes: Vec<OutcomeRead>,
+    /// In the order in which they became so.
+    pub false_rows: Vec<FalseRow>,
     /// In the order in which they began.
     pub feeds: Vec<FeedRecord>,
     /// Newest VLSN that a majority has acknowledged.
@@ -200,7 +256,7 @@ pub struct History {
 
 impl History {
     /// A moment later than all before.
-    fn tick(&mut self) -> u64 {
+    pub fn tick(&mut self) -> u64 {
         self.events += 1;
         self.events
     }
@@ -239,6 +295,17 @@ impl History {
         later
             .checked_sub(1)
             .map_or(0, |last| self.acknowledged_at[last].1)
+    }
+
+    /// The rows, by database and key, about which a node could not know better meanwhile.
+    pub fn excused(&self, span: Span) -> Vec<(u32, &Bytes)> {
+        let meets = |row: &&FalseRow| {
+            span.node.is_none_or(|node| node == row.node)
+                && span.began <= row.until
+                && span.ended >= row.from
+        };
+        let rows = self.false_rows.iter().filter(meets);
+        rows.map(|row| (row.database, &row.key)).collect()
     }
 
     /// Number of transactions that a majority has acknowledged.

@@ -2,10 +2,13 @@
 
 pub mod check;
 pub mod disk;
+pub mod falsehood;
+pub mod gone;
 pub mod history;
 pub mod logfile;
 pub mod nemesis;
 pub mod net;
+pub mod onlooker;
 pub mod operator;
 pub mod plan;
 pub mod promise;

@@ -39,6 +39,8 @@ pub struct Log {
     pub entries: BTreeMap<u64, LogEntry>,
     /// What the node has up to here is in its engine.
     pub purged: Option<u64>,
+    /// What it cut off because a copy of the state came in its place: it may have been committed, or not.
+    pub replaced: BTreeMap<u64, LogEntry>,
 }
 
 /// The number of a segment of this name; `None` for another file.
@@ -68,6 +70,7 @@ pub fn read(files: BTreeMap<String, Vec<u8>>) -> Result<Log, String> {
 /// Reads records for as long as each follows on the one before; returns the last one's checksum.
 fn read_segment(bytes: &Bytes, sequence: u32, mut chain: u32, log: &mut Log) -> u32 {
     let mut at = SEGMENT_HEADER_BYTES;
+    let mut cut = BTreeMap::new();
     while let Some(header) = bytes.get(at..at + RECORD_HEADER_BYTES) {
         let field = |offset| u32_at(header, offset).unwrap_or_default();
         let wide = |offset| u64_at(header, offset).unwrap_or_default();
@@ -92,10 +95,17 @@ fn read_segment(bytes: &Bytes, sequence: u32, mut chain: u32, log: &mut Log) -> 
                     payload,
                 };
                 log.entries.insert(number, entry);
+                cut.clear();
             }
-            6 if flag == 0 => log.entries.clear(),
-            6 => log.entries.retain(|position, _| *position <= number),
-            7 => log.purged = log.purged.max(Some(number)),
+            6 if flag == 0 => cut.append(&mut log.entries),
+            6 => cut.append(&mut log.entries.split_off(&(number + 1))),
+            7 => {
+                log.purged = log.purged.max(Some(number));
+                // A copy of the state has come in their place.
+                let copied = std::mem::take(&mut cut).into_iter();
+                log.replaced
+                    .extend(copied.filter(|(position, _)| *position <= number));
+            }
             _ => {}
         }
         at = end;

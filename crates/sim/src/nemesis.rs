@@ -55,6 +55,10 @@ const EVENTS: &[Fault] = &[
     Fault::Priority,
     Fault::Demote,
     Fault::Replace,
+    Fault::EngineLost,
+    Fault::EngineRevived,
+    Fault::EngineOld,
+    Fault::EngineFlipped,
 ];
 
 /// The faults of every link.
@@ -220,6 +224,9 @@ impl Event {
             }
             Fault::KillAll | Fault::PowerCutAll => self.end_all().await,
             Fault::Intruder => self.intrude().await,
+            Fault::EngineLost | Fault::EngineRevived | Fault::EngineOld | Fault::EngineFlipped => {
+                self.falsify().await;
+            }
             Fault::Transfer | Fault::Priority | Fault::Demote | Fault::Replace => {
                 self.administer().await;
             }
@@ -315,7 +322,7 @@ impl Event {
     }
 
     /// Whether this event has the machine for itself now.
-    fn take(&self, at: usize) -> bool {
+    pub(crate) fn take(&self, at: usize) -> bool {
         let host = &self.world.hosts[at];
         let state = host.state();
         let is_free =
@@ -333,7 +340,7 @@ impl Event {
         !is_liar || self.world.history().acknowledged > 0
     }
 
-    fn end(&self, at: usize, is_power_cut: bool) {
+    pub(crate) fn end(&self, at: usize, is_power_cut: bool) {
         let world = &self.world;
         let is_power_cut = is_power_cut && self.may_lose_power(at);
         let end = if is_power_cut {
@@ -502,17 +509,7 @@ impl Event {
     async fn damage(&self, at: usize) {
         let world = &self.world;
         let host = &world.hosts[at];
-        let Some(life) = host.life() else { return };
-        if let Some(env) = &life.env {
-            let closing = life.process.run(env.close_async());
-            tokio::select! {
-                biased;
-                closed = closing => drop(closed),
-                () = life.ended.cancelled() => {}
-                () = wait(Duration::from_secs(5)) => {}
-            }
-        }
-        world.end(at, End::Kill);
+        self.close(at).await;
         let damage = match self.fault {
             Fault::BitRot => Damage::FlipBit,
             Fault::ZeroedSector => Damage::ZeroSector,
@@ -529,15 +526,32 @@ impl Event {
         }
     }
 
+    /// Ends a node in its order, or by force when that takes too long.
+    pub(crate) async fn close(&self, at: usize) {
+        if let Some(life) = self.world.hosts[at].life()
+            && let Some(env) = &life.env
+        {
+            let closing = life.process.run(env.close_async());
+            tokio::select! {
+                biased;
+                closed = closing => drop(closed),
+                () = life.ended.cancelled() => {}
+                () = wait(Duration::from_secs(5)) => {}
+            }
+        }
+        self.world.end(at, End::Kill);
+    }
+
     /// Somebody who is no member talks to a node.
     async fn intrude(&self) {
         let world = &self.world;
         let at = world.chance(|rng| rng.random_range(0..world.plan.nodes));
         let address = format!("{}:{PORT}", world.hosts[at].name);
         let transport = world.net.host("intruder");
-        let Ok(mut stream) = transport.connect(&address).await else {
+        let Ok(connected) = transport.connect(&address).await else {
             return;
         };
+        let mut stream = connected.stream;
         let services = [
             "FEEDER",
             "ELECTION",

@@ -71,6 +71,24 @@ faults! {
     Demote = "demote",
     Replace = "replace",
     QuorumLost = "quorum_lost",
+    EngineLost = "engine_lost",
+    EngineRevived = "engine_revived",
+    EngineOld = "engine_old",
+    EngineFlipped = "engine_flipped",
+    EngineGone = "engine_gone",
+}
+
+impl Fault {
+    /// Those that come after a run, one of them at most.
+    pub const AFTER: &[Self] = &[Self::QuorumLost, Self::EngineGone];
+
+    /// Those in which an engine is wrong about a row.
+    pub const OF_ENGINES: &[Self] = &[
+        Self::EngineLost,
+        Self::EngineRevived,
+        Self::EngineOld,
+        Self::EngineFlipped,
+    ];
 }
 
 impl fmt::Display for Fault {
@@ -176,6 +194,8 @@ pub struct Limits {
     pub commit_timeout_ms: u64,
     /// `snapshot_age_max_ms`; some open transactions live longer.
     pub snapshot_age_ms: u64,
+    /// `digest_interval_ms`: how often a node counts its rows.
+    pub digest_interval_ms: u64,
     /// How much log is kept.
     pub log: LogLimits,
 }
@@ -210,6 +230,20 @@ impl LogLimits {
     }
 }
 
+/// A node has counted its rows within this, once it has begun.
+const COUNT_MAX: Duration = Duration::from_secs(3);
+
+/// The faults of engines that a seed has, drawn apart: the plan of a seed that has none does not
+/// depend on them.
+fn engine_faults(seed: u64) -> Vec<Fault> {
+    let mut rng = StdRng::seed_from_u64(seed ^ 0xe9_61e5);
+    let share = if rng.random_bool(0.4) { 0.6 } else { 0.0 };
+    let faults = Fault::OF_ENGINES.iter().copied();
+    let mut faults: Vec<_> = faults.filter(|_| rng.random_bool(share)).collect();
+    faults.extend(rng.random_bool(0.15).then_some(Fault::EngineGone));
+    faults
+}
+
 /// Length of the safety phase of a run.
 const SAFETY: Duration = Duration::from_secs(20);
 
@@ -226,6 +260,7 @@ impl Limits {
             batches_in_flight: rng.random_range(1..=8),
             commit_timeout_ms: pick(rng, &[300, 2000, 10_000]),
             snapshot_age_ms: pick(rng, &[500, 3000, 60_000]),
+            digest_interval_ms: pick(&mut StdRng::seed_from_u64(seed ^ 0xd19), &[500, 2000, 5000]),
             log: LogLimits::draw(seed),
         }
     }
@@ -238,7 +273,8 @@ impl Plan {
         let sizes = [1, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5, 7];
         let nodes = pick(&mut rng, &sizes);
         let share = pick(&mut rng, &[0.1, 0.25, 0.5]);
-        let during = |fault: &Fault| *fault != Fault::QuorumLost;
+        let during =
+            |fault: &Fault| !Fault::AFTER.contains(fault) && !Fault::OF_ENGINES.contains(fault);
         let mut faults: BTreeSet<Fault> = Fault::ALL
             .iter()
             .copied()
@@ -249,6 +285,7 @@ impl Plan {
         if StdRng::seed_from_u64(seed ^ 0x10_57).random_bool(0.25) {
             faults.insert(Fault::QuorumLost);
         }
+        faults.extend(engine_faults(seed));
         let mut spare: Vec<usize> = (0..nodes).collect();
         let mut expendable = BTreeSet::new();
         for _ in 0..(nodes - 1) / 2 {
@@ -311,6 +348,11 @@ impl Plan {
     /// Whether this run has faults of this kind.
     pub fn has(&self, fault: Fault) -> bool {
         self.faults.contains(&fault)
+    }
+
+    /// Within this a node at work tells that it has wrong rows.
+    pub fn tells_within(&self) -> Duration {
+        Duration::from_millis(self.limits.digest_interval_ms) + COUNT_MAX
     }
 
     /// Host name of a node.

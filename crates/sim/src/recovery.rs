@@ -201,8 +201,8 @@ async fn apply_to_best(
         let planned = plan(world, at).await.map_err(|error| error.to_string())?;
         match &planned.next {
             NextStep::Apply { confirm, .. } => {
-                apply(world, at, confirm).await?;
-                return Ok((at, planned));
+                let again = apply(world, at, confirm).await?;
+                return Ok((at, again.unwrap_or(planned)));
             }
             NextStep::Stop { node } => {
                 let better = world.hosts.iter().find(|host| host.name == *node);
@@ -216,8 +216,9 @@ async fn apply_to_best(
     Err("each survivor is said to have less than another one".to_owned())
 }
 
-/// Applies a plan. The power may be cut meanwhile: then it is done, or it is planned again.
-async fn apply(world: &World, at: usize, confirm: &str) -> Result<(), String> {
+/// Applies a plan. The power may be cut meanwhile: then it is done, or it is planned again, and the other
+/// plan returned: a plan makes nothing durable, so there may be less then.
+async fn apply(world: &World, at: usize, confirm: &str) -> Result<Option<RecoveryPlan>, String> {
     let host = &world.hosts[at];
     let is_honest = is_honest(world, at);
     let steps = world.chance(|rng| rng.random_range(0..40)) * u64::from(is_honest);
@@ -245,28 +246,28 @@ async fn apply(world: &World, at: usize, confirm: &str) -> Result<(), String> {
     let how = if is_honest { End::PowerCut } else { End::Kill };
     world.end(at, how);
     match applied {
-        Some(Ok(_)) => return Ok(()),
+        Some(Ok(_)) => return Ok(None),
         Some(Err(error)) => return Err(format!("the plan is not applied: {error}")),
         None => world
             .story
             .tell(|| format!("{}: power cut in a recovery", host.name)),
     }
     match plan(world, at).await {
-        Err(RecoverError::NotNeeded { voters: 1, .. }) => Ok(()),
-        Ok(RecoveryPlan {
-            next: NextStep::Apply { confirm, .. },
-            ..
-        }) => {
+        Err(RecoverError::NotNeeded { voters: 1, .. }) => Ok(None),
+        Ok(planned) => {
+            let NextStep::Apply { confirm, .. } = &planned.next else {
+                let next = planned.next;
+                return Err(format!(
+                    "a recovery that was cut short goes on with {next:?}"
+                ));
+            };
             let machine = world.machine(at);
-            let applying = process_of(recover::apply(&machine, Path::new(DATA_DIR), &confirm));
+            let applying = process_of(recover::apply(&machine, Path::new(DATA_DIR), confirm));
             let applied = applying.await;
             world.end(at, End::Kill);
-            applied.map(drop).map_err(|error| error.to_string())
+            applied.map_err(|error| error.to_string())?;
+            Ok(Some(planned))
         }
-        Ok(other) => Err(format!(
-            "a recovery that was cut short goes on with {:?}",
-            other.next
-        )),
         Err(error) => Err(format!("a recovery that was cut short: {error}")),
     }
 }

@@ -18,7 +18,7 @@ use crate::net::NetFaults;
 use crate::plan::{Fault, Plan};
 use crate::story::Story;
 use crate::world::{Host, World, lock, wait};
-use crate::{check, logfile, nemesis, recovery, subscribers, workload};
+use crate::{check, falsehood, gone, logfile, nemesis, onlooker, recovery, subscribers, workload};
 
 /// After the faults have ended, a majority commits within this, and all nodes agree within twice
 /// this: some forty election timeouts of the slowest node.
@@ -102,7 +102,10 @@ async fn simulate(plan: Plan, story: Story) -> Report {
         let seed = world.chance(RngExt::random);
         followers.spawn(subscribers::subscriber(Arc::clone(&world), is_remote, seed));
     }
+    let seed_of_onlooker = world.chance(RngExt::random);
+    followers.spawn(onlooker::onlooker(Arc::clone(&world), seed_of_onlooker));
     let watch = tokio::spawn(nemesis::watch(Arc::clone(&world)));
+    let look = tokio::spawn(falsehood::watch(Arc::clone(&world)));
     let observe = tokio::spawn(observe(Arc::clone(&world)));
     let rage = tokio::spawn(nemesis::rage(Arc::clone(&world), calm.clone()));
     wait(world.plan.safety).await;
@@ -123,12 +126,18 @@ async fn simulate(plan: Plan, story: Story) -> Report {
     }
     settle(&world).await;
     clients.shutdown().await;
+    falsehood::settle(&world).await;
     watch.abort();
+    look.abort();
     observe.abort();
     finish(&world).await;
     followers.shutdown().await;
-    if world.plan.has(Fault::QuorumLost) && story.violations().is_empty() {
-        recovery::run(&world).await;
+    if story.violations().is_empty() {
+        if world.plan.has(Fault::QuorumLost) {
+            recovery::run(&world).await;
+        } else if world.plan.has(Fault::EngineGone) {
+            gone::run(&world).await;
+        }
     }
     for panic in lock(&PANICS).drain(..) {
         story.violation(format!("panic: {panic}"));
@@ -142,6 +151,8 @@ async fn observe(world: Arc<World>) {
         let pause = world.chance(|rng| rng.random_range(500..4000));
         wait(Duration::from_millis(pause)).await;
         world.compare_digests();
+        let at = world.chance(|rng| rng.random_range(0..world.hosts.len()));
+        falsehood::check_purge(&world, &world.hosts[at]);
         for (at, life) in world.open_nodes() {
             let Some(env) = life.env else { continue };
             let is_in = matches!(env.state().role, Role::Master | Role::Replica);
@@ -150,7 +161,9 @@ async fn observe(world: Arc<World>) {
                 let why = "takes part without what it was let in with";
                 world.story.violation(format!("n{n} {why}"));
             }
-            let bytes = env.status().window_bytes;
+            let status = env.status();
+            falsehood::check_word(&world, &world.hosts[at], &status);
+            let bytes = status.window_bytes;
             if bytes > WINDOW_BYTES_MAX {
                 world
                     .story
@@ -217,6 +230,7 @@ async fn finish(world: &Arc<World>) {
         return;
     }
     world.compare_digests();
+    falsehood::read_everywhere(world, &live).await;
     for at in &live {
         if let Some(env) = env(world, *at) {
             workload::settle_outcomes(world, *at, &env).await;
@@ -332,11 +346,15 @@ fn check_logs(world: &World, live: &[usize]) {
     for (position, entry) in check::union(others.iter()) {
         log.entry(position).or_insert(entry);
     }
+    let all = logs.iter().map(|node| &node.log).chain(&others);
+    for (position, entry) in all.flat_map(|log| &log.replaced) {
+        log.entry(*position).or_insert_with(|| entry.clone());
+    }
     match logfile::transactions(&log, committed) {
         Ok(transactions) => {
             let history = world.history();
             let problems = check::history(&history, &transactions);
-            let of_feeds = check::feeds(&history.feeds, &transactions);
+            let of_feeds = check::feeds(&history, &transactions);
             for problem in problems.into_iter().chain(of_feeds) {
                 world.story.violation(problem);
             }

@@ -12,7 +12,7 @@ use steadfast::{
     Subscription,
 };
 
-use crate::history::{DATABASES, FeedRecord, SeenChange, SeenRow, SeenTransaction};
+use crate::history::{DATABASES, FeedRecord, SeenChange, SeenRow, SeenTransaction, Span};
 use crate::plan::Plan;
 use crate::world::{Life, PORT, World, wait};
 
@@ -25,14 +25,14 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a subscriber reads from.
 enum Source {
-    Here(Life, Box<Feed>),
+    Here(usize, Life, Box<Feed>),
     Remote(Box<Subscription>),
 }
 
 impl Source {
     async fn next(&mut self) -> Option<Result<FeedEvent, FeedError>> {
         match self {
-            Self::Here(life, feed) => tokio::select! {
+            Self::Here(_, life, feed) => tokio::select! {
                 biased;
                 event = life.process.run(feed.next_async()) => event,
                 () = life.ended.cancelled() => None,
@@ -43,7 +43,7 @@ impl Source {
 
     fn resume_token(&self) -> Option<CommitToken> {
         match self {
-            Self::Here(_, feed) => feed.resume_token(),
+            Self::Here(_, _, feed) => feed.resume_token(),
             Self::Remote(subscription) => subscription.resume_token(),
         }
     }
@@ -132,9 +132,9 @@ impl Follower {
         if open.is_empty() {
             return None;
         }
-        let (_, life) = open.swap_remove(self.rng.random_range(0..open.len()));
+        let (at, life) = open.swap_remove(self.rng.random_range(0..open.len()));
         match life.env.as_ref()?.subscribe(options) {
-            Ok(feed) => Some(Source::Here(life, Box::new(feed))),
+            Ok(feed) => Some(Source::Here(at, life, Box::new(feed))),
             Err(error) => {
                 self.judge(&error);
                 None
@@ -144,11 +144,19 @@ impl Follower {
 
     /// Follows until the source ends, or the subscriber leaves it of its own will.
     async fn follow(&mut self, mut source: Source) {
+        let span = Span {
+            node: match &source {
+                Source::Here(at, ..) => Some(*at),
+                Source::Remote(_) => None,
+            },
+            began: self.world.history().tick(),
+            ended: u64::MAX,
+        };
         let stay = self.rng.random_range(1..400);
         for _ in 0..stay {
             let event = tokio::time::timeout(LOOK_EVERY, source.next()).await;
             match event {
-                Ok(Some(Ok(event))) => self.take(event),
+                Ok(Some(Ok(event))) => self.take(event, span),
                 Ok(Some(Err(error))) => {
                     self.judge(&error);
                     break;
@@ -163,22 +171,26 @@ impl Follower {
             }
         }
         // What a feed does when it goes, it does as a part of its node.
-        if let Source::Here(life, feed) = source {
+        if let Source::Here(_, life, feed) = source {
             life.process.enter(|| drop(feed));
         }
     }
 
-    fn take(&mut self, event: FeedEvent) {
+    fn take(&mut self, event: FeedEvent, span: Span) {
         match event {
             FeedEvent::State { database, rows } => {
                 let named = |(key, value)| (database.to_string(), key, value);
                 self.state.extend(rows.into_iter().map(named));
             }
-            FeedEvent::StateComplete { token } => {
+            FeedEvent::StateComplete { token, .. } => {
                 let state = std::mem::take(&mut self.state);
                 let vlsn = token.vlsn.0;
                 self.world.story.trace(&[b"state", &vlsn.to_le_bytes()]);
-                self.world.history().feeds[self.record].state = Some((vlsn, state));
+                let mut history = self.world.history();
+                let ended = history.tick();
+                let record = &mut history.feeds[self.record];
+                record.state = Some((vlsn, state));
+                record.span = Some(Span { ended, ..span });
             }
             FeedEvent::Transaction(transaction) => {
                 let vlsn = transaction.token.vlsn.0;

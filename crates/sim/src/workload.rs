@@ -363,7 +363,10 @@ async fn single(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
     let (database, key) = (database(rng), key(world, rng));
     let value = value(rng, world.plan.value_max, id, 0);
     let kind = rng.random_range(0..3);
-    let floor = world.history().acknowledged;
+    let (floor, began) = {
+        let mut history = world.history();
+        (history.acknowledged, history.tick())
+    };
     let record = |reads| {
         let mut history = world.history();
         let record = &mut history.transactions[id];
@@ -395,8 +398,12 @@ async fn single(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
     };
     let answer = match ask(life, run).await {
         Some(Ok(CompareAndSet::Refused { current, token })) => {
-            world.history().snapshots.push(SnapshotRead {
+            let mut history = world.history();
+            let ended = history.tick();
+            history.snapshots.push(SnapshotRead {
                 node: at,
+                began,
+                ended,
                 floor: Some(floor),
                 vlsn: token.vlsn.0,
                 reads: vec![read(current)],
@@ -468,8 +475,11 @@ fn fate(durability: Durability, answer: &Result<CommitToken, WriteError>) -> Fat
 
 /// What is acknowledged with `ALL` is in the log of every node whose disk keeps its word.
 fn check_everywhere(world: &World, id: usize) {
-    let must_have =
-        |host: &&Host| !world.plan.expendable.contains(&host.at()) && !host.state().lost;
+    // One whose engine became wrong may be let in anew, and has no vote until it has caught up.
+    let must_have = |host: &&Host| {
+        let state = host.state();
+        !world.plan.expendable.contains(&host.at()) && !state.lost && !state.suspect
+    };
     let has =
         |log: Result<Log, String>| log.is_ok_and(|log| check::position_of(&log, id).is_some());
     if world
@@ -619,20 +629,57 @@ fn policy(
 async fn snapshot(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
     let Some(env) = &life.env else { return };
     let script = Script::draw(world, rng, None);
-    let (policy, floor) = policy(world, rng, env);
-    let read = |snapshot: &Snapshot| {
+    let policy = policy(world, rng, env);
+    read(world, (at, life), &script, policy).await;
+}
+
+/// Reads everything that the node has, at its last transaction. Returns whether it let itself be read.
+pub async fn read_all(world: &World, at: usize, life: &Life) -> bool {
+    let all = |database| RangeScript {
+        database,
+        from: Bytes::new(),
+        to: Bytes::from_static(b"\xff"),
+        reverse: false,
+        limit: usize::MAX,
+    };
+    let script = Script {
+        lists: true,
+        gets: Vec::new(),
+        ranges: DATABASES.into_iter().chain([MARKERS]).map(all).collect(),
+        changes: Vec::new(),
+        writes: Vec::new(),
+    };
+    let policy = (ConsistencyPolicy::Eventual, None);
+    read(world, (at, life), &script, policy).await
+}
+
+/// Reads a snapshot by a policy, with the VLSN that it must see, and records what it saw.
+async fn read(
+    world: &World,
+    (at, life): (usize, &Life),
+    script: &Script,
+    (policy, floor): (ConsistencyPolicy, Option<u64>),
+) -> bool {
+    let Some(env) = &life.env else { return false };
+    let began = world.history().tick();
+    let run = |snapshot: &Snapshot| {
         let reads = script.read(|| snapshot.list_databases(), |name| snapshot.database(name))?;
         Ok((snapshot.vlsn().0, reads))
     };
-    let answer = ask(life, env.read_async(policy, read)).await;
+    let answer = ask(life, env.read_async(policy, run)).await;
     let Some(Ok((vlsn, reads))) = answer else {
-        return;
+        return false;
     };
     world.story.trace(&[b"snapshot", &vlsn.to_le_bytes()]);
-    world.history().snapshots.push(SnapshotRead {
+    let mut history = world.history();
+    let ended = history.tick();
+    history.snapshots.push(SnapshotRead {
         node: at,
+        began,
+        ended,
         floor,
         vlsn,
         reads,
     });
+    true
 }

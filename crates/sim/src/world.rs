@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::{DirectoryCopy, SimDisk};
+use crate::falsehood;
 use crate::history::History;
 use crate::logfile::{self, Log};
 use crate::net::SimNet;
@@ -167,6 +168,8 @@ pub struct HostState {
     pub fenced: bool,
     /// It was taken out of the group, or lost its vote, at some time, and may have no vote now.
     pub outside: bool,
+    /// Rows of its engine were made wrong, and it was not seen to be right since.
+    pub suspect: bool,
 }
 
 /// How a node ends.
@@ -253,11 +256,12 @@ impl World {
             .set("log_cache_bytes_max", limits.log_cache_bytes)
             .set("batches_in_flight_max", limits.batches_in_flight)
             // One that nobody has damaged has to be sound.
-            .repair(if host.state().damaged {
+            .repair(if host.state().damaged || host.state().suspect {
                 Repair::Auto
             } else {
                 Repair::Never
             })
+            .set("digest_interval_ms", limits.digest_interval_ms)
             .set("log_keep_bytes", limits.log.keep_bytes)
             .set("log_retain_bytes_max", limits.log.retain_bytes)
             .set("log_retain_ms_max", ms(limits.log.retain_ms).max(100))
@@ -364,9 +368,13 @@ impl World {
         lock(&self.digests).clear();
     }
 
-    /// Asks every open node for its digest; two that name the same VLSN name the same digest.
+    /// Asks every open node for its digest; two that name the same VLSN name the same digest. Those are
+    /// not asked that have wrong rows and cannot know.
     pub fn compare_digests(&self) {
         for (at, life) in self.open_nodes() {
+            if falsehood::is_waited_for(self, at) {
+                continue;
+            }
             let Some(Ok((vlsn, digest))) = life.env.as_ref().map(ReplicatedEnvironment::digest)
             else {
                 continue;
@@ -417,6 +425,11 @@ impl Host {
         lock(&self.hardware).disk.clone()
     }
 
+    /// What its engines are on.
+    pub fn store(&self) -> MemoryStore {
+        lock(&self.hardware).store.clone()
+    }
+
     /// Its clock.
     pub fn clock(&self) -> &SimClock {
         &self.clock
@@ -435,6 +448,7 @@ impl Host {
         self.keep_log();
         let fresh = world.chance(|rng| Hardware::new(&world.plan, self.at, rng, &world.story));
         *lock(&self.hardware) = fresh;
+        self.set_state(|state| state.suspect = false);
     }
 
     /// A copy of everything that the node has on its disk; it runs nothing.

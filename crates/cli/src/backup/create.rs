@@ -11,15 +11,25 @@ use crate::backup::format::{
 use crate::backup::progress::Progress;
 use crate::failure::{Failure, with_sources};
 use crate::group::Ask;
-use crate::status::{ANSWER_TIMEOUT, Survey};
+use crate::status::{ANSWER_TIMEOUT, Health, Survey, grouped};
 
 /// Copies the state into `dir`.
 ///
 /// # Errors
-/// When no node can be read, or a file cannot be written.
-pub(super) async fn create(ask: &Ask, dir: &Path) -> Result<Manifest, Failure> {
+/// When no node can be read, none is known to be current and `stale` is false, or a file cannot be written.
+pub(super) async fn create(ask: &Ask, dir: &Path, stale: bool) -> Result<Manifest, Failure> {
     let survey = ask.survey().await?;
     let source = source(&survey)?;
+    match (word(&survey, &source), stale) {
+        (Ok(word), _) | (Err(word), true) => eprintln!("note: {word}"),
+        (Err(word), false) => {
+            return Err(Failure::new(
+                word,
+                "nothing was changed",
+                "ask a node of the majority (--ask); see `steadfast doctor`; take it as it is with --stale",
+            ));
+        }
+    }
     make_empty(dir)?;
     let address = source.node.address.clone();
     // Before the first byte moves: it only tells how much there is to come.
@@ -28,45 +38,88 @@ pub(super) async fn create(ask: &Ask, dir: &Path) -> Result<Manifest, Failure> {
     let connected = Subscription::connect_async([address], &survey.group_name, From::Start).await;
     let mut state = connected.map_err(|error| failed(&error))?;
     let mut writer = Writer::new(dir);
-    let token = loop {
+    let complete = loop {
         match state.next_async().await {
             Some(Ok(FeedEvent::State { database, rows })) => {
                 writer.part(&database, &rows)?;
                 progress.update(writer.bytes);
             }
-            Some(Ok(FeedEvent::StateComplete { token })) => break token,
+            Some(Ok(FeedEvent::StateComplete { token, digest })) => break (token, digest),
             Some(Ok(_)) | None => unreachable!("a state comes first, and is ended by its token"),
             Some(Err(error)) => return Err(failed(&error)),
         }
     };
     state.close_async().await;
-    Ok(writer.end(&survey, &source, token)?)
+    if complete.1.is_none() {
+        eprintln!(
+            "note: {} could not tell in time what its state has to be, so the rows were not held against it",
+            source.node.name
+        );
+    }
+    Ok(writer.end(&survey, &source, complete)?)
 }
 
-/// The node to read: one that has most and is not the master, which has enough to do.
+/// The node to read: one that knows of no damage of its own, has most, and is not the master, which has
+/// enough to do.
 fn source(survey: &Survey) -> Result<NodeStatus, Failure> {
     let with_data = survey.nodes.iter().filter(|node| node.has_data());
     let working = with_data.filter(|node| node.is_working());
     let working = working.filter_map(|node| node.status.as_ref().ok());
-    let best = working.max_by_key(|status| (status.role != "master", status.vlsn));
+    let well = working.filter(|status| status.damage.is_none());
+    let best = well.max_by_key(|status| (status.role != "master", status.vlsn));
     best.cloned().ok_or_else(|| {
         Failure::new(
-            "no node with data works",
+            "no node with right data works",
             "nothing was changed",
             "start the nodes that are down; see `steadfast doctor`",
         )
     })
 }
 
+/// How old the state of this node is, and on whose word; an error where nobody's word counts.
+fn word(survey: &Survey, source: &NodeStatus) -> Result<String, String> {
+    let (name, vlsn) = (&source.node.name, grouped(source.vlsn.0));
+    match &survey.master {
+        Some(master) if survey.health != Health::NoQuorum => {
+            let behind = master.vlsn.0.saturating_sub(source.vlsn.0);
+            Ok(format!(
+                "{name} has everything up to VLSN {vlsn}, {} transactions fewer than its master {} at this moment",
+                grouped(behind),
+                master.node.name
+            ))
+        }
+        _ => {
+            let heard = match source.master_heard_ms_ago {
+                Some(ago) => format!("has heard no master for {} s", ago / 1_000),
+                None if source.role == "master" => "leads, and reaches no majority".to_owned(),
+                None => "has heard no master since it was started".to_owned(),
+            };
+            Err(format!(
+                "no majority says that {name} is current: it {heard}, and its state, up to VLSN {vlsn}, may lack what \
+                 was acknowledged since"
+            ))
+        }
+    }
+}
+
 fn failed(error: &FeedError) -> Failure {
+    let what = match error {
+        FeedError::Disconnected { reason, .. } => {
+            format!("the node that is backed up does not go on: {reason}")
+        }
+        error => with_sources(error),
+    };
     let to_do = match error {
+        FeedError::Disconnected { .. } => {
+            "see `steadfast status`: start that node, or ask another one with --ask; then try again with another directory"
+        }
         FeedError::SnapshotTooOld => {
-            "set snapshot_age_max_ms on that node to more than a backup takes, and try again"
+            "set snapshot_age_max_ms on that node to more than a backup takes, and window_bytes_max to more than is written meanwhile, and try again"
         }
         _ => "see `steadfast status`, then try again with another directory",
     };
     Failure::new(
-        with_sources(error),
+        what,
         "nothing in the group was changed; the backup is not whole, and says so",
         to_do,
     )
@@ -144,7 +197,7 @@ impl<'a> Writer<'a> {
         mut self,
         survey: &Survey,
         source: &NodeStatus,
-        token: CommitToken,
+        (token, digest): (CommitToken, Option<u128>),
     ) -> Result<Manifest, BackupError> {
         if !self.builder.is_empty() {
             self.next_chunk()?;
@@ -162,6 +215,7 @@ impl<'a> Writer<'a> {
             databases: self.databases,
             chunks: self.chunks,
             digest: self.digest.hex(),
+            running_digest: digest.map(|digest| format!("{digest:032x}")),
             checksum: String::new(),
         };
         manifest.write(self.dir)

@@ -35,6 +35,8 @@ const HASH_BYTES: usize = blake3::OUT_LEN;
 const DATABASE: u8 = 1;
 const ROW: u8 = 2;
 const MANIFEST: &str = "manifest.json";
+/// What file systems keep in the root of a volume.
+pub(super) const VOLUME_ROOT_FILE: &str = "lost+found";
 
 /// What a backup holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +61,10 @@ pub(crate) struct Manifest {
     pub(crate) chunks: Vec<Chunk>,
     /// xxh3-128 of everything, as every node computes it at this VLSN, in hexadecimal.
     pub(crate) digest: String,
+    /// The running digest of the group as of `vlsn`, in hexadecimal, with which the rows agreed when they were
+    /// read; absent where the node could not tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) running_digest: Option<String>,
     /// BLAKE3 of the manifest without this field, in hexadecimal.
     #[serde(default)]
     pub(crate) checksum: String,
@@ -352,17 +358,40 @@ pub(super) fn rename_synced(from: &Path, to: &Path) -> Result<(), BackupError> {
     renamed.map_err(io_error(to))
 }
 
-/// Makes a directory that is empty.
+/// Makes a directory that is empty, or the root of an empty volume.
 #[expect(
     clippy::disallowed_methods,
     reason = "a backup is files of this program"
 )]
 pub(super) fn make_empty(dir: &Path) -> Result<(), BackupError> {
-    let made = fs::create_dir_all(dir).and_then(|()| match fs::read_dir(dir)?.next() {
+    let made = fs::create_dir_all(dir).and_then(|()| match names_in(dir)?.first() {
         None => Ok(()),
-        Some(_) => Err(io::Error::other("the directory is not empty")),
+        Some(name) => Err(not_empty(name)),
     });
     made.map_err(io_error(dir))
+}
+
+/// What a directory in which something is to be made holds already.
+pub(super) fn not_empty(name: &str) -> io::Error {
+    io::Error::other(format!("the directory is not empty: it holds {name}"))
+}
+
+/// What is in a directory, as far as anybody put it there. One that does not exist holds nothing.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a directory of the user is looked at"
+)]
+pub(super) fn names_in(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.retain(|name| name != VOLUME_ROOT_FILE);
+    Ok(names)
 }
 
 #[cfg(test)]

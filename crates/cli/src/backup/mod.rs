@@ -2,6 +2,7 @@
 
 mod create;
 mod format;
+mod place;
 mod progress;
 mod restore;
 mod verify;
@@ -14,7 +15,7 @@ use serde_json::json;
 
 use crate::backup::format::{BackupError, Manifest};
 use crate::failure::{Failure, with_sources};
-use crate::group::Ask;
+use crate::group::{Ask, At};
 use crate::status::{Output, grouped};
 
 /// Copy the whole state of a group to files, check such a copy, or begin a new group with it
@@ -26,7 +27,8 @@ Examples:
   steadfast backup restore /backup/orders-1 --data-dir /var/lib/orders --node n1 --listen 10.0.0.1:7400
 
 A backup is taken from a running node, by default not the master, while writes go on. It is consistent:
-everything as of one transaction. Restored, it is a new group of one node; let others in with tokens.")]
+everything as of one transaction. A node that is cut off from a majority may lack what was acknowledged since:
+it is refused, unless with --stale. Restored, it is a new group of one node; let others in with tokens.")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -38,6 +40,11 @@ enum Verb {
     Create {
         /// An empty directory, or one that does not exist
         directory: PathBuf,
+        #[command(flatten)]
+        at: At,
+        /// Take it also from a node that no majority says to be current
+        #[arg(long)]
+        stale: bool,
         #[command(flatten)]
         ask: Ask,
     },
@@ -59,8 +66,13 @@ enum Verb {
 /// When the group cannot be read, the backup is damaged, or a file cannot be written.
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     match arguments.verb {
-        Verb::Create { directory, ask } => {
-            let manifest = create::create(&ask, &directory).await?;
+        Verb::Create {
+            directory,
+            at,
+            stale,
+            mut ask,
+        } => {
+            let manifest = create::create(ask.at(at), &directory, stale).await?;
             print(ask.output(), "backup", &manifest);
         }
         Verb::Verify { directory, output } => {

@@ -1,16 +1,15 @@
 //! A new group of one node out of a backup.
 //!
-//! It is written beside the directory that is asked for, compared with the backup's digest, and gets its
-//! name last: a crash leaves what is no node's directory.
+//! It is made within the directory that is asked for, compared with the backup's digest, and comes to its
+//! place last (`place.rs`): a crash leaves what is no node's directory.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use steadfast::{Bootstrap, RepConfig, ReplicatedEnvironment, WriteBatch, WriteError};
 
-use crate::backup::format::{
-    BackupError, Manifest, Record, io_error, make_empty, read_chunk, rename_synced,
-};
+use crate::backup::format::{BackupError, Manifest, Record, read_chunk};
+use crate::backup::place::Place;
 use crate::backup::progress::Progress;
 use crate::backup::verify;
 use crate::failure::{Failure, with_sources};
@@ -28,7 +27,8 @@ const TRANSACTION_ROWS: usize = 10_000;
 pub(super) struct Arguments {
     /// Directory of the backup
     directory: PathBuf,
-    /// Data directory of the node to be; it is empty, or does not exist
+    /// Data directory of the node to be; it is empty, or does not exist. It may be the root of a volume,
+    /// and have an empty directory `log` in it where another one is mounted
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
     /// Name of the node to be
@@ -48,26 +48,20 @@ pub(super) struct Arguments {
 /// # Errors
 /// When the backup is damaged, or the node cannot be made. Nothing is at the data directory then.
 pub(super) async fn restore(arguments: Arguments) -> Result<(Output, Manifest), Failure> {
-    let manifest = verify::verify(&arguments.directory)?;
-    make_empty(&arguments.data_dir)?;
-    let stage = staging(&arguments.data_dir);
-    remove(&stage)?;
+    // All that stands against it comes before any work.
+    let place = Place::look(&arguments.data_dir)?;
+    let manifest = Manifest::read(&arguments.directory)?;
     let group = arguments.group.as_deref().unwrap_or(&manifest.group_name);
-    let config = RepConfig::builder(group, &arguments.node)
-        .data_dir(&stage)
-        // Nobody is to reach it before it is whole.
-        .listen("127.0.0.1:0")
-        .advertise(&arguments.listen)
-        .bootstrap(Bootstrap::single())
-        .build()?;
-    let env = ReplicatedEnvironment::open_async(config).await?;
-    let filled = fill(&env, &arguments.directory, &manifest).await;
-    env.close_async().await?;
-    if filled.is_err() {
-        remove(&stage)?;
+    configure(group, &arguments, &arguments.data_dir)?;
+    check_room(&place, &manifest)?;
+    let manifest = verify::verify(&arguments.directory)?;
+    let stage = place.begin()?;
+    let made = make(configure(group, &arguments, &stage)?, &arguments, &manifest).await;
+    if made.is_err() {
+        place.clear()?;
     }
-    filled?;
-    rename_synced(&stage, &arguments.data_dir)?;
+    made?;
+    place.finish()?;
     if arguments.output == Output::Table {
         println!(
             "start it:  steadfast start --group {group} --node {} --data-dir {} --listen {}",
@@ -79,22 +73,45 @@ pub(super) async fn restore(arguments: Arguments) -> Result<(Output, Manifest), 
     Ok((arguments.output, manifest))
 }
 
-/// Where the node is made.
-fn staging(data_dir: &Path) -> PathBuf {
-    let mut name = data_dir.file_name().unwrap_or_default().to_owned();
-    name.push(".restoring");
-    data_dir.with_file_name(name)
+fn configure(group: &str, arguments: &Arguments, dir: &Path) -> Result<RepConfig, Failure> {
+    let config = RepConfig::builder(group, &arguments.node)
+        .data_dir(dir)
+        // Nobody is to reach it before it is whole.
+        .listen("127.0.0.1:0")
+        .advertise(&arguments.listen)
+        .bootstrap(Bootstrap::single())
+        .build()?;
+    Ok(config)
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "what an earlier try has left is removed"
-)]
-fn remove(stage: &Path) -> Result<(), BackupError> {
-    match std::fs::remove_dir_all(stage) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        removed => removed.map_err(io_error(stage)),
+/// Makes the node, all of it.
+async fn make(
+    config: RepConfig,
+    arguments: &Arguments,
+    manifest: &Manifest,
+) -> Result<(), Failure> {
+    let env = ReplicatedEnvironment::open_async(config).await?;
+    let filled = fill(&env, &arguments.directory, manifest).await;
+    let closed = env.close_async().await;
+    filled?;
+    Ok(closed?)
+}
+
+/// # Errors
+/// When the volume has not even the room for what the backup holds.
+fn check_room(place: &Place, manifest: &Manifest) -> Result<(), Failure> {
+    let free_bytes = place.free_bytes()?;
+    if free_bytes >= manifest.bytes {
+        return Ok(());
     }
+    Err(Failure::new(
+        format!(
+            "the backup holds {} bytes, and {free_bytes} are free where it is to go",
+            manifest.bytes
+        ),
+        "nothing was changed",
+        "make room there, or name a directory on a larger volume",
+    ))
 }
 
 async fn fill(env: &ReplicatedEnvironment, dir: &Path, manifest: &Manifest) -> Result<(), Failure> {

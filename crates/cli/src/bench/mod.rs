@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use self::load::{Load, Measured};
 use crate::child::{self, Child, ChildEvents};
 use crate::failure::Failure;
+use crate::output;
 use crate::ports::free_addresses;
 
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -118,6 +119,7 @@ enum Consistency {
 /// # Errors
 /// When the group could not be started, or this process does not become master.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    output::detach_log()?;
     let mut builder = tempfile::Builder::new();
     let builder = builder.prefix("steadfast-bench-");
     let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);

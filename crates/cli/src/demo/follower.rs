@@ -114,7 +114,7 @@ async fn follow(mut subscription: Subscription, sender: watch::Sender<u64>) -> T
             event = subscription.next_async() => event,
         };
         match event {
-            Some(Ok(FeedEvent::StateComplete { token })) => told.began = token.vlsn.0,
+            Some(Ok(FeedEvent::StateComplete { token, .. })) => told.began = token.vlsn.0,
             Some(Ok(FeedEvent::Transaction(transaction))) => {
                 told.add(&transaction);
                 sender.send_replace(transaction.token.vlsn.0);

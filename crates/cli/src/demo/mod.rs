@@ -33,6 +33,7 @@ use self::follower::Follower;
 use self::group::{Group, STEP_TIMEOUT, name};
 use self::protocol::Command;
 use crate::failure::{FAILED, Failure};
+use crate::output;
 use crate::stop::Stop;
 
 pub(crate) use self::workload::scramble;
@@ -98,6 +99,7 @@ struct Summary {
 /// # Errors
 /// When it could not be carried out.
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    output::detach_log()?;
     let mut stop = Stop::new(false)?;
     let dir = tempfile::Builder::new().prefix("steadfast-demo-").tempdir();
     let dir = dir.map_err(|error| Failure::system("no temporary directory", &error))?;

@@ -1,6 +1,6 @@
 //! One node of the demo: a process that embeds the library, as an application does.
 
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use steadfast::{ConsistencyPolicy, ReadError, ReplicatedEnvironment, Role, Snaps
 use super::protocol::{ACCOUNTS, COUNTERS, Command, JOURNAL, Report, Row};
 use super::workload::{Switch, Worker};
 use crate::failure::Failure;
+use crate::output;
 use crate::settings::Flags;
 
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -32,6 +33,7 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When the node cannot be opened, or does not come to work.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    output::detach_log()?;
     let env = ReplicatedEnvironment::open(arguments.flags.load()?)?;
     let switch: &'static Switch = Box::leak(Box::default());
     for stream in 0..arguments.clients {
@@ -76,13 +78,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes one line. Where nobody reads any more, this process has no purpose left.
+/// Writes one line, which waits for its reader: none may be missing. Where nobody reads any more, stdin
+/// ends as well.
 fn say(report: &Report) {
-    let mut line = serde_json::to_vec(report).expect("a report is plain data");
-    line.push(b'\n');
-    if std::io::stdout().lock().write_all(&line).is_err() {
-        std::process::exit(1);
-    }
+    let line = serde_json::to_string(report).expect("a report is plain data");
+    println!("{line}");
 }
 
 fn follow_role(env: &ReplicatedEnvironment, switch: &Switch) {

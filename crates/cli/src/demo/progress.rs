@@ -1,10 +1,11 @@
 //! What the demo shows while it runs, on stderr: one live line on a terminal, plain lines
 //! otherwise, and a line for each thing that happens.
 
-use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::output;
 
 /// How often the live line changes.
 const LIVE_INTERVAL: Duration = Duration::from_millis(200);
@@ -23,7 +24,7 @@ impl Progress {
     pub(super) fn new() -> Self {
         let now = Instant::now();
         Self {
-            is_live: std::io::stderr().is_terminal(),
+            is_live: output::is_watched(),
             start: now,
             shown: now,
             shown_acked: 0,
@@ -45,31 +46,18 @@ impl Progress {
         let seconds = self.start.elapsed().as_secs();
         let text = format!("{seconds:>3} s  acked {acked}  {rate}/s  master {master}  term {term}");
         if self.is_live {
-            self.write(&format!("\r\x1b[K{text}"));
+            eprint!("\r\x1b[K{text}");
         } else {
-            self.write(&format!("{text}\n"));
+            eprintln!("{text}");
         }
         self.shown += since;
         self.shown_acked = acked;
     }
 
     /// A line that stays.
-    pub(super) fn line(&mut self, text: &str) {
+    pub(super) fn line(&self, text: &str) {
         let clear = if self.is_live { "\r\x1b[K" } else { "" };
         let seconds = self.start.elapsed().as_secs();
-        self.write(&format!("{clear}{seconds:>3} s  {text}\n"));
-    }
-
-    #[expect(
-        clippy::unused_self,
-        reason = "what writes is what holds the state of the line"
-    )]
-    fn write(&mut self, text: &str) {
-        let mut stderr = std::io::stderr().lock();
-        // Progress that nobody can see is no reason to end the run.
-        stderr
-            .write_all(text.as_bytes())
-            .and_then(|()| stderr.flush())
-            .ok();
+        eprintln!("{clear}{seconds:>3} s  {text}");
     }
 }

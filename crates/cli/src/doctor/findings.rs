@@ -4,9 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Serialize;
+use steadfast::config::is_unspecified;
 use steadfast::{NodeStatus, NodeType, Unreachable};
 
-use crate::status::{Health, Survey, SurveyedNode, UnseenKind, grouped};
+use crate::status::{
+    Cause, Health, IF_ALL_MOVED, Survey, SurveyedNode, UnseenKind, grouped, remedy_of_damage,
+    remedy_of_hang, remedy_of_stop,
+};
 
 /// A disk that takes longer to sync, in microseconds, is slow: an SSD takes 0.1 to 5 ms.
 const SYNC_SLOW_US: u64 = 100_000;
@@ -17,8 +21,8 @@ const ROUND_TRIP_SLOW_US: u64 = 50_000;
 /// A node that its master has not heard for so long, in milliseconds, and that answers here.
 const UNHEARD_MS: u64 = 3_000;
 
-/// Transactions by which a node lags that does not lag by chance.
-const LAG_MAX: u64 = 10_000;
+/// Milliseconds by which a node lags that does not lag by chance.
+const LAG_MAX_MS: u64 = 5_000;
 
 /// Milliseconds by which a clock is off that people notice.
 const CLOCK_OFF_MS: i64 = 1_000;
@@ -81,7 +85,10 @@ pub(super) fn diagnose(survey: &Survey) -> Vec<Finding> {
     findings.extend(unseen(survey));
     findings.extend(not_working(survey));
     findings.extend(bad_data(survey));
+    findings.extend(hangs(survey));
     findings.extend(room(survey));
+    findings.extend(descriptors(survey));
+    findings.extend(addresses(survey));
     findings.extend(one_copy(survey));
     findings.extend(slow_disks(survey));
     findings.extend(from_the_master(survey));
@@ -96,57 +103,10 @@ fn no_master(survey: &Survey) -> Option<Finding> {
     if survey.health != Health::NoQuorum {
         return None;
     }
-    let voters = survey.nodes.iter().filter(|node| node.member.votes);
-    let (up, down): (Vec<_>, Vec<_>) = voters.partition(|node| node.is_working());
-    let count = up.len() + down.len();
-    let names = |nodes: &[&SurveyedNode]| {
-        let names = nodes.iter().map(|node| node.member.node.name.clone());
-        names.collect::<Vec<_>>().join(", ")
-    };
-    let critical = (Severity::Critical, "no_master");
+    let Cause { what, to_do } = Cause::of(survey);
     let data = "no write is possible; nothing acknowledged is lost; reads with Eventual go on";
-    if up.len() * 2 <= count {
-        let what = format!(
-            "no node is master: {} of {count} voting nodes work, and it takes {}; down are {}",
-            up.len(),
-            count / 2 + 1,
-            names(&down)
-        );
-        let to_do = "start those that are down; only if their disks are lost for good, see \
-                     `steadfast recover plan`";
-        return Some(Finding::new(critical, what, data, to_do));
-    }
-    let can_lead = |node: &&&SurveyedNode| {
-        node.member.node_type == NodeType::Electable && node.member.priority > 0
-    };
-    let leaders: Vec<_> = up.iter().filter(can_lead).copied().collect();
-    if leaders.is_empty() {
-        let what = format!(
-            "no node is master: a majority works ({}), and none of them may be master",
-            names(&up)
-        );
-        let to_do = "start an electable node of a priority above 0";
-        return Some(Finding::new(critical, what, data, to_do));
-    }
-    let read_only = |node: &&SurveyedNode| {
-        let status = node.status.as_ref();
-        status.is_ok_and(|status| status.read_only.is_some())
-    };
-    if leaders.iter().all(read_only) {
-        let what = format!(
-            "no node is master: {} could be, and have no room on their disks",
-            names(&leaders)
-        );
-        let to_do = "make room on their disks; one of them leads in a few seconds all the same";
-        return Some(Finding::new(critical, what, data, to_do));
-    }
-    Some(Finding::new(
-        critical,
-        "no node is master at this moment, although a majority works",
-        data,
-        "an election takes less than a second: ask again; if it stays, the nodes do not reach each \
-         other: see to the network between them",
-    ))
+    let critical = (Severity::Critical, "no_master");
+    Some(Finding::new(critical, what, data, to_do))
 }
 
 fn unseen(survey: &Survey) -> Vec<Finding> {
@@ -158,15 +118,12 @@ fn unseen(survey: &Survey) -> Vec<Finding> {
             UnseenKind::Unreachable(Unreachable::Refused) => (
                 "refused",
                 format!("{name} refuses connections at {address}: no process listens there"),
-                format!(
-                    "start {name} with its own data directory; if it runs elsewhere, `steadfast \
-                     node address {name} HOST:PORT`"
-                ),
+                format!("start {name} with its own data directory; {}", moved(survey, name)),
             ),
             UnseenKind::Unreachable(Unreachable::NotResolved) => (
                 "not_resolved",
                 format!("the name in {address}, the address of {name}, cannot be resolved here"),
-                "correct the name service, or the address: `steadfast node address`".to_owned(),
+                format!("correct the name service; {}", moved(survey, name)),
             ),
             UnseenKind::Unreachable(Unreachable::Silent) => (
                 "silent",
@@ -174,7 +131,10 @@ fn unseen(survey: &Survey) -> Vec<Finding> {
                     "{name} does not answer at {address} in time: its machine is off or \
                      overloaded, its process is stopped, or a firewall drops what is sent to it"
                 ),
-                format!("look at its machine, and at the way to {address}"),
+                format!(
+                    "look at its machine, and at the way to {address}; {}",
+                    moved(survey, name)
+                ),
             ),
             UnseenKind::Unreachable(Unreachable::Nonsense) => (
                 "nonsense",
@@ -204,6 +164,14 @@ fn unseen(survey: &Survey) -> Vec<Finding> {
         findings.push(Finding::new(severity, what, survives(survey), to_do));
     }
     findings
+}
+
+/// What to do if a node has another address than the group knows.
+fn moved(survey: &Survey, name: &str) -> String {
+    if survey.health == Health::NoQuorum {
+        return IF_ALL_MOVED.to_owned();
+    }
+    format!("if it runs elsewhere, `steadfast node address {name} HOST:PORT`")
 }
 
 /// What the loss of a node means.
@@ -238,7 +206,7 @@ fn not_working(survey: &Survey) -> Vec<Finding> {
             findings.push(Finding::new(warning, what, survives(survey), to_do));
         } else if status.role == "detached" {
             let what = format!("{name} has stopped: {why}");
-            let to_do = "see to the cause, then start it again: it re-reads its disk";
+            let to_do = remedy_of_stop(status);
             let warning = (Severity::Warning, "stopped");
             findings.push(Finding::new(warning, what, survives(survey), to_do));
         } else if status.role == "unknown" && survey.health != Health::NoQuorum {
@@ -264,17 +232,34 @@ fn not_working(survey: &Survey) -> Vec<Finding> {
 fn bad_data(survey: &Survey) -> Vec<Finding> {
     let critical = |kind| (Severity::Critical, kind);
     let mut findings = Vec::new();
-    for status in survey.working() {
+    let answering = survey
+        .nodes
+        .iter()
+        .filter_map(|node| node.status.as_ref().ok());
+    for status in answering {
+        let name = &status.node.name;
         if let Some(damage) = &status.damage {
-            let name = &status.node.name;
+            let data = if status.role == "detached" {
+                "this node serves nothing; nothing that the others hold is lost"
+            } else {
+                "nothing that the others hold is lost; what this node serves may be wrong"
+            };
             findings.push(Finding::new(
                 critical("damage"),
                 format!("the data of {name} is bad: {damage}"),
-                "nothing that the others hold is lost; what this node serves may be wrong",
+                data,
+                remedy_of_damage(status),
+            ));
+        }
+        if status.put_right > 0 {
+            findings.push(Finding::new(
+                (Severity::Warning, "put_right"),
                 format!(
-                    "it repairs itself where a majority is left without it (repair = \"auto\"); if it \
-                     does not, let it in anew with an empty directory: `steadfast node replace {name}`"
+                    "the engine of {name} did not hold {} rows as its log gave them, when it was opened",
+                    grouped(status.put_right)
                 ),
+                "nothing is lost: they were put right from the log before anybody read them",
+                "see to the disk of that machine; docs/engines.md has what is known of the engine",
             ));
         }
     }
@@ -290,6 +275,22 @@ fn bad_data(survey: &Survey) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Disks that do not finish what they are given.
+fn hangs(survey: &Survey) -> Vec<Finding> {
+    let find = |status: &NodeStatus| {
+        let seconds = status.disk_hangs_ms? / 1_000;
+        let name = &status.node.name;
+        Some(Finding::new(
+            (Severity::Critical, "disk_hangs"),
+            format!("the disk of {name} has not finished a write for {seconds} s"),
+            "nothing acknowledged is lost; the node counts for nothing meanwhile: the group survives one \
+             failure less, and a master hands over",
+            remedy_of_hang(),
+        ))
+    };
+    survey.working().filter_map(find).collect()
 }
 
 fn room(survey: &Survey) -> Vec<Finding> {
@@ -318,6 +319,49 @@ fn room(survey: &Survey) -> Vec<Finding> {
         })
     };
     survey.working().filter_map(find).collect()
+}
+
+/// Nodes that have few descriptors left: for each connection and each file they need one.
+fn descriptors(survey: &Survey) -> Vec<Finding> {
+    let find = |status: &NodeStatus| {
+        let few = status
+            .descriptors_left
+            .filter(|_| status.descriptors_are_few)?;
+        let name = &status.node.name;
+        let max = status.descriptors_max.unwrap_or_default();
+        Some(Finding::new(
+            (Severity::Warning, "descriptors"),
+            format!(
+                "{name} can open {few} more files and connections, of {} at a time",
+                grouped(max)
+            ),
+            "nothing is lost: the node keeps these for its own files and its peers, and turns others away",
+            "see who holds connections to it (ss -tnp); raise the hard limit of open files of its process \
+             (ulimit -n, LimitNOFILE=)",
+        ))
+    };
+    let answering = survey.nodes.iter();
+    let answering = answering.filter_map(|node| node.status.as_ref().ok());
+    answering.filter_map(find).collect()
+}
+
+/// Members at an address at which no other machine reaches anybody.
+fn addresses(survey: &Survey) -> Vec<Finding> {
+    let find = |node: &SurveyedNode| {
+        let (name, address) = (&node.member.node.name, &node.member.node.address);
+        is_unspecified(address).then(|| {
+            Finding::new(
+                (Severity::Warning, "address"),
+                format!(
+                    "{name} is known to the group as {address}, which stands for every address of a \
+                     machine: no other node reaches it"
+                ),
+                "nothing is lost; no node can join or follow it",
+                format!("say where the others reach it: steadfast node address {name} HOST:PORT"),
+            )
+        })
+    };
+    survey.nodes.iter().filter_map(find).collect()
 }
 
 /// A group in which an arbiter stands in for a copy.
@@ -410,9 +454,17 @@ fn from_the_master(survey: &Survey) -> Vec<Finding> {
                          election_timeout_min_ms and election_timeout_max_ms on all nodes";
             findings.push(Finding::new(warning("slow_network"), what, data, to_do));
         }
-        let lag = master.vlsn.0.saturating_sub(status.vlsn.0);
-        if node.has_data() && lag > LAG_MAX {
-            let what = format!("{name} lags by {} transactions", grouped(lag));
+        if replica.behind_ms.is_none_or(|ms| ms > LAG_MAX_MS) {
+            let since = replica.behind_ms.map_or_else(
+                || "was written before its master was started".to_owned(),
+                |ms| format!("was written {} s ago", ms / 1_000),
+            );
+            let transactions = master.vlsn.0.saturating_sub(status.vlsn.0);
+            let what = format!(
+                "{name} lags: it lacks what {since} and later, {} transactions and {} MiB",
+                grouped(transactions),
+                replica.behind_bytes >> 20
+            );
             let data = "nothing is lost; its copy does not count for new writes, and its reads are old \
                         or wait";
             let to_do = format!(

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::doctor::findings::{Finding, Severity, diagnose};
 use crate::failure::{DEGRADED, Failure};
-use crate::group::Ask;
+use crate::group::{Ask, At};
 use crate::status::{Health, Output, Survey, headline, push};
 
 /// Find out what is wrong with a group, and why
@@ -18,11 +18,13 @@ Asks every node that can be found. Works without a master. Changes nothing.
 
 Examples:
   steadfast doctor
-  steadfast doctor --ask 10.0.0.1:7400,10.0.0.2:7400
+  steadfast doctor 10.0.0.1:7400 10.0.0.2:7400
   steadfast doctor -o json | jq '.findings[].what'
 
 Exit codes: 0 nothing is wrong, 3 something is, 4 no quorum (no writes are possible), 1 no node answers.")]
 pub(crate) struct Arguments {
+    #[command(flatten)]
+    at: At,
     #[command(flatten)]
     ask: Ask,
 }
@@ -31,10 +33,10 @@ pub(crate) struct Arguments {
 ///
 /// # Errors
 /// When no node answers.
-pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
-    let survey = arguments.ask.survey().await?;
+pub(crate) async fn run(Arguments { at, mut ask }: Arguments) -> Result<ExitCode, Failure> {
+    let survey = ask.at(at).survey().await?;
     let findings = diagnose(&survey);
-    match arguments.ask.output() {
+    match ask.output() {
         Output::Table => print!("{}", render(&survey, &findings)),
         Output::Json => println!(
             "{}",

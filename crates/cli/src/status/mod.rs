@@ -1,5 +1,6 @@
 //! `steadfast status`: how a group is, asked of any of its nodes.
 
+mod masterless;
 mod survey;
 mod table;
 
@@ -8,12 +9,16 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+pub(crate) use masterless::{Cause, IF_ALL_MOVED};
 #[cfg(test)]
 pub(crate) use survey::{Answer, ClockOffset, Unseen};
-pub(crate) use survey::{Health, Survey, SurveyedNode, UnseenKind};
+pub(crate) use survey::{
+    Health, Survey, SurveyedNode, UnseenKind, remedy_of_damage, remedy_of_hang, remedy_of_stop,
+};
 pub(crate) use table::{aligned, grouped, headline, push};
 
 use crate::failure::Failure;
+use crate::group::{Ask, At};
 
 /// Deadline of one node's answer.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,12 +35,10 @@ Examples:
 
 Exit codes: 0 healthy, 3 degraded, 4 no quorum (no writes are possible), 1 no node answers.")]
 pub(crate) struct Arguments {
-    /// Addresses of nodes
-    #[arg(value_name = "ADDRESS", default_value = "127.0.0.1:7400")]
-    addresses: Vec<String>,
-    /// How to print it
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    #[command(flatten)]
+    at: At,
+    #[command(flatten)]
+    ask: Ask,
 }
 
 /// How an answer is printed.
@@ -51,9 +54,9 @@ pub(crate) enum Output {
 ///
 /// # Errors
 /// When no node answers.
-pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
-    let survey = Survey::of(&arguments.addresses).await?;
-    Ok(print_survey(&survey, arguments.output))
+pub(crate) async fn run(Arguments { at, mut ask }: Arguments) -> Result<ExitCode, Failure> {
+    let survey = ask.at(at).survey().await?;
+    Ok(print_survey(&survey, ask.output()))
 }
 
 /// Prints a survey; returns the exit code that says how the group is.

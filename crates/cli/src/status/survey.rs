@@ -13,14 +13,14 @@ use steadfast::{
 };
 
 use crate::failure::{DEGRADED, NO_QUORUM, with_sources};
-use crate::status::ANSWER_TIMEOUT;
+use crate::status::{ANSWER_TIMEOUT, Cause, IF_ALL_MOVED};
 
 /// How a group is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Health {
-    /// All nodes work.
+    /// All nodes work, and no data is known to be wrong.
     Healthy,
-    /// Writes are possible, and some node does not work.
+    /// Writes are possible, and some node does not work, or has wrong data.
     Degraded,
     /// No writes are possible.
     NoQuorum,
@@ -104,6 +104,12 @@ impl SurveyedNode {
     pub(crate) fn is_working(&self) -> bool {
         let works = |status: &NodeStatus| status.group.is_some() && status.role != "detached";
         self.status.as_ref().is_ok_and(works)
+    }
+
+    /// Whether what it is sent comes to be on its disk.
+    pub(crate) fn persists(&self) -> bool {
+        let hangs = |status: &NodeStatus| status.disk_hangs_ms.is_some();
+        self.is_working() && !self.status.as_ref().is_ok_and(hangs)
     }
 }
 
@@ -207,13 +213,19 @@ impl Survey {
         let all_working = self.working().count();
         let voters = self.nodes.iter().filter(|node| node.member.votes);
         let majority = voters.clone().count() / 2 + 1;
-        let working = voters.filter(|node| node.is_working()).count();
+        let working = voters.filter(|node| node.persists()).count();
         if is_formed {
             let masters = self.working().filter(|status| status.role == "master");
             self.master = masters.max_by_key(|status| status.term).cloned();
             self.survives = working.saturating_sub(majority);
-            let read_only = self.read_only().count();
-            self.health = match (&self.master, self.nodes.len() - all_working + read_only) {
+            let limps = |status: &&NodeStatus| {
+                let cannot_write = status.read_only.is_some() || status.disk_hangs_ms.is_some();
+                cannot_write || status.damage.is_some()
+            };
+            let limping = self.working().filter(limps).count();
+            let diverging = self.master.iter().map(|master| master.divergences.len());
+            let troubled = limping + diverging.sum::<usize>();
+            self.health = match (&self.master, self.nodes.len() - all_working + troubled) {
                 (None, _) => Health::NoQuorum,
                 _ if working < majority => Health::NoQuorum,
                 (Some(_), 0) => Health::Healthy,
@@ -222,9 +234,15 @@ impl Survey {
         }
         let mut problems: Vec<_> = self.nodes.iter().filter_map(problem_of).collect();
         if self.health == Health::NoQuorum && working >= majority {
+            let Cause { what, to_do } = Cause::of(self);
             problems.push(Problem {
-                what: "no node is master at the moment".to_owned(),
-                remedy: "an election takes less than a second; ask again".to_owned(),
+                what,
+                remedy: to_do,
+            });
+        } else if self.health == Health::NoQuorum {
+            problems.push(Problem {
+                what: format!("{working} voting nodes work, and it takes {majority}"),
+                remedy: format!("start those that are down; {IF_ALL_MOVED}"),
             });
         }
         problems.extend(self.diverging());
@@ -390,6 +408,43 @@ fn check(
     Ok(status)
 }
 
+/// What to do about a disk that hangs.
+pub(crate) fn remedy_of_hang() -> String {
+    "see to the volume of its data directory (dmesg, the storage behind it, a file system that is frozen); \
+     the node goes on by itself when its disk does"
+        .to_owned()
+}
+
+/// What to do about a node whose data is bad.
+pub(crate) fn remedy_of_damage(status: &NodeStatus) -> String {
+    if status.restore.is_some() {
+        return "it serves nothing meanwhile, and comes back by itself with the state of another node: one \
+                that has counted its own rows, and found them right"
+            .to_owned();
+    }
+    if status.needs_state && status.role == "detached" {
+        return "no node has it right. Nothing was removed: keep the data directories, and bring back what is \
+                missing out of a backup (steadfast backup restore) or an older data directory of a node"
+            .to_owned();
+    }
+    let name = &status.node.name;
+    format!(
+        "nothing that the others hold is lost: it repairs itself from its log, from a node that is right, or \
+         where a majority is left without it (repair = \"auto\"); if it does not, replace it (steadfast \
+         node replace {name})"
+    )
+}
+
+/// What to do about a node that has stopped.
+pub(crate) fn remedy_of_stop(status: &NodeStatus) -> &'static str {
+    if status.was_removed() {
+        "nothing, if that was meant; to have it back, start it with an empty directory and a token \
+         (steadfast token create)"
+    } else {
+        "see to the cause, then start it again: it re-reads its disk"
+    }
+}
+
 fn problem_of(node: &SurveyedNode) -> Option<Problem> {
     let NodeAddress { name, address, .. } = &node.member.node;
     let status = match &node.status {
@@ -404,8 +459,32 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
             });
         }
     };
+    if let Some(damage) = &status.damage {
+        return Some(Problem {
+            what: format!("the data of {name} is bad: {damage}"),
+            remedy: remedy_of_damage(status),
+        });
+    }
+    // A node that copies the state of another one is detached as well, and comes back.
+    if status.role == "detached" && status.restore.is_none() && status.group.is_some() {
+        return Some(Problem {
+            what: format!("{name} has stopped: {}", status.waiting_for),
+            remedy: remedy_of_stop(status).to_owned(),
+        });
+    }
+    if let Some(hangs_ms) = status.disk_hangs_ms {
+        return Some(Problem {
+            what: format!(
+                "the disk of {name} has not finished a write for {} s; the node counts for nothing meanwhile",
+                hangs_ms / 1_000
+            ),
+            remedy: remedy_of_hang(),
+        });
+    }
     if !status.waiting_for.is_empty() {
-        let remedy = if status.group.is_none() {
+        let remedy = if status.role == "stand-in" {
+            "nothing by itself: it hands over as soon as such a node has caught up"
+        } else if status.group.is_none() {
             "start the nodes that it waits for, or correct what it names"
         } else if status.restore.is_some() {
             "it comes back by itself as soon as the copy is in place"
@@ -416,16 +495,6 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
         return Some(Problem {
             what,
             remedy: remedy.to_owned(),
-        });
-    }
-    if let Some(damage) = &status.damage {
-        return Some(Problem {
-            what: format!("the data of {name} is bad: {damage}"),
-            remedy: format!(
-                "nothing that the others hold is lost: it repairs itself where a majority is left \
-                 without it (repair = \"auto\"); if it does not, replace it (steadfast node \
-                 replace {name})"
-            ),
         });
     }
     if let Some(reason) = &status.read_only {
@@ -444,4 +513,56 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
         ),
         remedy: "make room on the volume of its data directory".to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use steadfast::RestoreProgress;
+
+    use super::*;
+
+    /// A node that says so of itself.
+    fn node(role: &str, waiting_for: &str, restore: Option<&RestoreProgress>) -> SurveyedNode {
+        let status = json!({
+            "group_name": "g", "group": "f9858012-f9cf-4200-91e8-8ecb6b6c023d", "epoch": 1,
+            "node": {"id": 1, "name": "n1", "address": "h1:7400"}, "members": [], "role": role,
+            "term": 3, "vlsn": 7, "replicas": [], "disk_free_bytes": 0, "disk_total_bytes": 0,
+            "disk_is_low": false, "version": "0.1.0", "window_bytes": 0, "waiting_for": waiting_for,
+            "needs_state": false, "put_right": 0, "divergences": [], "clock_ms": 0,
+            "restore": restore, "copies": 0,
+        });
+        let status: NodeStatus = serde_json::from_value(status).expect("a status");
+        SurveyedNode {
+            member: to_be("h1:7400".to_owned(), &Ok(status.clone())),
+            status: Ok(status),
+            clock: None,
+        }
+    }
+
+    #[test]
+    fn a_node_that_has_stopped_does_not_come_back_by_itself_and_the_others_do() {
+        let remedy = |role, waiting_for, restore| {
+            let problem = problem_of(&node(role, waiting_for, restore)).expect("a problem");
+            format!("{}: {}", problem.what, problem.remedy)
+        };
+        let stopped = remedy("detached", "the log failed: writing failed", None);
+        assert!(stopped.contains("has stopped: the log failed"), "{stopped}");
+        assert!(stopped.contains("start it again"), "{stopped}");
+        let copying = RestoreProgress {
+            source: None,
+            bytes: 0,
+            bytes_total: 0,
+            bytes_per_s: 0,
+            eta_s: None,
+        };
+        let removed = remedy("detached", "this node was removed from the group", None);
+        assert!(removed.contains("token create"), "{removed}");
+        assert!(!removed.contains("start it again"), "{removed}");
+        for comes_back in [
+            remedy("detached", "a copy of the state of n2", Some(&copying)),
+            remedy("unknown", "a master", None),
+        ] {
+            assert!(comes_back.contains("by itself"), "{comes_back}");
+        }
+    }
 }

@@ -73,6 +73,9 @@ pub(crate) fn headline(survey: &Survey) -> String {
             };
             format!("{word}: {wrong}; survives {survives} more {failures}")
         }
+        Health::NoQuorum if survey.master.is_some() => {
+            format!("{word}: {down} of {total} nodes down; no writes until a majority works")
+        }
         Health::NoQuorum => {
             format!("{word}: {down} of {total} nodes down, no master; no writes until there is one")
         }
@@ -146,8 +149,10 @@ fn state(survey: &Survey, status: &NodeStatus) -> String {
     match (&status.role[..], status.group) {
         (_, None) if survey.health == Health::Forming => "forming".to_owned(),
         (_, None) => "NOT LET IN".to_owned(),
+        ("master", _) if survey.health == Health::NoQuorum => "no majority".to_owned(),
         ("master", _) if survey.master.as_ref().is_some_and(is_master) => "MASTER".to_owned(),
         ("master", _) => "deposed".to_owned(),
+        ("stand-in", _) => "stands in".to_owned(),
         // What it follows is not there any more; it learns of that when another is elected.
         ("replica", _) if survey.master.is_none() => "no master".to_owned(),
         ("replica", _) => "replica".to_owned(),

@@ -178,6 +178,35 @@ fn a_backup_of_a_group_that_is_destroyed_makes_a_new_group_with_the_same_data() 
 }
 
 #[test]
+fn a_backup_says_on_whose_word_it_is_current_and_is_refused_where_there_is_none() {
+    let mut rig = Rig::new();
+    let dir = |name: &str| rig.dir.path().join(name);
+    let (current, alone) = (dir("current"), dir("alone"));
+    let (made, said) = run_to(0, &["backup", "create", text(&current), &rig.ask]);
+    assert!(made.starts_with("backup: group g at VLSN"), "{made}");
+    assert!(said.contains("its master n1"), "{said}");
+    rig.group
+        .nodes
+        .iter_mut()
+        .for_each(|node| drop(node.take()));
+    rig.group.status_until(4);
+    let refused = ["backup", "create", text(&alone), &rig.ask];
+    let (_, said) = run_to(1, &refused);
+    assert!(
+        said.contains("no majority says that n1 is current"),
+        "{said}"
+    );
+    assert!(said.contains("--stale"), "{said}");
+    assert!(!alone.exists());
+    let (made, said) = run_to(0, &[&refused[..], &["--stale"]].concat());
+    assert!(made.starts_with("backup: group g at VLSN"), "{made}");
+    assert!(
+        said.contains("may lack what was acknowledged since"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_backup_that_is_damaged_or_was_not_finished_is_found_and_not_restored() {
     let mut rig = Rig::new();
     rig.create();

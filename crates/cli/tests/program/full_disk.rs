@@ -7,27 +7,55 @@ use std::process::Command;
 use steadfast::Role;
 use tempfile::TempDir;
 
-use super::{Group, Node, run, write_everywhere};
+use super::{Group, Node, assert_refused, free_port, node_arguments, run, write_everywhere};
 
 const MIB: u64 = 1 << 20;
 
-/// A small volume in memory; `None` where this user may not mount one.
-struct Volume(TempDir);
+/// A small volume in memory, until dropped.
+pub(super) struct Volume {
+    at: PathBuf,
+    /// Where it made a place for itself.
+    dir: Option<TempDir>,
+}
+
+/// A place where a volume can be seen as well, until dropped.
+pub(super) struct Bound(PathBuf);
+
+fn mount(arguments: &[&str], at: &Path) -> bool {
+    let mounted = Command::new("mount").args(arguments).arg(at).output();
+    mounted.is_ok_and(|output| output.status.success())
+}
+
+fn unmount(at: &Path) {
+    Command::new("umount").arg("-l").arg(at).status().ok();
+}
 
 impl Volume {
-    fn mount() -> Option<Self> {
+    /// `None` where this user may not mount one.
+    pub(super) fn mount() -> Option<Self> {
         let dir = TempDir::new().expect("a directory");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=400m", "steadfast-test"])
-            .arg(dir.path())
-            .output();
-        mounted
-            .is_ok_and(|output| output.status.success())
-            .then_some(Self(dir))
+        let mut volume = Self::mount_at(dir.path())?;
+        volume.dir = Some(dir);
+        Some(volume)
     }
 
-    fn path(&self) -> &Path {
-        self.0.path()
+    pub(super) fn mount_at(at: &Path) -> Option<Self> {
+        let mounted = mount(&["-t", "tmpfs", "-o", "size=400m", "steadfast-test"], at);
+        mounted.then(|| Self {
+            at: at.to_owned(),
+            dir: None,
+        })
+    }
+
+    /// Shows the volume at another place too.
+    pub(super) fn bind(&self, at: &Path) -> Bound {
+        let from = self.at.to_str().expect("text");
+        assert!(mount(&["--bind", from], at), "it could before");
+        Bound(at.to_owned())
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.at
     }
 
     fn ballast(&self) -> PathBuf {
@@ -35,12 +63,12 @@ impl Volume {
     }
 
     /// Gives back what was taken.
-    fn clear(&self) {
+    pub(super) fn clear(&self) {
         fs::remove_file(self.ballast()).expect("removed");
     }
 
     /// Takes all space but so much.
-    fn leave(&self, free: u64) {
+    pub(super) fn leave(&self, free: u64) {
         let ballast = self.ballast();
         let output = Command::new("df")
             .args(["--output=avail", "-B1"])
@@ -66,11 +94,14 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        Command::new("umount")
-            .arg("-l")
-            .arg(self.path())
-            .status()
-            .ok();
+        unmount(&self.at);
+        drop(self.dir.take());
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        unmount(&self.0);
     }
 }
 
@@ -121,4 +152,23 @@ fn a_node_on_a_full_volume_is_read_only_then_stops_and_comes_back_by_itself_with
     assert_eq!(env.state().role, Role::Master);
     let _token = write_everywhere(&env, |txn| txn.database("d")?.put("all", "v"));
     env.close().expect("closed");
+}
+
+#[test]
+fn a_node_that_finds_no_room_when_it_starts_says_so_and_starts_when_there_is_some() {
+    let Some(volume) = Volume::mount() else {
+        eprintln!("skipped: this user may not mount a tmpfs");
+        return;
+    };
+    let data = volume.path().join("n1");
+    let arguments = node_arguments("g", "n1", &data, free_port());
+    let node = Node::start(&arguments);
+    node.wait_for(&["is master"]);
+    node.signal("-INT");
+    let (status, errors) = node.end();
+    assert!(status.success(), "{errors}");
+    volume.leave(0);
+    assert_refused(&arguments, 1, &["No space left on device", "make room"]);
+    volume.clear();
+    Node::start(&arguments).wait_for(&["is master"]);
 }

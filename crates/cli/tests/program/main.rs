@@ -5,14 +5,18 @@
     reason = "tests use real processes, files, sockets and deadlines"
 )]
 
+mod addresses;
 mod backup;
+mod floods;
 mod full_disk;
 mod mistakes;
 mod operator;
 #[path = "../../src/ports.rs"]
 mod ports;
+mod printing;
 mod under_load;
 mod verify;
+mod volumes;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -62,9 +66,11 @@ impl Node {
 
     /// Another verb that runs until it is told to stop.
     fn run(verb: &str, arguments: &[String]) -> Self {
-        let mut child = steadfast()
-            .arg(verb)
-            .args(arguments)
+        Self::spawn(steadfast().arg(verb).args(arguments))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -286,7 +292,8 @@ fn status_tells_a_whole_group_from_a_degraded_and_a_masterless_one() {
     group.nodes[2] = None;
     assert!(group.status_until(3).contains("DOWN"));
     group.nodes[1] = None;
-    group.status_until(4);
+    let alone = group.status_until(4);
+    assert!(!alone.contains("MASTER"), "{alone}");
     for at in [1, 2] {
         group.nodes[at] = Some(Node::start(&group.arguments(at)));
     }
@@ -386,7 +393,11 @@ fn a_group_that_lost_two_of_three_directories_goes_on_from_the_third() {
         )
     };
     apply("recover group g from n1 with 0 VLSNs", 2);
+    let is_given = volumes::give_to_service(&group.data_dir(0));
     apply(confirm, 0);
+    if is_given {
+        volumes::assert_of_service(&group.data_dir(0));
+    }
 
     let env = group.embed();
     assert_eq!(env.state().role, Role::Master);

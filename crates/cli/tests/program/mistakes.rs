@@ -101,7 +101,7 @@ fn of_two_founders_with_one_list_the_one_at_another_address_never_gets_a_master(
 }
 
 /// Copies a directory as an administrator does.
-fn copy_dir(from: &Path, to: &Path) {
+pub(super) fn copy_dir(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("-a").args([from, to]).status();
     assert!(copied.expect("cp runs").success());
 }
@@ -213,4 +213,30 @@ fn a_directory_in_use_is_refused_and_its_node_goes_on() {
     let words = ["in use by another process", "goes on", "stop the other"];
     assert_refused(&node_arguments("g", "n1", &path, free_port()), 1, &words);
     run_to(0, &["status", &format!("127.0.0.1:{port}")]);
+}
+
+#[test]
+fn a_node_that_listens_everywhere_says_where_the_others_reach_it_or_is_refused() {
+    let dir = TempDir::new().expect("a directory");
+    let (path, port) = (dir.path().join("data"), free_port());
+    let mut arguments = node_arguments("g", "n1", &path, port);
+    let listen = arguments.len() - 1;
+    arguments[listen] = format!("0.0.0.0:{port}");
+    let words = ["advertise", "every address", "the other nodes reach it"];
+    assert_refused(&arguments, 2, &words);
+    let everywhere = format!("advertise=0.0.0.0:{port}");
+    let wrong = [&arguments[..], &["--set".to_owned(), everywhere]].concat();
+    assert_refused(&wrong, 2, &["advertise", "every address"]);
+    assert!(!path.exists(), "nothing was made");
+
+    let reached = format!("127.0.0.1:{port}");
+    arguments.extend(["--set".to_owned(), format!("advertise={reached}")]);
+    let node = Node::start(&arguments);
+    node.wait_for(&["is master"]);
+    let (token, _) = run_to(0, &["token", "create", &reached]);
+    assert!(token.contains(&format!("/{reached}/")), "{token}");
+    let (_, errors) = run_to(1, &["node", "address", "n1", "0.0.0.0:1", &reached]);
+    for word in ["every address", "nothing was changed"] {
+        assert!(errors.contains(word), "{word:?} is not in: {errors}");
+    }
 }

@@ -9,7 +9,9 @@ use steadfast::ids::NodeId;
 use steadfast::{ConsistencyPolicy, NodeStatus, Outcome, ReplicatedEnvironment, Role, WriteError};
 use tempfile::TempDir;
 
-use super::{Group, Node, PATIENCE, assert_refused, free_port, node_arguments, run};
+use super::{
+    Group, Node, PATIENCE, assert_refused, free_port, node_arguments, run, run_to, steadfast,
+};
 
 /// Nodes of one group, some with a token.
 pub(super) struct Operated {
@@ -110,8 +112,17 @@ fn a_group_grows_replaces_a_lost_node_hands_over_moves_and_shrinks() {
     group.nodes[2] = None;
     group.ports[2] = free_port();
     let moved = format!("127.0.0.1:{}", group.ports[2]);
-    group.done(0, &["node", "address", "n3", &moved]);
-    group.start(2, None);
+    let address = ["node", "address", "n3", &moved];
+    let refused = group.operate(0, &address);
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{errors}");
+    for word in ["does not reach n3", "start n3 there first", "--force"] {
+        assert!(errors.contains(word), "{word:?} is not in: {errors}");
+    }
+    let node = Node::start(&group.arguments(2));
+    node.wait_for(&["listens on"]);
+    group.nodes[2] = Some(node);
+    group.done(0, &address);
     group.list_until(0, &["3 of 3 nodes work; survives 1 failure"]);
 
     group.done(0, &["node", "demote", "n3"]);
@@ -129,6 +140,7 @@ fn a_group_grows_replaces_a_lost_node_hands_over_moves_and_shrinks() {
         let (status, errors) = node.end();
         assert_eq!(status.code(), Some(1), "it ends by itself");
         assert!(errors.contains("removed from the group"), "{errors}");
+        assert!(errors.contains("steadfast token create"), "{errors}");
     }
     group.list_until(1, &["1 of 1 nodes work", "n2 electable MASTER"]);
 }
@@ -233,6 +245,38 @@ fn a_group_that_is_shut_down_has_everything_everywhere_and_comes_back_with_it() 
 }
 
 #[test]
+fn a_group_goes_on_when_its_master_cannot_shut_down_a_majority() {
+    let mut group = Group::unstarted();
+    for at in [1, 2] {
+        group.nodes[at] = Some(Node::start(&group.arguments(at)));
+    }
+    let env = group.embed();
+    Group::make_master(&env);
+    group.status_until(0);
+    let replicas = || group.nodes[1..].iter().flatten();
+    replicas().for_each(|node| node.signal("-STOP"));
+    let ask = format!("127.0.0.1:{}", group.ports[0]);
+    let refused = run(&["group", "shutdown", "--within", "3", "--ask", &ask]);
+    replicas().for_each(|node| node.signal("-CONT"));
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("nobody was told to stop"), "{errors}");
+    group.status_until(0);
+    let deadline = Instant::now() + PATIENCE;
+    // It may have been replaced meanwhile.
+    while let Err(error) = env.write(|txn| txn.database("d")?.put("k", "v")) {
+        assert!(
+            !matches!(error, WriteError::Closed) && Instant::now() < deadline,
+            "{error}"
+        );
+        if matches!(error, WriteError::NotMaster { master: Some(_) }) {
+            break;
+        }
+    }
+    env.close().expect("closed");
+}
+
+#[test]
 fn a_monitor_prints_what_happens_to_the_group_that_it_watches() {
     let mut group = Group::start();
     group.status_until(0);
@@ -248,4 +292,41 @@ fn a_monitor_prints_what_happens_to_the_group_that_it_watches() {
     monitor.signal("-INT");
     let (status, errors) = monitor.end();
     assert!(status.success(), "{errors}");
+}
+
+#[test]
+fn every_verb_takes_addresses_as_arguments_by_ask_and_from_the_environment() {
+    let mut group = Operated::unstarted(1);
+    group.start(0, None);
+    // Of two the second one answers.
+    let both = format!("127.0.0.1:{},127.0.0.1:{}", free_port(), group.ports[0]);
+    let (dead, live) = both.split_once(',').expect("two");
+    for verb in [
+        &["status"][..],
+        &["doctor"],
+        &["verify"],
+        &["node", "list"],
+        &["node", "priority", "n1", "2"],
+        &["node", "promote", "n1"],
+        &["master", "show"],
+        &["token", "create"],
+    ] {
+        for at in [&[&*both][..], &[dead, live], &["--ask", &both]] {
+            let output = run(&[verb, at].concat());
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(0), "{verb:?} {at:?}: {errors}");
+        }
+        let mut by_environment = steadfast();
+        let output = by_environment
+            .args(verb)
+            .env("STEADFAST_ASK", &both)
+            .output()
+            .expect("the program runs");
+        assert_eq!(output.status.code(), Some(0), "{verb:?}: {output:?}");
+    }
+    // A name has no colon, an address has.
+    let output = run(&["master", "transfer", "n1", &both]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!errors.contains("does not answer"), "{errors}");
+    run_to(0, &["group", "shutdown", &both]);
 }

@@ -280,7 +280,9 @@ fn a_group_that_grows_replaces_hands_over_moves_and_shrinks_under_load_loses_not
     script.end(2, false);
     script.group.ports[2] = free_port();
     let moved = format!("127.0.0.1:{}", script.group.ports[2]);
-    script.group.done(0, &["node", "address", "n3", &moved]);
+    // It is not there yet.
+    let said = ["node", "address", "n3", &moved, "--force"];
+    script.group.done(0, &said);
     script.start(2, None);
     script.whole();
 

@@ -55,7 +55,7 @@ pub const KEYS: &[Key] = &[
         name: "advertise",
         unit: "host:port",
         default: "the address of `listen`",
-        help: "Where the others reach this node, as it tells them when it joins.",
+        help: "Where the others reach this node, as it tells them when it joins or is the first. Required where it listens on every address (0.0.0.0) and has no `bootstrap`.",
     },
     Key {
         name: "worker_threads",
@@ -91,7 +91,7 @@ pub const KEYS: &[Key] = &[
         name: "silence_max_ms",
         unit: "ms, 100 to 600000",
         default: "5000",
-        help: "A connection on which an answer is due for this long is given up.",
+        help: "A connection on which an answer is due, and nothing moves, for this long is given up.",
     },
     Key {
         name: "durability",
@@ -151,7 +151,7 @@ pub const KEYS: &[Key] = &[
         name: "snapshot_age_max_ms",
         unit: "ms, 10 to 86400000",
         default: "60000",
-        help: "A snapshot older than this ends with SnapshotTooOld.",
+        help: "A snapshot older than this ends with SnapshotTooOld; earlier when it keeps window_bytes_max nearly full.",
     },
     Key {
         name: "log_segment_bytes",
@@ -205,7 +205,13 @@ pub const KEYS: &[Key] = &[
         name: "digest_interval_ms",
         unit: "ms, 0 or 100 to 604800000",
         default: "3600000",
-        help: "How often the master compares the data of all nodes, range by range. 0: never.",
+        help: "How often a node counts its rows against its log; nodes compare as often, or each 10 s. 0: never.",
+    },
+    Key {
+        name: "open_count_max_ms",
+        unit: "ms, 0 to 86400000",
+        default: "1000",
+        help: "A node counts its rows for so long before it answers; what is left, beside its work.",
     },
     Key {
         name: "disk_free_warn_bytes",

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use steadfast_net::process;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -30,18 +29,19 @@ pub(crate) struct ReadBarriers {
 }
 
 impl ReadBarriers {
-    /// Starts the task that asks. It ends with the last handle.
-    pub(crate) fn start(consensus: Arc<Consensus>) -> Self {
+    /// Starts the task that asks. It ends with the last handle, or with consensus.
+    pub(crate) fn start(consensus: &Arc<Consensus>) -> Self {
         let (requests, mut receiver) = mpsc::channel::<oneshot::Sender<Answer>>(WAITING_MAX);
         let (last_sender, last) = watch::channel(None);
-        process::spawn(async move {
+        let asked_of = Arc::clone(consensus);
+        consensus.spawn(async move {
             while let Some(first) = receiver.recv().await {
                 let mut waiting = vec![first];
                 while let Ok(more) = receiver.try_recv() {
                     waiting.push(more);
                 }
                 let asked = Instant::now();
-                let answer = consensus.read_barrier().await;
+                let answer = asked_of.read_barrier().await;
                 if let Ok(position) = answer {
                     last_sender.send_replace(Some(Barrier { position, asked }));
                 }

@@ -7,9 +7,10 @@ use crate::service::comparison::Diverged;
 use crate::service::messages::ElectionCall;
 
 impl Consensus {
-    /// Takes the word of a master of this term, or a later one, about this node's data.
-    pub(super) fn hear_of_damage(&self, told: Diverged) -> bool {
-        let is_current = told.term >= self.role.borrow().term.0;
+    /// Takes the word of the master that this node follows about this node's data, and of nobody else. One
+    /// that it does not follow yet says it again after the next comparison.
+    pub(super) fn hear_of_damage(&self, caller: NodeId, told: Diverged) -> bool {
+        let is_current = self.is_followed(caller, told.term);
         if is_current {
             let what = Some(told.what).filter(|what| !what.is_empty());
             self.note_damage(Incarnation(told.incarnation), what);

@@ -112,7 +112,13 @@ pub(super) fn agrees(consensus: &Consensus, gone: &MasterGone) -> bool {
     let order = |id: Option<LogId>| id.map(|id| (id.term, id.position));
     let is_current = order(last) >= order(own.last);
     let is_same = own.master.0 == gone.master && own.term.0 == gone.term;
+    consensus.hear_candidate(last);
     is_same && is_current && consensus.inbound.is_gone(own.master)
+}
+
+/// Whether this node has lost every connection from the master that it follows.
+pub(super) fn is_master_gone(consensus: &Consensus) -> bool {
+    followed(consensus).is_some_and(|own| consensus.inbound.is_gone(own.master))
 }
 
 /// Watches for the master's connections to close, until consensus stops.
@@ -121,8 +127,7 @@ pub(super) async fn run(consensus: Arc<Consensus>) {
     let mut metrics = consensus.raft.server_metrics();
     loop {
         open.borrow_and_update();
-        let is_gone = |own: Followed| consensus.inbound.is_gone(own.master);
-        if consensus.can_lead() && followed(&consensus).is_some_and(is_gone) {
+        if consensus.can_lead() && is_master_gone(&consensus) {
             take_over(&consensus).await;
         }
         let more = tokio::select! {
@@ -136,7 +141,7 @@ pub(super) async fn run(consensus: Arc<Consensus>) {
     }
 }
 
-async fn take_over(consensus: &Consensus) {
+pub(super) async fn take_over(consensus: &Consensus) {
     for attempt in 1..=ATTEMPTS_MAX {
         tokio::time::sleep(jitter(attempt)).await;
         let Some(own) = followed(consensus) else {
@@ -186,7 +191,8 @@ async fn elect(consensus: &Consensus, own: &Followed) {
     let last = own.last.map(super::to_raft_log_id);
     tracing::info!(master = %own.master, term = %own.term, "the master is gone; starting an election");
     let request = TransferLeaderRequest::<TypeConfig>::new(vote, consensus.identity.node_id, last);
-    match consensus.raft.handle_transfer_leader(request).await {
+    let begun = consensus.whole(|raft| async move { raft.handle_transfer_leader(request).await });
+    match begun.await {
         Ok(Ok(())) => settle(consensus, own).await,
         Ok(Err(error)) => tracing::debug!(%error, "no election: something has moved on"),
         Err(error) => tracing::debug!(%error, "no election: consensus has stopped"),
@@ -205,7 +211,8 @@ async fn settle(consensus: &Consensus, own: &Followed) {
                 .current_leader
                 .is_some_and(|leader| leader != own.master)
         };
-        if is_settled || consensus.raft.trigger().elect(true).await.is_err() {
+        let asked = consensus.whole(|raft| async move { raft.trigger().elect(true).await });
+        if is_settled || asked.await.is_err() {
             return;
         }
     }

@@ -132,6 +132,7 @@ where
     let Session {
         mut sender,
         receiver,
+        ..
     } = session;
     let ended = Ended::default();
     let requests = requests(caller, receiver, Arc::clone(&ended)).boxed();

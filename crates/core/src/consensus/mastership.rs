@@ -20,6 +20,8 @@
 //!     └─ openraft: nobody leads, or silence for 4 rounds ◄─┘
 //! ```
 //!
+//! A leader of priority 0 is no master: it stays `Unknown` ([`stand_in`]).
+//!
 //! openraft alone would not do there: without a majority no election gets as far as a new term, and
 //! the last leader stays the leader for ever.
 
@@ -29,7 +31,7 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
 
-use crate::consensus::{Consensus, ConsensusError, TypeConfig, members_of};
+use crate::consensus::{Consensus, ConsensusError, Heard, TypeConfig, members_of, stand_in};
 use crate::ids::{NodeId, Term};
 use crate::listener::{Role, RoleState};
 use crate::machine::Clock;
@@ -44,6 +46,13 @@ const LEAD_RETRY: Duration = Duration::from_millis(10);
 /// that it knows none. A healthy group elects a new one within two or three. Rounds are counted, not
 /// time, so that a process which was stopped for longer listens first.
 const SILENT_ROUNDS_MAX: u32 = 4;
+
+impl Consensus {
+    /// For how long a node that is heard in this group may be silent.
+    pub(crate) fn silence_max(&self) -> Duration {
+        self.timers.election_timeout_max * SILENT_ROUNDS_MAX
+    }
+}
 
 /// What openraft says that matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,17 +124,16 @@ pub(super) fn publish_members(consensus: &Consensus, metrics: &ServerMetrics) {
         .clone();
     let nodes = membership.nodes().map(|(id, member)| (*id, member.clone()));
     let members = members_of(nodes);
-    if let Some(own) = members.get(&consensus.identity.node_id) {
-        let may_elect = own.can_lead() && *consensus.may_stand.borrow();
-        consensus.raft.runtime_config().elect(may_elect);
+    if members.is_empty() {
+        return;
     }
-    if !members.is_empty() {
-        consensus.members.send_if_modified(|old| {
-            let changed = *old != members;
-            *old = members;
-            changed
-        });
-    }
+    consensus.peers.dialler().addresses.follow(&members);
+    consensus.members.send_if_modified(|old| {
+        let changed = *old != members;
+        *old = members;
+        changed
+    });
+    consensus.raft.runtime_config().elect(consensus.can_lead());
 }
 
 fn publish(consensus: &Consensus, role: Role, leadership: &Leadership) {
@@ -194,7 +202,7 @@ async fn act(
 /// Publishes whether the master of `now` is heard. Ends only by being dropped.
 async fn follow(consensus: &Consensus, now: &Leadership) {
     let mut heard = consensus.heard.subscribe();
-    let is_heard = |newest: &Option<Term>| *newest == Some(now.term);
+    let is_heard = |newest: &Option<Heard>| newest.is_some_and(|newest| newest.term == now.term);
     loop {
         if !is_heard(&heard.borrow_and_update()) {
             publish(consensus, Role::Unknown, now);
@@ -209,7 +217,7 @@ async fn follow(consensus: &Consensus, now: &Leadership) {
 }
 
 /// Ends when nothing was heard in [`SILENT_ROUNDS_MAX`] rounds one after the other.
-async fn silence(heard: &mut watch::Receiver<Option<Term>>, round: Duration) {
+async fn silence(heard: &mut watch::Receiver<Option<Heard>>, round: Duration) {
     let mut silent_rounds = 0;
     while silent_rounds < SILENT_ROUNDS_MAX {
         tokio::time::sleep(round).await;
@@ -241,6 +249,11 @@ async fn lead(
             return;
         },
     }
+    tokio::select! {
+        biased;
+        () = &mut lost => return,
+        () = stand_in::until_it_may_be_master(consensus) => {}
+    }
     consensus.sequencer.begin_session(own.term);
     publish(consensus, Role::Master, own);
     tokio::select! {
@@ -255,8 +268,10 @@ async fn lead(
 /// a leader that nobody has answered yet would be refused another.
 async fn settled(consensus: &Consensus, term: Term, is_first: bool) -> bool {
     if !is_first {
-        let written = consensus.raft.write_blank().await;
-        return written.is_ok_and(|blank| blank.log_id.leader_id.term == term);
+        let written = consensus.whole(|raft| async move { raft.write_blank().await });
+        return written
+            .await
+            .is_ok_and(|blank| blank.log_id.leader_id.term == term);
     }
     // All that is in the log has to be applied as well: numbering goes on from there.
     let last = consensus.last().map_or(0, |last| last.position.0);

@@ -25,12 +25,12 @@ use crate::consensus::transfer::TransferError;
 use crate::consensus::{Consensus, ConsensusError, members_of, stopped};
 use crate::group::{Member, Members};
 use crate::ids::{LogPosition, NodeId};
-use crate::listener::Role;
 use crate::log::LogId;
 
-/// Entries by which a node may be behind and yet have caught up: it gets the rest while it is being
-/// made a voter, or a master.
-const CAUGHT_UP_ENTRIES: u64 = 64;
+/// A node has caught up that has all that is older than this, however much that is: it gets the rest
+/// while it is being made a voter, or a master. What has been under way for longer is too much for its
+/// way, or its disk.
+const CAUGHT_UP_WITHIN: Duration = Duration::from_millis(500);
 
 /// How long the master waits after a step that failed.
 const STEP_RETRY: Duration = Duration::from_millis(200);
@@ -121,9 +121,11 @@ fn steps(sets: &[BTreeSet<NodeId>], members: &Members, own: NodeId) -> Vec<Step>
     let own_rank = members.get(&own).map_or(0, rank);
     let better = members
         .iter()
-        .filter(|(id, member)| voters.contains(id) && rank(member) > own_rank)
-        .max_by_key(|(id, member)| (rank(member), **id));
-    let hand_over = better.map(|(id, _)| Step::HandOver(*id));
+        .filter(|(id, member)| voters.contains(id) && rank(member) > own_rank);
+    // The best of those that have caught up: the first of all may be down.
+    let mut better: Vec<_> = better.map(|(id, member)| (rank(member), *id)).collect();
+    better.sort_unstable_by_key(|order| std::cmp::Reverse(*order));
+    let hand_over = better.into_iter().map(|(_, id)| Step::HandOver(id));
     unvote
         .chain(of(true, Step::Vote))
         .chain(hand_over)
@@ -134,11 +136,13 @@ fn steps(sets: &[BTreeSet<NodeId>], members: &Members, own: NodeId) -> Vec<Step>
 pub(super) async fn run(consensus: Arc<Consensus>) {
     let mut members = consensus.raft.server_metrics();
     let mut role = consensus.role.subscribe();
+    let mut stand_in = consensus.stand_in.leading();
     loop {
         // Seen before anything is made of it: what changes from here on is not missed.
         members.borrow_and_update();
-        let is_master = role.borrow_and_update().role == Role::Master;
-        let steps = if is_master {
+        role.borrow_and_update();
+        stand_in.borrow_and_update();
+        let steps = if consensus.is_in_charge() {
             steps(
                 &consensus.voter_sets(),
                 &consensus.members(),
@@ -163,6 +167,7 @@ pub(super) async fn run(consensus: Arc<Consensus>) {
         let more = tokio::select! {
             biased;
             changed = role.changed() => changed.is_ok(),
+            changed = stand_in.changed() => changed.is_ok(),
             changed = members.changed() => changed.is_ok(),
             // Whether a node has caught up changes with every acknowledgement, and with silence.
             () = tokio::time::sleep(consensus.timers.heartbeat_interval), if !steps.is_empty() => true,
@@ -207,16 +212,15 @@ impl Consensus {
         }
         // What a node had acknowledged before its data was damaged is void.
         let void = self.void.borrow().get(&id).copied();
-        let own = self.log.state().last.map_or(0, |last| last.position.0);
         let progress = self.replica_progress();
         progress.get(&id).is_some_and(|progress| {
-            let persisted = progress.persisted.map_or(0, |last| last.position.0);
+            let persisted = progress.persisted.map(|last| last.position);
             let lease = self.timers.election_timeout_max;
-            let is_void = void.is_some_and(|void| persisted < void.0);
+            let is_void = void.is_some_and(|void| persisted < Some(void));
             !is_void
                 && !self.is_leaving(id)
                 && progress.heard.is_some_and(|ago| ago <= lease)
-                && persisted + CAUGHT_UP_ENTRIES >= own
+                && self.log.lag(persisted).is_within(CAUGHT_UP_WITHIN)
         })
     }
 
@@ -304,7 +308,10 @@ impl Consensus {
         self.log.state().last
     }
 
-    async fn change(&self, changes: ChangeMembers<NodeId, Member>) -> Result<(), ChangeError> {
+    pub(super) async fn change(
+        &self,
+        changes: ChangeMembers<NodeId, Member>,
+    ) -> Result<(), ChangeError> {
         // A demoted voter stays as a member, a removed one does not.
         let retain = !matches!(changes, ChangeMembers::RemoveVoters(_));
         self.propose_members(changes, retain, Base::Uniform).await
@@ -332,8 +339,10 @@ impl Consensus {
         let is_last = Precondition::LastMembershipLogId {
             last_membership_log_id: last,
         };
-        let changed = self.raft.change_membership_if(changes, retain, [is_last]);
-        match self.seeded(changed).await {
+        let changed = self.whole(|raft| async move {
+            raft.change_membership_if(changes, retain, [is_last]).await
+        });
+        match changed.await {
             Ok(_) => Ok(()),
             Err(RaftError::APIError(
                 ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_))
@@ -441,6 +450,12 @@ mod tests {
             Step::HandOver(NodeId(4)),
         ];
         assert_eq!(found, expected);
+        let found = steps(&[voters(&[1, 3, 4, 5])], &group, OWN);
+        assert_eq!(
+            found,
+            [5, 4].map(|id| Step::HandOver(NodeId(id))),
+            "5 may be down"
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! decided here and nowhere else.
 
 mod acks;
+mod addresses;
 mod arbiters;
 mod barrier;
 mod damage;
@@ -20,10 +21,12 @@ mod outdated;
 mod purge;
 mod removal;
 mod runtime;
+mod stand_in;
 mod state_machine;
 mod stop;
 mod transfer;
 mod types;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -37,25 +40,27 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use openraft::raft::{AppendEntriesRequest, ReadPolicy, VoteRequest};
 use openraft::{Config, Raft, SnapshotPolicy};
-use steadfast_net::{Transport, process};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::engine::{Applied, StorageEngine};
 use crate::group::identity::Identity;
-use crate::group::{Member, Members};
+use crate::group::{Member, Members, NodeType};
 use crate::ids::{Incarnation, LogPosition, NodeId, Term};
 use crate::listener::{Role, RoleState};
 use crate::log::{Log, LogId, Vote};
 use crate::machine::Clock;
 use crate::observe::comparison::Damage;
 use crate::planted::{self, Bug};
+use crate::service::dialling::Dialler;
 use crate::service::election::{self, CallError};
-use crate::service::hello::{Caller, DialError, Session, Superseded};
+use crate::service::hello::{DialError, Session};
 use crate::service::messages::{
     BarrierReply, BarrierRequest, ElectionAnswer, ElectionCall, VoteReplyMessage,
     VoteRequestMessage,
 };
+use crate::tasks::Tasks;
+use crate::txn::audit::Audit;
 use crate::txn::batch::Batch;
 use crate::txn::flush::Flush;
 use crate::txn::holds::Holds;
@@ -68,10 +73,12 @@ use feeder::AppendError;
 use log_store::LogStore;
 pub(crate) use members::ChangeError;
 pub(crate) use network::without_data;
-use network::{NetworkFactory, PeerTimeouts, Peers};
+use network::{NetworkFactory, Peers};
 pub(crate) use outdated::Outdated;
 pub(crate) use purge::RetainLimits;
 use purge::Retention;
+pub(crate) use removal::REMOVED;
+use stand_in::StandIn;
 use state_machine::StateMachine;
 use transfer::Hold;
 pub(crate) use transfer::TransferError;
@@ -97,15 +104,6 @@ pub(crate) struct Timers {
     pub(crate) batches_in_flight_max: usize,
 }
 
-impl From<Timers> for PeerTimeouts {
-    fn from(timers: Timers) -> Self {
-        Self {
-            dial: timers.dial_timeout,
-            silence: timers.silence_max,
-        }
-    }
-}
-
 /// Why consensus could not be started or asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ConsensusError {
@@ -124,14 +122,14 @@ pub(crate) struct Parts {
     pub(crate) identity: Arc<Identity>,
     pub(crate) log: Log,
     pub(crate) engine: Arc<dyn StorageEngine>,
+    pub(crate) audit: Arc<Audit>,
     pub(crate) sequencer: Arc<Sequencer>,
     pub(crate) flush: Arc<Flush>,
     /// Who needs the log.
     pub(crate) holds: Arc<Holds>,
-    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) dialler: Dialler,
     pub(crate) members: watch::Sender<Members>,
     pub(crate) role: watch::Sender<RoleState>,
-    pub(crate) superseded: Superseded,
     pub(crate) told: Told,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) seed: u64,
@@ -179,11 +177,12 @@ pub(crate) struct Consensus {
     log: Log,
     applied: watch::Receiver<Option<LogId>>,
     role: watch::Sender<RoleState>,
-    /// Term of the newest master that was heard since the start; sent anew each time it is heard.
-    heard: watch::Sender<Option<Term>>,
+    /// The newest master that was heard since the start; sent anew each time it is heard.
+    heard: watch::Sender<Option<Heard>>,
     seeds: AtomicU64,
     timers: Timers,
     hold: Hold,
+    stand_in: StandIn,
     pub(crate) turns: members::Turns,
     /// Whether this node has what a master needs beside the data: room on its disk.
     may_stand: watch::Sender<bool>,
@@ -199,6 +198,7 @@ pub(crate) struct Consensus {
     leaving: Mutex<BTreeMap<NodeId, Instant>>,
     /// What a master has said that this node has to reach by a copy of the state.
     outdated: watch::Sender<Option<Outdated>>,
+    tasks: Tasks,
 }
 
 /// How far a replica has got, as the master knows it.
@@ -222,23 +222,21 @@ impl Consensus {
             engine,
             sequencer,
             flush,
-            transport,
+            dialler,
             members,
             role,
-            superseded,
             ..
         } = parts;
         let timers = parts.timers;
         let (applied_sender, applied) = watch::channel(None);
         let held = engine.applied().map_err(|error| stopped(&error))?;
         let purged = log.state().purged;
+        let engine = (engine, parts.audit);
         let retention = Arc::new(Retention::new(purged, engine, parts.holds, parts.retain));
         let (state, kept) = ((Arc::clone(&sequencer), flush), Arc::clone(&retention));
         let machine = StateMachine::new(state, held.as_ref(), applied_sender, kept)
             .map_err(|error| stopped(&error))?;
-        let caller = Caller::Node(Arc::clone(&identity), superseded);
-        let timeouts = PeerTimeouts::from(timers);
-        let peers = Arc::new(Peers::new(caller, transport, members.subscribe(), timeouts));
+        let peers = Arc::new(Peers::new(dialler, members.subscribe(), timers.silence_max));
         let config = raft_config(&identity, timers).map_err(|error| stopped(&error))?;
         let (seeds, released) = (AtomicU64::new(parts.seed), watch::Sender::default());
         let network = NetworkFactory {
@@ -267,6 +265,7 @@ impl Consensus {
             seeds,
             timers,
             hold: Hold::default(),
+            stand_in: StandIn::default(),
             turns: members::Turns::default(),
             may_stand: watch::Sender::new(parts.may_stand),
             told: parts.told,
@@ -276,20 +275,29 @@ impl Consensus {
             void: watch::Sender::default(),
             leaving: Mutex::default(),
             outdated: watch::Sender::new(None),
+            tasks: Tasks::default(),
         });
         // Before a peer is answered: one that joined later is no stranger.
         mastership::publish_members(&consensus, &consensus.raft.server_metrics());
         consensus.spawn(arbiters::run(Arc::clone(&consensus), released));
-        consensus.spawn(members::run(Arc::clone(&consensus)));
-        consensus.spawn(mastership::run(Arc::clone(&consensus), parts.clock));
-        consensus.spawn(failover::run(Arc::clone(&consensus)));
-        consensus.spawn(purge::run(Arc::clone(&consensus)));
+        consensus.start_tasks(parts.clock);
         Ok(consensus)
     }
 
-    /// Runs a task with a generator of its own, as openraft asks of whoever calls it.
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        process::spawn(self.seeded(task));
+    fn start_tasks(self: &Arc<Self>, clock: Arc<dyn Clock>) {
+        self.spawn(members::run(Arc::clone(self)));
+        self.spawn(addresses::run(Arc::clone(self)));
+        // It ends with openraft, and says so to the others.
+        let mastership = self.seeded(mastership::run(Arc::clone(self), clock));
+        self.tasks.spawn_whole(mastership);
+        self.spawn(failover::run(Arc::clone(self)));
+        self.spawn(stand_in::run(Arc::clone(self)));
+        self.spawn(purge::run(Arc::clone(self)));
+    }
+
+    /// Runs a task until this ends, with a generator of its own, as openraft asks of whoever calls it.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(self.seeded(task));
     }
 
     fn seeded<F: Future>(&self, task: F) -> impl Future<Output = F::Output> + use<F> {
@@ -302,7 +310,8 @@ impl Consensus {
     /// [`ConsensusError::Stopped`].
     pub(crate) async fn found(&self) -> Result<(), ConsensusError> {
         let founders: BTreeMap<_, _> = self.identity.founders.iter().cloned().collect();
-        match self.seeded(self.raft.initialize(founders)).await {
+        let initialized = self.whole(|raft| async move { raft.initialize(founders).await });
+        match initialized.await {
             // Not allowed: the log has entries already, so the group was founded before.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(error) => Err(stopped(&error)),
@@ -367,10 +376,9 @@ impl Consensus {
         if planted::is(Bug::BarrierAlone) && self.role.borrow().role == Role::Master {
             return Ok(self.applied.borrow().map(|id| id.position));
         }
-        match self
-            .seeded(self.raft.get_read_log_id(ReadPolicy::ReadIndex))
-            .await
-        {
+        let asked =
+            self.whole(|raft| async move { raft.get_read_log_id(ReadPolicy::ReadIndex).await });
+        match asked.await {
             Ok((id, _applied)) => Ok(Some(LogPosition(id.index()))),
             Err(RaftError::APIError(ForwardToLeader(forward))) => {
                 Err(ConsensusError::NotMaster(forward.leader_id))
@@ -426,6 +434,19 @@ impl Consensus {
         others.map(progress).collect()
     }
 
+    /// How long ago this node has heard a master; `None` when it has not since it was started.
+    pub(crate) fn heard_master(&self) -> Option<Duration> {
+        self.heard.borrow().map(|heard| heard.at.elapsed())
+    }
+
+    /// Whether a member is at this address: whoever answers there proves it by the hello.
+    ///
+    /// # Errors
+    /// Why that is not known.
+    pub(crate) async fn prove_address(&self, address: &str, id: NodeId) -> Result<(), DialError> {
+        self.peers.dialler().prove(address, id).await
+    }
+
     /// See [`Peers::round_trip_p50`].
     pub(crate) fn round_trip_p50(&self, id: NodeId) -> Option<Duration> {
         self.peers.round_trip_p50(id)
@@ -436,7 +457,7 @@ impl Consensus {
         tokio::select! {
             biased;
             reason = self.raft_failure() => reason,
-            () = removal::noticed(self) => "this node was removed from the group".to_owned(),
+            () = removal::noticed(self) => removal::REMOVED.to_owned(),
         }
     }
 
@@ -452,7 +473,8 @@ impl Consensus {
 
     /// Stops taking part. Returns when every task has ended.
     pub(crate) async fn shutdown(&self) {
-        if let Err(error) = self.raft.shutdown().await {
+        let ended = self.whole(|raft| async move { raft.shutdown().await });
+        if let Err(error) = ended.await {
             tracing::error!(%error, "consensus ended badly");
         }
         // The others see at once that this node is gone.
@@ -464,6 +486,7 @@ impl Consensus {
                 ..role.clone()
             }
         });
+        self.tasks.end().await;
     }
 
     /// Serves one FEEDER connection.
@@ -479,7 +502,7 @@ impl Consensus {
         let heard = self.heard.clone();
         let append = |requests: BoxStream<'static, AppendEntriesRequest<TypeConfig>>| {
             let hear = move |append: &AppendEntriesRequest<TypeConfig>| hear(&heard, append);
-            self.raft.stream_append(requests.inspect(hear).boxed())
+            self.whole_items(self.raft.stream_append(requests.inspect(hear).boxed()))
         };
         self.seeded(feeder::serve(caller, session, append)).await
     }
@@ -499,15 +522,23 @@ impl Consensus {
     }
 
     async fn answer(&self, caller: NodeId, call: ElectionCall) -> Option<ElectionAnswer> {
+        // A master that was let in since has to make itself known before it says anything else.
+        let makes_known = matches!(call, ElectionCall::Heartbeat(_) | ElectionCall::Reach(_));
+        if !makes_known && !self.members.borrow().contains_key(&caller) {
+            tracing::warn!(%caller, "a node that is no member asks for what only members may");
+            return None;
+        }
         match call {
             ElectionCall::Vote(message) => {
                 let request = self.vote_request(caller, message)?;
-                let reply = self.raft.vote(request).await.ok()?;
+                let voted = self.whole(|raft| async move { raft.vote(request).await });
+                let reply = voted.await.ok()?;
                 Some(ElectionAnswer::Vote(vote_reply(&reply)))
             }
             ElectionCall::PreVote(message) => {
                 let request = self.vote_request(caller, message)?;
-                let reply = self.raft.pre_vote(request).await.ok()?;
+                let voted = self.whole(|raft| async move { raft.pre_vote(request).await });
+                let reply = voted.await.ok()?;
                 Some(ElectionAnswer::Vote(vote_reply(&reply)))
             }
             ElectionCall::Heartbeat(append) => {
@@ -520,7 +551,8 @@ impl Consensus {
                     self.retention.hear(needed);
                 }
                 let prev = request.prev_log_id;
-                let reply = self.raft.append_entries(request).await.ok()?;
+                let appended = self.whole(|raft| async move { raft.append_entries(request).await });
+                let reply = appended.await.ok()?;
                 let result = reply.into_stream_result(prev, prev);
                 Some(ElectionAnswer::Append(feeder::append_reply(&result)))
             }
@@ -531,9 +563,13 @@ impl Consensus {
                 let begins = self.take_over(caller, asked).await?;
                 Some(ElectionAnswer::Agrees(begins))
             }
-            ElectionCall::Diverged(told) => Some(ElectionAnswer::Agrees(self.hear_of_damage(told))),
+            ElectionCall::Diverged(told) => {
+                Some(ElectionAnswer::Agrees(self.hear_of_damage(caller, told)))
+            }
             ElectionCall::Stop(told) => Some(ElectionAnswer::Agrees(self.hear_stop(caller, told))),
-            ElectionCall::Removed(told) => Some(ElectionAnswer::Agrees(removal::hear(self, told))),
+            ElectionCall::Removed(told) => {
+                Some(ElectionAnswer::Agrees(removal::hear(self, caller, told)))
+            }
             ElectionCall::Reach(asked) => {
                 let reached = self.reach(caller, asked).await?;
                 Some(ElectionAnswer::Reached(reached))
@@ -557,16 +593,14 @@ impl Consensus {
             tracing::warn!(%caller, claimed = %vote.node, "a vote was asked in another's name");
             return None;
         }
-        if !self
-            .members
-            .borrow()
-            .get(&caller)
-            .is_some_and(Member::can_lead)
-        {
-            tracing::warn!(%caller, "a vote was asked by a node that may not be master");
+        // One of priority 0 stands in, if it wins.
+        let is_electable = |member: &Member| member.node_type == NodeType::Electable;
+        if !self.members.borrow().get(&caller).is_some_and(is_electable) {
+            tracing::warn!(%caller, "a vote was asked by a node that is not electable");
             return None;
         }
         let last = message.last.map(LogId::try_from).transpose().ok()?;
+        self.hear_candidate(last);
         let mut request = VoteRequest::new(to_raft_vote(vote), last.map(to_raft_log_id));
         request.leadership_transfer = message.lease_is_over;
         if planted::is(Bug::VoteForAnyLog) {
@@ -579,11 +613,11 @@ impl Consensus {
     /// Proposes a batch that was numbered in `term`. The future tells whether it was refused.
     async fn propose(&self, term: Term, batch: Batch) -> Result<Proposal, ConsensusError> {
         let (responder, result) = openraft::impls::ProgressResponder::complete_only();
-        let write = self.raft.write(batch).with_leader(committed_leader(term));
-        write
-            .responder(responder)
-            .await
-            .map_err(|error| stopped(&error))?;
+        let written = self.whole(|raft| async move {
+            let write = raft.write(batch).with_leader(committed_leader(term));
+            write.responder(responder).await
+        });
+        written.await.map_err(|error| stopped(&error))?;
         Ok(Proposal { result })
     }
 }
@@ -608,15 +642,23 @@ impl Proposal {
 
 /// Notes that a master was heard. Called before consensus sees the append, so that nobody follows a
 /// master that has not been heard yet.
-fn hear(heard: &watch::Sender<Option<Term>>, append: &AppendEntriesRequest<TypeConfig>) {
-    let term = Some(from_raft_vote(&append.vote).term);
+fn hear(heard: &watch::Sender<Option<Heard>>, append: &AppendEntriesRequest<TypeConfig>) {
+    let term = from_raft_vote(&append.vote).term;
     heard.send_if_modified(|newest| {
-        let is_newest = term >= *newest;
+        let is_newest = newest.is_none_or(|newest| term >= newest.term);
         if is_newest {
-            *newest = term;
+            let at = tokio::time::Instant::now();
+            *newest = Some(Heard { term, at });
         }
         is_newest
     });
+}
+
+/// A master that was heard.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    term: Term,
+    at: tokio::time::Instant,
 }
 
 fn next_seed(seeds: &AtomicU64) -> u64 {

@@ -3,6 +3,10 @@
 //! A FEEDER connection carries one stream of appends, pipelined: requests go out as openraft makes
 //! them, up to [`APPENDS_IN_FLIGHT_MAX`] and [`BYTES_IN_FLIGHT_MAX`] ahead of the acknowledgements,
 //! which come back in order. One task drives both directions.
+//!
+//! A slow way is not a dead peer. A connection on which nothing is acknowledged for `silence_max` is
+//! given up only when the peer answers no heartbeats either, or when what was sent should have arrived
+//! even at [`BYTES_PER_S_MIN`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -22,7 +26,6 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
     StreamAppendResult, VoteRequest, VoteResponse,
 };
-use steadfast_net::Transport;
 use tokio::sync::watch;
 
 use crate::consensus::arbiters::Released;
@@ -33,8 +36,9 @@ use crate::group::{Member, Members};
 use crate::ids::{LogPosition, NodeId};
 use crate::log::{self, EntryKind, LogId, Vote};
 use crate::service::FEEDER;
+use crate::service::dialling::Dialler;
 use crate::service::election::{ElectionClient, Peer};
-use crate::service::hello::{Caller, DialError, Session};
+use crate::service::hello::{DialError, Session};
 use crate::service::messages::{
     Append, AppendReply, AppendResult, ElectionAnswer, ElectionCall, Kind, ReachMessage,
     VoteReplyMessage, VoteRequestMessage, WireError, decode, encode,
@@ -46,22 +50,17 @@ const APPENDS_IN_FLIGHT_MAX: usize = 64;
 /// Bytes sent and not acknowledged on one FEEDER connection; one append may exceed it alone.
 const BYTES_IN_FLIGHT_MAX: usize = 16 * 1024 * 1024;
 
-type RpcError = RPCError<TypeConfig>;
+/// The slowest way that is waited for while its other end answers.
+const BYTES_PER_S_MIN: usize = 64 * 1024;
 
-/// The deadlines of talking to peers.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PeerTimeouts {
-    pub(crate) dial: Duration,
-    /// A connection on which nothing is acknowledged for this long is given up.
-    pub(crate) silence: Duration,
-}
+type RpcError = RPCError<TypeConfig>;
 
 /// The other nodes, by their current addresses.
 pub(crate) struct Peers {
-    caller: Caller,
-    transport: Arc<dyn Transport>,
+    dialler: Dialler,
     members: watch::Receiver<Members>,
-    timeouts: PeerTimeouts,
+    /// A connection to a peer that has answered nothing for this long is given up.
+    silence_max: Duration,
     election: Mutex<BTreeMap<NodeId, (String, ElectionClient)>>,
     /// Those that have refused this node as no member, and not let it in since.
     refusing: watch::Sender<BTreeSet<NodeId>>,
@@ -69,19 +68,21 @@ pub(crate) struct Peers {
 
 impl Peers {
     pub(crate) fn new(
-        caller: Caller,
-        transport: Arc<dyn Transport>,
+        dialler: Dialler,
         members: watch::Receiver<Members>,
-        timeouts: PeerTimeouts,
+        silence_max: Duration,
     ) -> Self {
         Self {
-            caller,
-            transport,
+            dialler,
             members,
-            timeouts,
+            silence_max,
             election: Mutex::default(),
             refusing: watch::Sender::default(),
         }
+    }
+
+    pub(crate) fn dialler(&self) -> &Dialler {
+        &self.dialler
     }
 
     /// Who refuses this node as no member.
@@ -98,12 +99,10 @@ impl Peers {
             return client.clone();
         }
         let client = ElectionClient::start(Peer {
-            caller: self.caller.clone(),
-            transport: Arc::clone(&self.transport),
+            dialler: self.dialler.clone(),
             address: address.clone(),
             id,
-            dial_timeout: self.timeouts.dial,
-            silence_max: self.timeouts.silence,
+            silence_max: self.silence_max,
             refusing: self.refusing.clone(),
         });
         clients.insert(id, (address, client.clone()));
@@ -134,12 +133,6 @@ impl Peers {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
-    }
-
-    async fn dial_feeder(&self, id: NodeId, address: &str) -> Result<Session, DialError> {
-        self.caller
-            .dial(&*self.transport, (address, id), FEEDER, self.timeouts.dial)
-            .await
     }
 }
 
@@ -340,10 +333,13 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             let session = if let Some(session) = idle.take() {
                 session
             } else {
-                let dialled = self.peers.dial_feeder(self.target, &address).await;
-                dialled.map_err(|error| unreachable(&error))?
+                let dialling = self.peers.dialler.dial((&address, self.target), FEEDER);
+                dialling.await.map_err(|error| unreachable(&error))?
             };
-            let silence_max = self.peers.timeouts.silence;
+            let patience = Patience {
+                silence_max: self.peers.silence_max,
+                election: self.peers.election(self.target, address),
+            };
             let ended = first.is_none();
             let feed = Feed {
                 session,
@@ -352,7 +348,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
                 next: first,
                 released: self.released.clone(),
                 in_flight: VecDeque::new(),
-                silence_max,
+                patience,
             };
             let replies = stream::unfold(Some((feed, idle)), |state| async move {
                 let (mut feed, idle) = state?;
@@ -450,6 +446,34 @@ async fn more_released(released: &mut Option<watch::Receiver<Released>>) {
     std::future::pending::<()>().await;
 }
 
+/// How long a peer is waited for.
+struct Patience {
+    silence_max: Duration,
+    /// Tells whether the peer answers.
+    election: ElectionClient,
+}
+
+impl Patience {
+    /// Waits until the peer, which has to take or to acknowledge `bytes`, is given up.
+    async fn is_over(&self, bytes: usize) -> DialError {
+        let under_way = Duration::from_secs((bytes / BYTES_PER_S_MIN) as u64);
+        let longest = tokio::time::sleep(self.silence_max + under_way);
+        let dead = async {
+            loop {
+                tokio::time::sleep(self.silence_max).await;
+                if !self.election.has_answered_within(self.silence_max) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = longest => {}
+            () = dead => {}
+        }
+        DialError::Timeout(self.silence_max)
+    }
+}
+
 /// Both directions of one stream of appends.
 struct Feed<S> {
     session: Session,
@@ -461,7 +485,7 @@ struct Feed<S> {
     released: Option<watch::Receiver<Released>>,
     /// Sizes of the frames that are not acknowledged yet, oldest first.
     in_flight: VecDeque<usize>,
-    silence_max: Duration,
+    patience: Patience,
 }
 
 impl<S> Feed<S>
@@ -472,8 +496,7 @@ where
     /// ended and everything is acknowledged: the connection can be used again.
     async fn next_reply(&mut self) -> Result<Option<StreamAppendResult<TypeConfig>>, FeedError> {
         loop {
-            let has_room = self.in_flight.len() < APPENDS_IN_FLIGHT_MAX
-                && self.in_flight.iter().sum::<usize>() < BYTES_IN_FLIGHT_MAX;
+            let has_room = self.has_room();
             if let Some(request) = self.next.take() {
                 if has_room && self.is_released(&request) {
                     self.send(request).await?;
@@ -487,6 +510,7 @@ where
             }
             let may_take = has_room && !self.ended && self.next.is_none();
             let (is_held, is_waiting) = (self.next.is_some(), !self.in_flight.is_empty());
+            let bytes = self.bytes_in_flight();
             tokio::select! {
                 biased;
                 frame = self.session.receiver.receive() => {
@@ -499,11 +523,17 @@ where
                     None => self.ended = true,
                 },
                 () = more_released(&mut self.released), if is_held => {}
-                () = tokio::time::sleep(self.silence_max), if is_waiting => {
-                    return Err(DialError::Timeout(self.silence_max).into());
-                }
+                over = self.patience.is_over(bytes), if is_waiting => return Err(over.into()),
             }
         }
+    }
+
+    fn has_room(&self) -> bool {
+        self.in_flight.len() < APPENDS_IN_FLIGHT_MAX && self.bytes_in_flight() < BYTES_IN_FLIGHT_MAX
+    }
+
+    fn bytes_in_flight(&self) -> usize {
+        self.in_flight.iter().sum()
     }
 
     fn is_released(&mut self, request: &AppendEntriesRequest<TypeConfig>) -> bool {
@@ -520,11 +550,13 @@ where
                 &append_message(&request, self.released.is_some()),
             );
             self.in_flight.push_back(frame.len());
-            let has_room = self.in_flight.len() < APPENDS_IN_FLIGHT_MAX;
-            tokio::time::timeout(self.silence_max, self.session.sender.feed(frame))
-                .await
-                .map_err(|_| DialError::Timeout(self.silence_max))??;
-            if has_room {
+            let bytes = self.bytes_in_flight();
+            tokio::select! {
+                biased;
+                fed = self.session.sender.feed(frame) => fed?,
+                over = self.patience.is_over(bytes) => return Err(over.into()),
+            }
+            if self.has_room() {
                 match self.input.next().now_or_never() {
                     Some(Some(request)) if self.is_released(&request) => next = Some(request),
                     Some(Some(request)) => self.next = Some(request),
@@ -533,7 +565,11 @@ where
                 }
             }
         }
-        let flushed = tokio::time::timeout(self.silence_max, self.session.sender.flush()).await;
-        Ok(flushed.map_err(|_| DialError::Timeout(self.silence_max))??)
+        let bytes = self.bytes_in_flight();
+        tokio::select! {
+            biased;
+            flushed = self.session.sender.flush() => Ok(flushed?),
+            over = self.patience.is_over(bytes) => Err(over.into()),
+        }
     }
 }

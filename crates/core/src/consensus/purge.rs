@@ -8,8 +8,10 @@
 //!                  └ purge up to here
 //! ```
 //!
-//! The engine's position is a matter of safety: after a crash the log is replayed from there. All the
-//! rest is a matter of cost, and bounded: who is silent for longer than `log_retain_ms_max`, or
+//! The engine's position is a matter of safety: after a crash the log is replayed from there. What the
+//! engine has lost unseen can be put right only from the log, so that is also kept from where all rows were
+//! counted last and found right (`txn/audit/`); who wants to purge more has them counted again, and
+//! without much rest when the log is over its bound. All the rest is a matter of cost: who is silent for longer than `log_retain_ms_max`, or
 //! behind by more than `log_retain_bytes_max`, gets a copy of the state instead (`restore/`).
 //!
 //! Only a master knows how far the others are. It tells them with its heartbeats, so that each of them
@@ -36,6 +38,7 @@ use crate::engine::{Applied, StorageEngine};
 use crate::ids::{LogPosition, NodeId, Vlsn};
 use crate::log::{LogId, PurgePoint};
 use crate::planted::{self, Bug};
+use crate::txn::audit::Audit;
 use crate::txn::history::{History, HistoryError};
 use crate::txn::holds::Holds;
 
@@ -53,6 +56,7 @@ pub(crate) struct RetainLimits {
 /// What the purge goes by.
 pub(crate) struct Retention {
     engine: Arc<dyn StorageEngine>,
+    audit: Arc<Audit>,
     holds: Arc<Holds>,
     limits: RetainLimits,
     /// The entry up to which the log is purged, or is about to be.
@@ -67,12 +71,13 @@ impl Retention {
     /// `purged` is where the log begins.
     pub(crate) fn new(
         purged: Option<LogId>,
-        engine: Arc<dyn StorageEngine>,
+        (engine, audit): (Arc<dyn StorageEngine>, Arc<Audit>),
         holds: Arc<Holds>,
         limits: RetainLimits,
     ) -> Self {
         Self {
             engine,
+            audit,
             holds,
             limits,
             purging: Mutex::new(purged),
@@ -219,7 +224,7 @@ pub(super) async fn run(consensus: Arc<Consensus>) {
 }
 
 impl Consensus {
-    fn leads(&self) -> bool {
+    pub(super) fn leads(&self) -> bool {
         let metrics = self.raft.server_metrics();
         metrics.borrow_watched().state.is_leader()
     }
@@ -272,10 +277,21 @@ impl Consensus {
         };
         let points = self.log.purge_points();
         let purged = self.log.state().purged.map(|purged| purged.position);
-        let goes_up_to = |held| {
+        let further = |held| {
             let upto = upto(&points, held, needed, &retention.limits);
             upto.filter(|upto| Some(*upto) > purged)
         };
+        let checked = retention.audit.findings().borrow().checked;
+        let checked = checked.map_or(LogPosition(0), |checked| checked.position);
+        let goes_up_to = |held: LogPosition| {
+            let is_free = planted::is(Bug::PurgePastChecked);
+            further(if is_free { held } else { held.min(checked) })
+        };
+        if goes_up_to(durable.position) < further(durable.position) {
+            let bytes = points.first().map_or(0, |point| point.bytes_after);
+            let is_urgent = bytes >= retention.limits.retain_bytes_max;
+            retention.audit.want_count(is_urgent);
+        }
         let manifest = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
@@ -295,7 +311,9 @@ impl Consensus {
         let held = before.map_or(durable.position, |before| before.min(durable.position));
         let upto = manifest.and_then(|manifest| goes_up_to(manifest.min(held)));
         if upto < goes_up_to(held) {
-            let made = self.seeded(self.raft.trigger().snapshot()).await;
+            let made = self
+                .whole(|raft| async move { raft.trigger().snapshot().await })
+                .await;
             // A later look finds it; this one goes as far as the last one made.
             made.map_err(|error| stopped(&error))?;
         }
@@ -318,8 +336,8 @@ impl Consensus {
             return Ok(());
         }
         tracing::info!(upto = %id, "the log is purged");
-        let purged = self.seeded(self.raft.trigger().purge_log(upto.0)).await;
-        purged.map_err(|error| stopped(&error))
+        let purged = self.whole(|raft| async move { raft.trigger().purge_log(upto.0).await });
+        purged.await.map_err(|error| stopped(&error))
     }
 }
 
@@ -351,7 +369,7 @@ mod tests {
         let engine = MemoryStore::new()
             .open(Path::new("/engine"))
             .expect("a new one");
-        let retention = Retention::new(None, engine, Arc::default(), LIMITS);
+        let retention = Retention::new(None, (engine, Arc::default()), Arc::default(), LIMITS);
         let entry = |position| LogId {
             term: Term(2),
             position: LogPosition(position),

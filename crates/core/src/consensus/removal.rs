@@ -1,6 +1,6 @@
 //! How a node learns that it is no member any more.
 //!
-//! The master tells it. A node that was away then finds out by itself: while it knows no master it
+//! The master that it follows tells it. A node that was away then finds out by itself: while it knows no master it
 //! asks those whom it takes for members, and when half of them refuse it as a stranger, it was
 //! removed. More than half of them had the membership that this node knows, one of which it may be
 //! itself: so one of those who refuse it knew that membership, and knows a later one.
@@ -15,6 +15,9 @@ use crate::ids::NodeId;
 use crate::listener::Role;
 use crate::service::election::ElectionClient;
 use crate::service::messages::{BarrierRequest, ElectionCall, Removed};
+
+/// Why a node stops that has been removed.
+pub(crate) const REMOVED: &str = "this node was removed from the group";
 
 /// How long a removed node may take to say that it has heard of it.
 const TELL_MAX: Duration = Duration::from_secs(1);
@@ -76,10 +79,10 @@ async fn ask(consensus: &Consensus) {
     .await;
 }
 
-/// Takes the word of a master that this node was removed, unless it was deposed since. Returns whether
-/// it is taken.
-pub(super) fn hear(consensus: &Consensus, told: Removed) -> bool {
-    let is_removed = told.term >= consensus.role.borrow().term.0;
+/// Takes the word of the master that this node follows that it was removed, and of nobody else: from one
+/// that it does not know it learns by the refusals. Returns whether it is taken.
+pub(super) fn hear(consensus: &Consensus, caller: NodeId, told: Removed) -> bool {
+    let is_removed = consensus.is_followed(caller, told.term);
     consensus.removed.send_if_modified(|old| {
         let is_news = is_removed && !*old;
         *old |= is_removed;

@@ -207,7 +207,12 @@ mod tests {
         let shared = (window, Arc::new(Readers::default()), Arc::clone(&sequencer));
         let flush = Arc::new(Flush::new(shared, Arc::clone(&engine), limits).unwrap());
         let parts = (Arc::clone(&sequencer), flush);
-        let retention = Arc::new(Retention::new(None, engine, Arc::default(), RETAIN));
+        let retention = Arc::new(Retention::new(
+            None,
+            (engine, Arc::default()),
+            Arc::default(),
+            RETAIN,
+        ));
         let applied = watch::Sender::new(None);
         let mut machine = StateMachine::new(parts, None, applied, retention).unwrap();
         // VLSN 3 to 4 were refused. A batch of the session's end may be in the log after them, and

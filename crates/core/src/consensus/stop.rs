@@ -24,13 +24,18 @@ impl Consensus {
 
     /// Takes the word of the master that this node follows, and of nobody else.
     pub(super) fn hear_stop(&self, caller: NodeId, told: Stop) -> bool {
-        let state = self.role.borrow();
-        let master = state.master.as_ref().map(|master| master.id);
-        let is_master = master == Some(caller) && told.term >= state.term.0;
-        drop(state);
+        let is_master = self.is_followed(caller, told.term);
         if is_master {
             self.told.stop.send_replace(true);
         }
         is_master
+    }
+
+    /// Whether this node follows the caller as its master, and knows of no later term than `term`. What
+    /// ends a node, or has it give up its data, is taken from nobody else.
+    pub(super) fn is_followed(&self, caller: NodeId, term: u64) -> bool {
+        let state = self.role.borrow();
+        let master = state.master.as_ref().map(|master| master.id);
+        master == Some(caller) && term >= state.term.0
     }
 }

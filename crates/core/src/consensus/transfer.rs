@@ -112,7 +112,7 @@ impl Consensus {
     ) -> Result<NodeId, TransferError> {
         let mut metrics = self.raft.metrics();
         let target = loop {
-            if self.role.borrow().role != Role::Master {
+            if !self.is_in_charge() {
                 return Err(TransferError::NotMaster);
             }
             let progress = self.replica_progress();
@@ -189,14 +189,8 @@ impl Consensus {
             self.identity.node_id,
             last.map(to_raft_log_id),
         );
-        let begun = self.raft.handle_transfer_leader(request).await;
+        let begun = self.whole(|raft| async move { raft.handle_transfer_leader(request).await });
+        let begun = begun.await;
         Some(matches!(begun, Ok(Ok(()))))
-    }
-
-    /// Whether this node may be master.
-    pub(super) fn can_lead(&self) -> bool {
-        let members = self.members.borrow();
-        let own = members.get(&self.identity.node_id);
-        *self.may_stand.borrow() && own.is_some_and(crate::group::Member::can_lead)
     }
 }

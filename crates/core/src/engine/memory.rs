@@ -3,7 +3,10 @@
 //! A [`MemoryStore`] is the disk of one node: it outlives the [`MemoryEngine`]s that are open on it,
 //! one for each directory. A directory is an image of everything synced and, in order, the steps made
 //! since: batches, and keys that were given up. A crash keeps as many of those as the caller says and
-//! ends the open engines.
+//! ends the open engines. Rows can be made wrong behind an engine's back
+//! ([`MemoryStore::falsify`]).
+
+mod falsehood;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -12,6 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
+use self::falsehood::Former;
+pub use self::falsehood::{Falsehood, Falsified};
 use super::{
     Applied, Change, Direction, EngineBatch, EngineError, EngineFactory, EngineStats, KeyRange,
     Result, ScanLimit, StorageEngine,
@@ -103,6 +108,10 @@ impl EngineFactory for MemoryStore {
             dir: dir.to_owned(),
             store: self.clone(),
         }))
+    }
+
+    fn open_copy(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>> {
+        self.copy().open(dir)
     }
 
     fn exists(&self, dir: &Path) -> Result<bool> {
@@ -285,12 +294,17 @@ struct Disk {
     unsynced: Vec<Step>,
     /// `synced` with all of `unsynced`: what reads see.
     current: Image,
+    /// What rows were before.
+    former: Former,
     /// Life of the engine that is open.
     open: Option<u64>,
 }
 
 impl Disk {
     fn make(&mut self, step: Step) {
+        if let Step::Batch(batch) = &step {
+            self.former.remember(batch, &self.current);
+        }
         self.current.make(&step);
         self.unsynced.push(step);
     }

@@ -20,6 +20,7 @@
 
 mod memory;
 mod noxu;
+mod row_digest;
 #[cfg(test)]
 mod suite;
 
@@ -29,8 +30,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use self::memory::{MemoryEngine, MemoryStore};
-pub use self::noxu::{BATCH_BYTES_BEST, BATCH_CHANGES_BEST, NoxuEngine, NoxuFactory};
+pub use self::memory::{Falsehood, Falsified, MemoryEngine, MemoryStore};
+pub use self::noxu::{BATCH_BYTES_BEST, BATCH_CHANGES_BEST, NoxuEngine, NoxuFactory, NoxuSizes};
+pub(crate) use self::row_digest::RowDigest;
 use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
 pub use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
@@ -142,9 +144,16 @@ pub trait EngineFactory: Send + Sync {
     /// durable: [`StorageEngine::durable`] equals [`StorageEngine::applied`].
     ///
     /// # Errors
-    /// [`EngineError::InUse`] when the directory is open already, [`EngineError::Corrupt`] and
-    /// [`EngineError::Io`] when what is there cannot be read.
+    /// [`EngineError::InUse`] when the directory is open already, [`EngineError::DiskFull`] when the volume is
+    /// too full for it, [`EngineError::Corrupt`] and [`EngineError::Io`] when what is there cannot be read.
     fn open(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>>;
+
+    /// A copy of the engine in `dir`, which nobody has open. The copy is gone when it is dropped, and
+    /// nothing is changed in `dir`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`EngineError::Io`] when there is no room for the copy.
+    fn open_copy(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>>;
 
     /// Whether there is an engine in `dir`, whole or not.
     ///
@@ -368,7 +377,7 @@ pub enum EngineError {
         what: String,
     },
     /// The volume is too full. Nothing was changed: try again when there is space.
-    #[error("too little space for the engine; nothing was changed")]
+    #[error("too little space for the engine ({source}); nothing was changed")]
     DiskFull {
         /// The engine's own account.
         #[source]
@@ -376,7 +385,7 @@ pub enum EngineError {
     },
     /// A file could not be read or written. Close the engine and open it again; replay the log from
     /// what it holds then.
-    #[error("the engine could not {doing}")]
+    #[error("the engine could not {doing}: {source}")]
     Io {
         /// What it was doing, to be read after "could not".
         doing: &'static str,

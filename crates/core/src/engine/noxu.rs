@@ -2,8 +2,7 @@
 //!
 //! Each of our databases is one Noxu database, `data-<id>`; one more, `engine`, has a single record
 //! that says what was applied. A batch is one Noxu transaction, committed without sync; a sync
-//! flushes Noxu's log to the disk. Checkpoints and cleaning are left to Noxu's own threads while the
-//! engine is open.
+//! flushes Noxu's log to the disk. A thread of ours makes checkpoints and cleans while the engine is open.
 //!
 //! Reads take no Noxu lock (read-uncommitted), so that no read and no batch ever deadlock. A cursor
 //! of Noxu that moves while records are written beside it skips and repeats keys, so a batch and
@@ -12,6 +11,7 @@
 //! `docs/engines.md` says why each setting is what it is, and which properties of Noxu this file
 //! works around.
 
+mod begun_file;
 mod check;
 mod commit;
 mod configuration;
@@ -19,28 +19,32 @@ mod directory;
 mod errors;
 mod log_file;
 mod lost_commits;
+mod node_ids;
+mod preparation;
 mod record;
 mod scan;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
-use noxu::{
-    CheckpointConfig, Database, DatabaseConfig, Environment, EnvironmentConfig, ReadOptions,
-    Transaction,
-};
+use noxu::{CheckpointConfig, Database, DatabaseConfig, Environment, ReadOptions, Transaction};
+use tempfile::TempDir;
 
-use self::directory::{bytes_in, make_directory_durable, remove_directory};
-use self::errors::{io_error, open_error, read_error, write_error};
+pub use self::configuration::NoxuSizes;
+use self::directory::{bytes_in, copy_files, make_directory_durable, remove_directory};
+use self::errors::{io_error, open_error, or_full, read_error, write_error};
 use self::scan::Scan;
+use self::upkeep::{Turns, Upkeep, mark_roots};
 use super::{
     Applied, Change, Direction, EngineBatch, EngineError, EngineFactory, EngineStats, KeyRange,
     Result, ScanLimit, StorageEngine,
 };
 use crate::ids::DatabaseId;
+use crate::log::owner;
 
 /// Changes per batch at which Noxu is fastest: it keeps a lock and a before-image for each change
 /// until the commit, and slows as they grow. Batches of 100 times as many are correct.
@@ -55,12 +59,14 @@ const CLEAN_ROUNDS_MAX: usize = 4;
 /// Changes that a batch makes, and pairs that a scan reads, before the other has its turn: about a
 /// millisecond of work.
 const SLICE: usize = 256;
-/// Reads after which the cache is brought back to its size.
-const READS_PER_EVICTION: u64 = 1_024;
+/// Pages, as of memory, that reads may bring into the cache before it is brought back to its size; each
+/// read counts for one at least.
+const PAGES_PER_EVICTION: u64 = 1_024;
+const PAGE_BYTES: usize = 4_096;
 /// Bytes of keys and values that one step of giving a database up looks at.
 const RECLAIM_BYTES: usize = 4 * 1024 * 1024;
 /// Records in a node of a tree, the default is 128. Noxu walks over all nodes in memory to find the one
-/// above a node that it evicts or writes. More than this break its recovery, which splits at 256.
+/// above a node that it evicts or writes. More than this lose nodes at a recovery.
 const NODE_ENTRIES: u32 = 256;
 /// Attempts at a batch that loses a lock to Noxu's cleaner, which holds one only while it moves a
 /// record.
@@ -69,6 +75,9 @@ const APPLY_ATTEMPTS_MAX: usize = 3;
 /// What is left of the cache at the end, and rounds of eviction until then: two are enough as a rule.
 const CACHE_BYTES_MIN: usize = 1024 * 1024;
 const EMPTY_ROUNDS_MAX: usize = 16;
+/// Databases up to which the cache is emptied. Noxu looks for each node in all trees: 10,000 of them, with a
+/// node each, take it 40 s a round.
+const EMPTY_DATABASES_MAX: usize = 1_000;
 
 const ENGINE_DATABASE: &str = "engine";
 const DATA_DATABASE_PREFIX: &str = "data-";
@@ -86,6 +95,15 @@ impl EngineFactory for NoxuFactory {
         Ok(Arc::new(NoxuEngine::open(dir, self.cache_bytes)?))
     }
 
+    fn open_copy(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>> {
+        let copy = copy_files(dir).map_err(|source| {
+            io_error("copy its files into a temporary directory (TMPDIR)", source)
+        })?;
+        let mut engine = NoxuEngine::open(copy.path(), self.cache_bytes)?;
+        engine.copy = Some(copy);
+        Ok(Arc::new(engine))
+    }
+
     fn exists(&self, dir: &Path) -> Result<bool> {
         dir.try_exists()
             .map_err(|source| io_error("look for its files", source))
@@ -100,13 +118,14 @@ impl EngineFactory for NoxuFactory {
 pub struct NoxuEngine {
     directory: PathBuf,
     /// `None` when closed. Every call holds it for reading while it runs, so that `close` (and the
-    /// creation of a database) waits for the calls that are in Noxu. Taken after `writer`.
+    /// creation of a database) waits for the calls that are in Noxu. Taken after the writer's turn.
     open: RwLock<Option<Open>>,
-    /// Held by the one `apply` that is running.
-    writer: Mutex<()>,
+    turns: Turns,
     progress: Mutex<Progress>,
     /// Set for good when what is on disk is no longer known.
     failed: AtomicBool,
+    /// Of a copy: its directory, which goes with it.
+    copy: Option<TempDir>,
 }
 
 impl NoxuEngine {
@@ -115,20 +134,32 @@ impl NoxuEngine {
     /// # Errors
     /// See [`EngineFactory::open`].
     pub fn open(directory: &Path, cache_bytes: u64) -> Result<Self> {
-        Self::open_with(directory, cache_bytes, configuration::FILE_BYTES)
+        Self::open_with(directory, NoxuSizes::with_cache(cache_bytes))
     }
 
-    fn open_with(directory: &Path, cache_bytes: u64, file_bytes: u64) -> Result<Self> {
+    /// The engine in `directory`, created when missing. The sizes may be others than they were, but no
+    /// file may be larger than they are now.
+    ///
+    /// # Errors
+    /// See [`EngineFactory::open`].
+    pub fn open_with(directory: &Path, sizes: NoxuSizes) -> Result<Self> {
+        let opened = Self::open_prepared(directory, sizes);
+        opened.map_err(or_full)
+    }
+
+    fn open_prepared(directory: &Path, sizes: NoxuSizes) -> Result<Self> {
         make_directory_durable(directory).map_err(|source| io_error("sync its files", source))?;
-        lost_commits::put_back(directory)?;
-        let config = configuration::of(directory, cache_bytes, file_bytes);
-        Self::open_files(directory, config).map_err(|error| check::why_not_open(directory, error))
+        preparation::prepare(directory)?;
+        Self::open_files(directory, sizes).map_err(|error| check::why_not_open(directory, error))
     }
 
-    fn open_files(directory: &Path, config: EnvironmentConfig) -> Result<Self> {
-        let environment =
-            Environment::open(config).map_err(|error| open_error(directory, error))?;
-        let open = Open::new(environment)?;
+    fn open_files(directory: &Path, sizes: NoxuSizes) -> Result<Self> {
+        let environment = Environment::open(configuration::of(directory, sizes))
+            .map_err(|error| open_error(directory, error))?;
+        // Noxu makes files as whoever runs it.
+        owner::inherit_within(directory).map_err(|source| io_error("own its files", source))?;
+        let turns = Turns::default();
+        let open = Open::new(environment, sizes.checkpoint_wakeup_ms, &turns)?;
         let applied = open.read_applied()?;
         let progress = Progress {
             durable: applied.clone(),
@@ -138,9 +169,10 @@ impl NoxuEngine {
         Ok(Self {
             directory: directory.to_owned(),
             open: RwLock::new(Some(open)),
-            writer: Mutex::new(()),
+            turns,
             progress: Mutex::new(progress),
             failed: AtomicBool::new(false),
+            copy: None,
         })
     }
 
@@ -164,7 +196,17 @@ impl NoxuEngine {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Creates the databases that the batch puts its first record into.
+    /// Waits for a checkpoint that is being made, or a file that is cleaned. None comes after that.
+    fn stop_upkeep(&self) {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let upkeep = open.as_mut().and_then(|open| open.upkeep.take());
+        drop(open);
+        // It may wait for a batch, which waits for `open`.
+        drop(upkeep);
+    }
+
+    /// Creates the databases that the batch puts its first record into: together, or each would be synced
+    /// by itself.
     fn create_databases(&self, batch: &EngineBatch) -> Result<()> {
         let missing = self.with_open(|open| Ok(open.missing_databases(batch)))?;
         if missing.is_empty() {
@@ -172,15 +214,13 @@ impl NoxuEngine {
         }
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         let open = open.as_mut().ok_or(EngineError::Closed)?;
-        for database in missing {
-            let handle = open_database(&open.environment, &database_name(database))?;
-            open.databases.insert(database, handle);
-        }
+        let created = self.commit(open, |transaction| open.create(transaction, &missing))?;
+        open.databases.extend(created);
         Ok(())
     }
 
     /// Makes changes in one Noxu transaction, again when it loses a lock.
-    fn commit(&self, open: &Open, write: impl Fn(&Transaction) -> noxu::Result<()>) -> Result<()> {
+    fn commit<T>(&self, open: &Open, write: impl Fn(&Transaction) -> noxu::Result<T>) -> Result<T> {
         // Noxu looks at the free space every few seconds only. A batch that finds out by a failed
         // write leaves an environment that must be opened again.
         open.environment
@@ -188,7 +228,11 @@ impl NoxuEngine {
             .and_then(|()| open.evict())
             .map_err(|error| write_error("prepare for a batch", error))?;
         let mut attempt = 1;
-        while let Err(failure) = open.commit(&write) {
+        loop {
+            let failure = match open.commit(&write) {
+                Ok(written) => return Ok(written),
+                Err(failure) => failure,
+            };
             let again = failure.undone && failure.error.is_retryable();
             if !again || attempt == APPLY_ATTEMPTS_MAX {
                 self.note_failure(open, failure.undone);
@@ -196,7 +240,6 @@ impl NoxuEngine {
             }
             attempt += 1;
         }
-        Ok(())
     }
 
     /// Removes a database that holds nothing any more. `false` when its name is locked: it is as it
@@ -236,7 +279,7 @@ impl StorageEngine for NoxuEngine {
 
     fn apply(&self, batch: &EngineBatch) -> Result<()> {
         batch.assert_sorted();
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writer = self.turns.to_write();
         self.create_databases(batch)?;
         self.with_open(|open| {
             self.commit(open, |transaction| open.write(transaction, batch))?;
@@ -254,7 +297,7 @@ impl StorageEngine for NoxuEngine {
                 (progress.applied.clone(), progress.batches_applied)
             };
             // Between two batches, never inside one.
-            if let Ok(_writer) = self.writer.try_lock() {
+            if let Ok(_writer) = self.turns.writer.try_lock() {
                 open.compress()
                     .map_err(|error| io_error("remove deleted records", error))?;
             }
@@ -301,7 +344,7 @@ impl StorageEngine for NoxuEngine {
     }
 
     fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool> {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writer = self.turns.to_write();
         let is_empty = self.with_open(|open| {
             let Some(handle) = open.databases.get(&database) else {
                 return Ok(None);
@@ -326,7 +369,7 @@ impl StorageEngine for NoxuEngine {
 
     fn check(&self) -> Result<u64> {
         self.sync()?;
-        check::files(&self.directory)
+        check::files(&self.directory, || self.sync())
     }
 
     fn stats(&self) -> EngineStats {
@@ -339,7 +382,8 @@ impl StorageEngine for NoxuEngine {
     }
 
     fn close(&self) -> Result<()> {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.stop_upkeep();
+        let _writer = self.turns.to_write();
         let synced = match self.sync() {
             Err(EngineError::Closed) => return Ok(()),
             synced => synced,
@@ -353,7 +397,10 @@ impl StorageEngine for NoxuEngine {
         if synced.is_ok() {
             open.clean(&self.directory);
         }
-        open.close().and(synced)
+        let closed = open.close();
+        let owned = owner::inherit_within(&self.directory);
+        let owned = owned.map_err(|source| io_error("own its files", source));
+        closed.and(synced).and(owned)
     }
 }
 
@@ -364,6 +411,11 @@ impl Drop for NoxuEngine {
             && let Err(error) = open.close()
         {
             tracing::warn!(%error, "the engine was dropped and did not close cleanly");
+        }
+        if let Some(copy) = self.copy.take()
+            && let Err(error) = copy.close()
+        {
+            tracing::warn!(%error, "a copy of an engine stays behind");
         }
     }
 }
@@ -380,18 +432,19 @@ struct Progress {
 /// An open environment and its databases. Fields drop in this order: Noxu does not close an
 /// environment that has an open database.
 struct Open {
+    /// Until it closes.
+    upkeep: Option<Upkeep>,
     databases: BTreeMap<DatabaseId, Database>,
     engine: Database,
     environment: Environment,
-    /// Held for writing while records change, for reading while a cursor is in use.
-    turn: RwLock<()>,
-    reads: AtomicU64,
+    turns: Turns,
+    pages_read: AtomicU64,
     /// Whether the cache was ever full, which is told once.
     has_evicted: AtomicBool,
 }
 
 impl Open {
-    fn new(environment: Environment) -> Result<Self> {
+    fn new(environment: Environment, checkpoint_wakeup_ms: u64, turns: &Turns) -> Result<Self> {
         let engine = open_database(&environment, ENGINE_DATABASE)?;
         let names = environment
             .database_names()
@@ -406,12 +459,14 @@ impl Open {
             })?;
             databases.insert(id, open_database(&environment, &name)?);
         }
+        let upkeep = Upkeep::start(&environment, checkpoint_wakeup_ms, turns.clone())?;
         Ok(Self {
+            upkeep: Some(upkeep),
             databases,
             engine,
             environment,
-            turn: RwLock::new(()),
-            reads: AtomicU64::new(0),
+            turns: turns.clone(),
+            pages_read: AtomicU64::new(0),
             has_evicted: AtomicBool::new(false),
         })
     }
@@ -436,13 +491,27 @@ impl Open {
         missing
     }
 
+    /// Creates databases.
+    fn create(
+        &self,
+        transaction: &Transaction,
+        databases: &[DatabaseId],
+    ) -> noxu::Result<Vec<(DatabaseId, Database)>> {
+        let create = |id: &DatabaseId| {
+            let (environment, name) = (&self.environment, database_name(*id));
+            let handle = environment.open_database(Some(transaction), &name, &database_config())?;
+            Ok((*id, handle))
+        };
+        databases.iter().map(create).collect()
+    }
+
     /// Makes the changes of the batch and writes the record of what was applied.
     ///
     /// Deletes first: a put of a new key leaves a lock on the key behind it that Noxu's delete of
     /// that key cannot raise ("illegal lock upgrade"), while its put can.
     fn write(&self, transaction: &Transaction, batch: &EngineBatch) -> noxu::Result<()> {
         for slice in batch.changes.chunks(SLICE) {
-            let _turn = self.turn_to_write();
+            let _turn = self.turns.to_move_records();
             for (id, key, change) in slice {
                 if *change == Change::Delete
                     && let Some(database) = self.databases.get(id)
@@ -452,7 +521,7 @@ impl Open {
             }
         }
         for slice in batch.changes.chunks(SLICE) {
-            let _turn = self.turn_to_write();
+            let _turn = self.turns.to_move_records();
             for (id, key, change) in slice {
                 if let Change::Put(value) = change {
                     // `create_databases` has seen to it.
@@ -475,7 +544,7 @@ impl Open {
         pairs: &[(Bytes, Bytes)],
     ) -> noxu::Result<()> {
         for slice in pairs.chunks(SLICE) {
-            let _turn = self.turn_to_write();
+            let _turn = self.turns.to_move_records();
             for (key, _) in slice {
                 database.delete_in(transaction, key)?;
             }
@@ -483,34 +552,29 @@ impl Open {
         Ok(())
     }
 
-    fn turn_to_write(&self) -> RwLockWriteGuard<'_, ()> {
-        self.turn.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn get(&self, database: &Database, key: &[u8]) -> Result<Option<Bytes>> {
-        self.count_reads(1)?;
-        read(database, key)
+        let value = read(database, key)?;
+        self.count_reads(value.iter().map(Bytes::len))?;
+        Ok(value)
     }
 
-    /// Keeps reads from filling memory: Noxu evicts for writes only.
-    fn count_reads(&self, count: u64) -> Result<()> {
-        let before = self.reads.fetch_add(count, Ordering::Relaxed);
-        if before / READS_PER_EVICTION != (before + count) / READS_PER_EVICTION
-            && let Ok(_turn) = self.turn.try_write()
+    /// Keeps reads of these sizes from filling memory: nothing is evicted for them otherwise.
+    fn count_reads(&self, bytes: impl Iterator<Item = usize>) -> Result<()> {
+        let pages = bytes.fold(1, |pages, bytes| pages + (bytes / PAGE_BYTES) as u64);
+        let before = self.pages_read.fetch_add(pages, Ordering::Relaxed);
+        // Whoever holds it evicts, or the next one that reads does.
+        if before / PAGES_PER_EVICTION != (before + pages) / PAGES_PER_EVICTION
+            && let Ok(_writer) = self.turns.writer.try_lock()
         {
-            self.evict_in_turn()
+            self.evict()
                 .map_err(|error| read_error("evict records", error))?;
         }
         Ok(())
     }
 
-    /// Brings the cache back to its size.
+    /// Brings the cache back to its size. For who has the writer's turn.
     fn evict(&self) -> noxu::Result<()> {
-        let _turn = self.turn_to_write();
-        self.evict_in_turn()
-    }
-
-    fn evict_in_turn(&self) -> noxu::Result<()> {
+        let _turn = self.turns.to_move_records();
         let evicted = self.environment.evict_memory()?;
         if evicted > 0 && !self.has_evicted.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -523,7 +587,7 @@ impl Open {
 
     /// Removes the slots of deleted records.
     fn compress(&self) -> noxu::Result<()> {
-        let _turn = self.turn_to_write();
+        let _turn = self.turns.to_move_records();
         self.environment.compress().map(drop)
     }
 
@@ -541,12 +605,13 @@ impl Open {
                 ..limit
             };
             let found = {
-                let _turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
+                let records = self.turns.records.read();
+                let _turn = records.unwrap_or_else(PoisonError::into_inner);
                 Scan::new(database, &range, direction)?.collect(slice)?
             };
             let Some((last, _)) = found.last() else { break };
             range = range.after(last.clone(), direction);
-            self.count_reads(found.len() as u64)?;
+            self.count_reads(found.iter().map(|(_, value)| PAGE_BYTES.max(value.len())))?;
             for (key, value) in &found {
                 limit.take(key.len() + value.len());
             }
@@ -581,19 +646,26 @@ impl Open {
         let checkpoint = CheckpointConfig::new().with_force(true);
         let files = self.environment.clean_log();
         // A file that was emptied goes at the second checkpoint after it.
-        self.environment.checkpoint(Some(&checkpoint))?;
-        self.environment.checkpoint(Some(&checkpoint))?;
+        for _ in 0..2 {
+            mark_roots(&self.environment);
+            self.environment.checkpoint(Some(&checkpoint))?;
+        }
         files
     }
 
     fn close(self) -> Result<()> {
         let Self {
+            upkeep,
             databases,
             engine,
             mut environment,
             ..
         } = self;
-        if let Err(error) = empty_cache(&mut environment) {
+        drop(upkeep);
+        mark_roots(&environment);
+        if databases.len() > EMPTY_DATABASES_MAX {
+            tracing::info!("the memory of the engine's cache stays in use: it has many databases");
+        } else if let Err(error) = empty_cache(&mut environment) {
             tracing::warn!(%error, "the memory of the engine's cache stays in use");
         }
         drop(databases);
@@ -629,12 +701,15 @@ fn database_name(id: DatabaseId) -> String {
     format!("{DATA_DATABASE_PREFIX}{id}")
 }
 
-fn open_database(environment: &Environment, name: &str) -> Result<Database> {
-    let config = DatabaseConfig::new()
+fn database_config() -> DatabaseConfig {
+    DatabaseConfig::new()
         .with_allow_create(true)
         .with_transactional(true)
-        .with_node_max_entries(NODE_ENTRIES);
+        .with_node_max_entries(NODE_ENTRIES)
+}
+
+fn open_database(environment: &Environment, name: &str) -> Result<Database> {
     environment
-        .open_database(None, name, &config)
+        .open_database(None, name, &database_config())
         .map_err(|error| write_error("open a database", error))
 }

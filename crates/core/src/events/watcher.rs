@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use futures_util::{Stream, stream};
 use steadfast_net::{TcpTransport, Transport};
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use crate::env::{block_on, entered};
 use crate::error::FeedError;
 use crate::events::{GroupEvent, GroupView, MemberView, between};
 use crate::group::MemberRecord;
 use crate::ids::{NodeId, Term};
+use crate::lifecycle::Phase;
 use crate::observe::status::MemberStatus;
+use crate::runtime::{Ground, OwnRuntime};
 use crate::service::EVENTS;
 use crate::service::events::{STANDING_INTERVAL, ViewMessage};
 use crate::service::hello::{Caller, DialError, Session};
@@ -35,8 +37,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The events of a group, from the present on. What watches is no member: it has no data, no vote and
 /// no directory.
 ///
-/// It goes on at another node by itself, also at one that it was not told of, and never ends by
-/// itself. What came and went while it could reach no node is left out. As an iterator it blocks;
+/// It goes on at another node by itself, also at one that it was not told of, and ends with its first
+/// error alone; one of an environment in this process ends with [`FeedError::Closed`] when that closes.
+/// What came and went while it could reach no node is left out. As an iterator it blocks;
 /// [`GroupEvents::next_async`] waits, and [`GroupEvents::into_stream`] makes a stream.
 pub struct GroupEvents {
     transport: Arc<dyn Transport>,
@@ -51,9 +54,12 @@ pub struct GroupEvents {
     view: Option<GroupView>,
     /// Events that were not given out yet: those between two views.
     pending: VecDeque<GroupEvent>,
-    handle: Handle,
+    has_ended: bool,
+    /// Of the environment with which it ends.
+    phase: Option<watch::Receiver<Phase>>,
+    ground: Ground,
     /// Of one that was connected by a blocking call.
-    own: Option<Runtime>,
+    _own: Option<Arc<OwnRuntime>>,
 }
 
 impl GroupEvents {
@@ -66,28 +72,16 @@ impl GroupEvents {
         addresses: impl IntoIterator<Item = A>,
         group: &str,
     ) -> Result<Self, FeedError> {
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("steadfast-feed")
-            .enable_all()
-            .build()
-            .map_err(|error| FeedError::Stopped {
-                reason: format!("no runtime: {error}"),
-            })?;
-        let handle = runtime.handle().clone();
-        match block_on(
-            false,
-            entered(&handle, Self::connect_async(addresses, group)),
-        ) {
-            Ok(mut events) => {
-                events.own = Some(runtime);
-                Ok(events)
-            }
-            Err(error) => {
-                runtime.shutdown_background();
-                Err(error)
-            }
-        }
+        let own = OwnRuntime::new("steadfast-feed", 1).map_err(|error| FeedError::Stopped {
+            reason: format!("no runtime: {error}"),
+        })?;
+        let ground = own.ground();
+        let connected = ground.block_on(Self::connect_async(addresses, group));
+        connected.map(|events| Self {
+            ground,
+            _own: Some(own),
+            ..events
+        })
     }
 
     /// As [`GroupEvents::connect`], on the runtime of the caller.
@@ -111,7 +105,8 @@ impl GroupEvents {
         addresses: Vec<String>,
         group: &str,
     ) -> Result<Self, FeedError> {
-        let mut events = Self::unconnected(transport, addresses, group, Handle::current());
+        let ground = Ground::Guest(Handle::current());
+        let mut events = Self::unconnected(transport, addresses, group, ground);
         let deadline = Instant::now() + PATIENCE;
         loop {
             let why = match events.try_all().await? {
@@ -137,7 +132,7 @@ impl GroupEvents {
         transport: Arc<dyn Transport>,
         given: Vec<String>,
         group: &str,
-        handle: Handle,
+        ground: Ground,
     ) -> Self {
         Self {
             transport,
@@ -149,8 +144,18 @@ impl GroupEvents {
             is_out_of_sight: false,
             view: None,
             pending: VecDeque::new(),
-            handle,
-            own: None,
+            has_ended: false,
+            phase: None,
+            ground,
+            _own: None,
+        }
+    }
+
+    /// The same, until an environment closes.
+    pub(crate) fn until(self, phase: watch::Receiver<Phase>) -> Self {
+        Self {
+            phase: Some(phase),
+            ..self
         }
     }
 
@@ -163,8 +168,27 @@ impl GroupEvents {
     /// nothing.
     ///
     /// # Errors
-    /// [`FeedError::WrongGroup`], when another group is found at an address.
+    /// [`FeedError::WrongGroup`], when another group is found at an address; [`FeedError::Closed`], when
+    /// the environment of which these are the events has closed. It is the last, and comes again.
     pub async fn next_async(&mut self) -> Result<GroupEvent, FeedError> {
+        let (ground, phase) = (self.ground.clone(), self.phase.clone());
+        let Some(_held) = ground.hold() else {
+            self.has_ended = true;
+            return Err(FeedError::Closed);
+        };
+        let next = async {
+            tokio::select! {
+                biased;
+                () = closed(phase) => Err(FeedError::Closed),
+                next = self.next_here() => next,
+            }
+        };
+        let next = ground.run(next).await;
+        self.has_ended |= next.is_err();
+        next
+    }
+
+    async fn next_here(&mut self) -> Result<GroupEvent, FeedError> {
         loop {
             if let Some(event) = self.pending.pop_front() {
                 return Ok(event);
@@ -282,20 +306,28 @@ impl GroupEvents {
             voters,
             down,
             sees_nodes,
+            damaged,
             ..
         } = message;
-        let was_up = |id: NodeId| {
+        let was = |id: NodeId| {
             let last = self.view.iter().flat_map(|view| &view.members);
             let mut same = last.filter(|of| of.member.node.id == id);
-            same.next().and_then(|of| of.is_up)
+            same.next()
         };
         let member = |record: MemberRecord| {
             let (id, member) = record.into_member();
+            let mut damaged = damaged.iter().filter(|of| of.node == id.0);
+            let damage = damaged.next().map(|of| of.what.clone());
             MemberView {
                 is_up: if sees_nodes {
                     Some(!down.contains(&id.0))
                 } else {
-                    was_up(id)
+                    was(id).and_then(|was| was.is_up)
+                },
+                damage: if sees_nodes {
+                    damage
+                } else {
+                    damage.or_else(|| was(id)?.damage.clone())
                 },
                 member: MemberStatus {
                     node: member.node_address(id),
@@ -345,6 +377,15 @@ impl GroupEvents {
     }
 }
 
+/// Returns when the environment of this phase has closed, or closes.
+async fn closed(phase: Option<watch::Receiver<Phase>>) {
+    match phase {
+        // An environment that is gone is closed.
+        Some(mut phase) => drop(phase.wait_for(Phase::is_closing).await),
+        None => std::future::pending().await,
+    }
+}
+
 async fn dial(transport: Arc<dyn Transport>, address: &str) -> Result<Session, DialError> {
     let anyone = (address, NodeId(0));
     Caller::Client
@@ -355,9 +396,13 @@ async fn dial(transport: Arc<dyn Transport>, address: &str) -> Result<Session, D
 impl Iterator for GroupEvents {
     type Item = Result<GroupEvent, FeedError>;
 
+    /// `None` after an error.
     fn next(&mut self) -> Option<Self::Item> {
-        let handle = self.handle.clone();
-        Some(block_on(false, entered(&handle, self.next_async())))
+        if self.has_ended {
+            return None;
+        }
+        let ground = self.ground.clone();
+        Some(ground.wait_for(self.next_async()))
     }
 }
 
@@ -367,14 +412,5 @@ impl std::fmt::Debug for GroupEvents {
             .field("group_name", &self.group_name)
             .field("view", &self.view)
             .finish_non_exhaustive()
-    }
-}
-
-impl Drop for GroupEvents {
-    fn drop(&mut self) {
-        self.session = None;
-        if let Some(own) = self.own.take() {
-            own.shutdown_background();
-        }
     }
 }

@@ -30,19 +30,22 @@ pub enum AdminCommand {
         /// [`NodeType::Electable`] or [`NodeType::Secondary`].
         node_type: NodeType,
     },
-    /// Prefers an electable node as master over those of lower priority; with 0 it never is.
+    /// Prefers an electable node as master over those of lower priority; with 0 it never is, and only stands in for one.
     SetPriority {
         /// Its name.
         node: String,
         /// 0 to [`PRIORITY_MAX`].
         priority: u32,
     },
-    /// Says where the others reach a member from now on.
+    /// Says where the others reach a member from now on. The master tries it first: the member has to
+    /// answer there, unless it is forced.
     SetAddress {
         /// Its name.
         node: String,
         /// `host:port`.
         address: String,
+        /// Although the member may not answer there, or not yet.
+        force: bool,
     },
     /// Makes another node master: the one of these that is most caught up. Writes wait for
     /// milliseconds; when it fails the master goes on.
@@ -143,8 +146,13 @@ impl AdminCommand {
                 priority: Some(*priority),
                 ..alter(node)
             }),
-            Self::SetAddress { node, address } => AdminCall::Alter(AlterRequest {
+            Self::SetAddress {
+                node,
+                address,
+                force,
+            } => AdminCall::Alter(AlterRequest {
                 address: Some(address.clone()),
+                untried: *force,
                 ..alter(node)
             }),
             Self::Transfer { to, within } => AdminCall::Transfer(TransferRequest {

@@ -38,6 +38,8 @@ const FILE: &str = "identity";
 const NEW_FILE: &str = "identity.new";
 const LOCK_FILE: &str = "lock";
 const ORIGIN_FILE: &str = "origin";
+/// What file systems keep in the root of a volume, which may be a directory of ours.
+const VOLUME_ROOT_FILE: &str = "lost+found";
 
 /// The body of the identity file.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -195,18 +197,32 @@ impl DataDir {
 
     /// Where the log lies after so many were given up as damaged.
     pub(crate) fn log_dir(&self, log: u64) -> PathBuf {
-        self.dir.join(match log {
-            0 => "log".to_owned(),
-            log => format!("log-{log}"),
-        })
+        log_dir(&self.dir, log)
     }
 
     /// Where the engine of a state lies that was copied from peers so many times.
     pub(crate) fn engine_dir(&self, copy: u64) -> PathBuf {
+        engine_dir(&self.dir, copy)
+    }
+
+    /// Where it is noted what that engine has to hold.
+    pub(crate) fn digest_path(&self, copy: u64) -> PathBuf {
         self.dir.join(match copy {
-            0 => "engine".to_owned(),
-            copy => format!("engine-{copy}"),
+            0 => "digest".to_owned(),
+            copy => format!("digest-{copy}"),
         })
+    }
+
+    /// Removes what was noted for an engine that is not there any more.
+    ///
+    /// # Errors
+    /// [`OpenError::Io`].
+    pub(crate) fn remove_digest(&self, disk: &dyn Disk, copy: u64) -> Result<(), OpenError> {
+        let path = self.digest_path(copy);
+        if disk.exists(&path).map_err(io_error("look for", &path))? {
+            disk.remove(&path).map_err(io_error("remove", &path))?;
+        }
+        Ok(())
     }
 
     /// Whether there is a log.
@@ -232,7 +248,8 @@ impl DataDir {
         if !disk.exists(&dir).map_err(io_error("look for", &dir))? {
             return Ok(());
         }
-        for name in disk.list(&dir).map_err(io_error("list", &dir))? {
+        let names = disk.list(&dir).map_err(io_error("list", &dir))?;
+        for name in names.into_iter().filter(|name| name != VOLUME_ROOT_FILE) {
             let path = dir.join(name);
             disk.remove(&path).map_err(io_error("remove", &path))?;
         }
@@ -319,11 +336,8 @@ impl DataDir {
     ) -> Result<Option<(Identity, Option<FileMark>)>, OpenError> {
         let path = self.dir.join(FILE);
         if !disk.exists(&path).map_err(io_error("look for", &path))? {
-            let orphan = self.log_dir(0);
-            if disk
-                .exists(&orphan)
-                .map_err(io_error("look for", &orphan))?
-            {
+            // An empty directory is where a volume for the log is mounted.
+            if self.has_log(disk, 0)? {
                 let what = "the file is missing beside a log".to_owned();
                 return Err(OpenError::Corrupt {
                     path,
@@ -358,12 +372,32 @@ impl DataDir {
     }
 }
 
+fn log_dir(dir: &Path, log: u64) -> PathBuf {
+    dir.join(match log {
+        0 => "log".to_owned(),
+        log => format!("log-{log}"),
+    })
+}
+
+fn engine_dir(dir: &Path, copy: u64) -> PathBuf {
+    dir.join(match copy {
+        0 => "engine".to_owned(),
+        copy => format!("engine-{copy}"),
+    })
+}
+
+/// Where this node keeps something that grows: each may be on a volume of its own.
+pub(crate) fn growing_dirs(dir: &Path, identity: &Identity) -> [PathBuf; 3] {
+    let (log, engine) = (log_dir(dir, identity.log), engine_dir(dir, identity.copy));
+    [dir.to_owned(), log, engine]
+}
+
 /// Why a node of epoch `own` takes no part, and what to do.
 pub(crate) fn superseded(own: GroupEpoch, later: GroupEpoch) -> String {
     format!(
         "the group lost its quorum and was recovered without this node: it is in epoch {later}, and \
          this node is of epoch {own}. The directory may hold writes that the group no longer has: \
-         keep it aside, and let the node in anew with an empty one (steadfast node replace)"
+         keep it aside, and let the node in anew, with an empty one and a token (steadfast token create)"
     )
 }
 
@@ -456,6 +490,17 @@ pub(super) fn frame(magic: &[u8], version: u32, record: &impl Message) -> Vec<u8
     bytes.extend(crc32c::crc32c(&body).to_le_bytes());
     bytes.extend(body);
     bytes
+}
+
+/// The record of a file that [`frame`] has made, if it is whole.
+pub(super) fn unframe<'a>(magic: &[u8], version: u32, bytes: &'a [u8]) -> Option<&'a [u8]> {
+    let (header, body) = bytes.split_at_checked(HEADER_BYTES)?;
+    let field = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
+    let is_whole = &header[..8] == magic
+        && field(8) == version
+        && field(12) as usize == body.len()
+        && field(16) == crc32c::crc32c(body);
+    is_whole.then_some(body)
 }
 
 fn decode(path: &Path, bytes: &[u8]) -> Result<(Identity, Option<FileMark>), OpenError> {

@@ -17,14 +17,13 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::error::OpenError;
-use crate::group::identity::{Identity, frame, read_file, replace_file};
+use crate::group::identity::{Identity, frame, read_file, replace_file, unframe};
 use crate::group::{Member, MemberRecord, Members};
 use crate::ids::{GroupUuid, NodeId};
 use crate::log::Disk;
 
 const MAGIC: &[u8; 8] = b"SFMEMBR\0";
 const FORMAT_VERSION: u32 = 1;
-const HEADER_BYTES: usize = 20;
 const FILE: &str = "members";
 const NEW_FILE: &str = "members.new";
 
@@ -81,13 +80,7 @@ pub(crate) async fn write(
 }
 
 fn decode(bytes: &[u8]) -> Option<KnownRecord> {
-    let (header, body) = bytes.split_at_checked(HEADER_BYTES)?;
-    let field = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
-    let is_whole = &header[..8] == MAGIC
-        && field(8) == FORMAT_VERSION
-        && field(12) as usize == body.len()
-        && field(16) == crc32c::crc32c(body);
-    is_whole.then(|| KnownRecord::decode(body).ok()).flatten()
+    KnownRecord::decode(unframe(MAGIC, FORMAT_VERSION, bytes)?).ok()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Who belongs to the group: members, the identity of a data directory, and how a group forms.
 
+pub(crate) mod addresses;
 pub(crate) mod admin;
 pub(crate) mod formation;
 pub(crate) mod identity;
@@ -118,7 +119,7 @@ impl Default for Member {
 pub(crate) type Members = Arc<BTreeMap<NodeId, Member>>;
 
 impl Member {
-    /// Whether it may be master.
+    /// Whether it may be master, and take writes.
     pub(crate) fn can_lead(&self) -> bool {
         self.node_type == NodeType::Electable && self.priority > 0
     }

@@ -8,25 +8,28 @@ use bytes::Bytes;
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
-use crate::config::{check_address, check_name};
+use crate::config::{check_address, check_name, is_unspecified};
 use crate::consensus::{ChangeError, Consensus, ConsensusError, TransferError};
 use crate::error::WriteError;
 use crate::group::admin::{AdminCommand, AdminError, PRIORITY_MAX};
 use crate::group::identity::Identity;
-use crate::group::{Member, MemberRecord, Members, NodeType};
+use crate::group::{Member, MemberRecord, Members, NodeAddress, NodeType};
 use crate::ids::{Incarnation, NodeId};
 use crate::lifecycle::quorum::{Present, no_majority};
+use crate::lifecycle::transfer::{LOOK_INTERVAL, hand_over, transfer};
 use crate::lifecycle::{Lifecycle, repair};
 use crate::limits::NODES_MAX;
 use crate::node::Node;
 use crate::service::admin::messages::{
     AdminAnswer, AdminCall, AdminDone, AdminRequest, AlterRequest, JoinRequest, Joined,
-    RemoveRequest, TransferRequest,
+    RemoveRequest,
 };
 use crate::service::admin::{self, AdminRefusal};
+use crate::service::hello::DialError;
 use crate::txn::catalog::{CATALOG, NODE_ID_KEY, decode_node_id};
 use crate::txn::durability::Durability;
 use crate::txn::transaction::Transaction;
+use crate::txn::view::ViewError;
 use crate::write;
 
 /// How long one change may wait for the majority that commits it.
@@ -35,11 +38,11 @@ const CHANGE_MAX: Duration = Duration::from_secs(10);
 /// How long a change waits for one that is under way.
 const BUSY_RETRY: Duration = Duration::from_millis(20);
 
+/// How long a change that takes a vote away waits for a majority of the others to be up and current.
+const MAJORITY_WAIT: Duration = Duration::from_secs(2);
+
 /// How long a master that is to be removed tries to hand over.
 const HAND_OVER_MAX: Duration = Duration::from_secs(5);
-
-/// For how long writes go on between two tries of a transfer.
-const TRANSFER_PAUSE: Duration = Duration::from_millis(300);
 
 /// Longest wait that a caller may ask for.
 pub(super) const WITHIN_MAX: Duration = Duration::from_hours(1);
@@ -90,7 +93,9 @@ impl Lifecycle {
         let members = self.around.members.borrow().clone();
         // The own address first: another's is asked when this node is not the master.
         let mut addresses = vec![self.listen_address().to_owned()];
-        addresses.extend(members.values().map(|member| member.address.clone()));
+        let known = &self.around.addresses;
+        let places = |(id, member): (&NodeId, &Member)| known.candidates(*id, &member.address);
+        addresses.extend(members.iter().flat_map(places));
         let client = self.admin_client(&identity, &addresses);
         command.send_by(&client).await
     }
@@ -129,23 +134,32 @@ impl Lifecycle {
                 let role = self.around.role.borrow();
                 let own = self.identity.borrow().node_id;
                 let master = role.master.as_ref().filter(|master| master.id != own);
-                AdminAnswer::NotMaster(
-                    master
-                        .map(|master| master.address.clone())
-                        .unwrap_or_default(),
-                )
+                let best = |master: &NodeAddress| {
+                    let addresses = &self.around.addresses;
+                    addresses.best(master.id, &master.address)
+                };
+                AdminAnswer::NotMaster(master.map(best).unwrap_or_default())
             }
         }
     }
 
     /// The newest id that was given to a node, as far as this node has applied that: 0 while only
-    /// founders have one.
+    /// founders have one. The highest that there is when the catalog cannot be read: nobody is to be
+    /// taken for new because of that.
     pub(super) fn newest_node_id(&self) -> NodeId {
-        let kept = self.running().map(|node| {
-            let kept = node.view().get(CATALOG, &Bytes::from_static(NODE_ID_KEY));
-            kept.unwrap_or_default()
-        });
-        decode_node_id(kept.unwrap_or_default().as_ref())
+        let Ok(node) = self.running() else {
+            return NodeId(0);
+        };
+        let kept = node.view().get(CATALOG, &Bytes::from_static(NODE_ID_KEY));
+        let newest = kept.map(|kept| decode_node_id(kept.as_ref()));
+        match newest {
+            Ok(Ok(newest)) => newest,
+            Err(ViewError::TooOld { .. }) => NodeId(0),
+            Ok(Err(error)) | Err(ViewError::Engine(error)) => {
+                tracing::warn!(%error, "the newest id of a node is not known");
+                NodeId(u64::MAX)
+            }
+        }
     }
 
     fn check_admin(&self, request: &AdminRequest) -> Result<Arc<Node>, Undone> {
@@ -197,9 +211,10 @@ async fn decide(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
     } else {
         None
     };
-    if !node.consensus.is_master() {
+    if !node.consensus.is_in_charge() {
         return Err(Undone::NotMaster);
     }
+    check_stand_in(node, call.as_ref())?;
     match call {
         Some(AdminCall::Join(request)) => join(node, request).await,
         Some(AdminCall::Remove(request)) => remove(node, request).await,
@@ -213,6 +228,22 @@ async fn decide(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
             "use the same version everywhere",
         ),
     }
+}
+
+/// Refuses what takes a write, at a node that takes none.
+fn check_stand_in(node: &Node, call: Option<&AdminCall>) -> Result<(), Undone> {
+    let writes = !matches!(call, Some(AdminCall::Alter(_) | AdminCall::Transfer(_)));
+    if !writes || !node.consensus.stands_in() {
+        return Ok(());
+    }
+    refused_for_now(
+        format!(
+            "{} has priority 0 and only stands in for a master, so nothing can be written",
+            node.identity.node_name
+        ),
+        "start a node that may be master, or give one that is up a priority above 0: `steadfast node \
+         priority NODE 1`",
+    )
 }
 
 /// Waits until no other call changes the members.
@@ -258,6 +289,7 @@ async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
         priority: request.priority,
     };
     check_member(&wanted)?;
+    check_given_address(&wanted.name, &wanted.address)?;
     check_free_name(consensus, &wanted.name, wanted.incarnation.0)?;
     let members = consensus.members();
     if let Some((id, member)) = find(&members, &wanted.name) {
@@ -327,6 +359,9 @@ async fn with_node_ids<T>(
 
 async fn remove(node: &Node, request: RemoveRequest) -> Done {
     let consensus = &node.consensus;
+    if !request.force {
+        wait_for_majority_without(consensus, &request.name).await;
+    }
     let members = consensus.members();
     let (id, member) = known(&members, &request.name)?;
     let rest: Members = Arc::new(
@@ -381,6 +416,9 @@ async fn leave(consensus: &Consensus, members: &Members, others: &[NodeId]) -> D
 }
 
 async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {
+    if takes_the_vote(&request) {
+        wait_for_majority_without(consensus, &request.name).await;
+    }
     let members = consensus.members();
     let (id, member) = known(&members, &request.name)?;
     let mut altered = member.clone();
@@ -398,10 +436,20 @@ async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {
         what.push(format!("{} is {}", member.name, altered.node_type));
     }
     if let Some(priority) = request.priority {
+        if !member.node_type.has_data() {
+            return refused(
+                format!(
+                    "{} is an arbiter, which is never master, so it has no priority",
+                    member.name
+                ),
+                "name a node with data",
+            );
+        }
         altered.priority = priority;
         what.push(format!("{} has priority {priority}", member.name));
     }
     if let Some(address) = request.address {
+        check_given_address(&member.name, &address)?;
         check_free_address(&members, &address, Some(id))?;
         altered.address = address;
         what.push(format!("{} is reached at {}", member.name, altered.address));
@@ -413,73 +461,13 @@ async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {
     let mut after = (*members).clone();
     after.insert(id, altered.clone());
     check_leader_left(&Arc::new(after), "with this")?;
+    if altered.address != member.address && !request.untried {
+        check_reached(consensus, (id, &altered)).await?;
+    }
     if altered != *member {
         change(|| consensus.set_member(id, altered.clone())).await?;
     }
     Ok(done(what.join(", ")))
-}
-
-async fn transfer(consensus: &Consensus, request: TransferRequest) -> Done {
-    let members = consensus.members();
-    let voters = consensus.voters();
-    let mut to = Vec::new();
-    for name in &request.to {
-        let (id, member) = known(&members, name)?;
-        if id == consensus.own_id() {
-            return Ok(done(format!("{name} is the master already")));
-        }
-        if !member.can_lead() || !voters.contains(&id) {
-            return refused(
-                format!("{name} cannot be master: {}", why_no_master(member)),
-                "name an electable node of a priority above 0",
-            );
-        }
-        to.push(id);
-    }
-    if request.to.is_empty() {
-        to = candidates(&members, &voters);
-        to.retain(|id| *id != consensus.own_id());
-    }
-    if to.is_empty() {
-        return refused("no other node can be master", "add an electable node first");
-    }
-    let within = Duration::from_millis(request.timeout_ms).min(WITHIN_MAX);
-    match hand_over(consensus, &to, Instant::now() + within).await {
-        Ok(master) => {
-            let name = members.get(&master).map(|member| member.name.as_str());
-            Ok(done(format!("{} is the master", name.unwrap_or_default())))
-        }
-        Err(TransferError::NotMaster) => Err(Undone::NotMaster),
-        Err(error) => refused(
-            format!("mastership was not transferred: {error}; the master goes on"),
-            "look at `steadfast status` for what holds the candidate back, then try again",
-        ),
-    }
-}
-
-/// Transfers mastership, again while there is time: writes are held for so short that a candidate with a
-/// busy disk may miss it. Between two tries they go on.
-pub(super) async fn hand_over(
-    consensus: &Consensus,
-    to: &[NodeId],
-    deadline: Instant,
-) -> Result<NodeId, TransferError> {
-    loop {
-        match consensus.transfer(to, deadline).await {
-            Err(TransferError::NotTaken) if Instant::now() + TRANSFER_PAUSE < deadline => {
-                tokio::time::sleep(TRANSFER_PAUSE).await;
-            }
-            transferred => return transferred,
-        }
-    }
-}
-
-fn why_no_master(member: &Member) -> String {
-    match (member.node_type, member.priority) {
-        (NodeType::Electable, 0) => "its priority is 0".to_owned(),
-        (NodeType::Electable, _) => "it has no vote yet".to_owned(),
-        (node_type, _) => format!("it is {node_type}"),
-    }
 }
 
 fn find<'a>(members: &'a Members, name: &str) -> Option<(NodeId, &'a Member)> {
@@ -534,6 +522,51 @@ fn check_member(member: &Member) -> Result<(), Undone> {
     Ok(())
 }
 
+fn check_given_address(name: &str, address: &str) -> Result<(), Undone> {
+    if !is_unspecified(address) {
+        return Ok(());
+    }
+    refused(
+        format!("{address} stands for every address of a machine: nobody reaches {name} there"),
+        format!(
+            "say where the others reach it: steadfast node address {name} HOST:PORT; it may listen \
+             on {address} all the same"
+        ),
+    )
+}
+
+/// What went wrong, and what below it, where that is not in the text already.
+fn with_cause(error: &DialError) -> String {
+    let DialError::Net(error) = error else {
+        return error.to_string();
+    };
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+/// Whether this master reaches the member at the address that it is to have.
+async fn check_reached(
+    consensus: &Consensus,
+    (id, altered): (NodeId, &Member),
+) -> Result<(), Undone> {
+    let Member { name, address, .. } = altered;
+    match consensus.prove_address(address, id).await {
+        Ok(()) => Ok(()),
+        Err(error) => refused(
+            format!(
+                "the master does not reach {name} at {address}: {}",
+                with_cause(&error)
+            ),
+            format!(
+                "start {name} there first, or correct the address; `--force` takes it untried: \
+                 steadfast node address {name} {address} --force"
+            ),
+        ),
+    }
+}
+
 fn check_free_address(members: &Members, address: &str, own: Option<NodeId>) -> Result<(), Undone> {
     let mut others = members.iter().filter(|(id, _)| Some(**id) != own);
     match others.find(|(_, member)| member.address == address) {
@@ -545,16 +578,50 @@ fn check_free_address(members: &Members, address: &str, own: Option<NodeId>) -> 
     }
 }
 
+fn takes_the_vote(request: &AlterRequest) -> bool {
+    let to = request.node_type.and_then(NodeType::from_number);
+    to.is_some_and(|node_type| !node_type.votes())
+}
+
+/// The voting nodes when this one has no vote any more, or none if it has none now.
+fn voters_without(consensus: &Consensus, id: NodeId) -> Option<BTreeSet<NodeId>> {
+    let mut voters = consensus.voters();
+    voters.remove(&id).then_some(voters)
+}
+
+/// Waits for a moment in which a majority without this member is up and current: a busy node is behind
+/// for moments, which is no reason to refuse.
+async fn wait_for_majority_without(consensus: &Consensus, name: &str) {
+    let is_there = || {
+        let members = consensus.members();
+        let left = find(&members, name).and_then(|(id, _)| voters_without(consensus, id));
+        let is_there = |left: &BTreeSet<NodeId>| Present::of(consensus, left).is_majority();
+        !consensus.is_master() || left.is_none_or(|left| left.is_empty() || is_there(&left))
+    };
+    let deadline = Instant::now() + MAJORITY_WAIT;
+    while !is_there() && Instant::now() < deadline {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
 /// Whether enough of the others answer when a member has no vote any more.
 fn check_majority_left(
     consensus: &Consensus,
     (id, member): (NodeId, &Member),
 ) -> Result<(), Undone> {
-    let voters = consensus.voters();
-    if !voters.contains(&id) {
+    let Some(left) = voters_without(consensus, id) else {
         return Ok(());
+    };
+    if left.is_empty() {
+        return refused(
+            format!(
+                "{} has the only vote: without it nothing could be decided",
+                member.name
+            ),
+            "promote another node, or let one in (`steadfast token create`), and try again when it has its \
+             vote",
+        );
     }
-    let left = voters.into_iter().filter(|other| *other != id).collect();
     let present = Present::of(consensus, &left);
     if present.is_majority() {
         return Ok(());

@@ -1,26 +1,37 @@
 //! Comparing what nodes hold: the node's part in it, and the master's comparison in the background.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
+use crate::engine::RowDigest;
 use crate::group::{Member, Members, NodeAddress};
-use crate::ids::{Incarnation, Vlsn};
+use crate::ids::{Incarnation, NodeId, Vlsn};
 use crate::lifecycle::{Lifecycle, Phase, lock};
 use crate::node::Node;
 use crate::observe::comparison::{Comparing, Comparison, Damage, Flaw};
 use crate::observe::digest;
 use crate::service::comparison::{
-    CheckReply, DivergenceMessage, RangeOutcome, RangeReply, RangeRequest,
+    CheckReply, DatabaseDigestMessage, DivergenceMessage, RangeOutcome, RangeReply, RangeRequest,
 };
+use crate::txn::audit::digest::RunningDigest;
 
 /// After each range the comparison in the background rests for so many times as long as that took: at
 /// most a fifth of one core goes into it.
 const REST: u32 = 4;
 
+/// The running digests are compared so often at least, where nodes are compared at all: no row is read
+/// for it.
+const COMPARE_EVERY: Duration = Duration::from_secs(10);
+
 /// What the last comparison has found, and who computes.
 pub(super) struct Compared {
     divergences: Mutex<Vec<DivergenceMessage>>,
+    /// The other members that say of themselves that their data is wrong.
+    damaged: Mutex<BTreeMap<NodeId, String>>,
     /// One range, or one check of all files, at a time.
     one_at_a_time: Arc<Semaphore>,
 }
@@ -29,6 +40,7 @@ impl Default for Compared {
     fn default() -> Self {
         Self {
             divergences: Mutex::default(),
+            damaged: Mutex::default(),
             one_at_a_time: Arc::new(Semaphore::new(1)),
         }
     }
@@ -42,8 +54,25 @@ fn unusable(outcome: RangeOutcome, text: impl Into<String>) -> RangeReply {
     }
 }
 
+fn running_reply(vlsn: Vlsn, digest: &RunningDigest) -> RangeReply {
+    let total = digest.total();
+    let database = |(name, digest): (String, RowDigest)| DatabaseDigestMessage {
+        name,
+        rows: digest.rows,
+        digest: digest.to_bytes(),
+    };
+    RangeReply {
+        outcome: RangeOutcome::Done.into(),
+        vlsn: vlsn.0,
+        digest: total.to_string(),
+        rows: total.rows,
+        running: digest.by_name().map(database).collect(),
+        ..RangeReply::default()
+    }
+}
+
 impl Lifecycle {
-    /// The digest of a range at a VLSN, when this node has come so far.
+    /// The digest of a range at a VLSN, or the running digest, when this node has come so far.
     pub(super) async fn range_digest(&self, request: RangeRequest) -> RangeReply {
         let node = match self.with_data() {
             Ok(node) => node,
@@ -65,6 +94,16 @@ impl Lifecycle {
             let text = format!("it does not have the state at VLSN {vlsn} any more");
             return unusable(RangeOutcome::Gone, text);
         };
+        if request.is_running {
+            let deadline = Instant::now() + timeout;
+            return node.digest_at(vlsn, deadline).await.map_or_else(
+                || {
+                    let text = format!("its engine has not come to VLSN {vlsn} in {timeout:?}");
+                    unusable(RangeOutcome::Behind, text)
+                },
+                |digest| running_reply(vlsn, &digest),
+            );
+        }
         let compute = move || digest::range_digest(&snapshot, &request);
         match self.one_at_a_time(compute).await {
             Some(Ok(reply)) => reply,
@@ -73,7 +112,7 @@ impl Lifecycle {
         }
     }
 
-    /// Reads all files of this node.
+    /// Reads all files of this node, and counts all rows of its engine.
     pub(super) async fn check_files(&self) -> CheckReply {
         let failed = |problem: String| CheckReply {
             problem,
@@ -88,8 +127,14 @@ impl Lifecycle {
         let Some(log_dir) = log_dir else {
             return failed("it is about to end".to_owned());
         };
+        let audit = Arc::clone(&node.audit);
         match self.one_at_a_time(move || node.check_files(&log_dir)).await {
             Some(Ok(checked)) => {
+                if let Some(what) = audit.count().await {
+                    return failed(format!(
+                        "its engine does not hold what the log gave it: {what}"
+                    ));
+                }
                 self.note_checked(of, None);
                 CheckReply {
                     problem: String::new(),
@@ -155,6 +200,21 @@ impl Lifecycle {
             return Vec::new();
         }
         lock(&self.compared.divergences).clone()
+    }
+
+    /// Which other members know that their data is wrong, as they said when they were asked last.
+    pub(super) fn damaged_others(&self) -> BTreeMap<NodeId, String> {
+        lock(&self.compared.damaged).clone()
+    }
+
+    async fn ask_for_damage(&self) {
+        let others = self.others().await.into_iter();
+        let damaged = others.filter_map(|(_, state)| {
+            let state = state.filter(|state| !state.damage.is_empty())?;
+            Some((NodeId(state.node?.id), state.damage))
+        });
+        let damaged = damaged.collect();
+        *lock(&self.compared.damaged) = damaged;
     }
 
     fn is_master_now(&self) -> bool {
@@ -232,6 +292,7 @@ pub(super) async fn run(lifecycle: Weak<Lifecycle>, mut phase: watch::Receiver<P
         .upgrade()
         .and_then(|lifecycle| lifecycle.config.tuning.digest_interval);
     let Some(interval) = interval else { return };
+    let interval = interval.min(COMPARE_EVERY);
     let is_over = |phase: &Phase| matches!(phase, Phase::Closing | Phase::Closed);
     loop {
         let over = phase.wait_for(is_over);
@@ -250,7 +311,10 @@ pub(super) async fn run(lifecycle: Weak<Lifecycle>, mut phase: watch::Receiver<P
         tokio::select! {
             biased;
             _ = phase.wait_for(is_over) => return,
-            () = lifecycle.compare_all(&node) => {}
+            () = async {
+                lifecycle.ask_for_damage().await;
+                lifecycle.compare_all(&node).await;
+            } => {}
         }
     }
 }

@@ -1,10 +1,16 @@
 //! What a node says of itself, in every phase of its life.
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use steadfast_net::Descriptors;
+
+use crate::consensus;
 use crate::error::ReadError;
 use crate::group::formation;
 use crate::group::identity::Identity;
 use crate::group::{Member, MemberRecord};
-use crate::ids::{GroupUuid, Vlsn};
+use crate::ids::{GroupUuid, NodeId, Vlsn};
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::room::Standing;
 use crate::listener::Role;
@@ -27,6 +33,8 @@ impl Lifecycle {
             role.role = Role::Detached;
         }
         let room = self.room_now();
+        let descriptors = self.machine.transport.descriptors();
+        let damage = self.around.told.damage.borrow().clone();
         let mut message = NodeStateMessage {
             group_name: identity.group_name.clone(),
             group: identity.group.map(GroupUuid::to_bytes).unwrap_or_default(),
@@ -45,17 +53,15 @@ impl Lifecycle {
             read_only: room.why_read_only(&self.config).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             waiting_for: self.waiting_for(),
-            damage: self
-                .around
-                .told
-                .damage
-                .borrow()
-                .why()
-                .cloned()
-                .unwrap_or_default(),
+            damage: damage.why().cloned().unwrap_or_default(),
+            needs_state: damage.differs().is_some_and(|differs| differs.needs_state),
             divergences: self.divergences(),
             clock_ms: self.machine.clock.now_ms(),
             epoch: identity.epoch.0,
+            descriptors_left: descriptors.map(|of| of.left() as u64),
+            descriptors_max: descriptors.map(|of| of.max as u64),
+            descriptors_are_few: descriptors.is_some_and(Descriptors::are_few),
+            put_right: self.put_right_before.load(Ordering::Relaxed),
             restore: self.restore.borrow().map(Into::into),
             copies: u32::try_from(self.copies.count()).unwrap_or(u32::MAX),
             ..NodeStateMessage::default()
@@ -131,23 +137,39 @@ impl From<Progress> for RestoreProgressMessage {
     }
 }
 
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn describe_node(node: &Node, message: &mut NodeStateMessage) {
+    if node.consensus.stands_in() {
+        "stand-in".clone_into(&mut message.role);
+    }
     message.vlsn = node.sequencer.visible().0;
     message.persisted = node.log.state().persisted.map(Into::into);
     message.sync_p99_us = node.log.sync_p99().map(micros);
+    message.disk_hangs_ms = node.hangs_for().map(millis);
+    if !node.consensus.is_master() {
+        message.master_heard_ms_ago = node.consensus.heard_master().map(millis);
+    }
     message.applied = node.consensus.applied().borrow().map(Into::into);
     let voters = node.consensus.voters();
     message.voters = voters.into_iter().map(|id| id.0).collect();
     message.window_bytes = node.window.bytes() as u64;
+    let found = node.audit.findings().borrow().clone();
+    message.checked = found.checked.map(|checked| checked.vlsn.0);
+    message.put_right += found.put_right;
     let replicas = node.consensus.replica_progress().into_iter();
-    message.replicas = replicas
-        .map(|(id, progress)| ReplicaProgress {
+    let replica = |(id, progress): (NodeId, consensus::Progress)| {
+        let lag = node.log.lag(progress.persisted.map(|last| last.position));
+        ReplicaProgress {
             node: id.0,
             persisted: progress.persisted.map(Into::into),
-            heard_ms_ago: progress
-                .heard
-                .map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
+            heard_ms_ago: progress.heard.map(millis),
             round_trip_p50_us: node.consensus.round_trip_p50(id).map(micros),
-        })
-        .collect();
+            behind_ms: lag.time.map(millis),
+            behind_bytes: lag.bytes,
+        }
+    };
+    message.replicas = replicas.map(replica).collect();
 }

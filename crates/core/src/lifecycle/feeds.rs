@@ -7,9 +7,10 @@ use tokio::sync::TryAcquireError;
 
 use crate::error::FeedError;
 use crate::lifecycle::{Lifecycle, NotRunning};
+use crate::runtime::Ground;
 use crate::service::hello::{DialError, Session};
 use crate::service::subscription::{self, Served};
-use crate::subscription::{Feed, FeedRuntime, SubscribeOptions};
+use crate::subscription::{Feed, SubscribeOptions};
 
 impl Lifecycle {
     /// See [`crate::ReplicatedEnvironment::subscribe`].
@@ -19,7 +20,7 @@ impl Lifecycle {
     pub(crate) fn subscribe(
         &self,
         options: SubscribeOptions,
-        runtime: FeedRuntime,
+        ground: Ground,
     ) -> Result<Feed, FeedError> {
         let node = self.running()?;
         if self.with_data().is_err() {
@@ -32,7 +33,7 @@ impl Lifecycle {
             },
             TryAcquireError::Closed => FeedError::Closed,
         })?;
-        Feed::new((node, self.phase.subscribe()), place, options, runtime)
+        Feed::new((node, self.phase.subscribe()), place, options, ground)
     }
 
     /// Serves one SUBSCRIPTION connection.
@@ -56,11 +57,7 @@ impl Lifecycle {
         drop(self);
         let subscribe = |options| {
             let lifecycle = weak.upgrade().ok_or(FeedError::Closed)?;
-            let runtime = FeedRuntime {
-                handle: Handle::current(),
-                is_guest: true,
-            };
-            lifecycle.subscribe(options, runtime)
+            lifecycle.subscribe(options, Ground::Guest(Handle::current()))
         };
         subscription::serve(session, &served, subscribe).await
     }
@@ -137,11 +134,8 @@ mod tests {
         }
 
         fn subscribe(&self, begin: Begin) -> Feed {
-            let runtime = FeedRuntime {
-                handle: Handle::current(),
-                is_guest: true,
-            };
-            let subscribed = self.lifecycle.subscribe(begin.into(), runtime);
+            let ground = Ground::Guest(Handle::current());
+            let subscribed = self.lifecycle.subscribe(begin.into(), ground);
             subscribed.expect("a feed")
         }
 
@@ -196,7 +190,7 @@ mod tests {
                 while let Some(event) = feed.next_async().await {
                     let event = event.expect("it goes on");
                     if matches!(&event, FeedEvent::Transaction(seen) if seen.token == last)
-                        || matches!(event, FeedEvent::StateComplete { token } if token == last)
+                        || matches!(event, FeedEvent::StateComplete { token, .. } if token == last)
                     {
                         return;
                     }

@@ -1,9 +1,10 @@
-//! The latest members, kept in the data directory for when the node can read nothing else.
+//! The latest members and where they are, kept in the data directory for when the node can read nothing else.
 
 use std::sync::{Arc, Mutex, Weak};
 
 use tokio::task::JoinHandle;
 
+use crate::group::addresses::{self, Book};
 use crate::group::{Members, known};
 use crate::lifecycle::{Lifecycle, Phase, lock};
 
@@ -47,6 +48,14 @@ impl Lifecycle {
         count
     }
 
+    async fn note_addresses(&self, latest: &Book) {
+        let identity = self.identity.borrow().clone();
+        let (disk, dir) = (&*self.machine.disk, &self.config.data_dir);
+        if let Err(error) = addresses::write(disk, dir, &identity, latest).await {
+            tracing::warn!(%error, "where the members are could not be noted");
+        }
+    }
+
     async fn note_members(&self, latest: &Members) {
         let identity = self.identity.borrow().clone();
         let (disk, dir) = (&*self.machine.disk, &self.config.data_dir);
@@ -57,20 +66,24 @@ impl Lifecycle {
     }
 }
 
-/// Writes the members down whenever they have changed, until the node closes or has failed.
+/// Writes down the members, and where they are, whenever that has changed, until the node closes or has failed.
 async fn keep(lifecycle: Weak<Lifecycle>) {
-    let Some((mut phase, mut members)) = lifecycle.upgrade().map(|lifecycle| {
-        let members = lifecycle.around.members.subscribe();
-        (lifecycle.phase.subscribe(), members)
+    let Some((mut phase, mut members, mut book)) = lifecycle.upgrade().map(|lifecycle| {
+        let around = &lifecycle.around;
+        let (members, book) = (around.members.subscribe(), around.addresses.watch());
+        (lifecycle.phase.subscribe(), members, book)
     }) else {
         return;
     };
     let mut noted: Option<Members> = None;
+    // As it was read.
+    let mut noted_book = book.borrow().clone();
     while !matches!(
         *phase.borrow_and_update(),
         Phase::Closing | Phase::Closed | Phase::Stopped(_) | Phase::Refused(_)
     ) {
         let latest = members.borrow_and_update().clone();
+        let latest_book = book.borrow_and_update().clone();
         let Some(lifecycle) = lifecycle.upgrade() else {
             return;
         };
@@ -80,12 +93,17 @@ async fn keep(lifecycle: Weak<Lifecycle>) {
                 lifecycle.note_members(&latest).await;
             }
             noted = Some(latest);
+            if !addresses::is_same_on_disk(&noted_book, &latest_book) {
+                lifecycle.note_addresses(&latest_book).await;
+                noted_book = latest_book;
+            }
         }
         drop(lifecycle);
         let changed = tokio::select! {
             biased;
             changed = phase.changed() => changed.is_ok(),
             changed = members.changed() => changed.is_ok(),
+            changed = book.changed() => changed.is_ok(),
         };
         if !changed {
             return;

@@ -133,6 +133,12 @@ impl Lifecycle {
         may_repair && self.know_latest_members() > 1
     }
 
+    /// Whether the node copies the state of another one when its engine is wrong.
+    pub(super) fn copies_state(&self) -> bool {
+        self.know_latest_members();
+        self.config.repair == Repair::Auto
+    }
+
     /// Whether the group goes on without this node, which works, and would let it in again. A master
     /// hands over first: the others have what the majority has.
     async fn may_leave(&self, node: &Node) -> bool {
@@ -276,9 +282,11 @@ impl Lifecycle {
     /// damaged, it is only a question.
     async fn ask_once(&self, identity: &Identity, within: Duration) -> Asked<AdminDone> {
         let members = self.around.members.borrow().clone();
-        let others = members.values();
-        let others = others.filter(|member| member.name != identity.node_name);
-        let addresses: Vec<_> = others.map(|member| member.address.clone()).collect();
+        let others = members.iter();
+        let others = others.filter(|(_, member)| member.name != identity.node_name);
+        let addresses = &self.around.addresses;
+        let places = |(id, member): (&NodeId, &Member)| addresses.candidates(*id, &member.address);
+        let addresses: Vec<_> = others.flat_map(places).collect();
         let client = self.admin_client(identity, &addresses);
         let call = AdminCall::Readmit(ReadmitRequest {
             name: identity.node_name.clone(),

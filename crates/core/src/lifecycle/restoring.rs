@@ -5,20 +5,23 @@
 //! with it, takes part with it, and is told again what it needs. The copy goes on where it was.
 
 use std::collections::BTreeSet;
+use std::future::pending;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 
-use crate::consensus::Outdated;
+use crate::consensus::{Outdated, REMOVED};
 use crate::engine::EngineError;
 use crate::error::OpenError;
 use crate::group::{Member, MemberRecord};
-use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId};
+use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term};
 use crate::lifecycle::{Lifecycle, Phase, lock, repair};
 use crate::listener::Role;
 use crate::log::LogId;
-use crate::node::Node;
+use crate::node::{self, Node};
+use crate::observe::comparison::{Damage, Differs};
 use crate::restore::fetch::{Fetch, FetchError, Progress};
 use crate::restore::swap;
 use crate::service::hello::{Caller, DialError};
@@ -38,13 +41,15 @@ enum Need {
     Copy(Outdated),
     /// What it has is bad, in words.
     Repair(String),
+    /// Its engine does not hold what the log gave it, in words.
+    Reopen(String),
 }
 
 /// A node that may have what is needed.
 struct Candidate {
     id: NodeId,
     address: String,
-    is_well: bool,
+    is_checked: bool,
     copies: u32,
     is_master: bool,
     applied: LogPosition,
@@ -68,6 +73,7 @@ async fn watch_node(lifecycle: Weak<Lifecycle>, node: Arc<Node>) {
         Arc::clone(&node),
     ));
     let mut may_have_copy = true;
+    let mut findings = node.audit.findings();
     let need = loop {
         tokio::select! {
             biased;
@@ -75,6 +81,10 @@ async fn watch_node(lifecycle: Weak<Lifecycle>, node: Arc<Node>) {
             needed = async { outdated.wait_for(Option::is_some).await.map(|needed| *needed) } => {
                 break needed.ok().flatten().map(Need::Copy);
             }
+            found = async { findings.wait_for(|found| found.differs.is_some()).await.map(|found| found.differs.clone()) } => {
+                break found.ok().flatten().map(Need::Reopen);
+            }
+            why = told_by_the_others(&lifecycle) => break Some(Need::Reopen(why)),
             why = &mut repair => break Some(Need::Repair(why)),
             () = tokio::time::sleep(KEEP_COPY), if may_have_copy => {
                 may_have_copy = false;
@@ -87,6 +97,27 @@ async fn watch_node(lifecycle: Weak<Lifecycle>, node: Arc<Node>) {
     drop((node, outdated, repair));
     if let (Some(need), Some(lifecycle)) = (need, lifecycle.upgrade()) {
         lifecycle.leave_work(need).await;
+    }
+}
+
+/// Waits until a comparison has found that the data is wrong, and the rows have not been counted since.
+/// Once is enough: an engine that is found right then has taken over something wrong, and is replaced
+/// when the group lets the node go.
+async fn told_by_the_others(lifecycle: &Weak<Lifecycle>) -> String {
+    let damage = lifecycle
+        .upgrade()
+        .map(|of| of.around.told.damage.subscribe());
+    let Some(mut damage) = damage else {
+        return pending().await;
+    };
+    let found = damage.wait_for(|damage| damage.why_count().is_some());
+    let why = found
+        .await
+        .ok()
+        .and_then(|damage| damage.why_count().cloned());
+    match why {
+        Some(why) => why,
+        None => pending().await,
     }
 }
 
@@ -117,10 +148,20 @@ impl Lifecycle {
             Need::Repair(why) => {
                 tracing::error!(why, "the data of this node is damaged; it repairs itself");
             }
+            Need::Reopen(what) => {
+                tracing::error!(
+                    what,
+                    "the engine of this node is wrong; it is held against the log again"
+                );
+                self.note_differs(what, false);
+            }
         }
         let node = lock(&self.node).take();
         let stopped = match node {
             Some(node) => {
+                let put_right = node.audit.findings().borrow().put_right;
+                self.put_right_before
+                    .fetch_add(put_right, Ordering::Relaxed);
                 node.consensus.will_come_back();
                 node.stop().await
             }
@@ -128,6 +169,13 @@ impl Lifecycle {
         };
         let needed = match (need, stopped) {
             (Need::Copy(needed), stopped) => stopped.map(|()| needed.entry),
+            (Need::Reopen(what), stopped) => {
+                if let Err(error) = stopped {
+                    tracing::warn!(error, "a node with a wrong engine did not stop cleanly");
+                }
+                let reopened = self.reopen(what).await;
+                return self.end_of_restoring(reopened);
+            }
             (Need::Repair(why), stopped) => {
                 if let Err(error) = stopped {
                     // What it could not write is not kept.
@@ -141,6 +189,108 @@ impl Lifecycle {
             Err(error) => Err(error),
         };
         self.end_of_restoring(restored);
+    }
+
+    pub(super) fn note_differs(&self, what: &str, needs_state: bool) {
+        let differs = Differs {
+            what: what.to_owned(),
+            needs_state,
+        };
+        let note = |damage: &mut Damage| damage.note_differs(Some(differs));
+        self.around.told.damage.send_if_modified(note);
+    }
+
+    /// Starts the node again, whose engine was found wrong: what the log tells is put right. Where that does
+    /// not help, it copies the state of another node.
+    async fn reopen(self: &Arc<Self>, what: String) -> Result<(), String> {
+        let identity = self.identity.borrow().clone();
+        match self.start_node(identity).await {
+            Ok(()) => {
+                tracing::info!("the engine of this node is right again");
+                let note = |damage: &mut Damage| {
+                    let was_news = damage.note_differs(None);
+                    damage.note_counted() || was_news
+                };
+                self.around.told.damage.send_if_modified(note);
+                Ok(())
+            }
+            Err(OpenError::EngineDiffers { what }) if self.copies_state() => {
+                self.copy_state(what).await
+            }
+            Err(OpenError::EngineDiffers { .. }) => Err(what),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Copies the state of another node, in the background, because this node's engine is wrong.
+    pub(super) fn begin_copy_of_state(self: &Arc<Self>, what: String) {
+        let begins = self.phase.send_if_modified(|phase| {
+            let is_forming = *phase == Phase::Forming;
+            if is_forming {
+                *phase = Phase::Restoring;
+            }
+            is_forming
+        });
+        if begins {
+            let lifecycle = Arc::clone(self);
+            let task = async move {
+                let copied = lifecycle.copy_state(what).await;
+                lifecycle.end_of_restoring(copied);
+            };
+            *lock(&self.restoring) = Some(steadfast_net::process::spawn(task));
+        }
+    }
+
+    /// Copies the state of another node in the place of an engine that is wrong. The log and the votes in it
+    /// are right, and stay.
+    async fn copy_state(self: &Arc<Self>, what: String) -> Result<(), String> {
+        tracing::error!(
+            what,
+            "the log does not tell all of it; this node copies the state of another one"
+        );
+        self.note_differs(&what, true);
+        self.restore.send_replace(Some(Progress::default()));
+        let needed = self.log_begins_after().await;
+        self.copy_and_start(needed.map_err(|error| error.to_string())?)
+            .await
+    }
+
+    /// What a copy has to reach, so that the log goes on from it.
+    async fn log_begins_after(&self) -> Result<LogId, OpenError> {
+        let closed = || OpenError::Start("closed".to_owned());
+        let identity = self.identity.borrow().clone();
+        let dir = lock(&self.dir).take().ok_or_else(closed)?;
+        let config = node::log_config(&self.config);
+        let opened = node::open_idle_log(&config, &self.machine, &dir, &identity).await;
+        *lock(&self.dir) = Some(dir);
+        let log = opened?;
+        let purged = log.state().purged;
+        log.close().await.map_err(OpenError::Log)?;
+        Ok(purged.unwrap_or(LogId {
+            term: Term(0),
+            position: LogPosition(0),
+        }))
+    }
+
+    /// Why nobody can help this node, whose engine is wrong: all others with data are as badly off.
+    fn why_lost(&self, others: &[(Member, Option<NodeStateMessage>)]) -> Option<String> {
+        let damage = self.around.told.damage.borrow();
+        let differs = damage.differs()?;
+        let with_data = others
+            .iter()
+            .filter(|(member, _)| member.node_type.has_data());
+        let all_need_it = |state: &Option<NodeStateMessage>| {
+            state.as_ref().is_some_and(|state| state.needs_state)
+        };
+        let mut with_data = with_data.map(|(_, state)| state);
+        with_data.all(all_need_it).then(|| {
+            format!(
+                "{}, and no node of the group has it right. Nothing was removed. Keep the data directories, and \
+                 bring back what is missing out of a backup (steadfast backup restore) or an older data \
+                 directory of a node",
+                differs.what
+            )
+        })
     }
 
     /// A node that does not work after all takes no part.
@@ -158,7 +308,7 @@ impl Lifecycle {
     /// # Errors
     /// Why the node cannot go on. That it closes is none.
     pub(super) async fn copy_and_start(self: &Arc<Self>, needed: LogId) -> Result<(), String> {
-        let Some(last) = self.copy(needed).await else {
+        let Some(last) = self.copy(needed).await? else {
             return Ok(());
         };
         let swapped = self.swap(last).await;
@@ -202,17 +352,24 @@ impl Lifecycle {
     }
 
     /// Copies until there is a whole copy; `None` when the node closes, or is no member any more.
-    async fn copy(self: &Arc<Self>, needed: LogId) -> Option<LogId> {
+    ///
+    /// # Errors
+    /// That no node has what this one needs.
+    async fn copy(self: &Arc<Self>, needed: LogId) -> Result<Option<LogId>, String> {
         let mut phase = self.phase.subscribe();
         let mut refusing = BTreeSet::new();
         loop {
-            for candidate in self.candidates(needed).await {
+            let others = self.others().await;
+            if let Some(why) = self.why_lost(&others) {
+                return Err(why);
+            }
+            for candidate in self.candidates(others, needed) {
                 if self.is_closing() {
-                    return None;
+                    return Ok(None);
                 }
                 let id = candidate.id;
                 match self.fetch(candidate, needed).await {
-                    Ok(last) => return Some(last),
+                    Ok(last) => return Ok(Some(last)),
                     Err(error) => {
                         tracing::warn!(source = %id, %error, "a copy of the state was interrupted");
                         self.note_refusal(&mut refusing, id, &error);
@@ -221,7 +378,7 @@ impl Lifecycle {
             }
             let ended = left(&mut phase, &Phase::Restoring);
             if tokio::time::timeout(RETRY, ended).await.is_ok() {
-                return None;
+                return Ok(None);
             }
         }
     }
@@ -235,26 +392,48 @@ impl Lifecycle {
             refusing.insert(id);
         }
         if 2 * refusing.len() >= self.around.members.borrow().len() {
-            (self.around.failed)("this node was removed from the group".to_owned());
+            (self.around.failed)(REMOVED.to_owned());
         }
     }
 
-    /// Who can be asked: those that know of no damage first, then the least loaded, which are those that
-    /// send no copy to others, and the master last of equals.
-    async fn candidates(&self, needed: LogId) -> Vec<Candidate> {
+    /// What the other members say of themselves; `None` for those that do not answer.
+    pub(super) async fn others(&self) -> Vec<(Member, Option<NodeStateMessage>)> {
         let own = self.identity.borrow().clone();
         let members = self.around.members.borrow().clone();
         let others = members
-            .values()
-            .filter(|member| member.name != own.node_name);
-        let asked = others.map(|member: &Member| async move {
-            let transport = &*self.machine.transport;
-            let timeout = self.config.tuning.dial_timeout;
-            let state = node_state::ask(transport, &member.address, false, timeout).await;
-            state.ok().map(|state| (member.address.clone(), state))
-        });
+            .iter()
+            .filter(|(_, member)| member.name != own.node_name);
+        join_all(others.map(|(id, member)| self.state_of(*id, member))).await
+    }
+
+    /// What a member says of itself, with where it has answered.
+    async fn state_of(&self, id: NodeId, member: &Member) -> (Member, Option<NodeStateMessage>) {
+        let transport = &*self.machine.transport;
+        let timeout = self.config.tuning.dial_timeout;
+        for address in self.around.addresses.candidates(id, &member.address) {
+            let asked = node_state::ask(transport, &address, false, timeout);
+            if let Ok(state) = asked.await {
+                let member = Member {
+                    address,
+                    ..member.clone()
+                };
+                return (member, Some(state));
+            }
+        }
+        (member.clone(), None)
+    }
+
+    /// Who can be asked of those that know of no damage: those first that have counted their rows, then the
+    /// least loaded, which are those that send no copy to others, and the master last of equals.
+    fn candidates(
+        &self,
+        others: Vec<(Member, Option<NodeStateMessage>)>,
+        needed: LogId,
+    ) -> Vec<Candidate> {
+        let own = self.identity.borrow().clone();
+        let differs = self.around.told.damage.borrow().differs().is_some();
         let group = own.group.map(GroupUuid::to_bytes);
-        let suits = |(_, state): &(String, NodeStateMessage)| {
+        let suits = |(_, state): &(Member, NodeStateMessage)| {
             let is_ours = Some(&state.group) == group.as_ref()
                 && GroupEpoch::from_number(state.epoch) == own.epoch;
             let has_data = state.node.clone().is_some_and(|record: MemberRecord| {
@@ -262,20 +441,23 @@ impl Lifecycle {
                 member.node_type.has_data()
             });
             let applied = state.applied.map_or(0, |applied| applied.position);
-            // Damage must not be copied in the place of damage.
-            let is_of_use = repair::is_well(state) || own.damaged.is_none();
+            // Another one may have lost the same, and not know it yet.
+            let is_of_use = repair::is_well(state) && (state.checked.is_some() || !differs);
             is_ours
                 && has_data
                 && is_of_use
                 && state.restore.is_none()
                 && applied >= needed.position.0
         };
-        let states = join_all(asked).await.into_iter().flatten().filter(suits);
+        let states = others
+            .into_iter()
+            .filter_map(|(member, state)| Some((member, state?)));
         let mut candidates: Vec<_> = states
-            .map(|(address, state)| Candidate {
+            .filter(suits)
+            .map(|(member, state)| Candidate {
                 id: NodeId(state.node.as_ref().map_or(0, |node| node.id)),
-                address,
-                is_well: repair::is_well(&state),
+                address: member.address,
+                is_checked: state.checked.is_some(),
                 copies: state.copies,
                 is_master: state.role == "master",
                 applied: LogPosition(state.applied.map_or(0, |applied| applied.position)),
@@ -283,7 +465,7 @@ impl Lifecycle {
             .collect();
         candidates.sort_by_key(|of| {
             let newest_first = std::cmp::Reverse(of.applied);
-            (!of.is_well, of.copies, of.is_master, newest_first)
+            (!of.is_checked, of.copies, of.is_master, newest_first)
         });
         candidates
     }

@@ -1,5 +1,5 @@
 //! What a node does when its disk fills up: warn, then take no writes of users, and take them again
-//! by itself when there is room.
+//! by itself when there is room. And when its disk hangs: give mastership to another one.
 //!
 //! ```text
 //!            free < disk_free_warn_bytes        free < disk_free_read_only_bytes
@@ -27,8 +27,10 @@ use tokio::time::Instant;
 
 use crate::config::RepConfig;
 use crate::error::WriteError;
+use crate::group::identity::growing_dirs;
 use crate::ids::NodeId;
-use crate::lifecycle::admin::{candidates, hand_over};
+use crate::lifecycle::admin::candidates;
+use crate::lifecycle::transfer::hand_over;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::listener::Role;
 use crate::log::DiskSpace;
@@ -107,10 +109,20 @@ fn judge(before: Standing, free_bytes: u64, (warn, read_only): (u64, u64)) -> St
 }
 
 impl Lifecycle {
+    /// The volume with the least room of those that the node writes to: its log may have one of its own.
+    fn least_space(&self) -> Option<DiskSpace> {
+        let dirs = growing_dirs(&self.config.data_dir, &self.identity.borrow());
+        // What is not there yet comes into being in the data directory.
+        let spaces = dirs
+            .iter()
+            .filter_map(|dir| self.machine.disk.space(dir).ok());
+        spaces.min_by_key(|space| space.free_bytes)
+    }
+
     /// What the disk says at this moment, and what follows.
     fn look_for_room(&self) -> Room {
         let before = *self.room.borrow();
-        let Ok(space) = self.machine.disk.space(&self.config.data_dir) else {
+        let Some(space) = self.least_space() else {
             return before;
         };
         let tuning = &self.config.tuning;
@@ -181,7 +193,9 @@ impl Lifecycle {
     async fn keep_room(&self, watched: &mut Watched) {
         let found = self.look_for_room();
         let node = self.node();
-        if found.standing != Standing::ReadOnly {
+        let hangs = node.as_ref().and_then(|node| node.hangs_for());
+        watched.note_hang(hangs);
+        if found.standing != Standing::ReadOnly && hangs.is_none() {
             *watched = Watched::default();
             if let Some(node) = node {
                 node.consensus.set_may_stand(self.may_stand());
@@ -194,7 +208,8 @@ impl Lifecycle {
                 .is_none_or(|at| at.elapsed() >= HAND_OVER_RETRY);
             if node.consensus.is_master() && is_due {
                 watched.handed_over = Some(Instant::now());
-                self.hand_over_to(node, |_| true).await;
+                self.hand_over_to(node, |of| of.disk_hangs_ms.is_none())
+                    .await;
             }
         }
         self.publish_room(found);
@@ -228,7 +243,7 @@ impl Lifecycle {
         let mut others = candidates(&members, &node.consensus.voters());
         others.retain(|id| *id != own && node.consensus.has_caught_up(*id));
         let asked = others.into_iter().map(|id| {
-            let address = members[&id].address.clone();
+            let address = self.around.addresses.best(id, &members[&id].address);
             async move {
                 let (transport, timeout) =
                     (&*self.machine.transport, self.config.tuning.dial_timeout);
@@ -253,13 +268,32 @@ impl Lifecycle {
     }
 }
 
-/// What is kept between two looks at a disk that is too full.
+/// What is kept between two looks at a disk that is too full, or hangs.
 #[derive(Default)]
 struct Watched {
     /// Since when no master is known.
     masterless: Option<Instant>,
     /// When this node, as master, last looked for another one.
     handed_over: Option<Instant>,
+    /// Whether the disk hangs.
+    hangs: bool,
+}
+
+impl Watched {
+    fn note_hang(&mut self, hangs: Option<Duration>) {
+        let is_news = self.hangs != hangs.is_some();
+        self.hangs = hangs.is_some();
+        match hangs {
+            Some(since) if is_news => {
+                tracing::error!(
+                    ?since,
+                    "the disk has not finished what it was given; this node counts for nothing meanwhile"
+                );
+            }
+            None if is_news => tracing::info!("the disk works again"),
+            _ => {}
+        }
+    }
 }
 
 /// Looks at the disk again and again, until the node is closed. A node that has stopped goes on to

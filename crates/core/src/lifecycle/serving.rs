@@ -11,7 +11,7 @@ use crate::service::admin::messages::AdminAnswer;
 use crate::service::hello::{DialError, Gate, Session};
 use crate::service::messages::NodeStateMessage;
 use crate::service::{
-    ADMIN, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, admin, node_state, restore,
+    ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, admin, node_state, restore,
 };
 
 /// One of our services, as the dispatcher sees it.
@@ -24,6 +24,11 @@ pub(super) struct Service {
 impl AsyncServiceHandler for Service {
     fn service_name(&self) -> &str {
         self.name
+    }
+
+    /// The hello of these turns away, within `dial_timeout`, whoever is no member.
+    fn is_for_peers(&self) -> bool {
+        [FEEDER, ELECTION, RESTORE].contains(&self.name)
     }
 
     fn serve(&self, connection: Connection) -> BoxFuture<'static, steadfast_net::Result<()>> {
@@ -89,7 +94,7 @@ impl Lifecycle {
         let (Some(caller), Ok(node)) = (caller, self.running()) else {
             return Ok(());
         };
-        let (copies, stall) = (Arc::clone(&self.copies), self.config.tuning.silence_max);
+        let copies = Arc::clone(&self.copies);
         // A connection must not keep a dropped environment alive.
         drop(self);
         match name {
@@ -98,7 +103,7 @@ impl Lifecycle {
                 let member = members.get(&caller);
                 let has_data = member.map(|member| member.node_type.has_data());
                 let mut source = Source::new(node, copies, has_data);
-                restore::serve(session, stall, &mut source).await
+                restore::serve(session, &mut source).await
             }
             FEEDER => {
                 if let Err(error) = node.consensus.serve_feeder(caller, session).await {

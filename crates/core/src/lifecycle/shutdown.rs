@@ -5,15 +5,17 @@
 //!   takes no writes of users any more
 //!   waits until those under way are committed
 //!   waits until every replica that it hears has all ───► on disk
+//!   has a majority confirm that it is the master
 //!   "stop" ────────────────────────────────────────────► each closes, as with close()
 //!   waits until none of them answers any more
 //!   answers whoever asked, and closes
 //! ```
 //!
 //! What comes after is a group of nodes that all have the same. Should the time be over before the
-//! replicas have everything, the group goes on as before.
+//! replicas have everything, the group goes on as before. So it does where those that do not stop are
+//! enough for another master: a group has stopped when it cannot go on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -23,6 +25,7 @@ use steadfast_net::process;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::consensus::ConsensusError;
 use crate::error::WriteError;
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
@@ -101,7 +104,25 @@ impl Lifecycle {
         }
         let refusing = Refusing(&self.shutdown);
         let current = self.bring_all_up(node, deadline).await?;
+        confirm(node, &current, deadline).await?;
         let stopped = self.stop_all(node, &current).await;
+        let told = current.iter().filter(|(id, _)| !stopped.contains_key(id));
+        let running: Vec<_> = told.map(|(_, (name, _))| name.as_str()).collect();
+        let stopped_ids: BTreeSet<NodeId> = stopped.keys().copied().collect();
+        let stopped: Vec<String> = stopped.into_values().collect();
+        if !ends_the_group(node, stopped_ids) {
+            return refused(
+                format!(
+                    "the group goes on: {} did not stop{}",
+                    running.join(", "),
+                    match stopped.join(", ") {
+                        names if names.is_empty() => String::new(),
+                        names => format!(", {names} did"),
+                    }
+                ),
+                "look at `steadfast status`, start what has stopped, then try again",
+            );
+        }
         // From here on there is no way back.
         std::mem::forget(refusing);
         process::spawn(close_when_answered(Arc::clone(self)));
@@ -116,6 +137,9 @@ impl Lifecycle {
             .filter(|(id, _)| **id != node.consensus.own_id() && !current.contains_key(id))
             .map(|(_, member)| member.name.as_str())
             .collect();
+        if !running.is_empty() {
+            text = format!("{text}; {} was told to and still runs", running.join(", "));
+        }
         if !missed.is_empty() {
             text = format!(
                 "{text}; {} did not answer, and may lack writes",
@@ -152,18 +176,21 @@ impl Lifecycle {
             if is_idle && behind.is_empty() {
                 let place = |id: &NodeId| {
                     let member = members.get(id)?;
-                    Some((*id, (member.name.clone(), member.address.clone())))
+                    let address = self.around.addresses.best(*id, &member.address);
+                    Some((*id, (member.name.clone(), address)))
                 };
                 return Ok(heard.filter_map(|(id, _)| place(id)).collect());
             }
             if Instant::now() >= deadline {
                 let names = behind.iter().filter_map(|id| members.get(id));
                 let names: Vec<_> = names.map(|member| member.name.as_str()).collect();
+                let why = if names.is_empty() {
+                    "writes are still under way".to_owned()
+                } else {
+                    format!("{} is behind", names.join(", "))
+                };
                 return refused(
-                    format!(
-                        "not everything is everywhere in time: {} is behind; the group goes on",
-                        names.join(", ")
-                    ),
+                    format!("not everything is everywhere in time: {why}; the group goes on"),
                     "look at `steadfast status`, then try again with a longer --within",
                 );
             }
@@ -171,12 +198,12 @@ impl Lifecycle {
         }
     }
 
-    /// Tells the replicas to stop, and waits until they have. Returns the names of those that have.
+    /// Tells the replicas to stop, and waits until they have. Returns those that have, by their names.
     async fn stop_all(
         &self,
         node: &Node,
         replicas: &BTreeMap<NodeId, (String, String)>,
-    ) -> Vec<String> {
+    ) -> BTreeMap<NodeId, String> {
         let stopping = replicas.iter().map(|(id, (name, address))| async move {
             if !node.consensus.tell_to_stop(*id).await {
                 tracing::warn!(%id, name, "a node does not stop");
@@ -187,7 +214,7 @@ impl Lifecycle {
                 let timeout = self.config.tuning.dial_timeout;
                 let asked = node_state::ask(&*self.machine.transport, address, false, timeout);
                 if asked.await.is_err() {
-                    return Some(name.clone());
+                    return Some((*id, name.clone()));
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
@@ -195,6 +222,57 @@ impl Lifecycle {
         });
         join_all(stopping).await.into_iter().flatten().collect()
     }
+}
+
+/// Has a majority confirm that this node is the master, and makes sure that the group ends with
+/// `current`.
+async fn confirm(
+    node: &Node,
+    current: &BTreeMap<NodeId, (String, String)>,
+    deadline: Instant,
+) -> Result<(), Undone> {
+    let to_do =
+        "look at `steadfast status`: start the nodes that are down, or stop each node by itself";
+    let confirmed = tokio::time::timeout_at(deadline, node.consensus.confirm_mastership()).await;
+    match confirmed {
+        Ok(Ok(())) => {}
+        Ok(Err(ConsensusError::NotMaster(_))) => return Err(Undone::NotMaster),
+        Ok(Err(error)) => {
+            return refused(
+                format!("nobody was told to stop: {error}; the group goes on"),
+                to_do,
+            );
+        }
+        Err(_) => {
+            return refused(
+                "nobody was told to stop: no majority answers in time",
+                to_do,
+            );
+        }
+    }
+    if ends_the_group(node, current.keys().copied().collect()) {
+        return Ok(());
+    }
+    let members = node.consensus.members();
+    let is_away = |id: &&NodeId| **id != node.consensus.own_id() && !current.contains_key(*id);
+    let away = members.keys().filter(is_away);
+    let away: Vec<_> = away.map(|id| members[id].name.as_str()).collect();
+    refused(
+        format!(
+            "nobody was told to stop: {} do not answer, and may be a majority that goes on",
+            away.join(", ")
+        ),
+        to_do,
+    )
+}
+
+/// Whether the group cannot go on without this node and those `stopped`.
+fn ends_the_group(node: &Node, mut stopped: BTreeSet<NodeId>) -> bool {
+    stopped.insert(node.consensus.own_id());
+    let sets = node.consensus.voter_sets();
+    // Who decides needs a majority of each set.
+    sets.iter()
+        .any(|set| set.difference(&stopped).count() <= set.len() / 2)
 }
 
 /// Closes the node when whoever asked for it has heard that it will.

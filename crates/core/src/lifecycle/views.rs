@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, Weak};
 
-use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::events::GroupEvents;
 use crate::group::MemberRecord;
 use crate::ids::GroupUuid;
 use crate::lifecycle::{Lifecycle, lock};
-use crate::service::events::{self, ViewMessage};
+use crate::runtime::Ground;
+use crate::service::events::{self, DamagedMessage, ViewMessage};
 use crate::service::hello::{DialError, Session};
 
 /// Rounds of `election_timeout_max` for which a member that is not heard counts as up.
@@ -33,10 +33,11 @@ impl Lifecycle {
     }
 
     /// See [`crate::ReplicatedEnvironment::group_events`].
-    pub(crate) fn group_events(&self, handle: Handle) -> GroupEvents {
+    pub(crate) fn group_events(&self, ground: Ground) -> GroupEvents {
         let transport = Arc::clone(&self.machine.transport);
         let given = vec![self.listen_address().to_owned()];
-        GroupEvents::unconnected(transport, given, &self.config.group, handle)
+        GroupEvents::unconnected(transport, given, &self.config.group, ground)
+            .until(self.phase.subscribe())
     }
 
     /// `master_since` is when the caller first saw this node as master, should it be.
@@ -55,6 +56,11 @@ impl Lifecycle {
                 .collect(),
             ..ViewMessage::default()
         };
+        let damage = self.around.told.damage.borrow().why().cloned();
+        view.damaged.extend(damage.map(|what| DamagedMessage {
+            node: identity.node_id.0,
+            what,
+        }));
         let Ok(node) = self.running() else {
             return view;
         };
@@ -63,6 +69,9 @@ impl Lifecycle {
             *master_since = None;
             return view;
         }
+        let damaged = self.damaged_others().into_iter();
+        view.damaged
+            .extend(damaged.map(|(id, what)| DamagedMessage { node: id.0, what }));
         let silence_max = self.config.tuning.election_timeout_max * SILENT_ROUNDS_MAX;
         let progress = node.consensus.replica_progress();
         let is_up = |id| {

@@ -198,7 +198,9 @@ impl Appender {
             previous_checksum: self.chain,
             ..first_header(self.files.identity, self.tail.sequence + 1, self.head)
         };
+        let whole = self.files.close(&self.tail);
         self.tail = Arc::new(self.files.create(header).await?);
+        self.segments.insert(whole.sequence, Arc::new(whole));
         self.segments
             .insert(self.tail.sequence, Arc::clone(&self.tail));
         self.buffer_start = RECORDS_START;

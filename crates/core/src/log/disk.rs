@@ -11,6 +11,8 @@
 //! or not at all, and writing one sector leaves its neighbours alone.
 
 mod memory;
+mod overlay;
+pub(crate) mod owner;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::future::Future;
@@ -21,6 +23,7 @@ use std::pin::Pin;
 use std::time::UNIX_EPOCH;
 
 pub use memory::MemoryDisk;
+pub(crate) use overlay::OverlayDisk;
 
 /// Mode of every directory that the library creates: only its owner may look inside.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -81,7 +84,8 @@ pub trait Disk: Send + Sync + 'static {
     /// As the disk reports them. After one, what is durable is unknown.
     fn sync_dir<'a>(&'a self, dir: &'a Path) -> DiskFuture<'a, ()>;
 
-    /// Takes a lock file for as long as the returned value lives.
+    /// Takes a lock file, made if it is missing, for as long as the returned value lives. One that is
+    /// there stays as it is.
     ///
     /// # Errors
     /// `WouldBlock` while another holder, in this process or another, has it.
@@ -179,16 +183,22 @@ pub struct DiskSpace {
     pub total_bytes: u64,
 }
 
-/// The machine's own disk.
+/// The machine's own disk. What it creates belongs to whom the directory belongs to that it is in, as far as
+/// this process may give things away.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        let missing: Vec<_> = path
+            .ancestors()
+            .take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists())
+            .collect();
         fs::DirBuilder::new()
             .recursive(true)
             .mode(DIRECTORY_MODE)
-            .create(path)
+            .create(path)?;
+        missing.into_iter().rev().try_for_each(owner::inherit)
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the real disk")]
@@ -225,6 +235,9 @@ impl Disk for RealDisk {
             .create_new(mode == OpenMode::CreateNew)
             .mode(FILE_MODE)
             .open(path)?;
+        if mode == OpenMode::CreateNew {
+            owner::inherit(path)?;
+        }
         Ok(Box::new(RealFile(file)))
     }
 
@@ -245,13 +258,19 @@ impl Disk for RealDisk {
 
     #[expect(clippy::disallowed_methods, reason = "this is the real disk")]
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(FILE_MODE)
-            .open(path)?;
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let made = OpenOptions::new()
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .mode(FILE_MODE)
+                    .open(path)?;
+                owner::inherit(path)?;
+                made
+            }
+            opened => opened?,
+        };
         match file.try_lock() {
             Ok(()) => Ok(Box::new(RealLock { _file: file })),
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),

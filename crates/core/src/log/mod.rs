@@ -36,8 +36,10 @@
 mod appender;
 mod disk;
 mod format;
+mod lag;
 mod reader;
 mod recovery;
+mod scarce;
 mod segment;
 mod state;
 #[cfg(test)]
@@ -59,12 +61,20 @@ use crate::ids::{GroupUuid, Incarnation, LogPosition, NodeId, Term};
 use crate::observe::recent::Recent;
 use crate::planted::{self, Bug};
 
+pub(crate) use disk::OverlayDisk;
+pub(crate) use disk::owner;
 pub use disk::{
     Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, FileMark, MemoryDisk, OpenMode, RealDisk,
 };
+pub(crate) use lag::Lag;
 pub use writer::LogWriter;
 
+use scarce::Patience;
 use state::{Done, Request, Shared};
+
+/// A disk that takes longer for one group of records than this does not work: slow ones take tenths of
+/// a second.
+const DISK_HANGS: Duration = Duration::from_secs(3);
 
 /// A handle on the log. Clones are cheap and are the same log; dropping the last one closes it.
 #[derive(Clone)]
@@ -115,6 +125,17 @@ impl Log {
     /// How long 99 of 100 of the last syncs have taken at the most.
     pub(crate) fn sync_p99(&self) -> Option<Duration> {
         self.syncs.within(99)
+    }
+
+    /// How far behind this log whoever has everything up to here is.
+    pub(crate) fn lag(&self, has: Option<LogPosition>) -> Lag {
+        self.shared.lag(has)
+    }
+
+    /// For how long the disk has not finished what it was given, once that is no slowness any more.
+    pub(crate) fn hangs_for(&self) -> Option<Duration> {
+        let writing = self.shared.writing_for();
+        (writing >= DISK_HANGS).then_some(writing)
     }
 
     /// Reads every record of this log's files in `dir`, and verifies it. Returns how many bytes hold.
@@ -222,13 +243,18 @@ impl Log {
     /// # Errors
     /// - [`LogError::Purged`]: the range starts before the first entry kept.
     /// - [`LogError::Corrupt`], [`LogError::Io`]: the disk did not give back what was written.
-    #[expect(clippy::unused_async, reason = "a read from disk may become a wait")]
     pub async fn read(
         &self,
         range: Range<LogPosition>,
         bytes_max: usize,
     ) -> Result<Vec<Entry>, LogError> {
-        reader::read(&self.shared, range, bytes_max)
+        let mut patience = Patience::default();
+        loop {
+            match reader::read(&self.shared, range.clone(), bytes_max) {
+                Err(LogError::Io { source, .. }) if patience.allows(&source).await => {}
+                read => return read,
+            }
+        }
     }
 
     /// What the log holds at this moment.
@@ -444,7 +470,7 @@ pub enum LogError {
     },
     /// The disk refused while the log was opened or read; nothing was changed. See to the cause,
     /// then try again.
-    #[error("cannot use {}", path.display())]
+    #[error("cannot use {}: {source}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -492,7 +518,7 @@ pub enum LogError {
     },
     /// A write or a sync failed. What is durable is unknown: take no further part until the log
     /// has been opened again, which reads back what the disk has.
-    #[error("writing {} failed", path.display())]
+    #[error("writing {} failed: {source}", path.display())]
     Failed {
         /// The file or directory.
         path: PathBuf,

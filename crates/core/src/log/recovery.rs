@@ -30,7 +30,7 @@ use super::format::{
     Head, Invalid, Parsed, Place, RECORD_ALIGNMENT, RECORDS_START, Record, SegmentHeader, VERSION,
     decode_record,
 };
-use super::segment::{Files, Segment, segment_name, segments_in};
+use super::segment::{Files, Segment, remove_spares, segment_name, segments_in};
 use super::state::{Index, Slot, next};
 use super::{Damage, LogConfig, LogError, LogIdentity};
 
@@ -54,6 +54,7 @@ pub(super) async fn recover(
     config: LogConfig,
 ) -> Result<Recovered, LogError> {
     let lock = lock(&*disk, &dir)?;
+    remove_spares(&*disk, &dir).map_err(|error| refused(&dir, error))?;
     let sequences = segments_in(&*disk, &dir).map_err(|error| refused(&dir, error))?;
     let mut files = Files::new(disk, dir, identity, config.segment_bytes);
     let mut replay = Replay::default();
@@ -66,7 +67,7 @@ pub(super) async fn recover(
             .await?;
         segments.insert(segment.sequence, Arc::new(segment));
     } else {
-        let opened = open_segments(&files, &sequences)?;
+        let opened = open_segments(&files, &sequences, OpenMode::ReadWrite)?;
         let ends = opened
             .iter()
             .skip(1)
@@ -100,7 +101,8 @@ pub(super) async fn recover(
     })
 }
 
-/// Reads every record of a log that is open, and verifies it. Returns how many bytes hold.
+/// Reads every record of a log that is open, and verifies it. Returns how many bytes hold. Changes
+/// nothing: the log's writer is at work on the files.
 ///
 /// # Errors
 /// As opening it. A log whose files change meanwhile may be misread: read it again.
@@ -110,9 +112,12 @@ pub(super) fn check(
     persisted: impl Fn() -> Option<LogPosition>,
 ) -> Result<u64, LogError> {
     let before = persisted();
+    if planted::is(Bug::CheckRemovesSpares) {
+        remove_spares(&*disk, &dir).ok();
+    }
     let sequences = segments_in(&*disk, &dir).map_err(|error| refused(&dir, error))?;
     let files = Files::new(disk, dir, identity, config.segment_bytes);
-    let opened = open_segments(&files, &sequences)?;
+    let opened = open_segments(&files, &sequences, OpenMode::Read)?;
     let mut replay = Replay::default();
     let (mut bytes, mut end) = (0, RECORDS_START);
     for (at, (segment, header)) in opened.iter().enumerate() {
@@ -163,11 +168,12 @@ async fn sync_parent(files: &Files) -> Result<(), LogError> {
 fn open_segments(
     files: &Files,
     sequences: &[u32],
+    mode: OpenMode,
 ) -> Result<Vec<(Segment, SegmentHeader)>, LogError> {
     let mut opened: Vec<(Segment, SegmentHeader)> = Vec::with_capacity(sequences.len());
     for &sequence in sequences {
         let path = files.dir.join(segment_name(sequence));
-        let file = files.disk.open(&path, OpenMode::ReadWrite);
+        let file = files.disk.open(&path, mode);
         let file = file.map_err(|error| refused(&path, error))?;
         let header = read_header(&*file, &path)?;
         if header.identity != files.identity {
@@ -189,6 +195,10 @@ fn open_segments(
             bytes: header.bytes,
             starts_after,
         };
+        // All but the last one are only read, and there may be more of them than descriptors.
+        if let Some((before, _)) = opened.last_mut() {
+            *before = files.close(before);
+        }
         opened.push((segment, header));
     }
     Ok(opened)

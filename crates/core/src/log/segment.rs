@@ -15,11 +15,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use steadfast_net::Descriptors;
+
 use crate::ids::LogPosition;
 use crate::planted::{self, Bug};
 
 use super::disk::{Disk, DiskFile, OpenMode};
 use super::format::{RECORDS_START, SegmentHeader};
+use super::scarce::{Patience, Unopened};
 use super::{LogError, LogIdentity};
 
 /// Files kept for reuse: one that is needed next, and one from a purge while that one waits.
@@ -105,12 +108,18 @@ impl Files {
         if self.spares.len() < SPARES_MAX && segment.bytes == self.segment_bytes {
             let path = self.spare_path();
             self.disk.rename(&segment.path, &path).map_err(failed)?;
-            let file = self.disk.open(&path, OpenMode::ReadWrite).map_err(failed)?;
-            self.spares.push(Spare {
-                path,
-                file,
-                filled: segment.bytes,
-            });
+            match self.disk.open(&path, OpenMode::ReadWrite) {
+                Ok(file) => self.spares.push(Spare {
+                    path,
+                    file,
+                    filled: segment.bytes,
+                }),
+                // It costs only the spare.
+                Err(error) if Descriptors::are_wanting(&error) => {
+                    self.disk.remove(&path).map_err(failed)?;
+                }
+                Err(error) => return Err(failed(error)),
+            }
         } else {
             self.disk.remove(&segment.path).map_err(failed)?;
         }
@@ -136,10 +145,26 @@ impl Files {
 
     /// Makes created, renamed and removed files durable.
     pub(super) async fn sync_names(&self) -> Result<(), LogError> {
-        self.disk
-            .sync_dir(&self.dir)
-            .await
-            .map_err(|error| failed(&self.dir, error))
+        let mut patience = Patience::default();
+        loop {
+            match self.disk.sync_dir(&self.dir).await {
+                Ok(()) => return Ok(()),
+                Err(error) if patience.allows(&error).await => {}
+                Err(error) => return Err(failed(&self.dir, error)),
+            }
+        }
+    }
+
+    /// The segment as one that is only read from now on.
+    pub(super) fn close(&self, segment: &Segment) -> Segment {
+        let file = Unopened::new(Arc::clone(&self.disk), segment.path.clone());
+        Segment {
+            sequence: segment.sequence,
+            path: segment.path.clone(),
+            file: Box::new(file),
+            bytes: segment.bytes,
+            starts_after: segment.starts_after,
+        }
     }
 
     async fn write_spare(&mut self, header: &SegmentHeader) -> Result<Spare, LogError> {
@@ -148,11 +173,14 @@ impl Files {
             .spares
             .iter()
             .position(|spare| spare.filled == self.segment_bytes);
-        let spare = match whole {
-            Some(index) => Ok(self.spares.swap_remove(index)),
-            None => self.spares.pop().map_or_else(|| self.spare(), Ok),
+        let ready = match whole {
+            Some(index) => Some(self.spares.swap_remove(index)),
+            None => self.spares.pop(),
         };
-        let mut spare = spare.map_err(|error| failed(&self.dir, error))?;
+        let mut spare = match ready {
+            Some(spare) => spare,
+            None => self.new_spare().await?,
+        };
         let mut block = vec![0; RECORDS_START as usize];
         let bytes = header.encode();
         block[..bytes.len()].copy_from_slice(&bytes);
@@ -163,6 +191,17 @@ impl Files {
         };
         written.await.map_err(|error| failed(&spare.path, error))?;
         Ok(spare)
+    }
+
+    async fn new_spare(&mut self) -> Result<Spare, LogError> {
+        let mut patience = Patience::default();
+        loop {
+            match self.spare() {
+                Ok(spare) => return Ok(spare),
+                Err(error) if patience.allows(&error).await => {}
+                Err(error) => return Err(failed(&self.dir, error)),
+            }
+        }
     }
 
     fn spare(&mut self) -> io::Result<Spare> {
@@ -212,17 +251,22 @@ struct Spare {
     filled: u32,
 }
 
-/// Removes what earlier lives left for reuse, and returns the sequence numbers of the segments.
+/// The sequence numbers of the segments. Changes nothing: a log that is open has spares that its
+/// writer needs.
 pub(super) fn segments_in(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<u32>> {
-    let mut sequences = Vec::new();
+    let names = disk.list(dir)?;
+    Ok(names.iter().filter_map(|name| sequence_of(name)).collect())
+}
+
+/// Removes what earlier lives left for reuse. For whoever holds the lock of the log, before it has
+/// spares of its own.
+pub(super) fn remove_spares(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     for name in disk.list(dir)? {
         if name.starts_with(SPARE_PREFIX) {
             disk.remove(&dir.join(&name))?;
-        } else if let Some(sequence) = sequence_of(&name) {
-            sequences.push(sequence);
         }
     }
-    Ok(sequences)
+    Ok(())
 }
 
 pub(super) fn segment_name(sequence: u32) -> String {

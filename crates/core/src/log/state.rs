@@ -12,14 +12,17 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::ids::LogPosition;
 use crate::planted::{self, Bug};
 
 use super::appender::Segments;
 use super::format::{Head, Place};
+use super::lag::{Appended, Lag};
 use super::recovery::Recovered;
 use super::segment::Segment;
 use super::{Entry, LogConfig, LogError, LogId, LogState, Vote};
@@ -51,6 +54,8 @@ impl Shared {
                 head,
                 queue: VecDeque::new(),
                 tickets: 0,
+                writing_since: None,
+                appended: Appended::new(head.last.map(|last| last.position)),
                 ended: None,
                 closing: false,
             }),
@@ -165,6 +170,7 @@ impl Shared {
         loop {
             {
                 let mut state = self.lock();
+                state.writing_since = None;
                 let mut bytes = 0;
                 while bytes < self.config.group_bytes_max.max(1)
                     && let Some((queued, done)) = state.queue.pop_front()
@@ -174,6 +180,7 @@ impl Shared {
                     group.waiters.push(done);
                 }
                 if !group.requests.is_empty() {
+                    state.writing_since = Some(Instant::now());
                     return true;
                 }
                 if state.closing {
@@ -182,6 +189,18 @@ impl Shared {
             }
             self.wake.notified().await;
         }
+    }
+
+    pub(super) fn lag(&self, has: Option<LogPosition>) -> Lag {
+        let state = self.lock();
+        let last = state.head.last.map(|last| last.position);
+        state.appended.lag(Instant::now(), has, last)
+    }
+
+    /// How long the writer has been at what it writes; zero while it waits for work.
+    pub(super) fn writing_for(&self) -> Duration {
+        let since = self.lock().writing_since;
+        since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     pub(super) fn queue_is_empty(&self) -> bool {
@@ -373,6 +392,9 @@ struct State {
     head: Head,
     queue: VecDeque<(Queued, Done)>,
     tickets: u64,
+    /// Since when the writer is at its group.
+    writing_since: Option<Instant>,
+    appended: Appended,
     /// Why the writer stopped.
     ended: Option<LogError>,
     closing: bool,
@@ -394,6 +416,11 @@ impl State {
         for entry in entries {
             self.cache.push(entry.clone(), self.tickets);
         }
+        if let Some(last) = entries.last() {
+            let bytes = entries.iter().map(|entry| entry.payload.len() as u64);
+            self.appended
+                .note(Instant::now(), last.position, bytes.sum());
+        }
         self.head.last = entries.last().map(Entry::id);
     }
 
@@ -408,6 +435,7 @@ impl State {
             };
             self.head.last = last;
             self.cache.truncate(position(last));
+            self.appended.truncate(position(last));
         }
         self.head.last
     }

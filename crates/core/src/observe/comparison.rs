@@ -1,4 +1,5 @@
-//! Compares what nodes hold, range by range, each range at one VLSN, without stopping writes.
+//! Compares what nodes hold, without stopping writes: first their running digests at one VLSN, which is a
+//! comparison of numbers. Where those differ, range by range, each range at one VLSN.
 //!
 //! ```text
 //!  the reference node          the others
@@ -26,7 +27,7 @@ use tokio::time::Instant;
 use crate::group::NodeAddress;
 use crate::ids::{Incarnation, Vlsn};
 use crate::service::comparison::{
-    CheckReply, DivergenceMessage, RangeOutcome, RangeReply, RangeRequest,
+    CheckReply, DatabaseDigestMessage, DivergenceMessage, RangeOutcome, RangeReply, RangeRequest,
 };
 use crate::service::messages::NodeStateRequest;
 use crate::service::node_state;
@@ -57,8 +58,20 @@ pub(crate) struct Damage {
     incarnation: Incarnation,
     /// What a comparison with the others has found.
     compared: Option<String>,
+    /// Whether the node has counted its rows since it was found.
+    is_counted: bool,
     /// What a check of its own files has found.
     checked: Option<Flaw>,
+    /// What its engine does not hold that the log gave it.
+    differs: Option<Differs>,
+}
+
+/// An engine that does not hold what the log gave it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Differs {
+    pub(crate) what: String,
+    /// Whether the node's log does not help.
+    pub(crate) needs_state: bool,
 }
 
 /// What a check of a node's own files has found.
@@ -82,6 +95,7 @@ impl Damage {
     pub(crate) fn note_compared(&mut self, of: Incarnation, compared: Option<String>) -> bool {
         let is_news = of == self.incarnation && self.compared != compared;
         if is_news {
+            self.is_counted &= compared.is_some();
             self.compared = compared;
         }
         is_news
@@ -96,16 +110,38 @@ impl Damage {
         is_news
     }
 
+    /// Notes what the engine does not hold. Returns whether that is news.
+    pub(crate) fn note_differs(&mut self, differs: Option<Differs>) -> bool {
+        let is_news = self.differs != differs;
+        self.differs = differs;
+        is_news
+    }
+
+    pub(crate) fn differs(&self) -> Option<&Differs> {
+        self.differs.as_ref()
+    }
+
     pub(crate) fn why(&self) -> Option<&String> {
+        let differs = self.differs.as_ref().map(|differs| &differs.what);
         let checked = self.checked.as_ref().map(|checked| &checked.what);
-        checked.or(self.compared.as_ref())
+        differs.or(checked).or(self.compared.as_ref())
+    }
+
+    /// Why the rows have to be counted: the others say that they are wrong.
+    pub(crate) fn why_count(&self) -> Option<&String> {
+        self.compared.as_ref().filter(|_| !self.is_counted)
+    }
+
+    /// Notes that the rows were counted. Returns whether that is news.
+    pub(crate) fn note_counted(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_counted, true)
     }
 
     /// Why the data has to be replaced: it is proven that it is not what was written.
     pub(crate) fn why_replace(&self) -> Option<&String> {
         let checked = self.checked.as_ref().filter(|checked| checked.is_damage);
         let checked = checked.map(|checked| &checked.what);
-        checked.or(self.compared.as_ref())
+        checked.or(self.compared.as_ref().filter(|_| self.is_counted))
     }
 }
 
@@ -220,8 +256,22 @@ impl Comparison {
         deep: bool,
         progress: impl FnMut(&str, u64),
     ) -> Result<Self, String> {
+        Self::run_on(&TcpTransport, reference, others, deep, progress).await
+    }
+
+    /// As [`Comparison::run`], on a network of one's own.
+    ///
+    /// # Errors
+    /// As [`Comparison::run`].
+    pub async fn run_on(
+        transport: &dyn Transport,
+        reference: &NodeAddress,
+        others: &[NodeAddress],
+        deep: bool,
+        progress: impl FnMut(&str, u64),
+    ) -> Result<Self, String> {
         let comparing = Comparing {
-            transport: &TcpTransport,
+            transport,
             reference,
             deep,
             rest: 0,
@@ -229,7 +279,7 @@ impl Comparison {
         let mut comparison = comparing.run(others, progress).await?;
         if deep {
             let all = std::iter::once(reference).chain(others);
-            let checks = all.map(|node| check(&TcpTransport, node));
+            let checks = all.map(|node| check(transport, node));
             comparison.checked = join_all(checks).await;
         }
         Ok(comparison)
@@ -260,19 +310,70 @@ impl Comparing<'_> {
     ) -> Result<Comparison, String> {
         let mut found = Comparison::default();
         let mut others: Vec<&NodeAddress> = others.iter().collect();
+        if self.running(&mut others, &mut found).await? {
+            return Ok(found);
+        }
+        self.ranges(&mut others, &mut found, &mut progress).await?;
+        self.name_nodes(&others, &mut found);
+        Ok(found)
+    }
+
+    fn name_nodes(&self, others: &[&NodeAddress], found: &mut Comparison) {
+        let all = std::iter::once(&self.reference).chain(others);
+        found.nodes = all.map(|node| node.name.clone()).collect();
+    }
+
+    /// Compares the running digests of all nodes. Returns whether they are the same.
+    async fn running(
+        &self,
+        others: &mut Vec<&NodeAddress>,
+        found: &mut Comparison,
+    ) -> Result<bool, String> {
+        let request = RangeRequest {
+            is_running: true,
+            ..RangeRequest::default()
+        };
+        let (reply, divergence) = self.compare(request, others, found).await?;
+        if let Some(divergence) = divergence {
+            note(found, divergence);
+            return Ok(false);
+        }
+        let named = reply.running.into_iter().filter(|of| !of.name.is_empty());
+        found.databases = named
+            .map(|database| ComparedDatabase {
+                name: database.name,
+                rows: database.rows,
+                divergent: 0,
+            })
+            .collect();
+        self.name_nodes(others, found);
+        Ok(true)
+    }
+
+    /// Compares all ranges, to name what differs.
+    async fn ranges(
+        &self,
+        others: &mut Vec<&NodeAddress>,
+        found: &mut Comparison,
+        mut progress: impl FnMut(&str, u64),
+    ) -> Result<(), String> {
+        let whole = std::mem::take(&mut found.divergences);
+        found.divergent = 0;
         let mut names = vec![String::new()];
         let mut at = 0;
         while let Some(name) = names.get(at).cloned() {
             progress(&name, found.databases.iter().map(|of| of.rows).sum());
-            let listed = self.database(&name, &mut others, &mut found).await?;
+            let listed = self.database(&name, others, found).await?;
             names.extend(listed);
             at += 1;
         }
-        found.nodes = vec![self.reference.name.clone()];
-        found
-            .nodes
-            .extend(others.iter().map(|node| node.name.clone()));
-        Ok(found)
+        if found.divergent == 0 {
+            // What they read is the same, and not what they should have by what each was given.
+            for divergence in whole {
+                note(found, divergence);
+            }
+        }
+        Ok(())
     }
 
     /// Compares one database. Returns the names of the others, when it is the catalog.
@@ -389,10 +490,11 @@ impl Comparing<'_> {
                 continue;
             }
             let mut digests = vec![(name.clone(), reply.digest.clone())];
-            let mut left = Vec::new();
+            let (mut left, mut database) = (Vec::new(), None);
             for (node, answer) in others.iter().zip(answers) {
                 match answer {
                     Ok(theirs) => {
+                        database = database.or_else(|| first_difference(&reply, &theirs));
                         digests.push((node.name.clone(), theirs.digest));
                         left.push(*node);
                     }
@@ -403,7 +505,7 @@ impl Comparing<'_> {
             found.vlsn = found.vlsn.max(Vlsn(reply.vlsn));
             let nodes = differing(&digests);
             let divergence = (!nodes.is_empty()).then(|| Divergence {
-                database: range.database.clone(),
+                database: database.unwrap_or(range.database.clone()),
                 from: range.from.to_vec(),
                 to: same.to.map(|to| to.to_vec()),
                 vlsn: Vlsn(reply.vlsn),
@@ -420,6 +522,14 @@ fn note(found: &mut Comparison, divergence: Divergence) {
     if found.divergences.len() < NAMED_MAX {
         found.divergences.push(divergence);
     }
+}
+
+/// The first database of which two running digests are not the same.
+fn first_difference(one: &RangeReply, other: &RangeReply) -> Option<String> {
+    let mut all = one.running.iter().chain(&other.running);
+    let differs =
+        |of: &&DatabaseDigestMessage| !one.running.contains(of) || !other.running.contains(of);
+    all.find(differs).map(|database| database.name.clone())
 }
 
 /// Who has something else than the majority; everybody, where there is none.
@@ -456,6 +566,7 @@ async fn ask(
     node: &NodeAddress,
     range: RangeRequest,
 ) -> Result<RangeReply, Unusable> {
+    let is_running = range.is_running;
     let request = NodeStateRequest {
         range: Some(range),
         ..NodeStateRequest::default()
@@ -463,7 +574,12 @@ async fn ask(
     let asked = node_state::ask_for(transport, &node.address, &request, RANGE_MAX).await;
     let state = asked.map_err(|error| Unusable::Other(error.to_string()))?;
     let missing = || Unusable::Other("its version cannot be asked".to_owned());
-    state.range.ok_or_else(missing)
+    let reply = state.range.ok_or_else(missing)?;
+    // To a version that has no running digest it was a question for a range.
+    let is_answer = !is_running || reply.outcome() != RangeOutcome::Done;
+    (is_answer || !reply.running.is_empty())
+        .then_some(reply)
+        .ok_or_else(missing)
 }
 
 fn digest_of(reply: RangeReply) -> Result<RangeReply, Unusable> {

@@ -75,6 +75,7 @@ pub(crate) fn range_digest(
         rows: count,
         to,
         databases,
+        ..RangeReply::default()
     })
 }
 

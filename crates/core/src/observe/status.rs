@@ -5,8 +5,9 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use steadfast_net::{NetError, TcpTransport};
+use steadfast_net::{NetError, TcpTransport, Transport};
 
+use crate::consensus::REMOVED;
 use crate::group::{MemberRecord, NodeAddress, NodeType};
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term, Vlsn};
 use crate::observe::comparison::Divergence;
@@ -29,7 +30,8 @@ pub struct NodeStatus {
     pub node: NodeAddress,
     /// All members, this node included; empty until the group has formed.
     pub members: Vec<MemberStatus>,
-    /// "master", "replica", "unknown" or "detached".
+    /// "master", "replica", "unknown" or "detached"; "stand-in" of a node of priority 0 that leads in place of
+    /// a master: it brings the others up to date, has members changed, and takes no writes.
     pub role: String,
     /// The newest term that the node knows.
     pub term: Term,
@@ -60,14 +62,36 @@ pub struct NodeStatus {
     pub waiting_for: String,
     /// Why the data of this node is known to be wrong: what a comparison or a check has found.
     pub damage: Option<String>,
+    /// Whether the node's log does not tell all that its engine lacks: it needs the state of another node.
+    pub needs_state: bool,
+    /// Up to this transaction the node has counted all of its rows and found them right, since it
+    /// opened its engine.
+    pub checked: Option<Vlsn>,
+    /// Rows that the node has put right from its log since it was opened.
+    pub put_right: u64,
     /// On the master: where the nodes differed when they were compared last.
     pub divergences: Vec<Divergence>,
     /// What 99 of 100 of the last syncs of the log have taken, at the most, in microseconds.
     pub sync_p99_us: Option<u64>,
+    /// For how long a disk has not finished what it was given, in milliseconds: that of the log from 3 s on, that
+    /// of the engine from 10 s on. Meanwhile the node counts for nothing: what it does not persist is not
+    /// acknowledged.
+    pub disk_hangs_ms: Option<u64>,
+    /// How long ago the node has heard a master, in milliseconds; `None` on a master, and when it has not since
+    /// it was started.
+    pub master_heard_ms_ago: Option<u64>,
     /// The clock of the node, in milliseconds since 1970; 0 from a version that does not tell.
     pub clock_ms: u64,
     /// Digest of everything visible as of `vlsn`, in hexadecimal, where it was asked for.
     pub digest: Option<String>,
+    /// Files and connections that the process of the node may still open; `None` where that is not
+    /// known.
+    pub descriptors_left: Option<u64>,
+    /// How many it may have open at a time.
+    pub descriptors_max: Option<u64>,
+    /// Whether little more are left than what the node keeps for its files and its peers.
+    #[serde(default)]
+    pub descriptors_are_few: bool,
     /// The copy of a peer's state that the node makes: it takes no part meanwhile.
     pub restore: Option<RestoreProgress>,
     /// Nodes to which this one sends its state.
@@ -128,6 +152,11 @@ pub struct ReplicaStatus {
     pub heard_ms_ago: Option<u64>,
     /// What half of the last heartbeats have taken to be answered, at the most, in microseconds.
     pub round_trip_p50_us: Option<u64>,
+    /// For how long the first entry of the log that it lacks has been there, in milliseconds: so long at
+    /// least. 0 when it lacks none; `None` when it was there before the master was opened.
+    pub behind_ms: Option<u64>,
+    /// Bytes of the log that it lacks: so many at least.
+    pub behind_bytes: u64,
 }
 
 /// Why a node's status could not be had.
@@ -196,17 +225,35 @@ fn of_system(kind: ErrorKind) -> Unreachable {
 }
 
 impl NodeStatus {
+    /// Whether the node has stopped because the group goes on without it.
+    pub fn was_removed(&self) -> bool {
+        self.waiting_for == REMOVED
+    }
+
     /// Asks the node that listens on `address`, over TCP. With `digest` the node reads all of its
     /// data, which can take long.
     ///
     /// # Errors
     /// When it does not answer within `timeout`, or answers nonsense.
     pub async fn ask(address: &str, digest: bool, timeout: Duration) -> Result<Self, StatusError> {
+        Self::ask_on(&TcpTransport, address, digest, timeout).await
+    }
+
+    /// As [`NodeStatus::ask`], on a network of one's own.
+    ///
+    /// # Errors
+    /// As [`NodeStatus::ask`].
+    pub async fn ask_on(
+        transport: &dyn Transport,
+        address: &str,
+        digest: bool,
+        timeout: Duration,
+    ) -> Result<Self, StatusError> {
         let error = |source| StatusError {
             address: address.to_owned(),
             source,
         };
-        let state = node_state::ask(&TcpTransport, address, digest, timeout).await;
+        let state = node_state::ask(transport, address, digest, timeout).await;
         Self::from_message(state.map_err(|source| error(source.into()))?).map_err(error)
     }
 
@@ -247,6 +294,8 @@ impl NodeStatus {
             persisted: progress.persisted.map(|id| LogPosition(id.position)),
             heard_ms_ago: progress.heard_ms_ago,
             round_trip_p50_us: progress.round_trip_p50_us,
+            behind_ms: progress.behind_ms,
+            behind_bytes: progress.behind_bytes,
         };
         Ok(Self {
             group_name: state.group_name,
@@ -269,10 +318,18 @@ impl NodeStatus {
             window_bytes: state.window_bytes,
             waiting_for: state.waiting_for,
             damage: Some(state.damage).filter(|damage| !damage.is_empty()),
+            needs_state: state.needs_state,
+            checked: state.checked.map(Vlsn),
+            put_right: state.put_right,
             divergences: state.divergences.into_iter().map(Into::into).collect(),
             sync_p99_us: state.sync_p99_us,
+            disk_hangs_ms: state.disk_hangs_ms,
+            master_heard_ms_ago: state.master_heard_ms_ago,
             clock_ms: state.clock_ms,
             digest: Some(state.digest).filter(|digest| !digest.is_empty()),
+            descriptors_left: state.descriptors_left,
+            descriptors_max: state.descriptors_max,
+            descriptors_are_few: state.descriptors_are_few,
             restore: state.restore.map(Into::into),
             copies: state.copies,
         })

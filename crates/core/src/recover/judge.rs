@@ -5,15 +5,21 @@
 //! everything that any of them has and that a majority has, for the reason for which a vote is
 //! given to no other (Raft, 5.4). If the missing are a majority, they may have acknowledged what
 //! nobody else has, and nobody can tell.
+//!
+//! An arbiter has acknowledged without a copy. Where it knows of more than every survivor with data, a
+//! majority may be there that elects nobody, and what is between the two is lost.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use crate::group::{Member, MemberRecord};
 use crate::ids::{GroupEpoch, LogPosition, NodeId, Term, Vlsn};
+use crate::listener::Role;
 use crate::log::LogId;
 use crate::recover::survey::{Answer, Directory, Survey};
-use crate::recover::{Missing, NextStep, Place, RecoverError, RecoveryPlan, Standing, Survivor};
+use crate::recover::{
+    KnownLost, Missing, NextStep, Place, RecoverError, RecoveryPlan, Standing, Survivor,
+};
 
 /// # Errors
 /// See [`RecoverError`].
@@ -30,7 +36,7 @@ pub(super) fn judge(survey: &Survey) -> Result<RecoveryPlan, RecoverError> {
     let directories = survey.directories.iter();
     let mut survivors: Vec<_> = directories
         .map(|directory| of_directory(directory, &members, epoch))
-        .chain(running)
+        .chain(running.iter().cloned())
         .collect();
     survivors.sort_by_key(|left| {
         let rank = (left.epoch, left.last.map(rank), left.standing);
@@ -40,10 +46,17 @@ pub(super) fn judge(survey: &Survey) -> Result<RecoveryPlan, RecoverError> {
         .iter()
         .filter(|left| left.standing == Standing::Member);
     let there: BTreeSet<NodeId> = standing.map(|left| left.node.id).collect();
-    members.refuse_quorum(&there)?;
+    if members.can_elect(&survivors) {
+        members.refuse_quorum(&there)?;
+    } else {
+        refuse_master(&survey.answers, &running)?;
+    }
     // An arbiter stands for a copy and is none.
-    let has_data = |left: &&Survivor| members.has_data(left.node.id);
-    let first = survivors.iter().find(has_data).unwrap_or(&survivors[0]);
+    let has_data = |left: &Survivor| members.has_data(left.node.id);
+    if let Some(first) = survivors.iter().position(has_data) {
+        survivors[..=first].rotate_right(1);
+    }
+    let first = &survivors[0];
     if !members.voters().contains(&first.node.id) || !members.has_data(first.node.id) {
         let name = first.node.name.clone();
         return Err(RecoverError::NoVote { name });
@@ -54,6 +67,7 @@ pub(super) fn judge(survey: &Survey) -> Result<RecoveryPlan, RecoverError> {
         epoch,
         voters: members.voters().into_iter().collect(),
         may_lose: members.is_majority_away(&there),
+        known_lost: known_lost(&survivors),
         missing: members.missing(&survivors, &there, &silent),
         next: next_step(&best.identity.group_name, first),
         survivors,
@@ -72,6 +86,37 @@ fn next_step(group_name: &str, first: &Survivor) -> NextStep {
         },
         Place::Address(_) => NextStep::Stop { node: name.clone() },
     }
+}
+
+/// What others know of that the first survivor lacks. They have no data, or it would not be the first.
+fn known_lost(survivors: &[Survivor]) -> Option<KnownLost> {
+    let first = &survivors[0];
+    let members = survivors
+        .iter()
+        .filter(|left| left.standing == Standing::Member && left.epoch == first.epoch);
+    let most = members.max_by_key(|left| left.last.map(rank))?;
+    let last = most.last?;
+    let position = |last: Option<LogId>| last.map_or(0, |last| last.position.0);
+    (Some(rank(last)) > first.last.map(rank)).then(|| KnownLost {
+        node: most.node.clone(),
+        last,
+        entries_max: last.position.0.saturating_sub(position(first.last)),
+    })
+}
+
+/// A master that some node hears is not lost, although it cannot be reached from here.
+fn refuse_master(answers: &[Answer], running: &[Survivor]) -> Result<(), RecoverError> {
+    for left in running {
+        let is_of = |answer: &&Answer| left.place == Place::Address(answer.address.clone());
+        let said = answers.iter().find(is_of);
+        let state = said.and_then(|answer| answer.said.as_ref().ok());
+        let roles = [Role::Master, Role::Replica].map(|role| role.to_string());
+        if state.is_some_and(|state| roles.contains(&state.role)) {
+            let name = left.node.name.clone();
+            return Err(RecoverError::Works { name });
+        }
+    }
+    Ok(())
 }
 
 /// A node that runs in a later epoch is where the group goes on.
@@ -167,6 +212,22 @@ impl Members {
     fn is_majority_away(&self, there: &BTreeSet<NodeId>) -> bool {
         let away = self.voters().difference(there).copied().collect();
         self.is_majority(&away)
+    }
+
+    /// Whether a majority of those that take part would vote for one of them that has data.
+    fn can_elect(&self, survivors: &[Survivor]) -> bool {
+        let takes_part = |left: &&Survivor| left.standing == Standing::Member;
+        let electorate = self.voters();
+        let may_lead = |id: NodeId| electorate.contains(&id) && self.has_data(id);
+        let mut candidates = survivors
+            .iter()
+            .filter(takes_part)
+            .filter(|left| may_lead(left.node.id));
+        candidates.any(|candidate| {
+            let would_vote = |left: &&Survivor| left.last.map(rank) <= candidate.last.map(rank);
+            let voters = survivors.iter().filter(takes_part).filter(would_vote);
+            self.is_majority(&voters.map(|left| left.node.id).collect())
+        })
     }
 
     fn refuse_quorum(&self, there: &BTreeSet<NodeId>) -> Result<(), RecoverError> {

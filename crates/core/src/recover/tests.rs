@@ -118,6 +118,8 @@ async fn recovered(disk: &MemoryDisk) -> (Identity, Entry) {
     let machine = machine(disk, &MemoryStore::new());
     let dir = DataDir::open(disk, Path::new(DIR)).unwrap();
     let identity = dir.find_identity(disk).await.unwrap().unwrap();
+    // Nothing but an open, and another recovery, does what is left of one.
+    let identity = finish(&machine, &dir, identity).await.unwrap();
     let log = node::open_idle_log(&LogConfig::default(), &machine, &dir, &identity)
         .await
         .unwrap();

@@ -3,6 +3,7 @@
 //! One question at a time, so that memory is bounded by one answer. Whatever goes wrong ends the
 //! attempt; the next one goes on where the copy is, with the source that suits best then.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +12,9 @@ use steadfast_net::Transport;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::engine::{EngineError, EngineFactory, StorageEngine};
-use crate::ids::{NodeId, Vlsn};
+use crate::engine::{EngineError, EngineFactory, RowDigest, StorageEngine};
+use crate::ids::{DatabaseId, NodeId, Vlsn};
 use crate::log::{Entry, LogId};
-use crate::restore::rows::RowDigest;
 use crate::restore::staged::{Staged, StagedError};
 use crate::service::hello::{Caller, DialError};
 use crate::service::messages::WireError;
@@ -105,12 +105,15 @@ impl Fetch {
         if matches!(copied, Err(FetchError::Gone)) {
             self.engines.remove(&self.dir)?;
         }
-        copied?;
+        let expected = copied?;
         closed?;
         let engine = self.open()?;
-        let finished = verify(&engine).and_then(|()| finish(&engine));
+        let finished = verify(&engine).and_then(|databases| finish(&engine, &databases, expected));
         let closed = engine.close();
-        if matches!(finished, Err(FetchError::Staged(StagedError::Lost { .. }))) {
+        if let Err(FetchError::Staged(
+            StagedError::Lost { .. } | StagedError::Contradicted { .. },
+        )) = finished
+        {
             self.engines.remove(&self.dir)?;
         }
         let last = finished?;
@@ -130,7 +133,11 @@ impl Fetch {
         }
     }
 
-    async fn copy(&mut self, engine: &Arc<dyn StorageEngine>) -> Result<(), FetchError> {
+    /// Returns what the whole has to come to, by the account of the source.
+    async fn copy(
+        &mut self,
+        engine: &Arc<dyn StorageEngine>,
+    ) -> Result<Option<RowDigest>, FetchError> {
         let (source, address) = self.source.clone();
         let target = (address.as_str(), source);
         let mut client =
@@ -172,7 +179,7 @@ impl Fetch {
             if chunks % CHUNKS_PER_SYNC == 0 {
                 // Up to the end of the log, if it grows no faster than that.
                 for _ in 0..CHUNKS_PER_SYNC {
-                    if follow(&mut client, &mut staged).await? {
+                    if follow(&mut client, &mut staged, None).await? {
                         break;
                     }
                 }
@@ -181,26 +188,40 @@ impl Fetch {
         }
         let is_far_enough =
             |staged: &Staged| staged.is_complete() && staged.id().position >= self.entry.position;
-        while !(follow(&mut client, &mut staged).await? && is_far_enough(&staged)) {}
-        let finish = RestoreCall::Finish(FinishMessage {});
+        while !(follow(&mut client, &mut staged, None).await? && is_far_enough(&staged)) {}
+        let vlsn = staged.vlsn().0;
+        let finish = RestoreCall::Finish(FinishMessage { vlsn });
         let manifest = match client.call(finish).await? {
             RestoreAnswer::Manifest(manifest) => manifest,
             answer => return Err(unexpected(answer)),
         };
-        if RowDigest::from_parts(manifest.rows, &manifest.digest) != Some(received) {
+        if manifest.sent.and_then(|sent| sent.digest()) != Some(received) {
             return Err(StagedError::Nonsense("a manifest of other rows").into());
         }
+        let expected = if self.has_data {
+            let state = manifest.state.ok_or(WireError::Missing("a state"))?;
+            let rows = state.rows.and_then(|rows| rows.digest());
+            let rows = rows.ok_or(WireError::Missing("rows of a state"))?;
+            follow_upto(&mut client, &mut staged, Vlsn(state.vlsn)).await?;
+            Some(rows)
+        } else {
+            None
+        };
         staged.sync()?;
-        Ok(())
+        Ok(expected)
     }
 }
 
-fn verify(engine: &Arc<dyn StorageEngine>) -> Result<(), FetchError> {
+fn verify(engine: &Arc<dyn StorageEngine>) -> Result<BTreeMap<DatabaseId, RowDigest>, FetchError> {
     Ok(copy_in(engine)?.verify()?)
 }
 
-fn finish(engine: &Arc<dyn StorageEngine>) -> Result<LogId, FetchError> {
-    Ok(copy_in(engine)?.finish()?)
+fn finish(
+    engine: &Arc<dyn StorageEngine>,
+    databases: &BTreeMap<DatabaseId, RowDigest>,
+    expected: Option<RowDigest>,
+) -> Result<LogId, FetchError> {
+    Ok(copy_in(engine)?.finish(databases, expected)?)
 }
 
 fn copy_in(engine: &Arc<dyn StorageEngine>) -> Result<Staged, FetchError> {
@@ -223,8 +244,28 @@ fn is_empty(engine: &dyn StorageEngine) -> Result<bool, EngineError> {
     Ok(engine.applied()?.is_none() && engine.databases()?.is_empty())
 }
 
-/// Takes the next entries; whether these were all that the source has applied.
-async fn follow(client: &mut RestoreClient, staged: &mut Staged) -> Result<bool, FetchError> {
+/// Takes the entries up to this transaction.
+async fn follow_upto(
+    client: &mut RestoreClient,
+    staged: &mut Staged,
+    vlsn: Vlsn,
+) -> Result<(), FetchError> {
+    let mut is_all = false;
+    while staged.vlsn() < vlsn && !is_all {
+        is_all = follow(client, staged, Some(vlsn)).await?;
+    }
+    if staged.vlsn() == vlsn {
+        return Ok(());
+    }
+    Err(StagedError::Nonsense("a state at another transaction").into())
+}
+
+/// Takes the next entries, up to a transaction at the most; whether these were all that the source has applied.
+async fn follow(
+    client: &mut RestoreClient,
+    staged: &mut Staged,
+    upto: Option<Vlsn>,
+) -> Result<bool, FetchError> {
     let next = NextMessage {
         next: staged.next().0,
     };
@@ -237,7 +278,7 @@ async fn follow(client: &mut RestoreClient, staged: &mut Staged) -> Result<bool,
     if entries.is_empty() && !message.is_all {
         return Err(StagedError::Nonsense("no entries, and more to come").into());
     }
-    staged.take_entries(entries)?;
+    staged.take_entries(entries, upto)?;
     Ok(message.is_all)
 }
 

@@ -25,10 +25,8 @@
 //! | `fetch.rs` | the questions |
 //! | `staged.rs` | the copy under way |
 //! | `swap.rs` | from the old state to the new one |
-//! | `rows.rs` | a digest of rows |
 
 pub(crate) mod fetch;
-mod rows;
 pub(crate) mod source;
 mod staged;
 pub(crate) mod swap;

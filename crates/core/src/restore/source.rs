@@ -9,20 +9,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use steadfast_net::process;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::consensus::without_data;
+use crate::engine::RowDigest;
 use crate::engine::{Direction, KeyRange};
-use crate::ids::{DatabaseId, LogPosition};
+use crate::ids::{DatabaseId, LogPosition, Vlsn};
 use crate::log::{LogError, LogId};
 use crate::node::Node;
-use crate::restore::rows::RowDigest;
 use crate::service::messages::LogIdMessage;
 use crate::service::restore::{
-    BeginMessage, BegunMessage, ChunkMessage, EntriesMessage, ManifestMessage, NextMessage,
-    PlaceMessage, RestoreAnswer, RestoreCall,
+    BeginMessage, BegunMessage, ChunkMessage, EntriesMessage, FinishMessage, ManifestMessage,
+    NextMessage, PlaceMessage, RestoreAnswer, RestoreCall, RowsMessage, StateMessage,
 };
 use crate::service::subscription::messages::RowMessage;
 use crate::txn::catalog::{self, CATALOG};
@@ -119,8 +118,6 @@ enum SourceError {
     View(#[from] ViewError),
     #[error(transparent)]
     Log(LogError),
-    #[error("the catalog cannot be read: {0}")]
-    Catalog(crate::error::ReadError),
     #[error("the thread that reads has ended")]
     Thread,
 }
@@ -154,10 +151,7 @@ impl Source {
             RestoreCall::Begin(begin) => self.begin(begin),
             RestoreCall::Chunk(place) => self.chunk(place).await,
             RestoreCall::Entries(NextMessage { next }) => self.entries(next).await,
-            RestoreCall::Finish(_) => Ok(RestoreAnswer::Manifest(ManifestMessage {
-                rows: self.sent.rows,
-                digest: self.sent.to_bytes(),
-            })),
+            RestoreCall::Finish(FinishMessage { vlsn }) => self.finish(Vlsn(vlsn)).await,
         };
         answered.unwrap_or_else(|error| RestoreAnswer::Refused(error.to_string()))
     }
@@ -259,12 +253,40 @@ impl Source {
             is_all: read >= end,
         }))
     }
+
+    /// The rows were read from an engine that may have lost some, the account of what there has to be was not.
+    async fn finish(&self, vlsn: Vlsn) -> Result<RestoreAnswer, SourceError> {
+        let mut manifest = ManifestMessage {
+            sent: Some(RowsMessage::of(self.sent)),
+            state: None,
+        };
+        if self.to_data_node == Some(true) {
+            let node = &self.node;
+            let Some((vlsn, digest)) = node.digest_from(vlsn, Instant::now() + WAIT_MAX).await
+            else {
+                let findings = node.audit.findings();
+                let findings = findings.borrow();
+                return if findings.is_over || findings.differs.is_some() {
+                    Err(SourceError::Refused("this node has left its work"))
+                } else {
+                    Ok(RestoreAnswer::Wait(true))
+                };
+            };
+            // If the two contradict each other, this node has to find out as well.
+            node.audit.want_count(false);
+            manifest.state = Some(StateMessage {
+                vlsn: vlsn.0,
+                rows: Some(RowsMessage::of(digest.total())),
+            });
+        }
+        Ok(RestoreAnswer::Manifest(manifest))
+    }
 }
 
 impl Drop for Source {
     fn drop(&mut self) {
         if let Some(hold) = self.hold.take() {
-            process::spawn(async move {
+            self.node.consensus.spawn(async move {
                 tokio::time::sleep(HOLD_AFTER).await;
                 drop(hold);
             });
@@ -330,8 +352,8 @@ fn next_database(view: &View, after: DatabaseId) -> Result<Option<DatabaseId>, S
     while let Some(range) = rest {
         let chunk = view.chunk(CATALOG, &range, Direction::Forward)?;
         let names = |(key, _): &&(Bytes, Bytes)| catalog::is_name(key);
-        for (_, value) in chunk.rows.iter().filter(names) {
-            let id = catalog::decode_id(value).map_err(SourceError::Catalog)?;
+        for (key, value) in chunk.rows.iter().filter(names) {
+            let id = catalog::id_in_entry(key, value).map_err(ViewError::from)?;
             if id > after {
                 next = Some(next.map_or(id, |next| next.min(id)));
             }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 
+use crate::engine::RowDigest;
 use crate::engine::{
     Applied, Change, Direction, EngineBatch, EngineError, KeyRange, ScanLimit, StorageEngine,
 };
@@ -18,10 +19,10 @@ use crate::group::MembershipRecord;
 use crate::ids::{DatabaseId, LogPosition, Vlsn};
 use crate::log::{Entry, EntryKind, LogId};
 use crate::planted::{self, Bug};
-use crate::restore::rows::RowDigest;
 use crate::service::restore::{ChunkMessage, PlaceMessage};
+use crate::txn::audit::digest::RunningDigest;
 use crate::txn::batch::{Batch, BatchError, Operation};
-use crate::txn::catalog::CATALOG;
+use crate::txn::catalog::{self, CATALOG, DIGESTS};
 
 /// Tells the account of a copy from a membership.
 const FORMAT: u32 = 1;
@@ -64,6 +65,15 @@ pub(crate) enum StagedError {
     Nonsense(&'static str),
     #[error("the engine gives back {found:?}, and was given {expected:?}")]
     Lost {
+        found: (u64, Bytes),
+        expected: (u64, Bytes),
+    },
+    #[error(
+        "the source contradicts its log: it gave {found:?} up to VLSN {vlsn}, and there should be \
+         {expected:?}"
+    )]
+    Contradicted {
+        vlsn: Vlsn,
         found: (u64, Bytes),
         expected: (u64, Bytes),
     },
@@ -142,6 +152,11 @@ impl Staged {
         self.id
     }
 
+    /// The last transaction that the copy holds.
+    pub(super) fn vlsn(&self) -> Vlsn {
+        self.vlsn
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -206,17 +221,25 @@ impl Staged {
         Ok(digest)
     }
 
-    /// Follows the log. What it changes of rows that are not copied yet comes with them.
+    /// Follows the log, up to a transaction at the most. What it changes of rows that are not copied yet comes
+    /// with them.
     ///
     /// # Errors
-    /// When the entries do not follow: nothing was taken.
-    pub(super) fn take_entries(&mut self, entries: Vec<Entry>) -> Result<(), StagedError> {
+    /// When the entries do not follow, or no entry ends there: nothing was taken.
+    pub(super) fn take_entries(
+        &mut self,
+        entries: Vec<Entry>,
+        upto: Option<Vlsn>,
+    ) -> Result<(), StagedError> {
         if entries.is_empty() {
             return Ok(());
         }
         let (mut id, mut vlsn, mut membership) = (self.id, self.vlsn, self.membership.clone());
         let mut changes: BTreeMap<(DatabaseId, Bytes), Option<Bytes>> = BTreeMap::new();
         for entry in entries {
+            if upto == Some(vlsn) {
+                break;
+            }
             if entry.position.0 != id.position.0 + 1 || entry.term < id.term {
                 return Err(StagedError::Nonsense("entries that do not follow"));
             }
@@ -229,6 +252,9 @@ impl Staged {
                     // Any other was numbered in vain.
                     if batch.first() == vlsn.next() {
                         vlsn = batch.last();
+                        if upto.is_some_and(|upto| vlsn > upto) {
+                            return Err(StagedError::Nonsense("a state amid an entry"));
+                        }
                         batch.for_each(|_, operation| self.collect(&mut changes, operation));
                     }
                 }
@@ -291,13 +317,17 @@ impl Staged {
         Ok(self.engine.sync()?)
     }
 
-    /// Reads everything back and holds it against what was taken.
+    /// Reads everything back and holds it against what was taken; returns what was found in each database.
     ///
     /// # Errors
     /// [`StagedError::Lost`].
-    pub(super) fn verify(&self) -> Result<(), StagedError> {
-        let mut found = RowDigest::default();
+    pub(super) fn verify(&self) -> Result<BTreeMap<DatabaseId, RowDigest>, StagedError> {
+        let mut databases = BTreeMap::new();
         for database in self.engine.databases()? {
+            if database == DIGESTS {
+                continue;
+            }
+            let mut found = RowDigest::default();
             let mut range = KeyRange::all();
             loop {
                 let rows = self
@@ -314,31 +344,47 @@ impl Staged {
                     end: Bound::Unbounded,
                 };
             }
+            databases.insert(database, found);
+        }
+        let mut found = RowDigest::default();
+        for of in databases.values() {
+            found.add_all(*of);
         }
         if found == self.digest {
-            return Ok(());
+            return Ok(databases);
         }
-        let parts = |digest: RowDigest| (digest.rows, digest.to_bytes());
         Err(StagedError::Lost {
             found: parts(found),
             expected: parts(self.digest),
         })
     }
 
-    /// Makes a copy that is complete into the engine of a node, durably.
+    /// Makes a copy that is complete, and holds `databases`, into the engine of a node, durably.
     ///
     /// # Errors
-    /// When the engine fails.
+    /// When the engine fails, or when that is not what the log has made, by the account of the source.
     ///
     /// # Panics
     /// When it is not complete.
-    pub(super) fn finish(self) -> Result<LogId, StagedError> {
+    pub(super) fn finish(
+        self,
+        databases: &BTreeMap<DatabaseId, RowDigest>,
+        expected: Option<RowDigest>,
+    ) -> Result<LogId, StagedError> {
         assert!(self.is_complete(), "only a whole copy is a state");
         let applied = Applied {
             membership: self.membership.clone(),
             ..self.applied()
         };
-        let changes = Vec::new();
+        let digest = RunningDigest::of(catalog::named(&*self.engine)?, databases);
+        if let Some(expected) = expected.filter(|expected| *expected != digest.total()) {
+            return Err(StagedError::Contradicted {
+                vlsn: self.vlsn,
+                found: parts(digest.total()),
+                expected: parts(expected),
+            });
+        }
+        let changes = digest.rows(&applied);
         self.engine.apply(&EngineBatch { applied, changes })?;
         self.engine.sync()?;
         Ok(self.id)
@@ -371,6 +417,11 @@ impl Staged {
     pub(super) fn next(&self) -> LogPosition {
         LogPosition(self.id.position.0 + 1)
     }
+}
+
+/// As they are told to people.
+fn parts(digest: RowDigest) -> (u64, Bytes) {
+    (digest.rows, digest.to_bytes())
 }
 
 fn place(message: PlaceMessage) -> Place {

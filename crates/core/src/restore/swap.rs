@@ -83,6 +83,7 @@ pub(crate) async fn finish(
         let died = |_| OpenError::Start("the thread that removes a state died".to_owned());
         removed.await.map_err(died)??;
     }
+    dir.remove_digest(&*machine.disk, before)?;
     Ok(finished)
 }
 

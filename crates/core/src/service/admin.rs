@@ -5,7 +5,7 @@
 
 pub(crate) mod messages;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
@@ -110,15 +110,21 @@ impl Client<'_> {
         let deadline = Instant::now() + timeout;
         let mut last = "no address to ask".to_owned();
         let mut next: VecDeque<String> = self.addresses.iter().cloned().collect();
+        // Those of this round. Two that name each other as the master are asked once in each.
+        let mut asked_before = BTreeSet::new();
         loop {
             let Some(address) = next.pop_front() else {
                 if self.addresses.is_empty() || Instant::now() + RETRY_INTERVAL >= deadline {
                     return Asked::NoAnswer(last);
                 }
                 tokio::time::sleep(RETRY_INTERVAL).await;
+                asked_before.clear();
                 next.extend(self.addresses.iter().cloned());
                 continue;
             };
+            if !asked_before.insert(address.clone()) {
+                continue;
+            }
             let asked = tokio::time::timeout_at(deadline, self.ask(&address, call.clone()));
             match asked.await {
                 Err(_) => return Asked::NoAnswer(format!("{address} did not answer in time")),
@@ -129,10 +135,8 @@ impl Client<'_> {
                 }
                 Ok(Ok(AdminAnswer::NotMaster(master))) => {
                     last = format!("{address} is not the master");
-                    if !master.is_empty() && master != address && next.front() != Some(&master) {
+                    if !master.is_empty() {
                         next.push_front(master);
-                    } else if next.is_empty() && Instant::now() < deadline {
-                        tokio::time::sleep(RETRY_INTERVAL).await;
                     }
                 }
             }
@@ -164,7 +168,8 @@ impl Client<'_> {
     }
 }
 
-/// Answers requests with `handle`, one after the other, until the caller closes.
+/// Answers requests with `handle`, one after the other, until the caller closes, or asks nothing for a
+/// while.
 ///
 /// # Errors
 /// When the caller sends nonsense or goes away.
@@ -175,11 +180,101 @@ pub(crate) async fn serve<F>(
 where
     F: Future<Output = AdminAnswer>,
 {
-    while let Some(frame) = session.receiver.receive().await? {
+    while let Some(frame) = session.next_request().await? {
         let request: AdminRequest = decode(Kind::AdminRequest, frame)?;
         let answer = Some(handle(request).await);
         let reply = encode(Kind::AdminReply, &AdminReply { answer });
         session.sender.send(reply).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use steadfast_net::{
+        AsyncServiceHandler, BoxFuture, Connection, Dispatcher, DispatcherOptions, MemoryNetwork,
+    };
+
+    use super::*;
+    use crate::service::messages::HelloReply;
+    use messages::RemoveRequest;
+
+    /// Calls after which anybody would see that there is no pause.
+    const FAR_TOO_MANY: usize = 1_000;
+
+    /// Names `other` as the master, whoever asks.
+    struct Stale {
+        other: &'static str,
+        calls: Arc<AtomicUsize>,
+    }
+
+    impl AsyncServiceHandler for Stale {
+        fn service_name(&self) -> &'static str {
+            ADMIN
+        }
+
+        fn serve(&self, connection: Connection) -> BoxFuture<'static, steadfast_net::Result<()>> {
+            let (other, calls) = (self.other, Arc::clone(&self.calls));
+            Box::pin(async move {
+                let (mut sender, mut receiver) = connection.split();
+                receiver.receive().await?;
+                let welcome = HelloReply {
+                    version: 1,
+                    ..HelloReply::default()
+                };
+                sender.send(encode(Kind::HelloReply, &welcome)).await?;
+                receiver.receive().await?;
+                let answer = if calls.fetch_add(1, Ordering::Relaxed) < FAR_TOO_MANY {
+                    AdminAnswer::NotMaster(other.to_owned())
+                } else {
+                    AdminAnswer::Done(AdminDone::default())
+                };
+                let reply = AdminReply {
+                    answer: Some(answer),
+                };
+                sender.send(encode(Kind::AdminReply, &reply)).await?;
+                while receiver.receive().await?.is_some() {}
+                Ok(())
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_that_name_each_other_as_the_master_are_asked_with_pauses() {
+        let (network, calls) = (MemoryNetwork::new(), Arc::<AtomicUsize>::default());
+        let mut dispatchers = Vec::new();
+        for (host, at, other) in [("a", "a:1", "b:1"), ("b", "b:1", "a:1")] {
+            let dispatcher = Dispatcher::new(DispatcherOptions::default());
+            let calls = Arc::clone(&calls);
+            dispatcher.register_async(Arc::new(Stale { other, calls }));
+            let listening = dispatcher.start(network.host(host), at).await;
+            listening.expect("it listens");
+            dispatchers.push(dispatcher);
+        }
+        let client = Client {
+            transport: &*network.host("operator"),
+            group: None,
+            addresses: &["a:1".to_owned()],
+            dial_timeout: Duration::from_secs(1),
+        };
+        let timeout = Duration::from_secs(2);
+        let call = AdminCall::Remove(RemoveRequest::default());
+        let asked = client.call(call, timeout).await;
+        assert!(
+            matches!(asked, Asked::NoAnswer(_)),
+            "it never ends otherwise"
+        );
+        let rounds = timeout.as_millis() / RETRY_INTERVAL.as_millis() + 1;
+        let calls = calls.load(Ordering::Relaxed);
+        assert!(
+            calls > 2 && calls as u128 <= 2 * rounds,
+            "{calls} in {rounds} rounds"
+        );
+        for dispatcher in dispatchers {
+            dispatcher.stop().await;
+        }
+    }
 }

@@ -21,6 +21,9 @@ pub(crate) struct RangeRequest {
     /// The range ends before the key after so many rows; 0 for no such limit.
     #[prost(uint64, tag = "5")]
     pub(crate) rows_max: u64,
+    /// Instead of a range: the running digest of all databases, for which no row is read.
+    #[prost(bool, tag = "6")]
+    pub(crate) is_running: bool,
 }
 
 /// Answer to [`RangeRequest`].
@@ -44,6 +47,22 @@ pub(crate) struct RangeReply {
     /// For the catalog: the names of all databases.
     #[prost(string, repeated, tag = "7")]
     pub(crate) databases: Vec<String>,
+    /// Of a running digest: each database, by its name.
+    #[prost(message, repeated, tag = "8")]
+    pub(crate) running: Vec<DatabaseDigestMessage>,
+}
+
+/// What one database has to hold.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct DatabaseDigestMessage {
+    /// Empty for the catalog.
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(uint64, tag = "2")]
+    pub(crate) rows: u64,
+    /// The sum of the rows' hashes; 16 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(crate) digest: Bytes,
 }
 
 /// Whether there is a digest.

@@ -11,14 +11,15 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use steadfast_net::{Transport, process};
+use steadfast_net::process;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::ids::NodeId;
 use crate::observe::recent::Recent;
 use crate::service::ELECTION;
-use crate::service::hello::{Caller, DialError, Session};
+use crate::service::dialling::Dialler;
+use crate::service::hello::{DialError, Session};
 use crate::service::messages::{
     ElectionAnswer, ElectionCall, ElectionReply, ElectionRequest, Kind, Refusal, decode, encode,
 };
@@ -72,15 +73,15 @@ pub(crate) struct ElectionClient {
     places: Arc<Semaphore>,
     /// How long heartbeats have taken to be answered.
     round_trips: Arc<Recent>,
+    /// When the peer has answered last.
+    answered: Arc<watch::Sender<Option<Instant>>>,
 }
 
 /// Whom an [`ElectionClient`] calls, and how.
 pub(crate) struct Peer {
-    pub(crate) caller: Caller,
-    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) dialler: Dialler,
     pub(crate) address: String,
     pub(crate) id: NodeId,
-    pub(crate) dial_timeout: Duration,
     /// A connection on which the oldest request has waited for this long is given up.
     pub(crate) silence_max: Duration,
     /// The peer is in here while it refuses the caller as no member of the group.
@@ -97,7 +98,15 @@ impl ElectionClient {
             calls,
             places,
             round_trips: Arc::default(),
+            answered: Arc::default(),
         }
+    }
+
+    /// Whether the peer has answered anything within this time.
+    pub(crate) fn has_answered_within(&self, time: Duration) -> bool {
+        self.answered
+            .borrow()
+            .is_some_and(|at| at.elapsed() <= time)
     }
 
     /// How long half of the last heartbeats have taken to be answered, at the most.
@@ -132,6 +141,9 @@ impl ElectionClient {
         if is_heartbeat && !matches!(answered, Ok(Err(_))) {
             self.round_trips.note(began.elapsed());
         }
+        if matches!(answered, Ok(Ok(_))) {
+            self.answered.send_replace(Some(Instant::now()));
+        }
         answered.unwrap_or(Err(CallError::Timeout(timeout)))
     }
 }
@@ -143,10 +155,7 @@ impl Peer {
     async fn run(self, mut calls: mpsc::Receiver<Call>) {
         while let Some(first) = calls.recv().await {
             let target = (self.address.as_str(), self.id);
-            let dialled = self
-                .caller
-                .dial(&*self.transport, target, ELECTION, self.dial_timeout);
-            let dialled = dialled.await;
+            let dialled = self.dialler.dial(target, ELECTION).await;
             self.note_refusal(&dialled);
             match dialled {
                 Ok(session) => {
@@ -275,6 +284,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::service::hello::Caller;
     use crate::service::messages::{BarrierRequest, HelloReply};
 
     const PATIENCE: Duration = Duration::from_mins(1);
@@ -315,11 +325,14 @@ mod tests {
         dispatcher.register_async(Arc::new(Silent));
         let listening = dispatcher.start(network.host("silent"), "silent:1").await;
         let client = ElectionClient::start(Peer {
-            caller: Caller::Client,
-            transport: network.host("caller"),
+            dialler: Dialler {
+                caller: Caller::Client,
+                transport: network.host("caller"),
+                addresses: Arc::default(),
+                timeout: PATIENCE,
+            },
             address: listening.expect("it listens"),
             id: NodeId(1),
-            dial_timeout: PATIENCE,
             silence_max: SILENCE_MAX,
             refusing: watch::Sender::default(),
         });

@@ -43,6 +43,19 @@ pub(crate) struct ViewMessage {
     pub(crate) sees_nodes: bool,
     #[prost(uint64, repeated, tag = "8")]
     pub(crate) down: Vec<u64>,
+    /// Whose data is known to be wrong: on a master of all members, on others of the node itself.
+    #[prost(message, repeated, tag = "9")]
+    pub(crate) damaged: Vec<DamagedMessage>,
+}
+
+/// A member whose data is known to be wrong.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct DamagedMessage {
+    #[prost(uint64, tag = "1")]
+    pub(crate) node: u64,
+    /// What is wrong, in words.
+    #[prost(string, tag = "2")]
+    pub(crate) what: String,
 }
 
 /// Sends what `look` sees until the caller closes or the node does.

@@ -18,12 +18,28 @@ use crate::service::messages::{
     Hello, HelloReply, Kind, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN, Refusal, WireError,
     decode, encode,
 };
-use crate::service::{ADMIN, EVENTS, NODE_STATE, SUBSCRIPTION};
+use crate::service::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, SUBSCRIPTION};
+
+/// How long a caller may keep a connection on which it asks nothing: it takes the place of another one.
+const REQUEST_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// A connection on which the hello was accepted.
 pub(crate) struct Session {
     pub(crate) sender: FrameSender,
     pub(crate) receiver: FrameReceiver,
+    /// Where the other end is.
+    pub(crate) peer: String,
+}
+
+impl Session {
+    /// The next request; `None` when the caller closed, or asked nothing for 10 s.
+    ///
+    /// # Errors
+    /// As [`FrameReceiver::receive`].
+    pub(crate) async fn next_request(&mut self) -> Result<Option<Bytes>, NetError> {
+        let request = tokio::time::timeout(REQUEST_WAIT_MAX, self.receiver.receive());
+        request.await.unwrap_or(Ok(None))
+    }
 }
 
 /// Why a peer could not be talked to.
@@ -67,6 +83,7 @@ impl Caller {
     ) -> Result<Session, DialError> {
         let dialled = async {
             let connection = steadfast_net::open_service(transport, address, service).await?;
+            let peer = connection.peer().to_owned();
             let (mut sender, mut receiver_half) = connection.split();
             sender
                 .send(encode(Kind::Hello, &self.hello(receiver, service)))
@@ -83,6 +100,7 @@ impl Caller {
             Ok(Session {
                 sender,
                 receiver: receiver_half,
+                peer,
             })
         };
         tokio::time::timeout(timeout, dialled)
@@ -186,7 +204,14 @@ impl Gate {
         };
         sender.send(encode(Kind::HelloReply, &reply)).await?;
         match result {
-            Ok(caller) => Ok((caller, Session { sender, receiver })),
+            Ok(caller) => {
+                let session = Session {
+                    sender,
+                    receiver,
+                    peer,
+                };
+                Ok((caller, session))
+            }
             Err((refusal, text)) => {
                 metrics::counter!("steadfast_hello_refused_total", "reason" => format!("{refusal:?}"))
                     .increment(1);
@@ -240,7 +265,7 @@ impl Gate {
             let text = format!("this is node {} ({})", identity.node_id, identity.node_name);
             return Err((Refusal::WrongNode, text));
         }
-        self.check_sender(hello)
+        self.check_sender(hello, service)
     }
 
     /// Nodes of different epochs have nothing to say to each other: they could disagree about what
@@ -273,7 +298,7 @@ impl Gate {
         known.max().unwrap_or_default().max((self.newest_id)())
     }
 
-    fn check_sender(&self, hello: &Hello) -> Result<Option<NodeId>, Refused> {
+    fn check_sender(&self, hello: &Hello, service: &str) -> Result<Option<NodeId>, Refused> {
         let sender = NodeId(hello.sender);
         let members = self.members.borrow();
         let Some(Member {
@@ -281,8 +306,9 @@ impl Gate {
         }) = members.get(&sender)
         else {
             // One that was let in after anything that this node has heard of may be the very master
-            // that has to tell it.
-            if sender > self.newest_known(&members) {
+            // that has to tell it. Until then it can do that, and nothing else.
+            let may_tell = [FEEDER, ELECTION].contains(&service);
+            if may_tell && sender > self.newest_known(&members) {
                 return Ok(Some(sender));
             }
             return Err((
@@ -311,7 +337,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::service::ELECTION;
+    use crate::service::RESTORE;
 
     fn identity(node: u64, epoch: u64) -> Identity {
         Identity {
@@ -336,9 +362,14 @@ mod tests {
         meet_node(identity(caller, theirs), (own, newest))
     }
 
-    fn meet_node(
+    fn meet_node(caller: Identity, known: (u64, u64)) -> (Option<Refusal>, Vec<(u64, u64)>) {
+        meet_for(caller, known, ELECTION)
+    }
+
+    fn meet_for(
         caller: Identity,
         (own, newest): (u64, u64),
+        service: &str,
     ) -> (Option<Refusal>, Vec<(u64, u64)>) {
         let ended = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&ended);
@@ -357,7 +388,7 @@ mod tests {
             Arc::new(move || NodeId(newest)),
         );
         let caller = Caller::Node(Arc::new(caller), superseded);
-        let refused = gate.check(&caller.hello(NodeId(1), ELECTION), ELECTION);
+        let refused = gate.check(&caller.hello(NodeId(1), service), service);
         let ended = ended.lock().unwrap().clone();
         (refused.err().map(|(refusal, _)| refusal), ended)
     }
@@ -377,6 +408,8 @@ mod tests {
             Some(Refusal::NotAMember),
             "not above a member"
         );
+        let copies = meet_for(identity(3, 1), (1, 2), RESTORE).0;
+        assert_eq!(copies, Some(Refusal::NotAMember), "it copies nothing yet");
     }
 
     #[test]

@@ -476,12 +476,37 @@ pub(crate) struct NodeStateMessage {
     /// Bytes of the engine's files, where they were asked for.
     #[prost(uint64, optional, tag = "29")]
     pub(crate) data_bytes: Option<u64>,
+    /// Up to this transaction the node has counted all rows and found them right since it opened its engine.
+    #[prost(uint64, optional, tag = "30")]
+    pub(crate) checked: Option<u64>,
+    /// Rows that the node has put right from its log when it opened its engine.
+    #[prost(uint64, tag = "31")]
+    pub(crate) put_right: u64,
+    /// The node's engine does not hold what it should, and its log does not help.
+    #[prost(bool, tag = "32")]
+    pub(crate) needs_state: bool,
+    /// Descriptors that the process may still have, and its limit.
+    #[prost(uint64, optional, tag = "33")]
+    pub(crate) descriptors_left: Option<u64>,
+    #[prost(uint64, optional, tag = "34")]
+    pub(crate) descriptors_max: Option<u64>,
+    /// Little more are left than what the node keeps from strangers.
+    #[prost(bool, tag = "35")]
+    pub(crate) descriptors_are_few: bool,
     /// The node copies the state of a peer.
     #[prost(message, optional, tag = "40")]
     pub(crate) restore: Option<RestoreProgressMessage>,
     /// Nodes to which this one sends its state.
     #[prost(uint32, tag = "41")]
     pub(crate) copies: u32,
+    /// For how long the disk of the log, or that of the engine, has not finished what it was given, in
+    /// milliseconds; absent while both work.
+    #[prost(uint64, optional, tag = "42")]
+    pub(crate) disk_hangs_ms: Option<u64>,
+    /// When the node, which is not master, has heard one, in milliseconds ago; absent when it has not since
+    /// it was started.
+    #[prost(uint64, optional, tag = "43")]
+    pub(crate) master_heard_ms_ago: Option<u64>,
 }
 
 /// How far a copy of the state has got.
@@ -512,6 +537,12 @@ pub(crate) struct ReplicaProgress {
     /// How long half of the last heartbeats have taken to be answered, in microseconds.
     #[prost(uint64, optional, tag = "4")]
     pub(crate) round_trip_p50_us: Option<u64>,
+    /// For how long the first entry that it lacks has been there, in milliseconds; absent where that is
+    /// longer than is remembered. And the bytes that it lacks, as far as is remembered.
+    #[prost(uint64, optional, tag = "5")]
+    pub(crate) behind_ms: Option<u64>,
+    #[prost(uint64, tag = "6")]
+    pub(crate) behind_bytes: u64,
 }
 
 impl From<LogId> for LogIdMessage {

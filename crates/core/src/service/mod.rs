@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod comparison;
+pub(crate) mod dialling;
 pub(crate) mod election;
 pub(crate) mod events;
 pub(crate) mod hello;

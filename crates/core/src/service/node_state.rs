@@ -52,7 +52,7 @@ pub(crate) async fn ask_for(
         .unwrap_or(Err(DialError::Timeout(timeout)))
 }
 
-/// Answers requests with `describe` until the caller closes. What a request asks for beside the state
+/// Answers requests with `describe` until the caller closes, or asks nothing for a while. What a request asks for beside the state
 /// may take long.
 ///
 /// # Errors
@@ -64,9 +64,43 @@ pub(crate) async fn serve<F>(
 where
     F: Future<Output = NodeStateMessage>,
 {
-    while let Some(frame) = session.receiver.receive().await? {
+    while let Some(frame) = session.next_request().await? {
         let state = describe(decode(Kind::NodeStateRequest, frame)?).await;
         session.sender.send(encode(Kind::NodeState, &state)).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use steadfast_net::Connection;
+
+    use super::*;
+    use crate::service::admin;
+    use crate::service::admin::messages::AdminAnswer;
+
+    /// A session whose caller says nothing, and goes on to be there.
+    fn silent() -> (Session, tokio::io::DuplexStream) {
+        let (near, far) = tokio::io::duplex(1024);
+        let connection = Connection::new(Box::new(near), "n1".to_owned());
+        let (sender, receiver) = connection.split();
+        let session = Session {
+            sender,
+            receiver,
+            peer: "n1".to_owned(),
+        };
+        (session, far)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_asks_nothing_is_let_go() {
+        let (session, _caller) = silent();
+        let serving = serve(|_| async { NodeStateMessage::default() }, session);
+        let served = tokio::time::timeout(Duration::from_secs(11), serving).await;
+        assert!(matches!(served, Ok(Ok(()))), "{served:?}");
+        let (session, _caller) = silent();
+        let serving = admin::serve(|_| async { AdminAnswer::NotMaster(String::new()) }, session);
+        let served = tokio::time::timeout(Duration::from_secs(11), serving).await;
+        assert!(matches!(served, Ok(Ok(()))), "{served:?}");
+    }
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 use steadfast_net::Transport;
 
+use crate::engine::RowDigest;
 use crate::ids::NodeId;
 use crate::restore::source::Source;
 use crate::service::RESTORE;
@@ -63,8 +64,13 @@ pub(crate) struct NextMessage {
     pub(crate) next: u64,
 }
 
+/// All rows are there, and the log was followed.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(crate) struct FinishMessage {}
+pub(crate) struct FinishMessage {
+    /// The last transaction that the copy holds.
+    #[prost(uint64, tag = "1")]
+    pub(crate) vlsn: u64,
+}
 
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct RestoreReply {
@@ -136,13 +142,46 @@ pub(crate) struct EntriesMessage {
     pub(crate) is_all: bool,
 }
 
-/// What was sent in all chunks of this connection.
+/// What was sent in all chunks of this connection, and what the whole has to come to.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct ManifestMessage {
+    #[prost(message, optional, tag = "3")]
+    pub(crate) sent: Option<RowsMessage>,
+    /// Absent for an arbiter.
+    #[prost(message, optional, tag = "4")]
+    pub(crate) state: Option<StateMessage>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct RowsMessage {
     #[prost(uint64, tag = "1")]
     pub(crate) rows: u64,
+    /// The sum of their hashes; 16 bytes.
     #[prost(bytes = "bytes", tag = "2")]
     pub(crate) digest: Bytes,
+}
+
+impl RowsMessage {
+    pub(crate) fn of(digest: RowDigest) -> Self {
+        Self {
+            rows: digest.rows,
+            digest: digest.to_bytes(),
+        }
+    }
+
+    pub(crate) fn digest(&self) -> Option<RowDigest> {
+        RowDigest::from_parts(self.rows, &self.digest)
+    }
+}
+
+/// What the log has made of all databases that have a name.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct StateMessage {
+    /// As of this transaction, which ends an entry of the log.
+    #[prost(uint64, tag = "1")]
+    pub(crate) vlsn: u64,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) rows: Option<RowsMessage>,
 }
 
 /// The asking side of one connection.
@@ -174,17 +213,12 @@ impl RestoreClient {
             let request = RestoreRequest {
                 call: Some(call.clone()),
             };
-            let asked = async {
-                let frame = encode(Kind::RestoreRequest, &request);
-                self.session.sender.send(frame).await?;
-                let frame = self.session.receiver.receive().await?;
-                let reply: RestoreReply =
-                    decode(Kind::RestoreReply, frame.ok_or(DialError::Closed)?)?;
-                let answer = reply.answer.ok_or(WireError::Missing("an answer"))?;
-                Ok::<_, DialError>(answer)
-            };
-            let answer = tokio::time::timeout(self.timeout, asked).await;
-            match answer.unwrap_or(Err(DialError::Timeout(self.timeout)))? {
+            let frame = encode(Kind::RestoreRequest, &request);
+            self.session.sender.send(frame).await?;
+            let receiver = &mut self.session.receiver;
+            let frame = receiver.receive_unless_silent(self.timeout).await?;
+            let reply: RestoreReply = decode(Kind::RestoreReply, frame.ok_or(DialError::Closed)?)?;
+            match reply.answer.ok_or(WireError::Missing("an answer"))? {
                 RestoreAnswer::Wait(_) => {}
                 answer => return Ok(answer),
             }
@@ -195,21 +229,18 @@ impl RestoreClient {
 /// Answers questions until the caller closes.
 ///
 /// # Errors
-/// When the caller sends nonsense, goes away, or does not take an answer within `stall`.
-pub(crate) async fn serve(
-    mut session: Session,
-    stall: Duration,
-    source: &mut Source,
-) -> Result<(), DialError> {
+/// When the caller sends nonsense, goes away, or takes nothing of an answer for long.
+pub(crate) async fn serve(mut session: Session, source: &mut Source) -> Result<(), DialError> {
     while let Some(frame) = session.receiver.receive().await? {
         let request: RestoreRequest = decode(Kind::RestoreRequest, frame)?;
         let call = request.call.ok_or(WireError::Missing("a question"))?;
         let reply = RestoreReply {
             answer: Some(source.answer(call).await),
         };
-        let sent = session.sender.send(encode(Kind::RestoreReply, &reply));
-        let sent = tokio::time::timeout(stall, sent).await;
-        sent.map_err(|_| DialError::Timeout(stall))??;
+        session
+            .sender
+            .send(encode(Kind::RestoreReply, &reply))
+            .await?;
     }
     Ok(())
 }

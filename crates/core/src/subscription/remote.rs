@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_net::{TcpTransport, Transport};
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::env::{block_on, entered};
 use crate::error::FeedError;
 use crate::ids::{GroupUuid, NodeId};
+use crate::runtime::{Ground, OwnRuntime};
 use crate::service::SUBSCRIPTION;
 use crate::service::hello::{Caller, DialError, Session};
 use crate::service::messages::{Kind, decode, encode};
@@ -42,9 +42,9 @@ pub struct Subscription {
     lost: Option<Instant>,
     stands: Stands,
     has_ended: bool,
-    handle: Handle,
+    ground: Ground,
     /// Of one that was connected by a blocking call.
-    own: Option<Runtime>,
+    _own: Option<Arc<OwnRuntime>>,
 }
 
 /// What it takes to reach a node.
@@ -98,26 +98,16 @@ impl Subscription {
         group: &str,
         options: impl Into<SubscribeOptions>,
     ) -> Result<Self, FeedError> {
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("steadfast-feed")
-            .enable_all()
-            .build()
-            .map_err(|error| FeedError::Stopped {
-                reason: format!("no runtime: {error}"),
-            })?;
-        let handle = runtime.handle().clone();
-        let connecting = Self::connect_async(addresses, group, options);
-        match block_on(false, entered(&handle, connecting)) {
-            Ok(mut subscription) => {
-                subscription.own = Some(runtime);
-                Ok(subscription)
-            }
-            Err(error) => {
-                runtime.shutdown_background();
-                Err(error)
-            }
-        }
+        let own = OwnRuntime::new("steadfast-feed", 1).map_err(|error| FeedError::Stopped {
+            reason: format!("no runtime: {error}"),
+        })?;
+        let ground = own.ground();
+        let connected = ground.block_on(Self::connect_async(addresses, group, options));
+        connected.map(|subscription| Self {
+            ground,
+            _own: Some(own),
+            ..subscription
+        })
     }
 
     /// As [`Subscription::connect`], on the runtime of the caller.
@@ -166,8 +156,8 @@ impl Subscription {
             lost: None,
             stands,
             has_ended: false,
-            handle: Handle::current(),
-            own: None,
+            ground: Ground::Guest(Handle::current()),
+            _own: None,
         };
         subscription.reach().await?;
         Ok(subscription)
@@ -252,7 +242,7 @@ impl Subscription {
                 Stands::At(From::Start) | Stands::InState => self.stands = Stands::InState,
                 Stands::At(_) => return Err(Trouble::Lost("state out of turn".to_owned())),
             },
-            FeedEvent::StateComplete { token } => {
+            FeedEvent::StateComplete { token, .. } => {
                 self.stands = Stands::At(From::Start);
                 self.advance(*token, false)?;
             }
@@ -326,8 +316,8 @@ impl Subscription {
 
     /// As [`Subscription::close_async`].
     pub fn close(mut self) {
-        let handle = self.handle.clone();
-        block_on(false, entered(&handle, self.end()));
+        let ground = self.ground.clone();
+        ground.block_on(self.end());
     }
 
     async fn end(&mut self) {
@@ -344,17 +334,8 @@ impl Iterator for Subscription {
     type Item = Result<FeedEvent, FeedError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (handle, is_guest) = (self.handle.clone(), self.own.is_none());
-        block_on(is_guest, entered(&handle, self.next_async()))
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        // Waiting for the runtime is not allowed in an async task, where this may be dropped.
-        if let Some(own) = self.own.take() {
-            own.shutdown_background();
-        }
+        let ground = self.ground.clone();
+        ground.block_on(self.next_async())
     }
 }
 
@@ -429,8 +410,9 @@ impl Link {
 }
 
 async fn receive(session: &mut Session, silent_at: Instant) -> Result<Received, Trouble> {
-    let received = timeout_at(silent_at, session.receiver.receive()).await;
-    let frame = received.map_err(|_| DialError::Timeout(SILENCE_MAX))??;
+    let receiver = &mut session.receiver;
+    let received = receiver.receive_unless_silent_at(silent_at, SILENCE_MAX);
+    let frame = received.await?;
     let message: FeedMessage = decode(Kind::Feed, frame.ok_or(DialError::Closed)?)?;
     Ok(Received::try_from(message)?)
 }

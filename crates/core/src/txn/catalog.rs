@@ -15,7 +15,7 @@
 //! under the old one belongs to no name any more, and each node's engine gives it up in its own
 //! time (`txn/reclaim.rs`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -27,6 +27,10 @@ use crate::limits::DATABASE_NAME_BYTES_MAX;
 /// The catalog itself.
 pub(crate) const CATALOG: DatabaseId = DatabaseId(0);
 
+/// In each node's engine: what its databases have to hold (`txn/audit/digest.rs`). No part of what is
+/// replicated.
+pub(crate) const DIGESTS: DatabaseId = DatabaseId(u32::MAX);
+
 /// Key of the next free id.
 pub(crate) const NEXT_ID_KEY: &[u8] = b"\0next";
 
@@ -34,9 +38,17 @@ pub(crate) const NEXT_ID_KEY: &[u8] = b"\0next";
 pub(crate) const NODE_ID_KEY: &[u8] = b"\0node";
 
 /// The id that [`NODE_ID_KEY`] keeps: 0 while only founders have one.
-pub(crate) fn decode_node_id(value: Option<&Bytes>) -> NodeId {
-    let bytes = value.and_then(|value| value[..].try_into().ok());
-    NodeId(bytes.map_or(0, u64::from_le_bytes))
+///
+/// # Errors
+/// [`EngineError::Corrupt`] when the value is none: an id that was given might be given again.
+pub(crate) fn decode_node_id(value: Option<&Bytes>) -> Result<NodeId, EngineError> {
+    let Some(value) = value else {
+        return Ok(NodeId(0));
+    };
+    let bytes = value[..].try_into().map_err(|_| EngineError::Corrupt {
+        what: "the catalog's entry of the newest id of a node".to_owned(),
+    })?;
+    Ok(NodeId(u64::from_le_bytes(bytes)))
 }
 
 /// How the keys begin that keep which name an id was given to.
@@ -68,7 +80,8 @@ pub(crate) fn check_name(name: &str) -> Result<Bytes, ReadError> {
 /// [`ReadError::DatabaseName`] when `name` asks for an id and 2^32 have been given.
 pub(crate) fn id_after(id: DatabaseId, name: &Bytes) -> Result<DatabaseId, ReadError> {
     let next = id.0.checked_add(1).map(DatabaseId);
-    next.ok_or_else(|| refuse(&text(name), "all 2^32 ids of databases have been given"))
+    let next = next.filter(|next| *next < DIGESTS);
+    next.ok_or_else(|| refuse(&text(name), "all ids of databases have been given"))
 }
 
 pub(crate) fn encode_id(id: DatabaseId) -> Bytes {
@@ -92,12 +105,6 @@ pub(crate) fn is_name(key: &[u8]) -> bool {
     key.first() != Some(&0)
 }
 
-/// # Errors
-/// [`ReadError::DatabaseName`] when the value is not an id.
-pub(crate) fn decode_id(value: &[u8]) -> Result<DatabaseId, ReadError> {
-    parse_id(value).ok_or_else(|| refuse("", "its entry in the catalog is damaged"))
-}
-
 /// The names among the entries of the catalog.
 ///
 /// # Errors
@@ -113,6 +120,57 @@ pub(crate) fn names(
         .collect()
 }
 
+/// Calls `visit` for each entry of the engine's catalog, in ascending order of keys.
+///
+/// # Errors
+/// When the engine cannot be read, and the errors of `visit`.
+fn visit_entries(
+    engine: &dyn StorageEngine,
+    mut visit: impl FnMut(&Bytes, &Bytes) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
+    let mut rest = KeyRange::all();
+    loop {
+        let entries = engine.scan(CATALOG, rest.clone(), Direction::Forward, STEP)?;
+        entries
+            .iter()
+            .try_for_each(|(key, value)| visit(key, value))?;
+        match entries.last() {
+            Some((last, _)) if STEP.is_reached(&entries) => {
+                rest = rest.after(last.clone(), Direction::Forward);
+            }
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// The id in the value of an entry of the catalog.
+///
+/// # Errors
+/// [`EngineError::Corrupt`] when it is none.
+pub(crate) fn id_in_entry(key: &[u8], value: &[u8]) -> Result<DatabaseId, EngineError> {
+    let bytes = value.try_into().map_err(|_| EngineError::Corrupt {
+        what: format!("the catalog's entry of {:?}", text(key)),
+    })?;
+    Ok(DatabaseId(u32::from_le_bytes(bytes)))
+}
+
+/// The names in the engine's catalog, with their databases.
+///
+/// # Errors
+/// When the engine cannot be read, or its catalog holds something else than ids.
+pub(crate) fn named(
+    engine: &dyn StorageEngine,
+) -> Result<BTreeMap<Bytes, DatabaseId>, EngineError> {
+    let mut named = BTreeMap::new();
+    visit_entries(engine, |key, value| {
+        if is_name(key) {
+            named.insert(key.clone(), id_in_entry(key, value)?);
+        }
+        Ok(())
+    })?;
+    Ok(named)
+}
+
 /// The databases in the engine that no name stands for, and none ever will: their id has been given
 /// and is not in the engine's catalog. Between two batches the engine is the state at one VLSN.
 ///
@@ -120,40 +178,18 @@ pub(crate) fn names(
 /// When the engine cannot be read, or its catalog holds something else than ids.
 pub(crate) fn nameless(engine: &dyn StorageEngine) -> Result<Vec<DatabaseId>, EngineError> {
     let (mut named, mut next) = (BTreeSet::from([CATALOG]), FIRST_ID);
-    let mut rest = KeyRange::all();
-    loop {
-        let entries = engine.scan(CATALOG, rest.clone(), Direction::Forward, STEP)?;
-        let is_id = |key: &Bytes| is_name(key) || key == NEXT_ID_KEY;
-        let ids = entries.iter().filter(|(key, _)| is_id(key));
-        for (key, value) in ids {
-            let id = parse_id(value).ok_or_else(|| EngineError::Corrupt {
-                what: format!("the catalog's entry of {:?}", text(key)),
-            })?;
-            if key == NEXT_ID_KEY {
-                next = id;
-            } else {
-                named.insert(id);
-            }
+    visit_entries(engine, |key, value| {
+        if key == NEXT_ID_KEY {
+            next = id_in_entry(key, value)?;
+        } else if is_name(key) {
+            named.insert(id_in_entry(key, value)?);
         }
-        match entries.last() {
-            Some((last, _)) if STEP.is_reached(&entries) => {
-                rest = rest.after(last.clone(), Direction::Forward);
-            }
-            _ => break,
-        }
-    }
+        Ok(())
+    })?;
     let mut databases = engine.databases()?;
     // An engine may make a database before the batch that puts its first key into it.
     databases.retain(|id| *id < next && !named.contains(id));
     Ok(databases)
-}
-
-fn parse_id(value: &[u8]) -> Option<DatabaseId> {
-    value
-        .try_into()
-        .ok()
-        .map(u32::from_le_bytes)
-        .map(DatabaseId)
 }
 
 fn refuse(name: &str, reason: &'static str) -> ReadError {
@@ -163,7 +199,7 @@ fn refuse(name: &str, reason: &'static str) -> ReadError {
     }
 }
 
-fn text(name: &Bytes) -> String {
+fn text(name: &[u8]) -> String {
     String::from_utf8_lossy(name).into_owned()
 }
 
@@ -174,6 +210,22 @@ mod tests {
     use super::*;
     use crate::engine::{Applied, Change, EngineBatch, EngineFactory, MemoryStore};
     use crate::ids::{LogPosition, Term, Vlsn};
+
+    #[test]
+    fn a_damaged_entry_is_damage_and_neither_a_bad_name_nor_a_beginning() {
+        let damaged = Bytes::from("\x07");
+        for (is_damage, what) in [
+            (id_in_entry(b"orders", &damaged).map(drop), "orders"),
+            (decode_node_id(Some(&damaged)).map(drop), "node"),
+        ] {
+            let error = is_damage.expect_err("no id has one byte");
+            assert!(
+                error.is_damage() && error.to_string().contains(what),
+                "{error}"
+            );
+        }
+        assert_eq!(decode_node_id(None).expect("none was given"), NodeId(0));
+    }
 
     /// Also where an engine has made a database whose creation has not reached it yet.
     #[test]

@@ -208,7 +208,7 @@ pub(crate) async fn acknowledge(
         Ok(Err(Lost::NotCommitted)) => return not_committed(),
         Err(_) if planted::is(Bug::NotCommittedInTime) => return not_committed(),
         Ok(Err(Lost::Master)) if committed.is_none() => WriteError::OutcomeUnknown { token },
-        Ok(Err(Lost::Master)) | Err(_) => insufficient(node, durability.ack, token, committed),
+        Ok(Err(Lost::Master)) | Err(_) => insufficient(node, durability, token, committed),
     };
     if committed.is_none() {
         metrics::counter!("steadfast_outcome_unknown_total").increment(1);
@@ -293,10 +293,10 @@ async fn own_disk(
     }
 }
 
-/// The error of a write that was not acknowledged by enough nodes.
+/// The error of a write that was not acknowledged by enough nodes, or not by this node's own disk.
 fn insufficient(
     node: &Node,
-    ack: ReplicaAckPolicy,
+    durability: Durability,
     token: CommitToken,
     committed: Option<LogId>,
 ) -> WriteError {
@@ -305,17 +305,21 @@ fn insufficient(
     let at = committed.or_else(place);
     let electable = node.consensus.heard();
     let persisted = at.map(|at| node.consensus.persisted_by(at.position));
-    let persisted = persisted.map_or(0, |persisted| persisted.counted);
-    let (needed, acked) = match ack {
-        ReplicaAckPolicy::All => (electable.all, persisted),
-        // With enough of them it is this node's own disk that is waited for.
-        ReplicaAckPolicy::SimpleMajority => (electable.majority().max(persisted + 1), persisted),
-        ReplicaAckPolicy::None => (1, 0),
+    let own_disk = match durability.local_sync {
+        SyncPolicy::NoSync => None,
+        SyncPolicy::WriteNoSync => Some(node.log.written()),
+        SyncPolicy::Sync => Some(node.log.persisted()),
     };
+    let has = |last: LogId| at.is_some_and(|at| last.position >= at.position);
     WriteError::InsufficientAcks {
         token,
-        needed,
-        acked,
+        needed: match durability.ack {
+            ReplicaAckPolicy::All => electable.all,
+            ReplicaAckPolicy::SimpleMajority => electable.majority(),
+            ReplicaAckPolicy::None => 1,
+        },
+        acked: persisted.map_or(0, |persisted| persisted.counted),
+        lacks_own_disk: own_disk.is_some_and(|last| !last.borrow().is_some_and(has)),
         is_committed: committed.is_some(),
     }
 }

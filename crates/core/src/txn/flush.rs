@@ -15,7 +15,8 @@
 //! grows with the batch, and a key that is written again and again counts once. Or until it has
 //! [`BATCH_BYTES_BEST`].
 //!
-//! Between batches it gives up what dropped databases leave behind (`txn/reclaim.rs`).
+//! Between batches it gives up what dropped databases leave behind (`txn/reclaim.rs`), and counts what the
+//! engine holds (`txn/audit/`).
 //!
 //! The engine never gets ahead of this node's own log: a mark is used only when its entry is
 //! persisted here, so that after a crash the log always continues where the engine ends.
@@ -35,6 +36,9 @@ use crate::engine::{
 use crate::ids::{DatabaseId, Vlsn};
 use crate::log::LogId;
 use crate::planted::{self, Bug};
+use crate::txn::audit::Auditor;
+use crate::txn::audit::digest::Point;
+use crate::txn::audit::file::FileError;
 use crate::txn::catalog::CATALOG;
 use crate::txn::readers::{ReaderId, Readers};
 use crate::txn::reclaim::Reclaim;
@@ -57,8 +61,12 @@ pub(crate) struct FlushLimits {
 /// How often the flush looks after ages and evictions while nothing else wakes it.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The same while there is space to give up: that takes a part of the engine's time, not all.
-const RECLAIM_TICK: Duration = Duration::from_millis(10);
+/// The same while there is space to give up or something to count: that takes a part of the engine's
+/// time, not all.
+const WORK_TICK: Duration = Duration::from_millis(10);
+
+/// How long the flush waits for its engine before that is no slowness any more.
+const ENGINE_HANGS: Duration = Duration::from_secs(10);
 
 /// One applied entry.
 #[derive(Debug)]
@@ -101,8 +109,21 @@ pub(crate) struct Flush {
     limits: FlushLimits,
     state: Mutex<State>,
     wake: Notify,
+    /// Whether somebody waits for what is visible to be in the engine.
+    is_wanted: AtomicBool,
     room: Notify,
     ended: AtomicBool,
+    /// When the engine last gave control back.
+    turned: Mutex<Instant>,
+}
+
+/// What ends the flush.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FlushError {
+    #[error("the storage engine failed: {0}")]
+    Engine(#[from] EngineError),
+    #[error("what the engine holds could not be noted: {0}")]
+    Audit(#[from] FileError),
 }
 
 /// The flush has ended, because the node closes or its engine failed.
@@ -141,8 +162,10 @@ impl Flush {
             limits,
             state: Mutex::new(state),
             wake: Notify::new(),
+            is_wanted: AtomicBool::new(false),
             room: Notify::new(),
             ended: AtomicBool::new(false),
+            turned: Mutex::new(Instant::now()),
         })
     }
 
@@ -156,6 +179,12 @@ impl Flush {
         if is_due {
             self.wake.notify_one();
         }
+    }
+
+    /// Has everything flushed that may be, soon.
+    pub(crate) fn want(&self) {
+        self.is_wanted.store(true, Ordering::Release);
+        self.wake.notify_one();
     }
 
     /// Whether the window is within its bound.
@@ -185,14 +214,15 @@ impl Flush {
     /// When the engine fails. Nothing is retried: the node must be opened again.
     pub(crate) async fn run(
         &self,
+        mut auditor: Auditor,
         persisted: watch::Receiver<Option<LogId>>,
         mut stop: watch::Receiver<bool>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<(), FlushError> {
         // What an engine holds when it is opened is durable.
         self.reclaim.look()?;
         loop {
-            let tick = if self.reclaim.has_work() {
-                RECLAIM_TICK
+            let tick = if self.reclaim.has_work() || auditor.has_work() {
+                WORK_TICK
             } else {
                 TICK
             };
@@ -206,16 +236,57 @@ impl Flush {
                     true
                 }
             };
-            self.readers.end_older_than(self.limits.snapshot_age_max);
+            self.turn();
+            self.readers.end_older_than(self.snapshot_age_max());
             self.evict();
             if stopped || self.is_due() {
-                self.flush_all(&persisted)?;
+                self.flush_all(&mut auditor, &persisted).await?;
             }
             if stopped {
                 return Ok(());
             }
-            self.reclaim.step()?;
+            auditor.step()?;
+            if auditor.found_wrong() {
+                // Nobody reads any more from what is wrong.
+                self.readers.end_all();
+            } else if auditor.found_right_before() {
+                // By a catalog that lacks a name, a database would be given up that has one.
+                self.reclaim.step()?;
+            }
         }
+    }
+
+    /// The age that a snapshot may have. The fuller the window is, the less, where a snapshot keeps it
+    /// full: nobody who reads may hold up what is committed.
+    fn snapshot_age_max(&self) -> Duration {
+        let bytes = self.window.bytes();
+        let of_full = |parts: usize| self.limits.window_bytes_max / 8 * parts;
+        let age_max = match bytes {
+            _ if bytes > of_full(8) => Duration::from_millis(200),
+            _ if bytes > of_full(7) => Duration::from_secs(1),
+            _ if bytes > of_full(6) => Duration::from_secs(10),
+            _ => return self.limits.snapshot_age_max,
+        };
+        let state = self.lock();
+        let mark = state.evictions.front().map(|eviction| eviction.mark);
+        let next = state.marks.front().map(|mark| mark.vlsn);
+        drop(state);
+        if self.readers.hold(mark, next) {
+            age_max.min(self.limits.snapshot_age_max)
+        } else {
+            self.limits.snapshot_age_max
+        }
+    }
+
+    fn turn(&self) {
+        *self.turned.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// For how long the engine has not finished what it was given, once that is no slowness any more.
+    pub(crate) fn hangs_for(&self) -> Option<Duration> {
+        let turned = *self.turned.lock().unwrap_or_else(PoisonError::into_inner);
+        let hangs = turned.elapsed() >= ENGINE_HANGS && !self.ended.load(Ordering::Acquire);
+        hangs.then(|| turned.elapsed())
     }
 
     /// Tells whoever waits for room that none will come any more.
@@ -225,10 +296,12 @@ impl Flush {
     }
 
     fn is_due(&self) -> bool {
+        let is_wanted = self.is_wanted.swap(false, Ordering::AcqRel);
         let state = self.lock();
         let bytes = self.window.bytes();
         !state.marks.is_empty()
-            && (state.last_run.elapsed() >= self.limits.flush_interval
+            && (is_wanted
+                || state.last_run.elapsed() >= self.limits.flush_interval
                 || bytes - state.evictable_bytes.min(bytes) >= self.limits.flush_bytes
                 || bytes > self.limits.window_bytes_max)
     }
@@ -236,21 +309,27 @@ impl Flush {
     /// Flushes everything that may be flushed by now, and syncs once. What comes meanwhile waits for the
     /// next run: writers that never pause would put the sync off for ever, and with it the purge of
     /// the log.
-    fn flush_all(&self, persisted: &watch::Receiver<Option<LogId>>) -> Result<(), EngineError> {
+    async fn flush_all(
+        &self,
+        auditor: &mut Auditor,
+        persisted: &watch::Receiver<Option<LogId>>,
+    ) -> Result<(), FlushError> {
         let mut flushed = false;
         // Copied out: a borrow that lasts holds up the log's writer.
         let persisted = *persisted.borrow();
         loop {
             let limit = self.readers.flush_limit(|| self.sequencer.visible());
             let marks = self.take_marks(limit, persisted);
-            if marks.is_empty() || !self.flush_marks(marks)? {
+            if marks.is_empty() || !self.flush_marks(auditor, marks)? {
                 break;
             }
             flushed = true;
+            self.turn();
             self.evict();
         }
         if flushed {
             self.engine.sync()?;
+            auditor.synced().await?;
             self.reclaim.look()?;
         }
         self.lock().last_run = Instant::now();
@@ -285,7 +364,7 @@ impl Flush {
 
     /// Puts the marks into the engine as one batch. `false` when there is no space for it: the
     /// marks are back in their place then.
-    fn flush_marks(&self, marks: Vec<Mark>) -> Result<bool, EngineError> {
+    fn flush_marks(&self, auditor: &mut Auditor, marks: Vec<Mark>) -> Result<bool, FlushError> {
         let Some(last) = marks.last() else {
             return Ok(false);
         };
@@ -303,13 +382,21 @@ impl Flush {
         } else {
             &marks[..]
         };
-        let changes = self.changes(flushed);
+        let mut changes = self.changes(flushed);
         let first = changes.first().map(|(database, ..)| *database);
         if first == Some(CATALOG) {
             self.reclaim.catalog_changed();
         }
+        let prepared = auditor.prepare(&changes)?;
+        let point = Point {
+            position: applied.position,
+            vlsn: applied.vlsn,
+            total: prepared.total,
+        };
+        changes.extend(prepared.rows(&applied));
+        auditor.note(point)?;
         match self.engine.apply(&EngineBatch { applied, changes }) {
-            Ok(()) => {}
+            Ok(()) => auditor.made(prepared, point),
             Err(EngineError::DiskFull { source }) => {
                 tracing::warn!(%source, "the volume is too full to flush; writers will wait");
                 let mut state = self.lock();
@@ -318,7 +405,7 @@ impl Flush {
                 }
                 return Ok(false);
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
         let mark = self.readers.now();
         let versions: Vec<_> = marks.into_iter().flat_map(|mark| mark.versions).collect();
@@ -392,16 +479,15 @@ impl Flush {
 
 #[cfg(test)]
 mod tests {
-    use std::ops::Bound;
-    use std::path::Path;
-
     use proptest::prelude::*;
+    use std::ops::Bound;
 
     use super::*;
-    use crate::engine::{Direction, EngineFactory, KeyRange, MemoryStore};
+    use crate::engine::{Direction, KeyRange};
     use crate::ids::{LogPosition, Term};
+    use crate::txn::audit::testing::World;
     use crate::txn::batch::{BatchBuilder, Operation};
-    use crate::txn::catalog;
+    use crate::txn::catalog::{self, DIGESTS};
     use crate::txn::view::View;
 
     const TERM: Term = Term(1);
@@ -422,6 +508,8 @@ mod tests {
         sequencer: Arc<Sequencer>,
         engine: Arc<dyn StorageEngine>,
         flush: Flush,
+        auditor: Auditor,
+        runtime: tokio::runtime::Runtime,
         model: Model,
         /// The id of each of [`NAMES`], and the next one.
         ids: [DatabaseId; 2],
@@ -434,8 +522,10 @@ mod tests {
             let window = Arc::new(Window::default());
             let readers = Arc::new(Readers::default());
             let sequencer = Arc::new(Sequencer::new(Arc::clone(&window), Vlsn(0), 1 << 20));
-            let opened = MemoryStore::new().open(Path::new("/engine"));
-            let engine = opened.expect("an engine");
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            let runtime = runtime.expect("a runtime");
+            let world = runtime.block_on(World::new());
+            let engine = Arc::clone(&world.engine);
             let shared = (
                 Arc::clone(&window),
                 Arc::clone(&readers),
@@ -448,7 +538,11 @@ mod tests {
                 snapshot_age_max: Duration::from_mins(1),
             };
             let flush = Flush::new(shared, Arc::clone(&engine), limits).expect("an empty engine");
+            let audit = Arc::default();
+            let audited = runtime.block_on(world.audit(false, &audit));
             let mut rig = Self {
+                runtime,
+                auditor: audited.expect("an empty engine"),
                 window,
                 readers,
                 sequencer,
@@ -524,8 +618,10 @@ mod tests {
             }
         }
 
-        fn flush(&self) {
-            let flushed = self.flush.flush_all(&self.persisted.subscribe());
+        fn flush(&mut self) {
+            let persisted = self.persisted.subscribe();
+            let flushed = self.flush.flush_all(&mut self.auditor, &persisted);
+            let flushed = self.runtime.block_on(flushed);
             flushed.expect("an engine in memory");
         }
 
@@ -571,7 +667,8 @@ mod tests {
         fn check(&self) -> Result<(), TestCaseError> {
             for (name, text) in NAMES.into_iter().enumerate() {
                 let entry = self.view.get(CATALOG, &Bytes::from(text)).expect("a value");
-                let database = catalog::decode_id(&entry.expect("a name")).expect("an id");
+                let entry = entry.expect("a name");
+                let database = catalog::id_in_entry(text.as_bytes(), &entry).expect("an id");
                 for key in 0..KEYS {
                     let key = Bytes::copy_from_slice(&[key]);
                     let seen = self.view.get(database, &key).expect("a value");
@@ -603,6 +700,7 @@ mod tests {
         Apply(Vec<Write>, bool),
         Truncate(usize, bool),
         Reclaim,
+        Count,
         Begin,
         End(usize),
         Flush,
@@ -626,6 +724,7 @@ mod tests {
             4 => (writes(), proptest::bool::weighted(0.8)).prop_map(|(w, p)| Step::Apply(w, p)),
             1 => (0..NAMES.len(), proptest::bool::weighted(0.8)).prop_map(|(n, p)| Step::Truncate(n, p)),
             2 => Just(Step::Reclaim),
+            2 => Just(Step::Count),
             2 => Just(Step::Begin),
             2 => (0..8_usize).prop_map(Step::End),
             2 => Just(Step::Flush),
@@ -643,6 +742,7 @@ mod tests {
                     Step::Apply(writes, is_persisted) => rig.apply(&writes, is_persisted),
                     Step::Truncate(name, is_persisted) => rig.truncate(name, is_persisted),
                     Step::Reclaim => rig.flush.reclaim.step().expect("an engine in memory"),
+                    Step::Count => rig.auditor.step().expect("an engine in memory"),
                     Step::Begin => held.push(rig.reader()),
                     Step::End(at) if at < held.len() => drop(held.remove(at)),
                     Step::End(_) => {}
@@ -665,7 +765,7 @@ mod tests {
             }
             // Nothing is left that has no name.
             let held = rig.engine.databases().expect("an engine in memory");
-            let named = |id: &DatabaseId| *id == CATALOG || rig.ids.contains(id);
+            let named = |id: &DatabaseId| [CATALOG, DIGESTS].contains(id) || rig.ids.contains(id);
             prop_assert!(held.iter().all(named), "{held:?}");
             rig.reader().check()?;
         }

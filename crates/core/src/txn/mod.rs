@@ -1,6 +1,7 @@
-//! Transactions: the window of recent versions, the sequencer that numbers them, the flush, and
-//! what the flush does with databases that have no name any more.
+//! Transactions: the window of recent versions, the sequencer that numbers them, the flush, what the
+//! flush does with databases that have no name any more, and how the engine is held against the log.
 
+pub(crate) mod audit;
 pub(crate) mod batch;
 pub(crate) mod catalog;
 pub(crate) mod consistency;

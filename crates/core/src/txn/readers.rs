@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -36,8 +36,8 @@ pub(crate) struct Readers {
     state: Mutex<State>,
     /// Readers before this one were ended.
     ended_before: AtomicU64,
-    /// The age over which they were.
-    age_max: OnceLock<Duration>,
+    /// The age over which the last of them were, in milliseconds.
+    age_max_ms: AtomicU64,
 }
 
 impl Readers {
@@ -90,11 +90,19 @@ impl Readers {
         state.active.front().is_none_or(|(first, _)| *first >= mark)
     }
 
+    /// Whether a reader keeps the versions that were flushed before `mark`, or the flush from what was
+    /// committed after it began, up to `next`.
+    pub(crate) fn hold(&self, mark: Option<ReaderId>, next: Option<Vlsn>) -> bool {
+        let state = self.lock();
+        let oldest = state.active.front();
+        mark.is_some_and(|mark| oldest.is_some_and(|(first, _)| *first < mark))
+            || next.is_some_and(|next| state.active.iter().any(|(_, at)| *at < next))
+    }
+
     /// Ends readers that are older than `age_max`: their next read says so. Called again and again; a
     /// reader may get older than that by the time between two calls.
     pub(crate) fn end_older_than(&self, age_max: Duration) {
         let now = Instant::now();
-        let age_max = *self.age_max.get_or_init(|| age_max);
         let mut state = self.lock();
         let next = state.next;
         if state.moments.back().is_none_or(|(last, _)| *last < next) {
@@ -111,8 +119,16 @@ impl Readers {
         let still = state.active.partition_point(|(id, _)| *id < ends);
         if still > 0 {
             state.active.drain(..still);
-            self.ended_before.store(ends.0, Ordering::Release);
+            let age_max_ms = u64::try_from(age_max.as_millis()).unwrap_or(u64::MAX);
+            self.age_max_ms.store(age_max_ms, Ordering::Relaxed);
+            self.ended_before.fetch_max(ends.0, Ordering::Release);
         }
+    }
+
+    /// Ends all readers, and those that are still to begin: what the engine holds cannot be relied upon.
+    pub(crate) fn end_all(&self) {
+        self.lock().active.clear();
+        self.ended_before.store(u64::MAX, Ordering::Release);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -137,8 +153,8 @@ impl ReaderGuard {
     /// trusted, so this is asked after each look at the engine, not before.
     pub(crate) fn ended_at_age(&self) -> Option<Duration> {
         let ended_before = self.readers.ended_before.load(Ordering::Acquire);
-        let age_max = self.readers.age_max.get().copied();
-        age_max.filter(|_| self.id.0 < ended_before)
+        let age_max = self.readers.age_max_ms.load(Ordering::Relaxed);
+        (self.id.0 < ended_before).then(|| Duration::from_millis(age_max))
     }
 }
 

@@ -9,13 +9,20 @@ use bytes::Bytes;
 use crate::engine::{Direction, EngineError, KeyRange};
 use crate::error::{ReadError, WriteError};
 use crate::ids::{DatabaseId, NodeId, Vlsn};
-use crate::limits::{KEY_BYTES_MAX, TRANSACTION_KEYS_MAX, TRANSACTION_READS_MAX, VALUE_BYTES_MAX};
+use crate::limits::{
+    KEY_BYTES_MAX, TRANSACTION_DATABASES_MAX, TRANSACTION_KEYS_MAX, TRANSACTION_READS_MAX,
+    VALUE_BYTES_MAX,
+};
 use crate::txn::batch::{OPERATION_HEADER_BYTES, Operation};
 use crate::txn::catalog::{self, CATALOG, check_name};
 use crate::txn::names::Names;
 use crate::txn::scan::{Scan, Source};
 use crate::txn::sequencer::{Finished, ReadSet, SessionId};
 use crate::txn::view::{Chunk, View, ViewError, lay_over};
+
+/// What a transaction may take of the catalog beside the bytes that it may write, as a part of those: a
+/// batch, the transaction that overfills it and its names fit into a segment of the log.
+const CATALOG_SHARE: usize = 4;
 
 impl From<ViewError> for ReadError {
     fn from(error: ViewError) -> Self {
@@ -54,7 +61,7 @@ impl Snapshot {
         if id.is_none() {
             let name = check_name(name)?;
             if let Some(entry) = self.view.get(CATALOG, &name)? {
-                let found = catalog::decode_id(&entry)?;
+                let found = database_id(&name, &entry)?;
                 self.names.remember(name, found, at);
                 id = Some(found);
             }
@@ -130,11 +137,24 @@ impl<'a> IntoIterator for &SnapshotDatabase<'a> {
 struct Journal {
     reads: ReadSet,
     writes: BTreeMap<(DatabaseId, Bytes), Option<Bytes>>,
-    /// What the writes take in a batch.
-    written_bytes: usize,
+    /// What it writes to databases, and what that takes of the catalog.
+    written: Tally,
+    cataloged: Tally,
+    /// Databases that it creates, truncates or drops, each time.
+    databases_changed: usize,
+    /// Entries of the catalog among what it reads.
+    catalog_reads: usize,
     /// The databases that the transaction has asked for by name, as it has them by now: `None` is
     /// one that does not exist.
     databases: BTreeMap<Bytes, Option<DatabaseId>>,
+}
+
+/// A part of what a transaction writes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    keys: usize,
+    /// In a batch.
+    bytes: usize,
 }
 
 impl Journal {
@@ -142,7 +162,15 @@ impl Journal {
         self.databases.get(name).copied().flatten()
     }
 
-    /// Changes nothing when a limit is exceeded.
+    fn tally(&mut self, database: DatabaseId) -> &mut Tally {
+        if database == CATALOG {
+            &mut self.cataloged
+        } else {
+            &mut self.written
+        }
+    }
+
+    /// Changes nothing when a limit is exceeded. `bytes_max` is that of the keys and values of users.
     fn write(
         &mut self,
         database: DatabaseId,
@@ -152,16 +180,53 @@ impl Journal {
     ) -> Result<(), WriteError> {
         let place = (database, key);
         let replaced = self.writes.get(&place);
-        if replaced.is_none() && self.writes.len() == TRANSACTION_KEYS_MAX {
+        let replaced = replaced.map(|value| write_bytes(&place.1, value.as_ref()));
+        let mut tally = *self.tally(database);
+        tally.keys += usize::from(replaced.is_none());
+        tally.bytes -= replaced.unwrap_or_default();
+        tally.bytes += write_bytes(&place.1, value.as_ref());
+        if database == CATALOG {
+            let what = "the change of the catalog";
+            check_size(what, tally.bytes, bytes_max / CATALOG_SHARE)?;
+        } else if tally.keys > TRANSACTION_KEYS_MAX {
             return Err(WriteError::TooManyKeys {
                 max: TRANSACTION_KEYS_MAX,
             });
+        } else {
+            check_size("a transaction", tally.bytes, bytes_max)?;
         }
-        let replaced = replaced.map_or(0, |value| write_bytes(&place.1, value.as_ref()));
-        let written = self.written_bytes - replaced + write_bytes(&place.1, value.as_ref());
-        check_size("a transaction", written, bytes_max)?;
-        self.written_bytes = written;
+        *self.tally(database) = tally;
         self.writes.insert(place, value);
+        Ok(())
+    }
+
+    /// Counts a database that is created, truncated or dropped.
+    fn change_database(&mut self) -> Result<(), WriteError> {
+        if self.databases_changed == TRANSACTION_DATABASES_MAX {
+            return Err(WriteError::TooManyDatabases {
+                max: TRANSACTION_DATABASES_MAX,
+            });
+        }
+        self.databases_changed += 1;
+        Ok(())
+    }
+
+    /// Notes that a key is read.
+    fn read(&mut self, place: (DatabaseId, Bytes)) -> Result<(), ReadError> {
+        let is_of_catalog = place.0 == CATALOG;
+        if self.reads.keys.insert(place) && is_of_catalog {
+            self.catalog_reads += 1;
+        }
+        self.check_reads()
+    }
+
+    /// What is read of the catalog is bounded by itself: one entry for each name that is used.
+    fn check_reads(&self) -> Result<(), ReadError> {
+        let max = TRANSACTION_READS_MAX;
+        let of_databases = self.reads.len() - self.catalog_reads;
+        if of_databases.max(self.catalog_reads) > max {
+            return Err(ReadError::TooManyReads { max });
+        }
         Ok(())
     }
 
@@ -177,10 +242,11 @@ impl Journal {
         // What another thread of this transaction has created since.
         let own = self.writes.get(&(CATALOG, next_key.clone())).cloned();
         let id = match own.flatten() {
-            Some(own) => catalog::decode_id(&own)?,
+            Some(own) => database_id(&next_key, &own)?,
             None => next,
         };
         let after = catalog::id_after(id, name)?;
+        self.change_database()?;
         // First of all the id is taken: whatever fails from here on, nobody else gets it.
         self.write(
             CATALOG,
@@ -202,7 +268,9 @@ impl Journal {
         let places: Vec<_> = own.map(|(place, _)| place.clone()).collect();
         for place in places {
             let value = self.writes.remove(&place).flatten();
-            self.written_bytes -= write_bytes(&place.1, value.as_ref());
+            let tally = self.tally(database);
+            tally.keys -= 1;
+            tally.bytes -= write_bytes(&place.1, value.as_ref());
         }
     }
 }
@@ -255,8 +323,8 @@ impl Transaction {
     /// transaction does. Returns whether there was one. A later `put` creates it anew.
     ///
     /// # Errors
-    /// [`ReadError::DatabaseName`] for an impossible name, [`WriteError::TooLarge`] and
-    /// [`WriteError::TooManyKeys`] for the transaction, and the errors of a read.
+    /// [`ReadError::DatabaseName`] for an impossible name, [`WriteError::TooManyDatabases`] and
+    /// [`WriteError::TooLarge`] for the transaction, and the errors of a read.
     pub fn drop_database(&self, name: &str) -> Result<bool, WriteError> {
         let name = check_name(name)?;
         self.find(&name)?;
@@ -264,6 +332,7 @@ impl Transaction {
         let Some(id) = journal.id(&name) else {
             return Ok(false);
         };
+        journal.change_database()?;
         journal.write(CATALOG, name.clone(), None, self.bytes_max)?;
         journal.databases.insert(name, None);
         journal.forget(id);
@@ -298,6 +367,7 @@ impl Transaction {
     pub(crate) fn note_node_id(&self, id: NodeId) -> Result<NodeId, WriteError> {
         let key = Bytes::from_static(catalog::NODE_ID_KEY);
         let noted = catalog::decode_node_id(self.get(CATALOG, &key)?.as_ref());
+        let noted = noted.map_err(ReadError::Engine)?;
         if noted >= id {
             return Ok(noted);
         }
@@ -328,7 +398,8 @@ impl Transaction {
 
     /// What has been written so far takes this many bytes in a batch.
     pub(crate) fn written_bytes(&self) -> usize {
-        self.lock().written_bytes
+        let journal = self.lock();
+        journal.written.bytes + journal.cataloged.bytes
     }
 
     /// Puts or deletes a key of the database of this name, which [`Transaction::find`] has found.
@@ -358,15 +429,16 @@ impl Transaction {
             return Ok(());
         }
         let entry = self.get(CATALOG, name)?;
-        let id = entry.as_deref().map(catalog::decode_id).transpose()?;
+        let id = entry.map(|entry| database_id(name, &entry)).transpose()?;
         self.lock().databases.entry(name.clone()).or_insert(id);
         Ok(())
     }
 
     /// The next free id.
     fn next_id(&self) -> Result<DatabaseId, ReadError> {
-        let entry = self.get(CATALOG, &Bytes::from_static(catalog::NEXT_ID_KEY))?;
-        let id = entry.as_deref().map(catalog::decode_id).transpose()?;
+        let key = Bytes::from_static(catalog::NEXT_ID_KEY);
+        let entry = self.get(CATALOG, &key)?;
+        let id = entry.map(|entry| database_id(&key, &entry)).transpose()?;
         Ok(id.unwrap_or(catalog::FIRST_ID))
     }
 
@@ -377,8 +449,7 @@ impl Transaction {
             if let Some(own) = journal.writes.get(&place) {
                 return Ok(own.clone());
             }
-            journal.reads.keys.insert(place);
-            check_reads(&journal.reads)?;
+            journal.read(place)?;
         }
         Ok(self.view.get(database, key)?)
     }
@@ -393,7 +464,7 @@ impl Transaction {
         let mut chunk = self.view.chunk(database, range, direction)?;
         let mut journal = self.lock();
         journal.reads.add_range(database, chunk.covered.clone());
-        check_reads(&journal.reads)?;
+        journal.check_reads()?;
         let from = match &chunk.covered.start {
             Bound::Included(key) | Bound::Excluded(key) => key.clone(),
             Bound::Unbounded => Bytes::new(),
@@ -450,8 +521,9 @@ impl<'a> TransactionDatabase<'a> {
     /// Sets `key` to `value`.
     ///
     /// # Errors
-    /// [`WriteError::TooLarge`] when the key, the value or the transaction is over its limit, and
-    /// [`WriteError::TooManyKeys`] when the transaction writes too many (see [`crate::limits`]).
+    /// [`WriteError::TooLarge`] when the key, the value or the transaction is over its limit,
+    /// [`WriteError::TooManyKeys`] and [`WriteError::TooManyDatabases`] when the transaction writes or
+    /// creates too many (see [`crate::limits`]).
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), WriteError> {
         self.set(
             Bytes::copy_from_slice(key.as_ref()),
@@ -501,14 +573,10 @@ impl<'a> IntoIterator for &TransactionDatabase<'a> {
     }
 }
 
-fn check_reads(reads: &ReadSet) -> Result<(), ReadError> {
-    if reads.len() <= TRANSACTION_READS_MAX {
-        Ok(())
-    } else {
-        Err(ReadError::TooManyReads {
-            max: TRANSACTION_READS_MAX,
-        })
-    }
+/// # Errors
+/// [`ReadError::Engine`] when the entry of the catalog is damaged.
+fn database_id(key: &Bytes, entry: &Bytes) -> Result<DatabaseId, ReadError> {
+    catalog::id_in_entry(key, entry).map_err(ReadError::Engine)
 }
 
 /// What a write takes in a batch.

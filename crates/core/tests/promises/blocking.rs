@@ -47,6 +47,18 @@ fn blocking_calls_work_in_a_task_of_a_current_thread_runtime() {
 }
 
 #[test]
+fn a_runtime_of_one_thread_is_refused_with_the_reason() {
+    let runtime = Builder::new_current_thread().build().expect("a runtime");
+    let config = RepConfig::builder("g", "n1")
+        .data_dir("/never/made")
+        .listen("127.0.0.1:0")
+        .runtime(runtime.handle().clone());
+    let refused = config.build().expect_err("it would stand still");
+    assert_eq!(refused.key, "runtime");
+    assert!(refused.problem.contains("stand still"), "{refused}");
+}
+
+#[test]
 fn blocking_calls_work_in_a_task_of_a_multi_thread_runtime() {
     in_time("the task", || {
         let dir = tempfile::TempDir::new().expect("a directory");

@@ -1,10 +1,12 @@
 //! Databases are listed, dropped and truncated within transactions, and their space comes back.
 
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use steadfast::ids::DatabaseId;
 use steadfast::{ConsistencyPolicy, ReadError, Snapshot, Transaction, WriteError};
 
+use crate::audit::DIGESTS;
 use crate::support::{Env, Group, PATIENCE, STEADY, eventually, put, stays};
 
 const LINEARIZABLE: ConsistencyPolicy = ConsistencyPolicy::Linearizable;
@@ -42,7 +44,9 @@ fn keys_of(node: &Env, database: &str) -> Vec<String> {
 }
 
 fn ids(group: &Group, at: usize) -> Vec<DatabaseId> {
-    group.engine(at).databases().expect("the engine is open")
+    let databases = group.engine(at).databases().expect("the engine is open");
+    let is_of_users = |id: &DatabaseId| *id != DIGESTS;
+    databases.into_iter().filter(is_of_users).collect()
 }
 
 /// Waits until no engine holds anything under an id that was given before `newest`, but for the
@@ -359,4 +363,31 @@ fn a_crash_brings_back_no_name_and_stops_no_giving_up() {
         }
     }
     let _token = put(group.master(), "k", "v").expect("committed");
+}
+
+#[test]
+fn a_node_with_ten_thousand_databases_closes_soon_and_has_them_when_it_opens_again() {
+    let mut group = Group::on_disk(1, STEADY);
+    for part in 0..100_u8 {
+        let made = group.master().write(|txn| {
+            (0..100_u8).try_for_each(|n| txn.database(&format!("{part}/{n}"))?.put("k", [n]))
+        });
+        let _token = made.expect("committed");
+    }
+    let began = Instant::now();
+    group.close(0);
+    // A second or two, and 40 when Noxu looks for each node in all trees.
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+    group.reopen(0).expect("opened");
+    group.wait_ready();
+    let names = group.master().read(ConsistencyPolicy::Linearizable, |s| {
+        let found = s.database("99/99")?.get("k")?;
+        assert_eq!(found.as_deref(), Some(&[99][..]));
+        s.list_databases()
+    });
+    assert_eq!(names.expect("read").len(), 10_000);
 }

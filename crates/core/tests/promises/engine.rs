@@ -36,6 +36,10 @@ impl<W: Watch> EngineFactory for Watched<W> {
         Ok(Arc::new(WatchedEngine(engine, Arc::clone(&self.1))))
     }
 
+    fn open_copy(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>, EngineError> {
+        self.0.open_copy(dir)
+    }
+
     fn exists(&self, dir: &Path) -> Result<bool, EngineError> {
         self.0.exists(dir)
     }

@@ -5,9 +5,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
-use steadfast::{ConsistencyPolicy, Outcome, ReadError, ReadyError, Role, WriteError};
+use steadfast::{ConsistencyPolicy, OpenError, Outcome, ReadError, ReadyError, Role, WriteError};
 
-use crate::support::{Env, Group, PATIENCE, eventually, get, name, put, stays};
+use crate::support::{Env, Group, PATIENCE, Release, eventually, get, name, put, stays};
 
 #[test]
 fn a_master_whose_disk_fails_acknowledges_nothing_more_and_the_others_go_on() {
@@ -15,11 +15,13 @@ fn a_master_whose_disk_fails_acknowledges_nothing_more_and_the_others_go_on() {
     let old = group.master_except(None);
     let acknowledged = Mutex::new(Vec::new());
     let stopped = AtomicU32::new(0);
+    let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for thread in 0..4 {
             let (group, acknowledged, stopped) = (&group, &acknowledged, &stopped);
+            let is_over = &is_over;
             scope.spawn(move || {
-                for n in 0.. {
+                for n in (0..).take_while(|_| !is_over.load(Ordering::Relaxed)) {
                     let key = format!("{thread}/{n}");
                     match put(group.node(old), &key, b"v") {
                         Ok(_) => acknowledged.lock().expect("no panic").push(key),
@@ -39,12 +41,13 @@ fn a_master_whose_disk_fails_acknowledges_nothing_more_and_the_others_go_on() {
                 }
             });
         }
+        let _ended = Release(&is_over);
         eventually("some writes", || {
             acknowledged.lock().expect("no panic").len() > 50
         });
         group.storages[old].disk().fail_syncs(true);
+        eventually("all are told", || stopped.load(Ordering::Relaxed) == 4);
     });
-    assert_eq!(stopped.load(Ordering::Relaxed), 4);
     let ready = group.node(old).wait_ready(PATIENCE);
     assert!(
         matches!(ready, Err(ReadyError::Stopped { .. })),
@@ -52,6 +55,9 @@ fn a_master_whose_disk_fails_acknowledges_nothing_more_and_the_others_go_on() {
     );
     let new = group.master_except(Some(old));
     let _token = put(group.node(new), "after", b"v").expect("the others go on");
+    // It ends, which is not to say that it cannot start.
+    let closed = group.node(old).close();
+    assert!(matches!(closed, Err(OpenError::Close(_))), "{closed:?}");
     group.crash(old);
     group.reopen(old).expect("opened on the healed disk");
     group.wait_ready();
@@ -99,6 +105,7 @@ fn a_master_that_is_cut_off_acknowledges_and_shows_nothing_that_the_others_do_no
         let writers: Vec<_> = (0..4)
             .map(|thread| scope.spawn(move || write_in_vain(node, thread, stop)))
             .collect();
+        let ended = Release(stop);
         let new = group.master_except(Some(old));
         let _token = put(group.node(new), "after", b"v").expect("the others go on");
         let asked = Instant::now();
@@ -111,7 +118,7 @@ fn a_master_that_is_cut_off_acknowledges_and_shows_nothing_that_the_others_do_no
         assert_eq!(ghosts(node, ConsistencyPolicy::Eventual).expect("read"), 0);
         let before = get(node, ConsistencyPolicy::Eventual, "before").expect("read");
         assert_eq!(before.as_deref(), Some(&b"v"[..]));
-        stop.store(true, Ordering::Relaxed);
+        drop(ended);
         let unknown: u32 = writers
             .into_iter()
             .map(|w| w.join().expect("no panic"))
@@ -159,6 +166,39 @@ fn a_replica_that_is_cut_off_says_that_it_cannot_be_current() {
         read.is_some()
     });
     assert_eq!(read.as_deref(), Some(&b"new"[..]));
+}
+
+#[test]
+fn a_master_whose_disk_hangs_hands_over_and_says_so_until_the_disk_goes_on() {
+    let steady = &[
+        ("election_timeout_min_ms", 2_000),
+        ("election_timeout_max_ms", 3_000),
+        ("commit_timeout_ms", 1_500),
+    ];
+    let group = Group::in_memory(3, steady);
+    let old = group.master_except(None);
+    let disk = group.storages[old].disk();
+    disk.hold_syncs(true);
+    let hangs = |at: usize| group.node(at).status().disk_hangs_ms.is_some();
+    let mut written = 0_u64;
+    eventually("another one is master", || {
+        // Whoever leads: the other two have it.
+        for node in group.open_nodes() {
+            written += u64::from(put(node, written.to_be_bytes(), "v").is_ok());
+        }
+        group.node((old + 1) % 3).state().role == Role::Master
+            || group.node((old + 2) % 3).state().role == Role::Master
+    });
+    assert!(written > 10, "only {written} writes went on meanwhile");
+    assert!(hangs(old));
+    assert!(!hangs((old + 1) % 3) && !hangs((old + 2) % 3));
+    let new = group.master_except(Some(old));
+    let _token = put(group.node(new), "after", "v").expect("two of three");
+    disk.hold_syncs(false);
+    eventually("it works again, as a replica", || {
+        !hangs(old) && group.node(old).state().role == Role::Replica
+    });
+    group.digest();
 }
 
 #[test]

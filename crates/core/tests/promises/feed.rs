@@ -35,7 +35,7 @@ impl Copy {
                     assert_eq!(old, None, "a row twice");
                 }
             }
-            FeedEvent::StateComplete { token } | FeedEvent::Progress { token } => {
+            FeedEvent::StateComplete { token, .. } | FeedEvent::Progress { token } => {
                 self.last = Some(token);
             }
             FeedEvent::Transaction(transaction) => {
@@ -585,7 +585,9 @@ fn a_subscription_over_tcp_works_with_blocking_calls_in_and_out_of_tasks() {
         let connected = Subscription::connect(addresses.clone(), "g", From::Start);
         let mut subscription = connected.expect("connected");
         let events: Vec<_> = subscription.by_ref().take(2).collect();
-        assert!(matches!(&events[1], Ok(FeedEvent::StateComplete { token }) if *token == first));
+        assert!(
+            matches!(&events[1], Ok(FeedEvent::StateComplete { token, .. }) if *token == first)
+        );
         subscription
     };
     let mut subscription = in_time("a thread", subscribe.clone());

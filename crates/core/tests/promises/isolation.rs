@@ -213,7 +213,9 @@ fn an_update_is_not_lost_to_a_transaction_older_than_a_snapshot_may_get() {
         let db = txn.database("d")?;
         let old = number(db.get("n")?);
         if std::mem::take(&mut first) {
-            let _token = put(node, "n", 100u64.to_le_bytes()).expect("committed");
+            let other = || put(node, "n", 100u64.to_le_bytes());
+            let written = std::thread::scope(|scope| scope.spawn(other).join());
+            let _token = written.expect("no panic").expect("committed");
             eventually("everything flushed", || node.status().window_bytes == 0);
         }
         db.put("n", (old + 1).to_le_bytes())

@@ -6,25 +6,33 @@
     reason = "tests use real threads, files and deadlines"
 )]
 
+mod addresses;
+mod audit;
 mod blocking;
 mod comparison;
 mod databases;
 mod digest;
+mod endings;
 mod engine;
 mod events;
 mod failures;
 mod feed;
 mod input;
 mod isolation;
+mod looking;
 mod membership;
 mod model;
+mod nested;
 mod pressure;
 mod repair;
 mod repair_engine;
 mod repair_running;
 mod restart;
 mod restore;
+mod rests;
 mod serializable;
+mod slow_way;
 mod space;
 mod support;
 mod transactions;
+mod ways_out;

@@ -9,7 +9,9 @@ use steadfast::{
     WriteError,
 };
 
-use crate::support::{Env, Group, Numbers, PATIENCE, eventually, get, name, number, put, stays};
+use crate::support::{
+    Env, Group, Numbers, PATIENCE, Release, eventually, get, name, number, put, stays,
+};
 
 /// Elections are quick, and a busy machine causes few that are not meant.
 const QUICK: Numbers = &[
@@ -39,6 +41,7 @@ impl Load {
                 let (load, nodes) = (&load, nodes.clone());
                 scope.spawn(move || load.write(at, &nodes));
             }
+            let _ended = Release(&load.stop);
             change(group);
             let done: Vec<_> = load.counts();
             eventually("writes after the change", || {
@@ -47,7 +50,6 @@ impl Load {
                     .zip(&done)
                     .all(|(now, then)| now > then)
             });
-            load.stop.store(true, Ordering::Relaxed);
         });
         for (at, acknowledged) in load.counts().into_iter().enumerate() {
             let kept = get(group.master(), ConsistencyPolicy::Linearizable, key(at));
@@ -200,9 +202,13 @@ fn a_member_that_is_removed_while_others_change_it_stays_removed() {
     let master = group.master().clone();
     let is_master = |name: &str| master.status().node.name == name;
     let gone = if is_master("n3") { "n2" } else { "n3" };
+    let ended = AtomicBool::new(false);
     // Each stops when there is no such member any more.
     let raise = |from: u32| {
-        for round in 0..500 {
+        for round in 0.. {
+            if ended.load(Ordering::Relaxed) {
+                return;
+            }
             let changed = master.administer(&AdminCommand::SetPriority {
                 node: gone.to_owned(),
                 priority: (from + round) % 2,
@@ -213,13 +219,18 @@ fn a_member_that_is_removed_while_others_change_it_stays_removed() {
                 Err(error) => panic!("{error}"),
             }
         }
-        panic!("{gone} is a member all the time");
     };
     std::thread::scope(|scope| {
-        for from in 0..8 {
-            scope.spawn(move || raise(from));
-        }
+        let raising: Vec<_> = (0..8)
+            .map(|from| scope.spawn(move || raise(from)))
+            .collect();
+        let _ended = Release(&ended);
         master.administer(&remove(gone)).expect("removed");
+        eventually("it is no member any more", || {
+            raising
+                .iter()
+                .all(std::thread::ScopedJoinHandle::is_finished)
+        });
     });
     let members = master.status().members.into_iter();
     let members: Vec<_> = members.map(|member| member.node.name).collect();
@@ -310,6 +321,12 @@ fn a_secondary_has_the_data_and_no_say_until_it_is_promoted() {
     wait_votes(&group, &["n1", "n2"]);
     let why = refusal(group.node(at).administer(&set_type(NodeType::Arbiter)));
     assert!(why.contains("an arbiter has no data"), "{why}");
+    let waiting = |group: &Group, at: usize| group.node(at).status().waiting_for;
+    group.close(0);
+    group.close(1);
+    eventually("the secondary waits", || {
+        waiting(&group, at).contains("2 of 2 voting nodes, which are n1 at n1:7400, n2 at n2:7400")
+    });
 }
 
 #[test]
@@ -334,6 +351,12 @@ fn mastership_goes_to_whom_it_is_given_under_load_and_stays_if_he_cannot_take_it
     let term = group.node(master).state().term;
     let why = refusal(group.node(master).administer(&impatient));
     assert!(why.contains("the master goes on"), "{why}");
+    // It does not take as long as it may to find out that nobody is there.
+    let why = refusal(group.node(master).administer(&transfer(&[&name(dead)])));
+    assert!(
+        why.contains(&format!("{} does not answer", name(dead))),
+        "{why}"
+    );
     let _token = put(group.node(master), "after", "it").expect("the old master goes on");
     assert_eq!(group.node(master).state().term, term);
 }
@@ -443,6 +466,8 @@ fn a_node_comes_back_at_another_address() {
     let command = AdminCommand::SetAddress {
         node: name(moved),
         address: format!("{}:9999", name(moved)),
+        // Nobody is there yet.
+        force: true,
     };
     group.node(master).administer(&command).expect("set");
     group.listen_on(moved, 9999);
@@ -468,4 +493,25 @@ fn a_name_is_not_let_in_twice() {
         panic!("let in: {ready:?}");
     };
     assert!(reason.contains("steadfast node replace"), "{reason}");
+}
+
+#[test]
+fn an_arbiter_has_no_priority_and_the_only_vote_is_not_taken() {
+    let mut group = Group::in_memory(1, QUICK);
+    let secondary = group.join(NodeType::Secondary);
+    group.node(secondary).wait_ready(PATIENCE).expect("ready");
+    let demote = AdminCommand::SetType {
+        node: name(0),
+        node_type: NodeType::Secondary,
+    };
+    let why = refusal(group.master().administer(&demote));
+    assert!(why.contains("n1 has the only vote"), "{why}");
+    let arbiter = group.join(NodeType::Arbiter);
+    wait_votes(&group, &["n1", "n3"]);
+    let prefer = AdminCommand::SetPriority {
+        node: name(arbiter),
+        priority: 7,
+    };
+    let why = refusal(group.master().administer(&prefer));
+    assert!(why.contains("n3 is an arbiter"), "{why}");
 }

@@ -1,15 +1,16 @@
 //! Bounds on memory hold, and nobody who waits for one waits for ever.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use steadfast::engine::{EngineError, MemoryStore};
 use steadfast::machine::Machine;
-use steadfast::{ConsistencyPolicy, Role, WriteError};
+use steadfast::{ConsistencyPolicy, ReadError, Role, WriteError};
 
 use crate::engine::{Watch, Watched};
 use crate::support::{
-    Env, Group, PATIENCE, Storage, eventually, get, in_time, name, number, put, stays,
+    Env, Group, Release, Storage, eventually, get, in_time, name, number, put, stays,
 };
 
 const BOUND_BYTES: u64 = 1024 * 1024;
@@ -100,41 +101,94 @@ fn a_transaction_that_no_segment_of_the_log_can_hold_does_not_stop_the_node() {
 #[test]
 fn a_writer_that_waits_for_room_is_told_when_the_environment_closes() {
     let group = Group::in_memory(
-        1,
+        3,
         &[
             ("window_bytes_max", 1 << 20),
             ("flush_bytes", 1 << 18),
-            ("flush_interval_ms", 1),
+            ("commit_timeout_ms", 120_000),
         ],
     );
-    let node = group.master();
-    let (release, released) = mpsc::channel::<()>();
+    let at = group.master_except(None);
+    let node = group.node(at);
+    group.network.isolate(&name(at));
+    let write = |key: String, bytes: usize| {
+        let node = node.clone();
+        std::thread::spawn(move || put(&node, key, vec![0; bytes]))
+    };
+    let pending: Vec<_> = (0..2).map(|n| write(format!("k{n}"), 700 * 1024)).collect();
+    eventually("the window is full", || {
+        node.status().window_bytes > BOUND_BYTES
+    });
+    let late = write("late".to_owned(), 1);
+    std::thread::park_timeout(Duration::from_millis(50));
+    assert!(!late.is_finished());
+    node.close().expect("closed");
+    eventually("the writer is told", || late.is_finished());
+    let result = late.join().expect("no panic");
+    assert!(
+        matches!(
+            result,
+            Err(WriteError::Closed | WriteError::NotMaster { .. })
+        ),
+        "{result:?}"
+    );
+    for writer in pending {
+        assert!(writer.join().expect("no panic").is_err());
+    }
+}
+
+/// What openraft lets a state machine lag behind in calls before its core waits for it.
+const CALLS_BEFORE_THE_CORE_WAITS: u32 = 1_024;
+
+#[test]
+fn a_snapshot_that_is_never_given_back_holds_up_neither_writes_nor_an_election() {
+    let mut group = Group::in_memory(
+        3,
+        &[
+            ("window_bytes_max", 1 << 20),
+            ("flush_bytes", 1 << 18),
+            ("commit_timeout_ms", 20_000),
+        ],
+    );
+    let master = group.master_except(None);
+    let _token = put(group.node(master), "k", b"v").expect("committed");
+    let ready = Barrier::new(3);
+    let release = AtomicBool::new(false);
+    let nodes: Vec<_> = group.open_nodes().cloned().collect();
     std::thread::scope(|scope| {
-        let (reading, begun) = mpsc::channel();
-        scope.spawn(move || {
-            node.read(ConsistencyPolicy::Eventual, |_| {
-                reading.send(()).expect("the test lives");
-                released.recv().ok();
-                Ok(())
+        let readers: Vec<_> = nodes
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| *at != master)
+            .map(|(_, node)| {
+                scope.spawn(|| {
+                    node.read(ConsistencyPolicy::Eventual, |snapshot| {
+                        ready.wait();
+                        while !release.load(Ordering::Relaxed) {
+                            std::thread::park_timeout(Duration::from_millis(5));
+                        }
+                        snapshot.list_databases()
+                    })
+                })
             })
-        });
-        begun
-            .recv_timeout(PATIENCE)
-            .expect("the reader holds its snapshot");
-        for n in 0..2 {
-            let _token = put(node, format!("k{n}"), vec![0; 700 * 1024]).expect("committed");
+            .collect();
+        let released = Release(&release);
+        ready.wait();
+        for n in 0..2 * CALLS_BEFORE_THE_CORE_WAITS {
+            let written = put(&nodes[master], format!("k{n}"), vec![0; 2_048]);
+            let _token = written.unwrap_or_else(|error| panic!("write {n}: {error}"));
         }
-        let writer = {
-            let node = node.clone();
-            std::thread::spawn(move || put(&node, "late", b"v"))
-        };
-        std::thread::park_timeout(std::time::Duration::from_millis(50));
-        assert!(!writer.is_finished());
-        node.close().expect("closed");
-        drop(release);
-        eventually("the writer is told", || writer.is_finished());
-        let result = writer.join().expect("no panic");
-        assert!(matches!(result, Err(WriteError::Closed)), "{result:?}");
+        group.crash(master);
+        let next = group.master_except(Some(master));
+        let _token = put(&nodes[next], "after", b"v").expect("committed");
+        drop(released);
+        for reader in readers {
+            let told = reader.join().expect("no panic");
+            assert!(
+                matches!(told, Err(ReadError::SnapshotTooOld { .. })),
+                "{told:?}"
+            );
+        }
     });
 }
 
@@ -231,4 +285,66 @@ fn writers_that_wait_for_room_are_told_when_the_engine_fails() {
             "{error:?}"
         );
     }
+}
+
+/// Holds batches until it goes on.
+struct Hanging {
+    goes_on: AtomicBool,
+}
+
+impl Watch for Hanging {
+    fn before_apply(&self) -> Result<(), EngineError> {
+        while !self.goes_on.load(Ordering::Relaxed) {
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_master_whose_engine_hangs_hands_over_and_says_so_until_the_engine_goes_on() {
+    let storages = (0..3).map(|_| Storage::memory()).collect();
+    let steady = &[
+        ("election_timeout_min_ms", 2_000),
+        ("election_timeout_max_ms", 3_000),
+        ("commit_timeout_ms", 1_500),
+        ("window_bytes_max", 1 << 20),
+        ("flush_bytes", 1 << 18),
+    ];
+    let mut group = Group::unopened(storages, steady, None);
+    let mut engines = Vec::new();
+    for at in 0..3 {
+        let goes_on = AtomicBool::new(true);
+        engines.push(Arc::new(Hanging { goes_on }));
+        let machine = Machine {
+            engines: Arc::new(Watched(MemoryStore::new(), Arc::clone(&engines[at]))),
+            ..group.machine(at)
+        };
+        let opening = Env::open_on(group.config(at), machine);
+        group.nodes[at] = Some(group.runtime.block_on(opening).expect("opened"));
+    }
+    group.wait_ready();
+    let old = group.master_except(None);
+    let _released = Release(&engines[old].goes_on);
+    engines[old].goes_on.store(false, Ordering::Relaxed);
+    let hangs = |at: usize| group.node(at).status().disk_hangs_ms.is_some();
+    // Its window is full soon, and whoever writes waits then.
+    let node = group.node(old).clone();
+    let writer = std::thread::spawn(move || {
+        (0..).find_map(|n: u32| put(&node, n.to_be_bytes(), vec![0; 300 * 1024]).err())
+    });
+    eventually("another one is master", || {
+        let is_master = |at: usize| group.node(at).state().role == Role::Master;
+        is_master((old + 1) % 3) || is_master((old + 2) % 3)
+    });
+    assert!(hangs(old));
+    let told = in_time("the writer is told", || writer.join().expect("no panic"));
+    assert!(told.is_some(), "{told:?}");
+    let new = group.master_except(Some(old));
+    let _token = put(group.node(new), "after", "v").expect("two of three");
+    engines[old].goes_on.store(true, Ordering::Relaxed);
+    eventually("it works again, as a replica", || {
+        !hangs(old) && group.node(old).state().role == Role::Replica
+    });
+    group.digest();
 }

@@ -1,14 +1,12 @@
 //! A node at work whose data turns out to be bad goes on as long as the others could not go on without
 //! it; then it gives up its vote, copies the state of a peer, and gets its vote back.
 
-use std::path::Path;
-
-use steadfast::engine::EngineFactory;
 use steadfast::{AdminCommand, NodeType, Role};
 
-use crate::comparison::{alter, damaged, fill};
+use crate::audit::{copies, falsify};
+use crate::comparison::{damaged, fill};
 use crate::repair::{votes, write};
-use crate::support::{Group, Numbers, Storage, eventually, name, stays};
+use crate::support::{Group, Numbers, eventually, name, stays};
 
 /// Data that differs is found at once.
 const OFTEN: Numbers = &[
@@ -29,26 +27,14 @@ fn repaired(group: &Group, at: usize) {
     eventually("nobody is damaged", || damaged(group).is_empty());
 }
 
-/// How often a node has copied the state of a peer.
-fn copies(group: &Group, at: usize) -> usize {
-    let Storage::Memory { store, .. } = &group.storages[at] else {
-        unreachable!("it is in memory");
-    };
-    let copied = |copy: &usize| {
-        let dir = format!("/data/engine-{copy}");
-        store.exists(Path::new(&dir)).expect("a store in memory")
-    };
-    (1..9).rfind(copied).unwrap_or(0)
-}
-
 #[test]
 fn a_replica_that_holds_something_else_than_the_majority_repairs_itself_once_while_it_works() {
     let mut group = Group::in_memory(3, OFTEN);
     fill(&group);
     let at = (group.master_except(None) + 1) % 3;
+    falsify(&mut group, &[at], "k123x");
     let mut states = group.node(at).state_changes();
     let ends = std::thread::spawn(move || states.any(|state| state.role == Role::Detached));
-    alter(&group, at, "k123");
     repaired(&group, at);
     assert!(
         !ends.is_finished(),
@@ -61,7 +47,7 @@ fn a_replica_that_holds_something_else_than_the_majority_repairs_itself_once_whi
     assert_eq!(copies(&group, at), 1);
 
     // It is a node like any other: also when it differs anew, also as one of two.
-    alter(&group, at, "k007");
+    falsify(&mut group, &[at], "k007x");
     eventually("it has copied the state again", || copies(&group, at) == 2);
     repaired(&group, at);
     group.close(at);
@@ -76,7 +62,7 @@ fn a_replica_that_holds_something_else_than_the_majority_repairs_itself_once_whi
 
 #[test]
 fn a_preferred_master_with_bad_data_hands_over_and_repairs_itself() {
-    let group = Group::in_memory(3, OFTEN);
+    let mut group = Group::in_memory(3, OFTEN);
     fill(&group);
     let at = group.master_except(None);
     let prefer = AdminCommand::SetPriority {
@@ -84,14 +70,7 @@ fn a_preferred_master_with_bad_data_hands_over_and_repairs_itself() {
         priority: 9,
     };
     let _done = group.master().administer(&prefer).expect("preferred");
-    alter(&group, at, "k123");
-    eventually("another one is master", || {
-        let states = group.open_nodes().map(|node| node.state().role);
-        states
-            .into_iter()
-            .enumerate()
-            .any(|(other, role)| other != at && role == Role::Master)
-    });
+    falsify(&mut group, &[at], "k123x");
     repaired(&group, at);
     eventually("it is master again", || {
         group.node(at).state().role == Role::Master
@@ -117,7 +96,7 @@ fn a_node_with_bad_data_goes_on_until_the_others_could_go_on_without_it() {
             .iter()
             .any(|of| of.node == away_id && of.heard_ms_ago.is_none_or(|ago| ago > 2_000))
     });
-    alter(&group, at, "k123");
+    falsify(&mut group, &[at], "k123x");
     eventually("it is found by the other two", || {
         damaged(&group) == [name(at)]
     });
@@ -140,9 +119,7 @@ fn two_of_three_voters_with_bad_data_repair_themselves_one_after_the_other() {
     fill(&group);
     let master = group.master_except(None);
     let both = [(master + 1) % 3, (master + 2) % 3];
-    for at in both {
-        alter(&group, at, "k123");
-    }
+    falsify(&mut group, &both, "k123x");
     for at in both {
         repaired(&group, at);
     }
@@ -153,9 +130,9 @@ fn two_of_three_voters_with_bad_data_repair_themselves_one_after_the_other() {
 
 #[test]
 fn where_no_majority_agrees_nobody_repairs_itself() {
-    let group = Group::in_memory(2, OFTEN);
+    let mut group = Group::in_memory(2, OFTEN);
     fill(&group);
-    alter(&group, 0, "k000");
+    falsify(&mut group, &[0], "k000x");
     eventually("both are named", || {
         let found = group.master().status().divergences;
         found.iter().any(|found| found.nodes.len() == 2)

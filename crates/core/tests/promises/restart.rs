@@ -9,7 +9,7 @@ use steadfast::machine::Machine;
 use steadfast::recover::{self, NextStep};
 use steadfast::{ConsistencyPolicy, OpenError, ReadyError};
 
-use crate::support::{Env, Group, PATIENCE, Storage, eventually, put, stays};
+use crate::support::{Env, Group, PATIENCE, Release, Storage, eventually, put, stays};
 
 /// Small segments, because a crash in memory copies them.
 const CRASHING: &[(&str, u64)] = &[
@@ -169,13 +169,14 @@ fn a_power_cut_with_writes_in_flight_loses_nothing_acknowledged() {
         let syncs = disk.syncs();
         acknowledged.extend(std::thread::scope(|scope| {
             let writers = scope.spawn(|| write_until(&node, round, &stop));
+            let ended = Release(&stop);
             eventually("some writes", || {
                 disk.syncs() > syncs + 40 + round as u64 * 7
             });
             disk.crash_keeping(round, |_, offset| {
                 usize::try_from(offset / 512 % 3).expect("small") * 200
             });
-            stop.store(true, Ordering::Relaxed);
+            drop(ended);
             writers.join().expect("no panic")
         }));
         group.crash(0);
@@ -245,11 +246,12 @@ fn a_power_cut_of_the_whole_group_loses_nothing_acknowledged() {
     let stop = AtomicBool::new(false);
     let acknowledged = std::thread::scope(|scope| {
         let writers = scope.spawn(|| write_until(&node, 0, &stop));
+        let ended = Release(&stop);
         eventually("some writes", || node.status().vlsn.0 > 100);
         for storage in &group.storages {
             storage.disk().crash();
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(ended);
         writers.join().expect("no panic")
     });
     drop(node);

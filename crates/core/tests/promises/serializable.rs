@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng};
 use steadfast::{ConsistencyPolicy, Outcome, ReadError, Role, WriteError};
 
 use self::checker::{Operation, Read, check};
-use crate::support::{Env, Group, eventually};
+use crate::support::{Env, Group, Release, eventually};
 
 const KEYS: u8 = 6;
 const CLIENTS: u64 = 8;
@@ -148,8 +148,9 @@ fn run(
             scope.spawn(move || run.client(seed, policy))
         };
         let clients: Vec<_> = (0..CLIENTS).map(client).collect();
+        let done = Release(&run.done);
         harm(&run, group);
-        run.done.store(true, Ordering::Relaxed);
+        drop(done);
         let ended = clients
             .into_iter()
             .map(|client| client.join().expect("a client"));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,15 @@ pub(crate) fn runtime() -> Runtime {
         .enable_all()
         .build()
         .expect("a runtime")
+}
+
+/// Lets go of the threads of a test that wait for a flag, also when the test fails.
+pub(crate) struct Release<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Waits until `condition` holds.
@@ -138,6 +148,10 @@ impl EngineFactory for Shown {
         let engine = self.factory.open(dir)?;
         *self.engine.lock().expect("no panic") = Some(Arc::clone(&engine));
         Ok(engine)
+    }
+
+    fn open_copy(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>, EngineError> {
+        self.factory.open_copy(dir)
     }
 
     fn exists(&self, dir: &Path) -> Result<bool, EngineError> {
@@ -437,6 +451,11 @@ impl Storage {
             disk.hold_syncs(false);
         }
     }
+}
+
+pub(crate) fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("bound").to_string()
 }
 
 pub(crate) fn name(at: usize) -> String {

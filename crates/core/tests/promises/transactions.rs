@@ -1,20 +1,22 @@
 //! Transactions without a function, single operations and batches, and the limits of a transaction.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use bytes::Bytes;
 use steadfast::engine::MemoryStore;
-use steadfast::limits::{TRANSACTION_KEYS_MAX, TRANSACTION_READS_MAX};
+use steadfast::limits::{TRANSACTION_DATABASES_MAX, TRANSACTION_KEYS_MAX, TRANSACTION_READS_MAX};
 use steadfast::machine::Machine;
 use steadfast::{
     CompareAndSet, ConsistencyPolicy, OpenTransaction, Outcome, ReadError, ReplicatedEnvironment,
-    Role, Scan, Transaction, WriteBatch, WriteError,
+    Role, Scan, Transaction, TransactionDatabase, WriteBatch, WriteError,
 };
 
 use crate::engine::{Scanned, Watch, Watched};
-use crate::support::{Env, Group, STEADY, Storage, eventually, get, in_time, name, number, put};
+use crate::support::{
+    Env, Group, Release, STEADY, Storage, eventually, get, in_time, name, number, put,
+};
 
 const LINEARIZABLE: ConsistencyPolicy = ConsistencyPolicy::Linearizable;
 
@@ -355,13 +357,13 @@ fn the_keys_that_a_transaction_may_write_are_bounded_and_the_error_says_how_many
     let fill = |keys: usize| {
         node.write(|txn| {
             let database = txn.database("d")?;
-            (0..keys).try_for_each(|n| database.put(n.to_be_bytes(), ""))?;
+            fill_with(&database, keys)?;
             // The same key again is no further one.
             database.put(0_usize.to_be_bytes(), "again")
         })
     };
-    // The first write makes the three entries of the catalog.
-    let refused = fill(TRANSACTION_KEYS_MAX - 2).expect_err("one too many");
+    // The first write makes entries of the catalog too, which are none of these.
+    let refused = fill(TRANSACTION_KEYS_MAX + 1).expect_err("one too many");
     let is_named =
         matches!(refused, WriteError::TooManyKeys { max } if max == TRANSACTION_KEYS_MAX);
     assert!(is_named && !refused.is_retryable(), "{refused:?}");
@@ -370,9 +372,41 @@ fn the_keys_that_a_transaction_may_write_are_bounded_and_the_error_says_how_many
             .to_string()
             .contains(&TRANSACTION_KEYS_MAX.to_string())
     );
-    let _token = fill(TRANSACTION_KEYS_MAX - 3).expect("committed");
+    let _token = fill(TRANSACTION_KEYS_MAX).expect("committed");
     let rows = node.read(LINEARIZABLE, |s| Ok(s.database("d")?.iter().count()));
-    assert_eq!(rows.expect("read"), TRANSACTION_KEYS_MAX - 3);
+    assert_eq!(rows.expect("read"), TRANSACTION_KEYS_MAX);
+    let emptied = node.write(|txn| {
+        let database = txn.database("d")?;
+        (0..TRANSACTION_KEYS_MAX).try_for_each(|n| database.delete(n.to_be_bytes()))?;
+        // What was written before the database lost its name is no part of it any more.
+        txn.truncate_database("d")?;
+        fill_with(&txn.database("d")?, TRANSACTION_KEYS_MAX)
+    });
+    let _token = emptied.expect("committed");
+}
+
+fn fill_with(database: &TransactionDatabase<'_>, keys: usize) -> Result<(), WriteError> {
+    (0..keys).try_for_each(|n| database.put(n.to_be_bytes(), ""))
+}
+
+#[test]
+fn the_databases_that_a_transaction_may_create_and_drop_are_bounded_and_the_error_says_how_many() {
+    let group = Group::in_memory(1, STEADY);
+    let node = group.master();
+    let change = |databases: usize| {
+        node.write(|txn| {
+            // Created and dropped, which is twice.
+            (0..databases / 2).try_for_each(|n| {
+                txn.database(&n.to_string())?.put("k", "v")?;
+                txn.drop_database(&n.to_string()).map(drop)
+            })
+        })
+    };
+    let refused = change(TRANSACTION_DATABASES_MAX + 2).expect_err("too many");
+    let is_named =
+        matches!(refused, WriteError::TooManyDatabases { max } if max == TRANSACTION_DATABASES_MAX);
+    assert!(is_named && !refused.is_retryable(), "{refused:?}");
+    let _token = change(TRANSACTION_DATABASES_MAX).expect("committed");
 }
 
 #[test]
@@ -395,8 +429,8 @@ fn the_keys_that_a_transaction_may_read_are_bounded_and_a_scan_counts_once() {
         reads = n;
         database.get(n.to_le_bytes()).err()
     });
-    // Beside the 20 scans and the entry of the database in the catalog.
-    assert_eq!(reads, TRANSACTION_READS_MAX - 21);
+    // Beside the 20 scans. The name of the database is none of these.
+    assert_eq!(reads, TRANSACTION_READS_MAX - 20);
     let refused = refused.expect("refused");
     let is_named = matches!(
         refused,
@@ -537,10 +571,9 @@ fn a_counter_that_is_raised_by_compare_and_set_counts_every_one() {
 fn a_batch_is_done_whole_and_meets_no_conflict() {
     let group = Group::in_memory(3, STEADY);
     let node = group.master();
-    let stop = AtomicUsize::new(0);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for thread in 0..4_u8 {
-            let stop = &stop;
+        let write = |thread: u8| {
             scope.spawn(move || {
                 for n in 0..50_u8 {
                     let mut batch = WriteBatch::new();
@@ -550,13 +583,13 @@ fn a_batch_is_done_whole_and_meets_no_conflict() {
                     batch.put("a", "k", [thread, n]).delete("b", "other");
                     let _token = node.write_batch(&batch).expect("committed");
                 }
-                stop.fetch_add(1, Ordering::SeqCst);
-            });
-        }
+            })
+        };
+        let writers: Vec<_> = (0..4).map(write).collect();
         for reader in group.open_nodes() {
             let stop = &stop;
             scope.spawn(move || {
-                while stop.load(Ordering::SeqCst) < 4 {
+                while !stop.load(Ordering::Relaxed) {
                     let seen = reader.read(ConsistencyPolicy::Eventual, |snapshot| {
                         let value = |name: &str| snapshot.database(name)?.get("k");
                         Ok((value("a")?, value("b")?))
@@ -565,6 +598,10 @@ fn a_batch_is_done_whole_and_meets_no_conflict() {
                     assert_eq!(a, b);
                 }
             });
+        }
+        let _ended = Release(&stop);
+        for writer in writers {
+            writer.join().expect("no panic");
         }
     });
     let mut too_large = WriteBatch::new();

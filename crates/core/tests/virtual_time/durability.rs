@@ -222,8 +222,9 @@ fn a_write_of_all_that_lacks_a_disk_is_committed_and_says_so() {
             .await
         {
             Err(WriteError::InsufficientAcks {
-                needed: 3,
+                needed: 2,
                 acked: 2,
+                lacks_own_disk: true,
                 is_committed: true,
                 ..
             }) => {}

@@ -17,7 +17,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use crate::counters::Counters;
-use crate::server::{ACCEPT_ERRORS, ADDRESS, Failing, MembersOnly, Server, echo, echo_service};
+use crate::server::{
+    ACCEPT_ERRORS, ADDRESS, Failing, ForPeers, MembersOnly, Scarce, Server, echo, echo_service,
+};
 
 #[test]
 fn a_connection_goes_to_the_service_that_it_names() {
@@ -152,13 +154,80 @@ fn one_address_has_only_so_many_places() {
         };
         let server = Server::started(options, counters).await;
         let mut first = server.open("n1", "ECHO").await;
-        assert!(first.echoes().await);
-        let _half_open = server.dial("n1").await;
+        let mut second = server.open("n1", "ECHO").await;
+        assert!(first.echoes().await && second.echoes().await);
         assert!(!server.open("n1", "ECHO").await.echoes().await);
         assert_eq!(server.refused("connections_per_address_max"), 1);
         assert!(server.open("n2", "ECHO").await.echoes().await);
         drop(first);
         assert!(server.open_until_served("n1").await.echoes().await);
+    });
+}
+
+#[test]
+fn a_peer_gets_in_beside_silent_and_idle_connections_of_its_own_address() {
+    on_paused_time(async |counters| {
+        let options = DispatcherOptions {
+            connections_per_address_max: 8,
+            ..limits()
+        };
+        let server = Server::started(options, counters).await;
+        server.dispatcher.register_async(Arc::new(ForPeers));
+        let mut idle = Vec::new();
+        for _ in 0..7 {
+            let mut client = server.open("n1", "ECHO").await;
+            assert!(client.echoes().await);
+            idle.push(client);
+        }
+        assert!(!server.open("n1", "ECHO").await.echoes().await);
+        let silent = server.dial("n1").await;
+        // Peers take none of the places of their address.
+        let mut peers = Vec::new();
+        for _ in 0..4 {
+            let mut peer = server.open("n1", "PEERS").await;
+            assert!(peer.echoes().await);
+            peers.push(peer);
+        }
+        assert_closed_without_reply(silent).await;
+        assert!(idle[0].echoes().await && peers[0].echoes().await);
+    });
+}
+
+#[test]
+fn the_descriptors_that_the_process_keeps_go_to_peers_and_the_last_of_them_to_nobody() {
+    on_paused_time(async |counters| {
+        let options = DispatcherOptions {
+            descriptors_kept: 1000,
+            ..limits()
+        };
+        let server = Server::new(options, counters);
+        server.dispatcher.register_async(echo_service());
+        server.dispatcher.register_async(Arc::new(ForPeers));
+        let scarce = Scarce::new(server.network.host("server"));
+        let started = server
+            .dispatcher
+            .start(Arc::clone(&scarce) as _, ADDRESS)
+            .await;
+        started.unwrap();
+        // Of a hundred half are kept.
+        scarce.leave(49);
+        let mut served = server.open("n1", "ECHO").await;
+        assert!(served.echoes().await);
+        let oldest = server.dial("n2").await;
+        let mut younger = Vec::new();
+        for _ in 0..6 {
+            younger.push(server.dial("n2").await);
+        }
+        scarce.leave(37);
+        assert!(!server.open("n4", "ECHO").await.echoes().await);
+        assert!(server.open("n3", "PEERS").await.echoes().await);
+        assert_closed_without_reply(oldest).await;
+        scarce.leave(11);
+        assert!(!server.open("n3", "PEERS").await.echoes().await);
+        assert_eq!(server.refused("descriptors_kept"), 2);
+        scarce.leave(49);
+        assert!(server.open("n2", "ECHO").await.echoes().await);
+        assert!(served.echoes().await);
     });
 }
 

@@ -1,13 +1,14 @@
 //! A server on a network in memory, its clients, and transports that misbehave.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use steadfast_net::{
-    AsyncServiceHandler, Authenticated, BoxFuture, ByteStream, Connection, Dispatcher,
-    DispatcherOptions, FrameReceiver, FrameSender, Listener, MemoryNetwork, NetError, Result,
-    Transport, open_service,
+    AsyncServiceHandler, Authenticated, BoxFuture, ByteStream, Connected, Connection, Descriptors,
+    Dispatcher, DispatcherOptions, FrameReceiver, FrameSender, Listener, MemoryNetwork, NetError,
+    Result, Transport, open_service,
 };
 use tokio::time::Instant;
 
@@ -57,7 +58,8 @@ impl Server {
     }
 
     pub(crate) async fn dial(&self, from: &str) -> Box<dyn ByteStream> {
-        self.network.host(from).connect(ADDRESS).await.unwrap()
+        let connected = self.network.host(from).connect(ADDRESS).await;
+        connected.unwrap().stream
     }
 
     pub(crate) async fn open(&self, from: &str, service: &str) -> Client {
@@ -134,11 +136,62 @@ pub(crate) fn echo_service() -> Arc<dyn AsyncServiceHandler> {
     Arc::new(Service("ECHO".into(), echo))
 }
 
+/// An echo service that is for peers.
+pub(crate) struct ForPeers;
+
+impl AsyncServiceHandler for ForPeers {
+    fn service_name(&self) -> &'static str {
+        "PEERS"
+    }
+
+    fn is_for_peers(&self) -> bool {
+        true
+    }
+
+    fn serve(&self, connection: Connection) -> BoxFuture<'static, Result<()>> {
+        Box::pin(echo(connection))
+    }
+}
+
+/// A transport of a process that may have a hundred descriptors.
+pub(crate) struct Scarce {
+    transport: Arc<dyn Transport>,
+    left: AtomicUsize,
+}
+
+impl Scarce {
+    pub(crate) fn new(transport: Arc<dyn Transport>) -> Arc<Self> {
+        let left = AtomicUsize::new(100);
+        Arc::new(Self { transport, left })
+    }
+
+    pub(crate) fn leave(&self, descriptors: usize) {
+        self.left.store(descriptors, Ordering::SeqCst);
+    }
+}
+
+impl Transport for Scarce {
+    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected>> {
+        self.transport.connect(address)
+    }
+
+    fn bind<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Box<dyn Listener>>> {
+        self.transport.bind(address)
+    }
+
+    fn descriptors(&self) -> Option<Descriptors> {
+        Some(Descriptors {
+            max: 100,
+            used: 100 - self.left.load(Ordering::SeqCst),
+        })
+    }
+}
+
 /// A transport whose clients prove their names if these say that they are members.
 pub(crate) struct MembersOnly(pub(crate) Arc<dyn Transport>);
 
 impl Transport for MembersOnly {
-    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Box<dyn ByteStream>>> {
+    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected>> {
         self.0.connect(address)
     }
 
@@ -170,7 +223,7 @@ pub(crate) const ACCEPT_ERRORS: u64 = 100;
 pub(crate) struct Failing(pub(crate) Arc<dyn Transport>);
 
 impl Transport for Failing {
-    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Box<dyn ByteStream>>> {
+    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected>> {
         self.0.connect(address)
     }
 

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use steadfast_net::{BoxFuture, ByteStream, Listener, NetError, Result, Transport};
+use steadfast_net::{BoxFuture, ByteStream, Connected, Listener, NetError, Result, Transport};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
@@ -58,10 +58,13 @@ impl SimHost {
 }
 
 impl Transport for SimHost {
-    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Box<dyn ByteStream>>> {
+    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected>> {
         Box::pin(async move {
             match self.dial(address).await {
-                Ok(stream) => Ok(Box::new(stream) as Box<dyn ByteStream>),
+                Ok(stream) => Ok(Connected {
+                    stream: Box::new(stream),
+                    address: address.to_owned(),
+                }),
                 Err(error) => Err(net_error(format!("connect to {address}"), error)),
             }
         })

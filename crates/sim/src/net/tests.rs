@@ -34,7 +34,7 @@ async fn listen(net: &SimNet, address: &str) -> Box<dyn Listener> {
 /// A connection from n1 to n2: both ends, dialler first.
 async fn connect(net: &SimNet) -> (Stream, Stream) {
     let mut listener = listen(net, "n2:7400").await;
-    let ours = net.host("n1").connect("n2:7400").await.unwrap();
+    let ours = net.host("n1").connect("n2:7400").await.unwrap().stream;
     let (theirs, _) = listener.accept().await.unwrap();
     (ours, theirs)
 }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::json;
-use steadfast::ids::{NodeId, Term, Vlsn};
+use steadfast::ids::{LogPosition, NodeId, Term, Vlsn};
 use steadfast::{Divergence, MemberStatus, NodeAddress, NodeStatus, NodeType, ReplicaStatus};
 
 use super::*;
@@ -37,6 +37,8 @@ impl Rig {
             persisted: None,
             heard_ms_ago: Some(20),
             round_trip_p50_us: Some(300),
+            behind_ms: Some(40),
+            behind_bytes: 9_000,
         };
         let status = |id: usize| -> NodeStatus {
             let text = json!({
@@ -45,7 +47,8 @@ impl Rig {
                 "vlsn": 100_000, "persisted": null, "applied": null, "replicas": [],
                 "disk_free_bytes": 1_u64 << 40, "disk_total_bytes": 2_u64 << 40,
                 "disk_is_low": false, "read_only": null, "version": "0.1.0", "window_bytes": 0,
-                "waiting_for": "", "damage": null, "divergences": [], "sync_p99_us": 900,
+                "waiting_for": "", "damage": null, "needs_state": false, "checked": 100_000, "put_right": 0,
+                "divergences": [], "sync_p99_us": 900,
                 "clock_ms": 0, "restore": null, "copies": 0, "digest": null,
             });
             serde_json::from_value(text).expect("a status")
@@ -125,6 +128,41 @@ fn nothing_is_found_where_nothing_is_wrong() {
 }
 
 #[test]
+fn few_descriptors_are_found_also_on_a_node_that_has_stopped() {
+    let few = |status: &mut NodeStatus| {
+        status.descriptors_left = Some(250);
+        status.descriptors_max = Some(1024);
+        status.descriptors_are_few = true;
+    };
+    let words = ["n2", "250 more files", "of 1,024", "LimitNOFILE"];
+    assert_says(&Rig::three().with(2, few).only(), "descriptors", &words);
+    let stopped = Rig::three().with(2, |status| {
+        few(status);
+        "detached".clone_into(&mut status.role);
+    });
+    let findings = stopped.findings();
+    assert!(
+        findings.iter().any(|it| it.kind == "descriptors"),
+        "{findings:#?}"
+    );
+}
+
+#[test]
+fn a_member_at_an_address_that_nobody_reaches_is_found() {
+    let mut rig = Rig::three();
+    let everywhere = "0.0.0.0:7400";
+    everywhere.clone_into(&mut rig.nodes[0].node.address);
+    for status in &mut rig.nodes {
+        everywhere.clone_into(&mut status.members[0].node.address);
+    }
+    assert_says(
+        &rig.only(),
+        "address",
+        &["n1", everywhere, "node address n1"],
+    );
+}
+
+#[test]
 fn a_node_that_is_not_reached_is_found_with_its_cause_and_what_is_left() {
     let causes = [
         (gone(Unreachable::Refused), "refused", "no process listens"),
@@ -160,7 +198,13 @@ fn the_cause_of_a_lack_of_a_master_is_found() {
     assert_says(
         &findings[0],
         "no_master",
-        &["1 of 3", "it takes 2", "n1, n2", "recover plan"],
+        &[
+            "1 of 3",
+            "it takes 2",
+            "n1, n2",
+            "recover plan",
+            "node address --data-dir",
+        ],
     );
     assert_eq!(findings[0].severity, Severity::Critical);
 
@@ -180,11 +224,43 @@ fn the_cause_of_a_lack_of_a_master_is_found() {
         }
     };
     let none_may = masterless().with(2, unable).with(3, unable);
-    assert_says(
-        &none_may.findings()[0],
-        "no_master",
-        &["none of them may be master"],
-    );
+    let words = [
+        "n2, n3",
+        "none of them may be master",
+        "start",
+        "node priority n2 1",
+    ];
+    assert_says(&none_may.findings()[0], "no_master", &words);
+    let stands_in = none_may.with(3, |status| "stand-in".clone_into(&mut status.role));
+    let words = ["n3 stands in, and takes no writes", "node priority n2 1"];
+    assert_says(&stands_in.findings()[0], "no_master", &words);
+    let alone = Rig::three().unseen(2, down).unseen(3, down);
+    let words = ["the master has no majority: 1 of 3", "n2, n3"];
+    assert_says(&alone.findings()[0], "no_master", &words);
+}
+
+#[test]
+fn a_data_node_that_lacks_what_only_the_arbiter_knows_of_is_named_with_the_way_out() {
+    use NodeType::{Arbiter, Electable};
+    let at = |position| {
+        move |status: &mut NodeStatus| {
+            "unknown".clone_into(&mut status.role);
+            status.persisted = Some(LogPosition(position));
+        }
+    };
+    let left = |of_n2| {
+        let group = Rig::new(&[Electable, Electable, Arbiter]);
+        let group = group.unseen(1, gone(Unreachable::Refused));
+        group.with(2, at(of_n2)).with(3, at(9)).findings()
+    };
+    let words = [
+        "n2 lacks the newest writes",
+        "of which n3 knows",
+        "start n1",
+        "recover plan",
+    ];
+    assert_says(&left(8)[0], "no_master", &words);
+    assert_says(&left(9)[0], "no_master", &["ask again"]);
 }
 
 #[test]
@@ -232,10 +308,36 @@ fn slow_disks_and_slow_ways_are_found_with_whose_they_are() {
 }
 
 #[test]
+fn a_disk_that_hangs_is_found_and_its_node_counts_for_nothing() {
+    let hang = |status: &mut NodeStatus| status.disk_hangs_ms = Some(12_345);
+    let one = Rig::three().with(1, hang);
+    assert_says(&one.only(), "disk_hangs", &["n1", "12 s"]);
+    assert_eq!(one.survey().health, Health::Degraded);
+    assert_eq!(one.survey().survives, 0);
+    let two = Rig::three().with(1, hang).with(2, hang);
+    assert_eq!(two.survey().health, Health::NoQuorum);
+}
+
+#[test]
 fn a_member_that_lags_is_found_and_one_a_little_behind_is_not() {
-    let behind = |vlsn| Rig::three().with(3, |status| status.vlsn = Vlsn(vlsn));
-    assert_eq!(behind(99_000).findings(), []);
-    assert_says(&behind(50_000).only(), "lag", &["n3", "50,000"]);
+    let behind = |behind_ms| {
+        let lags = |status: &mut NodeStatus| {
+            status.replicas[1].behind_ms = behind_ms;
+            status.replicas[1].behind_bytes = 700 << 20;
+        };
+        // However few transactions that is.
+        Rig::three()
+            .with(1, lags)
+            .with(3, |status| status.vlsn = Vlsn(99_990))
+    };
+    assert_eq!(behind(Some(4_000)).findings(), []);
+    let words = ["n3", "8 s ago", "10 transactions", "700 MiB"];
+    assert_says(&behind(Some(8_300)).only(), "lag", &words);
+    assert_says(
+        &behind(None).only(),
+        "lag",
+        &["n3", "before its master was started"],
+    );
 }
 
 #[test]

@@ -15,19 +15,31 @@ const EXTENSION: &str = "ndb";
 /// bytes hold.
 ///
 /// # Errors
-/// [`EngineError::Corrupt`] with the file and the offset; [`EngineError::Io`].
-pub(super) fn files(directory: &Path) -> Result<u64> {
+/// [`EngineError::Corrupt`] with the file and the offset; [`EngineError::Io`]; those of `sync`.
+pub(super) fn files(directory: &Path, sync: impl Fn() -> Result<()>) -> Result<u64> {
     let mut bytes = 0;
     for path in log_files(directory).map_err(|error| io_error("list its files", error))? {
-        bytes += match file(&path) {
+        bytes += match beside_writes(&path, &sync) {
             // Cleaned away meanwhile.
             Err(EngineError::Io { .. }) if !path.exists() => 0,
-            // A write may have been under way; what is wrong stays wrong.
-            Err(EngineError::Corrupt { .. }) => file(&path)?,
             checked => checked?,
         };
     }
     Ok(bytes)
+}
+
+/// Verifies a file that may be written meanwhile: what was being written has been after a sync.
+fn beside_writes(path: &Path, sync: impl Fn() -> Result<()>) -> Result<u64> {
+    let first = entries(path)?;
+    if first.wrong.is_none() {
+        return Ok(first.bytes);
+    }
+    sync()?;
+    let second = entries(path)?;
+    if second.bytes > first.bytes {
+        return Ok(second.bytes);
+    }
+    second.or_corrupt(path)
 }
 
 /// What `error`, with which Noxu could not open the files in `directory`, is: [`EngineError::Corrupt`]
@@ -46,7 +58,9 @@ pub(super) fn why_not_open(directory: &Path, error: EngineError) -> EngineError 
         let checked = if Some(path) == last {
             header_of(path)
         } else {
-            file(path).map(drop)
+            entries(path)
+                .and_then(|checked| checked.or_corrupt(path))
+                .map(drop)
         };
         checked.err().filter(EngineError::is_damage)
     });
@@ -59,8 +73,9 @@ fn header_of(path: &Path) -> Result<()> {
     header(path, &bytes).map(drop)
 }
 
+/// The files of the log, in its order.
 #[expect(clippy::disallowed_methods, reason = "Noxu keeps its files itself")]
-fn log_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn log_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
@@ -72,18 +87,44 @@ fn log_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// How far the entries of a file hold, and what is wrong with the one after that.
+struct Checked {
+    bytes: u64,
+    wrong: Option<String>,
+}
+
+impl Checked {
+    fn or_corrupt(self, path: &Path) -> Result<u64> {
+        match self.wrong {
+            None => Ok(self.bytes),
+            Some(what) => Err(EngineError::Corrupt {
+                what: format!("{} at byte {}: {what}", path.display(), self.bytes),
+            }),
+        }
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "Noxu keeps its files itself")]
-fn file(path: &Path) -> Result<u64> {
+fn entries(path: &Path) -> Result<Checked> {
     let bytes = std::fs::read(path).map_err(|error| io_error("read a file", error))?;
-    let corrupt = |at: usize, what: &str| EngineError::Corrupt {
-        what: format!("{} at byte {at}: {what}", path.display()),
+    let header = match header(path, &bytes) {
+        // It may be that of a file that is just begun.
+        Err(EngineError::Corrupt { .. }) => {
+            let wrong = Some("its header".to_owned());
+            return Ok(Checked { bytes: 0, wrong });
+        }
+        header => header?,
     };
-    let header = header(path, &bytes)?;
     let mut entries = Entries::new(&header, &bytes);
-    while entries
-        .read()
-        .map_err(|what| corrupt(entries.at(), &what))?
-        .is_some()
-    {}
-    Ok(entries.at() as u64)
+    let wrong = loop {
+        match entries.read() {
+            Ok(Some(_)) => {}
+            Ok(None) => break None,
+            Err(what) => break Some(what),
+        }
+    };
+    Ok(Checked {
+        bytes: entries.at() as u64,
+        wrong,
+    })
 }

@@ -3,6 +3,10 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use tempfile::TempDir;
+
+use crate::log::owner;
+
 /// Creates the directory and makes it and its files durable as they are. Noxu reads files that were
 /// written before a crash of the process, but not synced, as if they were.
 #[expect(
@@ -10,7 +14,10 @@ use std::path::Path;
     reason = "Noxu's files are not behind the disk trait"
 )]
 pub(super) fn make_directory_durable(directory: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(directory)?;
+    if !directory.exists() {
+        std::fs::create_dir_all(directory)?;
+        owner::inherit(directory)?;
+    }
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         if entry.file_type()?.is_file() {
@@ -35,6 +42,26 @@ pub(super) fn create_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_parent(path)
 }
 
+/// Copies the files of `directory`, if it is there, into a new one in the system's directory for
+/// temporary files.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "Noxu's files are not behind the disk trait"
+)]
+pub(super) fn copy_files(directory: &Path) -> io::Result<TempDir> {
+    let copy = TempDir::with_prefix("steadfast-")?;
+    if !directory.try_exists()? {
+        return Ok(copy);
+    }
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::fs::copy(entry.path(), copy.path().join(entry.file_name()))?;
+        }
+    }
+    Ok(copy)
+}
+
 /// Removes the directory, if it is there, durably.
 #[expect(
     clippy::disallowed_methods,
@@ -47,11 +74,12 @@ pub(super) fn remove_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes durable that there is such a file, or none.
 #[expect(
     clippy::disallowed_methods,
     reason = "Noxu's files are not behind the disk trait"
 )]
-fn sync_parent(directory: &Path) -> io::Result<()> {
+pub(super) fn sync_parent(directory: &Path) -> io::Result<()> {
     match directory
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())

@@ -51,3 +51,16 @@ pub(super) fn open_error(directory: &Path, error: NoxuError) -> EngineError {
         read_error("open its environment", error)
     }
 }
+
+/// What cannot be opened for want of space is not damaged.
+pub(super) fn or_full(error: EngineError) -> EngineError {
+    match error {
+        // Only the text tells, as above.
+        EngineError::Io { source, .. }
+            if source.to_string().contains("No space left on device") =>
+        {
+            EngineError::DiskFull { source }
+        }
+        error => error,
+    }
+}

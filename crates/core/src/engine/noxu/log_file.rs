@@ -30,10 +30,24 @@ pub(super) fn header(path: &Path, bytes: &[u8]) -> Result<FileHeader> {
     })
 }
 
-/// An entry whose checksum holds.
+/// An entry of a file.
 pub(super) struct Entry<'a> {
     pub(super) kind: LogEntryType,
-    pub(super) body: &'a [u8],
+    header_bytes: usize,
+    checksum: u32,
+    bytes: &'a [u8],
+}
+
+impl<'a> Entry<'a> {
+    /// What it says, behind its header.
+    pub(super) fn body(&self) -> &'a [u8] {
+        &self.bytes[self.header_bytes..]
+    }
+
+    /// Whether its checksum holds.
+    pub(super) fn is_intact(&self) -> bool {
+        checksum(self.bytes) == self.checksum
+    }
 }
 
 /// Reads the entries of a file.
@@ -53,11 +67,25 @@ impl<'a> Entries<'a> {
         self.at
     }
 
-    /// The next entry; `None` where nothing was written yet.
+    /// The next entry, whose checksum holds; `None` where nothing was written yet.
     ///
     /// # Errors
     /// What is wrong with it.
     pub(super) fn read(&mut self) -> std::result::Result<Option<Entry<'a>>, String> {
+        let at = self.at;
+        let entry = self.skim()?;
+        if entry.as_ref().is_some_and(|entry| !entry.is_intact()) {
+            self.at = at;
+            return Err("an entry whose checksum does not match".to_owned());
+        }
+        Ok(entry)
+    }
+
+    /// The next entry, whose checksum was not looked at; `None` where nothing was written yet.
+    ///
+    /// # Errors
+    /// What is wrong with its header.
+    pub(super) fn skim(&mut self) -> std::result::Result<Option<Entry<'a>>, String> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         if rest.iter().take(1024).all(|byte| *byte == 0) {
             if rest.iter().any(|byte| *byte != 0) {
@@ -67,16 +95,15 @@ impl<'a> Entries<'a> {
         }
         let header = LogEntryHeader::read_from_log(rest, Lsn::new(0, 0));
         let header = header.map_err(|error| error.to_string())?;
-        let Some(entry) = rest.get(..header.entry_size()) else {
+        let Some(bytes) = rest.get(..header.entry_size()) else {
             return Err("an entry that ends behind its file".to_owned());
         };
-        if checksum(entry) != header.checksum() {
-            return Err("an entry whose checksum does not match".to_owned());
-        }
-        self.at += entry.len();
+        self.at += bytes.len();
         Ok(Some(Entry {
             kind: header.entry_type(),
-            body: &entry[header.size()..],
+            header_bytes: header.size(),
+            checksum: header.checksum(),
+            bytes,
         }))
     }
 }

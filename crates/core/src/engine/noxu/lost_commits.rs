@@ -12,7 +12,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
-use std::path::Path;
 
 use bytes::BytesMut;
 use noxu_log::entry::{LnLogEntry, TxnEndEntry};
@@ -21,95 +20,85 @@ use noxu_util::{NULL_LSN, Vlsn};
 
 use super::directory::create_durably;
 use super::errors::io_error;
-use super::log_file::{Entries, checksum, header};
+use super::log_file::{Entry, checksum};
 use crate::engine::Result;
 
 type TransactionId = i64;
 
-/// Puts back the commits that are missing in `directory`, and says how many. Files that Noxu will not
-/// open are left to it to say so.
-///
-/// # Errors
-/// [`EngineError::Io`](crate::engine::EngineError::Io) when a commit could not be written.
-pub(super) fn put_back(directory: &Path) -> Result<usize> {
-    // Holds Noxu's lock on the directory.
-    let Ok(files) = FileManager::new(directory, false, u64::from(u32::MAX), 1) else {
-        return Ok(0);
-    };
-    let Ok(numbers) = files.list_file_numbers() else {
-        return Ok(0);
-    };
-    let missing = missing_files(&numbers);
-    let mut commits: BTreeMap<u32, Vec<TransactionId>> = BTreeMap::new();
-    for (transaction, last_file) in without_end(&files, &numbers, &missing) {
-        if let Some(file) = missing.range(last_file..).next() {
-            commits.entry(*file).or_default().push(transaction);
-        }
-    }
-    for (file, transactions) in &commits {
-        let failed = |error| io_error("put a commit back", error);
-        let bytes = file_of(*file, transactions).map_err(failed)?;
-        create_durably(&files.full_file_name(*file), &bytes)
-            .map_err(|error| failed(error.into()))?;
-    }
-    let count = commits.values().map(Vec::len).sum();
-    if count > 0 {
-        tracing::info!(count, "put back commits that were cleaned away");
-    }
-    Ok(count)
+/// The transactions of a log that have changes and no end, as far as a file is missing behind them.
+pub(super) struct LostCommits {
+    /// The numbers between the first and the last file that are not there.
+    missing: BTreeSet<u32>,
+    /// With the file of the last change.
+    without_end: BTreeMap<TransactionId, u32>,
 }
 
-/// The numbers between the first and the last one that are not there.
-fn missing_files(numbers: &[u32]) -> BTreeSet<u32> {
-    let between = |pair: &[u32]| pair[0] + 1..pair[1];
-    numbers.windows(2).flat_map(between).collect()
-}
-
-/// The transactions that have changes and no end, with the file of the last change, as far as there
-/// are any before the last of the missing files.
-///
-/// What cannot be read, as the end that a crash has left, is passed over: it is for Noxu to say so, and a
-/// commit too many changes nothing.
-fn without_end(
-    files: &FileManager,
-    numbers: &[u32],
-    missing: &BTreeSet<u32>,
-) -> BTreeMap<TransactionId, u32> {
-    let mut transactions = BTreeMap::new();
-    let Some(last_missing) = missing.last() else {
-        return transactions;
-    };
-    for number in numbers {
-        if number > last_missing && transactions.is_empty() {
-            break;
+impl LostCommits {
+    /// Of a log whose files have these `numbers`, in ascending order; none of its entries was noted.
+    pub(super) fn new(numbers: &[u32]) -> Self {
+        let between = |pair: &[u32]| pair[0] + 1..pair[1];
+        Self {
+            missing: numbers.windows(2).flat_map(between).collect(),
+            without_end: BTreeMap::new(),
         }
-        let path = files.full_file_name(*number);
-        #[expect(clippy::disallowed_methods, reason = "Noxu keeps its files itself")]
-        let bytes = std::fs::read(&path).unwrap_or_default();
-        let Ok(header) = header(&path, &bytes) else {
-            continue;
-        };
-        let mut entries = Entries::new(&header, &bytes);
-        while let Ok(Some(entry)) = entries.read() {
-            match entry.kind {
-                LogEntryType::InsertLNTxn
+    }
+
+    /// Whether entries of this `kind` in this `file`, behind those that were noted, count.
+    pub(super) fn are_told_by(&self, kind: LogEntryType, file: u32) -> bool {
+        let is_missing_behind = self.missing.last().is_some_and(|last| file < *last);
+        let is_of_transaction = matches!(
+            kind,
+            LogEntryType::InsertLNTxn
                 | LogEntryType::UpdateLNTxn
                 | LogEntryType::DeleteLNTxn
-                | LogEntryType::NameLNTxn => {
-                    let change = LnLogEntry::parse_from_slice(entry.body, true).ok();
-                    let id = change.and_then(|change| change.txn_id);
-                    transactions.extend(id.map(|id| (id, *number)));
-                }
-                LogEntryType::TxnCommit | LogEntryType::TxnAbort => {
-                    if let Ok(end) = TxnEndEntry::read_from_log(entry.body) {
-                        transactions.remove(&end.txn_id);
-                    }
-                }
-                _ => {}
+                | LogEntryType::NameLNTxn
+                | LogEntryType::TxnCommit
+                | LogEntryType::TxnAbort
+        );
+        is_of_transaction && (is_missing_behind || !self.without_end.is_empty())
+    }
+
+    /// Notes an entry of this `file`; they come in the order of the log.
+    ///
+    /// One that is not understood is passed over: a commit too many changes nothing.
+    pub(super) fn note(&mut self, entry: &Entry<'_>, file: u32) {
+        if !self.are_told_by(entry.kind, file) {
+            return;
+        }
+        if let LogEntryType::TxnCommit | LogEntryType::TxnAbort = entry.kind {
+            if let Ok(end) = TxnEndEntry::read_from_log(entry.body()) {
+                self.without_end.remove(&end.txn_id);
             }
+        } else if let Ok(change) = LnLogEntry::parse_from_slice(entry.body(), true)
+            && let Some(id) = change.txn_id
+        {
+            self.without_end.insert(id, file);
         }
     }
-    transactions
+
+    /// Puts back the commits that are missing, and says how many.
+    ///
+    /// # Errors
+    /// [`EngineError::Io`](crate::engine::EngineError::Io) when a commit could not be written.
+    pub(super) fn put_back(&self, files: &FileManager) -> Result<usize> {
+        let mut commits: BTreeMap<u32, Vec<TransactionId>> = BTreeMap::new();
+        for (transaction, last_file) in &self.without_end {
+            if let Some(file) = self.missing.range(last_file..).next() {
+                commits.entry(*file).or_default().push(*transaction);
+            }
+        }
+        for (file, transactions) in &commits {
+            let failed = |error| io_error("put a commit back", error);
+            let bytes = file_of(*file, transactions).map_err(failed)?;
+            create_durably(&files.full_file_name(*file), &bytes)
+                .map_err(|error| failed(error.into()))?;
+        }
+        let count = commits.values().map(Vec::len).sum();
+        if count > 0 {
+            tracing::info!(count, "put back commits that were cleaned away");
+        }
+        Ok(count)
+    }
 }
 
 /// A file of Noxu's log that has these commits and nothing else.
@@ -149,8 +138,10 @@ mod tests {
     use bytes::Bytes;
     use noxu_log::FileManager;
 
+    use super::super::preparation::prepare;
     use crate::engine::{
-        Applied, Change, Direction, EngineBatch, KeyRange, NoxuEngine, ScanLimit, StorageEngine,
+        Applied, Change, Direction, EngineBatch, KeyRange, NoxuEngine, NoxuSizes, ScanLimit,
+        StorageEngine,
     };
     use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
 
@@ -166,7 +157,11 @@ mod tests {
     type Model = BTreeMap<Bytes, Bytes>;
 
     fn open(directory: &Path) -> NoxuEngine {
-        NoxuEngine::open_with(directory, CACHE_BYTES, FILE_BYTES).expect("an engine")
+        let sizes = NoxuSizes {
+            file_bytes: FILE_BYTES,
+            ..NoxuSizes::with_cache(CACHE_BYTES)
+        };
+        NoxuEngine::open_with(directory, sizes).expect("an engine")
     }
 
     fn key(number: u64) -> Bytes {
@@ -219,7 +214,7 @@ mod tests {
                 apply(&engine, round * 300 + number, &mut model);
             }
             engine.close().expect("closed");
-            put_back += super::put_back(dir.path()).expect("written");
+            put_back += prepare(dir.path()).expect("written");
         }
         assert_holds(&open(dir.path()), &model);
         assert_ne!(put_back, 0, "no commit was cleaned away");
@@ -243,7 +238,7 @@ mod tests {
         torn.expect("opened").write_all(&[7; 40]).expect("written");
         std::fs::write(files.full_file_name(last + 1), []).expect("written");
         drop(files);
-        assert_ne!(super::put_back(dir.path()).expect("written"), 0);
+        assert_ne!(prepare(dir.path()).expect("written"), 0);
         assert_holds(&open(dir.path()), &model);
     }
 }

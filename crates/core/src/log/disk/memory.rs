@@ -192,7 +192,9 @@ impl Disk for MemoryDisk {
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
         let model = self.model();
-        Ok(model.names.contains_key(path) || model.directories.contains(path))
+        Ok(model.names.contains_key(path)
+            || model.directories.contains(path)
+            || model.locks.contains(path))
     }
 
     fn file_mark(&self, path: &Path) -> io::Result<FileMark> {

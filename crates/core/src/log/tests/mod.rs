@@ -5,6 +5,7 @@ mod disk;
 mod format;
 mod promises;
 mod real;
+mod scarce;
 
 use std::future::Future;
 use std::path::PathBuf;

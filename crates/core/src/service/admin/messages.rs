@@ -71,6 +71,9 @@ pub(crate) struct AlterRequest {
     pub(crate) priority: Option<u32>,
     #[prost(string, optional, tag = "4")]
     pub(crate) address: Option<String>,
+    /// Whether the address is taken although the member may not answer there.
+    #[prost(bool, tag = "5")]
+    pub(crate) untried: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

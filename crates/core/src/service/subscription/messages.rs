@@ -71,7 +71,7 @@ pub(crate) enum FeedItem {
     #[prost(message, tag = "2")]
     State(StateMessage),
     #[prost(message, tag = "3")]
-    StateComplete(TokenMessage),
+    StateComplete(StateCompleteMessage),
     #[prost(message, tag = "4")]
     Transaction(TransactionMessage),
     #[prost(message, tag = "5")]
@@ -99,6 +99,48 @@ pub(crate) struct StateMessage {
     pub(crate) database: String,
     #[prost(message, repeated, tag = "2")]
     pub(crate) rows: Vec<RowMessage>,
+}
+
+/// A [`TokenMessage`], and the digest of the state.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct StateCompleteMessage {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) group: Bytes,
+    #[prost(uint64, tag = "2")]
+    pub(crate) term: u64,
+    #[prost(uint64, tag = "3")]
+    pub(crate) vlsn: u64,
+    /// 16 bytes, little-endian; empty where the node does not know it.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub(crate) digest: Bytes,
+}
+
+impl StateCompleteMessage {
+    fn new(token: CommitToken, digest: Option<u128>) -> Self {
+        let TokenMessage { group, term, vlsn } = token.into();
+        let digest = digest.map(|digest| Bytes::copy_from_slice(&digest.to_le_bytes()));
+        Self {
+            group,
+            term,
+            vlsn,
+            digest: digest.unwrap_or_default(),
+        }
+    }
+
+    fn into_event(self) -> Result<FeedEvent, WireError> {
+        let digest = match &self.digest[..] {
+            [] => None,
+            bytes => {
+                let bytes = bytes.try_into().map_err(|_| WireError::Invalid("digest"))?;
+                Some(u128::from_le_bytes(bytes))
+            }
+        };
+        let Self {
+            group, term, vlsn, ..
+        } = self;
+        let token = TokenMessage { group, term, vlsn }.try_into()?;
+        Ok(FeedEvent::StateComplete { token, digest })
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -241,7 +283,9 @@ impl From<FeedEvent> for FeedItem {
                     rows: rows.into_iter().map(row).collect(),
                 })
             }
-            FeedEvent::StateComplete { token } => Self::StateComplete(token.into()),
+            FeedEvent::StateComplete { token, digest } => {
+                Self::StateComplete(StateCompleteMessage::new(token, digest))
+            }
             FeedEvent::Transaction(transaction) => Self::Transaction(transaction.into()),
             FeedEvent::Progress { token } => Self::Progress(token.into()),
         }
@@ -404,9 +448,7 @@ impl TryFrom<FeedMessage> for Received {
                     rows: rows.collect(),
                 })
             }
-            FeedItem::StateComplete(token) => Self::Event(FeedEvent::StateComplete {
-                token: token.try_into()?,
-            }),
+            FeedItem::StateComplete(complete) => Self::Event(complete.into_event()?),
             FeedItem::Transaction(transaction) => {
                 Self::Event(FeedEvent::Transaction(transaction.try_into()?))
             }

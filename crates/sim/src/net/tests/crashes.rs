@@ -30,10 +30,10 @@ async fn handles_of_a_killed_process_are_reset_for_good() {
     let mut listener = listen(&net, "n2:7400").await;
     let transport = net.host("n2");
     let (_a, mut b) = {
-        let dialled = net.host("n1").connect("n2:7400").await.unwrap();
+        let dialled = net.host("n1").connect("n2:7400").await.unwrap().stream;
         (dialled, listener.accept().await.unwrap().0)
     };
-    let mut waiting = net.host("n2").connect("n2:7400").await.unwrap();
+    let mut waiting = net.host("n2").connect("n2:7400").await.unwrap().stream;
     let waiting = tokio::spawn(async move { read_error(&mut waiting).await });
     tokio::task::yield_now().await;
     net.kill_host("n2");
@@ -72,7 +72,7 @@ async fn a_killed_process_is_refused_until_the_next_one_listens() {
 async fn a_kill_resets_whoever_was_not_accepted() {
     let net = perfect();
     let _listener = listen(&net, "n2:7400").await;
-    let mut dialled = net.host("n1").connect("n2:7400").await.unwrap();
+    let mut dialled = net.host("n1").connect("n2:7400").await.unwrap().stream;
     net.kill_host("n2");
     assert_eq!(read_error(&mut dialled).await, ErrorKind::ConnectionReset);
 }

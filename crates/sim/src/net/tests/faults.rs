@@ -221,9 +221,10 @@ async fn story(seed: u64) -> Vec<String> {
             net.block("n2", "n1");
             net.unblock("n2", "n1");
         }
-        let Ok(mut stream) = net.host("n1").connect("n2:7400").await else {
+        let Ok(connected) = net.host("n1").connect("n2:7400").await else {
             continue;
         };
+        let mut stream = connected.stream;
         for number in 0..40 {
             let mut answer = [0; 2];
             let sent = stream.write_all(&[round, number]).await;

@@ -10,7 +10,7 @@ async fn reach(names: &[&str], shape: impl Fn(&SimNet, &[String])) -> (Vec<Strin
         let address = format!("{to}:7400");
         let mut listener = listen(&net, &address).await;
         for from in &names[..number] {
-            let dialled = net.host(from).connect(&address).await.unwrap();
+            let dialled = net.host(from).connect(&address).await.unwrap().stream;
             let (accepted, _) = listener.accept().await.unwrap();
             pairs.push((
                 format!("{from}{to}"),

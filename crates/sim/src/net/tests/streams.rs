@@ -36,7 +36,7 @@ async fn a_waiting_reader_is_woken() {
 async fn the_peer_of_a_dialler_is_its_host() {
     let net = perfect();
     let mut listener = listen(&net, "n2:7400").await;
-    let _dialled = net.host("n1").connect("n2:7400").await.unwrap();
+    let _dialled = net.host("n1").connect("n2:7400").await.unwrap().stream;
     assert_eq!(listener.accept().await.unwrap().1, "n1");
 }
 
@@ -128,7 +128,7 @@ async fn a_writer_with_a_full_window_learns_that_the_reader_is_gone() {
 async fn a_listener_that_is_dropped_resets_whoever_was_not_accepted() {
     let net = perfect();
     let listener = listen(&net, "n2:7400").await;
-    let mut dialled = net.host("n1").connect("n2:7400").await.unwrap();
+    let mut dialled = net.host("n1").connect("n2:7400").await.unwrap().stream;
     drop(listener);
     assert_eq!(read_error(&mut dialled).await, ErrorKind::ConnectionReset);
     let refused = dial_error(&net, "n1", "n2:7400").await;

@@ -1,0 +1,304 @@
+//! Everything that the program prints. The macros of this module stand before those of the standard
+//! library in the whole crate, which panic when a line cannot be written.
+//!
+//! ```text
+//!                         ┌─ a verb that asks ──────────► stdout, stderr
+//!   println!, eprintln!,  │
+//!   the log, progress ────┴─ a node ──► queue ─► thread ► stdout, stderr
+//! ```
+//!
+//! Nothing of it ends the program in the middle of its work. A reader that went away is no error: what
+//! else is said is for nobody. A device that takes nothing fails a verb whose answer it was to get, in
+//! the end ([`end`]). A node works for others than those who read its lines: [`detach`] gives them to a
+//! thread, and when that is stuck they are dropped, and counted.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use crate::failure::Failure;
+
+/// Bytes of lines that wait for their reader; over it, lines are dropped.
+const QUEUE_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long the end of the program waits for a reader that takes nothing.
+const END_PATIENCE: Duration = Duration::from_secs(1);
+
+static STDOUT: Stream = Stream::new(|| Box::new(io::stdout()));
+static STDERR: Stream = Stream::new(|| Box::new(io::stderr()));
+
+/// As the standard library's, and never panics.
+macro_rules! print {
+    ($($words:tt)*) => { $crate::output::out(&format!($($words)*)) };
+}
+
+/// As the standard library's, and never panics.
+macro_rules! println {
+    ($($words:tt)*) => { $crate::output::out(&format!("{}\n", format_args!($($words)*))) };
+}
+
+/// As the standard library's, and never panics.
+macro_rules! eprint {
+    ($($words:tt)*) => { $crate::output::err(&format!($($words)*)) };
+}
+
+/// As the standard library's, and never panics.
+macro_rules! eprintln {
+    ($($words:tt)*) => { $crate::output::err(&format!("{}\n", format_args!($($words)*))) };
+}
+
+/// Says `text` on stdout, as it is.
+pub(crate) fn out(text: &str) {
+    STDOUT.say(text.as_bytes());
+}
+
+/// Says `text` on stderr, as it is.
+pub(crate) fn err(text: &str) {
+    STDERR.say(text.as_bytes());
+}
+
+/// Whether nobody reads stdout any more, or can.
+pub(crate) fn is_lost() -> bool {
+    STDOUT.lost.get().is_some()
+}
+
+/// From here on no line waits for its reader: this process is a node.
+///
+/// # Errors
+/// When no thread can be started.
+pub(crate) fn detach() -> Result<(), Failure> {
+    STDOUT.detach()?;
+    detach_log()
+}
+
+/// The same of stderr alone, for a process whose stdout is read line by line: a node in a program that
+/// drives it.
+///
+/// # Errors
+/// When no thread can be started.
+pub(crate) fn detach_log() -> Result<(), Failure> {
+    STDERR.detach()
+}
+
+/// Whether people look at stderr as it is written.
+pub(crate) fn is_watched() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Brings out what was said, as far as it is taken; returns how the program ends.
+pub(crate) fn end(code: ExitCode) -> ExitCode {
+    STDOUT.drain();
+    let code = match STDOUT.lost.get() {
+        Some(Some(why)) if STDOUT.queue.get().is_none() && code == ExitCode::SUCCESS => {
+            Failure::new(
+                format!("the answer could not be written to stdout: {why}"),
+                "what was asked for has been done all the same",
+                "give it a place to write to, and ask again where that changes nothing",
+            )
+            .print()
+        }
+        _ => code,
+    };
+    STDERR.drain();
+    code
+}
+
+/// What the log is written to: a line that cannot be written is dropped.
+pub(crate) struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        STDERR.say(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+type Open = fn() -> Box<dyn Write>;
+
+/// One of the two.
+struct Stream {
+    open: Open,
+    queue: OnceLock<Queue>,
+    /// Set when it takes nothing any more; why, unless its reader went away.
+    lost: OnceLock<Option<String>>,
+}
+
+impl Stream {
+    const fn new(open: Open) -> Self {
+        Self {
+            open,
+            queue: OnceLock::new(),
+            lost: OnceLock::new(),
+        }
+    }
+
+    fn say(&self, bytes: &[u8]) {
+        if let Some(queue) = self.queue.get() {
+            return queue.push(bytes);
+        }
+        if self.lost.get().is_none()
+            && let Err(error) = write(&mut *(self.open)(), bytes)
+        {
+            let why = (error.kind() != ErrorKind::BrokenPipe).then(|| error.to_string());
+            // The first reason stays.
+            self.lost.set(why).ok();
+        }
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "only a thread can wait for a reader while the others work"
+    )]
+    fn detach(&'static self) -> Result<(), Failure> {
+        let queue = self.queue.get_or_init(Queue::default);
+        let open = self.open;
+        let started = std::thread::Builder::new()
+            .name("output".to_owned())
+            .spawn(move || queue.run(&mut *open()));
+        started
+            .map(|_| ())
+            .map_err(|error| Failure::system("no thread could be started", &error))
+    }
+
+    fn drain(&self) {
+        if let Some(queue) = self.queue.get() {
+            queue.drain(END_PATIENCE);
+        }
+    }
+}
+
+/// Lines on their way to a thread that writes them.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    lines: VecDeque<Vec<u8>>,
+    bytes: usize,
+    /// Lines that found no room since one was written.
+    dropped: u64,
+    is_writing: bool,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // A panic elsewhere leaves the lines whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, line: &[u8]) {
+        let mut waiting = self.lock();
+        if waiting.bytes + line.len() > QUEUE_BYTES_MAX {
+            waiting.dropped += 1;
+            return;
+        }
+        waiting.bytes += line.len();
+        waiting.lines.push_back(line.to_owned());
+        drop(waiting);
+        self.changed.notify_all();
+    }
+
+    /// Writes what comes, for ever. What is not taken is dropped: a device that is full may have room
+    /// again.
+    fn run(&self, to: &mut dyn Write) {
+        loop {
+            let line = self.next();
+            write(to, &line).ok();
+            self.lock().is_writing = false;
+            self.changed.notify_all();
+        }
+    }
+
+    fn next(&self) -> Vec<u8> {
+        let empty = |waiting: &mut Waiting| waiting.lines.is_empty() && waiting.dropped == 0;
+        let waiting = self.changed.wait_while(self.lock(), empty);
+        let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
+        waiting.is_writing = true;
+        if let Some(line) = waiting.lines.pop_front() {
+            waiting.bytes -= line.len();
+            return line;
+        }
+        let dropped = std::mem::take(&mut waiting.dropped);
+        format!("{dropped} lines were dropped here: nobody took what was written\n").into_bytes()
+    }
+
+    /// Waits until all is written, or nothing is for so long.
+    fn drain(&self, patience: Duration) {
+        let mut waiting = self.lock();
+        while !waiting.lines.is_empty() || waiting.is_writing || waiting.dropped > 0 {
+            let (next, timeout) = self
+                .changed
+                .wait_timeout(waiting, patience)
+                .unwrap_or_else(PoisonError::into_inner);
+            if timeout.timed_out() {
+                return;
+            }
+            waiting = next;
+        }
+    }
+}
+
+/// All of it, at once.
+fn write(to: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
+    to.write_all(bytes).and_then(|()| to.flush())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    /// Takes a write each time that it is allowed to.
+    struct Gate(Receiver<()>, std::sync::mpsc::Sender<Vec<u8>>);
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.recv().map_err(io::Error::other)?;
+            self.1.send(bytes.to_owned()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a thread that is stuck")]
+    fn who_says_more_than_is_taken_does_not_wait_and_is_told_how_much_was_dropped() {
+        let queue: &'static Queue = Box::leak(Box::default());
+        let (allow, allowed) = channel();
+        let (wrote, written) = channel();
+        std::thread::spawn(move || queue.run(&mut Gate(allowed, wrote)));
+        let line = vec![b'x'; QUEUE_BYTES_MAX / 4];
+        queue.push(b"first");
+        // The first line is with the thread, or on its way to it.
+        for _ in 0..7 {
+            queue.push(&line);
+        }
+        queue.drain(Duration::from_millis(10));
+        let dropped = queue.lock().dropped;
+        assert!((3..=4).contains(&dropped), "{dropped}");
+        for _ in 0..20 {
+            allow.send(()).expect("the thread runs");
+        }
+        queue.drain(Duration::from_secs(20));
+        let written: Vec<_> = written.try_iter().collect();
+        assert_eq!(written[0], b"first");
+        let last = String::from_utf8_lossy(written.last().expect("lines")).into_owned();
+        assert!(
+            last.starts_with(&format!("{dropped} lines were dropped")),
+            "{last}"
+        );
+    }
+}

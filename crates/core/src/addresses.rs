@@ -1,0 +1,147 @@
+//! What an operator says to stopped nodes about where the members of their group are from now on: the way
+//! out when all addresses have changed at once, and nobody reaches anybody.
+//!
+//! Nothing of the group is changed: no epoch begins, and nothing that it holds is lost. A node that is
+//! started dials what was said first, and whoever answers has to prove that it is the member that is
+//! meant. The master then puts the addresses into the membership, each as soon as its node answers there.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::{check_address, is_unspecified};
+use crate::error::OpenError;
+use crate::group::addresses::{self, Addresses, Said};
+use crate::group::identity::DataDir;
+use crate::group::{Member, Members, NodeAddress, known};
+use crate::ids::NodeId;
+use crate::machine::Machine;
+
+/// Why nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddressesError {
+    /// There is no directory of a node here that belongs to a group.
+    #[error(
+        "{dir} is not the data directory of a node that belongs to a group; nothing was changed; name the directory of a stopped node"
+    )]
+    NoNode {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The directory cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The directory knows no such member.
+    #[error("no member is called {name:?}; nothing was changed; name some of {}", members.join(", "))]
+    Unknown {
+        /// What was said.
+        name: String,
+        /// Who are members.
+        members: Vec<String>,
+    },
+    /// Nobody can be reached at the address.
+    #[error("the address of {name}: {why}; nothing was changed; correct it")]
+    Address {
+        /// The member.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// One member would have two addresses, or one address two members.
+    #[error("{what}; nothing was changed; give each node one address of its own")]
+    Twice {
+        /// Which one.
+        what: String,
+    },
+}
+
+/// Notes in the directory of a node, which does not run, where members are from now on. Returns all
+/// members, each with the address at which the node will look for it first. It is durable then.
+///
+/// # Errors
+/// See [`AddressesError`].
+pub async fn say(
+    machine: &Machine,
+    dir: &Path,
+    said: &[(String, String)],
+) -> Result<Vec<NodeAddress>, AddressesError> {
+    for (name, address) in said {
+        check(name, address)?;
+    }
+    let no_node = || AddressesError::NoNode {
+        dir: dir.to_owned(),
+    };
+    let disk = &*machine.disk;
+    if !DataDir::is_one(disk, dir)? {
+        return Err(no_node());
+    }
+    let locked = DataDir::open(disk, dir)?;
+    let identity = locked.find_identity(disk).await?.ok_or_else(no_node)?;
+    if identity.group.is_none() {
+        return Err(no_node());
+    }
+    let mut found = known::read(disk, dir, &identity);
+    if found.is_empty() {
+        found.clone_from(&identity.founders);
+    }
+    let members: Members = Arc::new(found.into_iter().collect());
+    let mut book = addresses::read(disk, dir, &identity);
+    for (at, (name, address)) in said.iter().enumerate() {
+        let mut all = members.iter();
+        let Some((id, member)) = all.find(|(_, member)| member.name == *name) else {
+            let members = members.values().map(|member| member.name.clone()).collect();
+            let name = name.clone();
+            return Err(AddressesError::Unknown { name, members });
+        };
+        if said[..at].iter().any(|(before, _)| before == name) {
+            let what = format!("{name} is named twice");
+            return Err(AddressesError::Twice { what });
+        }
+        let news = Said {
+            address: address.clone(),
+            instead_of: member.address.clone(),
+        };
+        book.entry(*id).or_default().said = (*address != member.address).then_some(news);
+    }
+    let places = places(&members, &Addresses::new(book.clone()));
+    check_different(&places)?;
+    addresses::write(disk, dir, &identity, &book).await?;
+    Ok(places)
+}
+
+fn check(name: &str, address: &str) -> Result<(), AddressesError> {
+    let wrong = |why: String| AddressesError::Address {
+        name: name.to_owned(),
+        why,
+    };
+    check_address("address", address).map_err(|error| wrong(error.problem))?;
+    if is_unspecified(address) {
+        return Err(wrong(format!(
+            "{address} stands for every address of a machine, and nobody reaches it there"
+        )));
+    }
+    Ok(())
+}
+
+/// Where each member is looked for first.
+fn places(members: &Members, addresses: &Addresses) -> Vec<NodeAddress> {
+    let place = |(id, member): (&NodeId, &Member)| NodeAddress {
+        address: addresses.candidates(*id, &member.address).remove(0),
+        ..member.node_address(*id)
+    };
+    members.iter().map(place).collect()
+}
+
+fn check_different(places: &[NodeAddress]) -> Result<(), AddressesError> {
+    for (at, one) in places.iter().enumerate() {
+        let mut before = places[..at].iter();
+        if let Some(other) = before.find(|other| other.address == one.address) {
+            let what = format!(
+                "{} would be the address of {} and {}",
+                one.address, other.name, one.name
+            );
+            return Err(AddressesError::Twice { what });
+        }
+    }
+    Ok(())
+}

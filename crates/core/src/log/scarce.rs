@@ -1,0 +1,95 @@
+//! Files in a process that has few descriptors: whole segments take none, and who finds none left
+//! waits for one.
+//!
+//! A log may have thousands of segments. Only the last one is written to; the others are opened for
+//! each read.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use steadfast_net::Descriptors;
+use tokio::time::{Instant, sleep};
+
+use super::disk::{Disk, DiskFile, DiskFuture, OpenMode};
+
+/// How long one call waits for a descriptor. After that the log has failed, and the node stops.
+pub(super) const WAIT_MAX: Duration = Duration::from_mins(1);
+
+/// Rest between two tries. Nothing tells when the system has descriptors again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How often it is said that a call waits.
+const SAY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What one call has left of [`WAIT_MAX`].
+#[derive(Default)]
+pub(super) struct Patience {
+    /// Since when it waits.
+    since: Option<Instant>,
+    /// How long it will have waited when that is said the next time.
+    say_after: Duration,
+}
+
+impl Patience {
+    /// Whether to try again after this error: it says that there was no descriptor, and there may be one
+    /// after the wait that this is.
+    pub(super) async fn allows(&mut self, error: &io::Error) -> bool {
+        if !Descriptors::are_wanting(error) {
+            return false;
+        }
+        let waited = self.since.get_or_insert_with(Instant::now).elapsed();
+        if waited >= self.say_after {
+            self.say_after = waited + SAY_INTERVAL;
+            tracing::warn!(%error, ?waited, "the log waits for a descriptor to open a file with");
+        }
+        if waited >= WAIT_MAX {
+            return false;
+        }
+        sleep(RETRY_INTERVAL).await;
+        true
+    }
+}
+
+/// A file that is opened for each call, and takes no descriptor between two.
+pub(super) struct Unopened {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+}
+
+impl Unopened {
+    pub(super) fn new(disk: Arc<dyn Disk>, path: PathBuf) -> Self {
+        Self { disk, path }
+    }
+
+    fn open(&self, mode: OpenMode) -> io::Result<Box<dyn DiskFile>> {
+        self.disk.open(&self.path, mode)
+    }
+}
+
+impl DiskFile for Unopened {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.open(OpenMode::Read)?.read_at(buffer, offset)
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.open(OpenMode::ReadWrite)?.write_all_at(bytes, offset)
+    }
+
+    fn sync_data(&self) -> DiskFuture<'_, ()> {
+        Box::pin(async move { self.open(OpenMode::ReadWrite)?.sync_data().await })
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.open(OpenMode::Read)?.len()
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        self.open(OpenMode::ReadWrite)?.allocate(bytes)
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.open(OpenMode::ReadWrite)?.set_len(bytes)
+    }
+}

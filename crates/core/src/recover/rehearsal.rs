@@ -1,0 +1,39 @@
+//! The machine on which a plan is made: it reads what is there, and what it changes is gone when it
+//! ends. So a plan does all that an opening node does, a recovery that was begun included.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::engine::{EngineError, EngineFactory, StorageEngine};
+use crate::log::OverlayDisk;
+use crate::machine::Machine;
+
+/// As `machine`, with disks and engines on which nothing is changed.
+pub(super) fn of(machine: &Machine) -> Machine {
+    Machine {
+        disk: Arc::new(OverlayDisk::new(Arc::clone(&machine.disk))),
+        engines: Arc::new(Copies(Arc::clone(&machine.engines))),
+        ..machine.clone()
+    }
+}
+
+/// Copies of the engines that are there.
+struct Copies(Arc<dyn EngineFactory>);
+
+impl EngineFactory for Copies {
+    fn open(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>, EngineError> {
+        self.0.open_copy(dir)
+    }
+
+    fn open_copy(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>, EngineError> {
+        self.0.open_copy(dir)
+    }
+
+    fn exists(&self, dir: &Path) -> Result<bool, EngineError> {
+        self.0.exists(dir)
+    }
+
+    fn remove(&self, _dir: &Path) -> Result<(), EngineError> {
+        Ok(())
+    }
+}

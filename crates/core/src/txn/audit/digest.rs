@@ -1,0 +1,371 @@
+//! What the engine has to hold, by the log alone: of each database the number of its rows and the sum
+//! of their hashes.
+//!
+//! Each batch of the engine changes them by what it takes away and adds. They are a function of the state
+//! at one position of the log, so every node has the same there. They lie in the engine as well, in a
+//! database of their own that changes in the same batch; what vouches for them is the total in
+//! [`DigestFile`](super::file::DigestFile), which the engine never sees.
+//!
+//! ```text
+//! database DIGESTS
+//!   key                     value, little-endian
+//!   (empty)                 | position: u64 | vlsn: u64 | rows: u64 | sum: u128 |   the total, as of then
+//!   id: u32, big-endian     | rows: u64 | sum: u128 |                               one database
+//! ```
+//!
+//! A database counts as long as it has a name. What a dropped one leaves behind is given up by each node
+//! in its own time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::engine::{
+    Applied, Change, Direction, EngineError, KeyRange, RowDigest, ScanLimit, StorageEngine,
+};
+use crate::ids::{DatabaseId, LogPosition, Vlsn};
+use crate::planted::{self, Bug};
+use crate::txn::catalog::{self, CATALOG, DIGESTS};
+
+const DIGEST_BYTES: usize = 8 + 16;
+const TOTAL_BYTES: usize = 8 + 8 + DIGEST_BYTES;
+
+/// The changes of a batch, as an engine takes them.
+pub(crate) type Changes = Vec<(DatabaseId, Bytes, Change)>;
+
+/// The digest of all databases that have a name, at one position of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Point {
+    pub(crate) position: LogPosition,
+    pub(crate) vlsn: Vlsn,
+    pub(crate) total: RowDigest,
+}
+
+impl Point {
+    fn decode(mut value: Bytes) -> Option<Self> {
+        if value.len() != TOTAL_BYTES {
+            return None;
+        }
+        Some(Self {
+            position: LogPosition(value.get_u64_le()),
+            vlsn: Vlsn(value.get_u64_le()),
+            total: decode(&value)?,
+        })
+    }
+}
+
+fn encode(digest: RowDigest) -> Bytes {
+    let mut value = BytesMut::with_capacity(DIGEST_BYTES);
+    value.put_u64_le(digest.rows);
+    value.put_slice(&digest.to_bytes());
+    value.freeze()
+}
+
+fn decode(value: &[u8]) -> Option<RowDigest> {
+    let (rows, sum) = value.split_first_chunk()?;
+    RowDigest::from_parts(u64::from_le_bytes(*rows), sum)
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RunningDigest {
+    names: BTreeMap<Bytes, DatabaseId>,
+    /// The catalog, and what has a name in it.
+    databases: BTreeMap<DatabaseId, RowDigest>,
+}
+
+/// What a batch makes of the digest, before the engine has taken it.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    names: Option<BTreeMap<Bytes, DatabaseId>>,
+    /// `None` for a database that has lost its name.
+    databases: BTreeMap<DatabaseId, Option<RowDigest>>,
+    /// What the batch changes of the rows that have been counted, see [`Counted`].
+    pub(crate) counted: RowDigest,
+    pub(crate) total: RowDigest,
+}
+
+/// How far a count has got: the rows of a database up to a key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counted<'a> {
+    pub(crate) database: DatabaseId,
+    pub(crate) upto: Option<&'a Bytes>,
+}
+
+impl Counted<'_> {
+    fn contains(&self, database: DatabaseId, key: &Bytes) -> bool {
+        self.database == database && self.upto.is_some_and(|upto| key <= upto)
+    }
+}
+
+impl RunningDigest {
+    /// The digest of an engine that has these databases and names, as they were counted.
+    pub(crate) fn of(
+        names: BTreeMap<Bytes, DatabaseId>,
+        counted: &BTreeMap<DatabaseId, RowDigest>,
+    ) -> Self {
+        let of = |id: DatabaseId| (id, counted.get(&id).copied().unwrap_or_default());
+        let databases = names.values().copied().chain([CATALOG]).map(of).collect();
+        Self { names, databases }
+    }
+
+    /// What the engine says that it has to hold, and as of when. Nothing vouches for it yet.
+    ///
+    /// # Errors
+    /// When the engine cannot be read, or its catalog holds something else than ids.
+    pub(crate) fn read(engine: &dyn StorageEngine) -> Result<Option<(Self, Point)>, EngineError> {
+        let rows = engine.scan(
+            DIGESTS,
+            KeyRange::all(),
+            Direction::Forward,
+            ScanLimit::NONE,
+        )?;
+        let (mut point, mut saved) = (None, BTreeMap::new());
+        for (key, value) in rows {
+            match key[..].try_into() {
+                Ok(id) => {
+                    let id = DatabaseId(u32::from_be_bytes(id));
+                    saved.extend(decode(&value).map(|digest| (id, digest)));
+                }
+                Err(_) if key.is_empty() => point = Point::decode(value),
+                Err(_) => {}
+            }
+        }
+        let Some(point) = point else { return Ok(None) };
+        let digest = Self {
+            names: catalog::named(engine)?,
+            databases: saved,
+        };
+        Ok(Some((digest, point)))
+    }
+
+    /// Whether it is of the databases that the catalog names, and of this total.
+    pub(crate) fn is_of(&self, total: RowDigest) -> bool {
+        let named: BTreeSet<_> = self.names.values().copied().chain([CATALOG]).collect();
+        self.databases.keys().all(|id| named.contains(id))
+            && named.iter().all(|id| self.databases.contains_key(id))
+            && self.total() == total
+    }
+
+    pub(crate) fn total(&self) -> RowDigest {
+        let mut total = RowDigest::default();
+        self.databases.values().for_each(|of| total.add_all(*of));
+        total
+    }
+
+    /// It, and where it is of.
+    pub(crate) fn point(&self, applied: &Applied) -> Point {
+        Point {
+            position: applied.position,
+            vlsn: applied.vlsn,
+            total: self.total(),
+        }
+    }
+
+    /// Each database by its name, the catalog first and without one.
+    pub(crate) fn by_name(&self) -> impl Iterator<Item = (String, RowDigest)> {
+        let names = self.names.iter();
+        let names = names.map(|(name, id)| (String::from_utf8_lossy(name).into_owned(), *id));
+        let all = std::iter::once((String::new(), CATALOG)).chain(names);
+        all.filter_map(|(name, id)| Some((name, self.database(id)?)))
+    }
+
+    /// What this database has to hold; `None` where it has no name.
+    pub(crate) fn database(&self, id: DatabaseId) -> Option<RowDigest> {
+        self.databases.get(&id).copied()
+    }
+
+    /// The first database after `id`.
+    pub(crate) fn next_database(&self, id: DatabaseId) -> Option<DatabaseId> {
+        let after = (std::ops::Bound::Excluded(id), std::ops::Bound::Unbounded);
+        self.databases.range(after).next().map(|(id, _)| *id)
+    }
+
+    /// The name of a database, for people.
+    pub(crate) fn name(&self, id: DatabaseId) -> String {
+        let mut names = self.names.iter();
+        match names.find(|(_, named)| **named == id) {
+            Some((name, _)) => format!("database {:?}", String::from_utf8_lossy(name)),
+            None if id == CATALOG => "the catalog of databases".to_owned(),
+            None => format!("the database with the id {id}"),
+        }
+    }
+
+    /// What becomes of the digest by these changes, which `engine` has not made yet.
+    ///
+    /// # Errors
+    /// When the engine cannot be read, or an entry of the catalog is none.
+    pub(crate) fn prepare(
+        &self,
+        engine: &dyn StorageEngine,
+        changes: &Changes,
+        count: Option<Counted<'_>>,
+    ) -> Result<Prepared, EngineError> {
+        let names = self.names_after(changes)?;
+        let mut prepared = Prepared {
+            databases: self.databases_after(names.as_ref()),
+            names,
+            counted: RowDigest::default(),
+            total: RowDigest::default(),
+        };
+        for (database, key, change) in changes {
+            let digest = match prepared.databases.get_mut(database) {
+                Some(digest) => digest.as_mut(),
+                None => self.database(*database).map(|digest| {
+                    let digest = prepared
+                        .databases
+                        .entry(*database)
+                        .insert_entry(Some(digest));
+                    digest.into_mut().as_mut().expect("just put there")
+                }),
+            };
+            let old = engine.get(*database, key)?;
+            let new = match change {
+                Change::Put(value) => Some(value),
+                Change::Delete if planted::is(Bug::DigestKeepsDeleted) => old.as_ref(),
+                Change::Delete => None,
+            };
+            let row = (*database, &key[..]);
+            if let Some(digest) = digest {
+                digest.change(row, old.as_ref(), new);
+            }
+            if count.is_some_and(|count| count.contains(*database, key)) {
+                prepared.counted.change(row, old.as_ref(), new);
+            }
+        }
+        prepared.total = self.total_after(&prepared.databases);
+        Ok(prepared)
+    }
+
+    /// The names that the changes leave, if they change any.
+    fn names_after(
+        &self,
+        changes: &Changes,
+    ) -> Result<Option<BTreeMap<Bytes, DatabaseId>>, EngineError> {
+        // The catalog comes first.
+        let changed = changes.iter().take_while(|(id, ..)| *id == CATALOG);
+        let mut names = None;
+        for (_, key, change) in changed.filter(|(_, key, _)| catalog::is_name(key)) {
+            let names = names.get_or_insert_with(|| self.names.clone());
+            match change {
+                Change::Put(value) => {
+                    names.insert(key.clone(), catalog::id_in_entry(key, value)?);
+                }
+                Change::Delete => {
+                    names.remove(key);
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    /// The databases that come or go with these names.
+    fn databases_after(
+        &self,
+        names: Option<&BTreeMap<Bytes, DatabaseId>>,
+    ) -> BTreeMap<DatabaseId, Option<RowDigest>> {
+        let Some(names) = names else {
+            return BTreeMap::new();
+        };
+        let named: BTreeSet<_> = names.values().copied().chain([CATALOG]).collect();
+        let is_new = |id: &&DatabaseId| !self.databases.contains_key(id);
+        let new = named.iter().filter(is_new);
+        let new = new.map(|id| (*id, Some(RowDigest::default())));
+        let gone = self.databases.keys().filter(|id| !named.contains(id));
+        new.chain(gone.map(|id| (*id, None))).collect()
+    }
+
+    fn total_after(&self, changed: &BTreeMap<DatabaseId, Option<RowDigest>>) -> RowDigest {
+        let mut total = RowDigest::default();
+        let kept = self.databases.iter();
+        let kept = kept.filter(|(id, _)| !changed.contains_key(id));
+        kept.for_each(|(_, digest)| total.add_all(*digest));
+        let changed = changed.values().flatten();
+        changed.for_each(|digest| total.add_all(*digest));
+        total
+    }
+
+    /// The digest after a batch that was made.
+    pub(crate) fn made(&mut self, prepared: Prepared) {
+        for (id, digest) in prepared.databases {
+            match digest {
+                Some(digest) => self.databases.insert(id, digest),
+                None => self.databases.remove(&id),
+            };
+        }
+        if let Some(names) = prepared.names {
+            self.names = names;
+        }
+    }
+
+    /// All of it as rows of an engine.
+    pub(crate) fn rows(&self, applied: &Applied) -> Changes {
+        let all = self.databases.iter().map(|(id, of)| (*id, Some(*of)));
+        rows(all, applied, self.total())
+    }
+
+    /// What the engine's own account of it has to be changed by, to be right.
+    ///
+    /// # Errors
+    /// When the engine cannot be read.
+    pub(crate) fn corrections(
+        &self,
+        engine: &dyn StorageEngine,
+        applied: &Applied,
+    ) -> Result<Changes, EngineError> {
+        let there = engine.scan(
+            DIGESTS,
+            KeyRange::all(),
+            Direction::Forward,
+            ScanLimit::NONE,
+        )?;
+        let mut there: BTreeMap<_, _> = there.into_iter().collect();
+        let mut changes = self.rows(applied);
+        changes.retain(|(_, key, change)| match (there.remove(key), change) {
+            (Some(value), Change::Put(right)) => value != *right,
+            (None, Change::Delete) => false,
+            _ => true,
+        });
+        let foreign = there.into_keys();
+        changes.extend(foreign.map(|key| (DIGESTS, key, Change::Delete)));
+        Ok(changes)
+    }
+}
+
+impl Prepared {
+    /// What changes of the digest, as rows of the engine.
+    pub(crate) fn rows(&self, applied: &Applied) -> Changes {
+        let changed = self.databases.iter().map(|(id, of)| (*id, *of));
+        rows(changed, applied, self.total)
+    }
+}
+
+/// Nothing before the first transaction: an arbiter never has one.
+fn rows(
+    digests: impl Iterator<Item = (DatabaseId, Option<RowDigest>)>,
+    applied: &Applied,
+    total: RowDigest,
+) -> Changes {
+    if applied.vlsn == Vlsn(0) {
+        return Vec::new();
+    }
+    let mut point = BytesMut::with_capacity(TOTAL_BYTES);
+    point.put_u64_le(applied.position.0);
+    point.put_u64_le(applied.vlsn.0);
+    point.put_slice(&encode(total));
+    let point = (DIGESTS, Bytes::new(), Change::Put(point.freeze()));
+    let row = |(id, digest): (DatabaseId, Option<RowDigest>)| {
+        let change = digest.map_or(Change::Delete, |digest| Change::Put(encode(digest)));
+        (DIGESTS, Bytes::copy_from_slice(&id.0.to_be_bytes()), change)
+    };
+    std::iter::once(point).chain(digests.map(row)).collect()
+}
+/// Whether the engine has an account of what it holds, or what is left of one.
+///
+/// # Errors
+/// When it cannot be read.
+pub(super) fn has_account(engine: &dyn StorageEngine) -> Result<bool, EngineError> {
+    let one = ScanLimit::keys(1);
+    let rows = engine.scan(DIGESTS, KeyRange::all(), Direction::Forward, one)?;
+    Ok(!rows.is_empty())
+}

@@ -1,0 +1,87 @@
+//! A word about writes that wait for long, while they do.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+/// A wait of a write that is longer than this is told of.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// How often the log tells of such waits. The metric counts each.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// The long waits of a node's writes.
+#[derive(Debug, Default)]
+pub(crate) struct SlowWrites {
+    told: Mutex<Told>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    last: Option<Instant>,
+    /// Waits that were not told of yet.
+    waits: u64,
+}
+
+impl SlowWrites {
+    /// What `wait` returns. `what_for` says what it waits for, as metrics have it.
+    pub(super) async fn watch<T>(
+        &self,
+        what_for: &'static str,
+        wait: impl Future<Output = T>,
+    ) -> T {
+        tokio::pin!(wait);
+        if let Ok(done) = timeout(SLOW, &mut wait).await {
+            return done;
+        }
+        metrics::counter!("steadfast_slow_writes_total", "waits_for" => what_for).increment(1);
+        if let Some(writes) = self.note() {
+            tracing::warn!(
+                writes,
+                waits_for = what_for,
+                "writes wait for more than {SLOW:?}; fewer writers at a time, or larger transactions, \
+                 wait less where nothing else is wrong"
+            );
+        }
+        wait.await
+    }
+
+    /// Notes a long wait; how many there were since the last word, when it is time for one.
+    fn note(&self) -> Option<u64> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.waits += 1;
+        let is_time = told.last.is_none_or(|last| last.elapsed() >= TELL_EVERY);
+        is_time.then(|| {
+            told.last = Some(Instant::now());
+            std::mem::take(&mut told.waits)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn every_long_wait_is_counted_and_the_log_tells_of_them_now_and_then() {
+        let slow = SlowWrites::default();
+        let wait = |for_ms| {
+            timeout(
+                Duration::from_millis(for_ms),
+                slow.watch("a test", pending::<()>()),
+            )
+        };
+        assert!(wait(900).await.is_err());
+        assert_eq!(slow.told.lock().unwrap().last, None, "it was short");
+        for _ in 0..3 {
+            assert!(wait(1_100).await.is_err());
+        }
+        assert_eq!(slow.told.lock().unwrap().waits, 2, "the first was told of");
+        tokio::time::advance(TELL_EVERY).await;
+        assert!(wait(1_100).await.is_err());
+        assert_eq!(slow.told.lock().unwrap().waits, 0);
+    }
+}

@@ -1,0 +1,147 @@
+//! The descriptors of this process: how many it may have, and how many it has.
+//!
+//! Every connection takes one, and so does every file. A program that gives all of them to strangers
+//! cannot open its own next file any more.
+
+use std::io;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::time::Instant;
+
+use crate::blocking::lock;
+
+/// Descriptors that strangers leave to the process, at most; half of its limit where that is less.
+pub(crate) const KEPT_MAX: usize = 256;
+
+/// What [`Descriptors::raise_limit`] asks for at most: more than the connections and files of several
+/// nodes together, and a table of it costs the kernel half a megabyte.
+const RAISED_MAX: u64 = 65_536;
+
+/// How long a count is good for: others open files meanwhile.
+const COUNT_AGE_MAX: Duration = Duration::from_millis(100);
+
+/// Connections after which descriptors are counted again. A count of a thousand takes a tenth of a
+/// millisecond.
+const CONNECTIONS_BETWEEN: usize = 16;
+
+/// Where the system lists the descriptors of this process.
+const LIST: &str = if cfg!(target_os = "linux") {
+    "/proc/self/fd"
+} else {
+    "/dev/fd"
+};
+
+/// The last count, and the connections that were accepted after it.
+static COUNTED: Mutex<Option<Counted>> = Mutex::new(None);
+
+#[derive(Clone, Copy)]
+struct Counted {
+    at: Instant,
+    used: usize,
+    accepted: usize,
+}
+
+/// The descriptors of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptors {
+    /// How many it may have: its soft limit.
+    pub max: usize,
+    /// How many it has, about.
+    pub used: usize,
+}
+
+impl Descriptors {
+    /// Those of this process; `None` where the system does not tell, or sets no limit.
+    pub fn of_this_process() -> Option<Self> {
+        let max = getrlimit(Resource::Nofile).current?;
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        Some(Self {
+            max,
+            used: used(max)?,
+        })
+    }
+
+    /// How many more it may have.
+    pub fn left(self) -> usize {
+        self.max.saturating_sub(self.used)
+    }
+
+    /// How many of them strangers leave to the process, if they may take all but `kept_max`.
+    pub(crate) fn kept(self, kept_max: usize) -> usize {
+        kept_max.min(self.max / 2)
+    }
+
+    /// Whether little more is left than what strangers leave to the process by default.
+    pub fn are_few(self) -> bool {
+        self.left() < self.kept(KEPT_MAX) * 3 / 2
+    }
+
+    /// Raises the soft limit of this process as far as its hard limit goes, 65,536 at the most. Returns
+    /// the limit that holds then. Processes that this one starts inherit it.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; the limit is as it was.
+    pub fn raise_limit() -> io::Result<Option<u64>> {
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        let wanted = maximum.unwrap_or(RAISED_MAX).min(RAISED_MAX);
+        if current.is_none_or(|current| current >= wanted) {
+            return Ok(current);
+        }
+        let raised = Rlimit {
+            current: Some(wanted),
+            maximum,
+        };
+        setrlimit(Resource::Nofile, raised)?;
+        Ok(Some(wanted))
+    }
+
+    /// Whether this is what the system says when the process, or the whole machine, has no descriptor
+    /// left.
+    pub fn are_wanting(error: &io::Error) -> bool {
+        let wanting = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
+        error
+            .raw_os_error()
+            .is_some_and(|code| wanting.contains(&code))
+    }
+}
+
+/// Says that a connection was accepted: it counts before the next count.
+pub(crate) fn note_accepted() {
+    if let Some(counted) = &mut *lock(&COUNTED) {
+        counted.accepted += 1;
+    }
+}
+
+fn used(max: usize) -> Option<usize> {
+    let mut counted = lock(&COUNTED);
+    if let Some(last) = *counted
+        && last.at.elapsed() < COUNT_AGE_MAX
+        && last.accepted < CONNECTIONS_BETWEEN
+    {
+        return Some(last.used + last.accepted);
+    }
+    let used = count(max)?;
+    *counted = Some(Counted {
+        at: Instant::now(),
+        used,
+        accepted: 0,
+    });
+    Some(used)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the system's own list, not a file of anybody's"
+)]
+fn count(max: usize) -> Option<usize> {
+    match std::fs::read_dir(LIST) {
+        // Reading the list takes one as well.
+        Ok(list) => Some(list.count().saturating_sub(1)),
+        Err(error) if Descriptors::are_wanting(&error) => Some(max),
+        Err(_) => None,
+    }
+}

@@ -1,0 +1,178 @@
+//! What comes after a run, where it is not the loss of the quorum: a row is gone on every node that is
+//! up, and no log has it any more. The one node that has it is down.
+//!
+//! Nothing can put that right, so no node may serve, and each has to say what is wrong. Then the one
+//! comes back, and all of them become right again.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::RngExt;
+use rand::seq::IndexedRandom;
+use steadfast::engine::Falsehood;
+use steadfast::ids::DatabaseId;
+use steadfast::{ConsistencyPolicy, ReadyError};
+
+use crate::check::{self, CATALOG};
+use crate::falsehood::{engine, kept, tells};
+use crate::nemesis::restart;
+use crate::plan::Fault;
+use crate::run::where_it_is;
+use crate::workload::mark;
+use crate::world::{End, Host, World, wait};
+
+/// Within this each step is done, or it never is.
+const BOUND: Duration = Duration::from_mins(1);
+/// How long nodes have to stay without use that cannot be right.
+const STAY: Duration = Duration::from_secs(10);
+/// How often it is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Loses a row on all nodes of a group but one. What must not be is a violation.
+pub async fn run(world: &Arc<World>) {
+    let is_whole =
+        |host: &Host| !host.state().lost && host.life().is_some_and(|life| life.env.is_some());
+    if world.plan.nodes < 2 || !world.hosts.iter().all(is_whole) {
+        return;
+    }
+    if let Err(what) = lose_row(world).await {
+        let nodes = (0..world.plan.nodes).map(|at| where_it_is(world, at));
+        let nodes: Vec<_> = nodes.collect();
+        world.story.violation(format!(
+            "after a row was lost on all nodes but one, {what}: {}",
+            nodes.join("; ")
+        ));
+    }
+}
+
+async fn lose_row(world: &Arc<World>) -> Result<(), String> {
+    for at in 0..world.plan.nodes {
+        world.end(at, End::Kill);
+    }
+    let right = world.chance(|rng| rng.random_range(0..world.plan.nodes));
+    let wrong: Vec<usize> = (0..world.plan.nodes).filter(|at| *at != right).collect();
+    let row = unkept_row(world);
+    let is_lost = row.is_some_and(|row| wrong.iter().all(|at| lose(world, *at, &row)));
+    for at in &wrong {
+        world.start(*at).await?;
+    }
+    if is_lost {
+        world.story.count(Fault::EngineGone.name());
+        stay_without_use(world, &wrong).await?;
+    }
+    world.start(right).await?;
+    // What has stopped is opened again once there is something to copy.
+    wait(LOOK_EVERY).await;
+    for at in &wrong {
+        if has_stopped(world, *at).await {
+            world.end(*at, End::Kill);
+            restart(world, *at).await;
+        }
+    }
+    become_right(world).await
+}
+
+/// A row of a user that every node has, and whose last change is in no log any more.
+fn unkept_row(world: &World) -> Option<(DatabaseId, Bytes)> {
+    let first = world.hosts.first()?;
+    let (store, dir) = engine(first)?;
+    let applied = store.applied(&dir)?.position.0;
+    let mut logs: Vec<_> = world.hosts.iter().flat_map(Host::former_logs).collect();
+    logs.extend(world.hosts.iter().flat_map(Host::log));
+    let log = check::union(logs.iter());
+    let mut rows = check::last_changes(&log, applied).ok()?;
+    let ids = check::database_ids(&log, applied).ok()?;
+    for host in &world.hosts {
+        let (store, dir) = engine(host)?;
+        let kept = kept(world, host, (&store, &dir));
+        let has = |(database, key): &(u32, Bytes)| {
+            let is_there = store.row(&dir, DatabaseId(*database), key).is_some();
+            is_there && !kept.contains_key(&(*database, key.clone()))
+        };
+        rows.retain(|row, _| row.0 != CATALOG && ids.contains(&row.0) && has(row));
+    }
+    // The last are those that it costs most to lose: the log has just given them up.
+    let rows: Vec<_> = rows.into_keys().collect();
+    let (database, key) = world.chance(|rng| rows.choose(rng).cloned())?;
+    world.story.tell(|| {
+        let key = String::from_utf8_lossy(&key).into_owned();
+        format!("row {key:?} of database {database} is lost on all nodes but one")
+    });
+    Some((DatabaseId(database), key))
+}
+
+fn lose(world: &World, at: usize, row: &(DatabaseId, Bytes)) -> bool {
+    let host = &world.hosts[at];
+    host.set_state(|state| state.suspect = true);
+    let lost = engine(host).and_then(|(store, dir): (_, _)| {
+        let is_this = |database, key: &[u8]| (database, key) == (row.0, &row.1[..]);
+        let dir: &Path = &dir;
+        store.falsify(dir, Falsehood::Lost, is_this, &mut |_| 0)
+    });
+    lost.is_some()
+}
+
+async fn has_stopped(world: &World, at: usize) -> bool {
+    let env = world.hosts[at].life().and_then(|life| life.env);
+    let Some(env) = env else { return true };
+    let ready = env.wait_ready_async(Duration::ZERO).await;
+    matches!(ready, Err(ReadyError::Stopped { .. }))
+}
+
+/// Nodes none of which is right serve nothing, and each of them comes to say so.
+async fn stay_without_use(world: &World, wrong: &[usize]) -> Result<(), String> {
+    let mut told = vec![false; world.plan.nodes];
+    let until = tokio::time::Instant::now() + STAY;
+    while tokio::time::Instant::now() < until {
+        for at in wrong {
+            let name = &world.hosts[*at].name;
+            let Some(env) = world.hosts[*at].life().and_then(|life| life.env) else {
+                return Err(format!("{name} is down"));
+            };
+            let read = env.read_async(ConsistencyPolicy::Eventual, |_| Ok(()));
+            if read.await.is_ok() {
+                return Err(format!("{name} lets itself be read"));
+            }
+            told[*at] |= tells(&env, 0).await;
+        }
+        wait(LOOK_EVERY).await;
+    }
+    match wrong.iter().find(|at| !told[**at]) {
+        Some(at) => Err(format!("n{} does not tell", at + 1)),
+        None => Ok(()),
+    }
+}
+
+/// The group commits again, and all nodes have the same.
+async fn become_right(world: &Arc<World>) -> Result<(), String> {
+    let committing = async {
+        loop {
+            for at in world.masters() {
+                let env = world.hosts[at].life().and_then(|life| life.env);
+                if let Some(env) = env
+                    && let Some(token) = mark(world, &env).await
+                {
+                    return token.vlsn;
+                }
+            }
+            wait(LOOK_EVERY).await;
+        }
+    };
+    let last = tokio::time::timeout(BOUND, committing).await;
+    let last = last.map_err(|_| format!("nothing is committed within {BOUND:?}"))?;
+    let have_all = async {
+        let has = |host: &Host| {
+            let env = host.life().and_then(|life| life.env);
+            env.is_some_and(|env| env.status().vlsn >= last)
+        };
+        while !world.hosts.iter().all(has) {
+            wait(LOOK_EVERY).await;
+        }
+    };
+    let have_all = tokio::time::timeout(BOUND, have_all).await;
+    have_all.map_err(|_| format!("not all nodes have {last} within {BOUND:?}"))?;
+    world.compare_digests();
+    Ok(())
+}
