@@ -7,6 +7,7 @@
 
 mod addresses;
 mod backup;
+mod every_verb;
 mod floods;
 mod full_disk;
 mod mistakes;

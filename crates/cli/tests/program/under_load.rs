@@ -26,7 +26,7 @@ use super::{Numbers, PATIENCE, free_port, steadfast};
 /// Threads that write, in each process; those of the master work.
 const WRITERS: usize = 4;
 /// No election comes by itself on a busy machine, and one that a transfer would have to wait for shows.
-const CALM: Numbers = &[
+pub(super) const CALM: Numbers = &[
     ("election_timeout_min_ms", 1_500),
     ("election_timeout_max_ms", 2_500),
 ];
@@ -132,8 +132,9 @@ fn tell(stdin: &Mutex<Option<ChildStdin>>, command: &str) {
 }
 
 /// The operator, and the group under load.
-struct Script {
-    group: Operated,
+pub(super) struct Script {
+    pub(super) group: Operated,
+    numbers: Vec<(&'static str, u64)>,
     board: Arc<Board>,
     processes: Vec<Option<Process>>,
     lives: u64,
@@ -141,12 +142,29 @@ struct Script {
 
 impl Script {
     fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// With these numbers of the configuration beside [`CALM`].
+    pub(super) fn with(numbers: Numbers) -> Self {
         Self {
             group: Operated::unstarted(3),
+            numbers: [CALM, numbers].concat(),
             board: Arc::default(),
             processes: vec![None, None, None],
             lives: 0,
         }
+    }
+
+    /// Starts a node alone, and two that it lets in.
+    pub(super) fn start_all(&mut self) {
+        self.start(0, None);
+        self.work();
+        for at in [1, 2] {
+            let token = self.group.done(0, &["token", "create"]);
+            self.start(at, Some(&token));
+        }
+        self.whole();
     }
 
     /// Starts a node; as soon as it is ready it takes its part of the load.
@@ -156,7 +174,7 @@ impl Script {
             arguments.extend(["--join".to_owned(), token.to_owned()]);
         }
         let set = |(key, value): &(&str, u64)| ["--set".to_owned(), format!("{key}={value}")];
-        arguments.extend(CALM.iter().flat_map(set));
+        arguments.extend(self.numbers.iter().flat_map(set));
         self.lives += 1;
         let log = self
             .group
@@ -204,7 +222,7 @@ impl Script {
         });
     }
 
-    fn whole(&self) {
+    pub(super) fn whole(&self) {
         self.group
             .list_until(0, &["3 of 3 nodes work; survives 1 failure"]);
         self.work();
@@ -240,7 +258,34 @@ impl Script {
         self.work();
     }
 
-    /// Ends the load on the last node, and has it tell everything that it holds.
+    /// Nodes whose processes have ended by themselves.
+    pub(super) fn ended(&mut self) -> Vec<usize> {
+        let mut ended = Vec::new();
+        for (at, process) in self.processes.iter_mut().enumerate() {
+            let process = process.as_mut().map(|process| process.child.try_wait());
+            if !matches!(process, None | Some(Ok(None))) {
+                ended.push(at);
+            }
+        }
+        ended
+    }
+
+    /// Ends the load, and holds what each node has against what was acknowledged. Returns how many records
+    /// were.
+    pub(super) fn check_everywhere(&self) -> usize {
+        let running: Vec<_> = self.running().collect();
+        for at in &running {
+            self.rest(*at);
+        }
+        let mut ledger = self.board.lock();
+        for at in running {
+            ledger.check_end(at);
+        }
+        assert_eq!(ledger.wrong, [] as [String; 0]);
+        ledger.counts().0
+    }
+
+    /// Ends the load on a node, and has it tell everything that it holds.
     fn rest(&self, at: usize) {
         let stdin = &self.processes[at].as_ref().expect("it runs").stdin;
         let reads = self.board.lock().counts().1[at];
@@ -260,13 +305,7 @@ impl Script {
 #[test]
 fn a_group_that_grows_replaces_hands_over_moves_and_shrinks_under_load_loses_nothing() {
     let mut script = Script::new();
-    script.start(0, None);
-    script.work();
-    for at in [1, 2] {
-        let token = script.group.done(0, &["token", "create"]);
-        script.start(at, Some(&token));
-    }
-    script.whole();
+    script.start_all();
 
     script.end(2, true);
     fs::remove_dir_all(script.group.data_dir(2)).expect("removed");

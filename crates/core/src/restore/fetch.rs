@@ -189,6 +189,18 @@ impl Fetch {
         let is_far_enough =
             |staged: &Staged| staged.is_complete() && staged.id().position >= self.entry.position;
         while !(follow(&mut client, &mut staged, None).await? && is_far_enough(&staged)) {}
+        let expected = self.expected(&mut client, &mut staged, received).await?;
+        staged.sync()?;
+        Ok(expected)
+    }
+
+    /// Follows the log to where the source says what the whole comes to.
+    async fn expected(
+        &self,
+        client: &mut RestoreClient,
+        staged: &mut Staged,
+        received: RowDigest,
+    ) -> Result<Option<RowDigest>, FetchError> {
         let vlsn = staged.vlsn().0;
         let finish = RestoreCall::Finish(FinishMessage { vlsn });
         let manifest = match client.call(finish).await? {
@@ -198,17 +210,14 @@ impl Fetch {
         if manifest.sent.and_then(|sent| sent.digest()) != Some(received) {
             return Err(StagedError::Nonsense("a manifest of other rows").into());
         }
-        let expected = if self.has_data {
-            let state = manifest.state.ok_or(WireError::Missing("a state"))?;
-            let rows = state.rows.and_then(|rows| rows.digest());
-            let rows = rows.ok_or(WireError::Missing("rows of a state"))?;
-            follow_upto(&mut client, &mut staged, Vlsn(state.vlsn)).await?;
-            Some(rows)
-        } else {
-            None
-        };
-        staged.sync()?;
-        Ok(expected)
+        if !self.has_data {
+            return Ok(None);
+        }
+        let state = manifest.state.ok_or(WireError::Missing("a state"))?;
+        let rows = state.rows.and_then(|rows| rows.digest());
+        let rows = rows.ok_or(WireError::Missing("rows of a state"))?;
+        follow_upto(client, staged, Vlsn(state.vlsn)).await?;
+        Ok(Some(rows))
     }
 }
 
