@@ -110,6 +110,11 @@ impl From<OpenError> for Failure {
                 "stop the other process, or give this node a directory of its own",
             ),
             OpenError::Copied { dir } => copied(&dir),
+            OpenError::UnfinishedRestore { dir } => Self::new(
+                format!("a restore to {} was cut off", dir.display()),
+                "nothing was changed; the backup has everything",
+                "do it again (steadfast backup restore), or empty the directory",
+            ),
             OpenError::Superseded { reason } => Self::new(
                 reason,
                 "nothing was changed; the group goes on without this node",

@@ -417,11 +417,19 @@ impl Ask {
             Err(AdminError::Refused { what, to_do }) => {
                 Err(Failure::new(what, "nothing was changed", to_do))
             }
-            Err(error @ AdminError::NoAnswer { .. }) => Err(Failure::new(
-                with_sources(&error),
-                "the change may have been made; nothing acknowledged is lost either way",
-                "see `steadfast status`, then ask again if it was not, with the addresses of all nodes",
-            )),
+            Err(error @ AdminError::NoAnswer { may_be_done, .. }) => Err(if may_be_done {
+                Failure::new(
+                    with_sources(&error),
+                    "the change may have been made; nothing acknowledged is lost either way",
+                    "see `steadfast status`, then ask again if it was not, with the addresses of all nodes",
+                )
+            } else {
+                Failure::new(
+                    with_sources(&error),
+                    "nothing was changed",
+                    "see `steadfast status`, then ask again, with the addresses of all nodes",
+                )
+            }),
         }
     }
 

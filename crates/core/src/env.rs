@@ -303,6 +303,7 @@ impl ReplicatedEnvironment {
     pub async fn administer_async(&self, command: &AdminCommand) -> Result<String, AdminError> {
         let closed = || AdminError::NoAnswer {
             why: "the environment is closed".to_owned(),
+            may_be_done: true,
         };
         let mut closes = self.handle.closes.subscribe();
         if *closes.borrow() {

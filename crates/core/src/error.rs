@@ -65,6 +65,15 @@ pub enum OpenError {
         /// The data directory.
         dir: PathBuf,
     },
+    /// A group was being restored to the directory, and not all of it is there.
+    #[error(
+        "a restore to {dir} was cut off; nothing was changed. Do it again (steadfast backup restore), or \
+         empty the directory"
+    )]
+    UnfinishedRestore {
+        /// The data directory.
+        dir: PathBuf,
+    },
     /// The group was recovered without this node after its quorum was lost.
     #[error("{reason}")]
     Superseded {
@@ -325,14 +334,15 @@ pub enum WriteError {
     /// The volume of the master's data directory is nearly full, and no node with room could take
     /// over. Nothing was written, nothing acknowledged is lost, and reads go on.
     #[error(
-        "the master takes no writes: {free_bytes} bytes of its disk are free, fewer than {limit_bytes} \
-         (disk_free_read_only_bytes); nothing was written, and nothing acknowledged is lost; make \
-         room, and retry: writes are taken again by themselves"
+        "the master takes no writes: {free_bytes} bytes of its disk are free, and {limit_bytes} have to be \
+         (disk_free_read_only_bytes, or what its storage engine needs); nothing was written, and nothing \
+         acknowledged is lost; make room, and retry: writes are taken again by themselves"
     )]
     DiskFull {
         /// What is free on the volume, in bytes.
         free_bytes: u64,
-        /// `disk_free_read_only_bytes` of the master.
+        /// What has to be free: `disk_free_read_only_bytes` of the master, and never less than what its storage
+        /// engine needs.
         limit_bytes: u64,
     },
     /// The node has stopped. Nothing was written.

@@ -122,6 +122,8 @@ pub use env::ReplicatedEnvironment;
 pub use error::{FeedError, OpenError, Outcome, ReadError, ReadyError, WriteError};
 pub use events::{GroupEvent, GroupEvents, GroupHealth, GroupView, MemberView};
 pub use group::admin::{AdminCommand, AdminError, PRIORITY_MAX};
+#[doc(hidden)]
+pub use group::identity::UNFINISHED_RESTORE;
 pub use group::join::{JoinToken, ParseJoinTokenError};
 pub use group::{NodeAddress, NodeType, PRIORITY_DEFAULT, ParseNodeTypeError};
 pub use listener::{Role, RoleState, StateChanges};

@@ -60,6 +60,7 @@ pub(crate) struct Node {
     /// What is known of the engine.
     pub(crate) audit: Arc<Audit>,
     pub(crate) machine: Machine,
+    pub(crate) data_dir: PathBuf,
     pub(crate) log: Log,
     pub(crate) consensus: Arc<Consensus>,
     pub(crate) barriers: ReadBarriers,
@@ -221,6 +222,7 @@ impl Node {
             engine,
             audit,
             machine: machine.clone(),
+            data_dir: config.data_dir.clone(),
             log,
             consensus,
             barriers,

@@ -277,15 +277,21 @@ pub async fn apply(
     directory: &Path,
     confirm: &str,
 ) -> Result<Recovered, RecoverError> {
-    let mut survey = Survey::take(machine, &[directory.to_owned()], &[]).await?;
-    let plan = judge::judge(&survey)?;
-    let expected = match plan.next {
-        NextStep::Apply { confirm, .. } => confirm,
-        NextStep::Stop { node } => return Err(RecoverError::Behind { name: node }),
-    };
-    if confirm != expected {
-        return Err(RecoverError::Unconfirmed);
-    }
+    let directories = [directory.to_owned()];
+    // To open a log and an engine changes them: only what is confirmed is opened.
+    check_confirmed(plan(machine, &directories, &[]).await?, confirm)?;
+    let mut survey = Survey::take(machine, &directories, &[]).await?;
+    check_confirmed(judge::judge(&survey)?, confirm)?;
     let directory = survey.directories.remove(0);
     rewrite::begin(machine, directory).await
+}
+
+fn check_confirmed(plan: RecoveryPlan, confirm: &str) -> Result<(), RecoverError> {
+    match plan.next {
+        NextStep::Apply {
+            confirm: expected, ..
+        } if expected == confirm => Ok(()),
+        NextStep::Apply { .. } => Err(RecoverError::Unconfirmed),
+        NextStep::Stop { node } => Err(RecoverError::Behind { name: node }),
+    }
 }

@@ -7,6 +7,7 @@ mod turns;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::engine::FREE_DISK_BYTES_MIN;
 use crate::error::WriteError;
 use crate::ids::Vlsn;
 use crate::node::Node;
@@ -93,11 +94,18 @@ pub(crate) async fn commit(
     submit(node, promise, transaction, None).await
 }
 
-/// Waits while the window is full, as long as this node is master.
+/// Waits while the window is full, as long as this node is master and its engine takes what leaves it.
 async fn wait_for_room(node: &Node) -> Result<(), WriteError> {
     while !node.flush.has_room() {
         if node.sequencer.newest().is_none() {
             return Err(WriteError::NotMaster { master: None });
+        }
+        if node.flush.is_full() {
+            let space = node.machine.disk.space(&node.data_dir);
+            return Err(WriteError::DiskFull {
+                free_bytes: space.map_or(0, |space| space.free_bytes),
+                limit_bytes: FREE_DISK_BYTES_MIN,
+            });
         }
         let more = node
             .slow_writes

@@ -14,11 +14,11 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use steadfast::UNFINISHED_RESTORE as STAGE;
 use steadfast::log::{Disk, RealDisk};
 
 use crate::backup::format::{BackupError, io_error, names_in, not_empty};
 
-const STAGE: &str = ".restoring";
 const LOG: &str = "log";
 const IDENTITY: &str = "identity";
 

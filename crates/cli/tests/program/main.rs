@@ -393,7 +393,10 @@ fn a_group_that_lost_two_of_three_directories_goes_on_from_the_third() {
             &["recover", "apply", "--data-dir", &dir, "--confirm", text],
         )
     };
+    let before = volumes::contents_of(&group.data_dir(0));
     apply("recover group g from n1 with 0 VLSNs", 2);
+    let after = volumes::contents_of(&group.data_dir(0));
+    assert!(before == after, "a wrong text changes nothing");
     let is_given = volumes::give_to_service(&group.data_dir(0));
     apply(confirm, 0);
     if is_given {

@@ -1,5 +1,6 @@
 //! Data directories that are volumes, have volumes in them, or belong to another user.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use steadfast::Role;
 use tempfile::TempDir;
 
 use super::full_disk::Volume;
-use super::{Group, Node, free_port, node_arguments, run_to, write_everywhere};
+use super::{Group, Node, assert_refused, free_port, node_arguments, run_to, write_everywhere};
 
 /// A user and a group that own nothing else.
 const SERVICE: (u32, u32) = (12_345, 23_456);
@@ -21,6 +22,16 @@ fn everything_in(dir: &Path) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// Everything in a directory, with what the files hold.
+pub(super) fn contents_of(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let all = everything_in(dir).into_iter();
+    all.map(|path| {
+        let held = fs::read(&path).unwrap_or_default();
+        (path, held)
+    })
+    .collect()
 }
 
 /// Gives all of a directory to the user of a service. Returns whether this user may.
@@ -161,4 +172,13 @@ fn a_node_that_is_started_as_root_leaves_nothing_that_its_user_cannot_open() {
         assert!(status.success(), "{errors}");
         assert_of_service(&data);
     }
+}
+
+#[test]
+fn no_group_is_founded_where_a_restore_was_cut_off() {
+    let dir = TempDir::new().expect("a directory");
+    fs::create_dir(dir.path().join(".restoring")).expect("made");
+    let arguments = node_arguments("g", "n1", dir.path(), free_port());
+    assert_refused(&arguments, 1, &["was cut off", "steadfast backup restore"]);
+    assert!(!dir.path().join("identity").exists());
 }

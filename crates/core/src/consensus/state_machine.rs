@@ -3,12 +3,14 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, StoredMembership};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::consensus::purge::{Manifests, Retention};
 use crate::consensus::types::{
@@ -20,6 +22,11 @@ use crate::txn::batch::Batch;
 use crate::txn::flush::{Flush, Mark};
 use crate::txn::sequencer::Sequencer;
 use crate::txn::window::VersionKey;
+
+/// How long a node that has memory for nothing more waits for an engine without space.
+const FULL_MAX: Duration = Duration::from_secs(10);
+const NO_SPACE: &str = "the storage engine has no space on its volume, and the memory for what it does not have \
+                        is full (window_bytes_max): make room";
 
 /// Applies entries, one task, in log order.
 pub(crate) struct StateMachine {
@@ -68,7 +75,12 @@ impl StateMachine {
             return Ok(Vec::new());
         }
         if !self.sequencer.is_in_flight(id.term, batch) {
+            let since = Instant::now();
             while !self.flush.has_room() {
+                // A node that waits for long answers nobody any more: better to be down, and to be seen as that.
+                if self.flush.is_full() && since.elapsed() >= FULL_MAX {
+                    return Err(io::Error::new(io::ErrorKind::StorageFull, NO_SPACE));
+                }
                 self.flush.more_room().await.map_err(io::Error::other)?;
             }
         }

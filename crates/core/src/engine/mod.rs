@@ -31,7 +31,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use self::memory::{Falsehood, Falsified, MemoryEngine, MemoryStore};
-pub use self::noxu::{BATCH_BYTES_BEST, BATCH_CHANGES_BEST, NoxuEngine, NoxuFactory, NoxuSizes};
+pub use self::noxu::{
+    BATCH_BYTES_BEST, BATCH_CHANGES_BEST, FREE_DISK_BYTES_MIN, NoxuEngine, NoxuFactory, NoxuSizes,
+};
 pub(crate) use self::row_digest::RowDigest;
 use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
 pub use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};

@@ -34,7 +34,7 @@ use bytes::Bytes;
 use noxu::{CheckpointConfig, Database, DatabaseConfig, Environment, ReadOptions, Transaction};
 use tempfile::TempDir;
 
-pub use self::configuration::NoxuSizes;
+pub use self::configuration::{FREE_DISK_BYTES_MIN, NoxuSizes};
 use self::directory::{bytes_in, copy_files, make_directory_durable, remove_directory};
 use self::errors::{io_error, open_error, or_full, read_error, write_error};
 use self::scan::Scan;

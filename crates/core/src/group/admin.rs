@@ -84,11 +84,14 @@ pub enum AdminError {
         /// What to do.
         to_do: String,
     },
-    /// No master answered in time. The change may have been made: look at the status of the group.
+    /// No master answered in time.
     #[error("no master has answered: {why}")]
     NoAnswer {
         /// What was heard last.
         why: String,
+        /// Whether the change may have been made: look at the status of the group. Otherwise nobody was asked
+        /// for it who did not answer.
+        may_be_done: bool,
     },
 }
 
@@ -123,7 +126,7 @@ impl AdminCommand {
             Asked::Refused(AdminRefusal { what, to_do, .. }) => {
                 Err(AdminError::Refused { what, to_do })
             }
-            Asked::NoAnswer(why) => Err(AdminError::NoAnswer { why }),
+            Asked::NoAnswer { why, may_be_done } => Err(AdminError::NoAnswer { why, may_be_done }),
         }
     }
 

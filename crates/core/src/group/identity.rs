@@ -38,6 +38,8 @@ const FILE: &str = "identity";
 const NEW_FILE: &str = "identity.new";
 const LOCK_FILE: &str = "lock";
 const ORIGIN_FILE: &str = "origin";
+/// In a directory to which a group is being restored, until all of it is there.
+pub const UNFINISHED_RESTORE: &str = ".restoring";
 /// What file systems keep in the root of a volume, which may be a directory of ours.
 const VOLUME_ROOT_FILE: &str = "lost+found";
 
@@ -336,6 +338,14 @@ impl DataDir {
     ) -> Result<Option<(Identity, Option<FileMark>)>, OpenError> {
         let path = self.dir.join(FILE);
         if !disk.exists(&path).map_err(io_error("look for", &path))? {
+            let unfinished = self.dir.join(UNFINISHED_RESTORE);
+            if disk
+                .exists(&unfinished)
+                .map_err(io_error("look for", &unfinished))?
+            {
+                let dir = self.dir.clone();
+                return Err(OpenError::UnfinishedRestore { dir });
+            }
             // An empty directory is where a volume for the log is mounted.
             if self.has_log(disk, 0)? {
                 let what = "the file is missing beside a log".to_owned();

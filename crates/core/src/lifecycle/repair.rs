@@ -178,7 +178,7 @@ impl Lifecycle {
                 tracing::debug!(%refusal, "it would not be let in again");
                 false
             }
-            Asked::NoAnswer(why) => {
+            Asked::NoAnswer { why, .. } => {
                 tracing::debug!(why, "nobody says whether it would be let in again");
                 false
             }
@@ -271,7 +271,7 @@ impl Lifecycle {
                 },
                 Asked::Refused(refusal) if !refusal.passes => return Err(refusal.to_string()),
                 Asked::Refused(refusal) => refusal.what,
-                Asked::NoAnswer(why) => why,
+                Asked::NoAnswer { why, .. } => why,
             };
             waits(&format!(" ({not_yet})"));
             tokio::time::sleep(RETRY).await;

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config::RepConfig;
+use crate::engine::FREE_DISK_BYTES_MIN;
 use crate::error::WriteError;
 use crate::group::identity::growing_dirs;
 use crate::ids::NodeId;
@@ -65,6 +66,8 @@ pub(super) enum Standing {
 pub(super) struct Room {
     pub(super) space: DiskSpace,
     pub(super) standing: Standing,
+    /// Whether the storage engine takes nothing for want of space, whatever the limits are.
+    is_engine_full: bool,
 }
 
 impl Default for Room {
@@ -76,6 +79,7 @@ impl Default for Room {
         Self {
             space,
             standing: Standing::Enough,
+            is_engine_full: false,
         }
     }
 }
@@ -84,12 +88,27 @@ impl Room {
     /// In words, while it holds.
     pub(super) fn why_read_only(&self, config: &RepConfig) -> Option<String> {
         (self.standing == Standing::ReadOnly).then(|| {
+            let why = if self.is_engine_full {
+                "what its storage engine needs"
+            } else {
+                "disk_free_read_only_bytes"
+            };
             format!(
-                "{} MiB of its disk are free, fewer than {} MiB (disk_free_read_only_bytes)",
+                "{} MiB of its disk are free, fewer than {} MiB ({why})",
                 self.space.free_bytes >> 20,
-                config.tuning.disk_free_read_only_bytes >> 20
+                self.limit_bytes(config) >> 20
             )
         })
+    }
+
+    /// What has to be free, in bytes.
+    fn limit_bytes(&self, config: &RepConfig) -> u64 {
+        let configured = config.tuning.disk_free_read_only_bytes;
+        if self.is_engine_full {
+            configured.max(FREE_DISK_BYTES_MIN)
+        } else {
+            configured
+        }
     }
 }
 
@@ -130,11 +149,22 @@ impl Lifecycle {
             tuning.disk_free_warn_bytes,
             tuning.disk_free_read_only_bytes,
         );
-        let standing = judge(before.standing, space.free_bytes, limits);
+        // A node that has stopped for it comes back when there is enough.
+        let was_full = before.is_engine_full && space.free_bytes < FREE_DISK_BYTES_MIN;
+        let is_engine_full = self.node().map_or(was_full, |node| node.flush.is_full());
+        let standing = if is_engine_full {
+            Standing::ReadOnly
+        } else {
+            judge(before.standing, space.free_bytes, limits)
+        };
         #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
         let ratio = space.free_bytes as f64 / space.total_bytes.max(1) as f64;
         metrics::gauge!("steadfast_disk_free_ratio").set(ratio);
-        Room { space, standing }
+        Room {
+            space,
+            standing,
+            is_engine_full,
+        }
     }
 
     /// What holds. A node that has stopped may have done so for want of room, just now.
@@ -183,7 +213,7 @@ impl Lifecycle {
         if room.standing == Standing::ReadOnly && node.consensus.is_master() {
             return Err(WriteError::DiskFull {
                 free_bytes: room.space.free_bytes,
-                limit_bytes: self.config.tuning.disk_free_read_only_bytes,
+                limit_bytes: room.limit_bytes(&self.config),
             });
         }
         Ok(node)

@@ -420,8 +420,8 @@ pub struct LogConfig {
     /// Bytes that may be appended and not yet synced; appenders wait when there are more. At
     /// least 1. One larger append is let in alone.
     pub queue_bytes_max: u32,
-    /// Payload bytes of synced entries kept in memory for replicas that are close behind. What
-    /// is not yet synced comes on top.
+    /// Bytes of synced entries kept in memory for replicas that are close behind. What is not yet
+    /// synced comes on top.
     pub cache_bytes_max: usize,
 }
 

@@ -516,11 +516,18 @@ impl State {
     }
 }
 
+/// About what an entry in memory takes beside its payload.
+const ENTRY_OVERHEAD_BYTES: usize = 160;
+
+fn bytes_in_memory(entry: &Entry) -> usize {
+    entry.payload.len() + ENTRY_OVERHEAD_BYTES
+}
+
 /// Entries at the end of the log, without gaps.
 #[derive(Default)]
 struct Cache {
     entries: VecDeque<(Entry, u64)>,
-    /// Of payload.
+    /// See [`bytes_in_memory`].
     bytes: usize,
 }
 
@@ -530,7 +537,7 @@ impl Cache {
     }
 
     fn push(&mut self, entry: Entry, ticket: u64) {
-        self.bytes += entry.payload.len();
+        self.bytes += bytes_in_memory(&entry);
         self.entries.push_back((entry, ticket));
     }
 
@@ -538,7 +545,7 @@ impl Cache {
         while let Some((entry, _)) = self.entries.back()
             && last.is_none_or(|last| entry.position > last)
         {
-            self.bytes -= entry.payload.len();
+            self.bytes -= bytes_in_memory(entry);
             self.entries.pop_back();
         }
     }
@@ -561,7 +568,7 @@ impl Cache {
         while let Some((entry, ticket)) = self.entries.front()
             && drop(self.bytes, entry, *ticket)
         {
-            self.bytes -= entry.payload.len();
+            self.bytes -= bytes_in_memory(entry);
             self.entries.pop_front();
         }
     }

@@ -8,6 +8,7 @@ pub(crate) mod messages;
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use steadfast_net::Transport;
@@ -91,8 +92,12 @@ impl fmt::Display for AdminRefusal {
 pub(crate) enum Asked<T> {
     Done(T),
     Refused(AdminRefusal),
-    /// Nobody answered in time, or none of them knew a master. It may have been carried out.
-    NoAnswer(String),
+    /// Nobody answered in time, or none of them knew a master.
+    NoAnswer {
+        why: String,
+        /// Whether somebody was asked who did not answer, and may have carried it out.
+        may_be_done: bool,
+    },
 }
 
 /// Calls a group.
@@ -109,13 +114,18 @@ impl Client<'_> {
     pub(crate) async fn call(&self, call: AdminCall, timeout: Duration) -> Asked<AdminDone> {
         let deadline = Instant::now() + timeout;
         let mut last = "no address to ask".to_owned();
+        let may_be_done = AtomicBool::new(false);
+        let no_answer = |why| Asked::NoAnswer {
+            why,
+            may_be_done: may_be_done.load(Ordering::Relaxed),
+        };
         let mut next: VecDeque<String> = self.addresses.iter().cloned().collect();
         // Those of this round. Two that name each other as the master are asked once in each.
         let mut asked_before = BTreeSet::new();
         loop {
             let Some(address) = next.pop_front() else {
                 if self.addresses.is_empty() || Instant::now() + RETRY_INTERVAL >= deadline {
-                    return Asked::NoAnswer(last);
+                    return no_answer(last);
                 }
                 tokio::time::sleep(RETRY_INTERVAL).await;
                 asked_before.clear();
@@ -125,9 +135,10 @@ impl Client<'_> {
             if !asked_before.insert(address.clone()) {
                 continue;
             }
-            let asked = tokio::time::timeout_at(deadline, self.ask(&address, call.clone()));
+            let asked =
+                tokio::time::timeout_at(deadline, self.ask(&address, call.clone(), &may_be_done));
             match asked.await {
-                Err(_) => return Asked::NoAnswer(format!("{address} did not answer in time")),
+                Err(_) => return no_answer(format!("{address} did not answer in time")),
                 Ok(Err(error)) => last = format!("{address}: {error}"),
                 Ok(Ok(AdminAnswer::Done(done))) => return Asked::Done(done),
                 Ok(Ok(AdminAnswer::Refused(refused))) => {
@@ -141,12 +152,18 @@ impl Client<'_> {
                 }
             }
             if Instant::now() >= deadline {
-                return Asked::NoAnswer(last);
+                return no_answer(last);
             }
         }
     }
 
-    async fn ask(&self, address: &str, call: AdminCall) -> Result<AdminAnswer, DialError> {
+    /// Asks one node; `is_open` is set while it may have carried out what it has not answered.
+    async fn ask(
+        &self,
+        address: &str,
+        call: AdminCall,
+        is_open: &AtomicBool,
+    ) -> Result<AdminAnswer, DialError> {
         let anyone = (address, NodeId(0));
         let dialled = Caller::Client.dial(self.transport, anyone, ADMIN, self.dial_timeout);
         let mut session = dialled.await?;
@@ -158,13 +175,16 @@ impl Client<'_> {
                 .unwrap_or_default(),
             call: Some(call),
         };
+        let was_open = is_open.swap(true, Ordering::Relaxed);
         session
             .sender
             .send(encode(Kind::AdminRequest, &request))
             .await?;
         let reply = session.receiver.receive().await?.ok_or(DialError::Closed)?;
         let reply: AdminReply = decode(Kind::AdminReply, reply)?;
-        reply.answer.ok_or(DialError::Closed)
+        let answer = reply.answer.ok_or(DialError::Closed)?;
+        is_open.store(was_open, Ordering::Relaxed);
+        Ok(answer)
     }
 }
 
@@ -264,7 +284,7 @@ mod tests {
         let call = AdminCall::Remove(RemoveRequest::default());
         let asked = client.call(call, timeout).await;
         assert!(
-            matches!(asked, Asked::NoAnswer(_)),
+            matches!(asked, Asked::NoAnswer { .. }),
             "it never ends otherwise"
         );
         let rounds = timeout.as_millis() / RETRY_INTERVAL.as_millis() + 1;

@@ -142,8 +142,14 @@ impl BatchBuilder {
         self.bytes[COMMITTED_AT_OFFSET..HEADER_BYTES]
             .copy_from_slice(&committed_at_ms.to_le_bytes());
         let last = Vlsn(self.first.0 + u64::from(self.transactions) - 1);
+        // The log keeps the last batches in memory: not with the room that this one did not need.
+        let bytes = if 2 * self.bytes.len() < self.bytes.capacity() {
+            Bytes::copy_from_slice(&self.bytes)
+        } else {
+            self.bytes.freeze()
+        };
         Batch {
-            bytes: self.bytes.freeze(),
+            bytes,
             first: self.first,
             last,
         }
@@ -344,6 +350,23 @@ mod tests {
             builder.push(operations);
         }
         builder.finish(7).bytes().clone()
+    }
+
+    #[test]
+    fn a_batch_keeps_no_more_memory_than_twice_its_bytes() {
+        for keys in [1, 100, 1_000, 10_000] {
+            let operation = |key: u32| Operation {
+                database: DatabaseId(1),
+                key: Bytes::copy_from_slice(&key.to_be_bytes()),
+                value: None,
+            };
+            let mut builder = BatchBuilder::new(Vlsn(1));
+            builder.push(&(0..keys).map(operation).collect::<Vec<_>>());
+            let Batch { bytes, .. } = builder.finish(7);
+            let bytes = bytes.try_into_mut().expect("nobody else has it");
+            let (len, capacity) = (bytes.len(), bytes.capacity());
+            assert!(capacity <= 2 * len, "{keys} keys: {capacity} for {len}");
+        }
     }
 
     proptest! {

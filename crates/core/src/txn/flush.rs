@@ -113,6 +113,8 @@ pub(crate) struct Flush {
     is_wanted: AtomicBool,
     room: Notify,
     ended: AtomicBool,
+    /// Whether the engine has no space for what it was given last.
+    is_full: AtomicBool,
     /// When the engine last gave control back.
     turned: Mutex<Instant>,
 }
@@ -165,6 +167,7 @@ impl Flush {
             is_wanted: AtomicBool::new(false),
             room: Notify::new(),
             ended: AtomicBool::new(false),
+            is_full: AtomicBool::new(false),
             turned: Mutex::new(Instant::now()),
         })
     }
@@ -190,6 +193,11 @@ impl Flush {
     /// Whether the window is within its bound.
     pub(crate) fn has_room(&self) -> bool {
         self.window.bytes() <= self.limits.window_bytes_max
+    }
+
+    /// Whether the engine has no space on its volume for what was applied.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Acquire)
     }
 
     /// Waits until there may be more room, a tick at the most: room also comes from where nobody
@@ -396,9 +404,14 @@ impl Flush {
         changes.extend(prepared.rows(&applied));
         auditor.note(point)?;
         match self.engine.apply(&EngineBatch { applied, changes }) {
-            Ok(()) => auditor.made(prepared, point),
+            Ok(()) => {
+                self.is_full.store(false, Ordering::Release);
+                auditor.made(prepared, point);
+            }
             Err(EngineError::DiskFull { source }) => {
-                tracing::warn!(%source, "the volume is too full to flush; writers will wait");
+                if !self.is_full.swap(true, Ordering::AcqRel) {
+                    tracing::error!(%source, "the volume is too full for the storage engine");
+                }
                 let mut state = self.lock();
                 for mark in marks.into_iter().rev() {
                     state.marks.push_front(mark);

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use steadfast::engine::{EngineError, MemoryStore};
 use steadfast::machine::Machine;
-use steadfast::{ConsistencyPolicy, ReadError, Role, WriteError};
+use steadfast::{ConsistencyPolicy, ReadError, ReadyError, Role, WriteError};
 
 use crate::engine::{Watch, Watched};
 use crate::support::{
-    Env, Group, Release, Storage, eventually, get, in_time, name, number, put, stays,
+    Env, Group, Numbers, Release, Storage, eventually, get, in_time, name, number, put, stays,
 };
 
 const BOUND_BYTES: u64 = 1024 * 1024;
@@ -285,6 +285,91 @@ fn writers_that_wait_for_room_are_told_when_the_engine_fails() {
             "{error:?}"
         );
     }
+}
+
+/// Has no space on its volume for a batch.
+#[derive(Default)]
+struct Full(AtomicBool);
+
+impl Watch for Full {
+    fn before_apply(&self) -> Result<(), EngineError> {
+        if self.0.load(Ordering::Relaxed) {
+            let source = std::io::Error::from(std::io::ErrorKind::StorageFull).into();
+            return Err(EngineError::DiskFull { source });
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn writers_of_a_master_whose_engine_has_no_space_are_told_and_go_on_when_it_has() {
+    let numbers: Numbers = &[("window_bytes_max", 1 << 20), ("flush_bytes", 1 << 18)];
+    let mut group = Group::unopened(vec![Storage::memory()], numbers, None);
+    let full = Arc::<Full>::default();
+    let machine = Machine {
+        engines: Arc::new(Watched(MemoryStore::new(), Arc::clone(&full))),
+        ..group.machine(0)
+    };
+    let opening = Env::open_on(group.config(0), machine);
+    group.nodes[0] = Some(group.runtime.block_on(opening).expect("opened"));
+    let node = group.master().clone();
+    full.0.store(true, Ordering::Relaxed);
+    let writing = node.clone();
+    let told = in_time("the writer is told", move || {
+        (0..).find_map(|n: u32| put(&writing, n.to_be_bytes(), vec![0; 300 * 1024]).err())
+    });
+    assert!(
+        matches!(told, Some(WriteError::DiskFull { .. })),
+        "{told:?}"
+    );
+    eventually("it says so", || {
+        let status = node.status();
+        status
+            .read_only
+            .is_some_and(|why| why.contains("storage engine"))
+    });
+    full.0.store(false, Ordering::Relaxed);
+    eventually("it takes writes again", || put(&node, "k", "v").is_ok());
+    eventually("it says so", || node.status().read_only.is_none());
+}
+
+#[test]
+fn a_replica_whose_engine_has_no_space_stops_before_it_holds_its_group_up() {
+    let storages = (0..3).map(|_| Storage::memory()).collect();
+    let numbers: Numbers = &[
+        ("election_timeout_min_ms", 2_000),
+        ("election_timeout_max_ms", 3_000),
+        ("commit_timeout_ms", 60_000),
+        ("window_bytes_max", 1 << 20),
+        ("flush_bytes", 1 << 18),
+    ];
+    let mut group = Group::unopened(storages, numbers, None);
+    let mut engines = Vec::new();
+    for at in 0..3 {
+        engines.push(Arc::<Full>::default());
+        let machine = Machine {
+            engines: Arc::new(Watched(MemoryStore::new(), Arc::clone(&engines[at]))),
+            ..group.machine(at)
+        };
+        let opening = Env::open_on(group.config(at), machine);
+        group.nodes[at] = Some(group.runtime.block_on(opening).expect("opened"));
+    }
+    group.wait_ready();
+    let master = group.master_except(None);
+    let (full, other) = ((master + 1) % 3, (master + 2) % 3);
+    engines[full].0.store(true, Ordering::Relaxed);
+    let mut written = 0_u64;
+    eventually("it stops, and says why", || {
+        written += 1;
+        put(group.master(), written.to_be_bytes(), vec![0; 100 * 1024]).expect("two of three");
+        let ready = group.node(full).wait_ready(Duration::from_millis(10));
+        matches!(ready, Err(ReadyError::Stopped { reason }) if reason.contains("no space"))
+    });
+    // Whoever is left knows that it is down, and is a majority.
+    group.network.isolate(&name(full));
+    eventually("they go on", || put(group.master(), "after", "v").is_ok());
+    let read = get(group.node(other), ConsistencyPolicy::Linearizable, "after");
+    assert_eq!(read.expect("read").as_deref(), Some(&b"v"[..]));
 }
 
 /// Holds batches until it goes on.

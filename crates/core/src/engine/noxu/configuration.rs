@@ -7,7 +7,7 @@ use noxu::{EnvironmentConfig, ExceptionEvent, ExceptionListener};
 
 /// Noxu refuses to write when the volume has less free space than this: room for a batch of 64 MiB
 /// and the checkpoint after it. Its default of 5 GiB would stop a node on a small volume.
-const FREE_DISK_BYTES_MIN: u64 = 128 * 1024 * 1024;
+pub const FREE_DISK_BYTES_MIN: u64 = 128 * 1024 * 1024;
 /// Size of the files of Noxu's log, if none is given. Its recovery reads the last one again for each change of a node
 /// that it finds there: with 64 MiB an open took 16 s that takes half a second with this.
 const FILE_BYTES: u64 = 10 * 1024 * 1024;

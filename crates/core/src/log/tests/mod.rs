@@ -33,7 +33,7 @@ const TINY: LogConfig = LogConfig {
     segment_bytes: 8192,
     group_bytes_max: 2000,
     queue_bytes_max: 1 << 16,
-    cache_bytes_max: 500,
+    cache_bytes_max: 800,
 };
 
 /// A log in memory, with its writer as a task.

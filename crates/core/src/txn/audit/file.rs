@@ -49,6 +49,7 @@ pub(crate) struct DigestFile {
     path: PathBuf,
     /// What was found when it was opened, in the order in which it was written.
     found: Vec<Slot>,
+    durable_found: Option<Point>,
     /// Number of the next slot.
     next: u64,
     /// Which of the durable ones is written next.
@@ -143,7 +144,7 @@ impl DigestFile {
         }
         let slots = || bytes.chunks(SECTOR_BYTES).map(Slot::decode);
         let durable = slots().take(SLOTS_DURABLE).flatten();
-        let newest_durable = durable.map(|slot| slot.number).max();
+        let newest_durable = durable.max_by_key(|slot| slot.number);
         let mut found: Vec<_> = slots().flatten().collect();
         found.sort_unstable_by_key(|slot| slot.number);
         Ok(Self {
@@ -151,7 +152,8 @@ impl DigestFile {
             path: path.to_owned(),
             next: found.last().map_or(0, |slot| slot.number + 1),
             next_durable: 0,
-            is_of_a_close: found.last().map(|slot| slot.number) == newest_durable,
+            is_of_a_close: found.last() == newest_durable.as_ref(),
+            durable_found: newest_durable.map(|slot| slot.point),
             checked: found
                 .iter()
                 .map(|slot| slot.checked)
@@ -176,6 +178,11 @@ impl DigestFile {
     /// Whether nothing was noted after what was durable, as an orderly close leaves it.
     pub(crate) fn is_of_a_close(&self) -> bool {
         self.is_of_a_close
+    }
+
+    /// Up to where the engine was synced before the file was opened.
+    pub(crate) fn durable_found(&self) -> Option<Point> {
+        self.durable_found
     }
 
     /// The newest transaction up to which everything was found right, in this life or an earlier one.

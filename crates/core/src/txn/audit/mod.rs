@@ -234,6 +234,18 @@ impl Auditor {
         audit
             .findings
             .send_modify(|found| found.put_right += retraced.put_right);
+        let applied = engine.applied()?;
+        let has = applied.as_ref().map_or(Vlsn(0), |applied| applied.vlsn);
+        if let Some(synced) = file.durable_found()
+            && has < synced.vlsn
+        {
+            tracing::error!(
+                %has,
+                synced = %synced.vlsn,
+                "the engine came back without what it had synced; the log is applied again from there"
+            );
+            metrics::counter!("steadfast_engine_came_back_earlier_total").increment(1);
+        }
         let now = Instant::now();
         let mut auditor = Self {
             engine: Arc::clone(engine),
@@ -248,7 +260,7 @@ impl Auditor {
             interval,
             audit,
         };
-        let expected = match engine.applied()? {
+        let expected = match applied {
             Some(applied) => auditor.expected(&applied)?,
             None => Expected::Known(RunningDigest::clone(&auditor.digest)),
         };
