@@ -76,7 +76,7 @@
 //! | [`machine`] | disk, network, engine, clock, chance and threads: the edge |
 //! | [`ids`] | terms, numbers and positions as types |
 //!
-//! The way of a write and of a read through these modules is in `ARCHITECTURE.md`.
+//! The write path and the read path through these modules are in `ARCHITECTURE.md`.
 
 #![deny(
     clippy::print_stdout,

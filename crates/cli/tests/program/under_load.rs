@@ -277,6 +277,11 @@ impl Script {
         for at in &running {
             self.rest(*at);
         }
+        // Every node comes to where the master is.
+        self.group.done(0, &["verify", "--deep"]);
+        for at in &running {
+            self.tell_all(*at);
+        }
         let mut ledger = self.board.lock();
         for at in running {
             ledger.check_end(at);
@@ -285,7 +290,7 @@ impl Script {
         ledger.counts().0
     }
 
-    /// Ends the load on a node, and has it tell everything that it holds.
+    /// Ends the load on a node.
     fn rest(&self, at: usize) {
         let stdin = &self.processes[at].as_ref().expect("it runs").stdin;
         let reads = self.board.lock().counts().1[at];
@@ -295,6 +300,11 @@ impl Script {
             (ledger.nodes[at].is_resting && is_read).then_some(())
         });
         self.board.lock().end_reads(at);
+    }
+
+    /// Has a node tell everything that it holds.
+    fn tell_all(&self, at: usize) {
+        let stdin = &self.processes[at].as_ref().expect("it runs").stdin;
         tell(stdin, "tell");
         self.board.wait("all that the node holds", |ledger| {
             ledger.nodes[at].has_told.then_some(())
@@ -331,6 +341,7 @@ fn a_group_that_grows_replaces_hands_over_moves_and_shrinks_under_load_loses_not
         .group
         .list_until(1, &["1 of 1 nodes work", "n2 electable MASTER"]);
     script.rest(1);
+    script.tell_all(1);
 
     let mut ledger = script.board.lock();
     ledger.check_end(1);
