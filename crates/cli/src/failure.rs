@@ -110,11 +110,7 @@ impl From<OpenError> for Failure {
                 "stop the other process, or give this node a directory of its own",
             ),
             OpenError::Copied { dir } => copied(&dir),
-            OpenError::UnfinishedRestore { dir } => Self::new(
-                format!("a restore to {} was cut off", dir.display()),
-                "nothing was changed; the backup has everything",
-                "do it again (steadfast backup restore), or empty the directory",
-            ),
+            OpenError::UnfinishedRestore { dir } => unfinished_restore(&dir),
             OpenError::Superseded { reason } => Self::new(
                 reason,
                 "nothing was changed; the group goes on without this node",
@@ -192,6 +188,14 @@ fn of_the_machine(error: &OpenError, what: String) -> Failure {
             "see to the cause, then start it again",
         ),
     }
+}
+
+fn unfinished_restore(dir: &Path) -> Failure {
+    Failure::new(
+        format!("a restore to {} was cut off", dir.display()),
+        "nothing was changed; the backup has everything",
+        "do it again (steadfast backup restore), or empty the directory",
+    )
 }
 
 fn copied(dir: &Path) -> Failure {

@@ -59,6 +59,9 @@ pub(crate) struct NodeArguments {
     ask: Ask,
 }
 
+/// What is said of a change of which it is not known whether it was made.
+const MAY_BE_MADE: &str = "the change may have been made; nothing acknowledged is lost either way";
+
 const ADDRESS_HELP: &str = "\
 The master tries the address before it takes it: the node has to run there. When all addresses have
 changed at once there is no master to ask. Then stop all nodes, say the same to the directory of each
@@ -417,10 +420,13 @@ impl Ask {
             Err(AdminError::Refused { what, to_do }) => {
                 Err(Failure::new(what, "nothing was changed", to_do))
             }
+            Err(AdminError::Uncertain { what, to_do }) => {
+                Err(Failure::new(what, MAY_BE_MADE, to_do))
+            }
             Err(error @ AdminError::NoAnswer { may_be_done, .. }) => Err(if may_be_done {
                 Failure::new(
                     with_sources(&error),
-                    "the change may have been made; nothing acknowledged is lost either way",
+                    MAY_BE_MADE,
                     "see `steadfast status`, then ask again if it was not, with the addresses of all nodes",
                 )
             } else {

@@ -63,6 +63,9 @@ pub(crate) enum ChangeError {
     InProgress,
     #[error("{0}")]
     Refused(String),
+    /// The master changed meanwhile: the log of the new one may have the change.
+    #[error("it is not known whether the change was made: the master changed")]
+    Unknown,
     #[error(transparent)]
     Transfer(#[from] TransferError),
 }
@@ -350,6 +353,9 @@ impl Consensus {
             )) => Err(ChangeError::InProgress),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
                 Err(ConsensusError::NotMaster(forward.leader_id).into())
+            }
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => {
+                Err(ChangeError::Unknown)
             }
             Err(RaftError::APIError(error)) => Err(ChangeError::Refused(error.to_string())),
             Err(RaftError::Fatal(fatal)) => Err(stopped(&fatal).into()),

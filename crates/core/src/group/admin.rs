@@ -84,6 +84,14 @@ pub enum AdminError {
         /// What to do.
         to_do: String,
     },
+    /// The change was begun, and may have been made, or may still be.
+    #[error("{what}")]
+    Uncertain {
+        /// What came in between.
+        what: String,
+        /// What to do.
+        to_do: String,
+    },
     /// No master answered in time.
     #[error("no master has answered: {why}")]
     NoAnswer {
@@ -123,8 +131,13 @@ impl AdminCommand {
         };
         match client.call(self.call(), own_wait + ANSWER_MAX).await {
             Asked::Done(done) => Ok(done.text),
-            Asked::Refused(AdminRefusal { what, to_do, .. }) => {
-                Err(AdminError::Refused { what, to_do })
+            Asked::Refused(refusal) => {
+                let AdminRefusal { what, to_do, .. } = refusal;
+                Err(if refusal.may_be_done {
+                    AdminError::Uncertain { what, to_do }
+                } else {
+                    AdminError::Refused { what, to_do }
+                })
             }
             Asked::NoAnswer { why, may_be_done } => Err(AdminError::NoAnswer { why, may_be_done }),
         }

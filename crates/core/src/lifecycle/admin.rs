@@ -75,6 +75,10 @@ impl From<ChangeError> for Undone {
     fn from(error: ChangeError) -> Self {
         match error {
             ChangeError::Consensus(ConsensusError::NotMaster(_)) => Self::NotMaster,
+            ChangeError::Unknown => Self::Refused(AdminRefusal::uncertain(
+                "the master changed while the change was made",
+                "look at `steadfast status`, then try again if it was not made",
+            )),
             error => Self::Refused(AdminRefusal::for_now(
                 format!("the change was not made: {error}"),
                 "look at `steadfast status`, then try again",
@@ -272,10 +276,10 @@ where
     };
     match tokio::time::timeout(CHANGE_MAX, changed).await {
         Ok(changed) => Ok(changed?),
-        Err(_) => refused_for_now(
+        Err(_) => Err(Undone::Refused(AdminRefusal::uncertain(
             "no majority has taken the change in time; it is made when one does",
             "look at `steadfast status`: bring nodes back, then look again",
-        ),
+        ))),
     }
 }
 

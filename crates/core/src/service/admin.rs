@@ -23,7 +23,7 @@ use messages::{AdminAnswer, AdminCall, AdminDone, AdminReply, AdminRequest, Refu
 /// How long a caller waits before it asks all addresses again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Why a call was refused: nothing was changed.
+/// Why a call was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AdminRefusal {
     /// What stands against it.
@@ -32,6 +32,8 @@ pub(crate) struct AdminRefusal {
     pub(crate) to_do: String,
     /// Whether it is for the moment: the group lacks a majority, say, and the call itself is right.
     pub(crate) passes: bool,
+    /// Whether what it asks for may have come about all the same, or still may. Nothing was changed otherwise.
+    pub(crate) may_be_done: bool,
 }
 
 impl AdminRefusal {
@@ -40,6 +42,7 @@ impl AdminRefusal {
             what: what.into(),
             to_do: to_do.into(),
             passes: false,
+            may_be_done: false,
         }
     }
 
@@ -50,6 +53,14 @@ impl AdminRefusal {
             ..Self::new(what, to_do)
         }
     }
+
+    /// Of a change that was begun, and of which it is not known how it ends.
+    pub(crate) fn uncertain(what: impl Into<String>, to_do: impl Into<String>) -> Self {
+        Self {
+            may_be_done: true,
+            ..Self::for_now(what, to_do)
+        }
+    }
 }
 
 impl From<RefusedMessage> for AdminRefusal {
@@ -58,11 +69,13 @@ impl From<RefusedMessage> for AdminRefusal {
             what,
             to_do,
             passes,
+            may_be_done,
         } = message;
         Self {
             what,
             to_do,
             passes,
+            may_be_done,
         }
     }
 }
@@ -73,11 +86,13 @@ impl From<AdminRefusal> for RefusedMessage {
             what,
             to_do,
             passes,
+            may_be_done,
         } = refusal;
         Self {
             what,
             to_do,
             passes,
+            may_be_done,
         }
     }
 }

@@ -160,4 +160,6 @@ pub(crate) struct RefusedMessage {
     pub(crate) to_do: String,
     #[prost(bool, tag = "3")]
     pub(crate) passes: bool,
+    #[prost(bool, tag = "4")]
+    pub(crate) may_be_done: bool,
 }

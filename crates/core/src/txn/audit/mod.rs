@@ -235,17 +235,7 @@ impl Auditor {
             .findings
             .send_modify(|found| found.put_right += retraced.put_right);
         let applied = engine.applied()?;
-        let has = applied.as_ref().map_or(Vlsn(0), |applied| applied.vlsn);
-        if let Some(synced) = file.durable_found()
-            && has < synced.vlsn
-        {
-            tracing::error!(
-                %has,
-                synced = %synced.vlsn,
-                "the engine came back without what it had synced; the log is applied again from there"
-            );
-            metrics::counter!("steadfast_engine_came_back_earlier_total").increment(1);
-        }
+        tell_of_lost_syncs(&file, applied.as_ref());
         let now = Instant::now();
         let mut auditor = Self {
             engine: Arc::clone(engine),
@@ -559,6 +549,20 @@ impl Drop for Auditor {
         let findings = &self.audit.findings;
         findings.send_modify(|found| found.is_over = true);
     }
+}
+
+/// Says so when the engine is not even where it was synced.
+fn tell_of_lost_syncs(file: &DigestFile, applied: Option<&Applied>) {
+    let has = applied.map_or(Vlsn(0), |applied| applied.vlsn);
+    let Some(synced) = file.durable_found().filter(|synced| has < synced.vlsn) else {
+        return;
+    };
+    tracing::error!(
+        %has,
+        synced = %synced.vlsn,
+        "the engine came back without what it had synced; the log is applied again from there"
+    );
+    metrics::counter!("steadfast_engine_came_back_earlier_total").increment(1);
 }
 
 /// The number of rows and the sum of their hashes, over all databases.
