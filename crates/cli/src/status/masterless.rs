@@ -99,7 +99,7 @@ fn too_few(survey: &Survey, (up, down): (&[&SurveyedNode], &[&SurveyedNode])) ->
     };
     Cause::new(
         format!(
-            "{masters}: {} of {count} voting nodes work, and it takes {}; down, or with a disk that hangs, are {}",
+            "{masters}: {} of {count} voting nodes work, and it takes {}; down, with damaged data, or with a disk that hangs, are {}",
             up.len(),
             count / 2 + 1,
             names(down)

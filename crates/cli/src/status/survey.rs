@@ -108,8 +108,12 @@ impl SurveyedNode {
 
     /// Whether what it is sent comes to be on its disk.
     pub(crate) fn persists(&self) -> bool {
-        let hangs = |status: &NodeStatus| status.disk_hangs_ms.is_some();
-        self.is_working() && !self.status.as_ref().is_ok_and(hangs)
+        // One whose log is damaged waits without a log until a majority lets it in again.
+        let does_not = |status: &NodeStatus| {
+            let is_without_log = status.damage.is_some() && status.persisted.is_none();
+            status.disk_hangs_ms.is_some() || is_without_log
+        };
+        self.is_working() && !self.status.as_ref().is_ok_and(does_not)
     }
 }
 

@@ -38,7 +38,8 @@ const CHANGE_MAX: Duration = Duration::from_secs(10);
 /// How long a change waits for one that is under way.
 const BUSY_RETRY: Duration = Duration::from_millis(20);
 
-/// How long a change that takes a vote away waits for a majority of the others to be up and current.
+/// How long a change that takes a vote away waits for a majority of the others to be up and current, and for
+/// the vote to be gone.
 const MAJORITY_WAIT: Duration = Duration::from_secs(2);
 
 /// How long a master that is to be removed tries to hand over.
@@ -471,7 +472,20 @@ async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {
     if altered != *member {
         change(|| consensus.set_member(id, altered.clone())).await?;
     }
+    if !altered.node_type.votes() && !is_without_vote(consensus, id).await {
+        what.push("it votes until a majority has taken that".to_owned());
+    }
     Ok(done(what.join(", ")))
+}
+
+/// Whether the member loses its vote while the caller waits: the next node may be stopped when it has.
+async fn is_without_vote(consensus: &Consensus, id: NodeId) -> bool {
+    let deadline = Instant::now() + MAJORITY_WAIT;
+    let votes = || consensus.voters().contains(&id);
+    while votes() && consensus.is_master() && Instant::now() < deadline {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    !votes()
 }
 
 fn find<'a>(members: &'a Members, name: &str) -> Option<(NodeId, &'a Member)> {

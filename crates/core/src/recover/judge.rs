@@ -306,8 +306,10 @@ impl Members {
             .iter()
             .find(|member| (member.id, member.incarnation) == (own.id, own.incarnation));
         let record = record.ok_or_else(|| format!("{} answers at {address}", own.name))?;
-        if state.role == crate::listener::Role::Detached.to_string() || epoch < best.identity.epoch
-        {
+        // One whose log is damaged waits without a log until a majority lets it in again.
+        let is_without_log = !state.damage.is_empty() && state.persisted.is_none();
+        let is_detached = state.role == Role::Detached.to_string();
+        if is_detached || is_without_log || epoch < best.identity.epoch {
             return Err(format!(
                 "it answers and takes no part: {}",
                 state.waiting_for

@@ -303,7 +303,8 @@ fn is_clear(answer: &str) -> bool {
         "Err(InsufficientReplicas",
         "Err(InsufficientAcks",
         "Err(Refused",
-        "Err(NoAnswer { why: \"the environment is closed\" })",
+        "Err(Uncertain",
+        "Err(NoAnswer { why: \"the environment is closed\"",
     ];
     clear.iter().any(|begins| answer.starts_with(begins))
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use steadfast::engine::EngineFactory;
 use steadfast::log::Disk;
+use steadfast::recover;
 use steadfast::{AdminCommand, ConsistencyPolicy, NodeType, Repair};
 
 use crate::support::{Env, Group, Numbers, Storage, eventually, get, name, put, stays};
@@ -223,6 +224,18 @@ fn two_of_three_that_are_damaged_stay_out_and_nothing_is_lost() {
     // What there is can be read, and recovered from.
     let read = get(group.node(third), ConsistencyPolicy::Eventual, "before0");
     assert_eq!(read.expect("read"), Some(vec![0; 4096]));
+    group.close(third);
+    let directories = [group.storages[third].dir().to_owned()];
+    let machine = group.machine(third);
+    let planned = recover::plan(&machine, &directories, &[]);
+    let plan = group
+        .runtime
+        .block_on(planned)
+        .expect("no majority is there");
+    assert!(plan.may_lose);
+    let why: Vec<_> = plan.missing.iter().map(|missing| &missing.why).collect();
+    assert_eq!(why.len(), 2, "{why:?}");
+    assert!(why.iter().all(|why| why.contains("damaged")), "{why:?}");
 }
 
 #[test]
