@@ -19,7 +19,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 
 use super::under_load::Script;
-use super::{PATIENCE, run, steadfast};
+use super::{Node, PATIENCE, run, steadfast};
 
 const SECONDS: &str = "STEADFAST_VERBS_SECONDS";
 const OPERATORS: u64 = 2;
@@ -78,34 +78,31 @@ impl Operator {
         check(words, run(&[words, &["--ask", &ask]].concat()))
     }
 
-    /// Begins a verb, and ends it by a signal before it has come far.
-    fn interrupt(&mut self, words: &[&str], signal: &str) -> Output {
+    /// Begins a verb, and kills it before it has come far.
+    fn cut_short(&mut self, words: &[&str]) {
         let ask = self.ask();
-        let child = steadfast()
+        let mut child = steadfast()
             .args(words)
             .args(["--ask", &ask])
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
             .expect("the program starts");
-        let (sender, ended) = std::sync::mpsc::channel();
-        let pid = child.id().to_string();
-        let waiting = std::thread::spawn(move || {
-            let output = child.wait_with_output().expect("it ends");
-            // Nobody listens any more when it was interrupted.
-            sender.send(()).ok();
-            output
-        });
         let pause = Duration::from_millis(self.rng.random_range(0..PAUSE_MAX_MS));
-        if ended.recv_timeout(pause).is_err() {
-            // It may just have ended.
-            let kill = std::process::Command::new("kill")
-                .args([signal, &pid])
-                .output();
-            kill.expect("kill runs");
-        }
-        waiting.join().expect("no panic")
+        std::thread::park_timeout(pause);
+        // It may have ended.
+        child.kill().ok();
+        child.wait().expect("it ends");
+    }
+
+    /// Watches the group until it was told how it is.
+    fn watch(&mut self) {
+        let watching = Node::run("events", &["--ask".to_owned(), self.ask()]);
+        watching.wait_for(&[""]);
+        watching.signal("-INT");
+        let (status, errors) = watching.end();
+        assert!(status.success(), "{status}: {errors}");
     }
 
     /// Whether the verb did its work; it may be refused beside others that change the group.
@@ -117,8 +114,8 @@ impl Operator {
         );
         match verb {
             "events" => {
-                let output = check(&[verb], self.interrupt(&[verb], "-INT"));
-                output.status.success()
+                self.watch();
+                true
             }
             "master transfer" => self.run(&["master", "transfer", &node]).status.success(),
             "node priority" => {
@@ -152,7 +149,7 @@ impl Operator {
                 if self.rng.random() {
                     words = vec!["backup", "create", &dir];
                 }
-                self.interrupt(&words, "-KILL");
+                self.cut_short(&words);
                 fs::remove_dir_all(&self.dir).ok();
                 true
             }
