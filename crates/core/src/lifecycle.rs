@@ -689,7 +689,8 @@ async fn watch_failure(lifecycle: Weak<Lifecycle>, node: Arc<Node>) {
             if node.has_ended() {
                 return;
             }
-            failed(reason);
+            // Consensus that waited for its state machine knows only that it has ended.
+            failed(node.flush.why_given_up().map_or(reason, str::to_owned));
         }
     }
     // Whatever failed, this node must neither vote nor acknowledge any more.

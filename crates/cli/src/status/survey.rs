@@ -110,7 +110,7 @@ impl SurveyedNode {
     pub(crate) fn persists(&self) -> bool {
         // One whose log is damaged waits without a log until a majority lets it in again.
         let does_not = |status: &NodeStatus| {
-            let is_without_log = status.damage.is_some() && status.persisted.is_none();
+            let is_without_log = status.persisted.is_none() && !status.waiting_for.is_empty();
             status.disk_hangs_ms.is_some() || is_without_log
         };
         self.is_working() && !self.status.as_ref().is_ok_and(does_not)

@@ -79,6 +79,7 @@ impl StateMachine {
             while !self.flush.has_room() {
                 // A node that waits for long answers nobody any more: better to be down, and to be seen as that.
                 if self.flush.is_full() && since.elapsed() >= FULL_MAX {
+                    self.flush.give_up(NO_SPACE);
                     return Err(io::Error::new(io::ErrorKind::StorageFull, NO_SPACE));
                 }
                 self.flush.more_room().await.map_err(io::Error::other)?;

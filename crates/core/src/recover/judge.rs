@@ -307,7 +307,7 @@ impl Members {
             .find(|member| (member.id, member.incarnation) == (own.id, own.incarnation));
         let record = record.ok_or_else(|| format!("{} answers at {address}", own.name))?;
         // One whose log is damaged waits without a log until a majority lets it in again.
-        let is_without_log = !state.damage.is_empty() && state.persisted.is_none();
+        let is_without_log = state.persisted.is_none() && !state.waiting_for.is_empty();
         let is_detached = state.role == Role::Detached.to_string();
         if is_detached || is_without_log || epoch < best.identity.epoch {
             return Err(format!(

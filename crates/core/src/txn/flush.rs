@@ -23,7 +23,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -115,6 +115,8 @@ pub(crate) struct Flush {
     ended: AtomicBool,
     /// Whether the engine has no space for what it was given last.
     is_full: AtomicBool,
+    /// Why nobody waits for room any more.
+    given_up: OnceLock<&'static str>,
     /// When the engine last gave control back.
     turned: Mutex<Instant>,
 }
@@ -168,6 +170,7 @@ impl Flush {
             room: Notify::new(),
             ended: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
+            given_up: OnceLock::new(),
             turned: Mutex::new(Instant::now()),
         })
     }
@@ -198,6 +201,15 @@ impl Flush {
     /// Whether the engine has no space on its volume for what was applied.
     pub(crate) fn is_full(&self) -> bool {
         self.is_full.load(Ordering::Acquire)
+    }
+
+    /// Notes why what was applied waits for room no longer.
+    pub(crate) fn give_up(&self, why: &'static str) {
+        self.given_up.set(why).ok();
+    }
+
+    pub(crate) fn why_given_up(&self) -> Option<&'static str> {
+        self.given_up.get().copied()
     }
 
     /// Waits until there may be more room, a tick at the most: room also comes from where nobody
