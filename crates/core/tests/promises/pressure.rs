@@ -14,6 +14,7 @@ use crate::support::{
 };
 
 const BOUND_BYTES: u64 = 1024 * 1024;
+const SMALL_WINDOW: Numbers = &[("window_bytes_max", 1 << 20), ("flush_bytes", 1 << 18)];
 
 #[test]
 fn writers_that_outrun_the_disk_wait_within_the_bound_and_all_finish() {
@@ -227,6 +228,25 @@ fn a_writer_that_waits_for_room_goes_on_when_what_was_pending_is_dropped() {
 #[derive(Default)]
 struct Failing(AtomicBool);
 
+/// Nodes in memory, each with an engine that is watched.
+fn watched<W: Watch>(nodes: usize, numbers: Numbers, new: impl Fn() -> W) -> (Group, Vec<Arc<W>>) {
+    let storages = (0..nodes).map(|_| Storage::memory()).collect();
+    let mut group = Group::unopened(storages, numbers, None);
+    let mut watches = Vec::new();
+    for at in 0..nodes {
+        let watch = Arc::new(new());
+        watches.push(Arc::clone(&watch));
+        let machine = Machine {
+            engines: Arc::new(Watched(MemoryStore::new(), watch)),
+            ..group.machine(at)
+        };
+        let opening = Env::open_on(group.config(at), machine);
+        group.nodes[at] = Some(group.runtime.block_on(opening).expect("opened"));
+    }
+    group.wait_ready();
+    (group, watches)
+}
+
 impl Watch for Failing {
     fn before_apply(&self) -> Result<(), EngineError> {
         if self.0.load(Ordering::Relaxed) {
@@ -238,22 +258,9 @@ impl Watch for Failing {
 
 #[test]
 fn writers_that_wait_for_room_are_told_when_the_engine_fails() {
-    let mut group = Group::unopened(
-        vec![Storage::memory()],
-        &[("window_bytes_max", 1 << 20), ("flush_bytes", 1 << 18)],
-        None,
-    );
-    let fails = Arc::<Failing>::default();
-    let machine = Machine {
-        engines: Arc::new(Watched(MemoryStore::new(), Arc::clone(&fails))),
-        ..group.machine(0)
-    };
-    let node = group
-        .runtime
-        .block_on(Env::open_on(group.config(0), machine));
-    group.nodes[0] = Some(node.expect("opened"));
+    let (group, fails) = watched(1, SMALL_WINDOW, Failing::default);
     let node = group.master().clone();
-    fails.0.store(true, Ordering::Relaxed);
+    fails[0].0.store(true, Ordering::Relaxed);
     let told = in_time("the writers are told", move || {
         std::thread::scope(|scope| {
             let writers: Vec<_> = (0..4)
@@ -303,17 +310,9 @@ impl Watch for Full {
 
 #[test]
 fn writers_of_a_master_whose_engine_has_no_space_are_told_and_go_on_when_it_has() {
-    let numbers: Numbers = &[("window_bytes_max", 1 << 20), ("flush_bytes", 1 << 18)];
-    let mut group = Group::unopened(vec![Storage::memory()], numbers, None);
-    let full = Arc::<Full>::default();
-    let machine = Machine {
-        engines: Arc::new(Watched(MemoryStore::new(), Arc::clone(&full))),
-        ..group.machine(0)
-    };
-    let opening = Env::open_on(group.config(0), machine);
-    group.nodes[0] = Some(group.runtime.block_on(opening).expect("opened"));
+    let (group, full) = watched(1, SMALL_WINDOW, Full::default);
     let node = group.master().clone();
-    full.0.store(true, Ordering::Relaxed);
+    full[0].0.store(true, Ordering::Relaxed);
     let writing = node.clone();
     let told = in_time("the writer is told", move || {
         (0..).find_map(|n: u32| put(&writing, n.to_be_bytes(), vec![0; 300 * 1024]).err())
@@ -328,33 +327,21 @@ fn writers_of_a_master_whose_engine_has_no_space_are_told_and_go_on_when_it_has(
             .read_only
             .is_some_and(|why| why.contains("storage engine"))
     });
-    full.0.store(false, Ordering::Relaxed);
+    full[0].0.store(false, Ordering::Relaxed);
     eventually("it takes writes again", || put(&node, "k", "v").is_ok());
     eventually("it says so", || node.status().read_only.is_none());
 }
 
 #[test]
 fn a_replica_whose_engine_has_no_space_stops_before_it_holds_its_group_up() {
-    let storages = (0..3).map(|_| Storage::memory()).collect();
-    let numbers: Numbers = &[
+    let numbers = &[
         ("election_timeout_min_ms", 2_000),
         ("election_timeout_max_ms", 3_000),
         ("commit_timeout_ms", 60_000),
         ("window_bytes_max", 1 << 20),
         ("flush_bytes", 1 << 18),
     ];
-    let mut group = Group::unopened(storages, numbers, None);
-    let mut engines = Vec::new();
-    for at in 0..3 {
-        engines.push(Arc::<Full>::default());
-        let machine = Machine {
-            engines: Arc::new(Watched(MemoryStore::new(), Arc::clone(&engines[at]))),
-            ..group.machine(at)
-        };
-        let opening = Env::open_on(group.config(at), machine);
-        group.nodes[at] = Some(group.runtime.block_on(opening).expect("opened"));
-    }
-    group.wait_ready();
+    let (group, engines) = watched(3, numbers, Full::default);
     let master = group.master_except(None);
     let (full, other) = ((master + 1) % 3, (master + 2) % 3);
     engines[full].0.store(true, Ordering::Relaxed);
@@ -390,27 +377,16 @@ impl Watch for Hanging {
 
 #[test]
 fn a_master_whose_engine_hangs_hands_over_and_says_so_until_the_engine_goes_on() {
-    let storages = (0..3).map(|_| Storage::memory()).collect();
-    let steady = &[
+    let numbers = &[
         ("election_timeout_min_ms", 2_000),
         ("election_timeout_max_ms", 3_000),
         ("commit_timeout_ms", 1_500),
         ("window_bytes_max", 1 << 20),
         ("flush_bytes", 1 << 18),
     ];
-    let mut group = Group::unopened(storages, steady, None);
-    let mut engines = Vec::new();
-    for at in 0..3 {
-        let goes_on = AtomicBool::new(true);
-        engines.push(Arc::new(Hanging { goes_on }));
-        let machine = Machine {
-            engines: Arc::new(Watched(MemoryStore::new(), Arc::clone(&engines[at]))),
-            ..group.machine(at)
-        };
-        let opening = Env::open_on(group.config(at), machine);
-        group.nodes[at] = Some(group.runtime.block_on(opening).expect("opened"));
-    }
-    group.wait_ready();
+    let (group, engines) = watched(3, numbers, || Hanging {
+        goes_on: AtomicBool::new(true),
+    });
     let old = group.master_except(None);
     let _released = Release(&engines[old].goes_on);
     engines[old].goes_on.store(false, Ordering::Relaxed);
