@@ -320,11 +320,21 @@ fn a_state_that_contradicts_the_log_is_never_complete() {
     let group = Group::in_memory(1, SELDOM);
     fill(&group);
     alter(&group, 0, "k123");
-    let feed = group.node(0).subscribe(SubscribeOptions::new(From::Start));
-    let events: Vec<_> = feed.expect("a subscription").take(3).collect();
-    assert!(matches!(&events[0], Ok(FeedEvent::State { rows, .. }) if rows.len() == 200));
-    let ended = events[1].as_ref().expect_err("it is not complete");
-    assert!(ended.to_string().contains("contradicts its log"), "{ended}");
+    eventually("it is not complete", || {
+        let feed = group.node(0).subscribe(SubscribeOptions::new(From::Start));
+        let mut events = feed.expect("a subscription");
+        let state = events.next();
+        assert!(matches!(state, Some(Ok(FeedEvent::State { rows, .. })) if rows.len() == 200));
+        match events.next().expect("it goes on") {
+            // On a busy machine nobody could vouch for it in time.
+            Ok(FeedEvent::StateComplete { digest: None, .. }) => false,
+            Ok(other) => panic!("{other:?}"),
+            Err(ended) => {
+                assert!(ended.to_string().contains("contradicts its log"), "{ended}");
+                true
+            }
+        }
+    });
 }
 
 #[test]
