@@ -377,6 +377,8 @@ impl Staged {
             ..self.applied()
         };
         let digest = RunningDigest::of(catalog::named(&*self.engine)?, databases);
+        // What is planted there is to be found by others.
+        let expected = expected.filter(|_| !planted::is(Bug::RestoreSkipsEntries));
         if let Some(expected) = expected.filter(|expected| *expected != digest.total()) {
             return Err(StagedError::Contradicted {
                 vlsn: self.vlsn,
