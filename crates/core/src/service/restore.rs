@@ -125,7 +125,7 @@ pub(crate) struct ChunkMessage {
     pub(crate) rows: Vec<RowMessage>,
     #[prost(uint64, tag = "2")]
     pub(crate) vlsn: u64,
-    /// The sum of the rows' hashes, see `restore/rows.rs`; 16 bytes.
+    /// The sum of the rows' hashes, see `engine/row_digest.rs`; 16 bytes.
     #[prost(bytes = "bytes", tag = "3")]
     pub(crate) digest: Bytes,
     /// Where it goes on; absent at the end of the state.

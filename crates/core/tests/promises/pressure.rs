@@ -359,6 +359,10 @@ fn a_replica_whose_engine_has_no_space_stops_before_it_holds_its_group_up() {
     eventually("they go on", || put(group.master(), "after", "v").is_ok());
     let read = get(group.node(other), ConsistencyPolicy::Linearizable, "after");
     assert_eq!(read.expect("read").as_deref(), Some(&b"v"[..]));
+    let is_read_only = || group.node(full).status().read_only.is_some();
+    assert!(is_read_only(), "whoever opens it again waits for room");
+    engines[full].0.store(false, Ordering::Relaxed);
+    eventually("it says that there is room", || !is_read_only());
 }
 
 /// Holds batches until it goes on.
