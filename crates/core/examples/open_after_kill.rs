@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A process of its own writes the rows, overwrites a part of them, and is killed. Then the node is opened,
-//! killed and opened again, three times.
+//! killed and opened again, three times. Of each open the log line says how long it `took` to hold the engine
+//! against the log.
 #![expect(
     clippy::disallowed_methods,
     reason = "a measurement: real time and real processes"
@@ -83,6 +84,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let [_, _, dir] = &arguments[..] {
         return fill(Path::new(dir), rows);
     }
+    tracing_subscriber::fmt()
+        .with_env_filter("steadfast::txn::audit=info")
+        .init();
     let dir = tempfile::tempdir()?;
     for round in 1..=3 {
         let mut child = start(dir.path(), rows)?;

@@ -14,6 +14,7 @@ pub mod plan;
 pub mod promise;
 pub mod recovery;
 pub mod run;
+pub mod slow_way;
 pub mod story;
 pub mod subscribers;
 pub mod worker;

@@ -76,11 +76,12 @@ faults! {
     EngineOld = "engine_old",
     EngineFlipped = "engine_flipped",
     EngineGone = "engine_gone",
+    SlowWay = "slow_way",
 }
 
 impl Fault {
     /// Those that come after a run, one of them at most.
-    pub const AFTER: &[Self] = &[Self::QuorumLost, Self::EngineGone];
+    pub const AFTER: &[Self] = &[Self::QuorumLost, Self::EngineGone, Self::SlowWay];
 
     /// Those in which an engine is wrong about a row.
     pub const OF_ENGINES: &[Self] = &[
@@ -281,9 +282,12 @@ impl Plan {
             .filter(during)
             .filter(|_| rng.random_bool(share))
             .collect();
-        // Drawn apart: it comes after the run, which does not depend on it.
+        // Drawn apart: they come after the run, which does not depend on them.
         if StdRng::seed_from_u64(seed ^ 0x10_57).random_bool(0.25) {
             faults.insert(Fault::QuorumLost);
+        }
+        if StdRng::seed_from_u64(seed ^ 0x510).random_bool(0.3) {
+            faults.insert(Fault::SlowWay);
         }
         faults.extend(engine_faults(seed));
         let mut spare: Vec<usize> = (0..nodes).collect();

@@ -18,7 +18,9 @@ use crate::net::NetFaults;
 use crate::plan::{Fault, Plan};
 use crate::story::Story;
 use crate::world::{Host, World, lock, wait};
-use crate::{check, falsehood, gone, logfile, nemesis, onlooker, recovery, subscribers, workload};
+use crate::{
+    check, falsehood, gone, logfile, nemesis, onlooker, recovery, slow_way, subscribers, workload,
+};
 
 /// After the faults have ended, a majority commits within this, and all nodes agree within twice
 /// this: some forty election timeouts of the slowest node.
@@ -137,6 +139,8 @@ async fn simulate(plan: Plan, story: Story) -> Report {
             recovery::run(&world).await;
         } else if world.plan.has(Fault::EngineGone) {
             gone::run(&world).await;
+        } else if world.plan.has(Fault::SlowWay) {
+            slow_way::run(&world).await;
         }
     }
     for panic in lock(&PANICS).drain(..) {

@@ -35,6 +35,7 @@ use crate::consensus::types::{
 use crate::group::{Member, Members};
 use crate::ids::{LogPosition, NodeId};
 use crate::log::{self, EntryKind, LogId, Vote};
+use crate::planted::{self, Bug};
 use crate::service::FEEDER;
 use crate::service::dialling::Dialler;
 use crate::service::election::{ElectionClient, Peer};
@@ -456,6 +457,10 @@ struct Patience {
 impl Patience {
     /// Waits until the peer, which has to take or to acknowledge `bytes`, is given up.
     async fn is_over(&self, bytes: usize) -> DialError {
+        if planted::is(Bug::DeadlineIgnoresProgress) {
+            tokio::time::sleep(self.silence_max).await;
+            return DialError::Timeout(self.silence_max);
+        }
         let under_way = Duration::from_secs((bytes / BYTES_PER_S_MIN) as u64);
         let longest = tokio::time::sleep(self.silence_max + under_way);
         let dead = async {

@@ -240,9 +240,9 @@ mod tests {
     /// Calls after which anybody would see that there is no pause.
     const FAR_TOO_MANY: usize = 1_000;
 
-    /// Names `other` as the master, whoever asks.
+    /// Names `other` as the master, whoever asks; goes away without an answer where there is none.
     struct Stale {
-        other: &'static str,
+        other: Option<&'static str>,
         calls: Arc<AtomicUsize>,
     }
 
@@ -262,6 +262,9 @@ mod tests {
                 };
                 sender.send(encode(Kind::HelloReply, &welcome)).await?;
                 receiver.receive().await?;
+                let Some(other) = other else {
+                    return Ok(());
+                };
                 let answer = if calls.fetch_add(1, Ordering::Relaxed) < FAR_TOO_MANY {
                     AdminAnswer::NotMaster(other.to_owned())
                 } else {
@@ -277,37 +280,66 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn nodes_that_name_each_other_as_the_master_are_asked_with_pauses() {
-        let (network, calls) = (MemoryNetwork::new(), Arc::<AtomicUsize>::default());
+    /// A node at each of these addresses, which names the other address as the master.
+    async fn start(
+        network: &MemoryNetwork,
+        nodes: &[(&str, Option<&'static str>)],
+        calls: &Arc<AtomicUsize>,
+    ) -> Vec<Dispatcher> {
         let mut dispatchers = Vec::new();
-        for (host, at, other) in [("a", "a:1", "b:1"), ("b", "b:1", "a:1")] {
+        for (at, other) in nodes {
             let dispatcher = Dispatcher::new(DispatcherOptions::default());
-            let calls = Arc::clone(&calls);
+            let (other, calls) = (*other, Arc::clone(calls));
             dispatcher.register_async(Arc::new(Stale { other, calls }));
+            let (host, _) = at.split_once(':').expect("host:port");
             let listening = dispatcher.start(network.host(host), at).await;
             listening.expect("it listens");
             dispatchers.push(dispatcher);
         }
+        dispatchers
+    }
+
+    /// Asks for a change at `a`, which nobody makes; whether it may have been made all the same.
+    async fn ask(network: &MemoryNetwork, timeout: Duration) -> bool {
         let client = Client {
             transport: &*network.host("operator"),
             group: None,
             addresses: &["a:1".to_owned()],
             dial_timeout: Duration::from_secs(1),
         };
-        let timeout = Duration::from_secs(2);
         let call = AdminCall::Remove(RemoveRequest::default());
-        let asked = client.call(call, timeout).await;
-        assert!(
-            matches!(asked, Asked::NoAnswer { .. }),
-            "it never ends otherwise"
-        );
+        match client.call(call, timeout).await {
+            Asked::NoAnswer { may_be_done, .. } => may_be_done,
+            _ => panic!("it never ends otherwise"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_that_name_each_other_as_the_master_are_asked_with_pauses() {
+        let (network, calls) = (MemoryNetwork::new(), Arc::<AtomicUsize>::default());
+        let nodes = [("a:1", Some("b:1")), ("b:1", Some("a:1"))];
+        let dispatchers = start(&network, &nodes, &calls).await;
+        let timeout = Duration::from_secs(2);
+        let may_be_done = ask(&network, timeout).await;
+        assert!(!may_be_done, "both said that they did nothing");
         let rounds = timeout.as_millis() / RETRY_INTERVAL.as_millis() + 1;
         let calls = calls.load(Ordering::Relaxed);
         assert!(
             calls > 2 && calls as u128 <= 2 * rounds,
             "{calls} in {rounds} rounds"
         );
+        for dispatcher in dispatchers {
+            dispatcher.stop().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_may_have_been_made_by_whoever_was_asked_and_did_not_answer() {
+        let timeout = Duration::from_secs(2);
+        let network = MemoryNetwork::new();
+        assert!(!ask(&network, timeout).await, "nobody was asked");
+        let dispatchers = start(&network, &[("a:1", None)], &Arc::default()).await;
+        assert!(ask(&network, timeout).await, "a node has heard it");
         for dispatcher in dispatchers {
             dispatcher.stop().await;
         }

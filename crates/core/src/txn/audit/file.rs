@@ -56,7 +56,6 @@ pub(crate) struct DigestFile {
     next_durable: usize,
     /// The newest transaction up to which everything was found right.
     checked: Vlsn,
-    is_of_a_close: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +151,6 @@ impl DigestFile {
             path: path.to_owned(),
             next: found.last().map_or(0, |slot| slot.number + 1),
             next_durable: 0,
-            is_of_a_close: found.last() == newest_durable.as_ref(),
             durable_found: newest_durable.map(|slot| slot.point),
             checked: found
                 .iter()
@@ -173,11 +171,6 @@ impl DigestFile {
     pub(crate) fn furthest_found(&self) -> Option<Point> {
         let points = self.found.iter().map(|slot| slot.point);
         points.max_by_key(|point| point.position)
-    }
-
-    /// Whether nothing was noted after what was durable, as an orderly close leaves it.
-    pub(crate) fn is_of_a_close(&self) -> bool {
-        self.is_of_a_close
     }
 
     /// Up to where the engine was synced before the file was opened.

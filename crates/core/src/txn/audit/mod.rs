@@ -220,7 +220,7 @@ impl Auditor {
         } = opening;
         let began = Instant::now();
         let file = DigestFile::open(disk, path).await?;
-        let skips = planted::is(Bug::SkipCheckAfterKill) && !file.is_of_a_close();
+        let skips = planted::is(Bug::SkipCheckAtOpen) && !is_suspect;
         let retraced = if skips {
             Retraced::default()
         } else {
