@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde_json::json;
 use steadfast::ids::Vlsn;
 use steadfast::machine::Machine;
-use steadfast::recover::{
+use steadfast::quorum_loss::{
     self, NextStep, Place, RecoverError, Recovered, RecoveryPlan, Standing, Survivor,
 };
 
@@ -77,7 +77,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
             nodes,
             output,
         } => {
-            let plan = recover::plan(&machine, &directories, &nodes).await?;
+            let plan = quorum_loss::plan(&machine, &directories, &nodes).await?;
             match output {
                 Output::Table => print!("{}", render(&plan)),
                 Output::Json => println!("{}", json!(plan)),
@@ -88,7 +88,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
             confirm,
             output,
         } => {
-            let recovered = recover::apply(&machine, &directory, &confirm).await?;
+            let recovered = quorum_loss::apply(&machine, &directory, &confirm).await?;
             match output {
                 Output::Table => print!("{}", render_recovered(&recovered)),
                 Output::Json => println!("{}", json!(recovered)),

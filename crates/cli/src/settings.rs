@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use steadfast::config::{ConfigError, KEYS, unknown_key};
-use steadfast::{Bootstrap, JoinToken, RepConfig};
+use steadfast::{Bootstrap, Durability, JoinToken, ParseDurabilityError, RepConfig};
 use toml::Value;
 
 use crate::failure::Failure;
@@ -182,7 +182,12 @@ impl Settings {
                 ("advertise", Setting::Text(address)) => builder.advertise(address),
                 ("repair", Setting::Text(repair)) => builder.repair(repair.parse()?),
                 // The others were taken before.
-                (_, Setting::Text(name)) => builder.durability(name.parse()?),
+                (_, Setting::Text(name)) => {
+                    let durability = name.parse::<Durability>();
+                    let refused =
+                        |error: ParseDurabilityError| ConfigError::new(key, error.to_string());
+                    builder.durability(durability.map_err(refused)?)
+                }
             };
         }
         builder.build()

@@ -12,9 +12,10 @@ use crate::config::{check_address, is_unspecified};
 use crate::error::OpenError;
 use crate::group::addresses::{self, Addresses, Said};
 use crate::group::identity::DataDir;
-use crate::group::{Member, Members, NodeAddress, known};
+use crate::group::{Member, Members, known};
 use crate::ids::NodeId;
 use crate::machine::Machine;
+use crate::member::NodeAddress;
 
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]

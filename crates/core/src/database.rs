@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use crate::env::ReplicatedEnvironment;
 use crate::error::{ReadError, WriteError};
+use crate::policy::ConsistencyPolicy;
 use crate::token::CommitToken;
-use crate::txn::consistency::ConsistencyPolicy;
 use crate::txn::transaction::Transaction;
 
 /// One database of an environment, for operations that are a transaction each. Clones are the same

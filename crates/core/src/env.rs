@@ -10,24 +10,22 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::admin::{AdminCommand, AdminError};
 use crate::config::{Bootstrap, RepConfig};
 use crate::database::{Database, WriteBatch};
 use crate::error::{FeedError, OpenError, ReadError, ReadyError, WriteError};
 use crate::events::GroupEvents;
-use crate::group::NodeType;
-use crate::group::admin::{AdminCommand, AdminError};
-use crate::group::join::JoinToken;
+use crate::feed::{Feed, SubscribeOptions};
 use crate::ids::Vlsn;
 use crate::lifecycle::Lifecycle;
 use crate::listener::{RoleState, StateChanges};
 use crate::machine::Machine;
-use crate::observe::status::NodeStatus;
+use crate::member::{JoinToken, NodeType};
+use crate::node::status::NodeStatus;
 use crate::open_transaction::OpenTransaction;
+use crate::policy::{ConsistencyPolicy, Durability, ReadOptions};
 use crate::runtime::{Ground, OwnRuntime};
-use crate::subscription::{Feed, SubscribeOptions};
 use crate::token::{CommitToken, TokenOutcome};
-use crate::txn::consistency::{ConsistencyPolicy, ReadOptions};
-use crate::txn::durability::Durability;
 use crate::txn::transaction::{Snapshot, Transaction};
 
 /// A node of a replicated group, in this process. Clones are the same node; the last one dropped

@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::ConfigError;
-use crate::consensus::REMOVED;
 use crate::engine::EngineError;
-use crate::group::NodeAddress;
 use crate::ids::{Term, Vlsn};
 use crate::log::LogError;
+use crate::member::NodeAddress;
 use crate::token::CommitToken;
+
+/// Why a node stops that has been removed.
+pub(crate) const REMOVED: &str = "this node was removed from the group";
 
 /// What is known of a write after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -577,7 +579,7 @@ impl ReadError {
 #[non_exhaustive]
 pub enum FeedError {
     /// The log does not reach back so far. Begin with the state, or from a token at or after `oldest`.
-    #[error("the log reaches back to VLSN {oldest} only; begin with From::Start")]
+    #[error("the log reaches back to VLSN {oldest} only; begin with StartAt::Start")]
     HistoryGone {
         /// The first transaction that the log has.
         oldest: Vlsn,
@@ -591,7 +593,7 @@ pub enum FeedError {
     /// The token is of a write that was never committed: another transaction has its number. What
     /// was made of that write elsewhere must be undone.
     #[error(
-        "{token} was never committed: the transaction of this number is of term {committed};          begin with From::Start"
+        "{token} was never committed: the transaction of this number is of term {committed};          begin with StartAt::Start"
     )]
     NotCommitted {
         /// The token.

@@ -60,19 +60,21 @@
 //! | [`config`], [`limits`] | what can be configured, and every bound that cannot |
 //! | `runtime`, `tasks` | the runtime that calls run on, and when it ends; tasks that end with what started them |
 //! | [`error`], `token`, `listener` | errors, commit tokens, state changes |
-//! | `lifecycle`, `node` | a node from open to close; the parts of a node at work |
-//! | `write`, `txn` | one write from function to token; window, sequencer, flush |
+//! | `lifecycle` | a node from open to close |
+//! | `node` | the parts of a node at work: write path, read path, acknowledgements |
+//! | `txn` | window, sequencer, flush |
 //! | `consensus` | who is master and what is committed; the only place that names openraft |
 //! | [`log`] | the replicated log of this node, on disk |
 //! | [`engine`] | where the data lies: the contract, Noxu, and an engine in memory |
-//! | `group` | members, the identity of a data directory, how a group forms |
-//! | `service` | what travels between nodes: hello, messages, the services |
-//! | `subscription` | the change feed, in this process and from another |
+//! | `group` | members, the identity of a data directory |
+//! | `wire` | what travels between nodes: hello, envelope, messages |
+//! | `admin` | changes of the group, asked of any member |
+//! | `feed` | the change feed, in this process and from another |
 //! | `events` | what happens to a group, for those who watch it |
-//! | `restore` | a copy of the whole state, for a node that the log cannot bring up |
-//! | `observe` | status, digests, nodes held against each other |
+//! | `state_copy` | a copy of the whole state, for a node that the log cannot bring up |
+//! | `compare` | digests, nodes compared with each other |
 //! | [`addresses`] | what to do when all addresses have changed |
-//! | [`recover`] | what to do when a quorum is lost for good |
+//! | [`quorum_loss`] | what to do when a quorum is lost for good |
 //! | [`machine`] | disk, network, engine, clock, chance and threads: the edge |
 //! | [`ids`] | terms, numbers and positions as types |
 //!
@@ -85,6 +87,8 @@
 )]
 
 pub mod addresses;
+mod admin;
+mod compare;
 pub mod config;
 mod consensus;
 mod database;
@@ -92,6 +96,7 @@ pub mod engine;
 mod env;
 pub mod error;
 mod events;
+mod feed;
 mod group;
 pub mod ids;
 mod lifecycle;
@@ -99,46 +104,48 @@ pub mod limits;
 mod listener;
 pub mod log;
 pub mod machine;
+mod member;
 mod node;
-mod observe;
 mod open_transaction;
 #[cfg(feature = "planted")]
 pub mod planted;
 #[cfg(not(feature = "planted"))]
 mod planted;
-pub mod recover;
-mod restore;
+mod policy;
+pub mod quorum_loss;
+mod recent;
 mod runtime;
-mod service;
-mod subscription;
+mod state_copy;
 mod tasks;
 mod token;
 mod txn;
-mod write;
+mod wire;
 
+pub use admin::{AdminCommand, AdminError, PRIORITY_MAX};
+pub use compare::{CheckedNode, ComparedDatabase, Comparison};
 pub use config::{Bootstrap, RepConfig, RepConfigBuilder, Repair};
 pub use database::{CompareAndSet, Database, WriteBatch};
 pub use env::ReplicatedEnvironment;
 pub use error::{FeedError, OpenError, Outcome, ReadError, ReadyError, WriteError};
 pub use events::{GroupEvent, GroupEvents, GroupHealth, GroupView, MemberView};
-pub use group::admin::{AdminCommand, AdminError, PRIORITY_MAX};
+pub use feed::{
+    Change, CommittedTransaction, Feed, FeedEvent, StartAt, SubscribeOptions, Subscription,
+};
 #[doc(hidden)]
 pub use group::identity::UNFINISHED_RESTORE;
-pub use group::join::{JoinToken, ParseJoinTokenError};
-pub use group::{NodeAddress, NodeType, PRIORITY_DEFAULT, ParseNodeTypeError};
 pub use listener::{Role, RoleState, StateChanges};
-pub use observe::comparison::{CheckedNode, ComparedDatabase, Comparison, Divergence};
-pub use observe::status::{
-    MemberStatus, NodeStatus, ReplicaStatus, RestoreProgress, StatusError, Unreachable,
+pub use member::{JoinToken, ParseJoinTokenError};
+pub use member::{NodeAddress, NodeType, PRIORITY_DEFAULT, ParseNodeTypeError};
+pub use node::status::{
+    Divergence, MemberStatus, NodeStatus, ReplicaStatus, RestoreProgress, StatusError, Unreachable,
 };
 pub use open_transaction::OpenTransaction;
-pub use steadfast_net::Descriptors;
-pub use subscription::{
-    Change, CommittedTransaction, Feed, FeedEvent, From, SubscribeOptions, Subscription,
+
+pub use policy::{
+    ConsistencyPolicy, Durability, ParseDurabilityError, ReadOptions, ReplicaAckPolicy, SyncPolicy,
 };
+pub use steadfast_net::Descriptors;
 pub use token::{CommitToken, ParseTokenError, TokenOutcome};
-pub use txn::consistency::{ConsistencyPolicy, ReadOptions};
-pub use txn::durability::{Durability, ReplicaAckPolicy, SyncPolicy};
 pub use txn::scan::Scan;
 pub use txn::transaction::{Snapshot, SnapshotDatabase, Transaction, TransactionDatabase};
 

@@ -6,8 +6,8 @@ use futures_util::{Stream, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::group::NodeAddress;
 use crate::ids::Term;
+use crate::member::NodeAddress;
 use crate::runtime::Ground;
 
 /// What a node is in its group at the moment.

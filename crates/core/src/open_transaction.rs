@@ -4,8 +4,8 @@ use std::ops::Deref;
 
 use crate::env::ReplicatedEnvironment;
 use crate::error::WriteError;
+use crate::policy::Durability;
 use crate::token::CommitToken;
-use crate::txn::durability::Durability;
 use crate::txn::transaction::Transaction;
 
 /// A transaction that is open until it is committed or aborted; dropping it aborts it.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use steadfast::machine::Machine;
 use steadfast::{
-    Bootstrap, ConsistencyPolicy, Durability, From, RepConfig, ReplicatedEnvironment, Role,
+    Bootstrap, ConsistencyPolicy, Durability, RepConfig, ReplicatedEnvironment, Role, StartAt,
 };
 use steadfast_net::MemoryNetwork;
 use tokio::runtime::{Builder, Runtime};
@@ -74,7 +74,7 @@ fn live(dir: &Path, runtime: Option<&Runtime>) -> ReplicatedEnvironment {
         s.database("d")?.get("k")
     });
     assert!(read.expect("read").is_some());
-    let mut feed = env.subscribe(From::Start).expect("a feed");
+    let mut feed = env.subscribe(StartAt::Start).expect("a feed");
     assert!(feed.next().is_some_and(|event| event.is_ok()));
     let mut events = env.group_events();
     assert!(events.next().is_some_and(|event| event.is_ok()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use steadfast::{
-    Comparison, FeedEvent, From, GroupEvents, NodeAddress, NodeStatus, SubscribeOptions,
+    Comparison, FeedEvent, GroupEvents, NodeAddress, NodeStatus, StartAt, SubscribeOptions,
     Subscription,
 };
 use steadfast_net::Transport;
@@ -88,7 +88,7 @@ fn is_whole(world: &World) -> bool {
 
 /// `backup create`: the whole state of one node.
 async fn back_up(transport: Arc<dyn Transport>, address: String) {
-    let options = SubscribeOptions::new(From::Start).patience(PATIENCE);
+    let options = SubscribeOptions::new(StartAt::Start).patience(PATIENCE);
     let connected = Subscription::connect_on(transport, vec![address], "sim", options).await;
     let Ok(mut state) = connected else { return };
     while let Some(Ok(event)) = state.next_async().await {

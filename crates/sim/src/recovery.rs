@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use rand::seq::SliceRandom;
-use steadfast::recover::{self, NextStep, RecoverError, RecoveryPlan};
+use steadfast::quorum_loss::{self, NextStep, RecoverError, RecoveryPlan};
 use steadfast::{ConsistencyPolicy, NodeType, ReplicatedEnvironment, Role};
 use steadfast_net::process::Process;
 use tokio_util::sync::CancellationToken;
@@ -180,7 +180,7 @@ async fn plan(world: &World, at: usize) -> Result<RecoveryPlan, RecoverError> {
     let directories = [PathBuf::from(DATA_DIR)];
     let process = Process::new();
     let planned = process
-        .run(recover::plan(&machine, &directories, &[]))
+        .run(quorum_loss::plan(&machine, &directories, &[]))
         .await;
     process.kill();
     planned
@@ -232,7 +232,7 @@ async fn apply(world: &World, at: usize, confirm: &str) -> Result<Option<Recover
         });
     }
     let machine = world.machine(at);
-    let applying = process.run(recover::apply(&machine, Path::new(DATA_DIR), confirm));
+    let applying = process.run(quorum_loss::apply(&machine, Path::new(DATA_DIR), confirm));
     let applied = tokio::select! {
         biased;
         () = ended.cancelled() => None,
@@ -262,7 +262,7 @@ async fn apply(world: &World, at: usize, confirm: &str) -> Result<Option<Recover
                 ));
             };
             let machine = world.machine(at);
-            let applying = process_of(recover::apply(&machine, Path::new(DATA_DIR), confirm));
+            let applying = process_of(quorum_loss::apply(&machine, Path::new(DATA_DIR), confirm));
             let applied = applying.await;
             world.end(at, End::Kill);
             applied.map_err(|error| error.to_string())?;

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use steadfast::{
-    Change, CommitToken, CommittedTransaction, Feed, FeedError, FeedEvent, From, SubscribeOptions,
-    Subscription,
+    Change, CommitToken, CommittedTransaction, Feed, FeedError, FeedEvent, StartAt,
+    SubscribeOptions, Subscription,
 };
 
 use crate::history::{DATABASES, FeedRecord, SeenChange, SeenRow, SeenTransaction, Span};
@@ -101,7 +101,7 @@ impl Follower {
     }
 
     fn options(&self) -> SubscribeOptions {
-        let from = self.resume.map_or(From::Start, From::Token);
+        let from = self.resume.map_or(StartAt::Start, StartAt::Token);
         let options = SubscribeOptions::new(from).patience(PATIENCE);
         match &self.world.history().feeds[self.record].filter {
             Some((database, prefix)) => options.prefix(*database, prefix),

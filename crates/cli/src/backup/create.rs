@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use steadfast::{CommitToken, FeedError, FeedEvent, From, NodeStatus, Subscription};
+use steadfast::{CommitToken, FeedError, FeedEvent, NodeStatus, StartAt, Subscription};
 
 use crate::backup::format::{
     BackedUp, BackupError, CHUNK_BYTES, Chunk, ChunkBuilder, Digest, Manifest, VERSION, chunk_path,
@@ -35,7 +35,8 @@ pub(super) async fn create(ask: &Ask, dir: &Path, stale: bool) -> Result<Manifes
     // Before the first byte moves: it only tells how much there is to come.
     let total = NodeStatus::ask_data_bytes(&address, ANSWER_TIMEOUT).await;
     let mut progress = Progress::new("copied", total.unwrap_or(0));
-    let connected = Subscription::connect_async([address], &survey.group_name, From::Start).await;
+    let connected =
+        Subscription::connect_async([address], &survey.group_name, StartAt::Start).await;
     let mut state = connected.map_err(|error| failed(&error))?;
     let mut writer = Writer::new(dir);
     let complete = loop {

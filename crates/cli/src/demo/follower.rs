@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use steadfast::{Change, CommittedTransaction, FeedError, FeedEvent, From, Subscription};
+use steadfast::{Change, CommittedTransaction, FeedError, FeedEvent, StartAt, Subscription};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -37,7 +37,7 @@ impl Follower {
     /// # Errors
     /// When none does.
     pub(super) async fn start(addresses: &[String]) -> Result<Self, Failure> {
-        let connected = Subscription::connect_async(addresses, "demo", From::Start).await;
+        let connected = Subscription::connect_async(addresses, "demo", StartAt::Start).await;
         let subscription = connected.map_err(|error| failure(&error))?;
         let (sender, told) = watch::channel(0);
         let task = tokio::spawn(follow(subscription, sender));

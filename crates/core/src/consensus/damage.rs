@@ -2,9 +2,103 @@
 
 use crate::consensus::Consensus;
 use crate::ids::{Incarnation, NodeId};
-use crate::observe::comparison::Damage;
-use crate::service::comparison::Diverged;
-use crate::service::messages::ElectionCall;
+use crate::wire::comparison::Diverged;
+use crate::wire::messages::ElectionCall;
+
+/// Why a node's own data is known to be wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Damage {
+    /// The life of the directory of which this is said. What was found of an earlier one says nothing:
+    /// its data has been replaced.
+    incarnation: Incarnation,
+    /// What a comparison with the others has found.
+    compared: Option<String>,
+    /// Whether the node has counted its rows since it was found.
+    is_counted: bool,
+    /// What a check of its own files has found.
+    checked: Option<Flaw>,
+    /// What its engine does not hold that the log gave it.
+    differs: Option<Differs>,
+}
+
+/// An engine that does not hold what the log gave it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Differs {
+    pub(crate) what: String,
+    /// Whether the node's log does not help.
+    pub(crate) needs_state: bool,
+}
+
+/// What a check of a node's own files has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Flaw {
+    pub(crate) what: String,
+    /// Whether bytes are not what was written. A disk that refuses to read proves nothing of them.
+    pub(crate) is_damage: bool,
+}
+
+impl Damage {
+    /// Nothing is known yet of this life.
+    pub(crate) fn none(incarnation: Incarnation) -> Self {
+        Self {
+            incarnation,
+            ..Self::default()
+        }
+    }
+
+    /// Notes what a comparison has found. Returns whether that is news.
+    pub(crate) fn note_compared(&mut self, of: Incarnation, compared: Option<String>) -> bool {
+        let is_news = of == self.incarnation && self.compared != compared;
+        if is_news {
+            self.is_counted &= compared.is_some();
+            self.compared = compared;
+        }
+        is_news
+    }
+
+    /// Notes what a check has found. Returns whether that is news.
+    pub(crate) fn note_checked(&mut self, of: Incarnation, checked: Option<Flaw>) -> bool {
+        let is_news = of == self.incarnation && self.checked != checked;
+        if is_news {
+            self.checked = checked;
+        }
+        is_news
+    }
+
+    /// Notes what the engine does not hold. Returns whether that is news.
+    pub(crate) fn note_differs(&mut self, differs: Option<Differs>) -> bool {
+        let is_news = self.differs != differs;
+        self.differs = differs;
+        is_news
+    }
+
+    pub(crate) fn differs(&self) -> Option<&Differs> {
+        self.differs.as_ref()
+    }
+
+    pub(crate) fn why(&self) -> Option<&String> {
+        let differs = self.differs.as_ref().map(|differs| &differs.what);
+        let checked = self.checked.as_ref().map(|checked| &checked.what);
+        differs.or(checked).or(self.compared.as_ref())
+    }
+
+    /// Why the rows have to be counted: the others say that they are wrong.
+    pub(crate) fn why_count(&self) -> Option<&String> {
+        self.compared.as_ref().filter(|_| !self.is_counted)
+    }
+
+    /// Notes that the rows were counted. Returns whether that is news.
+    pub(crate) fn note_counted(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_counted, true)
+    }
+
+    /// Why the data has to be replaced: it is proven that it is not what was written.
+    pub(crate) fn why_replace(&self) -> Option<&String> {
+        let checked = self.checked.as_ref().filter(|checked| checked.is_damage);
+        let checked = checked.map(|checked| &checked.what);
+        checked.or(self.compared.as_ref().filter(|_| self.is_counted))
+    }
+}
 
 impl Consensus {
     /// Takes the word of the master that this node follows about this node's data, and of nobody else. One

@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use crate::consensus::{Consensus, SeededRuntime, TypeConfig};
 use crate::ids::{NodeId, Term};
 use crate::log::LogId;
-use crate::service::messages::{ElectionAnswer, ElectionCall, MasterGone};
+use crate::wire::messages::{ElectionAnswer, ElectionCall, MasterGone};
 
 /// The delay before an attempt is drawn from the attempt's number times this.
 const JITTER: Duration = Duration::from_millis(8);

@@ -15,10 +15,8 @@ use crate::consensus::types::{
 };
 use crate::ids::NodeId;
 use crate::log::{Entry, LogId, Vote};
-use crate::service::hello::{DialError, Session};
-use crate::service::messages::{
-    Append, AppendReply, AppendResult, Kind, WireError, decode, encode,
-};
+use crate::wire::hello::{DialError, Session};
+use crate::wire::messages::{Append, AppendReply, AppendResult, Kind, WireError, decode, encode};
 
 /// Why an append was not handed on.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +51,9 @@ pub(crate) fn check_append(
             claimed: vote.node,
         });
     }
-    let prev = append.prev.map(LogId::try_from).transpose()?;
-    let committed = append.committed.map(LogId::try_from).transpose()?;
+    let id = |id| LogId::try_from(id).map_err(WireError::from);
+    let prev = append.prev.map(id).transpose()?;
+    let committed = append.committed.map(id).transpose()?;
     let mut last = prev;
     let mut entries = Vec::with_capacity(append.entries.len());
     for message in append.entries {
@@ -159,7 +158,7 @@ mod tests {
     use super::*;
     use crate::ids::{LogPosition, Term};
     use crate::log::EntryKind;
-    use crate::service::messages::EntryMessage;
+    use crate::wire::messages::EntryMessage;
 
     fn append(vote_node: u64, prev: u64, positions: &[u64]) -> Append {
         let entry = |position: &u64| -> EntryMessage {

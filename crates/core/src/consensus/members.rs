@@ -20,9 +20,8 @@ use openraft::{ChangeMembers, Membership, Precondition};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::consensus::removal;
 use crate::consensus::transfer::TransferError;
-use crate::consensus::{Consensus, ConsensusError, members_of, stopped};
+use crate::consensus::{Consensus, ConsensusError, members_of, removal, stopped};
 use crate::group::{Member, Members};
 use crate::ids::{LogPosition, NodeId};
 use crate::log::LogId;
@@ -398,7 +397,7 @@ impl Consensus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::group::NodeType;
+    use crate::member::NodeType;
 
     fn members(list: &[(u64, NodeType, u32)]) -> Members {
         let member = |(id, node_type, priority): &(u64, NodeType, u32)| {

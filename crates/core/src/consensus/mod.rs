@@ -9,6 +9,7 @@ mod addresses;
 mod arbiters;
 mod barrier;
 mod damage;
+pub(crate) mod election;
 mod failover;
 mod feeder;
 mod log_store;
@@ -44,27 +45,29 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::engine::{Applied, StorageEngine};
+use crate::error::REMOVED;
 use crate::group::identity::Identity;
-use crate::group::{Member, Members, NodeType};
+use crate::group::{Member, Members};
 use crate::ids::{Incarnation, LogPosition, NodeId, Term};
 use crate::listener::{Role, RoleState};
 use crate::log::{Log, LogId, Vote};
 use crate::machine::Clock;
-use crate::observe::comparison::Damage;
+use crate::member::NodeType;
 use crate::planted::{self, Bug};
-use crate::service::dialling::Dialler;
-use crate::service::election::{self, CallError};
-use crate::service::hello::{DialError, Session};
-use crate::service::messages::{
-    BarrierReply, BarrierRequest, ElectionAnswer, ElectionCall, VoteReplyMessage,
-    VoteRequestMessage,
-};
 use crate::tasks::Tasks;
 use crate::txn::audit::Audit;
 use crate::txn::batch::Batch;
 use crate::txn::flush::Flush;
 use crate::txn::holds::Holds;
 use crate::txn::sequencer::Sequencer;
+use crate::wire::dialling::Dialler;
+use crate::wire::hello::{DialError, Session};
+use crate::wire::messages::{
+    BarrierReply, BarrierRequest, ElectionAnswer, ElectionCall, VoteReplyMessage,
+    VoteRequestMessage,
+};
+pub(crate) use damage::{Damage, Differs, Flaw};
+use election::CallError;
 
 pub(crate) use acks::Electable;
 pub(crate) use barrier::ReadBarriers;
@@ -77,7 +80,6 @@ use network::{NetworkFactory, Peers};
 pub(crate) use outdated::Outdated;
 pub(crate) use purge::RetainLimits;
 use purge::Retention;
-pub(crate) use removal::REMOVED;
 use stand_in::StandIn;
 use state_machine::StateMachine;
 use transfer::Hold;
@@ -457,7 +459,7 @@ impl Consensus {
         tokio::select! {
             biased;
             reason = self.raft_failure() => reason,
-            () = removal::noticed(self) => removal::REMOVED.to_owned(),
+            () = removal::noticed(self) => REMOVED.to_owned(),
         }
     }
 

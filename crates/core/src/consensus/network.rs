@@ -29,6 +29,7 @@ use openraft::raft::{
 use tokio::sync::watch;
 
 use crate::consensus::arbiters::Released;
+use crate::consensus::election::{ElectionClient, Peer};
 use crate::consensus::types::{
     TypeConfig, from_raft_entry, from_raft_log_id, from_raft_vote, to_raft_log_id, to_raft_vote,
 };
@@ -36,11 +37,10 @@ use crate::group::{Member, Members};
 use crate::ids::{LogPosition, NodeId};
 use crate::log::{self, EntryKind, LogId, Vote};
 use crate::planted::{self, Bug};
-use crate::service::FEEDER;
-use crate::service::dialling::Dialler;
-use crate::service::election::{ElectionClient, Peer};
-use crate::service::hello::{DialError, Session};
-use crate::service::messages::{
+use crate::wire::FEEDER;
+use crate::wire::dialling::Dialler;
+use crate::wire::hello::{DialError, Session};
+use crate::wire::messages::{
     Append, AppendReply, AppendResult, ElectionAnswer, ElectionCall, Kind, ReachMessage,
     VoteReplyMessage, VoteRequestMessage, WireError, decode, encode,
 };

@@ -18,7 +18,7 @@ use crate::consensus::Consensus;
 use crate::consensus::types::from_raft_vote;
 use crate::ids::{LogPosition, NodeId};
 use crate::log::{Entry, LogId, Vote};
-use crate::service::messages::{ReachMessage, ReachedMessage};
+use crate::wire::messages::{ReachMessage, ReachedMessage};
 
 /// What a node has to reach by a copy of the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

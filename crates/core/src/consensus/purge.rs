@@ -12,7 +12,7 @@
 //! engine has lost unseen can be put right only from the log, so that is also kept from where all rows were
 //! counted last and found right (`txn/audit/`); who wants to purge more has them counted again, and
 //! without much rest when the log is over its bound. All the rest is a matter of cost: who is silent for longer than `log_retain_ms_max`, or
-//! behind by more than `log_retain_bytes_max`, gets a copy of the state instead (`restore/`).
+//! behind by more than `log_retain_bytes_max`, gets a copy of the state instead (`state_copy/`).
 //!
 //! Only a master knows how far the others are. It tells them with its heartbeats, so that each of them
 //! still has, when it becomes master, what the slowest one needs.

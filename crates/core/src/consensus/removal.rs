@@ -11,13 +11,10 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use crate::consensus::Consensus;
+use crate::consensus::election::ElectionClient;
 use crate::ids::NodeId;
 use crate::listener::Role;
-use crate::service::election::ElectionClient;
-use crate::service::messages::{BarrierRequest, ElectionCall, Removed};
-
-/// Why a node stops that has been removed.
-pub(crate) const REMOVED: &str = "this node was removed from the group";
+use crate::wire::messages::{BarrierRequest, ElectionCall, Removed};
 
 /// How long a removed node may take to say that it has heard of it.
 const TELL_MAX: Duration = Duration::from_secs(1);

@@ -21,9 +21,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use crate::consensus::{Consensus, failover};
-use crate::group::{Member, NodeType};
+use crate::group::Member;
 use crate::listener::{Role, RoleState};
 use crate::log::LogId;
+use crate::member::NodeType;
 
 /// For how many rounds of `election_timeout_max` no master is known before a node of priority 0 stands
 /// for election. A node that may be master, and can win, has won by then, also one without room on its

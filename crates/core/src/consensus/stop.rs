@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::consensus::Consensus;
 use crate::ids::NodeId;
-use crate::service::messages::{ElectionAnswer, ElectionCall, Stop};
+use crate::wire::messages::{ElectionAnswer, ElectionCall, Stop};
 
 /// How long a replica may take to say that it stops.
 const TELL_MAX: Duration = Duration::from_secs(5);

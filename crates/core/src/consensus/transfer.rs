@@ -22,7 +22,7 @@ use crate::consensus::{Consensus, TypeConfig, to_raft_log_id, to_raft_vote};
 use crate::ids::NodeId;
 use crate::listener::{Role, RoleState};
 use crate::log::{LogId, Vote};
-use crate::service::messages::{ElectionAnswer, ElectionCall, TakeOver};
+use crate::wire::messages::{ElectionAnswer, ElectionCall, TakeOver};
 
 /// Why mastership was not transferred: the master goes on as before.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -11,16 +11,16 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::error::FeedError;
+use crate::events::service::{STANDING_INTERVAL, ViewMessage};
 use crate::events::{GroupEvent, GroupView, MemberView, between};
 use crate::group::MemberRecord;
 use crate::ids::{NodeId, Term};
-use crate::lifecycle::Phase;
-use crate::observe::status::MemberStatus;
+use crate::node::phase::Phase;
+use crate::node::status::MemberStatus;
 use crate::runtime::{Ground, OwnRuntime};
-use crate::service::EVENTS;
-use crate::service::events::{STANDING_INTERVAL, ViewMessage};
-use crate::service::hello::{Caller, DialError, Session};
-use crate::service::messages::{Kind, decode};
+use crate::wire::EVENTS;
+use crate::wire::hello::{Caller, DialError, Session};
+use crate::wire::messages::{Kind, decode};
 
 /// How long one node may take to be connected to.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);

@@ -23,11 +23,10 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::error::OpenError;
-use crate::group::{Member, MemberRecord};
+use crate::group::{LogIdRecord, Member, MemberRecord};
 use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId};
 use crate::log::{self, Disk, DiskLock, FileMark, LogId, OpenMode};
 use crate::planted::{self, Bug};
-use crate::service::messages::LogIdMessage;
 
 const MAGIC: &[u8; 8] = b"SFIDENT\0";
 const FORMAT_VERSION: u32 = 2;
@@ -69,11 +68,11 @@ struct IdentityRecord {
     #[prost(uint64, tag = "9")]
     superseded_by: u64,
     #[prost(message, optional, tag = "10")]
-    recovery: Option<LogIdMessage>,
+    recovery: Option<LogIdRecord>,
     #[prost(uint64, tag = "11")]
     copy: u64,
     #[prost(message, optional, tag = "12")]
-    log_begins_after: Option<LogIdMessage>,
+    log_begins_after: Option<LogIdRecord>,
     #[prost(uint64, tag = "13")]
     log: u64,
     #[prost(fixed64, optional, tag = "14")]

@@ -1,95 +1,18 @@
-//! Who belongs to the group: members, the identity of a data directory, and how a group forms.
+//! Who belongs to the group: members, the identity of a data directory, and what is noted beside it.
 
 pub(crate) mod addresses;
-pub(crate) mod admin;
-pub(crate) mod formation;
 pub(crate) mod identity;
-pub(crate) mod join;
 pub(crate) mod known;
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
-use serde::{Deserialize, Serialize};
 
-use crate::ids::{Incarnation, NodeId};
-
-/// Where a node of the group is found.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct NodeAddress {
-    /// Its id, never used again after it.
-    pub id: NodeId,
-    /// Its name, unique within the group at any time.
-    pub name: String,
-    /// Where the others reach it: `host:port`.
-    pub address: String,
-}
-
-/// What a node does for its group.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum NodeType {
-    /// Has the data, votes, counts for acknowledgements, and can be master.
-    #[default]
-    Electable,
-    /// Has the data; neither votes nor counts. Can be promoted.
-    Secondary,
-    /// Votes and counts, and has no data: the positions and terms of the log alone. Never master.
-    Arbiter,
-}
-
-impl NodeType {
-    const ALL: [Self; 3] = [Self::Electable, Self::Secondary, Self::Arbiter];
-
-    /// The type as it is written and sent; `None` for one that this version does not know.
-    pub(crate) fn from_number(number: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|known| *known as u32 == number)
-    }
-
-    /// Whether such a node votes once it has caught up.
-    pub fn votes(self) -> bool {
-        self != Self::Secondary
-    }
-
-    /// Whether such a node holds the data.
-    pub fn has_data(self) -> bool {
-        self != Self::Arbiter
-    }
-}
-
-impl fmt::Display for NodeType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Electable => "electable",
-            Self::Secondary => "secondary",
-            Self::Arbiter => "arbiter",
-        })
-    }
-}
-
-/// The text names no type of node.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not electable, secondary or arbiter")]
-pub struct ParseNodeTypeError(String);
-
-impl FromStr for NodeType {
-    type Err = ParseNodeTypeError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut all = Self::ALL.into_iter();
-        all.find(|known| known.to_string() == text)
-            .ok_or_else(|| ParseNodeTypeError(text.to_owned()))
-    }
-}
-
-/// Priority of a node for which none was given.
-pub const PRIORITY_DEFAULT: u32 = 1;
+use crate::ids::{Incarnation, LogPosition, NodeId, Term};
+use crate::log::LogId;
+use crate::member::{NodeAddress, NodeType, PRIORITY_DEFAULT};
 
 /// One member, as the replicated membership has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,5 +127,50 @@ pub(crate) struct MembershipRecord {
 impl MembershipRecord {
     pub(crate) fn encode_bytes(&self) -> Bytes {
         self.encode_to_vec().into()
+    }
+}
+
+/// The id of an entry, in the identity file and on the wire.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct LogIdRecord {
+    #[prost(uint64, tag = "1")]
+    pub(crate) term: u64,
+    #[prost(uint64, tag = "2")]
+    pub(crate) position: u64,
+}
+
+impl From<LogId> for LogIdRecord {
+    fn from(id: LogId) -> Self {
+        Self {
+            term: id.term.0,
+            position: id.position.0,
+        }
+    }
+}
+
+impl TryFrom<LogIdRecord> for LogId {
+    type Error = Impossible;
+
+    fn try_from(message: LogIdRecord) -> Result<Self, Impossible> {
+        check_headroom(message.term, "term")?;
+        check_headroom(message.position, "log position")?;
+        Ok(Self {
+            term: Term(message.term),
+            position: LogPosition(message.position),
+        })
+    }
+}
+
+/// A number that no node gives out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("impossible {0}")]
+pub(crate) struct Impossible(pub(crate) &'static str);
+
+/// Numbers near the end of their range would overflow in sums made of them.
+pub(crate) fn check_headroom(number: u64, what: &'static str) -> Result<(), Impossible> {
+    if number < u64::MAX / 2 {
+        Ok(())
+    } else {
+        Err(Impossible(what))
     }
 }

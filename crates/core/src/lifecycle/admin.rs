@@ -8,29 +8,29 @@ use bytes::Bytes;
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
+use crate::admin::client::{self, AdminRefusal};
+use crate::admin::messages::{
+    AdminAnswer, AdminCall, AdminDone, AdminRequest, AlterRequest, JoinRequest, Joined,
+    RemoveRequest,
+};
+use crate::admin::{AdminCommand, AdminError, PRIORITY_MAX};
 use crate::config::{check_address, check_name, is_unspecified};
 use crate::consensus::{ChangeError, Consensus, ConsensusError, TransferError};
 use crate::error::WriteError;
-use crate::group::admin::{AdminCommand, AdminError, PRIORITY_MAX};
 use crate::group::identity::Identity;
-use crate::group::{Member, MemberRecord, Members, NodeAddress, NodeType};
+use crate::group::{Member, MemberRecord, Members};
 use crate::ids::{Incarnation, NodeId};
 use crate::lifecycle::quorum::{Present, no_majority};
 use crate::lifecycle::transfer::{LOOK_INTERVAL, hand_over, transfer};
 use crate::lifecycle::{Lifecycle, repair};
 use crate::limits::NODES_MAX;
-use crate::node::Node;
-use crate::service::admin::messages::{
-    AdminAnswer, AdminCall, AdminDone, AdminRequest, AlterRequest, JoinRequest, Joined,
-    RemoveRequest,
-};
-use crate::service::admin::{self, AdminRefusal};
-use crate::service::hello::DialError;
+use crate::member::{NodeAddress, NodeType};
+use crate::node::{Node, write};
+use crate::policy::Durability;
 use crate::txn::catalog::{CATALOG, NODE_ID_KEY, decode_node_id};
-use crate::txn::durability::Durability;
 use crate::txn::transaction::Transaction;
 use crate::txn::view::ViewError;
-use crate::write;
+use crate::wire::hello::DialError;
 
 /// How long one change may wait for the majority that commits it.
 const CHANGE_MAX: Duration = Duration::from_secs(10);
@@ -110,9 +110,9 @@ impl Lifecycle {
         &'a self,
         identity: &'a Identity,
         addresses: &'a [String],
-    ) -> admin::Client<'a> {
+    ) -> client::Client<'a> {
         let name = identity.group_name.as_str();
-        admin::Client {
+        client::Client {
             transport: &*self.machine.transport,
             group: identity.group.map(|group| (name, group)),
             addresses,

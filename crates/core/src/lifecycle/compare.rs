@@ -7,17 +7,19 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
+use crate::compare::{Comparing, Comparison, digest};
+use crate::consensus::{Damage, Flaw};
 use crate::engine::RowDigest;
-use crate::group::{Member, Members, NodeAddress};
+use crate::group::{Member, Members};
 use crate::ids::{Incarnation, NodeId, Vlsn};
-use crate::lifecycle::{Lifecycle, Phase, lock};
+use crate::lifecycle::{Lifecycle, lock};
+use crate::member::NodeAddress;
 use crate::node::Node;
-use crate::observe::comparison::{Comparing, Comparison, Damage, Flaw};
-use crate::observe::digest;
-use crate::service::comparison::{
+use crate::node::phase::Phase;
+use crate::txn::audit::digest::RunningDigest;
+use crate::wire::comparison::{
     CheckReply, DatabaseDigestMessage, DivergenceMessage, RangeOutcome, RangeReply, RangeRequest,
 };
-use crate::txn::audit::digest::RunningDigest;
 
 /// After each range the comparison in the background rests for so many times as long as that took: at
 /// most a fifth of one core goes into it.

@@ -5,20 +5,19 @@ use std::time::Duration;
 
 use steadfast_net::Descriptors;
 
+use crate::compare::digest;
 use crate::consensus;
 use crate::error::ReadError;
-use crate::group::formation;
 use crate::group::identity::Identity;
 use crate::group::{Member, MemberRecord};
 use crate::ids::{GroupUuid, NodeId, Vlsn};
-use crate::lifecycle::Lifecycle;
 use crate::lifecycle::room::Standing;
+use crate::lifecycle::{Lifecycle, formation};
 use crate::listener::Role;
 use crate::node::Node;
-use crate::observe::digest;
-use crate::observe::recent::micros;
-use crate::restore::fetch::Progress;
-use crate::service::messages::{
+use crate::recent::micros;
+use crate::state_copy::fetch::Progress;
+use crate::wire::messages::{
     NodeStateMessage, NodeStateRequest, ReplicaProgress, RestoreProgressMessage,
 };
 

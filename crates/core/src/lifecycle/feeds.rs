@@ -6,11 +6,12 @@ use tokio::runtime::Handle;
 use tokio::sync::TryAcquireError;
 
 use crate::error::FeedError;
-use crate::lifecycle::{Lifecycle, NotRunning};
+use crate::feed::service::{self, Served};
+use crate::feed::{Feed, SubscribeOptions};
+use crate::lifecycle::Lifecycle;
+use crate::node::phase::NotRunning;
 use crate::runtime::Ground;
-use crate::service::hello::{DialError, Session};
-use crate::service::subscription::{self, Served};
-use crate::subscription::{Feed, SubscribeOptions};
+use crate::wire::hello::{DialError, Session};
 
 impl Lifecycle {
     /// See [`crate::ReplicatedEnvironment::subscribe`].
@@ -59,7 +60,7 @@ impl Lifecycle {
             let lifecycle = weak.upgrade().ok_or(FeedError::Closed)?;
             lifecycle.subscribe(options, Ground::Guest(Handle::current()))
         };
-        subscription::serve(session, &served, subscribe).await
+        service::serve(session, &served, subscribe).await
     }
 }
 
@@ -82,10 +83,10 @@ mod tests {
 
     use super::*;
     use crate::config::RepConfig;
+    use crate::feed::{FeedEvent, StartAt, Subscription};
     use crate::ids::{LogPosition, Vlsn};
     use crate::log::LogId;
     use crate::machine::Machine;
-    use crate::subscription::{FeedEvent, From as Begin, Subscription};
     use crate::token::CommitToken;
 
     const PATIENCE: Duration = Duration::from_mins(1);
@@ -133,13 +134,13 @@ mod tests {
             node.log.purge(upto).await.expect("purged");
         }
 
-        fn subscribe(&self, begin: Begin) -> Feed {
+        fn subscribe(&self, begin: StartAt) -> Feed {
             let ground = Ground::Guest(Handle::current());
             let subscribed = self.lifecycle.subscribe(begin.into(), ground);
             subscribed.expect("a feed")
         }
 
-        async fn connect(&self, begin: Begin) -> Result<Subscription, FeedError> {
+        async fn connect(&self, begin: StartAt) -> Result<Subscription, FeedError> {
             let transport = self.network.host("subscriber");
             Subscription::connect_on(transport, vec!["n1:7400".into()], "g", begin).await
         }
@@ -148,7 +149,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn history_that_was_purged_is_gone_and_what_is_left_goes_on() {
         let mut rig = Rig::new().await;
-        let mut behind = rig.subscribe(Begin::Token(rig.tokens[3]));
+        let mut behind = rig.subscribe(StartAt::Token(rig.tokens[3]));
         assert!(matches!(behind.begin().await, Ok(())));
         rig.purge().await;
         for n in 0..3 {
@@ -169,19 +170,19 @@ mod tests {
                 ..rig.tokens[0]
             },
         ] {
-            let mut feed = rig.subscribe(Begin::Token(begin));
+            let mut feed = rig.subscribe(StartAt::Token(begin));
             let first = feed.next_async().await;
             assert!(
                 matches!(&first, Some(Err(error)) if is_gone(error)),
                 "{first:?}"
             );
-            let remote = rig.connect(Begin::Token(begin)).await;
+            let remote = rig.connect(StartAt::Token(begin)).await;
             assert!(
                 matches!(&remote, Err(error) if is_gone(error)),
                 "{remote:?}"
             );
         }
-        for begin in [Begin::Token(rig.tokens[20]), Begin::Start, Begin::Now] {
+        for begin in [StartAt::Token(rig.tokens[20]), StartAt::Start, StartAt::Now] {
             let mut feed = rig.subscribe(begin);
             let from = rig.tokens.len();
             rig.put(9).await;
@@ -214,7 +215,7 @@ mod tests {
             vlsn: Vlsn(0),
             ..rig.tokens[0]
         };
-        let mut feed = rig.subscribe(Begin::Token(zero));
+        let mut feed = rig.subscribe(StartAt::Token(zero));
         let first = feed.next_async().await;
         assert!(
             matches!(&first, Some(Ok(FeedEvent::Transaction(first))) if first.token == rig.tokens[0]),

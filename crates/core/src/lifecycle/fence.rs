@@ -10,8 +10,9 @@ use tokio::sync::watch;
 
 use crate::group::identity::{Identity, superseded};
 use crate::ids::GroupEpoch;
-use crate::lifecycle::{Lifecycle, Phase, lock};
-use crate::service::hello::Superseded;
+use crate::lifecycle::{Lifecycle, lock};
+use crate::node::phase::Phase;
+use crate::wire::hello::Superseded;
 
 /// Ends the work of one node, once.
 pub(super) struct Fence {

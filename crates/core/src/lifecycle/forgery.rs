@@ -7,17 +7,17 @@ use steadfast_net::MemoryNetwork;
 
 use crate::NodeStatus;
 use crate::config::{Bootstrap, RepConfig};
+use crate::consensus::election::{CallError, ElectionClient, Peer};
 use crate::env::ReplicatedEnvironment;
 use crate::group::identity::Identity;
 use crate::ids::{GroupEpoch, Incarnation, NodeId, Term};
 use crate::listener::Role;
 use crate::log::LogId;
 use crate::machine::Machine;
-use crate::service::comparison::Diverged;
-use crate::service::dialling::Dialler;
-use crate::service::election::{CallError, ElectionClient, Peer};
-use crate::service::hello::Caller;
-use crate::service::messages::{
+use crate::wire::comparison::Diverged;
+use crate::wire::dialling::Dialler;
+use crate::wire::hello::Caller;
+use crate::wire::messages::{
     ElectionAnswer, ElectionCall, MasterGone, Removed, Stop, TakeOver, VoteMessage,
     VoteRequestMessage,
 };

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use crate::config::RepConfig;
 use crate::error::OpenError;
 use crate::group::Members;
-use crate::group::formation::Formation;
 use crate::group::identity::{DataDir, Identity};
-use crate::group::join::Joining;
 use crate::ids::{GroupUuid, Incarnation};
-use crate::lifecycle::{Lifecycle, Phase, lock};
+use crate::lifecycle::formation::Formation;
+use crate::lifecycle::join::Joining;
+use crate::lifecycle::{Lifecycle, lock};
 use crate::machine::Machine;
-use crate::node::{self, create_log};
-use crate::recover;
-use crate::restore::swap;
+use crate::node;
+use crate::node::create_log;
+use crate::node::phase::Phase;
+use crate::quorum_loss;
+use crate::state_copy::swap;
 
 /// The identity in the directory, or a new one that has been written there.
 pub(super) async fn own_identity(
@@ -35,7 +37,7 @@ pub(super) async fn own_identity(
             return Err(foreign("node", &found.node_name, &config.node));
         }
         let found = swap::finish(&node::log_config(config), machine, dir, found).await?;
-        return recover::finish(machine, dir, found).await;
+        return quorum_loss::finish(machine, dir, found).await;
     }
     let (incarnation, _) = draw(machine.seed);
     let identity = Identity::fresh(&config.group, &config.node, Incarnation(incarnation));

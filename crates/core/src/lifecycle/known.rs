@@ -6,7 +6,8 @@ use tokio::task::JoinHandle;
 
 use crate::group::addresses::{self, Book};
 use crate::group::{Members, known};
-use crate::lifecycle::{Lifecycle, Phase, lock};
+use crate::lifecycle::{Lifecycle, lock};
+use crate::node::phase::Phase;
 
 /// The task that writes them down.
 #[derive(Default)]

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use crate::admin::client::AdminRefusal;
 use crate::consensus::Consensus;
 use crate::ids::NodeId;
 use crate::lifecycle::admin::Undone;
-use crate::service::admin::AdminRefusal;
 
 /// Voting nodes, as their master sees them.
 pub(super) struct Present {

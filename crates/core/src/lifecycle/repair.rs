@@ -35,21 +35,21 @@ use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
 
+use crate::admin::client::Asked;
+use crate::admin::messages::{AdminCall, AdminDone, Joined, ReadmitRequest};
 use crate::config::Repair;
-use crate::consensus::Consensus;
+use crate::consensus::{Consensus, Damage};
 use crate::error::OpenError;
 use crate::group::identity::Identity;
 use crate::group::{Member, MemberRecord};
 use crate::ids::{Incarnation, NodeId};
 use crate::lifecycle::admin::{Done, Undone, change, known, let_in, refused, refused_for_now};
-use crate::lifecycle::{Lifecycle, Phase, lock};
+use crate::lifecycle::{Lifecycle, lock};
 use crate::log::LogId;
 use crate::node::Node;
-use crate::observe::comparison::Damage;
-use crate::restore::fetch::Progress;
-use crate::service::admin::Asked;
-use crate::service::admin::messages::{AdminCall, AdminDone, Joined, ReadmitRequest};
-use crate::service::messages::NodeStateMessage;
+use crate::node::phase::Phase;
+use crate::state_copy::fetch::Progress;
+use crate::wire::messages::NodeStateMessage;
 
 /// How long the group may take for one answer.
 const ANSWER_MAX: Duration = Duration::from_secs(15);

@@ -12,21 +12,22 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 
-use crate::consensus::{Outdated, REMOVED};
+use crate::consensus::{Damage, Differs, Outdated};
 use crate::engine::EngineError;
-use crate::error::OpenError;
+use crate::error::{OpenError, REMOVED};
 use crate::group::{Member, MemberRecord};
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term};
-use crate::lifecycle::{Lifecycle, Phase, lock, repair};
+use crate::lifecycle::{Lifecycle, lock, repair};
 use crate::listener::Role;
 use crate::log::LogId;
-use crate::node::{self, Node};
-use crate::observe::comparison::{Damage, Differs};
-use crate::restore::fetch::{Fetch, FetchError, Progress};
-use crate::restore::swap;
-use crate::service::hello::{Caller, DialError};
-use crate::service::messages::{NodeStateMessage, Refusal};
-use crate::service::node_state;
+use crate::node;
+use crate::node::Node;
+use crate::node::phase::Phase;
+use crate::state_copy::fetch::{Fetch, FetchError, Progress};
+use crate::state_copy::swap;
+use crate::wire::hello::{Caller, DialError};
+use crate::wire::messages::{NodeStateMessage, Refusal};
+use crate::wire::node_state;
 
 /// How long a node waits before it looks for a source again.
 const RETRY: Duration = Duration::from_millis(300);

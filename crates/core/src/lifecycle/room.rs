@@ -30,14 +30,15 @@ use crate::engine::FREE_DISK_BYTES_MIN;
 use crate::error::WriteError;
 use crate::group::identity::growing_dirs;
 use crate::ids::NodeId;
+use crate::lifecycle::Lifecycle;
 use crate::lifecycle::admin::candidates;
 use crate::lifecycle::transfer::hand_over;
-use crate::lifecycle::{Lifecycle, Phase};
 use crate::listener::Role;
 use crate::log::DiskSpace;
 use crate::node::Node;
-use crate::service::messages::NodeStateMessage;
-use crate::service::node_state;
+use crate::node::phase::Phase;
+use crate::wire::messages::NodeStateMessage;
+use crate::wire::node_state;
 
 /// How often the disk is asked. At 500 MB/s that is as much as the least free space of the default.
 const INTERVAL: Duration = Duration::from_millis(500);

@@ -4,15 +4,15 @@ use std::sync::{Arc, Weak};
 
 use steadfast_net::{AsyncServiceHandler, BoxFuture, Connection};
 
+use crate::admin::client;
+use crate::admin::messages::AdminAnswer;
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
-use crate::restore::source::Source;
-use crate::service::admin::messages::AdminAnswer;
-use crate::service::hello::{DialError, Gate, Session};
-use crate::service::messages::NodeStateMessage;
-use crate::service::{
-    ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, admin, node_state, restore,
-};
+use crate::state_copy::service;
+use crate::state_copy::source::Source;
+use crate::wire::hello::{DialError, Gate, Session};
+use crate::wire::messages::NodeStateMessage;
+use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, node_state};
 
 /// One of our services, as the dispatcher sees it.
 pub(super) struct Service {
@@ -73,7 +73,7 @@ impl Lifecycle {
                     None => AdminAnswer::NotMaster(String::new()),
                 }
             };
-            let served = admin::serve(answer, session).await;
+            let served = client::serve(answer, session).await;
             if let Some(lifecycle) = weak.upgrade() {
                 lifecycle.shutdown.answered.notify_waiters();
             }
@@ -103,7 +103,7 @@ impl Lifecycle {
                 let member = members.get(&caller);
                 let has_data = member.map(|member| member.node_type.has_data());
                 let mut source = Source::new(node, copies, has_data);
-                restore::serve(session, &mut source).await
+                service::serve(session, &mut source).await
             }
             FEEDER => {
                 if let Err(error) = node.consensus.serve_feeder(caller, session).await {

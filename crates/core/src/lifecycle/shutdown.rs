@@ -25,14 +25,14 @@ use steadfast_net::process;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::admin::messages::ShutdownRequest;
 use crate::consensus::ConsensusError;
 use crate::error::WriteError;
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::admin::{Done, Undone, WITHIN_MAX, done, refused};
 use crate::node::Node;
-use crate::service::admin::messages::ShutdownRequest;
-use crate::service::node_state;
+use crate::wire::node_state;
 
 /// How often what is waited for is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);

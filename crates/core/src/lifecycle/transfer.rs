@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::admin::messages::TransferRequest;
 use crate::consensus::{Consensus, TransferError};
-use crate::group::{Member, Members, NodeType};
+use crate::group::{Member, Members};
 use crate::ids::NodeId;
 use crate::lifecycle::admin::{
     Done, Undone, WITHIN_MAX, candidates, done, known, refused, refused_for_now,
 };
-use crate::service::admin::messages::TransferRequest;
+use crate::member::NodeType;
 
 /// For how long writes go on between two tries of a transfer.
 const TRANSFER_PAUSE: Duration = Duration::from_millis(300);

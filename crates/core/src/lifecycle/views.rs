@@ -5,12 +5,12 @@ use std::sync::{Arc, Weak};
 use tokio::time::Instant;
 
 use crate::events::GroupEvents;
+use crate::events::service::{self, DamagedMessage, ViewMessage};
 use crate::group::MemberRecord;
 use crate::ids::GroupUuid;
 use crate::lifecycle::{Lifecycle, lock};
 use crate::runtime::Ground;
-use crate::service::events::{self, DamagedMessage, ViewMessage};
-use crate::service::hello::{DialError, Session};
+use crate::wire::hello::{DialError, Session};
 
 /// Rounds of `election_timeout_max` for which a member that is not heard counts as up.
 const SILENT_ROUNDS_MAX: u32 = 4;
@@ -29,7 +29,7 @@ impl Lifecycle {
         drop(self);
         let master_since = std::sync::Mutex::new(None);
         let look = || Some(Weak::upgrade(&weak)?.view(&mut lock(&master_since)));
-        events::serve(session, phase, look).await
+        service::serve(session, phase, look).await
     }
 
     /// See [`crate::ReplicatedEnvironment::group_events`].

@@ -58,8 +58,8 @@ use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
 use crate::ids::{GroupUuid, Incarnation, LogPosition, NodeId, Term};
-use crate::observe::recent::Recent;
 use crate::planted::{self, Bug};
+use crate::recent::Recent;
 
 pub(crate) use disk::OverlayDisk;
 pub(crate) use disk::owner;

@@ -13,8 +13,8 @@ use super::disk::DiskLock;
 use super::format::Record;
 use super::state::{Durable, Group, Request, Shared, Slot};
 use super::{LogError, LogId};
-use crate::observe::recent::Recent;
 use crate::planted::{self, Bug};
+use crate::recent::Recent;
 
 /// Owns the files of a log. Dropping it without [`LogWriter::run`] having returned ends the log:
 /// whoever waits for it gets [`LogError::Closed`].

@@ -20,7 +20,6 @@ use std::ops::Range;
 use crate::ids::{LogPosition, Vlsn};
 use crate::limits::BATCHES_IN_FLIGHT_MAX;
 use crate::log::{Entry, EntryKind, Log, LogError, LogId};
-use crate::node::Node;
 use crate::txn::batch::{Batch, BatchError};
 
 /// Bytes that are read at once where one batch after the other is looked at.
@@ -62,15 +61,6 @@ struct Step {
 }
 
 impl History {
-    /// Everything that `node` has applied by now.
-    pub(crate) fn of(node: &Node) -> Self {
-        // In this order. The position follows the number: what is visible stands at most one
-        // entry behind the position read afterwards.
-        let visible = node.sequencer.visible();
-        let applied = *node.consensus.applied().borrow();
-        Self::new(node.log.clone(), visible, applied.map(|id| id.position))
-    }
-
     /// Everything up to `visible`, which stands at most one entry behind `applied`.
     pub(crate) fn new(log: Log, visible: Vlsn, applied: Option<LogPosition>) -> Self {
         let end = applied.map_or(0, |applied| applied.0 + 2);

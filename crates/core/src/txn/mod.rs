@@ -4,13 +4,10 @@
 pub(crate) mod audit;
 pub(crate) mod batch;
 pub(crate) mod catalog;
-pub(crate) mod consistency;
-pub(crate) mod durability;
 pub(crate) mod flush;
 pub(crate) mod history;
 pub(crate) mod holds;
 pub(crate) mod names;
-pub(crate) mod outcome;
 pub(crate) mod readers;
 pub(crate) mod reclaim;
 pub(crate) mod scan;

@@ -9,7 +9,7 @@ use steadfast::engine::{
 use steadfast::ids::DatabaseId;
 use steadfast::log::Disk;
 use steadfast::{
-    ConsistencyPolicy, FeedEvent, From, NodeStatus, NodeType, OpenError, ReadError, Repair,
+    ConsistencyPolicy, FeedEvent, NodeStatus, NodeType, OpenError, ReadError, Repair, StartAt,
     SubscribeOptions,
 };
 
@@ -321,7 +321,9 @@ fn a_state_that_contradicts_the_log_is_never_complete() {
     fill(&group);
     alter(&group, 0, "k123");
     eventually("it is not complete", || {
-        let feed = group.node(0).subscribe(SubscribeOptions::new(From::Start));
+        let feed = group
+            .node(0)
+            .subscribe(SubscribeOptions::new(StartAt::Start));
         let mut events = feed.expect("a subscription");
         let state = events.next();
         assert!(matches!(state, Some(Ok(FeedEvent::State { rows, .. })) if rows.len() == 200));
@@ -341,7 +343,9 @@ fn a_state_that_contradicts_the_log_is_never_complete() {
 fn a_digest_goes_with_a_state_that_is_right() {
     let group = Group::in_memory(1, &[]);
     fill(&group);
-    let feed = group.node(0).subscribe(SubscribeOptions::new(From::Start));
+    let feed = group
+        .node(0)
+        .subscribe(SubscribeOptions::new(StartAt::Start));
     let mut events = feed.expect("a subscription");
     let complete = events.find_map(|event| match event.expect("it goes on") {
         FeedEvent::StateComplete { digest, .. } => Some(digest),

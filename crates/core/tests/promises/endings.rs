@@ -6,8 +6,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use steadfast::{
-    AdminCommand, CommitToken, ConsistencyPolicy, Durability, Feed, FeedError, From, GroupEvents,
-    ReadError, ReadOptions, ReadyError, Role, StateChanges, WriteError,
+    AdminCommand, CommitToken, ConsistencyPolicy, Durability, Feed, FeedError, GroupEvents,
+    ReadError, ReadOptions, ReadyError, Role, StartAt, StateChanges, WriteError,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -86,7 +86,7 @@ enum Iterated {
 impl Iterated {
     fn of(env: &Env) -> [Self; 3] {
         [
-            Self::Feed(env.subscribe(From::Now).expect("a feed")),
+            Self::Feed(env.subscribe(StartAt::Now).expect("a feed")),
             Self::Events(env.group_events()),
             Self::States(env.state_changes()),
         ]
@@ -373,7 +373,7 @@ fn functions_that_run_while_their_environment_closes_see_it_and_their_calls_end(
             assert!(matches!(ready, Err(ReadyError::Closed)), "{ready:?}");
             let begun = env.begin_transaction().map(drop);
             assert!(matches!(begun, Err(WriteError::Closed)), "{begun:?}");
-            let feed = env.subscribe(From::Now).map(drop);
+            let feed = env.subscribe(StartAt::Now).map(drop);
             assert!(matches!(feed, Err(FeedError::Closed)), "{feed:?}");
             let changed = env.administer(&AdminCommand::Remove {
                 node: "n2".to_owned(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use steadfast::ids::{Term, Vlsn};
 use steadfast::{
-    Change, CommitToken, CommittedTransaction, ConsistencyPolicy, FeedError, FeedEvent, From,
+    Change, CommitToken, CommittedTransaction, ConsistencyPolicy, FeedError, FeedEvent, StartAt,
     SubscribeOptions, Subscription,
 };
 
@@ -154,10 +154,10 @@ fn every_node_yields_every_transaction_with_its_token_and_its_changes() {
     level(&group, last);
     let mut copies = Vec::new();
     for node in group.open_nodes() {
-        let feed = node.subscribe(From::Token(zero)).expect("a feed");
+        let feed = node.subscribe(StartAt::Token(zero)).expect("a feed");
         copies.push(in_time("the feed", move || follow(feed, last)));
     }
-    let remote = connect(&group, From::Token(zero)).expect("connected");
+    let remote = connect(&group, StartAt::Token(zero)).expect("connected");
     copies.push(in_time("the subscription", move || follow(remote, last)));
     for copy in &copies {
         assert_eq!(copy, &copies[0]);
@@ -190,12 +190,12 @@ fn a_feed_resumed_from_any_token_goes_on_with_the_next_transaction() {
         .collect();
     let last = tokens[29].vlsn;
     for token in &tokens[..29] {
-        let feed = node.subscribe(From::Token(*token)).expect("a feed");
+        let feed = node.subscribe(StartAt::Token(*token)).expect("a feed");
         let copy = in_time("the feed", move || follow(feed, last));
         let rest: Vec<_> = (token.vlsn.0 + 1..=last.0).collect();
         assert_eq!(copy.vlsns(), rest);
     }
-    let mut now = node.subscribe(From::Now).expect("a feed");
+    let mut now = node.subscribe(StartAt::Now).expect("a feed");
     let next = put(node, "k", "v").expect("committed");
     let first = in_time("the next", move || now.next());
     let first = first.expect("an event").expect("a transaction");
@@ -211,7 +211,7 @@ fn a_feed_names_what_was_written_to_a_database_that_has_been_dropped_since() {
     let dropped = node.write(|txn| txn.drop_database("d").map(|_| ()));
     let dropped = dropped.expect("committed").vlsn;
     let again = put(node, "k", "2").expect("committed").vlsn;
-    let feed = node.subscribe(From::Token(before)).expect("a feed");
+    let feed = node.subscribe(StartAt::Token(before)).expect("a feed");
     let seen = follow(feed, again).seen;
     let changes: Vec<_> = seen.into_iter().map(|of| of.changes).collect();
     let change = |value: &'static str| Change::Put {
@@ -267,8 +267,8 @@ fn the_state_and_what_follows_are_the_whole_under_concurrent_writes() {
             })
         })
         .collect();
-    let feed = node.subscribe(From::Start).expect("a feed");
-    let remote = connect(&group, From::Start).expect("connected");
+    let feed = node.subscribe(StartAt::Start).expect("a feed");
+    let remote = connect(&group, StartAt::Start).expect("connected");
     let enough = Vlsn(vlsn(&node).0 + 500);
     eventually("some more writes", || vlsn(&node) > enough);
     is_over.store(true, Ordering::Relaxed);
@@ -303,7 +303,7 @@ fn a_filter_lets_nothing_else_through_and_its_position_moves_on() {
     let _beside = write("d", "b1");
     let last = write("d", "a2");
     let options = || {
-        SubscribeOptions::new(From::Token(first))
+        SubscribeOptions::new(StartAt::Token(first))
             .prefix("d", "a")
             .prefix("other", "x")
     };
@@ -323,7 +323,7 @@ fn a_filter_lets_nothing_else_through_and_its_position_moves_on() {
         assert_eq!(copy.vlsns(), [first.vlsn.0 + 1, wanted.vlsn.0, last.vlsn.0]);
         assert!(copy.seen.iter().all(|seen| seen.changes.len() <= 2));
     }
-    let start = SubscribeOptions::new(From::Start).prefix("d", "a");
+    let start = SubscribeOptions::new(StartAt::Start).prefix("d", "a");
     let feed = node.subscribe(start).expect("a feed");
     let copy = in_time("the state", move || follow(feed, last.vlsn));
     let keys: Vec<_> = copy.rows.keys().map(|(_, key)| key.clone()).collect();
@@ -334,7 +334,7 @@ fn a_filter_lets_nothing_else_through_and_its_position_moves_on() {
 fn an_idle_filtered_feed_says_where_it_stands() {
     let group = Group::in_memory(1, STEADY);
     let node = group.master();
-    let options = SubscribeOptions::new(From::Now).database("nothing");
+    let options = SubscribeOptions::new(StartAt::Now).database("nothing");
     let mut feed = node.subscribe(options.clone()).expect("a feed");
     let mut remote = connect(&group, options).expect("connected");
     let last = put(node, "k", "v").expect("committed");
@@ -362,28 +362,28 @@ fn a_token_that_is_not_of_this_history_is_refused() {
             .expect("a UUID"),
         ..token
     };
-    let refused = node.subscribe(From::Token(foreign));
+    let refused = node.subscribe(StartAt::Token(foreign));
     assert!(matches!(refused, Err(FeedError::WrongGroup { .. })));
-    let refused = connect(&group, From::Token(foreign));
+    let refused = connect(&group, StartAt::Token(foreign));
     assert!(matches!(refused, Err(FeedError::WrongGroup { .. })));
     let rolled_back = CommitToken {
         term: Term(token.term.0 + 7),
         ..token
     };
-    let mut feed = node.subscribe(From::Token(rolled_back)).expect("a feed");
+    let mut feed = node.subscribe(StartAt::Token(rolled_back)).expect("a feed");
     let first = in_time("an answer", move || (feed.next(), feed.next()));
     assert!(
         matches!(&first, (Some(Err(FeedError::NotCommitted { token: told, committed })), None)
             if *told == rolled_back && *committed == token.term),
         "{first:?}"
     );
-    let refused = connect(&group, From::Token(rolled_back));
+    let refused = connect(&group, StartAt::Token(rolled_back));
     assert!(
         matches!(refused, Err(FeedError::NotCommitted { .. })),
         "{refused:?}"
     );
     let transport = group.network.host("subscriber");
-    let other = Subscription::connect_on(transport, vec!["n1:7400".into()], "other", From::Now);
+    let other = Subscription::connect_on(transport, vec!["n1:7400".into()], "other", StartAt::Now);
     let refused = group.runtime.block_on(other);
     assert!(
         matches!(refused, Err(FeedError::WrongGroup { .. })),
@@ -395,20 +395,20 @@ fn a_token_that_is_not_of_this_history_is_refused() {
 fn a_node_has_so_many_subscriptions_and_no_more() {
     let group = Group::in_memory(1, &[("subscriptions_max", 2)]);
     let node = group.master();
-    let one = node.subscribe(From::Now).expect("a feed");
-    let two = connect(&group, From::Now).expect("connected");
-    let refused = node.subscribe(From::Now);
+    let one = node.subscribe(StartAt::Now).expect("a feed");
+    let two = connect(&group, StartAt::Now).expect("connected");
+    let refused = node.subscribe(StartAt::Now);
     assert!(matches!(refused, Err(FeedError::TooMany { max: 2 })));
-    let refused = connect(&group, From::Now);
+    let refused = connect(&group, StartAt::Now);
     assert!(
         matches!(refused, Err(FeedError::TooMany { max: 2 })),
         "{refused:?}"
     );
     drop(one);
-    let one = node.subscribe(From::Now).expect("a place is free");
+    let one = node.subscribe(StartAt::Now).expect("a place is free");
     two.close();
     eventually("the other place is free", || {
-        node.subscribe(From::Now).is_ok()
+        node.subscribe(StartAt::Now).is_ok()
     });
     drop(one);
 }
@@ -417,9 +417,9 @@ fn a_node_has_so_many_subscriptions_and_no_more() {
 fn a_closed_environment_ends_its_feeds_with_a_name_for_it() {
     let group = Group::in_memory(1, &[]);
     let node = group.master().clone();
-    let mut waiting = node.subscribe(From::Now).expect("a feed");
-    let mut idle = node.subscribe(From::Start).expect("a feed");
-    let options = SubscribeOptions::new(From::Now).patience(Duration::from_millis(300));
+    let mut waiting = node.subscribe(StartAt::Now).expect("a feed");
+    let mut idle = node.subscribe(StartAt::Start).expect("a feed");
+    let options = SubscribeOptions::new(StartAt::Now).patience(Duration::from_millis(300));
     let mut remote = connect(&group, options).expect("connected");
     let resume = remote.resume_token();
     let waiter = std::thread::spawn(move || (waiting.next(), waiting.next()));
@@ -430,7 +430,10 @@ fn a_closed_environment_ends_its_feeds_with_a_name_for_it() {
         "{ended:?}"
     );
     assert!(matches!(idle.next(), Some(Err(FeedError::Closed))));
-    assert!(matches!(node.subscribe(From::Now), Err(FeedError::Closed)));
+    assert!(matches!(
+        node.subscribe(StartAt::Now),
+        Err(FeedError::Closed)
+    ));
     let ended = in_time("the subscription", move || (remote.next(), remote.next()));
     assert!(
         matches!(&ended, (Some(Err(FeedError::Disconnected { resume: told, .. })), None)
@@ -465,7 +468,7 @@ fn follow_while(
 fn a_subscriber_sees_everything_once_while_ten_masters_go() {
     let mut group = Group::in_memory(3, &[("log_cache_bytes_max", 4096)]);
     let first = put(group.master(), "k", "v").expect("committed");
-    let remote = connect(&group, From::Token(first)).expect("connected");
+    let remote = connect(&group, StartAt::Token(first)).expect("connected");
     let remote = follow_while(remote);
     let mut tokens = vec![];
     for round in 0..10_u8 {
@@ -508,7 +511,7 @@ fn a_subscriber_sees_everything_once_while_ten_masters_go() {
         ..first
     };
     for node in group.open_nodes() {
-        let feed = node.subscribe(From::Token(zero)).expect("a feed");
+        let feed = node.subscribe(StartAt::Token(zero)).expect("a feed");
         let copy = in_time("the feed", move || follow(feed, last.vlsn));
         assert_eq!(
             copy.seen[usize::try_from(first.vlsn.0).expect("few")..],
@@ -524,7 +527,7 @@ fn a_feed_of_a_node_that_stays_goes_on_when_the_master_changes() {
     let before = put(group.node(master), "k", "1").expect("committed");
     level(&group, before.vlsn);
     let stays = (master + 1) % 3;
-    let feed = group.node(stays).subscribe(From::Token(before));
+    let feed = group.node(stays).subscribe(StartAt::Token(before));
     let feed = follow_while(feed.expect("a feed"));
     group.close(master);
     let next = group.master_except(Some(master));
@@ -545,7 +548,7 @@ fn a_remote_subscriber_that_takes_nothing_is_cut_off_and_goes_on_when_it_reads()
     );
     let node = group.master();
     let first = put(node, "k", "v").expect("committed");
-    let mut remote = connect(&group, From::Token(first)).expect("connected");
+    let mut remote = connect(&group, StartAt::Token(first)).expect("connected");
     let value = vec![9; 256 << 10];
     let mut last = first;
     for n in 0..40_u8 {
@@ -554,7 +557,7 @@ fn a_remote_subscriber_that_takes_nothing_is_cut_off_and_goes_on_when_it_reads()
     // Its place is free when the node has given it up.
     let mut kept = None;
     eventually("the subscriber is cut off", || {
-        kept = node.subscribe(From::Now).ok();
+        kept = node.subscribe(StartAt::Now).ok();
         kept.is_some()
     });
     drop(kept);
@@ -582,7 +585,7 @@ fn a_subscription_over_tcp_works_with_blocking_calls_in_and_out_of_tasks() {
     let first = put(&node, "k", "1").expect("committed");
     let addresses = ["127.0.0.1:1".to_owned(), node.listen_address()];
     let subscribe = move || {
-        let connected = Subscription::connect(addresses.clone(), "g", From::Start);
+        let connected = Subscription::connect(addresses.clone(), "g", StartAt::Start);
         let mut subscription = connected.expect("connected");
         let events: Vec<_> = subscription.by_ref().take(2).collect();
         assert!(

@@ -10,10 +10,10 @@ use steadfast::log::{
     Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, FileMark, OpenMode, RealDisk,
 };
 use steadfast::machine::Machine;
-use steadfast::recover::{self, RecoverError};
+use steadfast::quorum_loss::{self, RecoverError};
 use steadfast::{
-    Comparison, FeedEvent, From, NodeAddress, NodeStatus, OpenError, RepConfig, SubscribeOptions,
-    Subscription,
+    Comparison, FeedEvent, NodeAddress, NodeStatus, OpenError, RepConfig, StartAt,
+    SubscribeOptions, Subscription,
 };
 use tempfile::TempDir;
 
@@ -166,7 +166,7 @@ async fn busy_node(dir: &TempDir) -> (Env, Watched) {
 
 /// Reads the whole state, as a backup does, and some of what follows.
 async fn back_up(address: &str) {
-    let options = SubscribeOptions::from(From::Start);
+    let options = SubscribeOptions::from(StartAt::Start);
     let feed = Subscription::connect_async([address], "promises", options);
     let mut feed = feed.await.expect("connected");
     let mut is_complete = false;
@@ -234,13 +234,15 @@ fn what_reads_changes_nothing_beside_a_node_that_writes() {
 }
 
 /// What a plan says of the directory of the first of three nodes, whose disk and engine it leaves alone.
-fn plan(group: &Group, disk: &Watched) -> Result<recover::RecoveryPlan, RecoverError> {
+fn plan(group: &Group, disk: &Watched) -> Result<quorum_loss::RecoveryPlan, RecoverError> {
     let machine = Machine {
         disk: Arc::new(disk.clone()),
         ..group.machine(0)
     };
     let dir = group.storages[0].dir().to_owned();
-    group.runtime.block_on(recover::plan(&machine, &[dir], &[]))
+    group
+        .runtime
+        .block_on(quorum_loss::plan(&machine, &[dir], &[]))
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use steadfast::engine::EngineFactory;
 use steadfast::log::Disk;
-use steadfast::recover;
+use steadfast::quorum_loss;
 use steadfast::{AdminCommand, ConsistencyPolicy, NodeType, Repair};
 
 use crate::support::{Env, Group, Numbers, Storage, eventually, get, name, put, stays};
@@ -227,7 +227,7 @@ fn two_of_three_that_are_damaged_stay_out_and_nothing_is_lost() {
     group.close(third);
     let directories = [group.storages[third].dir().to_owned()];
     let machine = group.machine(third);
-    let planned = recover::plan(&machine, &directories, &[]);
+    let planned = quorum_loss::plan(&machine, &directories, &[]);
     let plan = group
         .runtime
         .block_on(planned)

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use steadfast::machine::Machine;
-use steadfast::recover::{self, NextStep};
+use steadfast::quorum_loss::{self, NextStep};
 use steadfast::{ConsistencyPolicy, OpenError, ReadyError};
 
 use crate::support::{Env, Group, PATIENCE, Release, Storage, eventually, put, stays};
@@ -89,12 +89,12 @@ fn recover_from(dir: &Path) {
         .build();
     runtime.expect("a runtime").block_on(async {
         let machine = Machine::real(1 << 20).expect("entropy");
-        let plan = recover::plan(&machine, &[dir.to_owned()], &[]).await;
+        let plan = quorum_loss::plan(&machine, &[dir.to_owned()], &[]).await;
         let next = plan.expect("its original is gone").next;
         let NextStep::Apply { confirm, .. } = next else {
             panic!("{next:?}");
         };
-        let applied = recover::apply(&machine, dir, &confirm).await;
+        let applied = quorum_loss::apply(&machine, dir, &confirm).await;
         applied.expect("recovered");
     });
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use steadfast::log::Disk;
 use steadfast::{
-    CommitToken, ConsistencyPolicy, FeedError, FeedEvent, From, NodeType, ReadError,
-    RestoreProgress, WriteError,
+    CommitToken, ConsistencyPolicy, FeedError, FeedEvent, NodeType, ReadError, RestoreProgress,
+    StartAt, WriteError,
 };
 
 use crate::support::{Env, Group, Numbers, eventually, get, in_time, put};
@@ -271,7 +271,7 @@ fn a_node_that_copies_says_so_and_can_be_closed() {
     assert!(matches!(read, ReadError::Restoring) && read.is_retryable());
     let written = put(&node, "k", b"v").expect_err("it takes no part");
     assert!(matches!(written, WriteError::Restoring) && written.is_retryable());
-    let feed = node.subscribe(From::Now).expect_err("it takes no part");
+    let feed = node.subscribe(StartAt::Now).expect_err("it takes no part");
     assert!(matches!(feed, FeedError::Restoring) && feed.is_retryable());
     let status = node.status();
     assert!(
@@ -323,7 +323,7 @@ fn what_was_purged_is_history_that_is_gone() {
     let old = put(group.master(), "k", b"v").expect("committed");
     leave_behind(&mut group, 2, 512);
     let node = group.master().clone();
-    let mut feed = node.subscribe(From::Token(old)).expect("a feed");
+    let mut feed = node.subscribe(StartAt::Token(old)).expect("a feed");
     match in_time("an answer", move || feed.next()) {
         Some(Err(FeedError::HistoryGone { oldest })) => assert!(oldest > old.vlsn),
         other => panic!("{other:?}"),
@@ -351,7 +351,7 @@ fn a_subscription_keeps_the_log_that_it_has_not_read() {
     let group = Group::in_memory(1, KEEPING);
     let node = group.node(0).clone();
     let first = write_kib(&node, "a", 4)[0];
-    let mut feed = node.subscribe(From::Token(first)).expect("a feed");
+    let mut feed = node.subscribe(StartAt::Token(first)).expect("a feed");
     let tokens = write_kib(&node, "b", 512);
     for token in tokens {
         let event = feed.next();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use steadfast::recover::{self, NextStep, RecoverError};
+use steadfast::quorum_loss::{self, NextStep, RecoverError};
 use steadfast::{AdminCommand, AdminError, ConsistencyPolicy, NodeType, Role, WriteError};
 
 use crate::support::{Env, Group, Numbers, eventually, get, name, put};
@@ -137,7 +137,9 @@ fn a_group_whose_newest_writes_only_its_arbiter_knows_of_goes_on_without_them_wh
     let plan = |group: &Group| {
         let machine = group.machine(left);
         let dirs = [dir.clone()];
-        group.runtime.block_on(recover::plan(&machine, &dirs, &[]))
+        group
+            .runtime
+            .block_on(quorum_loss::plan(&machine, &dirs, &[]))
     };
     let refused = plan(&group);
     assert!(
@@ -158,7 +160,9 @@ fn a_group_whose_newest_writes_only_its_arbiter_knows_of_goes_on_without_them_wh
     };
     let apply = |text: &str| {
         let machine = group.machine(left);
-        group.runtime.block_on(recover::apply(&machine, &dir, text))
+        group
+            .runtime
+            .block_on(quorum_loss::apply(&machine, &dir, text))
     };
     let refused = apply("yes");
     assert!(

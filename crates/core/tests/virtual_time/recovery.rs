@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use steadfast::recover::{self, NextStep, RecoverError, RecoveryPlan};
+use steadfast::quorum_loss::{self, NextStep, RecoverError, RecoveryPlan};
 use steadfast::{
     CommitToken, ConsistencyPolicy, Durability, OpenError, ReadyError, Role, TokenOutcome,
 };
@@ -18,7 +18,7 @@ fn directory() -> &'static Path {
 
 async fn plan(world: &mut World, at: usize) -> Result<RecoveryPlan, RecoverError> {
     let machine = world.machine(at);
-    recover::plan(&machine, &[PathBuf::from("/data")], &[]).await
+    quorum_loss::plan(&machine, &[PathBuf::from("/data")], &[]).await
 }
 
 fn confirmation(plan: &RecoveryPlan) -> String {
@@ -48,7 +48,7 @@ async fn stopped_group(seed: u64) -> (World, usize, CommitToken) {
 async fn recover(world: &mut World, at: usize) {
     let plan = plan(world, at).await.expect("there is no quorum");
     let machine = world.machine(at);
-    let applied = recover::apply(&machine, directory(), &confirmation(&plan)).await;
+    let applied = quorum_loss::apply(&machine, directory(), &confirmation(&plan)).await;
     assert_eq!(
         applied.expect("applied").epoch,
         plan.epoch.0.wrapping_add(1).into()
@@ -67,10 +67,10 @@ fn a_survivor_goes_on_alone_with_everything_it_has_and_knows_what_was_lost() {
         assert_eq!((plan.survivors.len(), plan.missing.len()), (1, 2));
         let machine = world.machine(survivor);
         for wrong in ["", "yes", &confirmation(&plan).to_uppercase()] {
-            let refused = recover::apply(&machine, directory(), wrong).await;
+            let refused = quorum_loss::apply(&machine, directory(), wrong).await;
             assert!(matches!(refused, Err(RecoverError::Unconfirmed)));
         }
-        let same = recover::plan(&machine, &[directory().to_owned()], &[]).await;
+        let same = quorum_loss::plan(&machine, &[directory().to_owned()], &[]).await;
         assert_eq!(same.expect("nothing was changed"), plan);
 
         recover(&mut world, survivor).await;
@@ -93,7 +93,7 @@ fn a_survivor_goes_on_alone_with_everything_it_has_and_knows_what_was_lost() {
         assert!(matches!(outcome, TokenOutcome::NotCommitted), "{outcome:?}");
 
         world.close(survivor).await;
-        let again = recover::plan(&machine, &[directory().to_owned()], &[]).await;
+        let again = quorum_loss::plan(&machine, &[directory().to_owned()], &[]).await;
         assert!(
             matches!(again, Err(RecoverError::NotNeeded { voters: 1, .. })),
             "{again:?}"
@@ -171,14 +171,14 @@ fn nothing_is_recovered_while_a_majority_is_there_or_another_has_more() {
         };
         assert_eq!((two.next, two.may_lose), (next, true));
         let machine = world.machine(behind);
-        let refused = recover::apply(&machine, directory(), &confirm).await;
+        let refused = quorum_loss::apply(&machine, directory(), &confirm).await;
         assert!(
             matches!(refused, Err(RecoverError::Behind { .. })),
             "{refused:?}"
         );
 
         world.restart((master + 2) % 5).await;
-        let refused = recover::apply(&machine, directory(), &confirm).await;
+        let refused = quorum_loss::apply(&machine, directory(), &confirm).await;
         assert!(
             matches!(refused, Err(RecoverError::NotNeeded { there: 3, .. })),
             "{refused:?}"

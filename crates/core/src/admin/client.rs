@@ -1,0 +1,347 @@
+//! ADMIN: what changes the group, asked of any member and done by the master.
+//!
+//! A member that is not the master says who is, and the caller goes there. A call that gets no
+//! answer may have been carried out; each is made so that it can be made again.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use steadfast_net::Transport;
+use tokio::time::Instant;
+
+use crate::admin::messages::{
+    AdminAnswer, AdminCall, AdminDone, AdminReply, AdminRequest, RefusedMessage,
+};
+use crate::ids::{GroupUuid, NodeId};
+use crate::wire::ADMIN;
+use crate::wire::hello::{Caller, DialError, Session};
+use crate::wire::messages::{Kind, decode, encode};
+
+/// How long a caller waits before it asks all addresses again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Why a call was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AdminRefusal {
+    /// What stands against it.
+    pub(crate) what: String,
+    /// What to do.
+    pub(crate) to_do: String,
+    /// Whether it is for the moment: the group lacks a majority, say, and the call itself is right.
+    pub(crate) passes: bool,
+    /// Whether what it asks for may have come about all the same, or still may. Nothing was changed otherwise.
+    pub(crate) may_be_done: bool,
+}
+
+impl AdminRefusal {
+    pub(crate) fn new(what: impl Into<String>, to_do: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            to_do: to_do.into(),
+            passes: false,
+            may_be_done: false,
+        }
+    }
+
+    /// One for the moment.
+    pub(crate) fn for_now(what: impl Into<String>, to_do: impl Into<String>) -> Self {
+        Self {
+            passes: true,
+            ..Self::new(what, to_do)
+        }
+    }
+
+    /// Of a change that was begun, and of which it is not known how it ends.
+    pub(crate) fn uncertain(what: impl Into<String>, to_do: impl Into<String>) -> Self {
+        Self {
+            may_be_done: true,
+            ..Self::for_now(what, to_do)
+        }
+    }
+}
+
+impl From<RefusedMessage> for AdminRefusal {
+    fn from(message: RefusedMessage) -> Self {
+        let RefusedMessage {
+            what,
+            to_do,
+            passes,
+            may_be_done,
+        } = message;
+        Self {
+            what,
+            to_do,
+            passes,
+            may_be_done,
+        }
+    }
+}
+
+impl From<AdminRefusal> for RefusedMessage {
+    fn from(refusal: AdminRefusal) -> Self {
+        let AdminRefusal {
+            what,
+            to_do,
+            passes,
+            may_be_done,
+        } = refusal;
+        Self {
+            what,
+            to_do,
+            passes,
+            may_be_done,
+        }
+    }
+}
+
+impl fmt::Display for AdminRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.what, self.to_do)
+    }
+}
+
+/// How a call ended.
+pub(crate) enum Asked<T> {
+    Done(T),
+    Refused(AdminRefusal),
+    /// Nobody answered in time, or none of them knew a master.
+    NoAnswer {
+        why: String,
+        /// Whether somebody was asked who did not answer, and may have carried it out.
+        may_be_done: bool,
+    },
+}
+
+/// Calls a group.
+pub(crate) struct Client<'a> {
+    pub(crate) transport: &'a dyn Transport,
+    /// The group that is meant, where the caller knows it.
+    pub(crate) group: Option<(&'a str, GroupUuid)>,
+    pub(crate) addresses: &'a [String],
+    pub(crate) dial_timeout: Duration,
+}
+
+impl Client<'_> {
+    /// Makes a call, at the master, wherever that is, within `timeout`.
+    pub(crate) async fn call(&self, call: AdminCall, timeout: Duration) -> Asked<AdminDone> {
+        let deadline = Instant::now() + timeout;
+        let mut last = "no address to ask".to_owned();
+        let may_be_done = AtomicBool::new(false);
+        let no_answer = |why| Asked::NoAnswer {
+            why,
+            may_be_done: may_be_done.load(Ordering::Relaxed),
+        };
+        let mut next: VecDeque<String> = self.addresses.iter().cloned().collect();
+        // Those of this round. Two that name each other as the master are asked once in each.
+        let mut asked_before = BTreeSet::new();
+        loop {
+            let Some(address) = next.pop_front() else {
+                if self.addresses.is_empty() || Instant::now() + RETRY_INTERVAL >= deadline {
+                    return no_answer(last);
+                }
+                tokio::time::sleep(RETRY_INTERVAL).await;
+                asked_before.clear();
+                next.extend(self.addresses.iter().cloned());
+                continue;
+            };
+            if !asked_before.insert(address.clone()) {
+                continue;
+            }
+            let asked =
+                tokio::time::timeout_at(deadline, self.ask(&address, call.clone(), &may_be_done));
+            match asked.await {
+                Err(_) => return no_answer(format!("{address} did not answer in time")),
+                Ok(Err(error)) => last = format!("{address}: {error}"),
+                Ok(Ok(AdminAnswer::Done(done))) => return Asked::Done(done),
+                Ok(Ok(AdminAnswer::Refused(refused))) => {
+                    return Asked::Refused(refused.into());
+                }
+                Ok(Ok(AdminAnswer::NotMaster(master))) => {
+                    last = format!("{address} is not the master");
+                    if !master.is_empty() {
+                        next.push_front(master);
+                    }
+                }
+            }
+            if Instant::now() >= deadline {
+                return no_answer(last);
+            }
+        }
+    }
+
+    /// Asks one node; `is_open` is set while it may have carried out what it has not answered.
+    async fn ask(
+        &self,
+        address: &str,
+        call: AdminCall,
+        is_open: &AtomicBool,
+    ) -> Result<AdminAnswer, DialError> {
+        let anyone = (address, NodeId(0));
+        let dialled = Caller::Client.dial(self.transport, anyone, ADMIN, self.dial_timeout);
+        let mut session = dialled.await?;
+        let request = AdminRequest {
+            group_name: self.group.map_or("", |(name, _)| name).to_owned(),
+            group: self
+                .group
+                .map(|(_, group)| group.to_bytes())
+                .unwrap_or_default(),
+            call: Some(call),
+        };
+        let was_open = is_open.swap(true, Ordering::Relaxed);
+        session
+            .sender
+            .send(encode(Kind::AdminRequest, &request))
+            .await?;
+        let reply = session.receiver.receive().await?.ok_or(DialError::Closed)?;
+        let reply: AdminReply = decode(Kind::AdminReply, reply)?;
+        let answer = reply.answer.ok_or(DialError::Closed)?;
+        is_open.store(was_open, Ordering::Relaxed);
+        Ok(answer)
+    }
+}
+
+/// Answers requests with `handle`, one after the other, until the caller closes, or asks nothing for a
+/// while.
+///
+/// # Errors
+/// When the caller sends nonsense or goes away.
+pub(crate) async fn serve<F>(
+    handle: impl Fn(AdminRequest) -> F,
+    mut session: Session,
+) -> Result<(), DialError>
+where
+    F: Future<Output = AdminAnswer>,
+{
+    while let Some(frame) = session.next_request().await? {
+        let request: AdminRequest = decode(Kind::AdminRequest, frame)?;
+        let answer = Some(handle(request).await);
+        let reply = encode(Kind::AdminReply, &AdminReply { answer });
+        session.sender.send(reply).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use steadfast_net::{
+        AsyncServiceHandler, BoxFuture, Connection, Dispatcher, DispatcherOptions, MemoryNetwork,
+    };
+
+    use super::*;
+    use crate::admin::messages::RemoveRequest;
+    use crate::wire::messages::HelloReply;
+
+    /// Calls after which anybody would see that there is no pause.
+    const FAR_TOO_MANY: usize = 1_000;
+
+    /// Names `other` as the master, whoever asks; goes away without an answer where there is none.
+    struct Stale {
+        other: Option<&'static str>,
+        calls: Arc<AtomicUsize>,
+    }
+
+    impl AsyncServiceHandler for Stale {
+        fn service_name(&self) -> &'static str {
+            ADMIN
+        }
+
+        fn serve(&self, connection: Connection) -> BoxFuture<'static, steadfast_net::Result<()>> {
+            let (other, calls) = (self.other, Arc::clone(&self.calls));
+            Box::pin(async move {
+                let (mut sender, mut receiver) = connection.split();
+                receiver.receive().await?;
+                let welcome = HelloReply {
+                    version: 1,
+                    ..HelloReply::default()
+                };
+                sender.send(encode(Kind::HelloReply, &welcome)).await?;
+                receiver.receive().await?;
+                let Some(other) = other else {
+                    return Ok(());
+                };
+                let answer = if calls.fetch_add(1, Ordering::Relaxed) < FAR_TOO_MANY {
+                    AdminAnswer::NotMaster(other.to_owned())
+                } else {
+                    AdminAnswer::Done(AdminDone::default())
+                };
+                let reply = AdminReply {
+                    answer: Some(answer),
+                };
+                sender.send(encode(Kind::AdminReply, &reply)).await?;
+                while receiver.receive().await?.is_some() {}
+                Ok(())
+            })
+        }
+    }
+
+    /// A node at each of these addresses, which names the other address as the master.
+    async fn start(
+        network: &MemoryNetwork,
+        nodes: &[(&str, Option<&'static str>)],
+        calls: &Arc<AtomicUsize>,
+    ) -> Vec<Dispatcher> {
+        let mut dispatchers = Vec::new();
+        for (at, other) in nodes {
+            let dispatcher = Dispatcher::new(DispatcherOptions::default());
+            let (other, calls) = (*other, Arc::clone(calls));
+            dispatcher.register_async(Arc::new(Stale { other, calls }));
+            let (host, _) = at.split_once(':').expect("host:port");
+            let listening = dispatcher.start(network.host(host), at).await;
+            listening.expect("it listens");
+            dispatchers.push(dispatcher);
+        }
+        dispatchers
+    }
+
+    /// Asks for a change at `a`, which nobody makes; whether it may have been made all the same.
+    async fn ask(network: &MemoryNetwork, timeout: Duration) -> bool {
+        let client = Client {
+            transport: &*network.host("operator"),
+            group: None,
+            addresses: &["a:1".to_owned()],
+            dial_timeout: Duration::from_secs(1),
+        };
+        let call = AdminCall::Remove(RemoveRequest::default());
+        match client.call(call, timeout).await {
+            Asked::NoAnswer { may_be_done, .. } => may_be_done,
+            _ => panic!("it never ends otherwise"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_that_name_each_other_as_the_master_are_asked_with_pauses() {
+        let (network, calls) = (MemoryNetwork::new(), Arc::<AtomicUsize>::default());
+        let nodes = [("a:1", Some("b:1")), ("b:1", Some("a:1"))];
+        let dispatchers = start(&network, &nodes, &calls).await;
+        let timeout = Duration::from_secs(2);
+        let may_be_done = ask(&network, timeout).await;
+        assert!(!may_be_done, "both said that they did nothing");
+        let rounds = timeout.as_millis() / RETRY_INTERVAL.as_millis() + 1;
+        let calls = calls.load(Ordering::Relaxed);
+        assert!(
+            calls > 2 && calls as u128 <= 2 * rounds,
+            "{calls} in {rounds} rounds"
+        );
+        for dispatcher in dispatchers {
+            dispatcher.stop().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_may_have_been_made_by_whoever_was_asked_and_did_not_answer() {
+        let timeout = Duration::from_secs(2);
+        let network = MemoryNetwork::new();
+        assert!(!ask(&network, timeout).await, "nobody was asked");
+        let dispatchers = start(&network, &[("a:1", None)], &Arc::default()).await;
+        assert!(ask(&network, timeout).await, "a node has heard it");
+        for dispatcher in dispatchers {
+            dispatcher.stop().await;
+        }
+    }
+}

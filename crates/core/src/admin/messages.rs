@@ -1,0 +1,164 @@
+//! The messages of ADMIN.
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::group::{LogIdRecord, MemberRecord};
+
+/// Asks the master to change the group.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct AdminRequest {
+    /// Name of the group that is meant; empty for whichever it is.
+    #[prost(string, tag = "1")]
+    pub(crate) group_name: String,
+    /// UUID of the group, 16 bytes; empty for whichever it is.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) group: Bytes,
+    #[prost(oneof = "AdminCall", tags = "3, 4, 5, 6, 7, 8")]
+    pub(crate) call: Option<AdminCall>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
+pub(crate) enum AdminCall {
+    #[prost(message, tag = "3")]
+    Join(JoinRequest),
+    #[prost(message, tag = "4")]
+    Remove(RemoveRequest),
+    #[prost(message, tag = "5")]
+    Alter(AlterRequest),
+    #[prost(message, tag = "6")]
+    Transfer(TransferRequest),
+    #[prost(message, tag = "7")]
+    Shutdown(ShutdownRequest),
+    #[prost(message, tag = "8")]
+    Readmit(ReadmitRequest),
+}
+
+/// A new node asks to be let in.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct JoinRequest {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(string, tag = "2")]
+    pub(crate) address: String,
+    #[prost(fixed64, tag = "3")]
+    pub(crate) incarnation: u64,
+    /// As in [`MemberRecord`].
+    #[prost(uint32, tag = "4")]
+    pub(crate) node_type: u32,
+    #[prost(uint32, tag = "5")]
+    pub(crate) priority: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct RemoveRequest {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    /// Although the rest may be left without a majority that answers.
+    #[prost(bool, tag = "2")]
+    pub(crate) force: bool,
+}
+
+/// Changes what is set of a member.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct AlterRequest {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(uint32, optional, tag = "2")]
+    pub(crate) node_type: Option<u32>,
+    #[prost(uint32, optional, tag = "3")]
+    pub(crate) priority: Option<u32>,
+    #[prost(string, optional, tag = "4")]
+    pub(crate) address: Option<String>,
+    /// Whether the address is taken although the member may not answer there.
+    #[prost(bool, tag = "5")]
+    pub(crate) untried: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct TransferRequest {
+    /// Names of the nodes of which one is to be master; empty for any.
+    #[prost(string, repeated, tag = "1")]
+    pub(crate) to: Vec<String>,
+    #[prost(uint64, tag = "2")]
+    pub(crate) timeout_ms: u64,
+}
+
+/// A member whose data is damaged asks to be let in again: without a vote, and as a new incarnation.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct ReadmitRequest {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(uint64, tag = "2")]
+    pub(crate) node_id: u64,
+    /// The one that was let in, and the one to come.
+    #[prost(fixed64, tag = "3")]
+    pub(crate) before: u64,
+    #[prost(fixed64, tag = "4")]
+    pub(crate) incarnation: u64,
+    /// Only asks whether it would be.
+    #[prost(bool, tag = "5")]
+    pub(crate) is_question: bool,
+}
+
+/// Stops all nodes, when all have everything.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct ShutdownRequest {
+    #[prost(uint64, tag = "1")]
+    pub(crate) timeout_ms: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct AdminReply {
+    #[prost(oneof = "AdminAnswer", tags = "1, 2, 3")]
+    pub(crate) answer: Option<AdminAnswer>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
+pub(crate) enum AdminAnswer {
+    #[prost(message, tag = "1")]
+    Done(AdminDone),
+    /// Nothing was changed.
+    #[prost(message, tag = "2")]
+    Refused(RefusedMessage),
+    /// The address of the master; empty where none is known.
+    #[prost(string, tag = "3")]
+    NotMaster(String),
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct AdminDone {
+    /// What was done, for people.
+    #[prost(string, tag = "1")]
+    pub(crate) text: String,
+    /// To [`AdminCall::Join`].
+    #[prost(message, optional, tag = "2")]
+    pub(crate) joined: Option<Joined>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct Joined {
+    #[prost(uint64, tag = "1")]
+    pub(crate) node_id: u64,
+    /// All members, the new one included.
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) members: Vec<MemberRecord>,
+    /// 0 stands for the first.
+    #[prost(uint64, tag = "3")]
+    pub(crate) epoch: u64,
+    /// To [`AdminCall::Readmit`]: what its copy of the state has to reach.
+    #[prost(message, optional, tag = "4")]
+    pub(crate) entry: Option<LogIdRecord>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct RefusedMessage {
+    #[prost(string, tag = "1")]
+    pub(crate) what: String,
+    #[prost(string, tag = "2")]
+    pub(crate) to_do: String,
+    #[prost(bool, tag = "3")]
+    pub(crate) passes: bool,
+    #[prost(bool, tag = "4")]
+    pub(crate) may_be_done: bool,
+}

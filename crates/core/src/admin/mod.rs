@@ -1,0 +1,186 @@
+//! What an operator may ask of a group, and why it may be refused.
+
+pub(crate) mod client;
+pub(crate) mod messages;
+
+use std::time::Duration;
+
+use steadfast_net::TcpTransport;
+
+use crate::admin::messages::{
+    AdminCall, AlterRequest, RemoveRequest, ShutdownRequest, TransferRequest,
+};
+use crate::member::NodeType;
+use client::{AdminRefusal, Asked};
+
+/// A change of the group. Given to [`crate::ReplicatedEnvironment::administer`], or to any member
+/// with [`AdminCommand::send`]; the master carries it out, one at a time, through the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminCommand {
+    /// Takes a member out of the group for good. It stops when it hears of it. Refused when too few
+    /// of the rest would answer for a majority, unless it is forced.
+    Remove {
+        /// Its name.
+        node: String,
+        /// Although the rest may be left without a majority that answers.
+        force: bool,
+    },
+    /// Makes a secondary electable, or an electable node a secondary. An arbiter stays one: it has no
+    /// data that it could go on with.
+    SetType {
+        /// Its name.
+        node: String,
+        /// [`NodeType::Electable`] or [`NodeType::Secondary`].
+        node_type: NodeType,
+    },
+    /// Prefers an electable node as master over those of lower priority; with 0 it never is, and only stands in for one.
+    SetPriority {
+        /// Its name.
+        node: String,
+        /// 0 to [`PRIORITY_MAX`].
+        priority: u32,
+    },
+    /// Says where the others reach a member from now on. The master tries it first: the member has to
+    /// answer there, unless it is forced.
+    SetAddress {
+        /// Its name.
+        node: String,
+        /// `host:port`.
+        address: String,
+        /// Although the member may not answer there, or not yet.
+        force: bool,
+    },
+    /// Makes another node master: the one of these that is most caught up. Writes wait for
+    /// milliseconds; when it fails the master goes on.
+    Transfer {
+        /// Names; none for any node that can be master.
+        to: Vec<String>,
+        /// How long a candidate may take to catch up.
+        within: Duration,
+    },
+    /// Stops the whole group: the master takes no more writes, waits until every node that answers has
+    /// all of them on disk, and then all close, the master last. When that takes too long, the group
+    /// goes on.
+    Shutdown {
+        /// How long the nodes may take to catch up.
+        within: Duration,
+    },
+}
+
+/// The highest priority.
+pub const PRIORITY_MAX: u32 = 1000;
+
+/// How long a change may take beyond what it waits for by itself.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
+
+/// How long all nodes of a group may take to close.
+const CLOSE_MAX: Duration = Duration::from_secs(40);
+
+/// Why a change was not made, or may not have been.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdminError {
+    /// Nothing was changed.
+    #[error("{what}")]
+    Refused {
+        /// What stands against it.
+        what: String,
+        /// What to do.
+        to_do: String,
+    },
+    /// The change was begun, and may have been made, or may still be.
+    #[error("{what}")]
+    Uncertain {
+        /// What came in between.
+        what: String,
+        /// What to do.
+        to_do: String,
+    },
+    /// No master answered in time.
+    #[error("no master has answered: {why}")]
+    NoAnswer {
+        /// What was heard last.
+        why: String,
+        /// Whether the change may have been made: look at the status of the group. Otherwise nobody was asked
+        /// for it who did not answer.
+        may_be_done: bool,
+    },
+}
+
+impl AdminCommand {
+    /// Has the group of the node at one of `addresses` carry this out, over TCP. Returns what was
+    /// done, in words.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn send(
+        &self,
+        addresses: &[String],
+        dial_timeout: Duration,
+    ) -> Result<String, AdminError> {
+        let client = client::Client {
+            transport: &TcpTransport,
+            group: None,
+            addresses,
+            dial_timeout,
+        };
+        self.send_by(&client).await
+    }
+
+    pub(crate) async fn send_by(&self, client: &client::Client<'_>) -> Result<String, AdminError> {
+        let own_wait = match self {
+            Self::Transfer { within, .. } => *within,
+            Self::Shutdown { within } => *within + CLOSE_MAX,
+            _ => Duration::ZERO,
+        };
+        match client.call(self.call(), own_wait + ANSWER_MAX).await {
+            Asked::Done(done) => Ok(done.text),
+            Asked::Refused(refusal) => {
+                let AdminRefusal { what, to_do, .. } = refusal;
+                Err(if refusal.may_be_done {
+                    AdminError::Uncertain { what, to_do }
+                } else {
+                    AdminError::Refused { what, to_do }
+                })
+            }
+            Asked::NoAnswer { why, may_be_done } => Err(AdminError::NoAnswer { why, may_be_done }),
+        }
+    }
+
+    fn call(&self) -> AdminCall {
+        let ms = |within: Duration| u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        let alter = |node: &String| AlterRequest {
+            name: node.clone(),
+            ..AlterRequest::default()
+        };
+        match self {
+            Self::Remove { node, force } => AdminCall::Remove(RemoveRequest {
+                name: node.clone(),
+                force: *force,
+            }),
+            Self::SetType { node, node_type } => AdminCall::Alter(AlterRequest {
+                node_type: Some(*node_type as u32),
+                ..alter(node)
+            }),
+            Self::SetPriority { node, priority } => AdminCall::Alter(AlterRequest {
+                priority: Some(*priority),
+                ..alter(node)
+            }),
+            Self::SetAddress {
+                node,
+                address,
+                force,
+            } => AdminCall::Alter(AlterRequest {
+                address: Some(address.clone()),
+                untried: *force,
+                ..alter(node)
+            }),
+            Self::Transfer { to, within } => AdminCall::Transfer(TransferRequest {
+                to: to.clone(),
+                timeout_ms: ms(*within),
+            }),
+            Self::Shutdown { within } => AdminCall::Shutdown(ShutdownRequest {
+                timeout_ms: ms(*within),
+            }),
+        }
+    }
+}

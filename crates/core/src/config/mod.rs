@@ -1,0 +1,686 @@
+//! Configuration: what a node is, where it keeps its data, and its limits. Every bad value is a
+//! named error before anything is touched.
+//!
+//! The keys are the same in the program's TOML file; [`KEYS`] describes each.
+
+mod keys;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::runtime::RuntimeFlavor;
+
+use crate::limits::{BATCHES_IN_FLIGHT_MAX, NAME_BYTES_MAX, NODES_MAX};
+use crate::member::{Expected, JoinToken};
+use crate::policy::Durability;
+
+pub use keys::{KEYS, Key};
+
+/// What is wrong with a configuration. Nothing was touched.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("config: {key}: {problem}")]
+pub struct ConfigError {
+    /// The key, as the program's file has it.
+    pub key: String,
+    /// What is wrong, and what would be right.
+    pub problem: String,
+}
+
+impl ConfigError {
+    /// An error about `key`.
+    pub fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            key: key.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+/// How a node with an empty data directory comes to a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bootstrap(How);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum How {
+    Expect(Vec<Expected>),
+    Join(JoinToken),
+}
+
+impl Bootstrap {
+    /// A group of this node alone, at the address on which it listens.
+    pub fn single() -> Self {
+        Self(How::Expect(Vec::new()))
+    }
+
+    /// The group of the token lets the node in. It gets the data first, and a vote when it has caught
+    /// up, if it is of a type that votes.
+    pub fn join(token: JoinToken) -> Self {
+        Self(How::Join(token))
+    }
+
+    /// The group forms out of these nodes, each written `name=host:port`, when all have started, in
+    /// any order. Every node is given the same list.
+    ///
+    /// # Errors
+    /// When an item has another form.
+    pub fn expect<I: AsRef<str>>(nodes: impl IntoIterator<Item = I>) -> Result<Self, ConfigError> {
+        let parse = |node: I| {
+            let node = node.as_ref();
+            let parts = node
+                .split_once('=')
+                .filter(|(name, address)| !name.is_empty() && !address.is_empty());
+            let (name, address) = parts.ok_or_else(|| {
+                ConfigError::new(
+                    "bootstrap",
+                    format!("{node:?} is not of the form name=host:port"),
+                )
+            })?;
+            Ok(Expected {
+                name: name.to_owned(),
+                address: address.to_owned(),
+            })
+        };
+        nodes
+            .into_iter()
+            .map(parse)
+            .collect::<Result<_, _>>()
+            .map(|nodes| Self(How::Expect(nodes)))
+    }
+}
+
+/// What a node does when checksums, or a majority of the nodes, say that its own data is damaged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Repair {
+    /// It gives up its vote, copies the state of a peer, and gets its vote back.
+    #[default]
+    Auto,
+    /// It does not open. When it works already it goes on, and says what is known.
+    Never,
+}
+
+impl std::str::FromStr for Repair {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "never" => Ok(Self::Never),
+            _ => Err(ConfigError::new(
+                "repair",
+                format!("{text:?} is not auto or never"),
+            )),
+        }
+    }
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct RepConfig {
+    pub(crate) group: String,
+    pub(crate) node: String,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) listen: String,
+    /// Where the others reach this node, where that is not `listen`.
+    pub(crate) advertise: Option<String>,
+    /// Every node of the group to be, this one included; empty with a token.
+    pub(crate) expected: Vec<Expected>,
+    /// Lets the node into a group that exists.
+    pub(crate) token: Option<JoinToken>,
+    /// Of writes that say nothing else.
+    pub(crate) durability: Durability,
+    /// What the node does when its own data is damaged.
+    pub(crate) repair: Repair,
+    pub(crate) tuning: Tuning,
+    pub(crate) runtime: Option<tokio::runtime::Handle>,
+}
+
+/// The keys that have defaults. See [`KEYS`].
+#[derive(Clone, Debug)]
+pub(crate) struct Tuning {
+    pub(crate) worker_threads: Option<usize>,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) election_timeout_min: Duration,
+    pub(crate) election_timeout_max: Duration,
+    pub(crate) dial_timeout: Duration,
+    pub(crate) silence_max: Duration,
+    pub(crate) commit_timeout: Duration,
+    pub(crate) read_timeout: Duration,
+    pub(crate) snapshot_age_max: Duration,
+    pub(crate) flush_interval: Duration,
+    pub(crate) batches_in_flight_max: usize,
+    pub(crate) commit_queue_bytes_max: usize,
+    pub(crate) window_bytes_max: usize,
+    pub(crate) flush_bytes: usize,
+    pub(crate) log_segment_bytes: u32,
+    pub(crate) log_cache_bytes_max: usize,
+    pub(crate) log_keep_bytes: u64,
+    pub(crate) log_retain_bytes_max: u64,
+    pub(crate) log_retain: Duration,
+    pub(crate) restore_bytes_per_s_max: u64,
+    pub(crate) engine_cache_bytes: u64,
+    /// `None` when the nodes are not compared.
+    pub(crate) digest_interval: Option<Duration>,
+    pub(crate) open_count_max: Duration,
+    pub(crate) disk_free_warn_bytes: u64,
+    pub(crate) disk_free_read_only_bytes: u64,
+    pub(crate) subscriptions_max: usize,
+    pub(crate) subscription_stall: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        const MIB: usize = 1024 * 1024;
+        Self {
+            worker_threads: None,
+            heartbeat_interval: Duration::from_millis(50),
+            election_timeout_min: Duration::from_millis(200),
+            election_timeout_max: Duration::from_millis(300),
+            dial_timeout: Duration::from_secs(1),
+            silence_max: Duration::from_secs(5),
+            commit_timeout: Duration::from_secs(10),
+            read_timeout: Duration::from_secs(5),
+            snapshot_age_max: Duration::from_mins(1),
+            flush_interval: Duration::from_secs(5),
+            batches_in_flight_max: 4,
+            commit_queue_bytes_max: 64 * MIB,
+            window_bytes_max: 256 * MIB,
+            flush_bytes: 32 * MIB,
+            log_segment_bytes: 64 * 1024 * 1024,
+            log_cache_bytes_max: 64 * MIB,
+            log_keep_bytes: 256 * 1024 * 1024,
+            log_retain_bytes_max: 8 * 1024 * 1024 * 1024,
+            log_retain: Duration::from_hours(1),
+            restore_bytes_per_s_max: 64 * 1024 * 1024,
+            engine_cache_bytes: 128 * 1024 * 1024,
+            digest_interval: Some(Duration::from_hours(1)),
+            open_count_max: Duration::from_secs(1),
+            // Two segments of the log and a flush, with the engine's own reserve of 128 MiB.
+            disk_free_warn_bytes: 1024 * 1024 * 1024,
+            disk_free_read_only_bytes: 256 * 1024 * 1024,
+            subscriptions_max: 64,
+            subscription_stall: Duration::from_secs(30),
+        }
+    }
+}
+
+impl RepConfig {
+    /// Begins the configuration of node `node` of group `group`.
+    pub fn builder(group: impl Into<String>, node: impl Into<String>) -> RepConfigBuilder {
+        RepConfigBuilder {
+            group: group.into(),
+            node: node.into(),
+            data_dir: None,
+            listen: None,
+            advertise: None,
+            bootstrap: Bootstrap::single(),
+            durability: Durability::default(),
+            repair: Repair::default(),
+            numbers: Vec::new(),
+            runtime: None,
+        }
+    }
+
+    /// Name of the group.
+    pub fn group(&self) -> &str {
+        &self.group
+    }
+
+    /// Name of the node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// The address to listen on.
+    pub fn listen(&self) -> &str {
+        &self.listen
+    }
+}
+
+/// Collects a [`RepConfig`]; nothing is checked before [`RepConfigBuilder::build`].
+#[derive(Clone, Debug)]
+pub struct RepConfigBuilder {
+    group: String,
+    node: String,
+    data_dir: Option<PathBuf>,
+    listen: Option<String>,
+    advertise: Option<String>,
+    bootstrap: Bootstrap,
+    durability: Durability,
+    repair: Repair,
+    numbers: Vec<(String, u64)>,
+    runtime: Option<tokio::runtime::Handle>,
+}
+
+impl RepConfigBuilder {
+    /// Directory of this node's log and engine. Made if missing.
+    #[must_use]
+    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(dir.into());
+        self
+    }
+
+    /// Address on which this node listens, `host:port`.
+    #[must_use]
+    pub fn listen(mut self, address: impl Into<String>) -> Self {
+        self.listen = Some(address.into());
+        self
+    }
+
+    /// Where the others reach this node; the address on which it listens, if nothing is said.
+    #[must_use]
+    pub fn advertise(mut self, address: impl Into<String>) -> Self {
+        self.advertise = Some(address.into());
+        self
+    }
+
+    /// How the node comes to a group while its directory is empty.
+    #[must_use]
+    pub fn bootstrap(mut self, bootstrap: Bootstrap) -> Self {
+        self.bootstrap = bootstrap;
+        self
+    }
+
+    /// How durable a write must be that says nothing else.
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// What the node does when its own data is damaged.
+    #[must_use]
+    pub fn repair(mut self, repair: Repair) -> Self {
+        self.repair = repair;
+        self
+    }
+
+    /// Sets a number by the name of its key, see [`KEYS`]: `.set("flush_interval_ms", 1000)`.
+    #[must_use]
+    pub fn set(mut self, key: impl Into<String>, value: u64) -> Self {
+        self.numbers.push((key.into(), value));
+        self
+    }
+
+    /// Runs the environment on the application's runtime, which must be a multi-threaded one and outlive
+    /// the environment, instead of one of its own.
+    #[must_use]
+    pub fn runtime(mut self, runtime: tokio::runtime::Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Checks everything.
+    ///
+    /// # Errors
+    /// The first value that cannot be used.
+    pub fn build(self) -> Result<RepConfig, ConfigError> {
+        check_name("group", &self.group)?;
+        check_name("node", &self.node)?;
+        let missing = |key| ConfigError::new(key, "is required");
+        let data_dir = self.data_dir.ok_or_else(|| missing("data_dir"))?;
+        if data_dir.as_os_str().is_empty() {
+            return Err(ConfigError::new("data_dir", "is empty"));
+        }
+        let listen = self.listen.ok_or_else(|| missing("listen"))?;
+        check_address("listen", &listen)?;
+        if let Some(address) = &self.advertise {
+            check_address("advertise", address)?;
+            check_reachable("advertise", address)?;
+        }
+        let (expected, token) = match self.bootstrap.0 {
+            How::Expect(expected) if expected.is_empty() => {
+                let address = advertised(&listen, self.advertise.as_ref())?;
+                let name = self.node.clone();
+                (vec![Expected { name, address }], None)
+            }
+            How::Expect(expected) => (expected, None),
+            How::Join(token) => {
+                advertised(&listen, self.advertise.as_ref())?;
+                (Vec::new(), Some(token))
+            }
+        };
+        match &token {
+            Some(token) => check_token(&self.group, token)?,
+            None => check_expected(&self.node, &expected)?,
+        }
+        let mut tuning = Tuning::default();
+        for (key, value) in self.numbers {
+            tuning.set(&key, value)?;
+        }
+        tuning.check()?;
+        let (group, node, runtime) = (self.group, self.node, self.runtime);
+        runtime.as_ref().map(check_runtime).transpose()?;
+        let durability = self.durability;
+        Ok(RepConfig {
+            group,
+            node,
+            data_dir,
+            listen,
+            advertise: self.advertise,
+            expected,
+            token,
+            durability,
+            repair: self.repair,
+            tuning,
+            runtime,
+        })
+    }
+}
+
+/// A runtime of one thread is at a standstill while that thread waits for the environment.
+fn check_runtime(runtime: &tokio::runtime::Handle) -> Result<(), ConfigError> {
+    match runtime.runtime_flavor() {
+        RuntimeFlavor::CurrentThread => Err(ConfigError::new(
+            "runtime",
+            "it is a current-thread runtime, on which the environment would stand still whenever that \
+             thread waits for it or does something else; give a multi-threaded one, or none: then \
+             the environment has a runtime of its own, and can be used from any",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// An unknown key, with the nearest known one.
+pub fn unknown_key(key: &str) -> ConfigError {
+    let near = KEYS
+        .iter()
+        .map(|known| (edit_distance(key, known.name), known.name))
+        .min();
+    let hint = match near {
+        Some((distance, name)) if distance <= key.len() / 3 + 1 => {
+            format!("; did you mean {name}?")
+        }
+        _ => String::new(),
+    };
+    ConfigError::new(key, format!("there is no such key{hint}"))
+}
+
+/// Levenshtein distance.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+impl Tuning {
+    fn set(&mut self, key: &str, value: u64) -> Result<(), ConfigError> {
+        const MIB: u64 = 1024 * 1024;
+        const GIB: u64 = 1024 * MIB;
+        const PIB: u64 = 1024 * 1024 * GIB;
+        let within = |min: u64, max: u64| {
+            if (min..=max).contains(&value) {
+                Ok(value)
+            } else {
+                Err(ConfigError::new(
+                    key,
+                    format!("{value} is not within {min} to {max}"),
+                ))
+            }
+        };
+        let ms = |min, max| within(min, max).map(Duration::from_millis);
+        let bytes =
+            |min, max| within(min, max).map(|value| usize::try_from(value).unwrap_or(usize::MAX));
+        match key {
+            "worker_threads" => self.worker_threads = Some(bytes(1, 1024)?),
+            "heartbeat_interval_ms" => self.heartbeat_interval = ms(5, 10_000)?,
+            "election_timeout_min_ms" => self.election_timeout_min = ms(15, 60_000)?,
+            "election_timeout_max_ms" => self.election_timeout_max = ms(16, 120_000)?,
+            "dial_timeout_ms" => self.dial_timeout = ms(10, 60_000)?,
+            "silence_max_ms" => self.silence_max = ms(100, 600_000)?,
+            "commit_timeout_ms" => self.commit_timeout = ms(10, 3_600_000)?,
+            "read_timeout_ms" => self.read_timeout = ms(10, 3_600_000)?,
+            "snapshot_age_max_ms" => self.snapshot_age_max = ms(10, 86_400_000)?,
+            "flush_interval_ms" => self.flush_interval = ms(1, 3_600_000)?,
+            "batches_in_flight_max" => {
+                self.batches_in_flight_max = bytes(1, BATCHES_IN_FLIGHT_MAX as u64)?;
+            }
+            "commit_queue_bytes_max" => self.commit_queue_bytes_max = bytes(MIB, GIB)?,
+            "window_bytes_max" => self.window_bytes_max = bytes(64 * 1024, 64 * GIB)?,
+            "flush_bytes" => self.flush_bytes = bytes(1024, 32 * GIB)?,
+            "log_segment_bytes" => {
+                let value = within(64 * 1024, GIB)?.next_multiple_of(4096);
+                self.log_segment_bytes = u32::try_from(value).unwrap_or(u32::MAX);
+            }
+            "log_cache_bytes_max" => self.log_cache_bytes_max = bytes(0, 16 * GIB)?,
+            "log_keep_bytes" => self.log_keep_bytes = within(0, 1024 * GIB)?,
+            "log_retain_bytes_max" => {
+                self.log_retain_bytes_max = within(0, 16 * 1024 * GIB)?;
+            }
+            "log_retain_ms_max" => self.log_retain = ms(100, 604_800_000)?,
+            "restore_bytes_per_s_max" => {
+                self.restore_bytes_per_s_max = within(64 * 1024, 64 * GIB)?;
+            }
+            "engine_cache_bytes" => self.engine_cache_bytes = within(MIB, 1024 * GIB)?,
+            "digest_interval_ms" if value == 0 => self.digest_interval = None,
+            "digest_interval_ms" => self.digest_interval = Some(ms(100, 604_800_000)?),
+            "open_count_max_ms" => self.open_count_max = ms(0, 86_400_000)?,
+            "disk_free_warn_bytes" => self.disk_free_warn_bytes = within(0, PIB)?,
+            "disk_free_read_only_bytes" if value == 0 => self.disk_free_read_only_bytes = 0,
+            "disk_free_read_only_bytes" => self.disk_free_read_only_bytes = within(MIB, PIB)?,
+            "subscriptions_max" => self.subscriptions_max = bytes(1, 4096)?,
+            "subscription_stall_ms" => self.subscription_stall = ms(100, 600_000)?,
+            _ => return Err(unknown_key(key)),
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.election_timeout_min < self.heartbeat_interval * 3 {
+            let problem = "must be at least three times heartbeat_interval_ms";
+            return Err(ConfigError::new("election_timeout_min_ms", problem));
+        }
+        if self.election_timeout_max <= self.election_timeout_min {
+            let problem = "must be above election_timeout_min_ms";
+            return Err(ConfigError::new("election_timeout_max_ms", problem));
+        }
+        let warn = self.disk_free_warn_bytes;
+        if warn > 0 && self.disk_free_read_only_bytes > warn {
+            let problem = "must be at most disk_free_warn_bytes";
+            return Err(ConfigError::new("disk_free_read_only_bytes", problem));
+        }
+        if self.flush_bytes > self.window_bytes_max / 2 {
+            let problem = "must be at most half of window_bytes_max";
+            return Err(ConfigError::new("flush_bytes", problem));
+        }
+        if self.log_retain_bytes_max < self.log_keep_bytes {
+            let problem = "must be at least log_keep_bytes";
+            return Err(ConfigError::new("log_retain_bytes_max", problem));
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let problem = match name {
+        "" => "is empty".to_owned(),
+        _ if name.len() > NAME_BYTES_MAX => {
+            format!("{name:?} is longer than {NAME_BYTES_MAX} bytes")
+        }
+        _ if !name.chars().all(is_plain) => {
+            format!("{name:?} may only have letters, digits, '-', '_' and '.'")
+        }
+        _ => return Ok(()),
+    };
+    Err(ConfigError::new(key, problem))
+}
+
+pub(crate) fn check_address(key: &str, address: &str) -> Result<(), ConfigError> {
+    let port = address
+        .rsplit_once(':')
+        .filter(|(host, _)| !host.is_empty());
+    match port.map(|(_, port)| port.parse::<u16>()) {
+        Some(Ok(_)) => Ok(()),
+        _ => Err(ConfigError::new(
+            key,
+            format!("{address:?} is not of the form host:port"),
+        )),
+    }
+}
+
+/// Whether an address, `host:port`, stands for every address of a machine: one can listen there, and
+/// nobody can be reached there.
+pub fn is_unspecified(address: &str) -> bool {
+    let parsed = address.parse::<SocketAddr>();
+    parsed.is_ok_and(|address| address.ip().to_canonical().is_unspecified())
+}
+
+fn check_reachable(key: &str, address: &str) -> Result<(), ConfigError> {
+    if !is_unspecified(address) {
+        return Ok(());
+    }
+    let problem = format!(
+        "{address} stands for every address of the machine; give the one at which the other nodes \
+         reach it"
+    );
+    Err(ConfigError::new(key, problem))
+}
+
+/// Where the others reach a node that says so itself.
+fn advertised(listen: &str, advertise: Option<&String>) -> Result<String, ConfigError> {
+    if let Some(address) = advertise {
+        return Ok(address.clone());
+    }
+    if !is_unspecified(listen) {
+        return Ok(listen.to_owned());
+    }
+    let problem = format!(
+        "is required, because the node listens on every address of its machine ({listen}): give the \
+         one at which the other nodes reach it"
+    );
+    Err(ConfigError::new("advertise", problem))
+}
+
+fn check_token(group: &str, token: &JoinToken) -> Result<(), ConfigError> {
+    if token.group_name == group {
+        return Ok(());
+    }
+    let problem = format!(
+        "is a token of group {:?}, not of {group:?}",
+        token.group_name
+    );
+    Err(ConfigError::new("join", problem))
+}
+
+fn check_expected(node: &str, expected: &[Expected]) -> Result<(), ConfigError> {
+    let fail = |problem| Err(ConfigError::new("bootstrap", problem));
+    if expected.len() > NODES_MAX {
+        return fail(format!(
+            "{} nodes are more than the {NODES_MAX} that a group may have",
+            expected.len()
+        ));
+    }
+    let (mut names, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+    for item in expected {
+        check_name("bootstrap", &item.name)?;
+        check_address("bootstrap", &item.address)?;
+        check_reachable("bootstrap", &item.address)?;
+        if !names.insert(&item.name) {
+            return fail(format!("{:?} is listed twice", item.name));
+        }
+        if !addresses.insert(&item.address) {
+            return fail(format!("address {:?} is listed twice", item.address));
+        }
+    }
+    if !expected.iter().any(|item| item.name == node) {
+        return fail(format!("this node, {node:?}, is not in the list"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn builder() -> RepConfigBuilder {
+        RepConfig::builder("orders", "n1")
+            .data_dir("/d")
+            .listen("127.0.0.1:7400")
+    }
+
+    fn problem(builder: RepConfigBuilder) -> String {
+        builder.build().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_bad_value_is_named_by_its_key() {
+        let expect = |nodes: &[&str]| builder().bootstrap(Bootstrap::expect(nodes).unwrap());
+        assert!(problem(RepConfig::builder("a b", "n1")).contains("config: group"));
+        assert!(problem(RepConfig::builder("g", "n1")).contains("config: data_dir"));
+        assert!(problem(builder().listen("7400")).contains("config: listen"));
+        assert!(
+            problem(builder().set("heartbeat_interval_ms", 1)).contains("heartbeat_interval_ms")
+        );
+        assert!(
+            problem(builder().set("election_timeout_max_ms", 150))
+                .contains("election_timeout_max_ms")
+        );
+        let disk = problem(builder().set("disk_free_read_only_bytes", 2 << 30));
+        assert!(disk.contains("at most disk_free_warn_bytes"), "{disk}");
+        assert!(problem(builder().set("log_retain_bytes_max", 1 << 20)).contains("log_keep_bytes"));
+        assert!(problem(expect(&["n2=h:1"])).contains("is not in the list"));
+        assert!(problem(expect(&["n1=h:1", "n1=h:2"])).contains("listed twice"));
+        assert!(Bootstrap::expect(["n1"]).is_err());
+    }
+
+    #[test]
+    fn an_address_that_others_are_told_is_one_that_they_can_reach() {
+        let everywhere = || builder().listen("0.0.0.0:7400");
+        let token = "steadfast-join/1/orders/f9858012-f9cf-4200-91e8-8ecb6b6c023d/electable/1/h:1";
+        let token: JoinToken = format!("{token}/{:08x}", crc32c::crc32c(token.as_bytes()))
+            .parse()
+            .unwrap();
+        let listed = Bootstrap::expect(["n1=h:1", "n2=h:2"]).unwrap();
+        for listen in ["0.0.0.0:7400", "[::]:7400", "[::ffff:0.0.0.0]:7400"] {
+            let problem = problem(builder().listen(listen));
+            assert!(
+                problem.contains("config: advertise: is required"),
+                "{problem}"
+            );
+        }
+        let joining = everywhere().bootstrap(Bootstrap::join(token.clone()));
+        assert!(problem(joining.clone()).contains("advertise: is required"));
+        assert!(problem(everywhere().advertise("[::]:7400")).contains("every address"));
+        let list = Bootstrap::expect(["n1=0.0.0.0:1"]).unwrap();
+        assert!(problem(builder().bootstrap(list)).contains("config: bootstrap"));
+        // Where the others are told another one, it may listen everywhere.
+        assert!(joining.advertise("h:7400").build().is_ok());
+        assert!(everywhere().advertise("h:7400").build().is_ok());
+        assert!(everywhere().bootstrap(listed).build().is_ok());
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_known_one() {
+        let error = problem(builder().set("flush_intervall_ms", 1));
+        assert!(error.contains("did you mean flush_interval_ms?"), "{error}");
+    }
+
+    #[test]
+    fn every_described_number_can_be_set_to_its_default() {
+        for key in KEYS {
+            if let Ok(default) = key.default.parse() {
+                assert!(
+                    builder().set(key.name, default).build().is_ok(),
+                    "{}",
+                    key.name
+                );
+            }
+        }
+    }
+}

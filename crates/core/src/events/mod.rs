@@ -1,0 +1,354 @@
+//! Group events: members that come, go and change, masters, nodes that fail and come back.
+//!
+//! ```text
+//!   master ──view of the group, whenever it changes──► GroupEvents: what has changed since the last view
+//! ```
+//!
+//! A node sends what it sees, whole; the one who watches compares it with what it saw before. So it can
+//! go on at any other node, and what came and went while it was away is left out: the newest state is
+//! never missed. Only a master knows which nodes are up, so the watcher goes to it, and stays with
+//! another while there is none.
+
+pub(crate) mod service;
+mod watcher;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Term;
+use crate::member::NodeAddress;
+use crate::node::status::MemberStatus;
+
+pub use watcher::GroupEvents;
+
+/// A member, and whether its master hears it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberView {
+    /// What it is.
+    #[serde(flatten)]
+    pub member: MemberStatus,
+    /// Whether the master has heard it within four times `election_timeout_max_ms`; `None` while no
+    /// master has said so.
+    pub is_up: Option<bool>,
+    /// Why its data is known to be wrong.
+    #[serde(default)]
+    pub damage: Option<String>,
+}
+
+/// A group at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupView {
+    /// Name of the group.
+    pub group_name: String,
+    /// The newest term.
+    pub term: Term,
+    /// The master of that term, while there is one.
+    pub master: Option<NodeAddress>,
+    /// All members, in the order of their ids.
+    pub members: Vec<MemberView>,
+}
+
+impl GroupView {
+    fn member(&self, of: &MemberView) -> Option<&MemberView> {
+        let id = of.member.node.id;
+        self.members
+            .iter()
+            .find(|member| member.member.node.id == id)
+    }
+
+    /// The members that are down.
+    pub fn down(&self) -> Vec<NodeAddress> {
+        let down = self.members.iter().filter(|of| of.is_up == Some(false));
+        down.map(|of| of.member.node.clone()).collect()
+    }
+
+    /// The members whose data is known to be wrong.
+    pub fn damaged(&self) -> Vec<NodeAddress> {
+        let damaged = self.members.iter().filter(|of| of.damage.is_some());
+        damaged.map(|of| of.member.node.clone()).collect()
+    }
+
+    /// How many more nodes may fail while writes stay possible; `None` while they are not.
+    pub fn survives(&self) -> Option<usize> {
+        let voters = self.members.iter().filter(|of| of.member.votes);
+        let majority = voters.clone().count() / 2 + 1;
+        let up = voters.filter(|of| of.is_up != Some(false)).count();
+        let survives = up.checked_sub(majority);
+        survives.filter(|_| self.master.is_some())
+    }
+
+    fn health(&self) -> GroupHealth {
+        let (down, damaged) = (self.down(), self.damaged());
+        match self.survives() {
+            None => GroupHealth::NoMaster,
+            Some(_) if down.is_empty() && damaged.is_empty() => GroupHealth::Healthy,
+            Some(survives) => GroupHealth::Degraded {
+                down,
+                damaged,
+                survives,
+            },
+        }
+    }
+}
+
+/// How a group is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupHealth {
+    /// There is a master, it hears all members, and no data is known to be wrong.
+    Healthy,
+    /// Writes are possible, and members are down or have wrong data.
+    Degraded {
+        /// Those that are down.
+        down: Vec<NodeAddress>,
+        /// Those that have wrong data.
+        #[serde(default)]
+        damaged: Vec<NodeAddress>,
+        /// How many more nodes may fail while writes stay possible.
+        survives: usize,
+    },
+    /// No writes are possible.
+    NoMaster,
+}
+
+/// What has happened to a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum GroupEvent {
+    /// How the group is when it is first seen. Always the first event, and no later one.
+    Present(GroupView),
+    /// A node has come into the group.
+    MemberAdded(MemberStatus),
+    /// A node has left the group for good.
+    MemberRemoved(MemberStatus),
+    /// Type, priority, address or vote of a member have changed.
+    MemberChanged(MemberStatus),
+    /// Another node is master, or none is.
+    MasterChanged {
+        /// The newest term.
+        term: Term,
+        /// Its master.
+        master: Option<NodeAddress>,
+    },
+    /// The master hears this member again.
+    NodeUp(NodeAddress),
+    /// The master does not hear this member any more.
+    NodeDown(NodeAddress),
+    /// The data of this member turns out to be wrong.
+    NodeDamaged {
+        /// The member.
+        node: NodeAddress,
+        /// What is wrong.
+        what: String,
+    },
+    /// The data of this member is right again.
+    NodeRepaired(NodeAddress),
+    /// How the group is, when that has changed.
+    Health(GroupHealth),
+    /// No node can be reached. Watching goes on.
+    OutOfSight {
+        /// What was tried last.
+        why: String,
+    },
+}
+
+impl fmt::Display for GroupEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = |nodes: &[NodeAddress]| {
+            let names: Vec<_> = nodes.iter().map(|node| node.name.as_str()).collect();
+            names.join(", ")
+        };
+        match self {
+            Self::Present(view) => {
+                let member = |of: &MemberView| {
+                    let down = if of.is_up == Some(false) {
+                        ", down"
+                    } else {
+                        ""
+                    };
+                    format!("{} ({}{down})", of.member.node.name, of.member.node_type)
+                };
+                let members: Vec<_> = view.members.iter().map(member).collect();
+                let master = view.master.as_ref().map_or("none", |master| &master.name);
+                let (name, term, members) = (&view.group_name, view.term, members.join(", "));
+                write!(
+                    f,
+                    "group {name}: master {master} in term {term}, members {members}"
+                )
+            }
+            Self::MemberAdded(of) => write!(f, "{} was added, {}", of.node.name, of.node_type),
+            Self::MemberRemoved(of) => write!(f, "{} was removed", of.node.name),
+            Self::MemberChanged(of) => write!(
+                f,
+                "{} is {} of priority {} at {}, and {}",
+                of.node.name,
+                of.node_type,
+                of.priority,
+                of.node.address,
+                if of.votes { "votes" } else { "does not vote" }
+            ),
+            Self::MasterChanged {
+                term,
+                master: Some(master),
+            } => write!(f, "{} is master in term {term}", master.name),
+            Self::MasterChanged { term, master: None } => {
+                write!(f, "no node is master, since term {term}")
+            }
+            Self::NodeUp(node) => write!(f, "{} is up", node.name),
+            Self::NodeDown(node) => write!(f, "{} is down", node.name),
+            Self::Health(GroupHealth::Healthy) => f.write_str("HEALTHY"),
+            Self::Health(GroupHealth::NoMaster) => f.write_str("NO MASTER: no write is possible"),
+            Self::NodeDamaged { node, what } => {
+                write!(f, "the data of {} is bad: {what}", node.name)
+            }
+            Self::NodeRepaired(node) => write!(f, "the data of {} is right again", node.name),
+            Self::Health(GroupHealth::Degraded {
+                down,
+                damaged,
+                survives,
+            }) => {
+                f.write_str("DEGRADED: ")?;
+                if !down.is_empty() {
+                    write!(f, "down are {}; ", names(down))?;
+                }
+                if !damaged.is_empty() {
+                    write!(f, "bad is the data of {}; ", names(damaged))?;
+                }
+                write!(f, "survives {survives} more failures")
+            }
+            Self::OutOfSight { why } => write!(f, "no node can be reached: {why}"),
+        }
+    }
+}
+
+/// What lies between two views, in the order in which people would tell it.
+fn between(before: &GroupView, after: &GroupView) -> Vec<GroupEvent> {
+    let mut events = Vec::new();
+    let gone = before
+        .members
+        .iter()
+        .filter(|of| after.member(of).is_none());
+    events.extend(gone.map(|of| GroupEvent::MemberRemoved(of.member.clone())));
+    for of in &after.members {
+        let was = before.member(of);
+        let member = || of.member.clone();
+        match was {
+            None => events.push(GroupEvent::MemberAdded(member())),
+            Some(was) if was.member != of.member => {
+                events.push(GroupEvent::MemberChanged(member()));
+            }
+            Some(_) => {}
+        }
+        match (was.and_then(|was| was.is_up), of.is_up) {
+            (Some(false), Some(true)) => events.push(GroupEvent::NodeUp(member().node)),
+            (Some(true) | None, Some(false)) => events.push(GroupEvent::NodeDown(member().node)),
+            _ => {}
+        }
+        match (was.and_then(|was| was.damage.as_ref()), &of.damage) {
+            (None, Some(what)) => events.push(GroupEvent::NodeDamaged {
+                node: member().node,
+                what: what.clone(),
+            }),
+            (Some(_), None) => events.push(GroupEvent::NodeRepaired(member().node)),
+            _ => {}
+        }
+    }
+    let id = |view: &GroupView| view.master.as_ref().map(|master| master.id);
+    let is_new_term = after.master.is_some() && after.term != before.term;
+    if id(before) != id(after) || is_new_term {
+        events.push(GroupEvent::MasterChanged {
+            term: after.term,
+            master: after.master.clone(),
+        });
+    }
+    let health = after.health();
+    if before.health() != health {
+        events.push(GroupEvent::Health(health));
+    }
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::NodeId;
+    use crate::member::NodeType;
+
+    fn member(id: u64) -> MemberView {
+        MemberView {
+            member: MemberStatus {
+                node: NodeAddress {
+                    id: NodeId(id),
+                    name: format!("n{id}"),
+                    address: format!("h{id}:1"),
+                },
+                node_type: NodeType::Electable,
+                priority: 1,
+                votes: true,
+            },
+            is_up: Some(true),
+            damage: None,
+        }
+    }
+
+    fn view() -> GroupView {
+        GroupView {
+            group_name: "g".to_owned(),
+            term: Term(1),
+            master: Some(member(1).member.node),
+            members: vec![member(1), member(2), member(3)],
+        }
+    }
+
+    fn told(before: &GroupView, after: &GroupView) -> Vec<String> {
+        let events = between(before, after);
+        events.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_lies_between_two_views_is_told_once_and_nothing_between_equal_ones() {
+        assert!(told(&view(), &view()).is_empty());
+        let mut down = view();
+        down.members[2].is_up = Some(false);
+        let degraded = "DEGRADED: down are n3; survives 0 more failures";
+        assert_eq!(told(&view(), &down), ["n3 is down", degraded]);
+        assert_eq!(told(&down, &view()), ["n3 is up", "HEALTHY"]);
+
+        let mut damaged = view();
+        damaged.members[1].damage = Some("a row is gone".to_owned());
+        let told_of_damage = [
+            "the data of n2 is bad: a row is gone",
+            "DEGRADED: bad is the data of n2; survives 1 more failures",
+        ];
+        assert_eq!(told(&view(), &damaged), told_of_damage);
+        let repaired = ["the data of n2 is right again", "HEALTHY"];
+        assert_eq!(told(&damaged, &view()), repaired);
+
+        let mut grown = view();
+        grown.members.push(member(4));
+        grown.members[0].member.priority = 7;
+        let changed = "n1 is electable of priority 7 at h1:1, and votes";
+        assert_eq!(told(&view(), &grown), [changed, "n4 was added, electable"]);
+        assert_eq!(told(&grown, &view())[0], "n4 was removed");
+
+        let mut masterless = view();
+        masterless.master = None;
+        let lost = [
+            "no node is master, since term 1",
+            "NO MASTER: no write is possible",
+        ];
+        assert_eq!(told(&view(), &masterless), lost);
+        let mut other = view();
+        (other.term, other.master) = (Term(2), Some(member(2).member.node));
+        other.members[0].is_up = Some(false);
+        let expected = [
+            "n1 is down",
+            "n2 is master in term 2",
+            "DEGRADED: down are n1; survives 0 more failures",
+        ];
+        assert_eq!(told(&masterless, &other), expected);
+        assert_eq!(told(&view(), &other), expected);
+    }
+}

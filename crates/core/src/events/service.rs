@@ -1,0 +1,93 @@
+//! EVENTS: what a node sees of its group, sent whenever it changes, to whoever asks.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::group::MemberRecord;
+use crate::node::phase::Phase;
+use crate::wire::hello::{DialError, Session};
+use crate::wire::messages::{Kind, WireError, encode};
+
+/// How often a node looks whom it hears, and the longest that a change of that is late.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How often a node says what it sees although nothing has changed.
+pub(crate) const STANDING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a watcher may take for one view.
+const STALL_MAX: Duration = Duration::from_secs(10);
+
+/// A group as one node sees it.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct ViewMessage {
+    #[prost(string, tag = "1")]
+    pub(crate) group_name: String,
+    /// UUID of the group, 16 bytes; empty while the node has none.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) group: Bytes,
+    #[prost(uint64, tag = "3")]
+    pub(crate) term: u64,
+    /// Absent while the node knows none.
+    #[prost(uint64, optional, tag = "4")]
+    pub(crate) master: Option<u64>,
+    #[prost(message, repeated, tag = "5")]
+    pub(crate) members: Vec<MemberRecord>,
+    #[prost(uint64, repeated, tag = "6")]
+    pub(crate) voters: Vec<u64>,
+    /// Whether `down` says who is: only a master does.
+    #[prost(bool, tag = "7")]
+    pub(crate) sees_nodes: bool,
+    #[prost(uint64, repeated, tag = "8")]
+    pub(crate) down: Vec<u64>,
+    /// Whose data is known to be wrong: on a master of all members, on others of the node itself.
+    #[prost(message, repeated, tag = "9")]
+    pub(crate) damaged: Vec<DamagedMessage>,
+}
+
+/// A member whose data is known to be wrong.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct DamagedMessage {
+    #[prost(uint64, tag = "1")]
+    pub(crate) node: u64,
+    /// What is wrong, in words.
+    #[prost(string, tag = "2")]
+    pub(crate) what: String,
+}
+
+/// Sends what `look` sees until the caller closes or the node does.
+///
+/// # Errors
+/// When the caller sends something, goes away, or does not take what it is sent.
+pub(crate) async fn serve(
+    mut session: Session,
+    mut phase: watch::Receiver<Phase>,
+    look: impl Fn() -> Option<ViewMessage>,
+) -> Result<(), DialError> {
+    let mut sent: Option<(ViewMessage, Instant)> = None;
+    while let Some(view) = look() {
+        let is_due = sent
+            .as_ref()
+            .is_none_or(|(last, at)| *last != view || at.elapsed() >= STANDING_INTERVAL);
+        if is_due {
+            let frame = encode(Kind::GroupView, &view);
+            let taken = tokio::time::timeout(STALL_MAX, session.sender.send(frame)).await;
+            taken.map_err(|_| DialError::Timeout(STALL_MAX))??;
+            sent = Some((view, Instant::now()));
+        }
+        let is_over = |phase: &Phase| matches!(phase, Phase::Closing | Phase::Closed);
+        tokio::select! {
+            biased;
+            frame = session.receiver.receive() => match frame? {
+                None => return Ok(()),
+                Some(_) => return Err(WireError::Invalid("request").into()),
+            },
+            _ = phase.wait_for(is_over) => return Ok(()),
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,496 @@
+//! A subscription to a group from another process: one connection at a time, and another node when
+//! that one is lost.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use steadfast_net::{TcpTransport, Transport};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::error::FeedError;
+use crate::feed::messages::{FeedMessage, Received, SubscribeMessage};
+use crate::feed::{FeedEvent, StartAt, SubscribeOptions};
+use crate::ids::{GroupUuid, NodeId};
+use crate::runtime::{Ground, OwnRuntime};
+use crate::token::CommitToken;
+use crate::wire::SUBSCRIPTION;
+use crate::wire::hello::{Caller, DialError, Session};
+use crate::wire::messages::{Kind, decode, encode};
+
+/// How long one node may take to be connected to.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// A node that says nothing for this long is given up; one that stands says so every second.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// Pause after every node of the list has been tried.
+const ROUND_PAUSE: Duration = Duration::from_millis(100);
+
+/// A subscription to a group of nodes in other processes.
+///
+/// It reads from one node, and when that is lost goes on at the next of its list by itself, where it
+/// stood: without a gap, nothing twice. It holds no events of its own: what is not asked for stays at
+/// the node. As an iterator it blocks; [`Subscription::next_async`] waits. It ends after its first
+/// error. Dropping it closes the connection.
+pub struct Subscription {
+    link: Link,
+    session: Option<Session>,
+    /// When the node counts as gone, should it send nothing until then. Kept here, so that asking with
+    /// short timeouts does not postpone it.
+    silent_at: Instant,
+    /// Since when nothing has come, once a connection was lost or not made yet.
+    lost: Option<Instant>,
+    stands: Stands,
+    has_ended: bool,
+    ground: Ground,
+    /// Of one that was connected by a blocking call.
+    _own: Option<Arc<OwnRuntime>>,
+}
+
+/// What it takes to reach a node.
+struct Link {
+    transport: Arc<dyn Transport>,
+    addresses: Vec<String>,
+    /// The one to try next.
+    next: usize,
+    group_name: String,
+    /// Known once a node has answered.
+    group: Option<GroupUuid>,
+    options: SubscribeOptions,
+    /// What a node said in the last round that has an answer, and would not serve.
+    refused: Option<FeedError>,
+}
+
+/// How far a subscription has come.
+#[derive(Clone, Copy, Debug)]
+enum Stands {
+    /// Nothing was given out.
+    At(StartAt),
+    /// Within the state, which cannot be gone on with.
+    InState,
+}
+
+/// Why a connection is of no use.
+enum Trouble {
+    /// Another node, or the same one later, may do.
+    Lost(String),
+    /// This node says so, and another may not.
+    Refused(FeedError),
+    /// It is so everywhere.
+    Final(FeedError),
+}
+
+impl<E: Into<DialError>> From<E> for Trouble {
+    fn from(error: E) -> Self {
+        Self::Lost(error.into().to_string())
+    }
+}
+
+impl Subscription {
+    /// Subscribes to the group of the name `group` at whichever of `addresses` (`host:port`) answers
+    /// first, over TCP.
+    ///
+    /// # Errors
+    /// See [`FeedError`]; [`FeedError::Disconnected`] when none answers within
+    /// [`SubscribeOptions::patience`].
+    pub fn connect<A: Into<String>>(
+        addresses: impl IntoIterator<Item = A>,
+        group: &str,
+        options: impl Into<SubscribeOptions>,
+    ) -> Result<Self, FeedError> {
+        let own = OwnRuntime::new("steadfast-feed", 1).map_err(|error| FeedError::Stopped {
+            reason: format!("no runtime: {error}"),
+        })?;
+        let ground = own.ground();
+        let connected = ground.block_on(Self::connect_async(addresses, group, options));
+        connected.map(|subscription| Self {
+            ground,
+            _own: Some(own),
+            ..subscription
+        })
+    }
+
+    /// As [`Subscription::connect`], on the runtime of the caller.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn connect_async<A: Into<String>>(
+        addresses: impl IntoIterator<Item = A>,
+        group: &str,
+        options: impl Into<SubscribeOptions>,
+    ) -> Result<Self, FeedError> {
+        let addresses = addresses.into_iter().map(Into::into).collect();
+        Self::connect_on(Arc::new(TcpTransport), addresses, group, options).await
+    }
+
+    /// As [`Subscription::connect_async`], over a network that is handed in. For tests and
+    /// simulators.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn connect_on(
+        transport: Arc<dyn Transport>,
+        addresses: Vec<String>,
+        group: &str,
+        options: impl Into<SubscribeOptions>,
+    ) -> Result<Self, FeedError> {
+        let options = options.into();
+        options.filter.check()?;
+        let (stands, group_name) = (Stands::At(options.from), group.to_owned());
+        let group = match options.from {
+            StartAt::Token(token) => Some(token.group),
+            StartAt::Now | StartAt::Start => None,
+        };
+        let mut subscription = Self {
+            link: Link {
+                transport,
+                addresses,
+                next: 0,
+                group_name,
+                group,
+                options,
+                refused: None,
+            },
+            session: None,
+            silent_at: Instant::now(),
+            lost: None,
+            stands,
+            has_ended: false,
+            ground: Ground::Guest(Handle::current()),
+            _own: None,
+        };
+        subscription.reach().await?;
+        Ok(subscription)
+    }
+
+    /// The token from which a subscription goes on where this one stands. `None` while the state of
+    /// [`StartAt::Start`] is not complete.
+    pub fn resume_token(&self) -> Option<CommitToken> {
+        match self.stands {
+            Stands::At(StartAt::Token(token)) => Some(token),
+            Stands::At(_) | Stands::InState => None,
+        }
+    }
+
+    /// The next event; waits until there is one. `None` after an error. A call that is dropped
+    /// before it is done loses nothing.
+    ///
+    /// # Errors
+    /// See [`FeedError`].
+    pub async fn next_async(&mut self) -> Option<Result<FeedEvent, FeedError>> {
+        if self.has_ended {
+            return None;
+        }
+        let event = self.next_event().await;
+        if event.is_err() {
+            self.has_ended = true;
+            self.session = None;
+        }
+        Some(event)
+    }
+
+    async fn next_event(&mut self) -> Result<FeedEvent, FeedError> {
+        loop {
+            self.reach().await?;
+            let Some(session) = self.session.as_mut() else {
+                continue;
+            };
+            let received = receive(session, self.silent_at).await;
+            self.silent_at = Instant::now() + SILENCE_MAX;
+            let trouble = match received {
+                Ok(received) => match self.take(received) {
+                    Ok(event) => {
+                        self.lost = None;
+                        match event {
+                            Some(event) => return Ok(event),
+                            None => continue,
+                        }
+                    }
+                    Err(trouble) => trouble,
+                },
+                Err(trouble) => trouble,
+            };
+            self.session = None;
+            match trouble {
+                Trouble::Final(error) => return Err(error),
+                // Reached again, the node that refuses will say so again.
+                Trouble::Lost(reason) => tracing::debug!(reason, "a subscription is lost"),
+                Trouble::Refused(error) => tracing::debug!(%error, "a subscription is ended"),
+            }
+            if self.lost.is_some() {
+                // Reached, and lost again before anything came.
+                tokio::time::sleep(ROUND_PAUSE).await;
+            }
+        }
+    }
+
+    /// What a message means, checked against what came before.
+    fn take(&mut self, received: Received) -> Result<Option<FeedEvent>, Trouble> {
+        let event = match received {
+            Received::Standing(group, token) => {
+                self.link.check_group(group)?;
+                if let (Stands::At(_), Some(token)) = (self.stands, token) {
+                    self.advance(token, false)?;
+                }
+                return Ok(None);
+            }
+            Received::Event(event) => event,
+            Received::Ended(error) => return Err(trouble(error)),
+        };
+        match &event {
+            FeedEvent::State { .. } => match self.stands {
+                Stands::At(StartAt::Start) | Stands::InState => self.stands = Stands::InState,
+                Stands::At(_) => return Err(Trouble::Lost("state out of turn".to_owned())),
+            },
+            FeedEvent::StateComplete { token, .. } => {
+                self.stands = Stands::At(StartAt::Start);
+                self.advance(*token, false)?;
+            }
+            FeedEvent::Transaction(transaction) => self.advance(transaction.token, true)?,
+            FeedEvent::Progress { token } => self.advance(*token, false)?,
+        }
+        Ok(Some(event))
+    }
+
+    fn advance(&mut self, token: CommitToken, is_transaction: bool) -> Result<(), Trouble> {
+        self.link.check_group(token.group)?;
+        if let Stands::At(StartAt::Token(last)) = self.stands {
+            let is_next = if !is_transaction {
+                token.vlsn >= last.vlsn
+            } else if self.link.options.filter.is_all() {
+                token.vlsn == last.vlsn.next()
+            } else {
+                token.vlsn > last.vlsn
+            };
+            if !is_next {
+                return Err(Trouble::Lost(format!("{token} after {last}")));
+            }
+        }
+        self.stands = Stands::At(StartAt::Token(token));
+        Ok(())
+    }
+
+    /// Connects, unless it is connected: to every node in turn, until one serves or the time is up.
+    async fn reach(&mut self) -> Result<(), FeedError> {
+        if self.session.is_some() {
+            return Ok(());
+        }
+        let Stands::At(from) = self.stands else {
+            return Err(FeedError::Disconnected {
+                resume: None,
+                reason: "the connection was lost before the state was complete".to_owned(),
+            });
+        };
+        let lost = *self.lost.get_or_insert_with(Instant::now);
+        let deadline = lost + self.link.options.patience;
+        loop {
+            let reason = match self.link.try_all(from, deadline).await {
+                Ok((session, token)) => {
+                    self.session = Some(session);
+                    self.silent_at = Instant::now() + SILENCE_MAX;
+                    if let Some(token) = token {
+                        self.stands = Stands::At(StartAt::Token(token));
+                    }
+                    return Ok(());
+                }
+                // Whom nobody serves, nobody will.
+                Err(Trouble::Final(error) | Trouble::Refused(error)) => return Err(error),
+                Err(Trouble::Lost(reason)) => reason,
+            };
+            if Instant::now() + ROUND_PAUSE >= deadline {
+                // Those that can be reached have said why.
+                if let Some(error) = self.link.refused.take() {
+                    return Err(error);
+                }
+                let resume = self.resume_token();
+                return Err(FeedError::Disconnected { resume, reason });
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
+        }
+    }
+
+    /// Ends the subscription and waits until the node has been told, as far as it can be reached.
+    pub async fn close_async(mut self) {
+        self.end().await;
+    }
+
+    /// As [`Subscription::close_async`].
+    pub fn close(mut self) {
+        let ground = self.ground.clone();
+        ground.block_on(self.end());
+    }
+
+    async fn end(&mut self) {
+        self.has_ended = true;
+        if let Some(mut session) = self.session.take()
+            && let Ok(Err(error)) = timeout(SILENCE_MAX, session.sender.close()).await
+        {
+            tracing::debug!(%error, "a subscription was gone when it was closed");
+        }
+    }
+}
+
+impl Iterator for Subscription {
+    type Item = Result<FeedEvent, FeedError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let ground = self.ground.clone();
+        ground.block_on(self.next_async())
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription")
+            .field("addresses", &self.link.addresses)
+            .field("stands", &self.stands)
+            .field("is_connected", &self.session.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// Subscribes at the first node of the list that serves, from the next one on. What all of them
+    /// refuse is refused.
+    async fn try_all(
+        &mut self,
+        from: StartAt,
+        deadline: Instant,
+    ) -> Result<(Session, Option<CommitToken>), Trouble> {
+        let mut lost = None;
+        self.refused = None;
+        for _ in 0..self.addresses.len() {
+            let tried = timeout_at(deadline, self.try_next(from)).await;
+            match tried.unwrap_or_else(|_| Err(Trouble::Lost("no answer in time".to_owned()))) {
+                Err(trouble @ Trouble::Lost(_)) => lost = Some(trouble),
+                Err(Trouble::Refused(error)) => self.refused = Some(error),
+                decided => return decided,
+            }
+        }
+        let nobody = || Trouble::Lost("there is no address".to_owned());
+        let refused = |link: &mut Self| link.refused.take().map(Trouble::Refused);
+        Err(lost.or_else(|| refused(self)).unwrap_or_else(nobody))
+    }
+
+    /// Subscribes at the next node of the list; returns where the subscription begins, where that
+    /// is known.
+    async fn try_next(&mut self, from: StartAt) -> Result<(Session, Option<CommitToken>), Trouble> {
+        let address = &self.addresses[self.next % self.addresses.len()];
+        self.next += 1;
+        let dialled = Caller::Client.dial(
+            &*self.transport,
+            (address, NodeId(0)),
+            SUBSCRIPTION,
+            DIAL_TIMEOUT,
+        );
+        let mut session = dialled.await?;
+        let whom = (&*self.group_name, self.group);
+        let request = SubscribeMessage::new(whom, from, &self.options.filter);
+        let request = encode(Kind::Subscribe, &request);
+        session.sender.send(request).await?;
+        match receive(&mut session, Instant::now() + SILENCE_MAX).await? {
+            Received::Standing(group, token) => {
+                self.check_group(group)?;
+                Ok((session, token))
+            }
+            Received::Event(_) => Err(Trouble::Lost("an event out of turn".to_owned())),
+            Received::Ended(error) => Err(trouble(error)),
+        }
+    }
+
+    /// Every node that answers must be of the same group.
+    fn check_group(&mut self, group: GroupUuid) -> Result<(), Trouble> {
+        let known = *self.group.get_or_insert(group);
+        if known == group {
+            return Ok(());
+        }
+        let reason = format!("the subscription is to {known}, the node belongs to {group}");
+        Err(Trouble::Final(FeedError::WrongGroup { reason }))
+    }
+}
+
+async fn receive(session: &mut Session, silent_at: Instant) -> Result<Received, Trouble> {
+    let receiver = &mut session.receiver;
+    let received = receiver.receive_unless_silent_at(silent_at, SILENCE_MAX);
+    let frame = received.await?;
+    let message: FeedMessage = decode(Kind::Feed, frame.ok_or(DialError::Closed)?)?;
+    Ok(Received::try_from(message)?)
+}
+
+fn trouble(error: FeedError) -> Trouble {
+    match error {
+        FeedError::Stopped { reason } => Trouble::Lost(reason),
+        FeedError::HistoryGone { .. } | FeedError::TooMany { .. } => Trouble::Refused(error),
+        error => Trouble::Final(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use bytes::Bytes;
+    use steadfast_net::{
+        AsyncServiceHandler, BoxFuture, Connection, Dispatcher, DispatcherOptions, MemoryNetwork,
+    };
+
+    use super::*;
+    use crate::feed::messages::{FeedItem, StandingMessage};
+    use crate::wire::messages::HelloReply;
+
+    /// Begins each subscription, and then says nothing.
+    #[derive(Default)]
+    struct Silent {
+        begun: Arc<AtomicUsize>,
+    }
+
+    impl AsyncServiceHandler for Silent {
+        fn service_name(&self) -> &'static str {
+            SUBSCRIPTION
+        }
+
+        fn serve(&self, connection: Connection) -> BoxFuture<'static, steadfast_net::Result<()>> {
+            let begun = Arc::clone(&self.begun);
+            Box::pin(async move {
+                let (mut sender, mut receiver) = connection.split();
+                receiver.receive().await?;
+                let welcome = HelloReply {
+                    version: 1,
+                    ..HelloReply::default()
+                };
+                sender.send(encode(Kind::HelloReply, &welcome)).await?;
+                receiver.receive().await?;
+                let standing = StandingMessage {
+                    group: Bytes::from_static(&[7; 16]),
+                    token: None,
+                };
+                let item = Some(FeedItem::Begun(standing));
+                sender
+                    .send(encode(Kind::Feed, &FeedMessage { item }))
+                    .await?;
+                begun.fetch_add(1, Ordering::Relaxed);
+                while receiver.receive().await?.is_some() {}
+                Ok(())
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_noticed_also_by_whoever_asks_with_short_timeouts() {
+        let network = MemoryNetwork::new();
+        let dispatcher = Dispatcher::new(DispatcherOptions::default());
+        let silent = Silent::default();
+        let begun = Arc::clone(&silent.begun);
+        dispatcher.register_async(Arc::new(silent));
+        let listening = dispatcher.start(network.host("silent"), "silent:1").await;
+        let addresses = vec![listening.expect("it listens")];
+        let connecting = Subscription::connect_on(network.host("s"), addresses, "g", StartAt::Now);
+        let mut subscription = connecting.await.expect("it begins");
+        for _ in 0..12 {
+            let short = SILENCE_MAX / 10;
+            assert!(timeout(short, subscription.next_async()).await.is_err());
+        }
+        assert_eq!(begun.load(Ordering::Relaxed), 2, "it went to a node anew");
+        dispatcher.stop().await;
+    }
+}

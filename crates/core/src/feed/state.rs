@@ -1,0 +1,165 @@
+//! The state with which a subscription begins: one snapshot, in parts.
+//!
+//! All of it is added up, and held against what the node's engine has to hold as of that transaction: a
+//! state that contradicts it is never complete.
+//!
+//! Each part is read on a thread of its own, since it may wait for the engine's disk. The snapshot is
+//! held meanwhile, and ends as any other does when it gets too old.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::engine::{Direction, KeyRange, RowDigest};
+use crate::error::FeedError;
+use crate::feed::names::Names;
+use crate::feed::{FeedEvent, Filter, StatePart, stopped};
+use crate::ids::{DatabaseId, Vlsn};
+use crate::node::Node;
+use crate::txn::view::View;
+
+/// Bytes of keys and values in one part, unless one row is larger.
+const PART_BYTES_MAX: usize = 1024 * 1024;
+/// How long the end of a state waits for its digest: who reads it must not take the node for silent.
+const VOUCH_MAX: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub(super) struct StateScan {
+    view: View,
+    names: Names,
+    /// What is left, the present range first.
+    ranges: VecDeque<StateRange>,
+    /// Rows of the present range that have been read.
+    rows: VecDeque<(Bytes, Bytes)>,
+    /// What was read of each database, where everything is.
+    read: Option<BTreeMap<DatabaseId, RowDigest>>,
+    /// How long the end waits for the digest.
+    vouched_until: Option<Instant>,
+}
+
+struct StateRange {
+    database: Arc<str>,
+    id: DatabaseId,
+    /// `None` when everything in it has been read.
+    rest: Option<KeyRange>,
+}
+
+impl StateScan {
+    /// # Errors
+    /// Those of a read.
+    pub(super) fn begin(node: &Node, filter: &Filter) -> Result<Self, FeedError> {
+        let view = node.view();
+        // So that its digest is known when the last row has been read.
+        node.flush.want();
+        let names = Names::read(&view)?;
+        let ranges = names.present().iter().flat_map(|(database, id)| {
+            let ranges = filter.ranges(database).into_iter();
+            ranges.map(move |range| StateRange {
+                database: Arc::clone(database),
+                id: *id,
+                rest: Some(range),
+            })
+        });
+        let databases = names.present().iter();
+        let read = databases.map(|(_, id)| (*id, RowDigest::default()));
+        let read = filter.is_all().then(|| read.collect());
+        Ok(Self {
+            ranges: ranges.collect(),
+            read,
+            vouched_until: None,
+            rows: VecDeque::new(),
+            view,
+            names,
+        })
+    }
+
+    /// Begins to read the next part.
+    ///
+    /// # Errors
+    /// When there is no thread for it.
+    pub(super) fn step(
+        mut self,
+        node: &Node,
+    ) -> Result<oneshot::Receiver<(Self, StatePart)>, FeedError> {
+        let work = async move {
+            let part = self.next();
+            (self, part)
+        };
+        let running = node.machine.run("steadfast-state", work);
+        running.map_err(|error| stopped(&error.to_string()))
+    }
+
+    /// The digest of the state, which the rows that were read agree with. `None` where not everything was
+    /// read, or the engine does not come to this transaction in time: an older snapshot may hold it back. Can be
+    /// dropped and called again.
+    ///
+    /// # Errors
+    /// When what was read is not what the engine has to hold.
+    pub(super) async fn vouch(&mut self, node: &Node) -> Result<Option<u128>, FeedError> {
+        let deadline = Instant::now() + VOUCH_MAX;
+        let deadline = *self.vouched_until.get_or_insert(deadline);
+        let Some(read) = &self.read else {
+            return Ok(None);
+        };
+        let at = self.view.at();
+        let Some(digest) = node.digest_at(at, deadline).await else {
+            return Ok(None);
+        };
+        let wrong = read.iter().find_map(|(id, found)| {
+            let right = digest.database(*id).filter(|right| right != found)?;
+            Some((digest.name(*id), found.rows, right.rows))
+        });
+        if let Some((name, found, right)) = wrong {
+            node.audit.want_count(false);
+            return Err(stopped(&format!(
+                "its state contradicts its log: of {name} {found} rows were read, and there should be {right}, \
+                 with the same keys and values"
+            )));
+        }
+        Ok(Some(digest.total().sum()))
+    }
+
+    /// The last transaction of the snapshot, and the names in it.
+    pub(super) fn end(self) -> (Vlsn, Names) {
+        (self.view.at(), self.names)
+    }
+
+    fn next(&mut self) -> StatePart {
+        let Some(range) = self.ranges.front_mut() else {
+            return Ok(None);
+        };
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        loop {
+            while let Some((key, value)) = self.rows.front() {
+                bytes += key.len() + value.len();
+                if bytes > PART_BYTES_MAX && !part.is_empty() {
+                    return Ok(Some(state(range, part)));
+                }
+                part.extend(self.rows.pop_front());
+            }
+            let Some(rest) = range.rest.take() else {
+                let part = state(range, part);
+                self.ranges.pop_front();
+                return Ok(Some(part));
+            };
+            let chunk = self.view.chunk(range.id, &rest, Direction::Forward)?;
+            if let Some(read) = self.read.as_mut().and_then(|read| read.get_mut(&range.id)) {
+                let rows = chunk.rows.iter();
+                rows.for_each(|(key, value)| read.add(range.id, key, value));
+            }
+            self.rows.extend(chunk.rows);
+            range.rest = chunk.rest;
+        }
+    }
+}
+
+fn state(range: &StateRange, rows: Vec<(Bytes, Bytes)>) -> FeedEvent {
+    FeedEvent::State {
+        database: Arc::clone(&range.database),
+        rows,
+    }
+}

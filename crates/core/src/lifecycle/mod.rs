@@ -1,0 +1,633 @@
+//! A node from open to close: locks its directory, listens, comes to its group, works, stops.
+//!
+//! ```text
+//!  open ──► Forming ──group formed──► Running ──log or engine failed──► Stopped
+//!              │  refused              │ ▲ │
+//!              ▼       log is gone ────┘ │ └───close──► Closed   (from everywhere)
+//!           Refused         ▼            │ a copy is in place
+//!                       Restoring ───────┘
+//! ```
+//!
+//! `NODE_STATE` is answered in every phase; FEEDER, ELECTION, RESTORE and SUBSCRIPTION only by a node
+//! that is running.
+
+mod admin;
+mod compare;
+mod describe;
+mod feeds;
+mod fence;
+#[cfg(test)]
+mod forgery;
+pub(crate) mod formation;
+mod founding;
+pub(crate) mod join;
+mod known;
+mod quorum;
+mod repair;
+mod restoring;
+mod room;
+mod serving;
+mod shutdown;
+mod transfer;
+mod views;
+
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use steadfast_net::{Dispatcher, DispatcherOptions, process};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+
+use crate::compare::digest::{self, SharedDigest};
+use crate::config::RepConfig;
+use crate::consensus::Told;
+use crate::error::{OpenError, ReadError, ReadyError, WriteError};
+use crate::group::Member;
+use crate::group::addresses::{self, Addresses};
+use crate::group::identity::{DataDir, Identity};
+use crate::ids::{NodeId, Vlsn};
+use crate::listener::{Role, RoleState};
+use crate::machine::Machine;
+use crate::node::phase::{NotRunning, Phase};
+use crate::node::status::NodeStatus;
+use crate::node::{Node, Surroundings, outcome, read, write};
+use crate::policy::{ConsistencyPolicy, Durability, ReadOptions};
+use crate::state_copy::fetch::Progress;
+use crate::state_copy::source::Copies;
+use crate::tasks::Tasks;
+use crate::token::{CommitToken, TokenOutcome};
+use crate::txn::transaction::{Snapshot, Transaction};
+use crate::wire::hello::Gate;
+use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
+use compare::Compared;
+use fence::Fence;
+use known::Known;
+use room::Room;
+use serving::Service;
+use shutdown::Shutdown;
+
+/// See the module.
+pub(crate) struct Lifecycle {
+    config: RepConfig,
+    machine: Machine,
+    dir: Mutex<Option<DataDir>>,
+    identity: watch::Sender<Arc<Identity>>,
+    around: Surroundings,
+    phase: watch::Sender<Phase>,
+    /// Whom the formation waits for.
+    waiting_for: watch::Sender<String>,
+    fence: Arc<Fence>,
+    /// How much of the disk is free, and what follows from that.
+    room: watch::Sender<Room>,
+    /// The node at work; another one after a copy of the state was put in place.
+    node: Mutex<Option<Arc<Node>>>,
+    /// How far a copy of the state has got that this node makes.
+    restore: watch::Sender<Option<Progress>>,
+    /// The task that waits for the need of a copy, and makes it.
+    restoring: Mutex<Option<JoinHandle<()>>>,
+    /// Copies that this node serves.
+    copies: Arc<Copies>,
+    /// What `NODE_STATE` gives out.
+    digest: SharedDigest,
+    compared: Compared,
+    /// Whether the node has to leave mastership to others for the moment.
+    gives_way: AtomicBool,
+    /// Rows that engines before the present one have put right from the log.
+    put_right_before: AtomicU64,
+    shutdown: Shutdown,
+    /// Places for subscriptions.
+    subscriptions: Arc<Semaphore>,
+    dispatcher: Dispatcher,
+    listen_address: OnceLock<String>,
+    forming: Mutex<Option<JoinHandle<()>>>,
+    known: Known,
+    tasks: Tasks,
+    closing: tokio::sync::Mutex<()>,
+}
+
+impl Lifecycle {
+    /// Opens the node. See [`crate::ReplicatedEnvironment::open`].
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub(crate) async fn open(config: RepConfig, machine: Machine) -> Result<Arc<Self>, OpenError> {
+        let dir = DataDir::open(&*machine.disk, &config.data_dir)?;
+        let identity = founding::own_identity(&config, &machine, &dir).await?;
+        let lifecycle = Arc::new(Self::new(config, machine, dir, identity));
+        let opened = lifecycle.begin().await;
+        if opened.is_err()
+            && let Err(error) = lifecycle.close().await
+        {
+            tracing::warn!(error, "a node that did not open could not be closed");
+        }
+        opened.map(|()| lifecycle)
+    }
+
+    fn new(config: RepConfig, machine: Machine, dir: DataDir, identity: Identity) -> Self {
+        let phase = watch::Sender::new(Phase::Forming);
+        let on_failure = phase.clone();
+        let failed = move |reason: String| {
+            on_failure.send_if_modified(|phase| {
+                let is_news = matches!(phase, Phase::Forming | Phase::Running | Phase::Restoring);
+                if is_news {
+                    tracing::error!(reason, "the node has stopped");
+                    *phase = Phase::Stopped(reason);
+                }
+                is_news
+            });
+        };
+        let founders = identity.founders.iter().cloned().collect();
+        let book = addresses::read(&*machine.disk, &config.data_dir, &identity);
+        let fence = Arc::new(Fence::new(phase.clone()));
+        let around = Surroundings {
+            members: watch::Sender::new(Arc::new(founders)),
+            role: watch::Sender::new(RoleState::default()),
+            addresses: Arc::new(Addresses::new(book)),
+            failed: Arc::new(failed),
+            may_stand: true,
+            is_suspect: false,
+            told: Told::new(identity.incarnation),
+            superseded: Fence::alarm(&fence),
+        };
+        let subscriptions = Arc::new(Semaphore::new(config.tuning.subscriptions_max));
+        let copies = Arc::new(Copies::new(config.tuning.restore_bytes_per_s_max));
+        Self {
+            subscriptions,
+            copies,
+            config,
+            machine,
+            dir: Mutex::new(Some(dir)),
+            identity: watch::Sender::new(Arc::new(identity)),
+            around,
+            phase,
+            fence,
+            room: watch::Sender::default(),
+            waiting_for: watch::Sender::new(String::new()),
+            node: Mutex::default(),
+            restore: watch::Sender::new(None),
+            restoring: Mutex::default(),
+            digest: SharedDigest::default(),
+            compared: Compared::default(),
+            gives_way: AtomicBool::new(false),
+            put_right_before: AtomicU64::new(0),
+            shutdown: Shutdown::default(),
+            dispatcher: Dispatcher::new(DispatcherOptions::default()),
+            listen_address: OnceLock::new(),
+            forming: Mutex::default(),
+            known: Known::default(),
+            tasks: Tasks::default(),
+            closing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    async fn begin(self: &Arc<Self>) -> Result<(), OpenError> {
+        self.begin_with_room();
+        let (weak, tasks) = (Arc::downgrade(self), &self.tasks);
+        tasks.spawn(room::watch(Weak::clone(&weak), self.phase.subscribe()));
+        tasks.spawn(compare::run(Weak::clone(&weak), self.phase.subscribe()));
+        tasks.spawn(compare::watch_damage(Weak::clone(&weak)));
+        // It closes the node itself, and so is none of those that a close waits for.
+        let (told, mut phase) = (shutdown::watch(weak), self.phase.subscribe());
+        process::spawn(async move {
+            tokio::select! {
+                biased;
+                () = told => {}
+                _ = phase.wait_for(|phase| *phase == Phase::Closed) => {}
+            }
+        });
+        self.known.begin(self);
+        let identity = self.identity.borrow().clone();
+        let (mut why_damaged, mut differs) = (None, None);
+        if identity.group.is_some() {
+            let damaged = identity.damaged.is_some();
+            let started = if damaged {
+                Ok(())
+            } else {
+                self.start_node(identity).await
+            };
+            match started {
+                Err(error) if self.repairs(&error) => why_damaged = Some(error.to_string()),
+                Err(OpenError::EngineDiffers { what }) if self.copies_state() => {
+                    differs = Some(what);
+                }
+                started => started?,
+            }
+            if damaged {
+                self.know_latest_members();
+                why_damaged = Some("it was found so before".to_owned());
+            }
+        }
+        self.serve();
+        let transport = Arc::clone(&self.machine.transport);
+        let listening = self.dispatcher.start(transport, &self.config.listen).await;
+        let address = listening.map_err(|source| OpenError::Listen {
+            address: self.config.listen.clone(),
+            source,
+        })?;
+        if is_exposed(&address) {
+            tracing::warn!(
+                address,
+                "connections are neither encrypted nor authenticated; \
+                 only the nodes of the group may reach this address"
+            );
+        }
+        self.listen_address.get_or_init(|| address);
+        if let Some(why) = why_damaged {
+            self.begin_repair(why);
+        } else if let Some(what) = differs {
+            self.begin_copy_of_state(what);
+        } else if self.node().is_none() {
+            let forming = process::spawn(founding::form(Arc::clone(self)));
+            *lock(&self.forming) = Some(forming);
+        }
+        Ok(())
+    }
+
+    async fn start_node(self: &Arc<Self>, identity: Arc<Identity>) -> Result<(), OpenError> {
+        let dir = lock(&self.dir)
+            .take()
+            .ok_or(OpenError::Start("closed".to_owned()))?;
+        let around = Surroundings {
+            may_stand: self.may_stand(),
+            is_suspect: self.around.told.damage.borrow().differs().is_some(),
+            ..self.around.clone()
+        };
+        let started = Node::start(
+            &self.config,
+            &self.machine,
+            (&dir, Arc::clone(&identity)),
+            around,
+        )
+        .await;
+        *lock(&self.dir) = Some(dir);
+        let node = started?;
+        let is_founder = identity
+            .founders
+            .first()
+            .is_some_and(|(id, _)| *id == identity.node_id);
+        *lock(&self.node) = Some(Arc::clone(&node));
+        self.phase.send_if_modified(|phase| {
+            let comes_to_work = matches!(phase, Phase::Forming | Phase::Restoring);
+            if comes_to_work {
+                *phase = Phase::Running;
+            }
+            comes_to_work
+        });
+        if is_founder {
+            let founded = node.consensus.found().await;
+            founded.map_err(|error| OpenError::Start(error.to_string()))?;
+        }
+        // Only now: they may stop the node again.
+        let watching = watch_failure(Arc::downgrade(self), Arc::clone(&node));
+        self.tasks.spawn(watching);
+        let watching = restoring::watch(Arc::downgrade(self), Arc::clone(&node));
+        *lock(&self.restoring) = Some(process::spawn(watching));
+        Ok(())
+    }
+
+    fn serve(self: &Arc<Self>) {
+        let timeout = self.config.tuning.dial_timeout;
+        let members = self.around.members.subscribe();
+        let lifecycle = Arc::downgrade(self);
+        let newest_id = move || {
+            lifecycle
+                .upgrade()
+                .map_or(NodeId(0), |it| it.newest_node_id())
+        };
+        let gate = Gate::new(
+            self.identity.subscribe(),
+            members,
+            timeout,
+            Arc::clone(&self.around.superseded),
+            Arc::new(newest_id),
+        );
+        for name in [
+            FEEDER,
+            ELECTION,
+            RESTORE,
+            NODE_STATE,
+            SUBSCRIPTION,
+            EVENTS,
+            ADMIN,
+        ] {
+            let (gate, lifecycle) = (gate.clone(), Arc::downgrade(self));
+            self.dispatcher.register_async(Arc::new(Service {
+                name,
+                gate,
+                lifecycle,
+            }));
+        }
+    }
+
+    /// The node at work.
+    fn running(&self) -> Result<Arc<Node>, NotRunning> {
+        self.phase.borrow().running()?;
+        self.node().ok_or(NotRunning::NotYet)
+    }
+
+    /// The node, in whatever phase.
+    fn node(&self) -> Option<Arc<Node>> {
+        lock(&self.node).clone()
+    }
+
+    pub(crate) async fn wait_ready(&self, timeout: Duration) -> Result<(), ReadyError> {
+        let deadline = Instant::now() + timeout;
+        let (mut phase, mut role) = (self.phase.subscribe(), self.role());
+        loop {
+            match &*phase.borrow_and_update() {
+                Phase::Running | Phase::Forming | Phase::Restoring => {}
+                Phase::Refused(reason) => {
+                    return Err(ReadyError::Refused {
+                        reason: reason.clone(),
+                    });
+                }
+                Phase::Stopped(reason) => {
+                    return Err(ReadyError::Stopped {
+                        reason: reason.clone(),
+                    });
+                }
+                Phase::Closing | Phase::Closed => return Err(ReadyError::Closed),
+            }
+            if matches!(role.borrow_and_update().role, Role::Master | Role::Replica) {
+                return Ok(());
+            }
+            let changed = async {
+                tokio::select! {
+                    biased;
+                    changed = phase.changed() => changed.is_ok(),
+                    changed = role.changed() => changed.is_ok(),
+                }
+            };
+            if timeout_at(deadline, changed).await.is_err() {
+                let waiting_for = format!("waiting for {}", self.waiting_for());
+                return Err(ReadyError::Timeout {
+                    after: timeout,
+                    waiting_for,
+                });
+            }
+        }
+    }
+
+    /// What the node waits for, in words; empty when it is ready.
+    fn waiting_for(&self) -> String {
+        match &*self.phase.borrow() {
+            Phase::Forming => return self.waiting_for.borrow().clone(),
+            Phase::Restoring => return self.restore_in_words(),
+            Phase::Refused(reason) | Phase::Stopped(reason) => return reason.clone(),
+            Phase::Closing | Phase::Closed => return "nothing; it is closed".to_owned(),
+            Phase::Running => {}
+        }
+        if matches!(self.around.role.borrow().role, Role::Master | Role::Replica) {
+            return String::new();
+        }
+        if self.node().is_some_and(|node| node.consensus.stands_in()) {
+            return "a node that may be master: this one has priority 0, takes no writes, and only stands in \
+                    for one; `steadfast node priority NODE 1` lets a node be master"
+                .to_owned();
+        }
+        self.majority_in_words()
+    }
+
+    /// Of whom a majority has to work before there is a master.
+    fn majority_in_words(&self) -> String {
+        let members = self.around.members.borrow();
+        let own = self.identity.borrow().node_id;
+        let votes = self.node().map(|node| node.consensus.voters());
+        let votes = votes.filter(|votes| !votes.is_empty());
+        let is_voter = |id: &NodeId, member: &Member| match &votes {
+            Some(votes) => votes.contains(id),
+            None => member.node_type.votes(),
+        };
+        let voters = members.iter().filter(|(id, member)| is_voter(id, member));
+        let names: Vec<_> = voters
+            .map(|(id, member)| {
+                if *id == own {
+                    "this one".to_owned()
+                } else {
+                    let at = self.around.addresses.best(*id, &member.address);
+                    format!("{} at {at}", member.name)
+                }
+            })
+            .collect();
+        format!(
+            "a master; that takes {} of {} voting nodes, which are {}",
+            names.len() / 2 + 1,
+            names.len(),
+            names.join(", ")
+        )
+    }
+
+    pub(crate) async fn write(
+        &self,
+        durability: Option<Durability>,
+        transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
+    ) -> Result<CommitToken, WriteError> {
+        let node = self.writable()?;
+        let _writing = self.shutdown.write()?;
+        let written = write::write(&node, self.promise(durability), transaction).await;
+        written.map_err(|error| self.why_not_written(error))
+    }
+
+    pub(crate) async fn begin_transaction(&self) -> Result<Transaction, WriteError> {
+        let node = self.writable()?;
+        let _writing = self.shutdown.write()?;
+        let begun = write::begin(&node).await;
+        begun.map_err(|error| self.why_not_written(error))
+    }
+
+    pub(crate) async fn commit(
+        &self,
+        durability: Option<Durability>,
+        transaction: Transaction,
+    ) -> Result<CommitToken, WriteError> {
+        let node = self.writable()?;
+        let _writing = self.shutdown.write()?;
+        let committed = write::commit(&node, self.promise(durability), transaction).await;
+        committed.map_err(|error| self.why_not_written(error))
+    }
+
+    /// The durability that is asked for, or else the environment's, and how long it is waited for.
+    fn promise(&self, durability: Option<Durability>) -> (Durability, Duration) {
+        let durability = durability.unwrap_or(self.config.durability);
+        let timeout = durability.timeout;
+        (
+            durability,
+            timeout.unwrap_or(self.config.tuning.commit_timeout),
+        )
+    }
+
+    /// `error`, or the larger truth behind one that says that the node does not write.
+    fn why_not_written(&self, error: WriteError) -> WriteError {
+        if !matches!(error, WriteError::NotMaster { .. } | WriteError::Closed) {
+            return error;
+        }
+        match (self.running(), error) {
+            (Err(NotRunning::Stopped(reason)), _) => WriteError::Stopped { reason },
+            (Err(NotRunning::Closed), _) => WriteError::Closed,
+            (Err(NotRunning::Restoring), _) => WriteError::Restoring,
+            (_, WriteError::NotMaster { .. }) => {
+                let state = self.around.role.borrow();
+                let master = state.master.clone();
+                let master = master.filter(|_| state.role != Role::Master);
+                WriteError::NotMaster { master }
+            }
+            (_, error) => error,
+        }
+    }
+
+    /// The node at work, with data.
+    ///
+    /// # Errors
+    /// As [`Lifecycle::running`]; [`ReadError::NoData`] on an arbiter.
+    pub(super) fn with_data(&self) -> Result<Arc<Node>, ReadError> {
+        let node = self.running()?;
+        let members = self.around.members.borrow();
+        let own = members.get(&node.identity.node_id);
+        if own.is_some_and(|own| !own.node_type.has_data()) {
+            return Err(ReadError::NoData);
+        }
+        Ok(node)
+    }
+
+    /// A snapshot that is as fresh as `options` say.
+    pub(crate) async fn snapshot(&self, options: ReadOptions) -> Result<Snapshot, ReadError> {
+        let node = self.with_data()?;
+        if options.policy != ConsistencyPolicy::Eventual {
+            let timeout = options.timeout.unwrap_or(self.config.tuning.read_timeout);
+            let wait = read::wait(&node, self.role(), (options.policy, timeout));
+            self.unless_closed(wait).await?;
+        }
+        Ok(node.snapshot())
+    }
+
+    /// The result of what changes nothing, or [`ReadError::Closed`] when the node closes before.
+    async fn unless_closed<T>(
+        &self,
+        work: impl Future<Output = Result<T, ReadError>>,
+    ) -> Result<T, ReadError> {
+        let mut phase = self.phase.subscribe();
+        tokio::select! {
+            biased;
+            // The sender is a part of this.
+            _ = phase.wait_for(Phase::is_closing) => Err(ReadError::Closed),
+            done = work => done,
+        }
+    }
+
+    /// A snapshot of what this node has, however old.
+    pub(crate) fn snapshot_at_hand(&self) -> Result<Snapshot, ReadError> {
+        Ok(self.with_data()?.snapshot())
+    }
+
+    /// What became of the write of a token.
+    pub(crate) async fn outcome(&self, token: CommitToken) -> Result<TokenOutcome, ReadError> {
+        let node = self.with_data()?;
+        let timeout = self.config.tuning.read_timeout;
+        let outcome = outcome::outcome(&node, self.role(), (token, timeout));
+        self.unless_closed(outcome).await
+    }
+
+    pub(crate) fn digest(&self) -> Result<(Vlsn, u128), ReadError> {
+        let node = self.with_data()?;
+        digest::digest(&node.snapshot())
+    }
+
+    pub(crate) fn role(&self) -> watch::Receiver<RoleState> {
+        self.around.role.subscribe()
+    }
+
+    pub(crate) fn listen_address(&self) -> &str {
+        self.listen_address
+            .get()
+            .map_or(&self.config.listen, String::as_str)
+    }
+
+    pub(crate) fn status(&self) -> NodeStatus {
+        let described = NodeStatus::from_message(self.describe());
+        described.expect("what a node says of itself is well-formed")
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.phase.borrow() == Phase::Closed
+    }
+
+    /// Stops everything. Every call waits until it is done.
+    pub(crate) async fn close(&self) -> Result<(), String> {
+        let _one_at_a_time = self.closing.lock().await;
+        if self.is_closed() {
+            return Ok(());
+        }
+        self.phase.send_replace(Phase::Closing);
+        self.tasks.end().await;
+        let forming = lock(&self.forming).take();
+        if let Some(forming) = forming {
+            // It ends because of the phase, and leaves nothing half made behind. A panic in it has
+            // been reported.
+            forming.await.ok();
+        }
+        let restoring = lock(&self.restoring).take();
+        if let Some(restoring) = restoring {
+            // So does this.
+            restoring.await.ok();
+        }
+        self.known.end().await;
+        self.dispatcher.stop().await;
+        let node = lock(&self.node).take();
+        let stopped = match node {
+            Some(node) => node.stop().await,
+            None => Ok(()),
+        };
+        self.around
+            .role
+            .send_modify(|role| role.role = Role::Detached);
+        self.write_superseded().await;
+        self.phase.send_replace(Phase::Closed);
+        lock(&self.dir).take();
+        stopped
+    }
+}
+
+/// Whether other machines can reach the address. What is no socket address is in memory.
+fn is_exposed(address: &str) -> bool {
+    let parsed = address.parse::<std::net::SocketAddr>();
+    parsed.is_ok_and(|address| !address.ip().is_loopback())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends the node's work when consensus stops by itself, or something under it fails.
+async fn watch_failure(lifecycle: Weak<Lifecycle>, node: Arc<Node>) {
+    let Some((mut phase, failed)) = lifecycle.upgrade().map(|lifecycle| {
+        let failed = Arc::clone(&lifecycle.around.failed);
+        (lifecycle.phase.subscribe(), failed)
+    }) else {
+        return;
+    };
+    tokio::select! {
+        biased;
+        ended = phase.wait_for(|phase| !matches!(phase, Phase::Forming | Phase::Running)) => {
+            let is_meant =
+                |phase: &Phase| matches!(phase, Phase::Restoring | Phase::Closing | Phase::Closed);
+            if ended.is_ok_and(|phase| is_meant(&phase)) {
+                return;
+            }
+        }
+        reason = node.consensus.failure() => {
+            // Of a node that was stopped on purpose it says nothing.
+            if node.has_ended() {
+                return;
+            }
+            // Consensus that waited for its state machine knows only that it has ended.
+            failed(node.flush.why_given_up().map_or(reason, str::to_owned));
+        }
+    }
+    // Whatever failed, this node must neither vote nor acknowledge any more.
+    node.consensus.shutdown().await;
+    if let Some(lifecycle) = lifecycle.upgrade() {
+        lifecycle.note_superseded().await;
+    }
+}

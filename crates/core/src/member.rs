@@ -1,0 +1,184 @@
+//! Who belongs to a group, as values: addresses, types of node, and what a new node brings with it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{GroupUuid, NodeId};
+
+/// Where a node of the group is found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NodeAddress {
+    /// Its id, never used again after it.
+    pub id: NodeId,
+    /// Its name, unique within the group at any time.
+    pub name: String,
+    /// Where the others reach it: `host:port`.
+    pub address: String,
+}
+
+/// What a node does for its group.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeType {
+    /// Has the data, votes, counts for acknowledgements, and can be master.
+    #[default]
+    Electable,
+    /// Has the data; neither votes nor counts. Can be promoted.
+    Secondary,
+    /// Votes and counts, and has no data: the positions and terms of the log alone. Never master.
+    Arbiter,
+}
+
+impl NodeType {
+    const ALL: [Self; 3] = [Self::Electable, Self::Secondary, Self::Arbiter];
+
+    /// The type as it is written and sent; `None` for one that this version does not know.
+    pub(crate) fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| *known as u32 == number)
+    }
+
+    /// Whether such a node votes once it has caught up.
+    pub fn votes(self) -> bool {
+        self != Self::Secondary
+    }
+
+    /// Whether such a node holds the data.
+    pub fn has_data(self) -> bool {
+        self != Self::Arbiter
+    }
+}
+
+impl fmt::Display for NodeType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Electable => "electable",
+            Self::Secondary => "secondary",
+            Self::Arbiter => "arbiter",
+        })
+    }
+}
+
+/// The text names no type of node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not electable, secondary or arbiter")]
+pub struct ParseNodeTypeError(String);
+
+impl FromStr for NodeType {
+    type Err = ParseNodeTypeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|known| known.to_string() == text)
+            .ok_or_else(|| ParseNodeTypeError(text.to_owned()))
+    }
+}
+
+/// Priority of a node for which none was given.
+pub const PRIORITY_DEFAULT: u32 = 1;
+
+/// One line of the list out of which a group forms.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Expected {
+    pub(crate) name: String,
+    pub(crate) address: String,
+}
+
+/// The form of token that this version writes and reads.
+const FORM: &str = "steadfast-join/1";
+
+/// What a new node needs to come into a group, as text: which group, where its members are, and as
+/// what the node comes. It holds no secret: whoever reaches the members' addresses can join.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinToken {
+    /// Name of the group.
+    pub group_name: String,
+    /// The group.
+    pub group: GroupUuid,
+    /// What the node is to be.
+    pub node_type: NodeType,
+    /// Its priority, if it is electable.
+    pub priority: u32,
+    /// Where members can be asked, `host:port` each.
+    pub addresses: Vec<String>,
+}
+
+impl JoinToken {
+    /// The same for a node of this priority.
+    #[must_use]
+    pub fn with_priority(self, priority: u32) -> Self {
+        Self { priority, ..self }
+    }
+
+    fn body(&self) -> String {
+        let Self {
+            group_name,
+            group,
+            node_type,
+            priority,
+            addresses,
+        } = self;
+        let addresses = addresses.join(",");
+        format!("{FORM}/{group_name}/{group}/{node_type}/{priority}/{addresses}")
+    }
+}
+
+impl fmt::Display for JoinToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let body = self.body();
+        write!(f, "{body}/{:08x}", crc32c::crc32c(body.as_bytes()))
+    }
+}
+
+/// The text is no join token.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a join token, or one that was cut or changed; `steadfast token create` prints one")]
+pub struct ParseJoinTokenError;
+
+impl FromStr for JoinToken {
+    type Err = ParseJoinTokenError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let fields = text.strip_prefix(FORM)?.strip_prefix('/')?;
+            let mut fields = fields.split('/');
+            let token = Self {
+                group_name: fields.next()?.to_owned(),
+                group: fields.next()?.parse().ok()?,
+                node_type: fields.next()?.parse().ok()?,
+                priority: fields.next()?.parse().ok()?,
+                addresses: fields.next()?.split(',').map(str::to_owned).collect(),
+            };
+            (token.to_string() == text).then_some(token)
+        };
+        parse().ok_or(ParseJoinTokenError)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_survives_being_printed_and_no_other_text_is_one() {
+        let token = JoinToken {
+            group_name: "orders".to_owned(),
+            group: GroupUuid(uuid::Uuid::from_u128(7)),
+            node_type: NodeType::Secondary,
+            priority: 3,
+            addresses: vec!["10.0.0.1:7400".to_owned(), "[::1]:7400".to_owned()],
+        };
+        let text = token.to_string();
+        assert_eq!(text.parse(), Ok(token));
+        for at in 0..text.len() {
+            let mut changed = text.clone().into_bytes();
+            changed[at] ^= 1;
+            let changed = String::from_utf8(changed).expect("still ASCII");
+            assert_eq!(changed.parse::<JoinToken>(), Err(ParseJoinTokenError));
+            assert_eq!(text[..at].parse::<JoinToken>(), Err(ParseJoinTokenError));
+        }
+    }
+}

@@ -1,0 +1,750 @@
+//! One member at work: the parts of a node that belongs to a group, put together and taken apart.
+//!
+//! ```text
+//!   log writer (thread) ◄── consensus ──► peers            flush (thread) ──► engine
+//!                             │  ▲                            ▲
+//!                       apply ▼  │ propose                    │ marks
+//!                           sequencer ──── window ────────────┘
+//! ```
+
+pub(crate) mod ack;
+pub(crate) mod outcome;
+pub(crate) mod phase;
+pub(crate) mod read;
+pub(crate) mod status;
+pub(crate) mod write;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use steadfast_net::process;
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::time::Instant;
+
+use crate::config::RepConfig;
+use crate::consensus::{Consensus, Parts, ReadBarriers, RetainLimits, Timers, Told, held_vlsn};
+use crate::engine::{Applied, EngineError, StorageEngine};
+use crate::error::OpenError;
+use crate::group::Members;
+use crate::group::addresses::Addresses;
+use crate::group::identity::{DataDir, Identity};
+use crate::ids::{GroupUuid, Vlsn};
+use crate::limits::{BATCH_BYTES_MAX, TRANSACTION_BYTES_MAX};
+use crate::listener::RoleState;
+use crate::log::{Log, LogConfig, LogError, LogId, LogIdentity, LogState};
+use crate::machine::Machine;
+use crate::node::write::{SlowWrites, Turns};
+use crate::planted::{self, Bug};
+use crate::txn::audit::digest::RunningDigest;
+use crate::txn::audit::retrace::RetraceError;
+use crate::txn::audit::{Audit, AuditError, Auditor, Opening};
+use crate::txn::flush::{Flush, FlushError, FlushLimits};
+use crate::txn::history::History;
+use crate::txn::holds::Holds;
+use crate::txn::readers::Readers;
+use crate::txn::sequencer::Sequencer;
+use crate::txn::transaction::Snapshot;
+use crate::txn::view::View;
+use crate::txn::window::Window;
+use crate::wire::dialling::Dialler;
+use crate::wire::hello::{Caller, Superseded};
+
+/// Bytes of one group of log records, about: what one write and one fdatasync carry.
+const LOG_GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How often who waits for the flush asks for it again.
+const WANT_AGAIN: Duration = Duration::from_millis(100);
+
+/// See the module.
+pub(crate) struct Node {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) window: Arc<Window>,
+    pub(crate) readers: Arc<Readers>,
+    pub(crate) sequencer: Arc<Sequencer>,
+    pub(crate) flush: Arc<Flush>,
+    pub(crate) engine: Arc<dyn StorageEngine>,
+    /// What is known of the engine.
+    pub(crate) audit: Arc<Audit>,
+    pub(crate) machine: Machine,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) log: Log,
+    pub(crate) consensus: Arc<Consensus>,
+    pub(crate) barriers: ReadBarriers,
+    /// Who needs the log.
+    pub(crate) holds: Arc<Holds>,
+    /// Bytes of writes that may wait for their commit.
+    pub(crate) budget: Semaphore,
+    pub(crate) budget_bytes: usize,
+    /// What one transaction may write.
+    pub(crate) transaction_bytes_max: usize,
+    pub(crate) turns: Turns,
+    pub(crate) slow_writes: SlowWrites,
+    stop_flush: watch::Sender<bool>,
+    flushed: std::sync::Mutex<Option<FlushEnd>>,
+    has_ended: AtomicBool,
+}
+
+/// What was read, and holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Checked {
+    pub(crate) log_bytes: u64,
+    pub(crate) engine_bytes: u64,
+}
+
+/// What does not hold, or could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckError {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl CheckError {
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Log(error) => error.is_damage(),
+            Self::Engine(error) => error.is_damage(),
+        }
+    }
+}
+
+/// What the environment shares with the node before and after it belongs to a group.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) members: watch::Sender<Members>,
+    pub(crate) role: watch::Sender<RoleState>,
+    /// Where the members are, as far as the membership does not say it.
+    pub(crate) addresses: Arc<Addresses>,
+    /// Told why the node has failed, should it.
+    pub(crate) failed: Arc<dyn Fn(String) + Send + Sync>,
+    /// What the master tells the node.
+    pub(crate) told: Told,
+    /// Whether the node may stand for election from the start, as far as its disk goes.
+    pub(crate) may_stand: bool,
+    /// Told when the group turns out to have been recovered without this node.
+    pub(crate) superseded: Superseded,
+    /// Whether the engine was found wrong while the node worked: then all of it is counted first.
+    pub(crate) is_suspect: bool,
+}
+
+impl Node {
+    /// The transactions that this node has applied by now.
+    pub(crate) fn history(&self) -> History {
+        // In this order. The position follows the number: what is visible stands at most one
+        // entry behind the position read afterwards.
+        let visible = self.sequencer.visible();
+        let applied = *self.consensus.applied().borrow();
+        History::new(self.log.clone(), visible, applied.map(|id| id.position))
+    }
+
+    /// Opens log and engine and starts consensus: when this returns, the node has replayed its log
+    /// and takes part.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub(crate) async fn start(
+        config: &RepConfig,
+        machine: &Machine,
+        (dir, identity): (&DataDir, Arc<Identity>),
+        around: Surroundings,
+    ) -> Result<Arc<Self>, OpenError> {
+        let log = open_log(config, machine, dir, &identity, &around).await?;
+        let engine = match open_engine(machine, dir, &identity).await {
+            Ok(engine) => engine,
+            Err(error) => return Err(abandon(&log, None, error).await),
+        };
+        let (log_handle, engine_handle) = (log.clone(), Arc::clone(&engine));
+        let digest_path = dir.digest_path(identity.copy);
+        let audited = audit(
+            config,
+            machine,
+            (&log, &engine),
+            digest_path,
+            around.is_suspect,
+        );
+        let started = match audited.await {
+            Ok(audited) => {
+                let parts = (log, engine, audited);
+                Self::start_on(config, machine, identity, parts, around).await
+            }
+            Err(error) => Err(error),
+        };
+        match started {
+            Ok(node) => Ok(node),
+            Err(error) => Err(abandon(&log_handle, Some(&*engine_handle), error).await),
+        }
+    }
+
+    async fn start_on(
+        config: &RepConfig,
+        machine: &Machine,
+        identity: Arc<Identity>,
+        (log, engine, (auditor, audit)): (Log, Arc<dyn StorageEngine>, Audited),
+        around: Surroundings,
+    ) -> Result<Arc<Self>, OpenError> {
+        let held = engine.applied()?;
+        let window = Arc::new(Window::default());
+        let readers = Arc::new(Readers::default());
+        let sequencer = Arc::new(Sequencer::new(
+            Arc::clone(&window),
+            held_vlsn(held.as_ref()),
+            batch_bytes_max(config),
+        ));
+        let shared = (
+            Arc::clone(&window),
+            Arc::clone(&readers),
+            Arc::clone(&sequencer),
+        );
+        let flush = Arc::new(Flush::new(
+            shared,
+            Arc::clone(&engine),
+            flush_limits(config),
+        )?);
+        let (stop_flush, flushed) = start_flush(machine, (&flush, auditor), &log, &around)?;
+        let holds = Arc::new(Holds::default());
+        let consensus = Consensus::start(Parts {
+            identity: Arc::clone(&identity),
+            log: log.clone(),
+            engine: Arc::clone(&engine),
+            audit: Arc::clone(&audit),
+            sequencer: Arc::clone(&sequencer),
+            flush: Arc::clone(&flush),
+            holds: Arc::clone(&holds),
+            dialler: dialler(config, machine, &identity, &around),
+            members: around.members,
+            role: around.role,
+            told: around.told,
+            clock: Arc::clone(&machine.clock),
+            seed: machine.seed ^ identity.node_id.0,
+            timers: timers(config),
+            may_stand: around.may_stand,
+            retain: retain_limits(config),
+        })
+        .await
+        .map_err(|error| OpenError::Start(error.to_string()))?;
+        let barriers = ReadBarriers::start(&consensus);
+        let budget_bytes = config.tuning.commit_queue_bytes_max;
+        let budget = Semaphore::new(budget_bytes);
+        let turns = Turns::new(machine.seed ^ identity.node_id.0);
+        let flushed = std::sync::Mutex::new(Some(flushed));
+        Ok(Arc::new(Self {
+            identity,
+            window,
+            readers,
+            sequencer,
+            flush,
+            engine,
+            audit,
+            machine: machine.clone(),
+            data_dir: config.data_dir.clone(),
+            log,
+            consensus,
+            barriers,
+            holds,
+            budget,
+            budget_bytes,
+            transaction_bytes_max: transaction_bytes_max(config),
+            turns,
+            slow_writes: SlowWrites::default(),
+            stop_flush,
+            flushed,
+            has_ended: AtomicBool::new(false),
+        }))
+    }
+
+    pub(crate) fn group(&self) -> GroupUuid {
+        self.identity
+            .group
+            .expect("a node at work belongs to a group")
+    }
+
+    /// Whether the node has been stopped, so that another one may be at work on its directory.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// A view at the last committed transaction.
+    pub(crate) fn view(&self) -> View {
+        let reader = self.readers.begin(|| {
+            if planted::is(Bug::ReadNumbered)
+                && let Some((_, newest)) = self.sequencer.newest()
+            {
+                return newest;
+            }
+            self.sequencer.visible()
+        });
+        View::new(Arc::clone(&self.window), Arc::clone(&self.engine), reader)
+    }
+
+    /// A snapshot at the last committed transaction.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot::new(self.view(), self.sequencer.names())
+    }
+
+    /// A snapshot at exactly this transaction, which is visible. `None` when the engine may be past it.
+    pub(crate) fn snapshot_at(&self, vlsn: Vlsn) -> Option<Snapshot> {
+        let reader = self.readers.begin_at(vlsn)?;
+        let view = View::new(Arc::clone(&self.window), Arc::clone(&self.engine), reader);
+        Some(Snapshot::new(view, self.sequencer.names()))
+    }
+
+    /// For how long a disk, that of the log or that of the engine, has not finished what it was given.
+    pub(crate) fn hangs_for(&self) -> Option<Duration> {
+        self.log.hangs_for().max(self.flush.hangs_for())
+    }
+
+    /// What the engine has to hold as of this transaction, at which a reader is open; `None` when it does not
+    /// come there before `deadline`.
+    pub(crate) async fn digest_at(
+        &self,
+        vlsn: Vlsn,
+        deadline: Instant,
+    ) -> Option<Arc<RunningDigest>> {
+        self.once_flushed(|| self.audit.digest_at(vlsn), deadline)
+            .await
+    }
+
+    /// The same as of this transaction or a later one, at which an entry of the log ends.
+    pub(crate) async fn digest_from(
+        &self,
+        vlsn: Vlsn,
+        deadline: Instant,
+    ) -> Option<(Vlsn, Arc<RunningDigest>)> {
+        self.once_flushed(|| self.audit.digest_from(vlsn), deadline)
+            .await
+    }
+
+    /// What is there when the flush has come far enough.
+    async fn once_flushed<T, F: Future<Output = Option<T>>>(
+        &self,
+        digest: impl Fn() -> F,
+        deadline: Instant,
+    ) -> Option<T> {
+        while Instant::now() < deadline {
+            // What is not on the log's disk yet is not flushed.
+            self.flush.want();
+            let until = deadline.min(Instant::now() + WANT_AGAIN);
+            if let Ok(Some(digest)) = tokio::time::timeout_at(until, digest()).await {
+                return Some(digest);
+            }
+        }
+        None
+    }
+
+    /// Reads everything that the node has on disk and holds its checksums against it. Takes as long as
+    /// that takes; run it where that may block. Returns how much was read.
+    ///
+    /// # Errors
+    /// What does not hold, with the file and the place; or why that could not be read.
+    pub(crate) fn check_files(&self, log_dir: &Path) -> Result<Checked, CheckError> {
+        let log_bytes = self
+            .log
+            .check(&self.machine.disk, log_dir, whose(&self.identity));
+        Ok(Checked {
+            log_bytes: log_bytes?,
+            engine_bytes: self.engine.check()?,
+        })
+    }
+
+    /// Stops everything, in the order in which the parts rest on each other, and leaves the engine
+    /// and the log synced.
+    ///
+    /// # Errors
+    /// What could not be written. Nothing acknowledged is lost: it is in the log.
+    pub(crate) async fn stop(&self) -> Result<(), String> {
+        self.has_ended.store(true, Ordering::Release);
+        self.consensus.shutdown().await;
+        self.stop_flush.send_replace(true);
+        let flushed = self
+            .flushed
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
+        let flushed = match flushed {
+            Some(flushed) => flushed.await,
+            None => Ok(Ok(())),
+        };
+        let closed_log = self.log.close().await;
+        let engine = Arc::clone(&self.engine);
+        // It gives space back, which takes its time.
+        let closing = self
+            .machine
+            .run("steadfast-close", async move { engine.close() });
+        let closed_engine = match closing {
+            Ok(closing) => closing.await.unwrap_or(Err(EngineError::Failed)),
+            Err(_) => self.engine.close(),
+        };
+        if let Ok(Err(error)) = flushed {
+            return Err(format!("the last flush failed: {error}"));
+        }
+        closed_log.map_err(|error| format!("the log could not be closed: {error}"))?;
+        closed_engine.map_err(|error| format!("the engine could not be closed: {error}"))
+    }
+}
+
+/// Gives up what was opened for a node that cannot start, so that the next try finds it free.
+pub(crate) async fn abandon(
+    log: &Log,
+    engine: Option<&dyn StorageEngine>,
+    error: OpenError,
+) -> OpenError {
+    if let Err(second) = log.close().await {
+        tracing::warn!(error = %second, "the log of a node that did not start");
+    }
+    if let Some(Err(second)) = engine.map(StorageEngine::close) {
+        tracing::warn!(error = %second, "the engine of a node that did not start");
+    }
+    error
+}
+
+/// A batch and the transaction that overfills it must fit into a segment of the log together.
+fn batch_bytes_max(config: &RepConfig) -> usize {
+    BATCH_BYTES_MAX.min(config.tuning.log_segment_bytes as usize / 4)
+}
+
+fn transaction_bytes_max(config: &RepConfig) -> usize {
+    TRANSACTION_BYTES_MAX.min(config.tuning.log_segment_bytes as usize / 2)
+}
+
+fn dialler(
+    config: &RepConfig,
+    machine: &Machine,
+    identity: &Arc<Identity>,
+    around: &Surroundings,
+) -> Dialler {
+    Dialler {
+        caller: Caller::Node(Arc::clone(identity), Arc::clone(&around.superseded)),
+        transport: Arc::clone(&machine.transport),
+        addresses: Arc::clone(&around.addresses),
+        timeout: config.tuning.dial_timeout,
+    }
+}
+
+fn timers(config: &RepConfig) -> Timers {
+    let tuning = &config.tuning;
+    Timers {
+        heartbeat_interval: tuning.heartbeat_interval,
+        election_timeout_min: tuning.election_timeout_min,
+        election_timeout_max: tuning.election_timeout_max,
+        dial_timeout: tuning.dial_timeout,
+        silence_max: tuning.silence_max,
+        batches_in_flight_max: tuning.batches_in_flight_max,
+    }
+}
+
+fn retain_limits(config: &RepConfig) -> RetainLimits {
+    let tuning = &config.tuning;
+    RetainLimits {
+        keep_bytes: tuning.log_keep_bytes,
+        retain_bytes_max: tuning.log_retain_bytes_max,
+        retain: tuning.log_retain,
+    }
+}
+
+fn flush_limits(config: &RepConfig) -> FlushLimits {
+    let tuning = &config.tuning;
+    FlushLimits {
+        window_bytes_max: tuning.window_bytes_max,
+        flush_bytes: tuning.flush_bytes,
+        flush_interval: tuning.flush_interval,
+        snapshot_age_max: tuning.snapshot_age_max,
+    }
+}
+
+pub(crate) fn log_config(config: &RepConfig) -> LogConfig {
+    LogConfig {
+        segment_bytes: config.tuning.log_segment_bytes,
+        group_bytes_max: LOG_GROUP_BYTES_MAX,
+        cache_bytes_max: config.tuning.log_cache_bytes_max,
+        ..LogConfig::default()
+    }
+}
+
+async fn open_log(
+    config: &RepConfig,
+    machine: &Machine,
+    dir: &DataDir,
+    identity: &Identity,
+    around: &Surroundings,
+) -> Result<Log, OpenError> {
+    check_has_log(machine, dir, identity)?;
+    let whose = whose(identity);
+    let (log, ended) = start_log(
+        log_config(config),
+        machine,
+        (dir.log_dir(identity.log), whose),
+    )
+    .await?;
+    let (failed, watched) = (Arc::clone(&around.failed), log.clone());
+    process::spawn(async move {
+        // However the writer ended, closing says why.
+        ended.await.ok();
+        if let Err(error) = watched.close().await {
+            failed(format!("the log failed: {error}"));
+        }
+    });
+    Ok(log)
+}
+
+/// Opens the log of a node that is not going to work.
+///
+/// # Errors
+/// See [`OpenError`].
+pub(crate) async fn open_idle_log(
+    config: &LogConfig,
+    machine: &Machine,
+    dir: &DataDir,
+    identity: &Identity,
+) -> Result<Log, OpenError> {
+    check_has_log(machine, dir, identity)?;
+    let (log, _ended) = start_log(
+        *config,
+        machine,
+        (dir.log_dir(identity.log), whose(identity)),
+    )
+    .await?;
+    Ok(log)
+}
+
+fn check_has_log(machine: &Machine, dir: &DataDir, identity: &Identity) -> Result<(), OpenError> {
+    if dir.has_log(&*machine.disk, identity.log)? {
+        return Ok(());
+    }
+    Err(OpenError::Corrupt {
+        path: dir.log_dir(identity.log),
+        offset: 0,
+        what: "there is no log beside an identity that has one".to_owned(),
+    })
+}
+
+/// Makes the log of a node whose group has just formed, before its identity says so: an identity
+/// without a log is a log that was lost.
+///
+/// # Errors
+/// See [`OpenError`].
+pub(crate) async fn create_log(
+    config: &LogConfig,
+    machine: &Machine,
+    dir: &DataDir,
+    identity: &Identity,
+) -> Result<(), OpenError> {
+    dir.remove_log(&*machine.disk, identity.log)?;
+    let whose = whose(identity);
+    let (log, _ended) = start_log(*config, machine, (dir.log_dir(identity.log), whose)).await?;
+    log.close().await.map_err(open_log_error)
+}
+
+fn whose(identity: &Identity) -> LogIdentity {
+    LogIdentity {
+        group: identity
+            .group
+            .expect("a log is made when its group has formed"),
+        node: identity.node_id,
+        incarnation: identity.incarnation,
+    }
+}
+
+/// Opens the log in `path` with its writer on a thread; the receiver tells when that has ended.
+async fn start_log(
+    log_config: LogConfig,
+    machine: &Machine,
+    (path, whose): (PathBuf, LogIdentity),
+) -> Result<(Log, oneshot::Receiver<()>), OpenError> {
+    let disk = Arc::clone(&machine.disk);
+    let (opened_sender, opened) = oneshot::channel();
+    let ended = machine.run("steadfast-log", async move {
+        match Log::open(disk, path, whose, log_config).await {
+            Ok((log, writer)) => {
+                opened_sender.send(Ok(log)).ok();
+                writer.run().await;
+            }
+            Err(error) => drop(opened_sender.send(Err(error))),
+        }
+    })?;
+    let opened = opened
+        .await
+        .map_err(|_| OpenError::Start("the log's thread died".to_owned()))?;
+    Ok((opened.map_err(open_log_error)?, ended))
+}
+
+fn open_log_error(error: LogError) -> OpenError {
+    match error {
+        LogError::Corrupt {
+            file,
+            offset,
+            damage,
+        } => OpenError::Corrupt {
+            path: file,
+            offset,
+            what: damage.to_string(),
+        },
+        other => OpenError::Log(other),
+    }
+}
+
+/// Opens the engine, which may take long.
+///
+/// # Errors
+/// See [`OpenError`].
+pub(crate) async fn open_engine(
+    machine: &Machine,
+    dir: &DataDir,
+    identity: &Identity,
+) -> Result<Arc<dyn StorageEngine>, OpenError> {
+    let path = dir.engine_dir(identity.copy);
+    let engines = Arc::clone(&machine.engines);
+    let opened = machine.run("steadfast-open", async move { engines.open(&path) })?;
+    let opened = opened
+        .await
+        .map_err(|_| OpenError::Start("the engine's thread died".to_owned()))?;
+    Ok(opened?)
+}
+
+type FlushEnd = oneshot::Receiver<Result<(), FlushError>>;
+
+/// An engine that was held against the log, and who goes on doing so.
+type Audited = (Auditor, Arc<Audit>);
+
+/// Holds the engine against the log, which may take long.
+async fn audit(
+    config: &RepConfig,
+    machine: &Machine,
+    (log, engine): (&Log, &Arc<dyn StorageEngine>),
+    path: PathBuf,
+    is_suspect: bool,
+) -> Result<Audited, OpenError> {
+    check_log_reaches(log.state(), engine.applied()?.as_ref(), &config.data_dir)?;
+    let audit = Arc::<Audit>::default();
+    let shared = Arc::clone(&audit);
+    let (disk, log, engine) = (Arc::clone(&machine.disk), log.clone(), Arc::clone(engine));
+    let (interval, count_max) = (config.tuning.digest_interval, config.tuning.open_count_max);
+    let opened = machine.run("steadfast-audit", async move {
+        let opening = Opening {
+            disk: &disk,
+            path: &path,
+            log: &log,
+            engine: &engine,
+            is_suspect,
+            count_max,
+            interval,
+        };
+        Auditor::open(opening, shared).await
+    })?;
+    let opened = opened
+        .await
+        .map_err(|_| OpenError::Start("the audit's thread died".to_owned()))?;
+    let auditor = opened.map_err(|error| match error {
+        AuditError::Differs(what) => OpenError::EngineDiffers { what },
+        AuditError::Retrace(RetraceError::Log(error)) => open_log_error(error),
+        AuditError::Engine(error) | AuditError::Retrace(RetraceError::Engine(error)) => {
+            OpenError::Engine(error)
+        }
+        error => OpenError::Start(error.to_string()),
+    })?;
+    Ok((auditor, audit))
+}
+
+/// The engine never gets what is not in the log on disk, and the log never loses what the engine does
+/// not have on disk. If the two do not meet, one of them has lost what it had synced.
+pub(crate) fn check_log_reaches(
+    log: LogState,
+    held: Option<&Applied>,
+    data_dir: &Path,
+) -> Result<(), OpenError> {
+    let position = |id: Option<LogId>| id.map(|id| id.position);
+    let engine = held.map(|held| held.position);
+    if position(log.purged) <= engine && engine <= position(log.last) {
+        return Ok(());
+    }
+    let log_has = match (log.purged, log.last) {
+        (_, None) => "is empty".to_owned(),
+        (None, Some(last)) => format!("ends with entry {last}"),
+        (Some(purged), Some(last)) => format!("has the entries after {purged}, up to {last}"),
+    };
+    let engine_has = held.map_or_else(
+        || "nothing".to_owned(),
+        |held| format!("entries up to {}@{}", held.position, held.term),
+    );
+    Err(OpenError::Corrupt {
+        path: data_dir.join("log"),
+        offset: 0,
+        what: format!("the log {log_has}, and the storage engine holds {engine_has}"),
+    })
+}
+
+fn start_flush(
+    machine: &Machine,
+    (flush, auditor): (&Arc<Flush>, Auditor),
+    log: &Log,
+    around: &Surroundings,
+) -> Result<(watch::Sender<bool>, FlushEnd), OpenError> {
+    let (stop_sender, stop) = watch::channel(false);
+    let (flush, persisted) = (Arc::clone(flush), log.persisted());
+    let (failed, stopping) = (Arc::clone(&around.failed), stop.clone());
+    let ended = machine.run("steadfast-flush", async move {
+        let result = flush.run(auditor, persisted, stop).await;
+        // Whoever stops the node is told by `stop`, and knows what to make of it.
+        if let Err(error) = &result
+            && !*stopping.borrow()
+        {
+            failed(error.to_string());
+        }
+        flush.end();
+        result
+    })?;
+    Ok((stop_sender, ended))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{LogPosition, Term};
+
+    #[test]
+    fn a_log_and_an_engine_that_do_not_meet_are_corrupt() {
+        let term = Term(2);
+        let id = |position| LogId {
+            term,
+            position: LogPosition(position),
+        };
+        let held = Applied {
+            term,
+            position: LogPosition(7),
+            vlsn: Vlsn(3),
+            membership: bytes::Bytes::new(),
+        };
+        let check = |purged: Option<u64>, last: Option<u64>, held: Option<&Applied>| {
+            let log = LogState {
+                purged: purged.map(id),
+                last: last.map(id),
+                ..LogState::default()
+            };
+            check_log_reaches(log, held, Path::new("/data"))
+        };
+        let meets = [
+            (None, Some(7), Some(&held)),
+            (None, Some(9), Some(&held)),
+            (Some(7), Some(7), Some(&held)),
+            (Some(4), Some(9), Some(&held)),
+            (None, None, None),
+            (None, Some(9), None),
+        ];
+        for (purged, last, held) in meets {
+            assert!(check(purged, last, held).is_ok(), "{purged:?} {last:?}");
+        }
+        let lost = [
+            (None, None, Some(&held)),
+            (None, Some(6), Some(&held)),
+            (Some(8), Some(9), Some(&held)),
+            (Some(3), Some(9), None),
+        ];
+        for (purged, last, held) in lost {
+            let refused = check(purged, last, held).expect_err("entries are lost");
+            let refused = refused.to_string();
+            assert!(refused.contains("/data/log is corrupt"), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! What became of a write, found by its token.
+//!
+//! (Term, VLSN) names one transaction: a term has one master, and a master gives a number once. So
+//! the question is in which term this VLSN was committed. The sequencer remembers that for what was
+//! applied since the start. For the rest the log is asked.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::error::ReadError;
+use crate::listener::RoleState;
+use crate::node::Node;
+use crate::node::read::{check_group, current};
+use crate::token::{CommitToken, TokenOutcome};
+use crate::txn::history::HistoryError;
+
+/// The outcome of the write that was given `token`. When this node does not know it yet, it asks
+/// how far the group is, and waits until it has applied that, `timeout` at the most.
+///
+/// # Errors
+/// See [`ReadError`].
+pub(crate) async fn outcome(
+    node: &Node,
+    role: watch::Receiver<RoleState>,
+    (token, timeout): (CommitToken, Duration),
+) -> Result<TokenOutcome, ReadError> {
+    check_group(node, token)?;
+    let known = known(node, token).await?;
+    if known != TokenOutcome::StillUnknown {
+        return Ok(known);
+    }
+    match current(node, role, (None, timeout)).await? {
+        Ok(()) => self::known(node, token).await,
+        Err(_not_in_time) => Ok(TokenOutcome::StillUnknown),
+    }
+}
+
+/// What this node's own committed log says.
+async fn known(node: &Node, token: CommitToken) -> Result<TokenOutcome, ReadError> {
+    let applied = node.consensus.applied();
+    // Before the visible VLSN, which is at least what has been applied by then.
+    let before = *applied.borrow();
+    if token.vlsn > node.sequencer.visible() {
+        // Every entry of an earlier term that can be committed comes before one of a later term.
+        let is_past = before.is_some_and(|last| last.term > token.term);
+        return Ok(if is_past {
+            TokenOutcome::NotCommitted
+        } else {
+            TokenOutcome::StillUnknown
+        });
+    }
+    let term = match node.sequencer.term_of(token.vlsn) {
+        Some(term) => term,
+        None => match node.history().find(token.vlsn).await {
+            Ok(found) => found.id.term,
+            Err(HistoryError::Gone { .. }) => return Err(ReadError::HistoryGone { token }),
+            Err(HistoryError::Log(error)) => return Err(error.into()),
+            Err(HistoryError::Batch(error)) => {
+                unreachable!("the log has only what was checked before: {error}")
+            }
+        },
+    };
+    Ok(if term == token.term {
+        TokenOutcome::Committed
+    } else {
+        TokenOutcome::NotCommitted
+    })
+}

@@ -1,0 +1,384 @@
+//! The state of a node as data: what the command line, JSON and metrics all render.
+
+use std::error::Error;
+use std::fmt;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use steadfast_net::{NetError, TcpTransport, Transport};
+
+use crate::error::REMOVED;
+use crate::group::MemberRecord;
+use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term, Vlsn};
+use crate::member::{JoinToken, NodeAddress, NodeType, PRIORITY_DEFAULT};
+use crate::wire::hello::DialError;
+use crate::wire::messages::{
+    NodeStateMessage, NodeStateRequest, ReplicaProgress, RestoreProgressMessage,
+};
+use crate::wire::node_state;
+
+/// What one node says of itself, also while it has no master or belongs to no group yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Name of the group.
+    pub group_name: String,
+    /// The group; `None` until it has formed.
+    pub group: Option<GroupUuid>,
+    /// How often the group was recovered after a lost quorum, and 1.
+    pub epoch: GroupEpoch,
+    /// The node. Its id is 0 until the group has formed.
+    pub node: NodeAddress,
+    /// All members, this node included; empty until the group has formed.
+    pub members: Vec<MemberStatus>,
+    /// "master", "replica", "unknown" or "detached"; "stand-in" of a node of priority 0 that leads in place of
+    /// a master: it brings the others up to date, has members changed, and takes no writes.
+    pub role: String,
+    /// The newest term that the node knows.
+    pub term: Term,
+    /// The master that the node follows.
+    pub master: Option<NodeId>,
+    /// The last visible transaction.
+    pub vlsn: Vlsn,
+    /// The last log position that is on this node's disk.
+    pub persisted: Option<LogPosition>,
+    /// The last log position that this node has applied.
+    pub applied: Option<LogPosition>,
+    /// On the master: every other member.
+    pub replicas: Vec<ReplicaStatus>,
+    /// Free bytes on the volume of the data directory.
+    pub disk_free_bytes: u64,
+    /// Size of that volume in bytes.
+    pub disk_total_bytes: u64,
+    /// Whether that is less than `disk_free_warn_bytes`.
+    pub disk_is_low: bool,
+    /// Why the node takes no writes of users, also while another one is master: its volume is
+    /// nearly full.
+    pub read_only: Option<String>,
+    /// Version of the program.
+    pub version: String,
+    /// Memory for versions that the engine does not hold yet, in bytes.
+    pub window_bytes: u64,
+    /// What the node waits for, in words; empty when it is ready.
+    pub waiting_for: String,
+    /// Why the data of this node is known to be wrong: what a comparison or a check has found.
+    pub damage: Option<String>,
+    /// Whether the node's log does not tell all that its engine lacks: it needs the state of another node.
+    pub needs_state: bool,
+    /// Up to this transaction the node has counted all of its rows and found them right, since it
+    /// opened its engine.
+    pub checked: Option<Vlsn>,
+    /// Rows that the node has put right from its log since it was opened.
+    pub put_right: u64,
+    /// On the master: where the nodes differed when they were compared last.
+    pub divergences: Vec<Divergence>,
+    /// What 99 of 100 of the last syncs of the log have taken, at the most, in microseconds.
+    pub sync_p99_us: Option<u64>,
+    /// For how long a disk has not finished what it was given, in milliseconds: that of the log from 3 s on, that
+    /// of the engine from 10 s on. Meanwhile the node counts for nothing: what it does not persist is not
+    /// acknowledged.
+    pub disk_hangs_ms: Option<u64>,
+    /// How long ago the node has heard a master, in milliseconds; `None` on a master, and when it has not since
+    /// it was started.
+    pub master_heard_ms_ago: Option<u64>,
+    /// The clock of the node, in milliseconds since 1970; 0 from a version that does not tell.
+    pub clock_ms: u64,
+    /// Digest of everything visible as of `vlsn`, in hexadecimal, where it was asked for.
+    pub digest: Option<String>,
+    /// Files and connections that the process of the node may still open; `None` where that is not
+    /// known.
+    pub descriptors_left: Option<u64>,
+    /// How many it may have open at a time.
+    pub descriptors_max: Option<u64>,
+    /// Whether little more are left than what the node keeps for its files and its peers.
+    #[serde(default)]
+    pub descriptors_are_few: bool,
+    /// The copy of a peer's state that the node makes: it takes no part meanwhile.
+    pub restore: Option<RestoreProgress>,
+    /// Nodes to which this one sends its state.
+    pub copies: u32,
+}
+
+/// How far a copy of a peer's state has got.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreProgress {
+    /// The node that it comes from; `None` while none was found.
+    pub source: Option<NodeId>,
+    /// Bytes of keys and values so far.
+    pub bytes: u64,
+    /// What the source takes the whole for; 0 while that is not known.
+    pub bytes_total: u64,
+    /// Bytes per second since the copy was begun, or went on.
+    pub bytes_per_s: u64,
+    /// Seconds until it is whole, at that rate; `None` while that is not known.
+    pub eta_s: Option<u64>,
+}
+
+impl From<RestoreProgressMessage> for RestoreProgress {
+    fn from(message: RestoreProgressMessage) -> Self {
+        let left = message.bytes_total.saturating_sub(message.bytes);
+        Self {
+            source: Some(NodeId(message.source)).filter(|source| source.0 != 0),
+            bytes: message.bytes,
+            bytes_total: message.bytes_total,
+            bytes_per_s: message.bytes_per_s,
+            eta_s: left.checked_div(message.bytes_per_s),
+        }
+    }
+}
+
+/// A member of the group, as the asked node knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Who and where it is.
+    #[serde(flatten)]
+    pub node: NodeAddress,
+    /// What it does for the group.
+    #[serde(rename = "type")]
+    pub node_type: NodeType,
+    /// Of electable nodes: a higher one is preferred as master, 0 never is.
+    pub priority: u32,
+    /// Whether it votes at the moment: a new node does not before it has caught up.
+    pub votes: bool,
+}
+
+/// A replica as the master sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// The replica.
+    pub node: NodeId,
+    /// The last log position that is on its disk.
+    pub persisted: Option<LogPosition>,
+    /// Milliseconds since it was last heard; `None` when it was never heard in this term.
+    pub heard_ms_ago: Option<u64>,
+    /// What half of the last heartbeats have taken to be answered, at the most, in microseconds.
+    pub round_trip_p50_us: Option<u64>,
+    /// For how long the first entry of the log that it lacks has been there, in milliseconds: so long at
+    /// least. 0 when it lacks none; `None` when it was there before the master was opened.
+    pub behind_ms: Option<u64>,
+    /// Bytes of the log that it lacks: so many at least.
+    pub behind_bytes: u64,
+}
+
+/// Why a node's status could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{address} does not answer: {source}")]
+pub struct StatusError {
+    address: String,
+    source: Box<dyn Error + Send + Sync>,
+}
+
+/// Why a node cannot be asked, as far as the one who asks can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unreachable {
+    /// Its machine is there, and no process listens.
+    Refused,
+    /// The name in its address stands for no address.
+    NotResolved,
+    /// Nothing came back in time.
+    Silent,
+    /// Something answers that is no node, or one of another version.
+    Nonsense,
+    /// Something else, which the error's text says.
+    Other,
+}
+
+impl StatusError {
+    /// What kind of reason it is.
+    pub fn reason(&self) -> Unreachable {
+        let mut error: Option<&(dyn Error + 'static)> = Some(&*self.source);
+        while let Some(this) = error {
+            match this.downcast_ref() {
+                Some(DialError::Timeout(_)) => return Unreachable::Silent,
+                Some(DialError::Wire(_) | DialError::Refused { .. }) => {
+                    return Unreachable::Nonsense;
+                }
+                _ => {}
+            }
+            // A transparent error hides the one it wraps from `source`.
+            let net = match this.downcast_ref() {
+                Some(DialError::Net(net)) => Some(net),
+                _ => this.downcast_ref(),
+            };
+            match net {
+                Some(NetError::DeadlineExceeded { .. }) => return Unreachable::Silent,
+                Some(NetError::Protocol { .. }) => return Unreachable::Nonsense,
+                Some(NetError::Io { doing, .. }) if doing.starts_with("resolve ") => {
+                    return Unreachable::NotResolved;
+                }
+                Some(NetError::Io { source, .. }) => return of_system(source.kind()),
+                _ => error = this.source(),
+            }
+        }
+        Unreachable::Other
+    }
+}
+
+fn of_system(kind: ErrorKind) -> Unreachable {
+    match kind {
+        ErrorKind::ConnectionRefused => Unreachable::Refused,
+        ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+            Unreachable::Silent
+        }
+        _ => Unreachable::Other,
+    }
+}
+
+impl JoinToken {
+    /// A token for a node of this type, from what a member says of its group. `None` when it belongs
+    /// to none yet.
+    pub fn new(status: &NodeStatus, node_type: NodeType) -> Option<Self> {
+        let addresses = status.members.iter().map(|m| m.node.address.clone());
+        Some(Self {
+            group_name: status.group_name.clone(),
+            group: status.group?,
+            node_type,
+            priority: PRIORITY_DEFAULT,
+            addresses: addresses.collect(),
+        })
+    }
+}
+
+impl NodeStatus {
+    /// Whether the node has stopped because the group goes on without it.
+    pub fn was_removed(&self) -> bool {
+        self.waiting_for == REMOVED
+    }
+
+    /// Asks the node that listens on `address`, over TCP. With `digest` the node reads all of its
+    /// data, which can take long.
+    ///
+    /// # Errors
+    /// When it does not answer within `timeout`, or answers nonsense.
+    pub async fn ask(address: &str, digest: bool, timeout: Duration) -> Result<Self, StatusError> {
+        Self::ask_on(&TcpTransport, address, digest, timeout).await
+    }
+
+    /// As [`NodeStatus::ask`], on a network of one's own.
+    ///
+    /// # Errors
+    /// As [`NodeStatus::ask`].
+    pub async fn ask_on(
+        transport: &dyn Transport,
+        address: &str,
+        digest: bool,
+        timeout: Duration,
+    ) -> Result<Self, StatusError> {
+        let error = |source| StatusError {
+            address: address.to_owned(),
+            source,
+        };
+        let state = node_state::ask(transport, address, digest, timeout).await;
+        Self::from_message(state.map_err(|source| error(source.into()))?).map_err(error)
+    }
+
+    /// About how many bytes the node at `address` holds, with what its engine has not given up yet; `None`
+    /// where it does not say.
+    pub async fn ask_data_bytes(address: &str, timeout: Duration) -> Option<u64> {
+        let request = NodeStateRequest {
+            size: true,
+            ..NodeStateRequest::default()
+        };
+        let asked = node_state::ask_for(&TcpTransport, address, &request, timeout).await;
+        asked.ok()?.data_bytes
+    }
+
+    pub(crate) fn from_message(
+        state: NodeStateMessage,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let group = match &state.group[..] {
+            [] => None,
+            bytes => Some(GroupUuid::from_bytes(bytes)?),
+        };
+        let address = |record: MemberRecord| {
+            let (id, member) = record.into_member();
+            member.node_address(id)
+        };
+        let voters = state.voters;
+        let member = |record: MemberRecord| {
+            let (id, member) = record.into_member();
+            MemberStatus {
+                node: member.node_address(id),
+                node_type: member.node_type,
+                priority: member.priority,
+                votes: voters.contains(&id.0),
+            }
+        };
+        let replica = |progress: ReplicaProgress| ReplicaStatus {
+            node: NodeId(progress.node),
+            persisted: progress.persisted.map(|id| LogPosition(id.position)),
+            heard_ms_ago: progress.heard_ms_ago,
+            round_trip_p50_us: progress.round_trip_p50_us,
+            behind_ms: progress.behind_ms,
+            behind_bytes: progress.behind_bytes,
+        };
+        Ok(Self {
+            group_name: state.group_name,
+            group,
+            epoch: GroupEpoch::from_number(state.epoch),
+            node: address(state.node.ok_or("the answer names no node")?),
+            members: state.members.into_iter().map(member).collect(),
+            role: state.role,
+            term: Term(state.term),
+            master: state.master.map(NodeId),
+            vlsn: Vlsn(state.vlsn),
+            persisted: state.persisted.map(|id| LogPosition(id.position)),
+            applied: state.applied.map(|id| LogPosition(id.position)),
+            replicas: state.replicas.into_iter().map(replica).collect(),
+            disk_free_bytes: state.disk_free_bytes,
+            disk_total_bytes: state.disk_total_bytes,
+            disk_is_low: state.disk_is_low,
+            read_only: Some(state.read_only).filter(|reason| !reason.is_empty()),
+            version: state.version,
+            window_bytes: state.window_bytes,
+            waiting_for: state.waiting_for,
+            damage: Some(state.damage).filter(|damage| !damage.is_empty()),
+            needs_state: state.needs_state,
+            checked: state.checked.map(Vlsn),
+            put_right: state.put_right,
+            divergences: state.divergences.into_iter().map(Into::into).collect(),
+            sync_p99_us: state.sync_p99_us,
+            disk_hangs_ms: state.disk_hangs_ms,
+            master_heard_ms_ago: state.master_heard_ms_ago,
+            clock_ms: state.clock_ms,
+            digest: Some(state.digest).filter(|digest| !digest.is_empty()),
+            descriptors_left: state.descriptors_left,
+            descriptors_max: state.descriptors_max,
+            descriptors_are_few: state.descriptors_are_few,
+            restore: state.restore.map(Into::into),
+            copies: state.copies,
+        })
+    }
+}
+
+/// A range of keys in which nodes differ, all of them at the same transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Divergence {
+    /// Name of the database; empty for the list of databases itself.
+    pub database: String,
+    /// The first key of the range.
+    pub from: Vec<u8>,
+    /// The key before which the range ends; `None` for the end of the database.
+    pub to: Option<Vec<u8>>,
+    /// The transaction at which they were compared.
+    pub vlsn: Vlsn,
+    /// Names of the nodes that have something else than the majority of those compared; of all that
+    /// were compared, where there is no such majority.
+    pub nodes: Vec<String>,
+}
+
+impl fmt::Display for Divergence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = |key: &[u8]| key.escape_ascii().to_string();
+        match &self.database[..] {
+            "" => f.write_str("the list of databases")?,
+            name => write!(f, "database {name}")?,
+        }
+        write!(f, ", keys from {:?}", key(&self.from))?;
+        if let Some(to) = &self.to {
+            write!(f, " to {:?}", key(to))?;
+        }
+        write!(f, ", at VLSN {}", self.vlsn)
+    }
+}

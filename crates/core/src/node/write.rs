@@ -1,0 +1,194 @@
+//! One write from function to token: run, submit, wait; again on a conflict, and alone after some.
+
+mod nested;
+mod slow;
+mod turns;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::FREE_DISK_BYTES_MIN;
+use crate::error::WriteError;
+use crate::ids::Vlsn;
+use crate::node::Node;
+use crate::node::ack::{Numbered, acknowledge, check_replicas};
+use crate::planted::{self, Bug};
+use crate::policy::Durability;
+use crate::token::CommitToken;
+use crate::txn::sequencer::SubmitError;
+use crate::txn::transaction::Transaction;
+use crate::txn::view::View;
+
+pub(crate) use slow::SlowWrites;
+pub(crate) use turns::Turns;
+use turns::{Alone, HOLD_OFF_MAX, Turn};
+
+/// Conflicts after which a transaction runs with all others held off, so that it gets through.
+const CONFLICTS_MAX: u32 = 8;
+
+/// How often it does. Once is enough for a function that ends within [`HOLD_OFF_MAX`].
+const ALONE_MAX: u32 = 3;
+
+/// What a transaction takes of the queue beside the bytes that it writes.
+const TRANSACTION_OVERHEAD_BYTES: usize = 256;
+
+/// Runs and commits a transaction, again after a conflict. Waits for the durability for as long as
+/// the `Duration` says.
+///
+/// # Errors
+/// See [`WriteError`]. `NotMaster` comes without the master's address.
+pub(crate) async fn write(
+    node: &Node,
+    promise: (Durability, Duration),
+    mut transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
+) -> Result<CommitToken, WriteError> {
+    nested::check(node)?;
+    let mut conflicts = 0;
+    check_replicas(node, promise.0.ack).await?;
+    loop {
+        wait_for_room(node).await?;
+        let alone = if conflicts >= CONFLICTS_MAX {
+            let alone = node.turns.alone();
+            Some(node.slow_writes.watch("its turn alone", alone).await)
+        } else {
+            None
+        };
+        let running = start(node)?;
+        nested::within(node, || transaction(&running))?;
+        let alone = alone.as_ref().and_then(Alone::turn);
+        match submit(node, promise, running, alone).await {
+            Err(WriteError::Conflict) => conflicts += 1,
+            ended => return ended,
+        }
+        if conflicts == CONFLICTS_MAX + ALONE_MAX {
+            return Err(WriteError::Overtaken {
+                conflicts,
+                held_off: HOLD_OFF_MAX,
+            });
+        }
+        node.turns.step_back(conflicts).await;
+    }
+}
+
+/// Begins a transaction that its owner commits with [`commit`].
+///
+/// # Errors
+/// `NotMaster` without the master's address, `Closed`.
+pub(crate) async fn begin(node: &Node) -> Result<Transaction, WriteError> {
+    nested::check(node)?;
+    wait_for_room(node).await?;
+    start(node)
+}
+
+/// Commits a transaction. It does not wait for room in the window: its own snapshot may be what
+/// holds the window full.
+///
+/// # Errors
+/// See [`WriteError`]. `NotMaster` comes without the master's address.
+pub(crate) async fn commit(
+    node: &Node,
+    promise: (Durability, Duration),
+    transaction: Transaction,
+) -> Result<CommitToken, WriteError> {
+    nested::check(node)?;
+    check_replicas(node, promise.0.ack).await?;
+    submit(node, promise, transaction, None).await
+}
+
+/// Waits while the window is full, as long as this node is master and its engine takes what leaves it.
+async fn wait_for_room(node: &Node) -> Result<(), WriteError> {
+    while !node.flush.has_room() {
+        if node.sequencer.newest().is_none() {
+            return Err(WriteError::NotMaster { master: None });
+        }
+        if node.flush.is_full() {
+            let space = node.machine.disk.space(&node.data_dir);
+            return Err(WriteError::DiskFull {
+                free_bytes: space.map_or(0, |space| space.free_bytes),
+                limit_bytes: FREE_DISK_BYTES_MIN,
+            });
+        }
+        let more = node
+            .slow_writes
+            .watch("room in the window", node.flush.more_room());
+        more.await.map_err(|_| WriteError::Closed)?;
+    }
+    Ok(())
+}
+
+/// A transaction on the newest numbered state.
+fn start(node: &Node) -> Result<Transaction, WriteError> {
+    let mut session = None;
+    let reader = node.readers.begin(|| match node.sequencer.newest() {
+        Some((newest, vlsn)) => {
+            session = Some(newest);
+            vlsn
+        }
+        None => Vlsn(u64::MAX),
+    });
+    let session = session.ok_or(WriteError::NotMaster { master: None })?;
+    let view = View::new(Arc::clone(&node.window), Arc::clone(&node.engine), reader);
+    Ok(Transaction::new(view, session, node.transaction_bytes_max))
+}
+
+/// Asks for a number and waits for the commit.
+async fn submit(
+    node: &Node,
+    promise: (Durability, Duration),
+    transaction: Transaction,
+    alone: Option<Turn>,
+) -> Result<CommitToken, WriteError> {
+    let bytes = transaction.written_bytes() + TRANSACTION_OVERHEAD_BYTES;
+    let finished = transaction.finish();
+    // The gate before the budget: nobody who holds a part of the budget waits for the gate, or one
+    // that runs alone and those that it holds off would wait for each other.
+    let turn = match alone {
+        Some(alone) => alone,
+        None => {
+            node.slow_writes
+                .watch("its turn", node.turns.together())
+                .await
+        }
+    };
+    let session = finished.session;
+    // Held until the outcome is known: this is what bounds the bytes in flight. What is larger
+    // than the whole budget takes all of it.
+    let permits = u32::try_from(bytes.min(node.budget_bytes)).unwrap_or(u32::MAX);
+    let budget = node.budget.acquire_many(permits);
+    let budget = node
+        .slow_writes
+        .watch("room among those in flight", budget)
+        .await;
+    let budget = budget.map_err(|_| WriteError::Closed)?;
+    let _budget = if planted::is(Bug::LeakBudget) {
+        budget.forget();
+        None
+    } else {
+        Some(budget)
+    };
+    let submitted = node.sequencer.submit(finished);
+    drop(turn);
+    match submitted {
+        Ok((vlsn, outcome)) => {
+            let numbered = Numbered {
+                session,
+                vlsn,
+                outcome,
+            };
+            let acknowledged = acknowledge(node, promise, numbered);
+            node.slow_writes.watch("its durability", acknowledged).await
+        }
+        // Its reads were of a session that is over, and a new one has begun here.
+        Err(SubmitError::NotMaster) if node.sequencer.newest().is_some() => {
+            Err(WriteError::NotCommitted {
+                reason: "the master changed since the transaction began",
+            })
+        }
+        Err(SubmitError::NotMaster) => Err(WriteError::NotMaster { master: None }),
+        Err(SubmitError::TooOld { age_max }) => Err(WriteError::TooOld { age_max }),
+        Err(SubmitError::Conflict) => {
+            metrics::counter!("steadfast_conflicts_total").increment(1);
+            Err(WriteError::Conflict)
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! A copy of the whole state from a peer, for a node that needs entries which are in no log any more.
+//!
+//! ```text
+//!   source (any node with the data)                   the node in need, its own state aside
+//!   its engine durably holds entry 91   ──begin──►    the copy is at entry 91, and holds no row
+//!   rows a … f as of VLSN 700           ──chunk──►    rows a … f
+//!   entries 92 … 99                     ──entries─►   what they change of a … f; the copy is at 99
+//!   rows g … z as of VLSN 760           ──chunk──►    everything, and parts of it too new
+//!   entries 100 … 140 (VLSN 770)        ──entries─►   everything, as of VLSN 770 exactly
+//!   so many rows, this digest           ──manifest►   read back, compared, put in place
+//! ```
+//!
+//! No snapshot is held: each chunk is read as of its own moment, in order, and what was committed in
+//! the meantime follows from the log. `docs/decisions/restore.md` shows why that gives the state as
+//! of one transaction. Putting and deleting can be done twice, which is what it rests on.
+//!
+//! The copy grows in an engine of its own beside the node's. How far it has got is a part of every
+//! batch of that engine (`staged.rs`), so a copy that was interrupted goes on where it was, and from
+//! any source whose log still reaches back to its position. One write of the identity puts it in
+//! the place of the old state (`swap.rs`).
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `source.rs` | the answers |
+//! | `fetch.rs` | the questions |
+//! | `staged.rs` | the copy under way |
+//! | `swap.rs` | from the old state to the new one |
+
+pub(crate) mod fetch;
+pub(crate) mod service;
+pub(crate) mod source;
+mod staged;
+pub(crate) mod swap;

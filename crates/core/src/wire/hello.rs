@@ -1,0 +1,443 @@
+//! The hello: who is calling, whom it means, and whether it may.
+//!
+//! It is the first frame on every connection of our services. A refused caller changes no state
+//! here and is told why, in a reason that it can act on and a text for people.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use steadfast_net::{Connection, FrameReceiver, FrameSender, NetError, Transport};
+use tokio::sync::watch;
+
+use crate::group::identity::Identity;
+use crate::group::{Member, Members};
+use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId};
+use crate::planted::{self, Bug};
+use crate::wire::messages::{
+    Hello, HelloReply, Kind, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN, Refusal, WireError,
+    decode, encode,
+};
+use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, SUBSCRIPTION};
+
+/// How long a caller may keep a connection on which it asks nothing: it takes the place of another one.
+const REQUEST_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// A connection on which the hello was accepted.
+pub(crate) struct Session {
+    pub(crate) sender: FrameSender,
+    pub(crate) receiver: FrameReceiver,
+    /// Where the other end is.
+    pub(crate) peer: String,
+}
+
+impl Session {
+    /// The next request; `None` when the caller closed, or asked nothing for 10 s.
+    ///
+    /// # Errors
+    /// As [`FrameReceiver::receive`].
+    pub(crate) async fn next_request(&mut self) -> Result<Option<Bytes>, NetError> {
+        let request = tokio::time::timeout(REQUEST_WAIT_MAX, self.receiver.receive());
+        request.await.unwrap_or(Ok(None))
+    }
+}
+
+/// Why a peer could not be talked to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    #[error(transparent)]
+    Net(#[from] NetError),
+    #[error("the peer sent nonsense: {0}")]
+    Wire(#[from] WireError),
+    #[error("the peer refused the connection ({refusal:?}): {text}")]
+    Refused { refusal: Refusal, text: String },
+    #[error("the peer closed the connection")]
+    Closed,
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+}
+
+/// Called with the own epoch and a later one, when a peer shows that the group was recovered
+/// without this node.
+pub(crate) type Superseded = Arc<dyn Fn(GroupEpoch, GroupEpoch) + Send + Sync>;
+
+/// What a caller says of itself.
+#[derive(Clone)]
+pub(crate) enum Caller {
+    Node(Arc<Identity>, Superseded),
+    /// A program that is no node; it may ask for the state of one, and subscribe.
+    Client,
+}
+
+impl Caller {
+    /// Connects to `service` of the node `receiver` (0: whoever answers) and says hello.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub(crate) async fn dial(
+        &self,
+        transport: &dyn Transport,
+        (address, receiver): (&str, NodeId),
+        service: &str,
+        timeout: Duration,
+    ) -> Result<Session, DialError> {
+        let dialled = async {
+            let connection = steadfast_net::open_service(transport, address, service).await?;
+            let peer = connection.peer().to_owned();
+            let (mut sender, mut receiver_half) = connection.split();
+            sender
+                .send(encode(Kind::Hello, &self.hello(receiver, service)))
+                .await?;
+            let reply = receiver_half.receive().await?.ok_or(DialError::Closed)?;
+            let reply: HelloReply = decode(Kind::HelloReply, reply)?;
+            if reply.version == 0 {
+                self.hear_refusal(&reply);
+                return Err(DialError::Refused {
+                    refusal: reply.refusal(),
+                    text: reply.text,
+                });
+            }
+            Ok(Session {
+                sender,
+                receiver: receiver_half,
+                peer,
+            })
+        };
+        tokio::time::timeout(timeout, dialled)
+            .await
+            .unwrap_or(Err(DialError::Timeout(timeout)))
+    }
+
+    fn hear_refusal(&self, reply: &HelloReply) {
+        if let Self::Node(identity, superseded) = self
+            && reply.refusal() == Refusal::OldEpoch
+            && reply.epoch > identity.epoch.0
+        {
+            superseded(identity.epoch, GroupEpoch(reply.epoch));
+        }
+    }
+
+    fn hello(&self, receiver: NodeId, service: &str) -> Hello {
+        let hello = Hello {
+            version_min: PROTOCOL_VERSION_MIN,
+            version_max: PROTOCOL_VERSION_MAX,
+            receiver: receiver.0,
+            purpose: service.to_owned(),
+            ..Hello::default()
+        };
+        match self {
+            Self::Node(identity, _) => Hello {
+                group: identity.group.map_or_else(Bytes::new, GroupUuid::to_bytes),
+                sender: identity.node_id.0,
+                sender_incarnation: identity.incarnation.0,
+                earlier_incarnations: identity.earlier.iter().map(|life| life.0).collect(),
+                epoch: identity.epoch.0,
+                ..hello
+            },
+            Self::Client => hello,
+        }
+    }
+}
+
+/// Answers hellos for one node.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    identity: watch::Receiver<Arc<Identity>>,
+    members: watch::Receiver<Members>,
+    timeout: Duration,
+    superseded: Superseded,
+    newest_id: NewestId,
+}
+
+/// Says the newest id that was given to a node that joined, as far as this node knows.
+pub(crate) type NewestId = Arc<dyn Fn() -> NodeId + Send + Sync>;
+
+/// A refusal with its text for people.
+type Refused = (Refusal, String);
+
+impl Gate {
+    pub(crate) fn new(
+        identity: watch::Receiver<Arc<Identity>>,
+        members: watch::Receiver<Members>,
+        timeout: Duration,
+        superseded: Superseded,
+        newest_id: NewestId,
+    ) -> Self {
+        Self {
+            identity,
+            members,
+            timeout,
+            superseded,
+            newest_id,
+        }
+    }
+
+    /// Reads the hello of a connection to `service` and answers it. Returns the calling member;
+    /// `None` for a client.
+    ///
+    /// # Errors
+    /// When the hello is refused (the caller has been told) or does not come.
+    pub(crate) async fn accept(
+        &self,
+        connection: Connection,
+        service: &'static str,
+    ) -> Result<(Option<NodeId>, Session), DialError> {
+        let peer = connection.peer().to_owned();
+        let (mut sender, mut receiver) = connection.split();
+        let first = tokio::time::timeout(self.timeout, receiver.receive()).await;
+        let frame = first.map_err(|_| DialError::Timeout(self.timeout))??;
+        let hello: Hello = decode(Kind::Hello, frame.ok_or(DialError::Closed)?)?;
+        let result = self.check(&hello, service);
+        let (version, refusal, text) = match &result {
+            Ok(_) => (
+                PROTOCOL_VERSION_MAX.min(hello.version_max),
+                Refusal::None,
+                String::new(),
+            ),
+            Err((refusal, text)) => (0, *refusal, text.clone()),
+        };
+        let reply = HelloReply {
+            version,
+            refusal: refusal.into(),
+            text,
+            epoch: self.identity.borrow().epoch.0,
+        };
+        sender.send(encode(Kind::HelloReply, &reply)).await?;
+        match result {
+            Ok(caller) => {
+                let session = Session {
+                    sender,
+                    receiver,
+                    peer,
+                };
+                Ok((caller, session))
+            }
+            Err((refusal, text)) => {
+                metrics::counter!("steadfast_hello_refused_total", "reason" => format!("{refusal:?}"))
+                    .increment(1);
+                if refusal == Refusal::NotFormed {
+                    // A member that is on its way in: the others try until it is there.
+                    tracing::debug!(%peer, service, text, "refused a hello for now");
+                } else {
+                    tracing::warn!(%peer, service, ?refusal, text, "refused a hello");
+                }
+                Err(DialError::Refused { refusal, text })
+            }
+        }
+    }
+
+    fn check(&self, hello: &Hello, service: &str) -> Result<Option<NodeId>, Refused> {
+        let identity = self.identity.borrow().clone();
+        if hello.version_min > PROTOCOL_VERSION_MAX || hello.version_max < PROTOCOL_VERSION_MIN {
+            let text = format!(
+                "this node speaks protocol versions {PROTOCOL_VERSION_MIN} to \
+                 {PROTOCOL_VERSION_MAX}, the caller {} to {}",
+                hello.version_min, hello.version_max
+            );
+            return Err((Refusal::NoCommonVersion, text));
+        }
+        if hello.purpose != service {
+            return Err((
+                Refusal::NotAllowed,
+                "the hello names another service".to_owned(),
+            ));
+        }
+        // The state of a node is shown to anyone: it is what an operator looks at first. Which group
+        // a subscriber or an operator means is a part of the request.
+        if [NODE_STATE, SUBSCRIPTION, EVENTS, ADMIN].contains(&service) {
+            return Ok(None);
+        }
+        let Some(group) = identity.group else {
+            return Err((
+                Refusal::NotFormed,
+                "this node belongs to no group yet".to_owned(),
+            ));
+        };
+        if hello.group != group.to_bytes() {
+            let text = format!(
+                "this node belongs to group {:?} ({group})",
+                identity.group_name
+            );
+            return Err((Refusal::WrongGroup, text));
+        }
+        self.check_epoch(hello, identity.epoch)?;
+        if hello.receiver != identity.node_id.0 {
+            let text = format!("this is node {} ({})", identity.node_id, identity.node_name);
+            return Err((Refusal::WrongNode, text));
+        }
+        self.check_sender(hello, service)
+    }
+
+    /// Nodes of different epochs have nothing to say to each other: they could disagree about what
+    /// was acknowledged. The older one ends its work.
+    fn check_epoch(&self, hello: &Hello, own: GroupEpoch) -> Result<(), Refused> {
+        let caller = GroupEpoch::from_number(hello.epoch);
+        if caller == own {
+            return Ok(());
+        }
+        if caller > own {
+            (self.superseded)(own, caller);
+        }
+        let text = format!(
+            "the group was recovered after its quorum was lost: the caller is of epoch {caller}, \
+             this node of epoch {own}"
+        );
+        let refusal = if caller < own {
+            Refusal::OldEpoch
+        } else {
+            Refusal::NewerEpoch
+        };
+        Err((refusal, text))
+    }
+
+    /// The newest id of which this node knows that it was given. A removed node has none above it.
+    fn newest_known(&self, members: &Members) -> NodeId {
+        let identity = self.identity.borrow();
+        let founders = identity.founders.iter().map(|(id, _)| *id);
+        let known = members.keys().copied().chain(founders);
+        known.max().unwrap_or_default().max((self.newest_id)())
+    }
+
+    fn check_sender(&self, hello: &Hello, service: &str) -> Result<Option<NodeId>, Refused> {
+        let sender = NodeId(hello.sender);
+        let members = self.members.borrow();
+        let Some(Member {
+            name, incarnation, ..
+        }) = members.get(&sender)
+        else {
+            // One that was let in after anything that this node has heard of may be the very master
+            // that has to tell it. Until then it can do that, and nothing else.
+            let may_tell = [FEEDER, ELECTION].contains(&service);
+            if may_tell && sender > self.newest_known(&members) {
+                return Ok(Some(sender));
+            }
+            return Err((
+                Refusal::NotAMember,
+                format!("node {sender} is not a member"),
+            ));
+        };
+        // One that has repaired itself since this node last heard of it may be the very master that has
+        // to tell it: its directory remembers the life that was let in. One that was wiped does not.
+        let mut lives = hello.earlier_incarnations.iter();
+        let is_same = *incarnation == Incarnation(hello.sender_incarnation)
+            || lives.any(|life| *incarnation == Incarnation(*life));
+        if !is_same && !planted::is(Bug::AcceptWiped) {
+            let text = format!(
+                "node {sender} ({name}) has another data directory than the one that was let in: \
+                 it could have acknowledged writes that it no longer has"
+            );
+            return Err((Refusal::FencedIncarnation, text));
+        }
+        Ok(Some(sender))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::wire::RESTORE;
+
+    fn identity(node: u64, epoch: u64) -> Identity {
+        Identity {
+            group: Some(GroupUuid(uuid::Uuid::from_u128(9))),
+            node_id: NodeId(node),
+            epoch: GroupEpoch(epoch),
+            ..Identity::fresh("orders", &format!("n{node}"), Incarnation(node))
+        }
+    }
+
+    /// What node 1 of epoch `own` answers to node 2 of epoch `theirs`, and what ended it.
+    fn meet(own: u64, theirs: u64) -> (Option<Refusal>, Vec<(u64, u64)>) {
+        meet_as(2, (own, theirs), 2)
+    }
+
+    /// The same with another caller, when the newest id that is known is `newest`.
+    fn meet_as(
+        caller: u64,
+        (own, theirs): (u64, u64),
+        newest: u64,
+    ) -> (Option<Refusal>, Vec<(u64, u64)>) {
+        meet_node(identity(caller, theirs), (own, newest))
+    }
+
+    fn meet_node(caller: Identity, known: (u64, u64)) -> (Option<Refusal>, Vec<(u64, u64)>) {
+        meet_for(caller, known, ELECTION)
+    }
+
+    fn meet_for(
+        caller: Identity,
+        (own, newest): (u64, u64),
+        service: &str,
+    ) -> (Option<Refusal>, Vec<(u64, u64)>) {
+        let ended = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&ended);
+        let superseded: Superseded =
+            Arc::new(move |own, later| noted.lock().unwrap().push((own.0, later.0)));
+        let member = Member {
+            incarnation: Incarnation(2),
+            ..Member::default()
+        };
+        let members: Members = Arc::new([(NodeId(2), member)].into());
+        let gate = Gate::new(
+            watch::Sender::new(Arc::new(identity(1, own))).subscribe(),
+            watch::Sender::new(members).subscribe(),
+            Duration::ZERO,
+            Arc::clone(&superseded),
+            Arc::new(move || NodeId(newest)),
+        );
+        let caller = Caller::Node(Arc::new(caller), superseded);
+        let refused = gate.check(&caller.hello(NodeId(1), service), service);
+        let ended = ended.lock().unwrap().clone();
+        (refused.err().map(|(refusal, _)| refusal), ended)
+    }
+
+    #[test]
+    fn only_a_node_that_may_have_been_let_in_since_is_no_stranger() {
+        let refusal = |caller, newest| meet_as(caller, (1, 1), newest).0;
+        assert_eq!(
+            refusal(3, 2),
+            None,
+            "it was let in since, for all that is known"
+        );
+        assert_eq!(refusal(3, 3), Some(Refusal::NotAMember), "it was removed");
+        assert_eq!(refusal(3, 7), Some(Refusal::NotAMember));
+        assert_eq!(
+            refusal(1, 0),
+            Some(Refusal::NotAMember),
+            "not above a member"
+        );
+        let copies = meet_for(identity(3, 1), (1, 2), RESTORE).0;
+        assert_eq!(copies, Some(Refusal::NotAMember), "it copies nothing yet");
+    }
+
+    #[test]
+    fn a_node_that_repaired_itself_is_known_by_an_earlier_life_and_a_wiped_one_by_none() {
+        let refusal = |lives: &[u64]| {
+            let mut caller = identity(2, 1);
+            caller.incarnation = Incarnation(lives[0]);
+            caller.earlier = lives[1..].iter().copied().map(Incarnation).collect();
+            meet_node(caller, (1, 2)).0
+        };
+        assert_eq!(refusal(&[2]), None);
+        assert_eq!(refusal(&[8, 2]), None);
+        assert_eq!(refusal(&[9, 2, 8]), None);
+        assert_eq!(refusal(&[8]), Some(Refusal::FencedIncarnation));
+        assert_eq!(refusal(&[9, 7, 8]), Some(Refusal::FencedIncarnation));
+        assert_eq!(
+            refusal(&[1]),
+            Some(Refusal::FencedIncarnation),
+            "a life before"
+        );
+    }
+
+    #[test]
+    fn nodes_of_different_epochs_are_kept_apart_and_the_older_one_ends() {
+        assert_eq!(meet(1, 1), (None, vec![]));
+        assert_eq!(meet(1, 0), (None, vec![]), "nothing stands for the first");
+        assert_eq!(meet(2, 2), (None, vec![]));
+        assert_eq!(meet(2, 1), (Some(Refusal::OldEpoch), vec![]));
+        assert_eq!(meet(1, 2), (Some(Refusal::NewerEpoch), vec![(1, 2)]));
+    }
+}

@@ -1,0 +1,213 @@
+//! Modules import from their own layer and from those below, never from above, and never in a circle.
+//!
+//! The layers stand in one list, the table under "Layers" in ARCHITECTURE.md: a row is a layer, from the top
+//! down. A fault is told as `file:line: what is wrong`. Tests may look upward.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests are at the edge: these read the repository's own files"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The longest circle of imports between files of one folder. Between folders there is none.
+const CIRCLE_MAX: usize = 3;
+
+/// One `crate::module` in a source file.
+struct Import {
+    /// `file:line`.
+    place: String,
+    from: String,
+    to: String,
+    text: String,
+}
+
+#[test]
+fn no_module_of_the_library_imports_from_above() {
+    let sources = root().join("crates/core/src");
+    let layers = layers(&fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap());
+    let modules: BTreeSet<String> = top_modules(&sources).into_iter().collect();
+    let listed: BTreeSet<String> = layers.keys().cloned().collect();
+    assert_eq!(
+        listed, modules,
+        "ARCHITECTURE.md lists other modules than there are"
+    );
+    let imports = imports_of(&sources);
+    assert!(imports.len() > 500, "imports were not found");
+    let faults = faults(&imports, &layers);
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn an_import_from_above_and_a_circle_of_folders_are_told_with_their_line() {
+    let layers = layers("## Layers\n\n| top | `a/` | x |\n| middle | `b/`, `c/` | x |\n");
+    let import = |from: &str, to: &str| Import {
+        place: format!("{from}/mod.rs:7"),
+        from: from.to_owned(),
+        to: to.to_owned(),
+        text: format!("use crate::{to}::X;"),
+    };
+    assert!(
+        faults(
+            &[import("a", "b"), import("a", "c"), import("b", "c")],
+            &layers
+        )
+        .is_empty()
+    );
+    let upward = faults(&[import("b", "a")], &layers);
+    assert_eq!(upward, ["b/mod.rs:7: use crate::a::X; imports from above"]);
+    let circle = faults(&[import("b", "c"), import("c", "b")], &layers);
+    assert_eq!(circle, ["a circle of imports: b, c"]);
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The modules with the number of their layer, from 0 at the top.
+fn layers(document: &str) -> BTreeMap<String, usize> {
+    let section = document
+        .split("\n## ")
+        .find(|part| part.trim_start_matches("## ").starts_with("Layers"));
+    let rows = section
+        .unwrap()
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains('`'));
+    let mut layers = BTreeMap::new();
+    for (layer, row) in rows.enumerate() {
+        let modules = row.split('|').nth(2).unwrap();
+        for module in modules.split('`').skip(1).step_by(2) {
+            layers.insert(module.trim_end_matches('/').to_owned(), layer);
+        }
+    }
+    layers
+}
+
+/// `folder` or `file.rs`, of those directly below.
+fn top_modules(sources: &Path) -> Vec<String> {
+    let entries = fs::read_dir(sources).unwrap();
+    entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+fn imports_of(sources: &Path) -> Vec<Import> {
+    let modules = top_modules(sources);
+    let find = |name: &str| {
+        let is_it = |module: &&String| module.trim_end_matches(".rs") == name;
+        modules.iter().find(is_it).cloned()
+    };
+    let mut imports = Vec::new();
+    for file in files_below(sources) {
+        let shown = file.strip_prefix(sources).unwrap();
+        let from = shown.iter().next().unwrap().to_str().unwrap().to_owned();
+        if is_of_tests(&file) {
+            continue;
+        }
+        let text = fs::read_to_string(&file).unwrap();
+        let work = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        for (number, line) in (1..).zip(work.lines()) {
+            let code = line.split("//").next().unwrap();
+            for rest in code.split("crate::").skip(1) {
+                let name = rest
+                    .split(|c: char| !c.is_alphanumeric() && c != '_')
+                    .next();
+                let Some(to) = name.and_then(find).filter(|to| *to != from) else {
+                    continue;
+                };
+                imports.push(Import {
+                    place: format!("{}:{number}", shown.display()),
+                    from: from.clone(),
+                    to,
+                    text: line.trim().to_owned(),
+                });
+            }
+        }
+    }
+    imports
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(files_below(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
+/// Whether the file, or the folder that it is in, is compiled for tests alone.
+fn is_of_tests(file: &Path) -> bool {
+    file.ancestors().any(|path| {
+        let (Some(name), Some(folder)) = (path.file_stem(), path.parent()) else {
+            return false;
+        };
+        let name = name.to_str().unwrap_or_default();
+        let beside = folder.with_extension("rs");
+        let parents = [folder.join("mod.rs"), folder.join("lib.rs"), beside];
+        let declared = ["mod", "pub(crate) mod"].map(|how| format!("#[cfg(test)]\n{how} {name};"));
+        let texts = parents
+            .iter()
+            .filter_map(|parent| fs::read_to_string(parent).ok());
+        texts
+            .into_iter()
+            .any(|text| declared.iter().any(|line| text.contains(line)))
+    })
+}
+
+fn faults(imports: &[Import], layers: &BTreeMap<String, usize>) -> Vec<String> {
+    let is_upward = |import: &&Import| layers[&import.to] < layers[&import.from];
+    let told = |import: &Import| format!("{}: {} imports from above", import.place, import.text);
+    let mut faults: Vec<String> = imports.iter().filter(is_upward).map(told).collect();
+    let circles = circles(imports).into_iter().filter(|circle| {
+        let are_files = circle.iter().all(|module| module.ends_with(".rs"));
+        !are_files || circle.len() > CIRCLE_MAX
+    });
+    faults.extend(circles.map(|circle| {
+        let modules: Vec<String> = circle.into_iter().collect();
+        format!("a circle of imports: {}", modules.join(", "))
+    }));
+    if faults.iter().any(|fault| fault.ends_with("from above")) {
+        faults.retain(|fault| fault.ends_with("from above"));
+    }
+    faults
+}
+
+/// Modules that reach each other.
+fn circles(imports: &[Import]) -> BTreeSet<BTreeSet<String>> {
+    let mut next: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for import in imports {
+        next.entry(&import.from).or_default().insert(&import.to);
+    }
+    let reached = |from: &str| {
+        let mut reached: BTreeSet<&str> = BTreeSet::new();
+        let mut open: Vec<&str> = vec![from];
+        while let Some(module) = open.pop() {
+            for to in next.get(module).into_iter().flatten() {
+                if reached.insert(to) {
+                    open.push(to);
+                }
+            }
+        }
+        reached
+    };
+    let of = |module: &str| {
+        let all = reached(module);
+        let others = all
+            .into_iter()
+            .filter(|other| reached(other).contains(module));
+        others.map(str::to_owned).collect::<BTreeSet<String>>()
+    };
+    next.keys()
+        .map(|module| of(module))
+        .filter(|circle| !circle.is_empty())
+        .collect()
+}
