@@ -22,8 +22,8 @@ use crate::{
     check, falsehood, gone, logfile, nemesis, onlooker, recovery, slow_way, subscribers, workload,
 };
 
-/// After the faults have ended, a majority commits within this, and all nodes agree within twice
-/// this: some forty election timeouts of the slowest node.
+/// After the faults have ended, a majority commits within this time, and all nodes agree within
+/// twice this time: some forty election timeouts of the slowest node.
 const LIVENESS_BOUND: Duration = Duration::from_secs(30);
 
 /// A run with fewer acknowledged transactions does not count.
