@@ -1,6 +1,5 @@
-//! Copies the state to a node while its group takes 1,000 writes a second, and measures how fast it
-//! is, what it costs the writes, and how much memory it takes on either side. Every node is a
-//! separate process.
+//! Measures a copy of the state while the group takes 1,000 writes a second: its speed, its cost to
+//! the writes, and its memory use on either side. Every node is a separate process.
 //!
 //! `cargo run --release --example restore_under_load -p steadfast -- 200` for 200 MiB of data.
 
@@ -16,7 +15,7 @@ use std::time::Duration;
 use steadfast::{Bootstrap, NodeStatus, RepConfig, ReplicatedEnvironment, Role};
 use tokio::time::Instant;
 
-/// The same allocator as in the `steadfast` program.
+/// As in the `steadfast` program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,5 +1,5 @@
-//! After `close` returns, nothing of a node is left. A test alone in its process, because it counts
-//! the resources of that process.
+//! After `close` returns, nothing of a node is left. Runs alone in its process, whose resources it
+//! counts.
 #![cfg(target_os = "linux")]
 #![expect(
     clippy::disallowed_methods,

@@ -198,7 +198,7 @@ fn run_seed(worker: &mut Worker, seed: u64, cuts: &Cuts, is_twice: bool) -> io::
     Ok(Outcome { report, is_twice })
 }
 
-/// Starts a worker from this executable, with the same planted bug.
+/// Starts a worker like this process.
 pub(crate) fn start_worker() -> io::Result<Worker> {
     Worker::start(&std::env::current_exe()?, planted())
 }

@@ -111,8 +111,8 @@ impl Event {
         }
     }
 
-    /// Makes one row of a stopped node wrong: the wanted one, or any. With `is_kept`, only a row
-    /// whose last change is still in the node's log.
+    /// Makes one row of a stopped node wrong: the wanted one, or any. With `is_kept`, its last
+    /// change is still in the node's log.
     fn falsify_closed(
         &self,
         at: usize,
@@ -305,7 +305,7 @@ async fn await_word(world: Arc<World>, at: usize, rows: Range<usize>) {
                 .tell(|| format!("{} tells that it is wrong", host.name));
             break;
         }
-        // Other faults on the machine keep the node from its work: that time does not count.
+        // Time under other faults of the machine does not count.
         if host.state().busy {
             continue;
         }
@@ -341,8 +341,7 @@ fn is_of_use(world: &World, at: usize, rows: Range<usize>) -> bool {
     rows.any(|row| ids.as_ref().is_ok_and(|ids| ids.contains(&row.database)))
 }
 
-/// Whether a node says that it is, or was, wrong; `put_right` is its earlier count of corrected
-/// rows.
+/// Whether a node says that it is, or was, wrong; `put_right` is its previous count of fixed rows.
 pub(crate) async fn tells(env: &ReplicatedEnvironment, put_right: u64) -> bool {
     let status = env.status();
     let ready = env.wait_ready_async(Duration::ZERO).await;

@@ -126,7 +126,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
     !rest.iter().fold(crc, step)
 }
 
-/// What each byte contributes, indexed by the number of zero bytes that follow it.
+/// What each byte adds, by the number of zero bytes that follow.
 const fn tables() -> [[u32; 256]; 8] {
     let mut tables = [[0; 256]; 8];
     let mut byte = 0;

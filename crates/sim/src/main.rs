@@ -186,8 +186,7 @@ fn print_end(report: &Report) {
     println!("{}", serde_json::json!(report));
 }
 
-/// CPU time of this thread's process so far, in microseconds; 0 where the system does not report
-/// it.
+/// CPU time of this thread's process so far, in microseconds; 0 where the system reports none.
 #[expect(
     clippy::disallowed_methods,
     reason = "the true time, for the report alone"

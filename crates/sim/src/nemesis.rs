@@ -88,7 +88,7 @@ pub fn disk_faults(plan: &Plan, at: usize) -> DiskFaults {
     }
 }
 
-/// Injects faults until `calm`; nodes stay in the state they are in then.
+/// Injects faults until `calm`; nodes are left as they are then.
 pub async fn rage(world: Arc<World>, calm: CancellationToken) {
     let events: Vec<Fault> = EVENTS
         .iter()
@@ -349,8 +349,7 @@ impl Event {
         };
         world.end(at, end);
         if is_power_cut && disk_faults(&world.plan, at).lying_sync {
-            // Its disk has lost what it reported as durable. The node cannot know, and must not
-            // come back.
+            // Its disk lost what it reported durable. It cannot know, and must not come back.
             world
                 .story
                 .tell(|| format!("n{} has lost what its disk had promised", at + 1));

@@ -84,8 +84,7 @@ impl Event {
         }
     }
 
-    /// Removes a node from the group, and readmits it with an empty disk. The node may have been
-    /// lost.
+    /// Removes a node, perhaps a lost one, and lets it in again with an empty disk.
     async fn replace(&self) {
         let world = &self.world;
         let Some(host) = self.pick_expendable() else {
@@ -178,7 +177,7 @@ impl Event {
     }
 }
 
-/// Whether the node takes part as a master or replica.
+/// Whether the node is master or replica.
 pub(crate) fn is_member(host: &Host) -> bool {
     let env = host.life().and_then(|life| life.env);
     env.is_some_and(|env| matches!(env.state().role, Role::Master | Role::Replica))

@@ -317,8 +317,7 @@ impl Plan {
             limits,
         };
         if plan.value_max > 1000 {
-            // A copy of large values has to finish within the time in which all nodes have to
-            // agree.
+            // A copy of large values has to finish in the time all nodes have to agree.
             let fastest = &mut plan.limits.log.restore_bytes_per_s;
             *fastest = (*fastest).max(1 << 20);
         }

@@ -1,8 +1,7 @@
-//! Checks the first guarantee on the disks themselves: at the moment of acknowledgement, a
-//! transaction is durable on a majority of nodes, even if all of them lost power right then.
+//! Checks the first guarantee on the disks: when a transaction is acknowledged, it is durable on a
+//! majority of nodes, even if all of them lose power at that moment.
 //!
-//! A crash exposes a broken guarantee only if it comes at the right time. This exposes it at any
-//! time.
+//! A crash exposes a broken guarantee only at the right time. This exposes it at any time.
 
 use crate::check;
 use crate::logfile::{self, Log};

@@ -337,8 +337,7 @@ fn check_logs(world: &World, live: &[usize]) {
                 .violation(format!("the log of {}: {error}", host.name)),
         }
     }
-    // A node may have applied an entry that a majority, but not it, has on disk: the first node
-    // here has it all.
+    // A node may apply entries it does not have on disk yet: the first node here has them all.
     logs.sort_by_key(|node| std::cmp::Reverse(node.persisted));
     for problem in check::logs_agree(&logs, committed) {
         world.story.violation(problem);

@@ -202,8 +202,7 @@ impl Follower {
         }
     }
 
-    /// Nodes come and go; committed data stays. Logs are purged: a subscriber that falls too far
-    /// behind starts over.
+    /// Nodes come and go; committed data stays. Logs are purged: a latecomer starts over.
     fn judge(&mut self, error: &FeedError) {
         if matches!(error, FeedError::HistoryGone { .. }) {
             self.resume = None;

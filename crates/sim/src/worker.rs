@@ -32,7 +32,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a worker of `program`, the simulator, with this planted bug.
+    /// Starts a worker of `program`, the simulator, with this bug.
     ///
     /// # Errors
     /// When the program does not start.

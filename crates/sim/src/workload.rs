@@ -32,10 +32,10 @@ const RIVAL_EVERY: u32 = 8;
 /// One in this many open transactions stays open for seconds, with its snapshot.
 const LONG_EVERY: u32 = 16;
 
-/// Most writes of open fate that a node is asked about at the end.
+/// Most writes of open fate to ask a node about at the end.
 const OUTCOMES_ASKED_MAX: usize = 16;
 
-/// Runs one client: an endless sequence of operations, several at a time.
+/// Runs one client: an endless sequence of operations, some at a time.
 pub async fn client(world: Arc<World>, seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let think_max = u64::try_from(world.plan.think_max.as_millis()).unwrap_or(u64::MAX);

@@ -154,7 +154,7 @@ pub struct Life {
     pub ended: CancellationToken,
 }
 
-/// What is under way with a machine, and what has happened to its node.
+/// State of a machine and its node.
 #[expect(clippy::struct_excessive_bools, reason = "each holds or not by itself")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostState {
@@ -164,8 +164,7 @@ pub struct HostState {
     pub lost: bool,
     /// Its disk was damaged: it has to repair itself, if it opens.
     pub damaged: bool,
-    /// Its directory is not the one it was admitted with, but wiped or an older copy: it has to
-    /// stay out.
+    /// Its directory is not the one admitted, but wiped or an older copy: it has to stay out.
     pub fenced: bool,
     /// At some time it was removed from the group or lost its vote, and may have no vote now.
     pub outside: bool,

@@ -125,7 +125,7 @@ const OFTEN: Numbers = &[
     ("flush_interval_ms", 10),
 ];
 
-/// Like [`OFTEN`], but for nodes that are compared and do not count on their own.
+/// Like [`OFTEN`], for nodes that are compared but do not count.
 const SELDOM: Numbers = &[
     ("election_timeout_min_ms", 1_000),
     ("election_timeout_max_ms", 1_500),

@@ -58,7 +58,7 @@ impl Nodes {
     }
 }
 
-/// What kind of caller waits.
+/// The kind of caller that waits.
 #[derive(Clone, Copy, Debug)]
 enum Waiter {
     /// A thread, in a blocking call.
@@ -161,7 +161,7 @@ fn closed_feed() -> String {
     format!("{:?}", Some(Err::<(), _>(FeedError::Closed)))
 }
 
-/// Gives everything that has begun a moment to reach the point where it waits.
+/// Gives everything begun a moment to reach the point where it waits.
 fn let_wait() {
     std::thread::park_timeout(Duration::from_millis(50));
 }

@@ -91,7 +91,7 @@ fn a_monitor_is_told_of_failures_and_masters_wherever_it_began() {
     told.extend(until(&group, &mut events, degraded));
     group.reopen(old).expect("opened");
     told.extend(until(&group, &mut events, is_healthy));
-    // A new master has not heard from everyone yet, and reports nothing about those nodes.
+    // A new master reports nothing about nodes it has not heard yet.
     let falsely = format!("{} is down", name(3 - old - new));
     assert!(!told.contains(&falsely), "{told:?}");
 }

@@ -144,8 +144,7 @@ fn a_replica_that_is_cut_off_says_that_it_cannot_be_current() {
     let replica = (master + 1) % 3;
     let _token = put(group.node(master), "k", b"old").expect("committed");
     let node = group.node(replica);
-    // On a busy machine the group may just be holding another election: 300 ms is too short for
-    // that.
+    // A busy machine may just be holding another election: 300 ms is too short for that.
     eventually("a current answer while all are there", || {
         let read = get(node, ConsistencyPolicy::Linearizable, "k");
         read.is_ok_and(|value| value.is_some())

@@ -219,8 +219,7 @@ fn what_is_over_a_limit_is_refused_and_what_is_at_it_is_committed() {
     let fill = |last: usize| {
         node.write(|txn| {
             let db = txn.database("d")?;
-            // Each key counts 16 bytes extra; what the first write adds to the catalog does not
-            // count.
+            // Each key counts 16 bytes extra; the first write's catalog entries do not count.
             let (half, other) = (VALUE_BYTES_MAX - 1, VALUE_BYTES_MAX - 1 - 96 + last);
             db.put("a", vec![1; half])?;
             db.put("b", vec![2; other])

@@ -124,8 +124,7 @@ fn a_transaction_that_always_conflicts_gets_through_and_leaves_nothing_of_its_ea
         let ask_once = |run: usize| {
             ask.send(()).expect("the other lives");
             answered.recv().expect("the other lives");
-            // Before the exclusive run, the other write is let through before this transaction
-            // commits.
+            // Before the exclusive run, the other write gets through before this one commits.
             if run < 9 {
                 let seen = run as u64 + 1;
                 eventually("the other's write", || {

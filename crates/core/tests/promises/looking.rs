@@ -1,5 +1,4 @@
-//! Read-only commands change nothing: neither beside a running node nor in a stopped one's
-//! directory.
+//! Read-only commands change nothing beside a running node or in a stopped one's directory.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -234,8 +233,7 @@ fn what_reads_changes_nothing_beside_a_node_that_writes() {
     env.close().expect("closed");
 }
 
-/// The recovery plan for the directory of the first of three nodes; its disk and engine stay
-/// unchanged.
+/// The recovery plan for the first of three nodes; its disk and engine stay unchanged.
 fn plan(group: &Group, disk: &Watched) -> Result<recover::RecoveryPlan, RecoverError> {
     let machine = Machine {
         disk: Arc::new(disk.clone()),

@@ -257,8 +257,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Runs operations as one transaction, on the model too; returns its VLSN, or `None` if
-    /// aborted.
+    /// Runs operations as one transaction, on the model too. Its VLSN, or `None` if aborted.
     fn transaction(
         &self,
         operations: &[Operation],

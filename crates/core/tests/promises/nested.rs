@@ -136,7 +136,7 @@ fn a_function_that_waits_for_its_own_writes_elsewhere_ends_and_holds_nobody_up_f
         beside.join().expect("no panic")
     });
     let waits = waits.into_inner().expect("no panic");
-    // Eight conflicts beside other writers, and three with the group to itself.
+    // Eight conflicts among others, then three alone.
     let is_alone = |wait: &Duration| *wait >= Duration::from_millis(900);
     let first_alone = waits.iter().position(is_alone);
     assert_eq!((first_alone, waits.len()), (Some(8), 11), "{waits:?}");

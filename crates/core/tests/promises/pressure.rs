@@ -348,7 +348,7 @@ fn a_replica_whose_engine_has_no_space_stops_before_it_holds_its_group_up() {
     let mut written = 0_u64;
     eventually("it stops, and says why", || {
         written += 1;
-        // Enough to fill its memory, then small writes that make it go on.
+        // Fills its memory, then keeps it going.
         let value = vec![0; if written < 16 { 100 * 1024 } else { 1 }];
         let _token = put(group.master(), written.to_be_bytes(), value).expect("two of three");
         let ready = group.node(full).wait_ready(Duration::from_millis(10));

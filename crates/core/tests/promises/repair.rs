@@ -180,7 +180,7 @@ fn members_of_a_group_that_one_node_formed_know_each_other_when_they_are_damaged
         eventually("it has its vote", || votes(&group, at));
     }
     write(group.master(), "before");
-    // The founder knew nobody when it formed the group, and the second did not know the third.
+    // The founder knew nobody then, and the second did not know the third.
     for at in [0, 1] {
         group.wait_persisted();
         eventually("all are noted", || {

@@ -85,7 +85,7 @@ fn the_newest_writes_reach_who_may_be_master_from_a_node_of_priority_0() {
     group.close(1);
     let _token = put(&asked, "k", "only n1 and n3 have it").expect("written");
     group.crash(0);
-    // It may be master but lacks the newest write; n3 has that write but may not be master.
+    // It may be master but lacks the newest write; n3 has it but may not.
     group.reopen(1).expect("opened");
     assert_eq!(group.master_except(None), 1);
     let kept = get(group.node(1), ConsistencyPolicy::Linearizable, "k");

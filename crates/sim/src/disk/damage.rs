@@ -18,9 +18,8 @@ pub enum Damage {
     ZeroSector,
     /// A sector holds the contents of another one, of the same file or another.
     Misdirected,
-    /// A sector holds what it held before its newest write. Needs
-    /// [`DiskFaults::keep_versions`](super::DiskFaults::keep_versions) to have been on at that
-    /// write.
+    /// A sector holds its content before its newest write. Needs
+    /// [`DiskFaults::keep_versions`](super::DiskFaults::keep_versions) to have been on then.
     Stale,
     /// A file is cut short.
     Truncate,

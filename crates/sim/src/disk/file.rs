@@ -362,8 +362,7 @@ pub(super) fn writable(content: &mut Content) -> &mut [u8; SECTOR_BYTES] {
     Arc::make_mut(content.get_or_insert_with(|| Arc::new([0; SECTOR_BYTES])))
 }
 
-/// Zeroes the part of a sector at or after this file offset. Returns whether the sector reaches
-/// there.
+/// Zeroes a sector from this file offset on. Returns whether it reaches there.
 fn clear_from(content: &mut Content, index: usize, offset: usize) -> bool {
     let start = index * SECTOR_BYTES;
     if offset >= start + SECTOR_BYTES {

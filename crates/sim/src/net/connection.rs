@@ -51,7 +51,7 @@ pub(super) struct Pipe {
     chunks: VecDeque<Chunk>,
     /// Sum over all chunks, at most [`WINDOW_BYTES`].
     bytes: usize,
-    /// Set once the sender has said that nothing more will come.
+    /// When the receiver learns that nothing more will come.
     eof: Option<Due>,
     /// When the receiver learns that the connection is gone.
     reset: Option<Due>,

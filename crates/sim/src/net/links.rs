@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::Instant;
 
-/// A direction, as the numbers of its source and destination hosts.
+/// A direction: the numbers of its source and destination hosts.
 pub(super) type Pair = (usize, usize);
 
 /// The unit of probabilities.
@@ -220,7 +220,7 @@ impl Links {
         Duration::from_millis(self.rng.random_range(0..HELD_MS_MAX))
     }
 
-    /// A random whole number of milliseconds within these bounds, inclusive.
+    /// A random whole number of milliseconds, bounds included.
     pub(super) fn millis(&mut self, min: u64, max: u64) -> Duration {
         Duration::from_millis(self.rng.random_range(min..=max))
     }

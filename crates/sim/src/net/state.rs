@@ -1,5 +1,4 @@
-//! State shared by all hosts, behind one lock: who listens, who is connected, which machines are
-//! off.
+//! State shared by all hosts, behind one lock: who listens, who is connected, who is off.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, IoSlice};

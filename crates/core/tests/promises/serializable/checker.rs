@@ -2,6 +2,7 @@
 //!
 //! Every value is written once, so a read identifies the transaction it saw. The versions of a key
 //! are ordered by their writers' VLSNs. The required order is then a graph:
+//!
 //! ```text
 //!   writer ──ww──► writer of the next version      a writer ──wr──► reader of its version
 //!   reader of a version ──rw──► writer of the next version

@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 
-/// Sends 400 chunks of 8 bytes from n1 to n2, all arriving intact; returns when the last one
-/// arrived.
+/// 400 chunks of 8 bytes from n1 to n2, all intact; returns how long the last one took.
 async fn flood(net: &SimNet) -> Duration {
     let (mut a, mut b) = connect(net).await;
     let start = Instant::now();
