@@ -20,7 +20,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `disk/file.rs` | one file: both views, by sector |
-//! | `disk/names.rs` | names and the changes of them that wait |
+//! | `disk/names.rs` | names, and changes to them that wait |
 //! | `disk/model.rs` | the operations, with their faults |
 //! | `disk/crash.rs` | what survives a power cut |
 //! | `disk/damage.rs` | rot of durable bytes |

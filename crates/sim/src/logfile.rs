@@ -24,9 +24,9 @@ pub struct LogEntry {
 /// A transaction as the log has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggedTransaction {
-    /// Position and term of its entry.
+    /// Position of its entry.
     pub position: u64,
-    /// See above.
+    /// Term of its entry.
     pub term: u64,
     /// Database, key, and the value or `None` for a deletion.
     pub operations: Vec<(u32, Bytes, Option<Bytes>)>,

@@ -99,7 +99,7 @@ async fn back_up(transport: Arc<dyn Transport>, address: String) {
     state.close_async().await;
 }
 
-/// `events`, for a while.
+/// `events`: follows a few of them.
 async fn watch(transport: Arc<dyn Transport>, address: String) {
     let connected = GroupEvents::connect_on(transport, vec![address], "sim").await;
     let Ok(mut events) = connected else { return };

@@ -6,7 +6,7 @@
 //!  ---------                                    ---------------------------------
 //!  ends and starts nodes (`group`), by   stdin  embeds the library, as an application does
 //!  a seed (`plan`); keeps what was     ───────►
-//!  acknowledged (`model`), and holds   ◄───────
+//!  acknowledged (`model`), and checks  ◄───────
 //!  every row of every node against it   stdout
 //! ```
 //!

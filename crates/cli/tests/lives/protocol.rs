@@ -26,7 +26,7 @@ pub(crate) struct Stream {
     pub(crate) writes: Vec<Write>,
 }
 
-/// To a node.
+/// Sent to a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Command {
@@ -59,7 +59,7 @@ pub(crate) struct Found {
     pub(crate) got: Option<Rows>,
 }
 
-/// From a node.
+/// Sent by a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Report {

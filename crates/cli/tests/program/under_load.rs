@@ -4,9 +4,9 @@
 //! ```text
 //!  this test                                   demo-node: one process for each node
 //!  ---------                                   ------------------------------------
-//!  operates with the program; keeps   stdin    embeds the library, as an application does; writes
-//!  what was acknowledged, and holds ─────────► while it is master, reads when it is asked to
-//!  every read and the end against   ◄───────── one line for each answer
+//!  uses the program; keeps what was   stdin    embeds the library, as an application does; writes
+//!  acknowledged, and checks every   ─────────► while it is master, reads when asked
+//!  read and the final state against ◄───────── one line for each answer
 //!  it (`ledger`)                      stdout
 //! ```
 

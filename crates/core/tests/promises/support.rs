@@ -298,7 +298,7 @@ impl Group {
         };
     }
 
-    /// The open nodes, now and later.
+    /// The open nodes, kept current.
     pub(crate) fn shared_nodes(&mut self) -> Nodes {
         let shared = self.shared.get_or_insert_default().clone();
         for (at, node) in self.nodes.iter().enumerate() {
