@@ -78,7 +78,7 @@ pub struct DiskFaults {
     /// Rate of reads that return one wrong bit. The next read of the same bytes may be right.
     pub read_flip: u32,
     /// Power cuts may tear a sector. The contract of [`Disk`] rules this out, so code that relies
-    /// on it must survive only without this fault.
+    /// on it has to survive only without this fault.
     pub torn_bytes: bool,
     /// Keeps each sector's version before its newest durable one, for [`Damage::Stale`].
     pub keep_versions: bool,

@@ -33,7 +33,7 @@ use crate::world::{DATA_DIR, Host, World, wait};
 
 /// How often to check whether a node has reported.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// How often to try to read everything from a newly opened node before giving up.
+/// How many times to try to read everything from a newly opened node.
 const LOOKS_AFTER_OPEN: usize = 400;
 /// Time within which a node repairs itself, once the faults have ended.
 const REPAIR_MAX: Duration = Duration::from_mins(1);
