@@ -1,4 +1,4 @@
-//! How the verbs that start other processes end: in order, and with nothing left behind.
+//! Verbs that start other processes end cleanly, and leave nothing behind.
 
 #![expect(
     clippy::disallowed_methods,
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The program with its temporary directories below `temporary`.
+/// Runs the program with its temporary directories below `temporary`.
 fn steadfast(arguments: &[&str], temporary: &Path) -> Child {
     Command::new(env!("CARGO_BIN_EXE_steadfast"))
         .args(arguments)
@@ -27,7 +27,7 @@ fn steadfast(arguments: &[&str], temporary: &Path) -> Child {
         .expect("the program starts")
 }
 
-/// Reads lines until one has `word`; a program that hangs is ended by the harness of the tests.
+/// Reads lines until one contains `word`; the test harness kills a program that hangs.
 fn read_until(lines: &mut impl BufRead, word: &str) {
     let mut line = String::new();
     while !line.contains(word) {
@@ -49,7 +49,7 @@ fn processes_of(dir: &Path) -> Vec<PathBuf> {
     let all = fs::read_dir("/proc").expect("a list of processes");
     all.map(|entry| entry.expect("an entry").path())
         .filter(|process| {
-            // A process may end while it is looked at, and is none of ours then.
+            // A process may end while we look at it; then it is not one of ours.
             let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
             String::from_utf8_lossy(&arguments).contains(&dir)
         })

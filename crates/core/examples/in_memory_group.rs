@@ -1,4 +1,4 @@
-//! Three nodes in one process, on disks in memory: write, read elsewhere, lose the master, go on.
+//! Three nodes in one process, on in-memory disks: write, read elsewhere, lose the master, go on.
 //!
 //! `cargo run --example in_memory_group -p steadfast`
 
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     })?;
     println!("three more apples, committed as {token}");
 
-    // Any node reads, and sees what was acknowledged before the read began.
+    // Any node can read, and sees what was acknowledged before the read began.
     for node in &group {
         let apples = node.read(ConsistencyPolicy::Linearizable, |snapshot| {
             snapshot.database("stock")?.get("apples")
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{:?} reads {apples:?}", node.state().role);
     }
 
-    // A master that goes away is replaced by the others, without anybody's help.
+    // When a master goes away, the others replace it without help.
     let old = group.swap_remove(at);
     let old_term = old.state().term;
     old.close()?;
@@ -52,7 +52,7 @@ fn position(group: &[ReplicatedEnvironment]) -> Option<usize> {
         .position(|node| node.state().role == Role::Master)
 }
 
-/// Name of the master that the first node knows.
+/// Name of the master, as the first node knows it.
 fn master(group: &[ReplicatedEnvironment]) -> Result<String, Box<dyn Error>> {
     let master = group[0].state().master.ok_or("no master is known")?;
     Ok(master.name)

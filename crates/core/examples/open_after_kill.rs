@@ -1,12 +1,12 @@
-//! How long a node takes to open after a kill, with many rows:
+//! Measures how long a node with many rows takes to open after a kill:
 //!
 //! ```sh
 //! cargo run --release -p steadfast --example open_after_kill -- 2000000
 //! ```
 //!
-//! A process of its own writes the rows, overwrites a part of them, and is killed. Then the node is opened,
-//! killed and opened again, three times. Of each open the log line says how long it `took` to hold the engine
-//! against the log.
+//! A separate process writes the rows, overwrites some of them, and is killed. Then the node is
+//! opened, killed and opened again, three times. For each open, the log line says how long (`took`)
+//! it took to check the engine against the log.
 #![expect(
     clippy::disallowed_methods,
     reason = "a measurement: real time and real processes"
@@ -38,7 +38,7 @@ fn open(dir: &Path) -> Result<ReplicatedEnvironment, Box<dyn Error>> {
     Ok(node)
 }
 
-/// Writes all rows, and every eighth again, then says so and waits to be killed.
+/// Writes all rows, rewrites every eighth, reports that, and waits to be killed.
 fn fill(dir: &Path, rows: u64) -> Result<(), Box<dyn Error>> {
     let node = open(dir)?;
     let is_filled = node

@@ -1,5 +1,5 @@
-//! How a copy of the state goes while its group takes 1,000 writes a second: how fast, what it costs
-//! the writes, and how much memory it takes on either side. Every node is a process of its own.
+//! Measures a copy of the state while the group takes 1,000 writes a second: its speed, its cost to
+//! the writes, and its memory use on either side. Every node is a separate process.
 //!
 //! `cargo run --release --example restore_under_load -p steadfast -- 200` for 200 MiB of data.
 
@@ -15,7 +15,7 @@ use std::time::Duration;
 use steadfast::{Bootstrap, NodeStatus, RepConfig, ReplicatedEnvironment, Role};
 use tokio::time::Instant;
 
-/// As the `steadfast` program has it.
+/// As in the `steadfast` program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -37,7 +37,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// One node in its process.
+/// One node in its own process.
 struct Node {
     child: Child,
     input: ChildStdin,
@@ -153,8 +153,8 @@ fn memory_of(running: &[Node]) -> Result<Vec<u64>> {
     running.iter().map(Node::memory).collect()
 }
 
-/// How long the node at `address` takes for its copy, and the bytes in it. Notes the most memory that
-/// each node has meanwhile.
+/// How long the node at `address` takes for its copy, and its size in bytes. Records the peak
+/// memory of each node meanwhile.
 async fn watch_copy(address: &str, running: &[Node], most: &mut [u64]) -> Result<(Duration, u64)> {
     let (mut began, mut bytes) = (None, 0);
     let deadline = Instant::now() + PATIENCE;
@@ -257,7 +257,7 @@ fn fill(env: &ReplicatedEnvironment, keys: u64) -> Result<()> {
     Ok(())
 }
 
-/// Writes at a steady pace until `wait` returns; says how long the writes took.
+/// Writes at a steady rate until `wait` returns; reports how long the writes took.
 fn load(env: &ReplicatedEnvironment, keys: u64, wait: impl FnOnce()) -> String {
     let (ended, next) = (AtomicBool::new(false), AtomicU64::new(0));
     let latencies = Mutex::new(Vec::new());

@@ -1,5 +1,5 @@
-//! Three processes that embed the library and form one group on this machine. Each is started by
-//! this program, from itself.
+//! Three processes that embed the library and form one group on this machine. This program starts
+//! each of them from its own executable.
 //!
 //! `cargo run --example three_processes -p steadfast`
 
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Starts the nodes, shows what they print, and waits until every one has ended.
+/// Starts the nodes, prints their output, and waits until all have ended.
 fn parent() -> Result<(), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     let nodes = (1..=NODES).map(|n| Ok(format!("n{n}=127.0.0.1:{}", free_port()?)));
@@ -38,7 +38,7 @@ fn parent() -> Result<(), Box<dyn Error>> {
         Ok(child)
     };
     let mut children = (1..=NODES).map(start).collect::<Result<Vec<_>, _>>()?;
-    // Each node shows what it does until it has done its part, and stays for the others.
+    // Each node prints what it does until its part is done, then stays up for the others.
     for child in &mut children {
         let output = child.stdout.take().ok_or("no output")?;
         for line in BufReader::new(output).lines() {
@@ -49,7 +49,7 @@ fn parent() -> Result<(), Box<dyn Error>> {
             println!("{line}");
         }
     }
-    // The end of its input tells a node that all are done.
+    // End of input tells a node that all are done.
     for child in &mut children {
         child.stdin.take();
         if !child.wait()?.success() {
@@ -59,8 +59,8 @@ fn parent() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// One node: opens its environment, adds itself to a list that all share, and waits until the list
-/// is complete.
+/// One node: opens its environment, adds itself to a shared list, and waits until the list is
+/// complete.
 fn node_process(node: &str, dir: &str, nodes: &[String]) -> Result<(), Box<dyn Error>> {
     let own = nodes
         .iter()
@@ -80,7 +80,7 @@ fn node_process(node: &str, dir: &str, nodes: &[String]) -> Result<(), Box<dyn E
             println!("{node} committed {name} as {token}");
         }
     } else {
-        // A replica does not write. It says where to.
+        // A replica refuses the write and says which node to use.
         match env.write(|txn| txn.database("seen")?.put(node, b"yes")) {
             Err(WriteError::NotMaster {
                 master: Some(master),

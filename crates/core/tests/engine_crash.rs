@@ -1,7 +1,7 @@
-//! What a crash leaves of an engine: some prefix of whole batches, never less than the last sync.
+//! What a crash leaves of an engine: a prefix of whole batches, never less than the last sync.
 //!
-//! For Noxu, a child process writes batches and is killed; for the memory engine, every prefix is
-//! asked for. Batch `k` of a seed is a function of both, so the state after any prefix is known.
+//! For Noxu, a child process writes batches and is killed; the memory engine is asked for every
+//! prefix. Batch `k` of a seed is a function of both, so the state after any prefix is known.
 
 #![expect(
     clippy::unwrap_used,
@@ -34,14 +34,14 @@ const DATABASES: u32 = 3;
 const KEYS: u32 = 2_000;
 const KILLS: u64 = 12;
 const POWER_CUTS: u64 = 4;
-/// Set in the process that writes: the directory, the seed.
+/// Set in the writing process: the directory and the seed.
 const CHILD: &str = "STEADFAST_ENGINE_CRASH_CHILD";
-/// Set in the process that lives one life: its last batch, its end, the directory.
+/// Set in the process that lives one life: its last batch, its end and the directory.
 const LIFE: &str = "STEADFAST_ENGINE_CRASH_LIFE";
-/// Engines of which one database is written and another is not, and the rows of that.
+/// Engines in which one database is written and another, with `IDLE_ROWS` rows, is not.
 const IDLE_ROUNDS: u64 = 8;
 const IDLE_ROWS: u64 = 1_000;
-/// New keys in a batch of such a life.
+/// New keys per batch of such a life.
 const LIFE_BATCH: usize = 40;
 
 type State = BTreeMap<(DatabaseId, Bytes), Bytes>;
@@ -52,8 +52,8 @@ fn factory() -> NoxuFactory {
     }
 }
 
-/// Seeds with batches of one change: so many commits that what reaches the file at a kill often ends
-/// between two of them. What is cut off of the others mostly begins inside a batch.
+/// Seeds with single-change batches: so many commits that what reaches the file before a kill often
+/// ends between two of them. With other seeds the cut mostly falls inside a batch.
 fn is_tiny(seed: u64) -> bool {
     seed.is_multiple_of(2)
 }
@@ -63,7 +63,7 @@ fn sync_interval(seed: u64) -> u64 {
     if is_tiny(seed) { 4_000 } else { 40 }
 }
 
-/// Batch `number`, which overlaps with those before it. Each value says which batch put it there.
+/// Batch `number`, which overlaps earlier batches. Each value says which batch put it there.
 fn batch(seed: u64, number: u64) -> EngineBatch {
     let mut chance = StdRng::seed_from_u64(seed << 32 | number);
     let size = if is_tiny(seed) {
@@ -99,7 +99,7 @@ fn batch(seed: u64, number: u64) -> EngineBatch {
     }
 }
 
-/// The state that the first `count` batches make.
+/// The state after the first `count` batches.
 fn state_after(seed: u64, count: u64) -> State {
     let mut state = State::new();
     for number in 1..=count {
@@ -175,7 +175,7 @@ fn noxu_keeps_a_prefix_of_whole_batches_when_killed() {
     let mut chance = StdRng::seed_from_u64(7);
     let (mut kills_past_a_sync, mut batches) = (0, 0);
     for life in 0..KILLS {
-        // Every third life begins in a directory of its own; the others go on after a kill.
+        // Every third life begins in its own directory; the others continue after a kill.
         let home = dir.path().join((life / 3).to_string());
         let seed = life / 3;
         let mut writer = Writer::start(&home, seed);
@@ -197,8 +197,8 @@ fn noxu_keeps_a_prefix_of_whole_batches_when_killed() {
     );
 }
 
-/// A copy of the file under a mounted file system, taken while the writer stands still, holds what
-/// had been handed to the disk: what a power cut leaves.
+/// A copy of the file that backs a mounted file system, taken while the writer is stopped, holds
+/// what had been handed to the disk: what a power cut leaves.
 #[test]
 fn noxu_keeps_a_prefix_of_whole_batches_when_the_power_is_cut() {
     let dir = TempDir::new().unwrap();
@@ -236,7 +236,7 @@ fn noxu_keeps_a_prefix_of_whole_batches_when_the_power_is_cut() {
     }
 }
 
-/// Noxu numbers the nodes of its trees for each process anew, so each of these lives has its own.
+/// Noxu numbers its tree nodes anew in each process, so each of these lives has its own.
 #[test]
 fn noxu_keeps_every_record_when_an_open_splits_nodes_and_the_next_one_reads_them() {
     let dir = TempDir::new().unwrap();
@@ -254,8 +254,8 @@ fn noxu_keeps_every_record_when_an_open_splits_nodes_and_the_next_one_reads_them
     assert_eq!((batches, rows.unwrap().len()), (50, 50 * LIFE_BATCH));
 }
 
-/// Has another process open the engine in `home`, apply batches of new keys up to number `last`, sync,
-/// and end as told.
+/// Makes another process open the engine in `home`, apply batches of new keys up to number `last`,
+/// sync, and end as told.
 fn live_in_a_process(home: &Path, last: u64, end: &str) {
     let mut process = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child_lives_one_life", "--nocapture"])
@@ -276,7 +276,7 @@ fn live_in_a_process(home: &Path, last: u64, end: &str) {
     );
 }
 
-/// Not a test of its own: what `live_in_a_process` starts.
+/// Not a test in itself: `live_in_a_process` starts it.
 #[test]
 fn child_lives_one_life() {
     let Ok(arguments) = std::env::var(LIFE) else {
@@ -293,7 +293,7 @@ fn child_lives_one_life() {
         .unwrap()
         .map_or(0, |applied| applied.vlsn.0);
     for number in done + 1..=last {
-        // Between the keys of the batches before it.
+        // Between the keys of earlier batches.
         let keys = (0..LIFE_BATCH as u64).map(|key| (key << 32 | number).to_be_bytes());
         let put = |key: [u8; 8]| Change::Put(Bytes::copy_from_slice(&key));
         let changes = keys.map(|key| (DatabaseId(1), Bytes::copy_from_slice(&key), put(key)));
@@ -388,7 +388,7 @@ fn noxu_takes_no_batch_on_a_full_disk_and_goes_on_when_there_is_space() {
     assert_eq!(check_prefix(&*engine, seed), number);
 }
 
-/// The process that writes. Reports `applied <number>` and `synced <number>`, a line each.
+/// The writing process. It reports `applied <number>` and `synced <number>`, one per line.
 struct Writer {
     process: Child,
 }
@@ -405,7 +405,7 @@ impl Writer {
     }
 
     /// Kills the process after that many reports; returns the last batch reported as synced.
-    /// Reports that were under way when it died count.
+    /// Reports in flight when it died count.
     fn kill_after(&mut self, reports: usize) -> u64 {
         let mut lines = BufReader::new(self.process.stdout.take().unwrap()).lines();
         let synced = Self::read_reports(&mut lines, reports);
@@ -435,7 +435,7 @@ impl Writer {
         synced
     }
 
-    /// Reads that many reports, or all that there are; returns the last batch reported as synced.
+    /// Reads that many reports, or all there are; returns the last batch reported as synced.
     fn read_reports(lines: &mut Reports, count: usize) -> u64 {
         let is_report = |line: &String| line.starts_with("synced ") || line.starts_with("applied ");
         let reports = lines.map(Result::unwrap).filter(is_report).take(count);
@@ -454,7 +454,7 @@ impl Drop for Writer {
     }
 }
 
-/// Not a test of its own: what `Writer` starts in another process.
+/// Not a test in itself: `Writer` starts it in another process.
 #[test]
 fn child_writes_until_it_is_killed() {
     let Ok(arguments) = std::env::var(CHILD) else {
@@ -468,7 +468,7 @@ fn child_writes_until_it_is_killed() {
         .unwrap()
         .map_or(0, |applied| applied.vlsn.0);
     let mut reports = std::io::stdout().lock();
-    // The name of this test stands on the line that the harness has begun.
+    // The harness has already printed this test's name on the current line.
     writeln!(reports).unwrap();
     for number in done + 1.. {
         engine.apply(&batch(seed, number)).unwrap();

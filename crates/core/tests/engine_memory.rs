@@ -1,5 +1,5 @@
-//! The memory of a Noxu engine stays near the size of its cache, also under overwrites, and is given back
-//! when it is closed. Alone in its process, whose memory is looked at.
+//! A Noxu engine's memory stays near the size of its cache, even under overwrites, and is returned
+//! on close. Runs alone in its process, whose memory it measures.
 
 #![expect(
     clippy::disallowed_methods,
@@ -59,7 +59,7 @@ fn values_that_take_the_place_of_others_are_bounded_by_the_cache_and_a_close_giv
         apply(&mut (first..KEYS.min(first + BATCH)));
     }
     let before = memory();
-    // Each key once or more, in no order.
+    // Each key at least once, in no particular order.
     for first in (0..4 * KEYS).step_by(500) {
         let scattered = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % KEYS;
         apply(&mut (first..first + BATCH).map(scattered));

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use steadfast::{ConsistencyPolicy, ReadError, ReplicatedEnvironment, Role, RoleState, WriteError};
 
-/// Only a failure waits for so long; a machine that is busy with other things must not cause one.
+/// Only a failure waits this long; a busy machine must not cause one.
 const PATIENCE: Duration = Duration::from_mins(2);
 
 fn group() -> Vec<ReplicatedEnvironment> {
     ReplicatedEnvironment::in_memory_group(3).expect("a group forms")
 }
 
-/// The master, as soon as one takes writes.
+/// The master, as soon as one accepts writes.
 fn master(group: &[ReplicatedEnvironment]) -> &ReplicatedEnvironment {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {

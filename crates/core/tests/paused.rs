@@ -1,4 +1,4 @@
-//! A replica in a process of its own that is stopped for seconds while the others go on, and woken:
+//! A replica in its own process is stopped for seconds while the others go on, then resumed:
 //! whatever it was asked meanwhile, it answers with what was acknowledged by then, or not at all.
 
 #![expect(
@@ -19,12 +19,12 @@ use steadfast::{
 };
 
 const CHILD: &str = "STEADFAST_PAUSED_CHILD";
-/// How lines begin that the child means for its parent.
+/// Prefix of lines that the child addresses to its parent.
 const ANSWER: &str = "answer ";
 const PAUSE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Lets go of the thread that waits for a flag, also when the test fails.
+/// Releases the thread that waits for a flag, even if the test fails.
 struct Release<'a>(&'a AtomicBool);
 
 impl Drop for Release<'_> {
@@ -43,7 +43,7 @@ fn open(name: &str, dir: &Path, list: &[String]) -> ReplicatedEnvironment {
         .bootstrap(Bootstrap::expect(list).expect("a list"))
         .set("read_timeout_ms", 20_000);
     if name == "n3" {
-        // It lets the others stand for election first.
+        // Lets the others stand for election first.
         config = config
             .set("election_timeout_min_ms", 4_000)
             .set("election_timeout_max_ms", 6_000);
@@ -59,7 +59,7 @@ fn read(node: &ReplicatedEnvironment, policy: ConsistencyPolicy) -> Result<u64, 
     }))
 }
 
-/// Not a test of its own: the replica, when it is started by the other one.
+/// Not a test in itself: the replica, when started by the other process.
 #[test]
 fn replica_that_answers_reads() {
     let Ok(arguments) = std::env::var(CHILD) else {
@@ -83,7 +83,7 @@ fn replica_that_answers_reads() {
     node.close().expect("closed");
 }
 
-/// The replica's process, ended when dropped.
+/// The replica's process; killed on drop.
 struct Replica {
     process: Child,
     input: ChildStdin,

@@ -1,5 +1,5 @@
-//! After `close` returns nothing of a node is left. A test alone in its process, for it counts what the
-//! process has.
+//! After `close` returns, nothing of a node is left. Runs alone in its process, whose resources it
+//! counts.
 #![cfg(target_os = "linux")]
 #![expect(
     clippy::disallowed_methods,
@@ -18,15 +18,15 @@ use steadfast_net::MemoryNetwork;
 use tokio::runtime::{Builder, Runtime};
 
 const ROUNDS: usize = 50;
-/// In these everything is there already that a process keeps for good, and these are the last ones.
+/// Rounds by which everything a process keeps for good exists, and the last rounds.
 const WARM: Range<usize> = 20..30;
 const LAST: Range<usize> = 40..50;
-/// What the memory may grow by from the most in the former to the least in the latter: five nodes a round
-/// that stay take several times as much.
+/// How much memory may grow from the maximum of the former to the minimum of the latter: leaking
+/// five nodes a round takes several times as much.
 const GROWTH_BYTES_MAX: usize = 8 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What the process has.
+/// The resources of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Counted {
     tasks: usize,
@@ -43,7 +43,7 @@ fn count(runtime: &Runtime) -> Counted {
     }
 }
 
-/// For people, when there are too many.
+/// For a readable message when there are too many.
 fn open_files() -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir("/proc/self/fd").expect("of this process");
     let of = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
@@ -82,7 +82,7 @@ fn live(dir: &Path, runtime: Option<&Runtime>) -> ReplicatedEnvironment {
     env
 }
 
-/// Opens, uses and closes a group of three nodes that talk; returns their handles.
+/// Opens, uses and closes a group of three connected nodes; returns their handles.
 fn live_together(runtime: &Runtime) -> Vec<ReplicatedEnvironment> {
     let network = MemoryNetwork::new();
     let list: Vec<_> = (1..=3).map(|n| format!("n{n}=n{n}:1")).collect();
@@ -136,7 +136,7 @@ fn nothing_of_a_node_is_left_when_it_is_closed() {
     let mut memory = Vec::new();
     for round in 0..ROUNDS {
         let (own, guest) = (dir.path().join("own"), dir.path().join("guest"));
-        // Their handles stay, and are of no weight.
+        // Their handles are kept, and must not count.
         let mut closed = live_together(&runtime);
         closed.extend([live(&own, None), live(&guest, Some(&runtime))]);
         let deadline = Instant::now() + PATIENCE;

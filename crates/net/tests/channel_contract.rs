@@ -1,5 +1,5 @@
-//! What every `Channel` promises, checked on each carrier. A new carrier is one line in
-//! `contract_on!` and the function that makes its pairs.
+//! The contract of `Channel`, checked on each carrier. A new carrier needs one line in
+//! `contract_on!` and a function that creates its pairs.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![expect(
@@ -21,22 +21,22 @@ use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
-/// Longer than any wait in these tests that succeeds.
+/// Longer than any successful wait in these tests.
 const LONG: Duration = Duration::from_secs(30);
 
-/// Long enough for bytes to come that are on their way, if they came at all.
+/// Long enough for bytes that are under way to arrive, if there are any.
 const SHORT: Duration = Duration::from_millis(20);
 
 type Shared = Arc<dyn Channel>;
 
-/// How to get channels over one kind of stream.
+/// How to create channels over one kind of stream.
 struct Carrier {
     /// Bytes that one end can send before the other receives any; more than fits into the peer's
-    /// receive buffer, where there is such a thing.
+    /// receive buffer, if there is one.
     queue_bytes: usize,
     /// The two ends of one channel.
     pair: fn() -> (Shared, Shared),
-    /// A channel and the bare stream at its other end.
+    /// A channel, and the raw stream at its other end.
     raw: fn() -> (Shared, Box<dyn Write + Send>),
 }
 
@@ -125,7 +125,7 @@ contract_on! {
     tcp: TCP,
 }
 
-/// All at once, since each of them waits for as long as the deadline is.
+/// In parallel, since each of them waits for the full deadline.
 #[test]
 fn stuck_channels_are_given_up_at_a_deadline_on_every_carrier() {
     thread::scope(|scope| {
@@ -176,7 +176,7 @@ fn send_does_not_wait_for_a_receive_blocked_in_another_thread(carrier: &Carrier)
         let a = Arc::clone(&a);
         thread::spawn(move || a.receive(LONG))
     };
-    // The receiver blocks during most of these at the latest.
+    // By then at the latest the receiver blocks during most of these.
     for round in 0..1000_u32 {
         a.send(&round.to_le_bytes()).unwrap();
         assert_eq!(b.receive(LONG).unwrap(), Some(round.to_le_bytes().to_vec()));
@@ -194,7 +194,7 @@ fn close_wakes_a_receive_blocked_in_another_thread(carrier: &Carrier) {
         thread::spawn(move || (a.receive(LONG), a.receive(LONG)))
     };
     b.send(b"the receiver is there").unwrap();
-    // It may or may not be waiting again by the time of the close; both must end.
+    // It may or may not be waiting again when the close comes; both calls must end.
     while b.is_open() && !receiving.is_finished() && began.elapsed() < SHORT {
         thread::yield_now();
     }
@@ -300,7 +300,7 @@ fn a_closed_channel_refuses_every_call(carrier: &Carrier) {
     ));
 }
 
-/// Closing goes on in the background for a moment, with the halves of the connection in its hands.
+/// Closing continues briefly in the background, and holds the connection's halves meanwhile.
 fn a_poll_right_after_close_is_refused(carrier: &Carrier) {
     for round in 0..200 {
         let (a, _b) = (carrier.pair)();
@@ -424,7 +424,7 @@ fn calls_inside_an_async_context_block_and_return(carrier: &Carrier) {
     let (a, b) = (carrier.pair)();
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        // More rounds than the budget that tokio gives a task between two awaits.
+        // More rounds than tokio's per-task budget between two awaits.
         for _ in 0..500 {
             a.send(b"ping").unwrap();
             assert_eq!(b.receive(LONG).unwrap(), Some(b"ping".to_vec()));
@@ -487,7 +487,7 @@ fn connect_raw(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).unwrap()
 }
 
-/// The bare end of a pipe in memory, as a blocking writer.
+/// The raw end of an in-memory pipe, as a blocking writer.
 struct RawDuplex {
     runtime: Runtime,
     stream: DuplexStream,

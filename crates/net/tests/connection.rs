@@ -1,4 +1,4 @@
-//! The async halves of a connection, over streams that watch what is done to them.
+//! The async halves of a connection, over streams that record what is done to them.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -14,7 +14,7 @@ use steadfast_net::{Connection, FrameReceiver, FrameSender, NetError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::time::Instant;
 
-/// The halves of a connection, and the bare stream at its other end.
+/// The halves of a connection, and the raw stream at its other end.
 fn open(queue_bytes: usize) -> (FrameSender, FrameReceiver, DuplexStream) {
     let (ours, theirs) = tokio::io::duplex(queue_bytes);
     let (sender, receiver) = Connection::new(Box::new(ours), "peer".into()).split();
@@ -192,7 +192,7 @@ async fn a_send_dropped_inside_a_frame_is_finished_by_the_next() {
 
 #[tokio::test]
 async fn memory_follows_the_bytes_received_and_not_the_length_claimed() {
-    // Each connection claims 64 MiB and sends one byte of it: 64 GiB, had the claims counted.
+    // Each connection claims 64 MiB and sends one byte of it: 64 GiB if the claims counted.
     let address_space_bytes = || memory_bytes(0);
     let before = address_space_bytes();
     let mut held = Vec::new();
@@ -260,7 +260,7 @@ async fn a_peer_that_reads_nothing_is_given_up_after_ten_seconds() {
     ));
 }
 
-/// Bytes of memory of this process: all of it (field 0) or what is resident (field 1).
+/// Memory of this process in bytes: all of it (field 0) or the resident part (field 1).
 #[expect(
     clippy::disallowed_methods,
     reason = "the kernel's own account of this process"
@@ -276,7 +276,7 @@ fn memory_bytes(field: usize) -> usize {
         * 4096
 }
 
-/// A stream that takes all it is given, and notes the size of each write.
+/// A stream that accepts all it is given, and records the size of each write.
 struct Writes {
     vectored: bool,
     sizes: Arc<Mutex<Vec<usize>>>,

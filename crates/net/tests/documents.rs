@@ -1,7 +1,7 @@
-//! The documents of the repository: their links lead somewhere, the tests that they name exist, and
-//! the two that everybody reads first stay short.
+//! The repository's documents: their links resolve, the tests they name exist, and the two that
+//! everyone reads first stay short.
 //!
-//! A fault is told as `file:line: what is wrong`. Links to other sites are not followed.
+//! A fault is reported as `file:line: what is wrong`. Links to other sites are not followed.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![expect(
@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What is checked beside all of `docs/`.
+/// Documents checked in addition to all of `docs/`.
 const AT_THE_ROOT: [&str; 4] = [
     "README.md",
     "ARCHITECTURE.md",
@@ -21,7 +21,7 @@ const AT_THE_ROOT: [&str; 4] = [
     "CHANGELOG.md",
 ];
 
-/// Lines that a reader of these is asked to read at most.
+/// Maximum number of lines in these documents.
 const LINES_MAX: [(&str, usize); 2] = [("README.md", 90), ("ARCHITECTURE.md", 150)];
 
 const GUARANTEES: &str = "docs/guarantees.md";
@@ -147,7 +147,7 @@ fn links_of(lines: &[(usize, String)]) -> Vec<(usize, String)> {
             .flatten()
             .map(|(_, target)| target);
         for target in inline.chain(named) {
-            // A title may follow on the target.
+            // A title may follow the target.
             if let Some(target) = target.split_whitespace().next() {
                 links.push((*number, target.to_owned()));
             }
@@ -176,8 +176,8 @@ fn follow(document: &Path, target: &str) -> Result<(), String> {
     }
 }
 
-/// The anchors of a document's headings, by the rule of GitHub: lower case, no punctuation, a hyphen
-/// for each blank, and a number from 1 for each repetition.
+/// The anchors of a document's headings, by GitHub's rules: lower case, no punctuation, a hyphen
+/// for each space, and a number from 1 for each repetition.
 fn anchors_of(document: &Path) -> BTreeSet<String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut anchors = BTreeSet::new();
@@ -203,7 +203,7 @@ fn anchors_of(document: &Path) -> BTreeSet<String> {
     anchors
 }
 
-/// `[text](target)` as `text`: of a link in a heading the anchor has the text alone.
+/// Replaces `[text](target)` with `text`: an anchor contains only the text of a link.
 fn without_targets(heading: &str) -> String {
     let mut parts = heading.split("](");
     let mut text = parts.next().unwrap_or_default().to_owned();
@@ -217,12 +217,12 @@ fn code_spans(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }
 
-/// The line with its code spans left out: what looks like a link in them is none.
+/// The line without its code spans: what looks like a link in them is none.
 fn without_code(line: &str) -> String {
     line.split('`').step_by(2).collect()
 }
 
-/// Names of tests have several words; a single word in code is something else.
+/// Test names have several words; a single word in code is something else.
 fn is_function_name(span: &str) -> bool {
     span.contains('_')
         && span

@@ -1,9 +1,9 @@
-//! A server under a flood of connections goes on serving, in bounded memory and with few
+//! Under a flood of connections, a server keeps serving, in bounded memory and with few
 //! descriptors.
 //!
-//! Server and flood each run in a process of their own, so that each has a descriptor limit of its
-//! own and the server's memory can be told from the flood's. The processes are this very test
-//! binary, started again with a role in its environment.
+//! Server and flood run in separate processes, so that each has its own descriptor limit and the
+//! server's memory can be told from the flood's. The processes are this test binary, started again
+//! with a role in its environment.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![expect(
@@ -28,15 +28,15 @@ use steadfast_net::{
 };
 use tokio::time::Instant;
 
-/// Longer than any wait in these tests that succeeds.
+/// Longer than any successful wait in these tests.
 const LONG: Duration = Duration::from_secs(25);
 
-/// Connections that never say which service they want, and ones that send a large frame byte by
-/// byte, at full scale.
+/// At full scale: connections that never name a service, and ones that send a large frame byte by
+/// byte.
 const HALF_OPEN: usize = 10_000;
 const SLOW: usize = 1_000;
 
-/// Descriptors that each process needs beside those of the flood.
+/// Descriptors that each process needs besides those of the flood.
 const OTHER_DESCRIPTORS: usize = 100;
 
 const ROLE: &str = "STEADFAST_FLOOD_ROLE";
@@ -98,7 +98,7 @@ fn accepting_survives_running_out_of_descriptors() {
         server.descriptors() + 1 >= DESCRIPTORS
     });
     assert_echoes(&client, 10);
-    // The half-open ones give way, here and at the latest at their deadline.
+    // The half-open ones make room, here and at the latest at their deadline.
     assert_echoes(&connect_to_service(address, "ECHO").unwrap(), 10);
     drop(flood);
     assert_echoes(&connect_to_service(address, "ECHO").unwrap(), 10);
@@ -118,7 +118,7 @@ fn strangers_leave_the_process_the_descriptors_that_it_needs_itself() {
         let answered = sent.is_ok() && matches!(client.receive(LONG), Ok(Some(_)));
         answered.then_some(client)
     };
-    // Served, and idle: nothing ever throws them out.
+    // Served and idle: never evicted.
     let mut idle = Vec::new();
     while let Some(client) = served() {
         idle.push(client);
@@ -142,7 +142,7 @@ fn strangers_leave_the_process_the_descriptors_that_it_needs_itself() {
     wait_until("strangers are served again", || served().is_some());
 }
 
-/// Not a test: what the child processes run. It does nothing where there is no role.
+/// Not a test: what the child processes run. Does nothing without a role.
 #[test]
 fn role() {
     match env::var(ROLE).as_deref() {
@@ -161,7 +161,7 @@ fn serve_until_told_to_stop(descriptors_kept: usize) {
         .unwrap();
     runtime.block_on(async {
         let options = DispatcherOptions {
-            // The whole flood has to be there at once for its memory to be measured.
+            // The whole flood has to be connected at once for its memory to be measured.
             handshake_timeout: LONG,
             connections_max: 2 * (HALF_OPEN + SLOW),
             descriptors_kept,
@@ -192,7 +192,7 @@ fn flood_until_told_to_stop() {
     let held: Vec<Socket> = (0..half_open)
         .map(|at| {
             let mut socket = connect_from(at, address);
-            // Some say nothing, some stop inside their service open.
+            // Some send nothing, some stop inside their service open.
             socket.write_all(&b"\x04\0\0\0EC"[..at % 7]).unwrap();
             socket
         })
@@ -209,7 +209,7 @@ fn flood_until_told_to_stop() {
 
     let (told_to_stop, stop) = mpsc::channel();
     thread::spawn(move || told_to_stop.send(io::stdin().read_to_end(&mut Vec::new()).unwrap()));
-    // A byte on each slow connection, then a pause.
+    // Sends a byte on each slow connection, then pauses.
     while stop.recv_timeout(Duration::from_millis(100)).is_err() {
         for socket in &mut slow {
             socket.write_all(&[1]).unwrap();
@@ -218,7 +218,7 @@ fn flood_until_told_to_stop() {
     drop(held);
 }
 
-/// A connection from one of many loopback addresses, as a flood has many sources.
+/// Connects from one of many loopback addresses, as a flood has many sources.
 fn connect_from(at: usize, address: SocketAddr) -> Socket {
     let host = u8::try_from(1 + at % 200).unwrap();
     let source = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 1, host)), 0);
@@ -250,7 +250,7 @@ impl AsyncServiceHandler for Echo {
     }
 }
 
-/// A child process with a role. It ends when this is dropped, since its input ends then.
+/// A child process with a role. Dropping it ends its input, and so the process.
 struct Role {
     child: Child,
     input: Option<ChildStdin>,
@@ -258,7 +258,7 @@ struct Role {
 }
 
 impl Role {
-    /// Starts this binary again in the given role, with the shell's `limit` on it.
+    /// Starts this binary again in the given role, under the shell's `limit`.
     fn start(role: &str, limit: &str) -> Self {
         let mut child = Command::new("sh")
             .arg("-c")
@@ -284,7 +284,7 @@ impl Role {
         writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    /// The next line that the role says, among those of the test runner.
+    /// The next line printed by the role, skipping those of the test runner.
     fn read_line(&mut self) -> String {
         loop {
             let mut line = String::new();
@@ -331,7 +331,7 @@ fn assert_echoes(client: &dyn Channel, rounds: u32) {
     }
 }
 
-/// Descriptors that a child process may have.
+/// Descriptors a child process may have.
 fn descriptors_possible() -> usize {
     let hard = Command::new("sh")
         .arg("-c")

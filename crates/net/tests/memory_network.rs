@@ -1,4 +1,4 @@
-//! The network in memory, as tests of whole groups use it.
+//! The in-memory network, as tests of whole groups use it.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -72,7 +72,7 @@ async fn isolating_a_host_cuts_its_connections_at_both_ends_and_no_other() {
     let (stream, peer) = listener.accept().await.unwrap();
     let (_sender, mut kept_end) = Connection::new(stream, peer).split();
 
-    // One end waits already when the cut comes.
+    // One end is already waiting when the cut comes.
     let waiting = tokio::spawn(async move { cut_end.receive().await });
     tokio::task::yield_now().await;
     network.isolate("n2");

@@ -1,4 +1,4 @@
-//! The blocking face over real sockets: what its callers see of services, limits and stopping.
+//! The blocking API over real sockets: what its callers see of services, limits and stopping.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![expect(
@@ -20,7 +20,7 @@ use steadfast_net::{
 };
 use tokio::time::Instant;
 
-/// Longer than any wait in these tests that succeeds.
+/// Longer than any successful wait in these tests.
 const LONG: Duration = Duration::from_secs(20);
 
 /// A blocking service made of a function.

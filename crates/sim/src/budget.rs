@@ -1,4 +1,4 @@
-//! Many seeds, each in a process of its own, and one line about all of them.
+//! Runs many seeds, each in its own process, and prints one line about all of them.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -16,10 +16,10 @@ use steadfast_sim::worker::Worker;
 use crate::Arguments;
 use crate::found::FOUND;
 
-/// Seeds of a round of the long mode.
+/// Seeds per round with `--long`.
 const ROUND: u64 = 1000;
 
-/// What a budget amounts to.
+/// Totals over a budget.
 #[derive(Default)]
 struct Total {
     seeds: u64,
@@ -73,13 +73,13 @@ impl Total {
     }
 }
 
-/// What a seed came to.
+/// Result of one seed.
 struct Outcome {
     report: Result<Report, String>,
     is_twice: bool,
 }
 
-/// Runs the budget that the command line asks for.
+/// Runs the budget requested on the command line.
 pub(crate) fn budget(arguments: &Arguments) -> io::Result<ExitCode> {
     let mut first = arguments.first_seed;
     let mut has_failed = false;
@@ -166,8 +166,8 @@ fn round(arguments: &Arguments, first: u64, seeds: u64) -> io::Result<Total> {
     Ok(total.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Runs every seed that once found something, twice, and says what it was that any of them finds
-/// again.
+/// Runs every seed that once found something, twice, and reports what those that fail again once
+/// found.
 pub(crate) fn found(arguments: &Arguments) -> io::Result<ExitCode> {
     let mut total = Total::default();
     let mut worker = start_worker()?;
@@ -198,12 +198,12 @@ fn run_seed(worker: &mut Worker, seed: u64, cuts: &Cuts, is_twice: bool) -> io::
     Ok(Outcome { report, is_twice })
 }
 
-/// A worker like this process.
+/// Starts a worker like this process.
 pub(crate) fn start_worker() -> io::Result<Worker> {
     Worker::start(&std::env::current_exe()?, planted())
 }
 
-/// Name of the bug that is planted in this process.
+/// Name of the bug planted in this process.
 fn planted() -> Option<&'static str> {
     #[cfg(feature = "planted")]
     return steadfast::planted::planted().map(steadfast::planted::Bug::name);

@@ -1,5 +1,5 @@
-//! The checkers. They take the committed log for the order of everything and hold what clients
-//! saw against it.
+//! The checkers. They take the committed log as the order of everything and check what clients saw
+//! against it.
 
 mod feeds;
 
@@ -16,7 +16,7 @@ pub use feeds::feeds;
 /// Id of the database that maps names to ids.
 pub(crate) const CATALOG: u32 = 0;
 
-/// Its key of the next free id.
+/// Catalog key that holds the next free id.
 const NEXT_ID: &[u8] = b"\0next";
 
 /// The state of all databases at one VLSN.
@@ -40,13 +40,13 @@ impl Model {
         parse_database_id(self.databases.get(&CATALOG)?.get(name.as_bytes())?)
     }
 
-    /// Ids below this have been given.
+    /// Ids below this one have been given out.
     fn next_id(&self) -> u32 {
         let entry = |catalog: &BTreeMap<Bytes, Bytes>| parse_database_id(catalog.get(NEXT_ID)?);
         self.databases.get(&CATALOG).and_then(entry).unwrap_or(1)
     }
 
-    /// The catalog's names and ids, as they are kept.
+    /// Catalog entries as stored: names and ids.
     fn catalog(&self) -> impl Iterator<Item = (&Bytes, &Bytes)> {
         let catalog = self.databases.get(&CATALOG).into_iter().flatten();
         catalog.filter(|(key, _)| !key.starts_with(b"\0"))
@@ -66,8 +66,7 @@ impl Model {
         self.databases.get(&self.id(name)?)
     }
 
-    /// What the read should have seen, when it saw something else. Nothing is said of rows that are
-    /// excused.
+    /// What the read should have seen, if it saw something else. Excused rows are ignored.
     fn contradicts(&self, read: &Read, excused: &[(u32, &Bytes)]) -> Option<String> {
         match read {
             Read::Databases { names } => {
@@ -102,7 +101,7 @@ impl Model {
                 let pairs: Vec<_> = pairs.iter().map(|(key, value)| (key, value)).collect();
                 let told = pairs.iter().filter(|(key, _)| is_told(key)).copied();
                 let told: Vec<_> = told.collect();
-                // One that is excused takes the place of another one, or leaves it free.
+                // An excused row may take up a place within the limit, or leave one free.
                 let limit = if pairs.len() == told.len() || pairs.len() < *limit {
                     *limit
                 } else {
@@ -147,17 +146,17 @@ fn short(value: Option<&Bytes>) -> String {
     value.map_or_else(|| "nothing".into(), |value| format!("{:?}", text(value)))
 }
 
-/// The log of a node, and how far it is on its disk.
+/// A node's log, and how much of it is on disk.
 pub struct NodeLog {
-    /// Whose it is.
+    /// The node's name.
     pub name: String,
-    /// What it has.
+    /// The log's contents.
     pub log: Log,
-    /// The last entry on disk.
+    /// Last entry on disk.
     pub persisted: u64,
 }
 
-/// Committed logs are equal as far as both are on disk, but for what a copy has brought a node.
+/// Committed logs agree as far as both are on disk, except for entries a node received by copy.
 pub fn logs_agree(logs: &[NodeLog], committed: u64) -> Vec<String> {
     let mut problems = Vec::new();
     let Some((first, others)) = logs.split_first() else {
@@ -188,9 +187,9 @@ pub fn logs_agree(logs: &[NodeLog], committed: u64) -> Vec<String> {
     problems
 }
 
-/// The log that these nodes have together. Where they differ, the log counts that ends in the latest
-/// term: it follows on the log of that term's master, which had all that was committed before. A single
-/// entry of a later term may be of a master that was deposed before anybody took it.
+/// Merges the logs of these nodes. Where they differ, the log that ends in the latest term wins: it
+/// extends the log of that term's master, which held everything committed before. A single entry of
+/// a later term may come from a master deposed before any node accepted it.
 pub fn union<'a>(logs: impl Iterator<Item = &'a Log>) -> BTreeMap<u64, LogEntry> {
     let mut logs: Vec<_> = logs.map(|log| &log.entries).collect();
     logs.sort_by_key(|entries| Reverse(entries.values().next_back().map(|entry| entry.term)));
@@ -201,10 +200,10 @@ pub fn union<'a>(logs: impl Iterator<Item = &'a Log>) -> BTreeMap<u64, LogEntry>
     all
 }
 
-/// Where the last change of each row stands in a log up to position `last`, by database and key.
+/// Position of the last change of each row, by database and key, in a log up to position `last`.
 ///
 /// # Errors
-/// When a batch is not as the format says.
+/// When a batch does not match the format.
 pub fn last_changes(
     log: &BTreeMap<u64, LogEntry>,
     last: u64,
@@ -218,10 +217,10 @@ pub fn last_changes(
     Ok(changes)
 }
 
-/// The databases that have a name after position `last`.
+/// The databases that have a name as of position `last`.
 ///
 /// # Errors
-/// When a batch is not as the format says.
+/// When a batch does not match the format.
 pub fn database_ids(log: &BTreeMap<u64, LogEntry>, last: u64) -> Result<BTreeSet<u32>, String> {
     let mut model = Model::default();
     for transaction in logfile::transactions(log, last)?.values() {
@@ -233,7 +232,7 @@ pub fn database_ids(log: &BTreeMap<u64, LogEntry>, last: u64) -> Result<BTreeSet
         .collect())
 }
 
-/// Where transaction `id` stands in a log.
+/// Position of transaction `id` in a log.
 pub fn position_of(log: &Log, id: usize) -> Option<u64> {
     let marker = marker(id);
     let has = |entry: &LogEntry| {
@@ -244,7 +243,7 @@ pub fn position_of(log: &Log, id: usize) -> Option<u64> {
     entries.find_map(|(position, entry)| has(entry).then_some(*position))
 }
 
-/// Holds the whole history against the committed transactions, which are `log`, by VLSN.
+/// Checks the whole history against `log`, the committed transactions by VLSN.
 pub fn history(history: &History, log: &BTreeMap<u64, LoggedTransaction>) -> Vec<String> {
     let mut checker = Checker {
         history,
@@ -289,23 +288,23 @@ pub fn history(history: &History, log: &BTreeMap<u64, LoggedTransaction>) -> Vec
 
 struct Checker<'a> {
     history: &'a History,
-    /// VLSN and term of each transaction that the log has, by id.
+    /// VLSN and term of each transaction in the log, by id.
     found: BTreeMap<usize, (u64, u64)>,
-    /// The latest beginning among the transactions so far, and whose it is.
+    /// The latest start among the transactions so far, and the id of that transaction.
     began_max: (u64, usize),
-    /// The newest id that was given to a node that joined.
+    /// The newest id given to a joining node.
     node_id: u64,
     problems: Vec<String>,
 }
 
 impl Checker<'_> {
-    /// One transaction of the log, on the state before it.
+    /// Checks one transaction of the log against the state before it.
     fn transaction(&mut self, vlsn: u64, logged: &LoggedTransaction, before: &Model) {
         let marker = before.id(MARKERS).or_else(|| created(logged, MARKERS));
         let mark = |(database, key, _): &(u32, Bytes, Option<Bytes>)| {
             (Some(*database) == marker).then(|| key.clone())
         };
-        // A compare-and-set that found another value: it changes nothing, and has no mark.
+        // A compare-and-set that found another value changes nothing and leaves no mark.
         if logged.operations.is_empty() {
             return;
         }
@@ -347,7 +346,7 @@ impl Checker<'_> {
             }
         }
         self.writes(id, vlsn, logged, before);
-        // One whose fate is unknown may be committed at any later time.
+        // A transaction whose fate is unknown may commit at any later time.
         let is_known = matches!(asked.fate, Fate::Committed { .. });
         if is_known && asked.ended < self.began_max.0 {
             self.problems.push(format!(
@@ -386,7 +385,7 @@ impl Checker<'_> {
         }
     }
 
-    /// What clients were told, against what there is; the newest term is that of the last master.
+    /// Checks what clients were told against the log; `newest_term` is the last master's.
     fn fates(&mut self, newest_term: u64) {
         for (id, asked) in self.history.transactions.iter().enumerate() {
             let found = self.found.get(&id);
@@ -422,7 +421,7 @@ impl Checker<'_> {
         }
     }
 
-    /// What nodes said of tokens.
+    /// Checks what nodes said of tokens.
     fn outcomes(&mut self) {
         for said in &self.history.outcomes {
             let found = self.found.get(&said.id).copied();
@@ -439,7 +438,7 @@ impl Checker<'_> {
         }
     }
 
-    /// One master acknowledges in a term.
+    /// At most one master acknowledges in a term.
     fn terms(&mut self) {
         let mut masters: BTreeMap<u64, usize> = BTreeMap::new();
         for (id, asked) in self.history.transactions.iter().enumerate() {
@@ -457,25 +456,25 @@ impl Checker<'_> {
     }
 }
 
-/// What becomes of a database in a transaction that uses it.
+/// What a transaction makes of a database it uses.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Becomes {
-    /// It is not there afterwards.
+    /// It does not exist afterwards.
     Gone,
-    /// It is there under an id that nothing had before.
+    /// It exists, under an id that was never used before.
     New,
-    /// It is there as it was before.
+    /// It exists, unchanged.
     Same,
 }
 
-/// What the log should have of a transaction.
+/// What the log should hold for a transaction.
 struct Expected {
     names: BTreeMap<&'static str, Becomes>,
     rows: BTreeMap<(&'static str, Bytes), Option<Bytes>>,
 }
 
 impl Expected {
-    /// Does what was asked for, in order.
+    /// Applies what was asked for, in order.
     fn new(asked: &Transaction, before: &Model) -> Self {
         let mut names = BTreeMap::new();
         let met = |name: &str| {
@@ -498,7 +497,7 @@ impl Expected {
             if value.is_some() && *becomes == Becomes::Gone {
                 *becomes = Becomes::New;
             }
-            // What is deleted from a database that is not there leaves nothing in the log.
+            // A delete from a database that does not exist leaves nothing in the log.
             if *becomes != Becomes::Gone {
                 rows.insert((*database, key.clone()), value.clone());
             }
@@ -552,7 +551,7 @@ impl Expected {
     }
 }
 
-/// The id that a transaction gives to a database which it creates.
+/// The id a transaction assigns to a database it creates.
 fn created(logged: &LoggedTransaction, name: &str) -> Option<u32> {
     let creates = |(database, key, value): &(u32, Bytes, Option<Bytes>)| {
         let value = value
@@ -563,7 +562,7 @@ fn created(logged: &LoggedTransaction, name: &str) -> Option<u32> {
     logged.operations.iter().find_map(creates)
 }
 
-/// Where the catalog keeps the name that an id was given to.
+/// Catalog key under which the name that received an id is kept.
 fn given_key(id: u32) -> Bytes {
     Bytes::from([b"\0id", &id.to_be_bytes()[..]].concat())
 }
@@ -572,7 +571,7 @@ fn parse_database_id(value: &Bytes) -> Option<u32> {
     value[..].try_into().ok().map(u32::from_le_bytes)
 }
 
-/// The value that a transaction puts, if it is one outside of the catalog.
+/// The value a transaction puts, if it is the only one outside the catalog.
 fn only_value(logged: &LoggedTransaction) -> Option<Bytes> {
     let mut rows = logged.operations.iter().filter(|(id, ..)| *id != CATALOG);
     let (row, rest) = (rows.next(), rows.next());
@@ -585,7 +584,7 @@ fn parse_value(value: &Bytes) -> Option<usize> {
     std::str::from_utf8(id).ok()?.parse().ok()
 }
 
-/// The id that is given to a node, where the transaction does that.
+/// The node id that a transaction assigns, if it assigns one.
 fn given_node_id(logged: &LoggedTransaction) -> Option<u64> {
     let [(0, key, Some(id))] = &logged.operations[..] else {
         return None;

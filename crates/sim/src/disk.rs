@@ -1,26 +1,26 @@
-//! A disk in memory, under virtual time, that fails in the ways in which disks do.
+//! An in-memory disk under virtual time that fails the way real disks do.
 //!
 //! ```text
 //!   write ──► newest view ──sync──► durable view
 //!             (a reader)            (what a power cut leaves, at least)
 //! ```
 //!
-//! One [`SimDisk`] belongs to one host and outlives the processes on it. A process that dies
-//! ([`SimDisk::process_ended`]) loses nothing; a power cut ([`SimDisk::crash`]) loses any part of
-//! what was not synced. Everything that happens by chance is drawn from one seeded generator, so
-//! the same calls in the same order have the same results.
+//! One [`SimDisk`] belongs to one host and outlives the processes on it. When a process dies
+//! ([`SimDisk::process_ended`]), nothing is lost; a power cut ([`SimDisk::crash`]) loses any part
+//! of what was not synced. All randomness comes from one seeded generator, so the same calls in the
+//! same order give the same results.
 //!
-//! Time passes in [`Disk::sync_dir`] and [`DiskFile::sync_data`] alone. What they cover is settled
-//! when they are called.
+//! Time passes only in [`Disk::sync_dir`] and [`DiskFile::sync_data`]. What a sync covers is fixed
+//! when it is called.
 //!
-//! What it does not model: directories that get lost (they are durable at once), renames from one
-//! directory to another (refused), space that is used up (a disk is full by a switch), and pages
-//! that leave the cache and are read back.
+//! Not modelled: lost directories (they are durable at once), renames across directories (refused),
+//! space accounting (a switch makes the disk full), and pages that are evicted from the cache and
+//! read back.
 //!
 //! | file | what |
 //! | --- | --- |
 //! | `disk/file.rs` | one file: both views, by sector |
-//! | `disk/names.rs` | names and the changes of them that wait |
+//! | `disk/names.rs` | names, and changes to them that wait |
 //! | `disk/model.rs` | the operations, with their faults |
 //! | `disk/crash.rs` | what survives a power cut |
 //! | `disk/damage.rs` | rot of durable bytes |
@@ -51,36 +51,36 @@ pub use damage::{Damage, DamageReport};
 use model::Model;
 use names::FileId;
 
-/// The size that the disk reports for its volume.
+/// The size the disk reports for its volume.
 const VOLUME_BYTES: u64 = 1 << 40;
-/// How long a healthy sync takes, as on a disk of a server.
+/// Latency of a healthy sync, as on a server disk.
 const SYNC_LATENCY: Range<Duration> = Duration::from_micros(50)..Duration::from_micros(400);
 
-/// Sees each operation: its name, its file, and the offset and number of its bytes.
+/// Observes each operation: its name, its file, and the offset and number of its bytes.
 type Tap = Arc<dyn Fn(&str, &Path, u64, u64) + Send + Sync>;
 
-/// What goes wrong, and how often. Rates are in operations of a million; 0 is never.
+/// Which faults happen, and how often. Rates are per million operations; 0 means never.
 #[derive(Clone, Debug)]
 pub struct DiskFaults {
-    /// How long a sync takes. The timer counts whole milliseconds: a time between two of them is
-    /// one or the other, such that the mean stays; with 0 a sync only yields.
+    /// Sync latency. The timer counts whole milliseconds: a time between two of them is rounded at
+    /// random to either, which keeps the mean; with 0 a sync only yields.
     pub sync_latency: Range<Duration>,
     /// Rate of syncs that take up to 300 ms longer.
     pub slow_sync: u32,
-    /// Rate of syncs that fail. As on Linux, the bytes that such a sync of a file covers can
-    /// still be read, are not durable, and are not covered by a later sync until they are
-    /// written again. The length and names stay unsynced instead.
+    /// Rate of syncs that fail. As on Linux, the bytes covered by a failed file sync stay readable,
+    /// are not durable, and no later sync covers them until they are written again. The length and
+    /// names, in contrast, stay unsynced.
     pub fail_sync: u32,
-    /// Syncs return at their time, and make nothing durable.
+    /// Syncs return on time but make nothing durable.
     pub lying_sync: bool,
-    /// Rate of writes that fail after any number of their bytes, but not all.
+    /// Rate of writes that fail after some of their bytes, but not all.
     pub fail_write: u32,
-    /// Rate of reads that return one bit wrong. The next read of the same bytes may be right.
+    /// Rate of reads that return one wrong bit. The next read of the same bytes may be right.
     pub read_flip: u32,
-    /// Power cuts may tear a sector. The contract of [`Disk`] rules that out, so whoever relies on
-    /// it has to survive only without.
+    /// Power cuts may tear a sector. The contract of [`Disk`] rules this out, so code that relies
+    /// on it has to survive only without this fault.
     pub torn_bytes: bool,
-    /// Keeps the version of a sector before the newest durable one, for [`Damage::Stale`].
+    /// Keeps each sector's version before its newest durable one, for [`Damage::Stale`].
     pub keep_versions: bool,
 }
 
@@ -100,23 +100,22 @@ impl Default for DiskFaults {
     }
 }
 
-/// How much work the disk has done.
+/// Work the disk has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskStats {
-    /// Syncs of files and directories that were started.
+    /// File and directory syncs started.
     pub syncs: u64,
-    /// Bytes that were written to files.
+    /// Bytes written to files.
     pub bytes_written: u64,
-    /// Bytes that were read from files.
+    /// Bytes read from files.
     pub bytes_read: u64,
-    /// Steps, as [`SimDisk::crash_after`] counts them.
+    /// Steps, counted as in [`SimDisk::crash_after`].
     pub steps: u64,
 }
 
-/// A simulated disk. Clones are the same disk.
+/// A simulated disk. Clones refer to the same disk.
 ///
-/// Switches ([`Self::set_faults`], [`Self::set_full`], [`Self::hold`]) stay as they are when the
-/// power is cut.
+/// Switches ([`Self::set_faults`], [`Self::set_full`], [`Self::hold`]) survive a power cut.
 #[derive(Clone)]
 pub struct SimDisk {
     model: Arc<Mutex<Model>>,
@@ -130,11 +129,11 @@ struct Gate {
     life: Life,
 }
 
-/// Counts the processes on the host: what an earlier one had open fails.
+/// Counts the processes on the host: handles opened by an earlier one fail.
 type Life = u64;
 
 impl SimDisk {
-    /// An empty disk. Everything by chance follows from the seed.
+    /// An empty disk. All randomness follows from the seed.
     pub fn new(seed: u64, faults: DiskFaults) -> Self {
         Self {
             model: Arc::new(Mutex::new(Model::new(seed, faults))),
@@ -142,29 +141,28 @@ impl SimDisk {
         }
     }
 
-    /// Sets what goes wrong from here on. A sync under way ends as it was to end.
+    /// Sets the faults from here on. A sync under way keeps the outcome already drawn for it.
     pub fn set_faults(&self, faults: DiskFaults) {
         self.model().chance.faults = faults;
     }
 
-    /// Makes everything that needs more space fail with `StorageFull`, or work again. Writes
-    /// within a file's length need none.
+    /// Makes everything that needs more space fail with `StorageFull`, or work again. Writes within
+    /// a file's length need none.
     pub fn set_full(&self, full: bool) {
         self.model().full = full;
     }
 
-    /// Makes every sync wait, as on a disk that is stuck, or lets all go on.
+    /// Makes every sync wait, as on a stuck disk, or lets all of them go on.
     pub fn hold(&self, hold: bool) {
         self.gate.send_modify(|gate| gate.held = hold);
     }
 
-    /// Cuts the power after this many more steps: every operation after them fails until
-    /// [`Self::crash`]. `on_trip` runs once, within the operation that is the last step and
-    /// before that returns; it may call this disk.
+    /// Cuts the power after this many more steps: every later operation fails until
+    /// [`Self::crash`]. `on_trip` runs once, inside the operation that is the last step, before
+    /// that operation returns; it may call this disk.
     ///
-    /// A step is a change of a file or a name, the begin of a sync, or its end: after the last,
-    /// what the sync covers is durable. With 0 the power is off at once. A plan made earlier is
-    /// dropped.
+    /// A step is a change of a file or a name, the start of a sync, or its end, after which what
+    /// the sync covers is durable. With 0 the power is off at once. Replaces any earlier plan.
     pub fn crash_after(&self, steps: u64, on_trip: impl FnOnce() + Send + 'static) {
         if steps == 0 {
             self.model().power.off = true;
@@ -176,49 +174,49 @@ impl SimDisk {
         model.power.on_trip = Some(Box::new(on_trip));
     }
 
-    /// Whether the power is off: a plan of [`Self::crash_after`] has come true, and
-    /// [`Self::crash`] was not called yet.
+    /// Whether the power is off: a plan of [`Self::crash_after`] has tripped, and [`Self::crash`]
+    /// has not been called yet.
     pub fn tripped(&self) -> bool {
         self.model().power.off
     }
 
-    /// Cuts the power and turns it on again: of what was not synced, any part is lost. Open
-    /// handles fail from here on, and locks are free.
+    /// Cuts the power and turns it on again: any part of what was not synced is lost. Open handles
+    /// fail from here on, and locks are free.
     pub fn crash(&self) {
         self.model().crash();
         self.end_life();
     }
 
-    /// Ends the process on the host, and not the host: nothing is lost. Open handles fail from
-    /// here on, locks are free, and a sync under way has no effect.
+    /// Ends the process on the host, not the host: nothing is lost. Open handles fail from here on,
+    /// locks are free, and a sync under way has no effect.
     pub fn process_ended(&self) {
         self.model().process_ended();
         self.end_life();
     }
 
-    /// Damages durable bytes of one file under this directory, where something other than zeros
-    /// was written and nothing waits for a sync; `None` when there is no such place. A reader sees
-    /// the damage at once.
+    /// Damages durable bytes of one file under this directory, where something other than zeros was
+    /// written and nothing waits for a sync; `None` if there is no such place. Readers see the
+    /// damage at once.
     pub fn damage(&self, damage: Damage, dir: &Path) -> Option<DamageReport> {
         self.model().damage(damage, dir)
     }
 
-    /// A copy of a directory of which no process has a file open.
+    /// Copies a directory in which no process has a file open.
     pub fn copy(&self, dir: &Path) -> DirectoryCopy {
         self.model().copy(dir)
     }
 
-    /// Puts a copy in the place of what is in the directory. No process has a file of it open.
+    /// Replaces the contents of the directory with a copy. No process has a file in it open.
     pub fn put_back(&self, dir: &Path, copy: DirectoryCopy) {
         self.model().put_back(dir, copy);
     }
 
-    /// How often each kind of fault has happened; kinds that have not are left out.
+    /// How often each kind of fault has happened; kinds that never happened are left out.
     pub fn counts(&self) -> BTreeMap<&'static str, u64> {
         self.model().chance.counts.clone()
     }
 
-    /// How much work the disk has done.
+    /// Work the disk has done.
     pub fn stats(&self) -> DiskStats {
         self.model().stats
     }
@@ -229,8 +227,7 @@ impl SimDisk {
         self.model().trace.tap = Some(Arc::new(tap));
     }
 
-    /// Every file that is left when the power is cut and nothing unsynced survives, in the order
-    /// of their paths.
+    /// Every file left by a power cut that nothing unsynced survives, in path order.
     pub fn durable_files(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let model = self.model();
         let names = model.names.durable();
@@ -240,7 +237,7 @@ impl SimDisk {
     }
 
     fn model(&self) -> MutexGuard<'_, Model> {
-        // A panic elsewhere is the end of the run, and is reported there.
+        // A panic elsewhere ends the run and is reported there.
         self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -252,7 +249,7 @@ impl SimDisk {
         self.gate.send_modify(|gate| gate.life += 1);
     }
 
-    /// Does one operation of the process of this life, then calls whoever wants to know of it.
+    /// Runs one operation of the process of this life, then calls the observers.
     fn run<T>(
         &self,
         life: Life,
@@ -286,7 +283,7 @@ impl SimDisk {
         self.run(self.life(), operation)
     }
 
-    /// Spends the time of one sync.
+    /// Waits for the duration of one sync.
     async fn pass_time(&self, life: Life, delay: Duration) -> io::Result<()> {
         if delay.is_zero() {
             tokio::task::yield_now().await;
@@ -478,7 +475,7 @@ impl DiskLock for SimLock {}
 
 impl Drop for SimLock {
     fn drop(&mut self) {
-        // The end of its process has released it already, and someone else may hold it since.
+        // The end of its process has already released it, and another may hold it by now.
         if self.disk.life() == self.life {
             self.disk.model().open.locks.remove(&self.path);
         }

@@ -1,13 +1,13 @@
-//! Engines that are wrong: rows change behind their backs, and the node has to find out before it
-//! shows any of them.
+//! Wrong engines: rows change behind the engine's back, and the node has to find out before it
+//! serves any of them.
 //!
-//! At an open there is no excuse: whatever was made of the rows while the node was down, it serves none
-//! that is wrong. At work a node cannot know before it counts its rows again, so what it says of
-//! exactly those rows is excused until it tells, and it has to tell in time.
+//! At open there is no excuse: whatever happened to the rows while the node was down, it serves
+//! none that is wrong. At work a node cannot know before its next count of its rows, so what it
+//! says of exactly those rows is excused until it reports them, and it has to report in time.
 //!
-//! Something right is always left: the log of the node still has the last change of each row that
-//! becomes wrong, or it is the only node that is wrong and another one takes part that nothing else can
-//! befall. So every node has to be right again by itself.
+//! A correct source always remains: either the node's own log still holds the last change of each
+//! wrong row, or this is the only wrong node and another one, which no other fault can lose, takes
+//! part. So every node has to repair itself.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -31,18 +31,18 @@ use crate::run::where_it_is;
 use crate::workload::read_all;
 use crate::world::{DATA_DIR, Host, World, wait};
 
-/// How often it is looked at whether a node tells.
+/// How often to check whether a node has reported.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// How often a node that was opened is asked for all that it has, until it gives anything.
+/// How many times to try to read everything from a newly opened node.
 const LOOKS_AFTER_OPEN: usize = 400;
-/// Within this a node repairs itself, once the faults have ended.
+/// Time within which a node repairs itself, once the faults have ended.
 const REPAIR_MAX: Duration = Duration::from_mins(1);
-/// Most rows of one node that become wrong together.
+/// Most rows of one node to make wrong together.
 const ROWS_MAX: usize = 4;
-/// What the library keeps for itself, in a database that no user has.
+/// The library's own database, which belongs to no user.
 const OWN: DatabaseId = DatabaseId(u32::MAX);
 
-/// What is counted beside the faults: how many nodes became wrong together, and which were at work.
+/// Counted besides faults: how many nodes became wrong together, and nodes that became so at work.
 const ON_ONE: &str = "engine_on_one";
 /// See above.
 const ON_MAJORITY: &str = "engine_on_majority";
@@ -51,7 +51,7 @@ const ON_ALL: &str = "engine_on_all";
 /// See above.
 const AT_WORK: &str = "engine_at_work";
 
-/// A row that is to be wrong on several nodes.
+/// A row to make wrong on several nodes.
 type Wanted = Option<(DatabaseId, Bytes)>;
 
 impl Event {
@@ -69,7 +69,7 @@ impl Event {
         }
     }
 
-    /// Ends so many nodes, makes rows of them wrong, and starts them again.
+    /// Ends `count` nodes, makes rows of them wrong, and starts them again.
     async fn falsify_at_open(&self, count: usize) {
         let world = &self.world;
         let mut order: Vec<usize> = (0..world.plan.nodes).collect();
@@ -103,7 +103,7 @@ impl Event {
         }
     }
 
-    /// A node ends in its order, or by itself, or with its machine.
+    /// Ends a node by a clean close, a process kill, or a power cut.
     async fn end_somehow(&self, at: usize) {
         match self.world.chance(|rng| rng.random_range(0..3)) {
             0 => self.close(at).await,
@@ -111,8 +111,8 @@ impl Event {
         }
     }
 
-    /// Makes one row of a node wrong that runs nothing: this one, or any. With `is_kept` its log has
-    /// the last change of it.
+    /// Makes one row of a stopped node wrong: the wanted one, or any. With `is_kept`, its last
+    /// change is still in the node's log.
     fn falsify_closed(
         &self,
         at: usize,
@@ -135,7 +135,7 @@ impl Event {
         Some((row.database, row.key))
     }
 
-    /// Makes rows of a node at work wrong.
+    /// Makes rows of a running node wrong.
     fn falsify_at_work(&self) {
         let world = &self.world;
         let free = |host: &&Host| {
@@ -220,7 +220,7 @@ fn text(bytes: &Bytes) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(24)]).into_owned()
 }
 
-/// Where the node has its data, as long as there is no other state beside it.
+/// The node's engine, if it is the only copy of the state there.
 pub(crate) fn engine(host: &Host) -> Option<(MemoryStore, PathBuf)> {
     let store = host.store();
     let dir = |copy| match copy {
@@ -238,14 +238,14 @@ fn takes_part(host: &Host) -> bool {
     env.is_some_and(|env| matches!(env.state().role, Role::Master | Role::Replica))
 }
 
-/// Whether a node but this one takes part that cannot be lost, and all others are right.
+/// Whether another node that cannot be lost takes part, and all others are right.
 fn has_right_other(world: &World, at: usize) -> bool {
     let mut others = world.hosts.iter().filter(|host| host.at() != at);
     let is_sure = |host: &Host| takes_part(host) && !world.plan.expendable.contains(&host.at());
     others.clone().all(|host| !host.state().suspect) && others.any(is_sure)
 }
 
-/// The rows whose last change the node's log has, with the position of that change.
+/// The rows whose last change is in the node's log, with the position of that change.
 pub(crate) fn kept(
     world: &World,
     host: &Host,
@@ -270,7 +270,7 @@ pub(crate) fn kept(
     changed
 }
 
-/// Asks a node that has just been opened for all that it has, as soon as it gives anything.
+/// Reads everything from a newly opened node as soon as it serves reads.
 async fn look(world: Arc<World>, at: usize) {
     let Some(life) = world.hosts[at].life() else {
         return;
@@ -283,7 +283,7 @@ async fn look(world: Arc<World>, at: usize) {
     }
 }
 
-/// Waits until the node, of which these rows are wrong, tells of it. It has to within its bound.
+/// Waits until the node reports its wrong `rows`, which it has to do within its bound.
 async fn await_word(world: Arc<World>, at: usize, rows: Range<usize>) {
     let host = &world.hosts[at];
     let Some(life) = host.life() else { return };
@@ -305,7 +305,7 @@ async fn await_word(world: Arc<World>, at: usize, rows: Range<usize>) {
                 .tell(|| format!("{} tells that it is wrong", host.name));
             break;
         }
-        // What else is done to the machine keeps it from its work.
+        // Time under other faults of the machine does not count.
         if host.state().busy {
             continue;
         }
@@ -329,7 +329,7 @@ async fn await_word(world: Arc<World>, at: usize, rows: Range<usize>) {
     life.process.enter(|| drop(life.env));
 }
 
-/// Whether any of these rows belongs to a database that is still there.
+/// Whether any of these rows belongs to a database that still exists.
 fn is_of_use(world: &World, at: usize, rows: Range<usize>) -> bool {
     let logs: Vec<_> = world.hosts.iter().flat_map(Host::log).collect();
     let log = check::union(logs.iter());
@@ -341,7 +341,7 @@ fn is_of_use(world: &World, at: usize, rows: Range<usize>) -> bool {
     rows.any(|row| ids.as_ref().is_ok_and(|ids| ids.contains(&row.database)))
 }
 
-/// Whether a node says that it is, or was, wrong; `put_right` is what it has put right before.
+/// Whether a node says that it is, or was, wrong; `put_right` is its previous count of fixed rows.
 pub(crate) async fn tells(env: &ReplicatedEnvironment, put_right: u64) -> bool {
     let status = env.status();
     let ready = env.wait_ready_async(Duration::ZERO).await;
@@ -351,7 +351,7 @@ pub(crate) async fn tells(env: &ReplicatedEnvironment, put_right: u64) -> bool {
         || matches!(ready, Err(ReadyError::Stopped { .. }))
 }
 
-/// Notes which nodes have become right again, as they say themselves. Runs for ever.
+/// Clears `suspect` of nodes that say they are right again. Runs forever.
 pub async fn watch(world: Arc<World>) {
     loop {
         wait(LOOK_EVERY).await;
@@ -372,7 +372,7 @@ pub async fn watch(world: Arc<World>) {
     }
 }
 
-/// Waits until every node has told of its wrong rows and is right again.
+/// Waits until every node has reported its wrong rows and is right again.
 pub async fn settle(world: &World) {
     let is_right = |host: &Host| host.state().lost || !host.state().suspect;
     let all_right = async {
@@ -391,7 +391,7 @@ pub async fn settle(world: &World) {
     }
 }
 
-/// Reads all that each of these nodes has, for the checkers.
+/// Reads everything from each of these nodes, for the checkers.
 pub async fn read_everywhere(world: &World, nodes: &[usize]) {
     for at in nodes {
         let host = &world.hosts[*at];
@@ -406,7 +406,7 @@ pub async fn read_everywhere(world: &World, nodes: &[usize]) {
     }
 }
 
-/// No node takes rows for wrong that are right.
+/// No node reports right rows as wrong.
 pub fn check_word(world: &World, host: &Host, status: &NodeStatus) {
     let has_reason = Fault::OF_ENGINES.iter().any(|fault| world.plan.has(*fault))
         || host.state().damaged
@@ -420,7 +420,7 @@ pub fn check_word(world: &World, host: &Host, status: &NodeStatus) {
     }
 }
 
-/// A node at work has found everything right, since it was opened, that its log has given up.
+/// Since it was opened, a running node has verified everything that its log has purged.
 pub fn check_purge(world: &World, host: &Host) {
     let env = host.life().and_then(|life| life.env);
     let Some(env) = env.filter(|_| takes_part(host)) else {
@@ -442,7 +442,7 @@ pub fn check_purge(world: &World, host: &Host) {
     }
 }
 
-/// Whether the node has wrong rows of which it has not told yet.
+/// Whether the node has wrong rows that it has not reported yet.
 pub(crate) fn is_waited_for(world: &World, at: usize) -> bool {
     let history = world.history();
     let mut rows = history.false_rows.iter();

@@ -1,7 +1,7 @@
 //! Seeds that once found something in the library. `--found` runs them all.
 
-/// Seed, and what it found. A seed stays here when what it draws has changed since; then a test
-/// beside the code is what holds the fix.
+/// Seeds, and what each found. A seed stays here even if what it draws has changed since; then a
+/// test beside the code guards the fix.
 pub(crate) const FOUND: &[(u64, &str)] = &[
     (
         50,

@@ -1,8 +1,8 @@
-//! What comes after a run, where it is not the loss of the quorum: a row is gone on every node that is
-//! up, and no log has it any more. The one node that has it is down.
+//! Runs after the main run, unless the quorum is lost: a row is gone on every node that is up, and
+//! no log holds it any more. The one node that still has it is down.
 //!
-//! Nothing can put that right, so no node may serve, and each has to say what is wrong. Then the one
-//! comes back, and all of them become right again.
+//! Nothing can repair that, so no node may serve, and each must report the damage. Then the missing
+//! node comes back, and all of them recover.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,14 +23,14 @@ use crate::run::where_it_is;
 use crate::workload::mark;
 use crate::world::{End, Host, World, wait};
 
-/// Within this each step is done, or it never is.
+/// Time limit for each step.
 const BOUND: Duration = Duration::from_mins(1);
-/// How long nodes have to stay without use that cannot be right.
+/// How long nodes that cannot be right have to refuse service.
 const STAY: Duration = Duration::from_secs(10);
-/// How often it is looked at.
+/// Polling interval.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Loses a row on all nodes of a group but one. What must not be is a violation.
+/// Loses a row on all nodes of a group but one. Any unexpected outcome is a violation.
 pub async fn run(world: &Arc<World>) {
     let is_whole =
         |host: &Host| !host.state().lost && host.life().is_some_and(|life| life.env.is_some());
@@ -63,7 +63,7 @@ async fn lose_row(world: &Arc<World>) -> Result<(), String> {
         stay_without_use(world, &wrong).await?;
     }
     world.start(right).await?;
-    // What has stopped is opened again once there is something to copy.
+    // Nodes that have stopped are reopened once there is something to copy.
     wait(LOOK_EVERY).await;
     for at in &wrong {
         if has_stopped(world, *at).await {
@@ -74,7 +74,7 @@ async fn lose_row(world: &Arc<World>) -> Result<(), String> {
     become_right(world).await
 }
 
-/// A row of a user that every node has, and whose last change is in no log any more.
+/// A user's row that every node has, and whose last change is in no log any more.
 fn unkept_row(world: &World) -> Option<(DatabaseId, Bytes)> {
     let first = world.hosts.first()?;
     let (store, dir) = engine(first)?;
@@ -93,7 +93,7 @@ fn unkept_row(world: &World) -> Option<(DatabaseId, Bytes)> {
         };
         rows.retain(|row, _| row.0 != CATALOG && ids.contains(&row.0) && has(row));
     }
-    // The last are those that it costs most to lose: the log has just given them up.
+    // The last ones are the most costly to lose: the log has only just purged them.
     let rows: Vec<_> = rows.into_keys().collect();
     let (database, key) = world.chance(|rng| rows.choose(rng).cloned())?;
     world.story.tell(|| {
@@ -121,7 +121,7 @@ async fn has_stopped(world: &World, at: usize) -> bool {
     matches!(ready, Err(ReadyError::Stopped { .. }))
 }
 
-/// Nodes none of which is right serve nothing, and each of them comes to say so.
+/// Nodes that are all wrong serve nothing, and each of them eventually reports it.
 async fn stay_without_use(world: &World, wrong: &[usize]) -> Result<(), String> {
     let mut told = vec![false; world.plan.nodes];
     let until = tokio::time::Instant::now() + STAY;
@@ -145,7 +145,7 @@ async fn stay_without_use(world: &World, wrong: &[usize]) -> Result<(), String> 
     }
 }
 
-/// The group commits again, and all nodes have the same.
+/// The group commits again, and all nodes hold the same data.
 async fn become_right(world: &Arc<World>) -> Result<(), String> {
     let committing = async {
         loop {

@@ -1,13 +1,13 @@
-//! What the clients saw: every operation, when it began and ended, and what came back.
+//! What the clients saw: every operation, when it began and ended, and its result.
 
 use bytes::Bytes;
 
-/// Databases that clients work in.
+/// Databases that clients use.
 pub const DATABASES: [&str; 2] = ["a", "b"];
 /// Database in which each transaction leaves its id.
 pub const MARKERS: &str = "t";
 
-/// Something that was read, and what was there.
+/// A read and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Read {
     /// One key.
@@ -16,7 +16,7 @@ pub enum Read {
         database: &'static str,
         /// Key.
         key: Bytes,
-        /// What was there.
+        /// Value read.
         value: Option<Bytes>,
     },
     /// A range of keys.
@@ -27,26 +27,26 @@ pub enum Read {
         from: Bytes,
         /// End of the range, exclusive.
         to: Bytes,
-        /// Whether it was read from its end.
+        /// Whether it was read in reverse.
         reverse: bool,
-        /// How many keys were asked for.
+        /// How many keys were requested.
         limit: usize,
-        /// What was there.
+        /// Pairs read.
         pairs: Vec<(Bytes, Bytes)>,
     },
     /// The names of all databases.
     Databases {
-        /// What was there.
+        /// Names read.
         names: Vec<String>,
     },
 }
 
-/// What a transaction does to a whole database, before it writes.
+/// What a transaction does to a whole database before it writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
     /// Its name.
     pub database: &'static str,
-    /// Whether the database goes, or what it holds alone.
+    /// Whether the database is dropped; otherwise it is truncated.
     pub drops: bool,
 }
 
@@ -56,9 +56,9 @@ pub type Write = (&'static str, Bytes, Option<Bytes>);
 /// How a transaction ended, as its client knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Under way, or nobody was left to say.
+    /// Still under way, or no answer came.
     Unknown,
-    /// The node said so, and named the number that it has if it was committed.
+    /// The node said so, and gave the token the transaction has if it was committed.
     UnknownAs {
         /// Term of the token.
         term: u64,
@@ -79,12 +79,12 @@ pub enum Fate {
         /// VLSN of the token.
         vlsn: u64,
     },
-    /// The node said that nothing was written, and nothing will be.
+    /// The node said that nothing was or will be written.
     NotCommitted,
 }
 
 impl Transaction {
-    /// Where and when it was.
+    /// Where and when it ran.
     pub fn span(&self) -> Span {
         Span {
             node: Some(self.node),
@@ -95,7 +95,7 @@ impl Transaction {
 }
 
 impl SnapshotRead {
-    /// Where and when it was.
+    /// Where and when it ran.
     pub fn span(&self) -> Span {
         Span {
             node: Some(self.node),
@@ -124,19 +124,19 @@ pub struct Transaction {
     pub node: usize,
     /// When it began, as a count of events of the history.
     pub began: u64,
-    /// When its client learnt its fate.
+    /// When its client learned its fate.
     pub ended: u64,
     /// What its client knows.
     pub fate: Fate,
-    /// What it read, in its last run.
+    /// What it read, in its last attempt.
     pub reads: Vec<Read>,
     /// What it dropped and truncated, in order, before it wrote.
     pub changes: Vec<Change>,
-    /// What it wrote, in its last run.
+    /// What it wrote, in its last attempt.
     pub writes: Vec<Write>,
 }
 
-/// A row that became wrong in the engine of a node at work. Until the node tells, it cannot know.
+/// A row that became wrong in a running node's engine. Until the node reports it, it cannot know.
 #[derive(Clone, Debug)]
 pub struct FalseRow {
     /// Index of the node.
@@ -147,11 +147,11 @@ pub struct FalseRow {
     pub key: Bytes,
     /// When it became wrong, as a count of events of the history.
     pub from: u64,
-    /// When the node told of it, or ended.
+    /// When the node reported it, or ended.
     pub until: u64,
 }
 
-/// Something that was done on a node: on which, if that is known, and from when until when.
+/// An operation on a node: which node, if known, and from when until when.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
     /// Index of the node.
@@ -171,7 +171,7 @@ pub struct SnapshotRead {
     pub began: u64,
     /// When it ended.
     pub ended: u64,
-    /// The VLSN that the read had to see, by its policy.
+    /// The VLSN that the read had to include, by its policy.
     pub floor: Option<u64>,
     /// VLSN of the snapshot.
     pub vlsn: u64,
@@ -184,9 +184,9 @@ pub struct SnapshotRead {
 pub struct OutcomeRead {
     /// Index of the node that was asked.
     pub node: usize,
-    /// The transaction of the token.
+    /// The transaction the token belongs to.
     pub id: usize,
-    /// Whether the node said that it is committed, or that it never will be.
+    /// Whether the node said that it is committed (or that it never will be).
     pub is_committed: bool,
 }
 
@@ -198,11 +198,11 @@ pub type SeenRow = (String, Bytes, Bytes);
 pub enum SeenChange {
     /// Database, key, and the value or `None` for a deletion.
     Key(String, Bytes, Option<Bytes>),
-    /// A database that begins empty.
+    /// A database created, empty.
     Created(String),
-    /// A database that is gone.
+    /// A database dropped.
     Dropped(String),
-    /// Something that no client asks for.
+    /// Something no client asks for.
     Other(String),
 }
 
@@ -217,24 +217,24 @@ pub struct SeenTransaction {
     pub changes: Vec<SeenChange>,
 }
 
-/// What one subscriber was told from one beginning on, over any number of subscriptions.
+/// What one subscriber received from one starting point on, over any number of subscriptions.
 #[derive(Clone, Debug, Default)]
 pub struct FeedRecord {
     /// Whether it read over the network.
     pub is_remote: bool,
     /// Where and when its state was read.
     pub span: Option<Span>,
-    /// Database and prefix, for one that does not want everything.
+    /// Database and prefix, for a filtered subscriber.
     pub filter: Option<(&'static str, Bytes)>,
-    /// VLSN of the state with which it began, and its rows, once it is complete.
+    /// VLSN and rows of the state it began with, once that is complete.
     pub state: Option<(u64, Vec<SeenRow>)>,
-    /// The transactions after that, as they came.
+    /// The transactions after that, in the order received.
     pub seen: Vec<SeenTransaction>,
-    /// The VLSN up to which it was told everything.
+    /// The VLSN up to which it has received everything.
     pub passed: u64,
 }
 
-/// Everything that clients did. Transactions are known by their index.
+/// Everything that clients did. A transaction's id is its index.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     events: u64,
@@ -244,13 +244,13 @@ pub struct History {
     pub snapshots: Vec<SnapshotRead>,
     /// In the order in which they ended.
     pub outcomes: Vec<OutcomeRead>,
-    /// In the order in which they became so.
+    /// In the order in which they became wrong.
     pub false_rows: Vec<FalseRow>,
     /// In the order in which they began.
     pub feeds: Vec<FeedRecord>,
-    /// Newest VLSN that a majority has acknowledged.
+    /// Newest VLSN acknowledged by a majority.
     pub acknowledged: u64,
-    /// When it became so, in microseconds, with that VLSN.
+    /// When each such VLSN was acknowledged, in microseconds.
     acknowledged_at: Vec<(u64, u64)>,
 }
 
@@ -297,7 +297,7 @@ impl History {
             .map_or(0, |last| self.acknowledged_at[last].1)
     }
 
-    /// The rows, by database and key, about which a node could not know better meanwhile.
+    /// Rows, by database and key, that a node could not know to be wrong during `span`.
     pub fn excused(&self, span: Span) -> Vec<(u32, &Bytes)> {
         let meets = |row: &&FalseRow| {
             span.node.is_none_or(|node| node == row.node)
@@ -308,7 +308,7 @@ impl History {
         rows.map(|row| (row.database, &row.key)).collect()
     }
 
-    /// Number of transactions that a majority has acknowledged.
+    /// Number of transactions acknowledged by a majority.
     pub fn committed(&self) -> usize {
         let committed = |t: &&Transaction| matches!(t.fate, Fate::Committed { .. });
         self.transactions.iter().filter(committed).count()

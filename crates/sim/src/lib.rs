@@ -1,4 +1,4 @@
-//! Whole nodes of Steadfast in one thread under virtual time, on disks and a network that fail.
+//! Whole Steadfast nodes in one thread under virtual time, on disks and a network that fail.
 
 pub mod check;
 pub mod disk;

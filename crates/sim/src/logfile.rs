@@ -1,7 +1,7 @@
-//! Reads a node's log from the bytes on its disk, by docs/format.md alone.
+//! Reads a node's log from the bytes on its disk, following docs/format.md alone.
 //!
-//! It shares no code with the library, so that a mistake in writing and the same mistake in
-//! reading do not cancel out. It trusts the disk: checksums are the library's own business.
+//! It shares no code with the library, so that the same mistake in writing and in reading cannot
+//! cancel out.
 
 use std::collections::BTreeMap;
 
@@ -24,34 +24,34 @@ pub struct LogEntry {
 /// A transaction as the log has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggedTransaction {
-    /// Position and term of its entry.
+    /// Position of its entry.
     pub position: u64,
-    /// See above.
+    /// Term of its entry.
     pub term: u64,
     /// Database, key, and the value or `None` for a deletion.
     pub operations: Vec<(u32, Bytes, Option<Bytes>)>,
 }
 
-/// A log with what its node has given up of it, as far as that is known.
+/// A log, including what its node has given up of it, as far as known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Log {
-    /// By position. What a copy of the state has brought the node is not among them.
+    /// By position. Entries the node received by a copy of the state are not included.
     pub entries: BTreeMap<u64, LogEntry>,
-    /// What the node has up to here is in its engine.
+    /// Up to here, what the node has is in its engine.
     pub purged: Option<u64>,
-    /// What it cut off because a copy of the state came in its place: it may have been committed, or not.
+    /// Entries cut off because a copy of the state replaced them: committed or not.
     pub replaced: BTreeMap<u64, LogEntry>,
 }
 
-/// The number of a segment of this name; `None` for another file.
+/// The segment number in this file name; `None` for another file.
 pub fn sequence_of(name: &str) -> Option<u32> {
     name.strip_suffix(".log")?.parse().ok()
 }
 
-/// The log that these segments amount to, which are there from the first one on.
+/// The log that these segments form; none is missing from the first one on.
 ///
 /// # Errors
-/// When the bytes are not as the format says.
+/// When the bytes do not match the format.
 pub fn read(files: BTreeMap<String, Vec<u8>>) -> Result<Log, String> {
     let mut log = Log::default();
     let mut previous = None;
@@ -67,7 +67,7 @@ pub fn read(files: BTreeMap<String, Vec<u8>>) -> Result<Log, String> {
     Ok(log)
 }
 
-/// Reads records for as long as each follows on the one before; returns the last one's checksum.
+/// Reads records as long as each continues the checksum chain; returns the last checksum.
 fn read_segment(bytes: &Bytes, sequence: u32, mut chain: u32, log: &mut Log) -> u32 {
     let mut at = SEGMENT_HEADER_BYTES;
     let mut cut = BTreeMap::new();
@@ -101,7 +101,7 @@ fn read_segment(bytes: &Bytes, sequence: u32, mut chain: u32, log: &mut Log) -> 
             6 => cut.append(&mut log.entries.split_off(&(number + 1))),
             7 => {
                 log.purged = log.purged.max(Some(number));
-                // A copy of the state has come in their place.
+                // A copy of the state has replaced them.
                 let copied = std::mem::take(&mut cut).into_iter();
                 log.replaced
                     .extend(copied.filter(|(position, _)| *position <= number));
@@ -113,7 +113,7 @@ fn read_segment(bytes: &Bytes, sequence: u32, mut chain: u32, log: &mut Log) -> 
     chain
 }
 
-/// CRC-32C from its polynomial, eight bytes at a time: the library uses a crate.
+/// CRC-32C computed from its polynomial, eight bytes at a time: the library uses a crate.
 fn crc32c(bytes: &[u8]) -> u32 {
     static TABLES: [[u32; 256]; 8] = tables();
     let add = |zeros: usize, byte: u8| TABLES[zeros][usize::from(byte)];
@@ -126,7 +126,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
     !rest.iter().fold(crc, step)
 }
 
-/// By how many zero bytes follow, what each byte adds.
+/// What each byte adds, by the number of zero bytes that follow.
 const fn tables() -> [[u32; 256]; 8] {
     let mut tables = [[0; 256]; 8];
     let mut byte = 0;
@@ -149,11 +149,11 @@ const fn tables() -> [[u32; 256]; 8] {
     tables
 }
 
-/// The transactions in these entries up to position `last`, by VLSN. A batch that does not follow
-/// on the one before was numbered in vain and counts for nothing.
+/// The transactions in these entries up to position `last`, by VLSN. A batch that does not continue
+/// the numbering of the one before is void.
 ///
 /// # Errors
-/// When a batch is not as the format says.
+/// When a batch does not match the format.
 pub fn transactions(
     entries: &BTreeMap<u64, LogEntry>,
     last: u64,

@@ -41,7 +41,7 @@ struct Arguments {
     /// How many seeds to run
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
-    /// The first of them
+    /// First seed to run
     #[arg(long, default_value_t = 1)]
     first_seed: u64,
     /// Run the seeds that once found something
@@ -53,37 +53,37 @@ struct Arguments {
     /// Append the line of each round to this file
     #[arg(long, value_name = "FILE")]
     ledger: Option<std::path::PathBuf>,
-    /// Seeds that are run at the same time; the number of cores by default
+    /// Seeds to run in parallel; defaults to the number of cores
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
-    /// Of every so many seeds one is run twice, and both traces are compared
+    /// Run one in this many seeds twice and compare both traces
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     twice_every: u64,
     /// Run this one seed and print its story
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// With --seed: drop faults, nodes and time for as long as the seed still fails
+    /// With --seed: drop faults, nodes and time as long as the seed still fails
     #[arg(long, requires = "seed")]
     shrink: bool,
-    /// Most nodes that a seed may have
+    /// Maximum number of nodes per seed
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=7))]
     nodes: Option<u16>,
-    /// Length of the safety phase, in virtual milliseconds, 20000 at most
+    /// Length of the safety phase, in virtual milliseconds, at most 20000
     #[arg(long, value_name = "MS")]
     safety_ms: Option<u64>,
-    /// Give each seed every fault, not a subset of its own
+    /// Give each seed every fault, instead of its own subset
     #[arg(long)]
     every_fault: bool,
-    /// Faults to leave out, by their names
+    /// Names of faults to leave out
     #[arg(long, value_delimiter = ',', value_name = "FAULT,...")]
     without: Vec<Fault>,
-    /// With --seed: print each event of the trace instead of the story
+    /// With --seed: print every trace event instead of the story
     #[arg(long, requires = "seed")]
     trace: bool,
-    /// Run the seeds that come in on standard input; what a budget starts
+    /// Run the seeds given on standard input; budgets start this
     #[arg(long, hide = true)]
     worker: bool,
-    /// Break the library by this bug, and end a budget with the first seed that fails
+    /// Break the library with this bug, and end a budget at the first seed that fails
     #[cfg(feature = "planted")]
     #[arg(long, value_name = "BUG")]
     planted: Option<steadfast::planted::Bug>,
@@ -119,7 +119,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Runs the seeds that come in, each line a command line, until there are no more.
+/// Runs the seeds given on standard input, one command line each, until there are no more.
 fn serve() -> std::io::Result<ExitCode> {
     worker::warm_up()?;
     let mut requests = std::io::stdin().lock();
@@ -145,7 +145,7 @@ fn serve() -> std::io::Result<ExitCode> {
     }
 }
 
-/// Runs one seed in this process and tells its story.
+/// Runs one seed in this process and prints its story.
 fn one(seed: u64, arguments: &Arguments) -> std::io::Result<ExitCode> {
     worker::warm_up()?;
     if std::env::var_os("RUST_LOG").is_some() {
@@ -165,7 +165,7 @@ fn one(seed: u64, arguments: &Arguments) -> std::io::Result<ExitCode> {
     })
 }
 
-/// Runs one seed in this process and prints its report alone, as JSON.
+/// Runs one seed in this process and prints only its report, as JSON.
 fn report(seed: u64, arguments: &Arguments) -> std::io::Result<ExitCode> {
     let (report, _) = run_here(seed, arguments, false)?;
     println!("{}", serde_json::to_string(&report)?);
@@ -186,7 +186,7 @@ fn print_end(report: &Report) {
     println!("{}", serde_json::json!(report));
 }
 
-/// CPU time of this thread's process so far, in microseconds; 0 where the system does not say.
+/// CPU time of this thread's process so far, in microseconds; 0 where the system reports none.
 #[expect(
     clippy::disallowed_methods,
     reason = "the true time, for the report alone"

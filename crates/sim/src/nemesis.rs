@@ -1,4 +1,4 @@
-//! Does harm: faults happen to machines and to the network, by the plan's own subset.
+//! Injects faults into machines and the network, from the plan's own subset.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,14 +20,13 @@ use crate::world::{DATA_DIR, End, Host, PORT, World, wait};
 /// How often the operator looks for nodes that have stopped by themselves.
 const WATCH_EVERY: Duration = Duration::from_millis(50);
 
-/// What is counted beside the faults: a node begins to copy the state of a peer, and is done with it
-/// or closed.
+/// Counted besides faults: a node begins to copy a peer's state, and finishes or closes.
 const COPY_BEGUN: &str = "copy_begun";
 /// See above.
 const COPY_ENDED: &str = "copy_ended";
 
-/// Faults that are done to a node or to the whole network, one at a time; the others happen at a
-/// rate, or are set when the machine is made.
+/// Faults injected into a node or the whole network, one at a time; the others happen at a rate, or
+/// are set when the machine is created.
 const EVENTS: &[Fault] = &[
     Fault::Kill,
     Fault::KillAll,
@@ -61,7 +60,7 @@ const EVENTS: &[Fault] = &[
     Fault::EngineFlipped,
 ];
 
-/// The faults of every link.
+/// Faults of every link.
 pub fn net_faults(plan: &Plan) -> NetFaults {
     let rate = |fault, ppm| if plan.has(fault) { ppm } else { 0 };
     NetFaults {
@@ -75,7 +74,7 @@ pub fn net_faults(plan: &Plan) -> NetFaults {
     }
 }
 
-/// The faults of a node's disk.
+/// Faults of a node's disk.
 pub fn disk_faults(plan: &Plan, at: usize) -> DiskFaults {
     let rate = |fault, ppm| if plan.has(fault) { ppm } else { 0 };
     DiskFaults {
@@ -89,7 +88,7 @@ pub fn disk_faults(plan: &Plan, at: usize) -> DiskFaults {
     }
 }
 
-/// Harm until `calm`; all nodes are left as they are then.
+/// Injects faults until `calm`; nodes are left as they are then.
 pub async fn rage(world: Arc<World>, calm: CancellationToken) {
     let events: Vec<Fault> = EVENTS
         .iter()
@@ -120,7 +119,7 @@ pub async fn rage(world: Arc<World>, calm: CancellationToken) {
     under_way.join_all().await;
 }
 
-/// Restarts nodes that have stopped by themselves, as an operator would. Runs for ever.
+/// Restarts nodes that have stopped by themselves, as an operator would. Runs forever.
 pub async fn watch(world: Arc<World>) {
     let mut copying = BTreeSet::new();
     loop {
@@ -163,10 +162,10 @@ pub async fn watch(world: Arc<World>) {
     }
 }
 
-/// Counts the copies of the state that are begun, and those that are put in place.
+/// Counts copies of the state begun, and copies ended.
 fn count_copies(world: &World, copying: &mut BTreeSet<usize>) {
     for (at, life) in world.open_nodes() {
-        // A node that takes part makes no copy; to ask for its whole status costs much more.
+        // A node that takes part makes no copy; asking for its whole status costs much more.
         let copies = |env: ReplicatedEnvironment| {
             let takes_part = matches!(env.state().role, Role::Master | Role::Replica);
             !takes_part && env.status().restore.is_some()
@@ -249,7 +248,7 @@ impl Event {
         self.world.story.tell(line);
     }
 
-    /// Waits up to `max_ms`, less when calm is asked for.
+    /// Waits up to `max_ms`, less if calm is requested.
     pub(crate) async fn last(&self, max_ms: u64) {
         let ms = self.world.chance(|rng| rng.random_range(1..=max_ms));
         tokio::select! {
@@ -313,7 +312,7 @@ impl Event {
         }
         self.last(1000).await;
         for at in mine {
-            // Together, and in any order: they may need each other to become ready, not to open.
+            // In any order: nodes may need each other to become ready, but not to open.
             if !world.hosts[at].state().lost {
                 restart(world, at).await;
             }
@@ -321,7 +320,7 @@ impl Event {
         }
     }
 
-    /// Whether this event has the machine for itself now.
+    /// Claims the machine for this event, if it is free. Returns whether it was.
     pub(crate) fn take(&self, at: usize) -> bool {
         let host = &self.world.hosts[at];
         let state = host.state();
@@ -334,7 +333,7 @@ impl Event {
     }
 
     /// A power cut loses a node whose disk lies. Until the group has formed it needs every node, so
-    /// none is lost before.
+    /// none may be lost before.
     fn may_lose_power(&self, at: usize) -> bool {
         let is_liar = disk_faults(&self.world.plan, at).lying_sync;
         !is_liar || self.world.history().acknowledged > 0
@@ -350,7 +349,7 @@ impl Event {
         };
         world.end(at, end);
         if is_power_cut && disk_faults(&world.plan, at).lying_sync {
-            // Its disk has lost what it had said was there. It cannot know, and must not come back.
+            // Its disk lost what it reported durable. It cannot know, and must not come back.
             world
                 .story
                 .tell(|| format!("n{} has lost what its disk had promised", at + 1));
@@ -361,7 +360,7 @@ impl Event {
     async fn harm_host(&self) {
         let world = &self.world;
         let at = match self.fault {
-            // What cannot be repaired yet happens to those that the group can do without.
+            // Faults that cannot be repaired yet hit only nodes that the group can spare.
             Fault::BitRot
             | Fault::ZeroedSector
             | Fault::Misdirected
@@ -377,7 +376,7 @@ impl Event {
         let Some(at) = at.filter(|at| self.take(*at)) else {
             return;
         };
-        // Until the group has formed it needs every node, so none is lost before.
+        // Until the group has formed it needs every node, so none may be lost before.
         let is_lasting = !matches!(
             self.fault,
             Fault::Kill
@@ -440,7 +439,7 @@ impl Event {
                 world.story.tell(|| format!("{name}: the disk goes on"));
             }
             Fault::Wipe => {
-                // One that is still on its way in has promised nothing, and may come in without it.
+                // A node still joining has promised nothing, and may join without its disk.
                 let was_let_in = host.is_founder() || is_member(host);
                 world.end(at, End::Kill);
                 host.set_state(|state| (state.lost, state.fenced) = (true, was_let_in));
@@ -453,7 +452,7 @@ impl Event {
         }
     }
 
-    /// Copies what a node has, lets it go on for a while, and starts it on the copy.
+    /// Copies a node's directory, lets the node run on for a while, and starts it on the copy.
     async fn put_back_old_copy(&self, at: usize) {
         let world = &self.world;
         let host = &world.hosts[at];
@@ -474,11 +473,11 @@ impl Event {
         }
         let why = "opens on an older copy of its directory";
         world.story.violation(format!("{name} {why}"));
-        // A master whose replica has lost entries tells it of them again and again.
+        // A master whose replica has lost entries sends them again and again.
         world.end(at, End::Kill);
     }
 
-    /// Cuts the power at one of the next steps of I/O.
+    /// Cuts the power at one of the next I/O steps.
     async fn crash_at_step(&self, at: usize) {
         let world = &self.world;
         let host = &world.hosts[at];
@@ -504,8 +503,8 @@ impl Event {
         self.last(1000).await;
     }
 
-    /// Damages what a node that was closed has on its disk. It says so when it opens, and stays
-    /// out, or the damage hit nothing.
+    /// Damages the disk of a closed node. On opening, it reports the damage and stays out, unless
+    /// the damage hit nothing.
     async fn damage(&self, at: usize) {
         let world = &self.world;
         let host = &world.hosts[at];
@@ -521,12 +520,12 @@ impl Event {
         if let Some(report) = host.disk().damage(damage, std::path::Path::new(DATA_DIR)) {
             self.fired(|| format!("{}: {report:?}", host.name));
             host.set_state(|state| (state.lost, state.damaged) = (true, true));
-            // If it opens all the same, it takes part, and is held to what it promised.
+            // If it opens anyway, it takes part and is held to its promises.
             restart(world, at).await;
         }
     }
 
-    /// Ends a node in its order, or by force when that takes too long.
+    /// Closes a node cleanly, or kills it if that takes too long.
     pub(crate) async fn close(&self, at: usize) {
         if let Some(life) = self.world.hosts[at].life()
             && let Some(env) = &life.env
@@ -542,7 +541,7 @@ impl Event {
         self.world.end(at, End::Kill);
     }
 
-    /// Somebody who is no member talks to a node.
+    /// A non-member talks to a node.
     async fn intrude(&self) {
         let world = &self.world;
         let at = world.chance(|rng| rng.random_range(0..world.plan.nodes));
@@ -577,7 +576,7 @@ impl Event {
 }
 
 impl Host {
-    /// Ends every fault of this machine that a switch holds on.
+    /// Ends every fault of this machine that a switch keeps on.
     pub fn calm(&self) {
         let disk = self.disk();
         disk.set_full(false);

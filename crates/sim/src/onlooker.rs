@@ -1,5 +1,5 @@
-//! The onlooker: the verbs of an operator that only look, from a machine of their own, at any moment of a
-//! run. They stop no node and take nothing from it, and what they say of the data is true.
+//! The onlooker: an operator's read-only verbs, run from a separate machine at any moment. They
+//! stop no node and take nothing from it, and what they report about the data is true.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +15,12 @@ use steadfast_net::Transport;
 use crate::plan::{Fault, Plan};
 use crate::world::{PORT, World, wait};
 
-/// Host from which the verbs ask.
+/// Host that runs the verbs.
 const HOST: &str = "onlooker";
-/// Whoever asks gives up after this, whatever is under way.
+/// Timeout of every request, whatever is under way.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One who looks, for ever.
+/// Runs one onlooker forever.
 pub async fn onlooker(world: Arc<World>, seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let transport = world.net.host(HOST);
@@ -38,7 +38,7 @@ pub async fn onlooker(world: Arc<World>, seed: u64) {
                 _ => watch(Arc::clone(&transport), address).await,
             }
         };
-        // Some leave before they have their answer.
+        // Some leave before they get an answer.
         let stays = if rng.random_range(0..4) == 0 {
             Duration::from_millis(rng.random_range(1..50))
         } else {
@@ -48,7 +48,7 @@ pub async fn onlooker(world: Arc<World>, seed: u64) {
     }
 }
 
-/// `verify`: finds differences where something was done to the data, and nowhere else.
+/// `verify`: reports differences where data was damaged, and nowhere else.
 async fn compare(world: &World, transport: &dyn Transport, address: &str, is_deep: bool) {
     let Ok(status) = NodeStatus::ask_on(transport, address, false, PATIENCE).await else {
         return;
@@ -76,7 +76,7 @@ async fn compare(world: &World, transport: &dyn Transport, address: &str, is_dee
     }
 }
 
-/// Whether nothing was done to the data of any node.
+/// Whether no node's data was damaged.
 fn is_whole(world: &World) -> bool {
     let mut of_engines = Fault::OF_ENGINES.iter();
     let is_hurt = world.hosts.iter().any(|host| {
@@ -86,7 +86,7 @@ fn is_whole(world: &World) -> bool {
     !is_hurt && !of_engines.any(|fault| world.plan.has(*fault))
 }
 
-/// `backup create`: the whole state of one node.
+/// `backup create`: reads the whole state of one node.
 async fn back_up(transport: Arc<dyn Transport>, address: String) {
     let options = SubscribeOptions::new(StartAt::Start).patience(PATIENCE);
     let connected = Subscription::connect_on(transport, vec![address], "sim", options).await;
@@ -99,7 +99,7 @@ async fn back_up(transport: Arc<dyn Transport>, address: String) {
     state.close_async().await;
 }
 
-/// `events`, for a while.
+/// `events`: follows a few of them.
 async fn watch(transport: Arc<dyn Transport>, address: String) {
     let connected = GroupEvents::connect_on(transport, vec![address], "sim").await;
     let Ok(mut events) = connected else { return };

@@ -1,7 +1,7 @@
-//! The operator of the group: changes it while it works, whatever else happens to it.
+//! The group's operator: changes the group while it works, whatever else happens to it.
 //!
-//! Only those nodes lose their votes, or their right to be master, that the group can do without
-//! anyhow: so there is always a majority that can lead, and the end of a run may ask for it.
+//! Only nodes that the group can spare anyway lose their votes or their right to be master: so a
+//! majority that can lead always remains, and the end of a run may rely on it.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::world::{End, Host, Life, wait};
 
 /// How long the operator waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long he waits before he asks again.
+/// Pause before asking again.
 const RETRY: Duration = Duration::from_millis(200);
 
 impl Event {
@@ -76,30 +76,30 @@ impl Event {
         self.insist(host, &set(NodeType::Electable)).await;
     }
 
-    /// Asks until it is done, or the group has no such node: an answer may be lost, and what is refused
-    /// for want of a majority is not done.
+    /// Retries until it is done, or the group has no such node: an answer may be lost, and what is
+    /// refused for lack of a majority is not done.
     async fn insist(&self, host: &Host, command: &AdminCommand) {
         while !matches!(self.ask(command).await, Some(Ok(_))) && !self.is_gone(host).await {
             wait(RETRY).await;
         }
     }
 
-    /// Takes a node out of the group, and lets it in again with an empty disk. It may have been lost.
+    /// Removes a node, perhaps a lost one, and lets it in again with an empty disk.
     async fn replace(&self) {
         let world = &self.world;
         let Some(host) = self.pick_expendable() else {
             return;
         };
         let state = host.state();
-        // One that is on its way in has to be known to the others before it can be taken out.
+        // A joining node has to be known to the others before it can be removed.
         let is_member = state.lost || is_member(host);
         if state.busy || !is_member {
             return;
         }
         host.set_state(|state| (state.busy, state.outside) = (true, true));
         self.fired(|| format!("operator: {} is replaced", host.name));
-        // One that was wiped asks to be let in, and is as soon as the name is free: then its successor
-        // is refused. So it ends first.
+        // A wiped node asks to join, and is admitted as soon as the name is free: then its
+        // successor is refused. So it ends first.
         let asks_to_join = state.lost && !state.damaged;
         let is_told = world.chance(RngExt::random) && !asks_to_join;
         if !is_told {
@@ -154,7 +154,7 @@ impl Event {
         from.1.env?.join_token(NodeType::Electable)
     }
 
-    /// Asks some node. `None` when it gave no answer.
+    /// Asks some node. `None` if it gave no answer.
     async fn ask(&self, command: &AdminCommand) -> Option<Result<String, AdminError>> {
         let open = self.world.open_nodes();
         let (at, life) = self.world.chance(|rng| open.choose(rng).cloned())?;
@@ -166,7 +166,7 @@ impl Event {
         answer
     }
 
-    /// Runs `call` in a node's process. `None` when the process ended or gave no answer.
+    /// Runs `call` in a node's process. `None` if the process ended or gave no answer.
     async fn patiently<T>(&self, life: &Life, call: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
@@ -177,7 +177,7 @@ impl Event {
     }
 }
 
-/// Whether the node takes part.
+/// Whether the node is master or replica.
 pub(crate) fn is_member(host: &Host) -> bool {
     let env = host.life().and_then(|life| life.env);
     env.is_some_and(|env| matches!(env.state().role, Role::Master | Role::Replica))

@@ -1,4 +1,4 @@
-//! What one seed stands for: a cluster, its limits, its load and its own subset of faults.
+//! What a seed determines: a group, its limits, its load and its own subset of faults.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -80,10 +80,10 @@ faults! {
 }
 
 impl Fault {
-    /// Those that come after a run, one of them at most.
+    /// Scenarios that follow the main run, at most one per run.
     pub const AFTER: &[Self] = &[Self::QuorumLost, Self::EngineGone, Self::SlowWay];
 
-    /// Those in which an engine is wrong about a row.
+    /// Faults that make an engine wrong about a row.
     pub const OF_ENGINES: &[Self] = &[
         Self::EngineLost,
         Self::EngineRevived,
@@ -110,21 +110,21 @@ impl FromStr for Fault {
     }
 }
 
-/// What is changed in a seed's plan: to find out what a failure needs, or to compare runs.
+/// Changes to a seed's plan: to find out what a failure needs, or to compare runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cuts {
-    /// Nodes at most.
+    /// Maximum number of nodes.
     pub nodes: Option<usize>,
-    /// Length of the safety phase at most.
+    /// Maximum length of the safety phase.
     pub safety: Option<Duration>,
-    /// Every fault, whatever the seed has drawn.
+    /// Every fault, whatever the seed drew.
     pub every_fault: bool,
-    /// Faults that are left out.
+    /// Faults to leave out.
     pub without: BTreeSet<Fault>,
 }
 
 impl Cuts {
-    /// The cuts as a command line gives them.
+    /// The cuts as command-line arguments.
     pub fn arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
         if let Some(nodes) = self.nodes {
@@ -144,37 +144,37 @@ impl Cuts {
     }
 }
 
-/// Everything that a run is made of.
+/// Everything that makes up a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Where all chance comes from.
+    /// Source of all randomness.
     pub seed: u64,
-    /// Nodes of the group.
+    /// Number of nodes in the group.
     pub nodes: usize,
     /// The faults of this run.
     pub faults: BTreeSet<Fault>,
-    /// How long faults happen.
+    /// How long faults go on.
     pub safety: Duration,
-    /// Mean time between two faults of the kind that is done to a node or to the whole network.
+    /// Mean time between two faults injected into a node or the whole network.
     pub fault_every: Duration,
-    /// Clients that write and read.
+    /// Number of clients that write and read.
     pub clients: u64,
-    /// Operations that a client begins together, at most.
+    /// Most operations a client starts at once.
     pub burst_max: u64,
-    /// Longest pause of a client between such operations and the next.
+    /// Longest pause of a client between such bursts.
     pub think_max: Duration,
-    /// Keys in each database; few make conflicts.
+    /// Keys in each database; few keys cause conflicts.
     pub keys: u32,
     /// Largest value.
     pub value_max: usize,
-    /// Nodes, by index, that may be lost for good, or lose their votes: never more than the group can
-    /// spare.
+    /// Nodes, by index, that may be lost for good or lose their votes: never more than the group
+    /// can spare.
     pub expendable: BTreeSet<usize>,
-    /// Shrunk limits of the nodes.
+    /// Reduced limits of the nodes.
     pub limits: Limits,
 }
 
-/// Limits that are reached within a short run.
+/// Limits low enough to be reached in a short run.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// `heartbeat_interval_ms`; the election timeouts are multiples of it.
@@ -183,11 +183,11 @@ pub struct Limits {
     pub flush_interval_ms: u64,
     /// `flush_bytes`.
     pub flush_bytes: u64,
-    /// `log_cache_bytes_max`; small ones make replicas catch up from the segments.
+    /// `log_cache_bytes_max`; small values make replicas catch up from the segments.
     pub log_cache_bytes: u64,
-    /// `window_bytes_max`; small ones make writers wait for the flush.
+    /// `window_bytes_max`; small values make writers wait for the flush.
     pub window_bytes: u64,
-    /// `log_segment_bytes`; the smallest roll again and again.
+    /// `log_segment_bytes`; the smallest segments roll again and again.
     pub log_segment_bytes: u64,
     /// `batches_in_flight_max`.
     pub batches_in_flight: u64,
@@ -201,7 +201,7 @@ pub struct Limits {
     pub log: LogLimits,
 }
 
-/// How much log is kept, and for whom: little enough that nodes are left behind.
+/// How much log is kept, and for whom: so little that nodes fall behind.
 #[derive(Clone, Debug)]
 pub struct LogLimits {
     /// `log_keep_bytes`.
@@ -217,7 +217,7 @@ pub struct LogLimits {
 }
 
 impl LogLimits {
-    /// Drawn apart, so that the rest of a plan does not depend on them.
+    /// Drawn separately, so that the rest of a plan does not depend on them.
     fn draw(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed ^ 0x106);
         let keep_bytes = pick(&mut rng, &[0, 0, 64 << 10]);
@@ -231,10 +231,10 @@ impl LogLimits {
     }
 }
 
-/// A node has counted its rows within this, once it has begun.
+/// Time within which a node counts its rows, once it has begun.
 const COUNT_MAX: Duration = Duration::from_secs(3);
 
-/// The faults of engines that a seed has, drawn apart: the plan of a seed that has none does not
+/// Engine faults of a seed, drawn separately, so that the plan of a seed without any does not
 /// depend on them.
 fn engine_faults(seed: u64) -> Vec<Fault> {
     let mut rng = StdRng::seed_from_u64(seed ^ 0xe9_61e5);
@@ -268,7 +268,7 @@ impl Limits {
 }
 
 impl Plan {
-    /// The plan of a seed, less what is cut.
+    /// The plan of a seed, reduced by `cuts`.
     pub fn new(seed: u64, cuts: &Cuts) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let sizes = [1, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5, 7];
@@ -282,7 +282,7 @@ impl Plan {
             .filter(during)
             .filter(|_| rng.random_bool(share))
             .collect();
-        // Drawn apart: they come after the run, which does not depend on them.
+        // Drawn separately: they come after the main run, which does not depend on them.
         if StdRng::seed_from_u64(seed ^ 0x10_57).random_bool(0.25) {
             faults.insert(Fault::QuorumLost);
         }
@@ -299,7 +299,7 @@ impl Plan {
         let clients = rng.random_range(2..=8);
         let burst_max = pick(&mut rng, &[1, 4, 8]);
         let operations_per_s = rng.random_range(100..=250);
-        // A client pauses for half of this on average, and begins half as many operations.
+        // On average a client pauses for half of this, and starts half as many operations.
         let think_max = Duration::from_millis(1000 * clients * (1 + burst_max) / operations_per_s);
         let safety = cuts.safety.map_or(SAFETY, |most| most.min(SAFETY));
         let mut plan = Self {
@@ -317,12 +317,12 @@ impl Plan {
             limits,
         };
         if plan.value_max > 1000 {
-            // A copy of large values has to end within the time in which all nodes have to agree.
+            // A copy of large values has to finish in the time all nodes have to agree.
             let fastest = &mut plan.limits.log.restore_bytes_per_s;
             *fastest = (*fastest).max(1 << 20);
         }
         if plan.limits.log.has_small_segments {
-            // Half a segment is the most that a transaction may write.
+            // A transaction may write at most half a segment.
             plan.limits.log_segment_bytes = if plan.value_max > 1000 {
                 128 << 10
             } else {
@@ -354,7 +354,7 @@ impl Plan {
         self.faults.contains(&fault)
     }
 
-    /// Within this a node at work tells that it has wrong rows.
+    /// Time within which a node at work reports that it has wrong rows.
     pub fn tells_within(&self) -> Duration {
         Duration::from_millis(self.limits.digest_interval_ms) + COUNT_MAX
     }
@@ -365,7 +365,7 @@ impl Plan {
     }
 }
 
-/// One of a list that is not empty.
+/// A random element of a non-empty list.
 fn pick<T: Copy>(rng: &mut StdRng, from: &[T]) -> T {
     from[rng.random_range(0..from.len())]
 }

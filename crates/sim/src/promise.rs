@@ -1,15 +1,15 @@
-//! The first promise, held against the disks themselves: what is acknowledged is durable on a
-//! majority of the nodes at that moment, were the power of all of them cut.
+//! Checks the first guarantee on the disks: when a transaction is acknowledged, it is durable on a
+//! majority of nodes, even if all of them lose power at that moment.
 //!
-//! A crash shows a broken promise only when it comes at the right time. This shows it at any time.
+//! A crash exposes a broken guarantee only at the right time. This exposes it at any time.
 
 use crate::check;
 use crate::logfile::{self, Log};
 use crate::nemesis::disk_faults;
 use crate::world::{Host, World};
 
-/// Of so many transactions one is checked at first. A check reads whole logs, so it becomes rarer as
-/// they grow: twice while the number of transactions doubles.
+/// At first, one in this many transactions is checked. A check reads whole logs, so checks become
+/// rarer as the logs grow: two per doubling of the number of transactions.
 const EVERY_MIN: usize = 32;
 
 /// Checks transaction `id`, which has just been acknowledged.
@@ -18,7 +18,7 @@ pub fn check(world: &World, id: usize, (term, vlsn): (u64, u64)) {
     if !id.is_multiple_of(every) {
         return;
     }
-    // A disk that lies, or whose machine is lost, is not the library's doing.
+    // A lying disk, or a lost machine, is not the library's fault.
     let is_excused =
         |host: &Host| host.state().lost || disk_faults(&world.plan, host.at()).lying_sync;
     let logs = world
@@ -29,7 +29,7 @@ pub fn check(world: &World, id: usize, (term, vlsn): (u64, u64)) {
     let place = place_of(&logs, (term, vlsn));
     let is_there =
         |host: &&Host| is_excused(host) || place.is_some_and(|at| is_durable(&logs[host.at()], at));
-    // A node that the operator has dealt with may have had no vote.
+    // A node that the operator has changed may have had no vote.
     let voters = world.hosts.iter().filter(|host| !host.state().outside);
     let (nodes, voters) = (world.hosts.len(), voters.count());
     let majority = voters / 2 + 1;
@@ -41,7 +41,7 @@ pub fn check(world: &World, id: usize, (term, vlsn): (u64, u64)) {
     }
 }
 
-/// Position and term of the entry that has this transaction.
+/// Position and term of the entry that holds this transaction.
 fn place_of(logs: &[Log], (term, vlsn): (u64, u64)) -> Option<(u64, u64)> {
     let all = check::union(logs.iter());
     let transactions = logfile::transactions(&all, u64::MAX).ok()?;
@@ -49,7 +49,7 @@ fn place_of(logs: &[Log], (term, vlsn): (u64, u64)) -> Option<(u64, u64)> {
     (logged.term == term).then_some((logged.position, term))
 }
 
-/// Whether the node has the entry in its log, or what came of it in its engine.
+/// Whether the node has the entry in its log, or the result of it in its engine.
 fn is_durable(log: &Log, (position, term): (u64, u64)) -> bool {
     let entry = log.entries.get(&position);
     entry.is_some_and(|entry| entry.term == term)

@@ -1,9 +1,9 @@
-//! What comes after a run: the group loses its quorum for good, goes on from what is left in a new
-//! epoch, keeps what comes back of the old one out, and grows again.
+//! Runs after the main run: the group loses its quorum for good, continues from what is left in a
+//! new epoch, keeps returning nodes of the old one out, and grows again.
 //!
-//! It is no fault among others, because it may lose what was acknowledged. So it comes when everything
-//! else was held against the log, and is held against that: what a survivor has is the log up to where
-//! it ends, all of it and nothing else.
+//! This is no ordinary fault, because it may lose acknowledged transactions. So it comes after
+//! everything else was checked against the log, and is itself checked against it: a survivor holds
+//! exactly the log up to where its own ends.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,14 +25,14 @@ use crate::run::where_it_is;
 use crate::workload::mark;
 use crate::world::{DATA_DIR, End, Host, World, wait};
 
-/// Within this each step is done, or it never is.
+/// Time limit for each step.
 const BOUND: Duration = Duration::from_secs(20);
-/// How often it is looked at.
+/// Polling interval.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Most transactions that those survivors lack which have fallen behind.
+/// Most transactions that lagging survivors lack.
 const BEHIND_MAX: usize = 20;
 
-/// Loses the quorum of a group that is whole. What must not be is a violation.
+/// Makes an intact group lose its quorum. Any unexpected outcome is a violation.
 pub async fn run(world: &Arc<World>) {
     let is_whole = |host: &Host| !host.state().lost && env(world, host.at()).is_some();
     if world.plan.nodes < 2 || !world.hosts.iter().all(is_whole) {
@@ -91,7 +91,7 @@ fn env(world: &World, at: usize) -> Option<ReplicatedEnvironment> {
     world.hosts[at].life().and_then(|life| life.env)
 }
 
-/// Waits until it is so.
+/// Waits until `is_so` holds.
 async fn until(otherwise: &str, mut is_so: impl FnMut() -> bool) -> Result<(), String> {
     let so = async {
         while !is_so() {
@@ -102,7 +102,7 @@ async fn until(otherwise: &str, mut is_so: impl FnMut() -> bool) -> Result<(), S
     so.map_err(|_| format!("{otherwise} within {BOUND:?}"))
 }
 
-/// Whether every node is a member that votes, as all of them know.
+/// Whether every node knows that all nodes are voting members.
 fn all_vote(world: &World) -> bool {
     let knows = |host: &Host| {
         let members = env(world, host.at()).map(|env| env.status().members);
@@ -113,8 +113,8 @@ fn all_vote(world: &World) -> bool {
     world.hosts.iter().all(knows)
 }
 
-/// Commits some more without a minority of those that will be left. Returns all that was ever
-/// acknowledged by a majority and left its mark: numbers of transactions, and their ids.
+/// Commits some more without a minority of the future survivors. Returns everything ever
+/// acknowledged by a majority that left its mark: transaction numbers (VLSNs) and ids.
 async fn leave_behind(
     world: &Arc<World>,
     survivors: &[usize],
@@ -160,7 +160,7 @@ async fn leave_behind(
     Ok(acknowledged)
 }
 
-/// Whether the disk has kept its word, so that the power may be cut.
+/// Whether the disk is honest, so that the power may be cut.
 fn is_honest(world: &World, at: usize) -> bool {
     !disk_faults(&world.plan, at).lying_sync
 }
@@ -186,8 +186,8 @@ async fn plan(world: &World, at: usize) -> Result<RecoveryPlan, RecoverError> {
     planned
 }
 
-/// Does what an operator does: plans with one survivor, the others being up, until the plan names the
-/// one that has most; then applies it. Returns which, and the plan.
+/// Acts as an operator would: plans with one survivor while the others are up, until the plan names
+/// the one that has most; then applies it. Returns which, and the plan.
 async fn apply_to_best(
     world: &Arc<World>,
     survivors: &[usize],
@@ -216,8 +216,8 @@ async fn apply_to_best(
     Err("each survivor is said to have less than another one".to_owned())
 }
 
-/// Applies a plan. The power may be cut meanwhile: then it is done, or it is planned again, and the other
-/// plan returned: a plan makes nothing durable, so there may be less then.
+/// Applies a plan. The power may be cut meanwhile: then it is either done, or planned again and the
+/// new plan returned. A plan makes nothing durable, so less may be left then.
 async fn apply(world: &World, at: usize, confirm: &str) -> Result<Option<RecoveryPlan>, String> {
     let host = &world.hosts[at];
     let is_honest = is_honest(world, at);
@@ -240,7 +240,7 @@ async fn apply(world: &World, at: usize, confirm: &str) -> Result<Option<Recover
     };
     process.kill();
     drop(machine);
-    // An answer of one whose power is off reaches nobody.
+    // An answer from a node without power reaches nobody.
     let applied = applied.filter(|_| !host.disk().tripped());
     // What was applied is durable.
     let how = if is_honest { End::PowerCut } else { End::Kill };
@@ -279,8 +279,8 @@ async fn process_of<T>(work: impl Future<Output = T>) -> T {
     done
 }
 
-/// The survivor has all that was acknowledged up to where the plan says that it ends, and nothing that
-/// was acknowledged after; and when that is not all, the plan has said so.
+/// The survivor has everything acknowledged up to where the plan says it ends, and nothing
+/// acknowledged after; and if that is not all, the plan has said so.
 async fn check_kept(
     recovered: &ReplicatedEnvironment,
     plan: &RecoveryPlan,
@@ -312,7 +312,7 @@ async fn check_kept(
     Ok(())
 }
 
-/// Nodes of the old epoch that come back end, be they a majority of it or not.
+/// Returning nodes of the old epoch detach, even if they are a majority of it.
 async fn keep_out(world: &Arc<World>, survivor: usize, lost: &[usize]) -> Result<(), String> {
     for at in lost {
         if world.chance(|rng| rng.random_range(0..3) > 0) {

@@ -22,56 +22,56 @@ use crate::{
     check, falsehood, gone, logfile, nemesis, onlooker, recovery, slow_way, subscribers, workload,
 };
 
-/// After the faults have ended, a majority commits within this, and all nodes agree within twice
-/// this: some forty election timeouts of the slowest node.
+/// After the faults have ended, a majority commits within this time, and all nodes agree within
+/// twice this time: some forty election timeouts of the slowest node.
 const LIVENESS_BOUND: Duration = Duration::from_secs(30);
 
 /// A run with fewer acknowledged transactions does not count.
 pub const TRANSACTIONS_MIN: usize = 50;
 
-/// Memory for versions outside of the engine that a node may hold: its limit, and one transaction.
+/// Most memory a node may use for versions outside the engine: its limit plus one transaction.
 const WINDOW_BYTES_MAX: u64 = 3 << 20;
 
-/// Panics of the process, wherever they happened.
+/// All panics of the process, wherever they happened.
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// What came of a run.
+/// Result of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The seed.
     pub seed: u64,
     /// Hash of the whole trace.
     pub hash: u64,
-    /// What must never be.
+    /// Violated invariants.
     pub violations: Vec<String>,
     /// Virtual time.
     pub simulated_ms: u64,
-    /// Transactions that were acknowledged.
+    /// Number of acknowledged transactions.
     pub transactions: usize,
     /// Faults that fired.
     pub faults: BTreeMap<String, u64>,
-    /// CPU time of the run.
+    /// CPU time of the run, in microseconds.
     pub cpu_us: u64,
 }
 
 impl Report {
-    /// Whether the run was one: things went wrong, and work was done.
+    /// Whether the run counts: faults fired, and work was done.
     pub fn counts(&self) -> bool {
         self.transactions >= TRANSACTIONS_MIN && !self.faults.is_empty()
     }
 }
 
-/// Runs a plan to its end, on a runtime of its own.
+/// Runs a plan to its end, on its own runtime.
 ///
 /// # Errors
-/// When no runtime can be made.
+/// When no runtime can be created.
 pub fn run(plan: Plan, story_of: impl FnOnce() -> Story) -> std::io::Result<(Report, Story)> {
     std::panic::set_hook(Box::new(|panic| lock(&PANICS).push(panic.to_string())));
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder
         .enable_time()
         .start_paused(true)
-        // Orders that tokio leaves to chance: who of several waiters is woken first.
+        // Orders that tokio leaves to chance, such as which of several waiters is woken first.
         .rng_seed(RngSeed::from_bytes(&plan.seed.to_le_bytes()))
         .build()?;
     let (report, story) = runtime.block_on(async {
@@ -79,7 +79,7 @@ pub fn run(plan: Plan, story_of: impl FnOnce() -> Story) -> std::io::Result<(Rep
         let report = simulate(plan, story.clone()).await;
         (report, story)
     });
-    // What is left of the nodes goes without being run.
+    // What is left of the nodes is dropped without running.
     runtime.shutdown_background();
     Ok((report, story))
 }
@@ -149,7 +149,7 @@ async fn simulate(plan: Plan, story: Story) -> Report {
     report(seed, &world)
 }
 
-/// Looks at all nodes now and then.
+/// Checks all nodes now and then.
 async fn observe(world: Arc<World>) {
     loop {
         let pause = world.chance(|rng| rng.random_range(500..4000));
@@ -194,12 +194,12 @@ async fn settle(world: &Arc<World>) {
     wait(Duration::from_secs(1)).await;
 }
 
-/// Lets all nodes catch up and holds everything against the committed log.
+/// Lets all nodes catch up and checks everything against the committed log.
 async fn finish(world: &Arc<World>) {
     let Some(last) = last_write(world).await else {
         return;
     };
-    // The damaged ones that could open have repaired themselves by the end.
+    // Damaged nodes that could open have repaired themselves by now.
     for (at, _) in world.open_nodes() {
         world.hosts[at].set_state(|state| state.lost &= !state.damaged);
     }
@@ -287,7 +287,7 @@ fn vlsn(world: &World, at: usize) -> u64 {
     env(world, at).map_or(0, |env| env.status().vlsn.0)
 }
 
-/// Where a node has got, for people.
+/// A node's progress, in readable form.
 pub(crate) fn where_it_is(world: &World, at: usize) -> String {
     let status = env(world, at).map(|env| env.status());
     let status =
@@ -295,7 +295,7 @@ pub(crate) fn where_it_is(world: &World, at: usize) -> String {
     format!("n{} is {}", at + 1, status.as_deref().unwrap_or("down"))
 }
 
-/// One more transaction, after which nothing is under way.
+/// Commits one more transaction, after which nothing is under way.
 async fn last_write(world: &Arc<World>) -> Option<u64> {
     let writing = async {
         loop {
@@ -337,12 +337,12 @@ fn check_logs(world: &World, live: &[usize]) {
                 .violation(format!("the log of {}: {error}", host.name)),
         }
     }
-    // A node may have applied what a majority has on disk, and not it: the first one here has it all.
+    // A node may apply entries it does not have on disk yet: the first node here has them all.
     logs.sort_by_key(|node| std::cmp::Reverse(node.persisted));
     for problem in check::logs_agree(&logs, committed) {
         world.story.violation(problem);
     }
-    // What one has got by a copy another one has in its log, be it that it has given it up since.
+    // What a node received by copy is in another node's log, even if that has since given it up.
     let mut others: Vec<_> = world.hosts.iter().flat_map(Host::former_logs).collect();
     let down = world.hosts.iter().filter(|host| !live.contains(&host.at()));
     others.extend(down.flat_map(Host::log));

@@ -1,4 +1,4 @@
-//! The least of a failing seed's plan that still fails.
+//! Reduces a failing seed's plan to the least that still fails.
 
 use std::io;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use steadfast_sim::worker::Worker;
 
 use crate::budget::start_worker;
 
-/// Drops faults one by one, then time, then nodes, as long as some violation is left.
+/// Drops faults one by one, then time, then nodes, as long as some violation remains.
 pub(crate) fn shrink(seed: u64, cuts: &Cuts) -> io::Result<ExitCode> {
     let mut worker = start_worker()?;
     let mut best = cuts.clone();

@@ -1,7 +1,7 @@
-//! What comes after a run, where nothing is lost: the way to one node becomes slow, and stays so.
+//! Runs after the main run, if nothing is lost: the link to one node becomes slow, and stays slow.
 //!
-//! A slow way is not a dead peer: the node gets everything, be it from the log or as a copy, in about the
-//! time that the bytes take.
+//! A slow link is not a dead peer: the node receives everything, from the log or as a copy, in
+//! about the time that the bytes take.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,21 +15,21 @@ use crate::plan::Fault;
 use crate::run::where_it_is;
 use crate::world::{World, wait};
 
-/// What the way lets through. What a connection holds takes a third of the time after which a silent peer
-/// counts as dead, so heartbeats come through; what is written takes more than twice that time.
+/// Bandwidth of the link. A full connection drains in a third of the silence limit, so heartbeats
+/// come through; what is written takes more than twice that limit.
 const BYTES_PER_MS: u32 = 400;
 /// Bytes of each value: less than the smallest limit of a transaction.
 const VALUE_BYTES: usize = 24 << 10;
 const VALUES: usize = 80;
-/// Within this the node has everything: five times what the bytes take, and what an election takes.
+/// Time limit: five times what the bytes take, and what an election takes.
 const BOUND: Duration = Duration::from_mins(1);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Writes more than a slow way carries at once. What must not be is a violation.
+/// Writes more than a slow link carries at once. Any unexpected outcome is a violation.
 pub async fn run(world: &Arc<World>) {
     let is_up = |at: &usize| env(world, *at).is_some() && !world.hosts[*at].state().lost;
     let up: Vec<usize> = (0..world.plan.nodes).filter(is_up).collect();
-    // Without the slow one there is a majority that nothing holds up.
+    // Without the slow node, a majority that nothing holds up remains.
     if up.len() < world.plan.nodes || up.len() < 3 {
         return;
     }
@@ -82,7 +82,7 @@ async fn catch_up(world: &Arc<World>, slow: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Writes all values; returns the last transaction.
+/// Writes all values; returns the VLSN of the last one.
 async fn write(world: &World) -> Vlsn {
     let mut last = Vlsn(0);
     for n in 0..VALUES {

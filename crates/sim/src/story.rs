@@ -1,4 +1,4 @@
-//! What happened, for people and as one hash: the same seed must tell the same story.
+//! What happened, as readable text and as one hash: the same seed must tell the same story.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
-/// The transcript and the trace of a run. Clones are the same story.
+/// Transcript and trace of a run. Clones refer to the same story.
 #[derive(Clone)]
 pub struct Story(Arc<Mutex<Inner>>);
 
@@ -15,16 +15,16 @@ struct Inner {
     started: Instant,
     trace: Box<Xxh3>,
     events: u64,
-    /// Lines for people; empty unless asked for.
+    /// Readable lines; `None` unless requested.
     told: Option<String>,
-    /// Every traced event as a line, to find where two runs part.
+    /// Every traced event as a line, to find where two runs diverge.
     dump: Option<String>,
     violations: Vec<String>,
     counts: BTreeMap<&'static str, u64>,
 }
 
 impl Story {
-    /// A story that begins now. With `told` its lines are kept, with `dump` its whole trace.
+    /// Starts a story now. `told` keeps its readable lines, `dump` its whole trace.
     pub fn new(told: bool, dump: bool) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             started: Instant::now(),
@@ -41,12 +41,12 @@ impl Story {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Virtual time since the beginning, in microseconds.
+    /// Virtual time since the start, in microseconds.
     pub fn now_us(&self) -> u64 {
         u64::try_from(self.inner().started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// One line for people, which is part of the trace too.
+    /// Adds a readable line, which is part of the trace too.
     pub fn tell(&self, line: impl FnOnce() -> String) {
         let mut inner = self.inner();
         let line = line();
@@ -58,7 +58,7 @@ impl Story {
         }
     }
 
-    /// A part of the trace that nobody reads.
+    /// Adds to the trace only.
     pub fn trace(&self, parts: &[&[u8]]) {
         self.inner().trace(parts);
     }
@@ -68,7 +68,7 @@ impl Story {
         *self.inner().counts.entry(fault).or_default() += 1;
     }
 
-    /// What must never be.
+    /// Records a violated invariant.
     pub fn violation(&self, what: impl Into<String>) {
         let what = what.into();
         self.tell(|| format!("VIOLATION: {what}"));
@@ -80,7 +80,7 @@ impl Story {
         self.inner().violations.clone()
     }
 
-    /// The faults that fired, as counted here.
+    /// Counts of the faults that fired.
     pub fn counts(&self) -> BTreeMap<&'static str, u64> {
         self.inner().counts.clone()
     }

@@ -1,5 +1,5 @@
-//! The subscribers: they follow the feed from node to node, through whatever happens to those, and
-//! resume with their tokens.
+//! Subscribers: they follow the feed from node to node, whatever happens to those nodes, and resume
+//! with their tokens.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +16,14 @@ use crate::history::{DATABASES, FeedRecord, SeenChange, SeenRow, SeenTransaction
 use crate::plan::Plan;
 use crate::world::{Life, PORT, World, wait};
 
-/// Host from which remote subscribers come.
+/// Host that remote subscribers connect from.
 const HOST: &str = "subscriber";
-/// How often a subscriber looks up from a feed that has nothing for it.
+/// Longest wait of a subscriber on a feed that has nothing for it.
 const LOOK_EVERY: Duration = Duration::from_millis(400);
-/// A remote subscription that reaches nobody for so long is made anew.
+/// A remote subscription that reaches nobody for this long is opened anew.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What a subscriber reads from.
+/// The source a subscriber reads from.
 enum Source {
     Here(usize, Life, Box<Feed>),
     Remote(Box<Subscription>),
@@ -49,7 +49,7 @@ impl Source {
     }
 }
 
-/// One subscriber, for ever. Now and then it forgets everything and begins again.
+/// Runs one subscriber forever. Now and then it forgets everything and starts over.
 pub async fn subscriber(world: Arc<World>, is_remote: bool, seed: u64) {
     let mut follower = Follower {
         world,
@@ -75,10 +75,10 @@ struct Follower {
     world: Arc<World>,
     is_remote: bool,
     rng: StdRng,
-    /// Index of the present record.
+    /// Index of the current record.
     record: usize,
     resume: Option<CommitToken>,
-    /// Rows of a state that is not complete.
+    /// Rows of a state that is not complete yet.
     state: Vec<SeenRow>,
 }
 
@@ -142,7 +142,7 @@ impl Follower {
         }
     }
 
-    /// Follows until the source ends, or the subscriber leaves it of its own will.
+    /// Follows until the source ends, or the subscriber leaves of its own accord.
     async fn follow(&mut self, mut source: Source) {
         let span = Span {
             node: match &source {
@@ -170,7 +170,7 @@ impl Follower {
                 record.passed = record.passed.max(token.vlsn.0);
             }
         }
-        // What a feed does when it goes, it does as a part of its node.
+        // Dropping a feed runs as part of its node.
         if let Source::Here(_, life, feed) = source {
             life.process.enter(|| drop(feed));
         }
@@ -202,7 +202,7 @@ impl Follower {
         }
     }
 
-    /// Nodes come and go; what was committed does not. Logs do: who comes too late begins again.
+    /// Nodes come and go; committed data stays. Logs are purged: a latecomer starts over.
     fn judge(&mut self, error: &FeedError) {
         if matches!(error, FeedError::HistoryGone { .. }) {
             self.resume = None;

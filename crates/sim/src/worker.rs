@@ -1,9 +1,9 @@
-//! A process that runs seeds, each in a fork of itself.
+//! A process that runs seeds, each in its own fork.
 //!
-//! Some of the chance below us has state that is kept per process, so each seed needs a process of
-//! its own. Starting one from the program costs more than a fifth of a short run: its dependencies
-//! fill tables of many megabytes at their first use. A worker does that once, before the first
-//! seed. What the program does with `--seed` begins the same way, so that it has the same trace.
+//! Some of the randomness below us has per-process state, so each seed needs its own process.
+//! Starting one from the program costs more than a fifth of a short run: its dependencies fill
+//! tables of many megabytes on first use. A worker does that once, before the first seed. A run
+//! with `--seed` starts the same way, so that it has the same trace.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -17,14 +17,14 @@ use crate::plan::{Cuts, Fault, Plan};
 use crate::run::{self, Report};
 use crate::story::Story;
 
-/// Begins the line that says how a seed's process ended.
+/// Prefix of the line that says how a seed's process ended.
 pub const ENDED: &str = "ended ";
 
-/// Pages as large as there are, taken and given back many at a time.
+/// Transparent huge pages, taken and returned many at a time.
 const MALLOC: &str = "glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=1073741824:\
     glibc.malloc.top_pad=33554432:glibc.malloc.mmap_threshold=1073741824";
 
-/// A process that runs seeds, one after the other.
+/// A process that runs seeds, one after another.
 pub struct Worker {
     process: Child,
     requests: ChildStdin,
@@ -32,7 +32,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts one of `program`, the simulator, with this bug.
+    /// Starts a worker of `program`, the simulator, with this bug.
     ///
     /// # Errors
     /// When the program does not start.
@@ -57,10 +57,10 @@ impl Worker {
         })
     }
 
-    /// Runs a seed in a process of its own. An inner error is the seed's failure.
+    /// Runs a seed in its own process. An inner error is the seed's failure.
     ///
     /// # Errors
-    /// When the worker is not there any more.
+    /// When the worker is gone.
     pub fn run(&mut self, seed: u64, cuts: &Cuts) -> io::Result<Result<Report, String>> {
         let arguments = cuts.arguments().join(" ");
         writeln!(self.requests, "--seed {seed} {arguments}")?;
@@ -88,17 +88,17 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // It waits for a seed, and has none.
+        // It is waiting for a seed and runs none.
         self.process.kill().ok();
         self.process.wait().ok();
     }
 }
 
-/// CPU time that a seed may use, in seconds: some hundred times what it needs. One that uses more goes
-/// round in circles at one virtual moment, and has failed.
+/// CPU time that a seed may use, in seconds: some hundred times what it needs. A seed that uses
+/// more is looping at one virtual moment, and has failed.
 const CPU_SECONDS_MAX: u64 = 60;
 
-/// Has this process ended when it uses more CPU time than any seed needs.
+/// Makes this process end when it uses more CPU time than any seed needs.
 ///
 /// # Errors
 /// When the limit cannot be set.
@@ -110,10 +110,10 @@ pub fn limit_cpu_time() -> io::Result<()> {
     Ok(setrlimit(Resource::Cpu, limit)?)
 }
 
-/// Runs next to nothing, so that what is made once in a process is there.
+/// Runs almost nothing, to initialize what a process creates once.
 ///
 /// # Errors
-/// When no runtime can be made.
+/// When no runtime can be created.
 pub fn warm_up() -> io::Result<()> {
     let cuts = Cuts {
         nodes: Some(1),

@@ -1,5 +1,5 @@
-//! The clients: transactions that read and write few keys, as functions, open or of one operation;
-//! databases that go and come back; and snapshots.
+//! The clients: transactions over a few keys, as functions, open or single operations; databases
+//! that come and go; and snapshots.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -23,19 +23,19 @@ use crate::logfile::Log;
 use crate::promise;
 use crate::world::{Host, Life, World, lock, wait};
 
-/// How long a client waits for an answer of a node.
+/// How long a client waits for a node's answer.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(12);
 
-/// Of so many transactions one has a rival.
+/// One in this many transactions has a rival.
 const RIVAL_EVERY: u32 = 8;
 
-/// Of so many open transactions one stays open for seconds, with its snapshot.
+/// One in this many open transactions stays open for seconds, with its snapshot.
 const LONG_EVERY: u32 = 16;
 
-/// Of so many open fates a node is asked at the end.
+/// Most writes of open fate to ask a node about at the end.
 const OUTCOMES_ASKED_MAX: usize = 16;
 
-/// One client: an endless run of operations, some at a time.
+/// Runs one client: an endless sequence of operations, some at a time.
 pub async fn client(world: Arc<World>, seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let think_max = u64::try_from(world.plan.think_max.as_millis()).unwrap_or(u64::MAX);
@@ -61,7 +61,7 @@ async fn operation(world: &Arc<World>, seed: u64) {
     }
 }
 
-/// Whom to ask: mostly somebody who takes himself for the master.
+/// Picks a node to ask: mostly one that considers itself master.
 fn pick(world: &World, rng: &mut StdRng) -> Option<(usize, Life)> {
     let mut open = world.open_nodes();
     let masters = world.masters();
@@ -71,7 +71,7 @@ fn pick(world: &World, rng: &mut StdRng) -> Option<(usize, Life)> {
     (!open.is_empty()).then(|| open.swap_remove(rng.random_range(0..open.len())))
 }
 
-/// What a transaction does, drawn before it runs: it may run several times.
+/// What a transaction does, drawn before it runs, because it may run several times.
 struct Script {
     lists: bool,
     gets: Vec<(&'static str, Bytes)>,
@@ -130,7 +130,7 @@ impl Script {
         }
     }
 
-    /// Reads as the script says, changes and writes, and records it.
+    /// Reads, changes and writes as scripted, and records it.
     fn run(
         &self,
         world: &World,
@@ -218,10 +218,10 @@ fn key(world: &World, rng: &mut StdRng) -> Bytes {
     Bytes::from(format!("k{:03}", rng.random_range(0..world.plan.keys)))
 }
 
-/// A value that no other write has, of up to `max` bytes.
+/// A unique value, of at most `max` bytes.
 fn value(rng: &mut StdRng, max: usize, id: usize, nth: usize) -> Bytes {
     let mut value = format!("{id}.{nth}.").into_bytes();
-    // Most values are small: large ones are about limits, not about order.
+    // Most values are small: large ones test limits, not ordering.
     let max = if rng.random_range(0..4) == 0 {
         max
     } else {
@@ -231,7 +231,7 @@ fn value(rng: &mut StdRng, max: usize, id: usize, nth: usize) -> Bytes {
     Bytes::from(value)
 }
 
-/// A database as either kind of transaction has it.
+/// A database as seen by either kind of transaction.
 trait Readable {
     type Error;
     fn get(&self, key: &Bytes) -> Result<Option<Bytes>, Self::Error>;
@@ -260,7 +260,7 @@ macro_rules! readable {
 readable!(SnapshotDatabase, ReadError);
 readable!(TransactionDatabase, WriteError);
 
-/// Runs `call` in a node's process. `None` when the process ended or gave no answer.
+/// Runs `call` in a node's process. `None` if the process ended or gave no answer.
 async fn ask<T>(life: &Life, call: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         biased;
@@ -270,7 +270,7 @@ async fn ask<T>(life: &Life, call: impl Future<Output = T>) -> Option<T> {
     }
 }
 
-/// One transaction, and now and then a rival of it.
+/// Runs one transaction, and now and then a rival.
 async fn transaction(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
     if rng.random_range(0..RIVAL_EVERY) > 0 {
         return write(world, rng, (at, life), || {}).await;
@@ -288,18 +288,18 @@ async fn transaction(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Lif
         Poll::Pending
     };
     let come_between = || {
-        // Whether it has ended shows below.
+        // Whether it has ended is found out below.
         poll(&mut Context::from_waker(Waker::noop())).is_ready();
     };
     let own = write(world, rng, (at, life), come_between);
     tokio::join!(own, std::future::poll_fn(poll));
 }
 
-/// A transaction that comes in between what another one reads and its commit, as on a machine with
-/// many threads any may.
+/// A transaction that runs between the reads of another one and its commit, as any may on a machine
+/// with many threads.
 type Rival<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
-/// One transaction. `between` is called when it has read.
+/// Runs one transaction. `between` is called after its reads.
 async fn write(
     world: &Arc<World>,
     rng: &mut StdRng,
@@ -330,7 +330,7 @@ fn durability(rng: &mut StdRng) -> Durability {
     }
 }
 
-/// The same without a function: others come in between its reads and its writes.
+/// The same without a function: others may run between its reads and its writes.
 async fn open_transaction(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
     let Some(env) = &life.env else { return };
     let id = world.history().begin(at);
@@ -356,7 +356,7 @@ async fn open_transaction(world: &Arc<World>, rng: &mut StdRng, at: usize, life:
     end(world, (at, id), durability, answer.as_ref());
 }
 
-/// An operation that is a transaction: a put, or one on a condition.
+/// A single-operation transaction: a put, or a conditional one.
 async fn single(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
     let Some(env) = &life.env else { return };
     let id = world.history().begin(at);
@@ -411,7 +411,7 @@ async fn single(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
             Some(Err(WriteError::abort(format!("refused as of {token}"))))
         }
         Some(Ok(CompareAndSet::Done(token))) => Some(Ok(token)),
-        // Nobody knows then whether the token is that of the write or that of its refusal.
+        // Then nobody knows whether the token belongs to the write or to its refusal.
         Some(Err(error)) if kind != 0 && error.outcome() != Outcome::NotCommitted => None,
         Some(Err(error)) => Some(Err(error)),
         None => None,
@@ -419,17 +419,17 @@ async fn single(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
     end(world, (at, id), Durability::MAJORITY, answer.as_ref());
 }
 
-/// A transaction that leaves its mark and nothing else, on a node that may be master.
+/// A transaction that only leaves its mark, on a node that may be master.
 pub async fn mark(world: &World, env: &ReplicatedEnvironment) -> Option<CommitToken> {
     let id = world.history().begin(0);
     let mark = marker(id);
-    // Before it is written: who waits for it may be gone when it is.
+    // Before the write: the waiting task may be gone when it completes.
     world.history().transactions[id].writes = vec![(MARKERS, mark.clone(), Some(Bytes::new()))];
     let written = env.write_async(|txn| txn.database(MARKERS)?.put(&mark, b""));
     written.await.ok()
 }
 
-/// Records what a node answered.
+/// Records a node's answer.
 fn end(
     world: &World,
     (at, id): (usize, usize),
@@ -451,7 +451,7 @@ fn end(
     });
 }
 
-/// What an answer says of the transaction, by what its durability promises.
+/// What an answer says about the transaction, given what its durability guarantees.
 fn fate(durability: Durability, answer: &Result<CommitToken, WriteError>) -> Fate {
     let is_local = durability == Durability::LOCAL || durability == Durability::NONE;
     let (token, is_acknowledged) = match answer {
@@ -473,9 +473,9 @@ fn fate(durability: Durability, answer: &Result<CommitToken, WriteError>) -> Fat
     }
 }
 
-/// What is acknowledged with `ALL` is in the log of every node whose disk keeps its word.
+/// A transaction acknowledged with `ALL` is in the log of every node with an honest disk.
 fn check_everywhere(world: &World, id: usize) {
-    // One whose engine became wrong may be let in anew, and has no vote until it has caught up.
+    // A node whose engine became wrong may be readmitted, and has no vote until it has caught up.
     let must_have = |host: &&Host| {
         let state = host.state();
         !world.plan.expendable.contains(&host.at()) && !state.lost && !state.suspect
@@ -513,7 +513,7 @@ fn check_everywhere(world: &World, id: usize) {
     }
 }
 
-/// A transaction that had a token and, if `is_open`, was not known to be committed.
+/// A transaction that has a token and is known to be committed, or is not if `is_open`.
 fn pick_token(world: &World, rng: &mut StdRng, is_open: bool) -> Option<(usize, u64, u64)> {
     let history = world.history();
     let with_token = |(id, transaction): (usize, &crate::history::Transaction)| {
@@ -535,7 +535,7 @@ fn token_of(env: &ReplicatedEnvironment, term: u64, vlsn: u64) -> Option<CommitT
     })
 }
 
-/// Asks a node what became of a write whose fate is open.
+/// Asks a node for the outcome of a write whose fate is open.
 async fn outcome(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
     let Some(env) = &life.env else { return };
     let Some((id, term, vlsn)) = pick_token(world, rng, true) else {
@@ -564,7 +564,7 @@ fn note_outcome(world: &World, (node, id): (usize, usize), outcome: TokenOutcome
 }
 
 /// Asks a node for the outcomes of writes whose fate is open. Nothing is under way any more, so it
-/// knows each.
+/// knows all of them.
 pub async fn settle_outcomes(world: &World, at: usize, env: &ReplicatedEnvironment) {
     let mut open: Vec<_> = {
         let history = world.history();
@@ -586,7 +586,7 @@ pub async fn settle_outcomes(world: &World, at: usize, env: &ReplicatedEnvironme
                 at + 1
             )),
             Ok(outcome) => note_outcome(world, (at, id), outcome),
-            // The log is purged below it.
+            // The log is purged past it.
             Err(ReadError::HistoryGone { .. }) => {}
             Err(error) => world
                 .story
@@ -595,7 +595,7 @@ pub async fn settle_outcomes(world: &World, at: usize, env: &ReplicatedEnvironme
     }
 }
 
-/// A policy, with the VLSN that a read by it must see.
+/// A policy, with the VLSN that a read under it must include.
 fn policy(
     world: &World,
     rng: &mut StdRng,
@@ -633,7 +633,7 @@ async fn snapshot(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) 
     read(world, (at, life), &script, policy).await;
 }
 
-/// Reads everything that the node has, at its last transaction. Returns whether it let itself be read.
+/// Reads everything from the node, as of its last transaction. Returns whether it could be read.
 pub async fn read_all(world: &World, at: usize, life: &Life) -> bool {
     let all = |database| RangeScript {
         database,
@@ -653,7 +653,7 @@ pub async fn read_all(world: &World, at: usize, life: &Life) -> bool {
     read(world, (at, life), &script, policy).await
 }
 
-/// Reads a snapshot by a policy, with the VLSN that it must see, and records what it saw.
+/// Reads a snapshot under a policy, with the VLSN it must include, and records the result.
 async fn read(
     world: &World,
     (at, life): (usize, &Life),

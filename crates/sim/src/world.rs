@@ -1,4 +1,4 @@
-//! A group of simulated machines, and what can be done to each of them.
+//! A group of simulated machines, and the faults that can hit each of them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,14 +25,14 @@ use crate::net::SimNet;
 use crate::plan::{Fault, Plan};
 use crate::story::Story;
 
-/// Where each node keeps its data, on its own disk.
+/// Where each node keeps its data on its own disk.
 pub const DATA_DIR: &str = "/data";
 /// Port of every node.
 pub const PORT: u16 = 7400;
 
-/// Everything that a run has.
+/// Everything that belongs to a run.
 pub struct World {
-    /// What the seed stands for.
+    /// The seed's plan.
     pub plan: Plan,
     /// What happened.
     pub story: Story,
@@ -42,14 +42,14 @@ pub struct World {
     pub hosts: Vec<Host>,
     /// What the clients saw.
     pub history: Mutex<History>,
-    /// Digests that nodes gave, by VLSN.
+    /// Digests reported by nodes, by VLSN.
     digests: Mutex<BTreeMap<u64, (u128, usize)>>,
     rng: Mutex<StdRng>,
 }
 
 /// One machine.
 pub struct Host {
-    /// Host name, which is the node's name too.
+    /// Host name, also the node's name.
     pub name: String,
     at: usize,
     /// What outlives the process.
@@ -57,9 +57,9 @@ pub struct Host {
     clock: Arc<SimClock>,
     life: Mutex<Option<Life>>,
     state: Mutex<HostState>,
-    /// With what its node joins, when it is none of those that founded the group.
+    /// The token its node joins with, unless it is a founder.
     token: Mutex<Option<JoinToken>>,
-    /// The logs as they were before the disk was damaged, or another one took its place.
+    /// Logs as they were before the disk was damaged or replaced.
     former: Mutex<Vec<Log>>,
 }
 
@@ -70,11 +70,11 @@ struct Hardware {
     archive: Archive,
 }
 
-/// Segments of the log that have been written to their end, as they were then, by path. The node
-/// gives them up; the checkers need the whole log.
+/// Completed log segments, by path, as they were when completed. The node purges them; the checkers
+/// need the whole log.
 type Archive = Arc<Mutex<BTreeMap<PathBuf, Vec<u8>>>>;
 
-/// Takes the segments before `newest`, which has just got its name, into the archive.
+/// Archives the segments before `newest`, which has just been given its name.
 fn archive_segments(disk: &SimDisk, archive: &Archive, newest: &Path) {
     let (Some(dir), Some(newest)) = (newest.parent(), file_name(newest)) else {
         return;
@@ -94,9 +94,9 @@ fn archive_segments(disk: &SimDisk, archive: &Archive, newest: &Path) {
     }
 }
 
-/// Brings the archive to what a power cut has left: the newest segment is written further, also one
-/// that was in the archive and lost the name of its successor, and those before it are not. With the
-/// power going at the naming of a segment, none of them was taken.
+/// Adjusts the archive to what a power cut has left: the newest segment is written further, even if
+/// it was archived and its successor's name was lost; the ones before it are not. If the power
+/// failed while a segment was being named, none of them had been archived.
 fn settle_archive(disk: &SimDisk, archive: &Archive) {
     let dir = newest_log(disk);
     let mut names = disk.list(&dir).unwrap_or_default();
@@ -108,7 +108,7 @@ fn settle_archive(disk: &SimDisk, archive: &Archive) {
     }
 }
 
-/// Where the log is that the node writes: each one that it has given up as damaged has left a number.
+/// Where the node's current log is: each log given up as damaged has used up a number.
 fn newest_log(disk: &SimDisk) -> PathBuf {
     let dir = |number| match number {
         0 => Path::new(DATA_DIR).join("log"),
@@ -137,7 +137,7 @@ fn read_file(disk: &SimDisk, path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What a node once had on its disk.
+/// A node's disk contents at an earlier moment.
 pub struct NodeCopy {
     directory: DirectoryCopy,
     store: MemoryStore,
@@ -150,11 +150,11 @@ pub struct Life {
     pub process: Process,
     /// The node. `None` while it opens.
     pub env: Option<ReplicatedEnvironment>,
-    /// Ends when the process does.
+    /// Cancelled when the process ends.
     pub ended: CancellationToken,
 }
 
-/// Who may do what to a machine.
+/// State of a machine and its node.
 #[expect(clippy::struct_excessive_bools, reason = "each holds or not by itself")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostState {
@@ -162,27 +162,27 @@ pub struct HostState {
     pub busy: bool,
     /// The node is lost for good, and not expected to open again.
     pub lost: bool,
-    /// What it has on its disk was damaged: it has to repair itself, if it opens.
+    /// Its disk was damaged: it has to repair itself, if it opens.
     pub damaged: bool,
-    /// Its directory is not what it was let in with, wiped or an older copy: it has to stay out.
+    /// Its directory is not the one admitted, but wiped or an older copy: it has to stay out.
     pub fenced: bool,
-    /// It was taken out of the group, or lost its vote, at some time, and may have no vote now.
+    /// At some time it was removed from the group or lost its vote, and may have no vote now.
     pub outside: bool,
-    /// Rows of its engine were made wrong, and it was not seen to be right since.
+    /// Rows of its engine were made wrong, and it has not been seen to be right since.
     pub suspect: bool,
 }
 
 /// How a node ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The process alone: the kernel closes its connections and keeps its pages.
+    /// The process only: the kernel closes its connections and keeps its pages.
     Kill,
-    /// The machine: what is not synced may be lost, and peers are told nothing.
+    /// The machine: unsynced data may be lost, and peers are told nothing.
     PowerCut,
 }
 
 impl World {
-    /// Machines without power, by the plan.
+    /// Creates the plan's machines, without power.
     pub fn new(plan: Plan, story: Story) -> Arc<Self> {
         let mut rng = StdRng::seed_from_u64(plan.seed ^ 0x5eed);
         let net = SimNet::new(rng.random(), crate::nemesis::net_faults(&plan));
@@ -216,12 +216,12 @@ impl World {
         })
     }
 
-    /// Chance that belongs to the world itself.
+    /// Draws from the world's own randomness.
     pub fn chance<T>(&self, draw: impl FnOnce(&mut StdRng) -> T) -> T {
         draw(&mut lock(&self.rng))
     }
 
-    /// What the clients saw so far.
+    /// What the clients have seen so far.
     pub fn history(&self) -> MutexGuard<'_, History> {
         lock(&self.history)
     }
@@ -233,7 +233,7 @@ impl World {
         let list: Vec<_> = list.collect();
         let founding = || Bootstrap::expect(&list).expect("a well-formed list");
         let token = lock(&host.token).clone();
-        // A clock that is fast or slow makes every timer of its node so.
+        // A fast or slow clock makes every timer of its node fast or slow.
         let ms = |ms: u64| host.clock.timer_ms(ms);
         let heartbeat = ms(limits.heartbeat_ms).max(5);
         let config = RepConfig::builder("sim", &host.name)
@@ -255,7 +255,7 @@ impl World {
             .set("log_segment_bytes", limits.log_segment_bytes)
             .set("log_cache_bytes_max", limits.log_cache_bytes)
             .set("batches_in_flight_max", limits.batches_in_flight)
-            // One that nobody has damaged has to be sound.
+            // An undamaged node must be sound.
             .repair(if host.state().damaged || host.state().suspect {
                 Repair::Auto
             } else {
@@ -284,7 +284,7 @@ impl World {
         }
     }
 
-    /// Opens the node of a host that has power and runs nothing.
+    /// Opens the node of a powered host that runs nothing.
     ///
     /// # Errors
     /// Why the node does not open.
@@ -318,7 +318,7 @@ impl World {
         }
     }
 
-    /// Ends a node, if it runs, and whatever its machine loses by that.
+    /// Ends a node, if it runs, with whatever its machine loses by that.
     pub fn end(&self, at: usize, end: End) {
         let host = &self.hosts[at];
         let life = lock(&host.life).take();
@@ -331,7 +331,7 @@ impl World {
             life.process.kill();
             life.ended.cancel();
             let Life { process, env, .. } = life;
-            // Whatever the last handle does when it goes, it does as a dead process.
+            // Whatever dropping the last handle does, it does as a dead process.
             process.enter(|| drop(env));
         }
         let hardware = lock(&host.hardware).clone();
@@ -353,7 +353,7 @@ impl World {
         self.hosts.iter().filter_map(alive).collect()
     }
 
-    /// The open nodes that take themselves for the master.
+    /// The open nodes that consider themselves master.
     pub fn masters(&self) -> Vec<usize> {
         let mut open = self.open_nodes();
         open.retain(|(_, life)| {
@@ -363,13 +363,13 @@ impl World {
         open.into_iter().map(|(at, _)| at).collect()
     }
 
-    /// Numbers of transactions may be given again from here on.
+    /// From here on, transaction numbers may be reused.
     pub fn forget_digests(&self) {
         lock(&self.digests).clear();
     }
 
-    /// Asks every open node for its digest; two that name the same VLSN name the same digest. Those are
-    /// not asked that have wrong rows and cannot know.
+    /// Compares the digests of all open nodes: the same VLSN means the same digest. Nodes that
+    /// cannot know of their wrong rows yet are not asked.
     pub fn compare_digests(&self) {
         for (at, life) in self.open_nodes() {
             if falsehood::is_waited_for(self, at) {
@@ -395,27 +395,27 @@ impl Host {
         self.at
     }
 
-    /// The life that the node has now.
+    /// The node's current life.
     pub fn life(&self) -> Option<Life> {
         lock(&self.life).clone()
     }
 
-    /// What is under way with this machine.
+    /// State of this machine.
     pub fn state(&self) -> HostState {
         *lock(&self.state)
     }
 
-    /// Changes what is under way with this machine.
+    /// Changes the state of this machine.
     pub fn set_state(&self, change: impl FnOnce(&mut HostState)) {
         change(&mut lock(&self.state));
     }
 
-    /// Whether its node is one of those that founded the group.
+    /// Whether its node is a founder of the group.
     pub fn is_founder(&self) -> bool {
         lock(&self.token).is_none()
     }
 
-    /// Lets its next node join with this.
+    /// Sets the token its next node joins with.
     pub fn set_token(&self, token: JoinToken) {
         *lock(&self.token) = Some(token);
     }
@@ -425,7 +425,7 @@ impl Host {
         lock(&self.hardware).disk.clone()
     }
 
-    /// What its engines are on.
+    /// Storage of its engines.
     pub fn store(&self) -> MemoryStore {
         lock(&self.hardware).store.clone()
     }
@@ -435,15 +435,15 @@ impl Host {
         &self.clock
     }
 
-    /// Keeps the log for the checkers as it is before something happens to it: what others have got
-    /// from this node by a copy may be in no other log.
+    /// Keeps the log for the checkers before something happens to it: what others received from
+    /// this node by copy may be in no other log.
     pub fn keep_log(&self) {
         if let Ok(log) = self.log() {
             lock(&self.former).push(log);
         }
     }
 
-    /// Puts an empty disk into the machine, which runs nothing.
+    /// Replaces the disk with an empty one; the machine runs nothing.
     pub fn replace_disk(&self, world: &World) {
         self.keep_log();
         let fresh = world.chance(|rng| Hardware::new(&world.plan, self.at, rng, &world.story));
@@ -451,7 +451,7 @@ impl Host {
         self.set_state(|state| state.suspect = false);
     }
 
-    /// A copy of everything that the node has on its disk; it runs nothing.
+    /// Copies everything on the node's disk; the machine runs nothing.
     pub fn copy(&self) -> NodeCopy {
         let hardware = lock(&self.hardware);
         NodeCopy {
@@ -460,7 +460,7 @@ impl Host {
         }
     }
 
-    /// Puts a copy in the place of what the node has on its disk; it runs nothing.
+    /// Replaces the contents of the node's disk with a copy; the machine runs nothing.
     pub fn put_back(&self, copy: NodeCopy) {
         self.keep_log();
         let mut hardware = lock(&self.hardware);
@@ -468,7 +468,7 @@ impl Host {
         hardware.store = copy.store;
     }
 
-    /// The node's log as a process sees it, with what it has given up.
+    /// The node's log as a process sees it, including what it has given up.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -481,7 +481,7 @@ impl Host {
         logfile::read(files.map_err(|error| error.to_string())?)
     }
 
-    /// Every log that the machine has had on a disk before the present one.
+    /// Every log the machine has had before the present one.
     pub fn former_logs(&self) -> Vec<Log> {
         let mut logs = lock(&self.former).clone();
         let Hardware { disk, archive, .. } = lock(&self.hardware).clone();
@@ -499,7 +499,7 @@ impl Host {
         logs
     }
 
-    /// The end of the log, of its last two segments: reading all of a long log takes its time.
+    /// The last two segments of the log: reading all of a long log is slow.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -518,7 +518,7 @@ impl Host {
         logfile::read(files)
     }
 
-    /// The log that a power cut would leave, with what the node has given up.
+    /// The log that a power cut would leave, including what the node has given up.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -576,11 +576,11 @@ impl Hardware {
     }
 }
 
-/// The wall clock of one machine, which may be wrong and may run at another speed.
+/// The wall clock of one machine, which may be wrong and run at another speed.
 pub struct SimClock {
     started: Instant,
     offset_ms: AtomicI64,
-    /// Thousandths of the true speed.
+    /// Speed, in thousandths of the true one.
     speed: AtomicU64,
 }
 
@@ -599,7 +599,7 @@ impl SimClock {
         self.offset_ms.fetch_add(ms, Ordering::Relaxed);
     }
 
-    /// How long a timer of `ms` on this machine takes in truth.
+    /// How long a timer of `ms` on this machine really takes.
     fn timer_ms(&self, ms: u64) -> u64 {
         ms * 1000 / self.speed.load(Ordering::Relaxed)
     }
@@ -619,7 +619,7 @@ pub async fn wait(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
 
-/// The guard of a mutex that no section leaves half-changed.
+/// Locks a mutex that no section leaves half-changed.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

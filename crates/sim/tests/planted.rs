@@ -1,6 +1,6 @@
-//! Every planted bug is found, and without one nothing is.
+//! Every planted bug is found, and without one nothing is reported.
 //!
-//! The checkers know nothing of the bugs: what shows one is what would show a mistake of ours.
+//! The checkers know nothing of the bugs: what exposes one would expose a mistake of ours.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -9,28 +9,28 @@ use steadfast::planted::Bug;
 use steadfast_sim::plan::Cuts;
 use steadfast_sim::worker::Worker;
 
-/// Most seeds that the budget of any bug may have.
+/// Upper bound on the seed budget of any bug.
 const SEEDS_MAX: u64 = 1000;
-/// The median of the seeds that the bugs need is at most this.
+/// Upper bound on the median number of seeds that the bugs need.
 const MEDIAN_MAX: u64 = 100;
-/// Seeds that have to pass in this build with no bug switched on.
+/// Seeds that have to pass in this build with no bug enabled.
 const SOUND_SEEDS: u64 = 10;
 
 /// How a bug was found.
 struct Find {
     bug: Bug,
-    /// The first seed that fails, and what it says; `None` when the budget was in vain.
+    /// The first failing seed, and its violation; `None` if the budget is used up.
     found: Option<(u64, String)>,
 }
 
-/// A worker of the simulator with this bug.
+/// Starts a simulator worker with this bug.
 fn worker(bug: Option<Bug>) -> Worker {
     let program = Path::new(env!("CARGO_BIN_EXE_steadfast-sim"));
     let worker = Worker::start(program, bug.map(Bug::name));
     worker.expect("the program starts")
 }
 
-/// What is wrong with a seed.
+/// The first violation of a seed.
 fn violation(worker: &mut Worker, seed: u64) -> Option<String> {
     let report = worker.run(seed, &Cuts::default());
     match report.expect("the worker goes on") {
@@ -46,7 +46,7 @@ fn find(bug: Bug) -> Find {
     Find { bug, found }
 }
 
-/// The results of `work` for each of `items`, on as many threads as there are cores.
+/// Runs `work` for each of `items`, on as many threads as there are cores.
 fn on_all_cores<T: Copy + Send, R: Send>(
     items: impl Iterator<Item = T> + Send,
     work: impl Fn(T) -> R + Sync,

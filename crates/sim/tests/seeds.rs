@@ -1,4 +1,4 @@
-//! The program as people run it.
+//! The program as users run it.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};

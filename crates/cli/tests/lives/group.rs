@@ -1,4 +1,4 @@
-//! Three nodes on this machine, the lives that a test gives them, and what they answer.
+//! Three nodes on this machine, the lives a test gives them, and their answers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -16,12 +16,12 @@ use crate::protocol::{Command, Found, Keys, Outcome, Report, Stream, Write};
 use crate::{PATIENCE, ports};
 
 pub(crate) const NODES: usize = 3;
-/// Lines of a node's log that a failure shows.
+/// How many lines of a node's log a failure shows.
 const LOG_LINES: usize = 40;
-/// Where directories of groups are kept that failed; else they are removed.
+/// If set, directories of failed groups are kept; otherwise they are removed.
 const KEEP: &str = "STEADFAST_LIVES_KEEP";
 
-/// Numbers of a configuration, by key.
+/// Numeric settings, by key.
 pub(crate) type Numbers = Vec<(String, u64)>;
 
 /// How a life ends.
@@ -33,14 +33,14 @@ pub(crate) enum End {
     Kill,
 }
 
-/// What the life of a node says.
+/// What a node's life reports.
 enum News {
     Said(Report),
-    /// Nothing comes from this life any more.
+    /// Nothing more comes from this life.
     Ended,
 }
 
-/// The node, its life, and what that says.
+/// The node, its life, and what that reports.
 type NewsOf = (usize, u64, News);
 
 /// One life of a node. Dropping it kills it.
@@ -57,7 +57,7 @@ impl Drop for Process {
     }
 }
 
-/// What is known of a node in its newest life.
+/// What is known of a node's current life.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     life: u64,
@@ -66,7 +66,7 @@ pub(crate) struct Seen {
     pub(crate) put_right: u64,
     has_ended: bool,
     role: String,
-    /// What the last read has found.
+    /// Result of the last read.
     read: Option<Found>,
     unread: Option<String>,
     /// What a watcher has found.
@@ -75,17 +75,17 @@ pub(crate) struct Seen {
     pub(crate) failed: Option<String>,
 }
 
-/// The writes that are to be made.
+/// The writes to make.
 #[derive(Default)]
 struct Load {
     streams: BTreeMap<usize, Left>,
-    /// The node that makes them, until it says that it rests or ends.
+    /// The node that makes them, until it reports that it rests or ends.
     at: Option<usize>,
-    /// Why a write was refused last.
+    /// Why the last write was refused.
     refused: Option<String>,
 }
 
-/// What is left of a stream.
+/// The rest of a stream.
 struct Left {
     writes: VecDeque<Write>,
     is_under_way: bool,
@@ -102,17 +102,17 @@ pub(crate) struct Group {
     lives: u64,
     load: Load,
     pub(crate) model: Model,
-    /// What a watcher of each node reads all the time.
+    /// What each node's watcher reads continually.
     pub(crate) watched: Keys,
-    /// Whether a node may say that it cannot go on.
+    /// Whether a node may report that it cannot go on.
     pub(crate) may_fail: bool,
-    /// What was done and when, for whoever looks into a failure.
+    /// What was done and when, for anyone investigating a failure.
     story: Vec<String>,
     begun: Instant,
 }
 
 impl Group {
-    /// Nodes that were never started.
+    /// Nodes that have never been started.
     pub(crate) fn new(numbers: &[(&str, u64)]) -> Self {
         let own = |(key, value): &(&str, u64)| ((*key).to_owned(), *value);
         Self {
@@ -132,7 +132,7 @@ impl Group {
         }
     }
 
-    /// Notes what is done, and when.
+    /// Records an action and its time.
     pub(crate) fn note(&mut self, what: &str) {
         let at = self.begun.elapsed();
         self.story.push(format!("{at:.1?} {what}"));
@@ -171,7 +171,7 @@ impl Group {
         }
     }
 
-    /// Starts nodes, in this order, and waits until all of them have come to work.
+    /// Starts nodes, in this order, and waits until all of them are ready.
     pub(crate) fn start(&mut self, nodes: &[usize]) {
         self.begin(nodes);
         self.wait("the nodes to be ready", |group| {
@@ -205,7 +205,7 @@ impl Group {
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let news = self.news.0.clone();
         std::thread::spawn(move || {
-            // Lines of the harness are no reports; the last line of a process that was killed may be cut.
+            // Lines of the harness are no reports; the last line of a killed process may be cut.
             for line in lines.map_while(Result::ok) {
                 if let Ok(report) = serde_json::from_str(&line) {
                     news.send((at, life, News::Said(report))).ok();
@@ -217,7 +217,7 @@ impl Group {
         self.processes[at] = Some(Process { child, stdin });
     }
 
-    /// Ends the lives of nodes at once, and waits for all.
+    /// Ends these nodes' lives at once, and waits for all.
     pub(crate) fn end(&mut self, nodes: &[(usize, End)]) {
         self.note(&format!("end {nodes:?}"));
         for (at, end) in nodes {
@@ -241,7 +241,7 @@ impl Group {
         }
     }
 
-    /// Ends all that run, at once.
+    /// Ends all running nodes at once.
     pub(crate) fn end_all(&mut self, end: End) {
         let nodes: Vec<_> = self.running().into_iter().map(|at| (at, end)).collect();
         self.end(&nodes);
@@ -251,17 +251,17 @@ impl Group {
         let process = self.processes[at].as_mut().expect("it runs");
         let stdin = process.stdin.as_mut().expect("it was not stopped");
         let line = serde_json::to_string(command).expect("plain data");
-        // One that has just ended says so.
+        // A node that has just ended reports it.
         writeln!(stdin, "{line}").ok();
     }
 
-    /// Takes what nodes say until `is_there`.
+    /// Takes the nodes' reports until `is_there`.
     pub(crate) fn wait(&mut self, what: &str, is_there: impl Fn(&Self) -> bool) {
         let in_time = self.wait_for(PATIENCE, is_there);
         assert!(in_time, "{what} took too long: {:?}", self.seen_shortly());
     }
 
-    /// The same, for no longer than this; returns whether it is there.
+    /// The same, for at most this long; returns whether it is there.
     pub(crate) fn wait_for(&mut self, most: Duration, is_there: impl Fn(&Self) -> bool) -> bool {
         let deadline = Instant::now() + most;
         while !is_there(self) {
@@ -338,14 +338,14 @@ impl Group {
         }
     }
 
-    /// Nobody knows what became of the first write that is left of a stream. The others were not begun.
+    /// The outcome of the first write left in a stream is unknown. The later ones were not begun.
     fn give_up(&mut self, stream: usize) {
         let left = self.load.streams.remove(&stream).expect("it is there");
         let write = left.writes.into_iter().next().expect("one is left");
         self.model.leave_unknown(write);
     }
 
-    /// The node that writes has ended: it may have done more than it has told.
+    /// The writing node has ended: it may have done more than it reported.
     fn break_off(&mut self) {
         self.load.at = None;
         let streams = self.load.streams.iter();
@@ -356,7 +356,7 @@ impl Group {
         }
     }
 
-    /// Begins to write, on the node that is master.
+    /// Starts writing, on the node that is master.
     pub(crate) fn begin_load(&mut self, streams: Vec<Stream>) {
         assert!(!self.model.has_unknown(), "all is settled");
         for stream in streams {
@@ -386,7 +386,7 @@ impl Group {
         self.tell(master, &command);
     }
 
-    /// Waits until so many more writes were acknowledged, or none is left.
+    /// Waits until this many more writes are acknowledged, or none is left.
     pub(crate) fn wait_acknowledged(&mut self, more: u64) {
         let due = self.model.acknowledged + more;
         let mut progress = (self.model.acknowledged, Instant::now());
@@ -404,7 +404,7 @@ impl Group {
         }
     }
 
-    /// Writes what is left of the load, by whichever node is master, and waits for all.
+    /// Writes the rest of the load, on whichever node is master, and waits for all of it.
     pub(crate) fn end_load(&mut self) {
         self.wait_acknowledged(u64::MAX / 2);
         self.wait("the load to rest", |group| group.load.at.is_none());
@@ -420,8 +420,8 @@ impl Group {
         }
     }
 
-    /// Reads every row on every node that runs, and holds it against what must be there. With `by_token`
-    /// the reads are at least as new as the last write, else linearizable.
+    /// Reads every row on every running node, and checks it against what must be there. With
+    /// `by_token` the reads are at least as new as the last write, otherwise linearizable.
     pub(crate) fn verify(&mut self, by_token: bool) {
         self.note("verify");
         assert!(self.load.streams.is_empty(), "nothing is under way");
@@ -451,7 +451,7 @@ impl Group {
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
-    /// No engine had lost or altered anything that its node had to put right.
+    /// No engine had lost or altered anything that its node had to correct.
     pub(crate) fn check_engines_were_right(&self) {
         for (seen, n) in self.seen.iter().zip(1..) {
             assert_eq!(seen.put_right, 0, "n{n} has put rows right");

@@ -1,24 +1,24 @@
-//! Lives of groups: three nodes as real processes are stopped and killed in many ways and started again,
-//! and after each start every row is read on every node and held against what was acknowledged.
+//! Lives of groups: three nodes, as real processes, are stopped and killed in many ways and
+//! restarted. After each start, every row of every node is checked against what was acknowledged.
 //!
 //! ```text
 //!  this test                                    `node`: one process for each node
 //!  ---------                                    ---------------------------------
 //!  ends and starts nodes (`group`), by   stdin  embeds the library, as an application does
 //!  a seed (`plan`); keeps what was     ───────►
-//!  acknowledged (`model`), and holds   ◄───────
+//!  acknowledged (`model`), and checks  ◄───────
 //!  every row of every node against it   stdout
 //! ```
 //!
-//! By hand, as many sequences as wanted, from a first seed on:
+//! By hand, any number of sequences, starting at a given seed:
 //!
 //! ```sh
 //! STEADFAST_LIVES_SEQUENCES=100 STEADFAST_LIVES_SEED=1 \
 //!     cargo test --release -p steadfast-cli --test lives random -- --nocapture
 //! ```
 //!
-//! `STEADFAST_LIVES_TIMES` is how often the sequences that are written out are run, and
-//! `STEADFAST_LIVES_KEEP=1` keeps the directories of a group that failed.
+//! `STEADFAST_LIVES_TIMES` is how often the hand-written sequences run, and
+//! `STEADFAST_LIVES_KEEP=1` keeps the directories of failed groups.
 
 #![expect(
     clippy::disallowed_methods,
@@ -41,12 +41,12 @@ use std::time::{Duration, Instant};
 use crate::group::{End, Group, NODES};
 use crate::protocol::{Stream, Write};
 
-/// How long anything may take that must happen. Only a failure waits for so long.
+/// Time limit for anything that must happen. Only a failure waits this long.
 const PATIENCE: Duration = Duration::from_mins(1);
 const SEQUENCES: &str = "STEADFAST_LIVES_SEQUENCES";
 const SEED: &str = "STEADFAST_LIVES_SEED";
 const TIMES: &str = "STEADFAST_LIVES_TIMES";
-/// Without the rest after them the second half of the rows is in the log alone when the nodes end.
+/// Without this rest, the second half of the rows is only in the log when the nodes end.
 const REST_MS: &str = "STEADFAST_LIVES_REST_MS";
 
 fn number_of(variable: &str, default: u64) -> u64 {
@@ -59,7 +59,7 @@ fn words(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or_else(|| "a panic without words".to_owned())
 }
 
-/// `count` rows from `first` on, as one write each.
+/// `count` rows from `first` on, one write each.
 fn rows(first: u64, count: u64) -> Vec<Stream> {
     const STREAMS: u64 = 16;
     let row = |number: u64| {
@@ -79,7 +79,7 @@ fn rows(first: u64, count: u64) -> Vec<Stream> {
     (0..STREAMS).map(stream).collect()
 }
 
-/// Rows are written in two lives, the second ends by a kill, and a further life ends in order.
+/// Rows are written in two lives, the second ends by a kill, and a further life ends cleanly.
 fn two_lives_a_kill_and_an_orderly_end(killed: &[usize]) {
     let rest = Duration::from_millis(number_of(REST_MS, 300));
     for _ in 0..number_of(TIMES, 1) {

@@ -1,4 +1,4 @@
-//! What the rows must be: kept outside of the nodes, from what was acknowledged alone.
+//! What the rows must be: kept outside the nodes, from acknowledgements alone.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,16 +7,16 @@ use steadfast::CommitToken;
 
 use crate::protocol::{Found, Keys, Rows, Write};
 
-/// Differences that are shown one by one.
+/// Maximum number of differences shown individually.
 const SHOWN_MAX: usize = 5;
 
-/// All rows, and the writes of which nobody knows whether they were done.
+/// All rows, and the writes whose outcome nobody knows.
 #[derive(Debug, Default)]
 pub(crate) struct Model {
     pub(crate) rows: Rows,
-    /// All that were ever written.
+    /// All keys ever written.
     pub(crate) keys: Keys,
-    /// The newest.
+    /// The newest one.
     pub(crate) token: Option<CommitToken>,
     pub(crate) acknowledged: u64,
     unknown: Vec<Write>,
@@ -58,8 +58,8 @@ impl Model {
         }
     }
 
-    /// Takes the writes of unknown outcome for done that a current read shows. One that is shown in
-    /// part is neither done nor not done, and found by [`Self::check`] then.
+    /// Considers writes of unknown outcome done if a current read shows them. One shown in part is
+    /// neither done nor not done, and [`Self::check`] then finds it.
     pub(crate) fn settle(&mut self, found: &Rows) {
         for write in std::mem::take(&mut self.unknown) {
             let is_shown = |(database, key, value): &(String, String, Option<String>)| {
@@ -72,7 +72,7 @@ impl Model {
         }
     }
 
-    /// How what a node has found differs from what it must find, of all rows of these databases.
+    /// How a node's data differs from what it must hold, over all rows of these databases.
     ///
     /// # Errors
     /// When it does.
@@ -84,7 +84,7 @@ impl Model {
             .map_err(|what| format!("by gets: {what}"))
     }
 
-    /// The same of rows that were found in one way.
+    /// The same for rows found in one way.
     ///
     /// # Errors
     /// When they differ.

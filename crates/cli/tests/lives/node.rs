@@ -1,4 +1,4 @@
-//! One node as a process: this test binary again, which embeds the library as an application does.
+//! One node as a process: this test binary again, embedding the library as an application does.
 
 use std::io::{BufRead, Write as _};
 use std::path::{Path, PathBuf};
@@ -15,27 +15,27 @@ use steadfast::{
 use crate::PATIENCE;
 use crate::protocol::{Command, Found, Keys, Outcome, Report, Rows, Stream, Write};
 
-/// Set in the process of a node: its [`Settings`].
+/// Set in a node's process: its [`Settings`].
 pub(crate) const SETTINGS: &str = "STEADFAST_LIVES_NODE";
 
 /// Longest pause between two reads of a watcher.
 const WATCH_PAUSE: Duration = Duration::from_millis(1);
 
-/// What a node is told when it is started.
+/// What a node is told at start.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Settings {
     pub(crate) name: String,
     pub(crate) dir: PathBuf,
     pub(crate) listen: String,
-    /// The nodes out of which the group forms.
+    /// The nodes that form the group.
     pub(crate) list: Vec<String>,
-    /// Numbers of the configuration, by key.
+    /// Numeric settings, by key.
     pub(crate) numbers: Vec<(String, u64)>,
-    /// What a watcher reads all the time.
+    /// What a watcher reads continually.
     pub(crate) watched: Keys,
 }
 
-/// Not a test of its own: what [`crate::group`] starts in other processes.
+/// Not a test in itself: [`crate::group`] starts it in other processes.
 #[test]
 fn a_node() {
     let Ok(settings) = std::env::var(SETTINGS) else {
@@ -47,7 +47,7 @@ fn a_node() {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    // The name of this test stands on the line that the harness has begun.
+    // The harness has already printed this test's name on the current line.
     println!();
     let done = run(&settings);
     if let Err(error) = &done {
@@ -99,7 +99,7 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// Writes one line. Where nobody reads any more, this process has no purpose left.
+/// Writes one line. Without a reader, this process has no purpose left.
 fn say(report: &Report) {
     let mut line = serde_json::to_vec(report).expect("a report is plain data");
     line.push(b'\n');
@@ -108,7 +108,7 @@ fn say(report: &Report) {
     }
 }
 
-/// Begins to write each stream on a thread of its own.
+/// Starts writing each stream on its own thread.
 fn write(env: &ReplicatedEnvironment, streams: Vec<Stream>) {
     let left = Arc::new(AtomicUsize::new(streams.len()));
     for stream in streams {
@@ -195,7 +195,7 @@ fn shown(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Reads all the time, as an application would that cannot wait: what the node has, however old.
+/// Reads continually, like an application that cannot wait: whatever the node has, however old.
 fn watch(env: &ReplicatedEnvironment, keys: &Keys) {
     let mut last = None;
     loop {
@@ -211,7 +211,7 @@ fn watch(env: &ReplicatedEnvironment, keys: &Keys) {
     }
 }
 
-/// A process of this test binary that is a node.
+/// A process of this test binary that runs a node.
 pub(crate) fn process(settings: &Settings, log: std::fs::File) -> std::process::Command {
     let program: &Path = &std::env::current_exe().expect("this program");
     let mut command = std::process::Command::new(program);

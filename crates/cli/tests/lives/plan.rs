@@ -1,4 +1,4 @@
-//! A sequence of lives out of a seed: what is written, how nodes end, and in which order they start.
+//! A sequence of lives from a seed: what is written, how nodes end, and in which order they start.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,16 +10,16 @@ use rand::{RngExt, SeedableRng};
 use crate::group::{End, Group, NODES};
 use crate::protocol::{Stream, Write};
 
-/// Lives of one sequence.
+/// Number of lives in a sequence.
 const LIVES: std::ops::RangeInclusive<u64> = 3..=6;
-/// Streams of a load.
+/// Number of streams in a load.
 const STREAMS: usize = 8;
-/// How long a flush to the engine may be due, in milliseconds.
+/// Flush intervals of the engine, in milliseconds.
 const FLUSH_INTERVALS_MS: [u64; 4] = [20, 100, 400, 800];
-/// Longest rest before an end: after it a flush has come with most of the intervals.
+/// Longest rest before an end: with most of the intervals, a flush has happened after it.
 const REST_MAX: Duration = Duration::from_secs(1);
 
-/// Runs the sequence of a seed; returns the number of its lives.
+/// Runs a seed's sequence; returns its number of lives.
 pub(crate) fn run(seed: u64) -> u64 {
     let mut plan = Plan::new(seed);
     let begun = Instant::now();
@@ -46,7 +46,7 @@ struct Plan {
     /// Keys of each stream in each database.
     keys: u64,
     value_bytes_max: usize,
-    /// The key, as if there were no end of keys, with which a load in order goes on.
+    /// The next key of a sequential load, before wrapping around.
     next: u64,
     /// Number of the last write.
     writes: u64,
@@ -81,7 +81,7 @@ impl Plan {
         order
     }
 
-    /// Writes, and then an end of some nodes, under writes or after a rest; and their start.
+    /// Writes, ends some nodes, under load or after a rest, and starts them again.
     fn live(&mut self, order: &[usize]) {
         let load = self.load();
         let count: usize = load.iter().map(|stream| stream.writes.len()).sum();
@@ -135,14 +135,14 @@ impl Plan {
         }
     }
 
-    /// All end, one after the other.
+    /// All nodes end, one after another.
     fn end_in_turn(&mut self, order: &[usize]) {
         for at in order {
             self.group.end(&[(*at, End::Stop)]);
         }
     }
 
-    /// Each is stopped and started again before the next one.
+    /// Each node is stopped and restarted before the next one.
     fn roll(&mut self, order: &[usize]) {
         for at in order {
             self.group.end(&[(*at, End::Stop)]);
@@ -183,7 +183,7 @@ impl Plan {
         load
     }
 
-    /// A write of one row, or of some; of those from a key on, or anywhere.
+    /// A write of one row or several, consecutive from a key on or anywhere.
     fn one_write(&mut self, stream: usize, from: Option<u64>) -> Write {
         self.writes += 1;
         let rows = match self.chance.random_range(0..10) {

@@ -1,5 +1,5 @@
-//! What a test and its nodes say to each other: one JSON value per line, commands on the node's stdin,
-//! reports on its stdout.
+//! The protocol between a test and its nodes: one JSON value per line, commands on the node's
+//! stdin, reports on its stdout.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,37 +11,36 @@ pub(crate) type Rows = BTreeMap<String, BTreeMap<String, String>>;
 /// Keys by database.
 pub(crate) type Keys = BTreeMap<String, BTreeSet<String>>;
 
-/// Changes that are made together or not at all. Each says database and key, and the value, if the row
-/// is to have one.
+/// Atomic changes. Each gives database and key, and the value if the row is to have one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Write {
-    /// No other write of the test has it.
+    /// Unique within the test.
     pub(crate) number: u64,
     pub(crate) changes: Vec<(String, String, Option<String>)>,
 }
 
-/// Writes that are made one after the other. What different streams write has no row in common.
+/// Writes made one after another. Different streams write disjoint rows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stream {
     pub(crate) number: usize,
     pub(crate) writes: Vec<Write>,
 }
 
-/// To a node.
+/// Sent to a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Command {
-    /// Write all streams, side by side.
+    /// Write all streams concurrently.
     Write(Vec<Stream>),
-    /// Read all rows of these databases: by scans, and these keys of each by `get`. The answer is to be
-    /// at least as new as the token.
+    /// Read all rows of these databases by scan, and these keys of each by `get`. The answer must
+    /// be at least as new as the token.
     Read {
         keys: Keys,
         token: Option<CommitToken>,
     },
 }
 
-/// What became of a write.
+/// Result of a write.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
@@ -52,32 +51,32 @@ pub(crate) enum Outcome {
     Refused(String),
 }
 
-/// What a read has found.
+/// What a read found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Found {
     pub(crate) scanned: Rows,
-    /// By `get`; `None` when it is the same.
+    /// By `get`; `None` if equal to `scanned`.
     pub(crate) got: Option<Rows>,
 }
 
-/// From a node.
+/// Sent by a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Report {
-    /// The node has come to work, and has put right so many rows of its engine before.
+    /// The node is ready, having first corrected this many rows of its engine.
     Ready {
         put_right: u64,
     },
     Role(String),
-    /// Outcome of a write, by the numbers of its stream and of itself.
+    /// Outcome of a write, with the numbers of its stream and the write itself.
     Wrote(usize, u64, Outcome),
     /// No stream is under way any more.
     Rests,
     Read(Found),
-    /// A read was refused, for a reason that passes.
+    /// A read was refused for a transient reason.
     Unread(String),
-    /// What a watcher has found that reads all the time, from the first answer on: told only when it is
-    /// not what the last one has found.
+    /// What a continual watcher has found, from the first answer on: reported only when it differs
+    /// from the previous finding.
     Watched(Found),
     /// The node cannot go on.
     Failed(String),

@@ -1,8 +1,8 @@
-//! Rows that are changed behind the engine's back while a node is down: no read ever shows it, and the
-//! node puts them right, from its log or from a peer; or it says what is damaged and serves nothing.
+//! Rows are changed behind the engine's back while a node is down: no read ever shows it, and the
+//! node corrects them, from its log or from a peer; or it reports the damage and serves nothing.
 //!
-//! `STEADFAST_LIVES_BIG=200` has 200,000 more rows in each node, which take longer to count than an open
-//! waits for.
+//! `STEADFAST_LIVES_BIG=200` adds 200,000 rows to each node, which take longer to count than an
+//! open waits.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,18 +21,18 @@ use crate::model::Model;
 use crate::protocol::{Rows, Stream, Write};
 use crate::{PATIENCE, number_of};
 
-/// Where the rows are that are changed.
+/// Database of the rows to change.
 const DATABASE: &str = "victims";
-/// Rows that are there, and as many that were deleted.
+/// Number of rows that exist, and of rows that were deleted.
 const ROWS: usize = 40;
-/// Long after it everything is in the engine.
+/// By then everything has long been in the engine.
 const REST: Duration = Duration::from_secs(1);
 /// The log reaches back to the first row.
 const KEPT: &[(&str, u64)] = &[("flush_interval_ms", 20)];
-/// By hand: so many thousand rows of a database that is counted before the one that is changed.
+/// By hand: thousands of rows in a database that is counted before the one that is changed.
 const BIG: &str = "STEADFAST_LIVES_BIG";
 const KIB: u64 = 1024;
-/// The log is purged all the time, for nobody.
+/// The log is purged continually and retained for nobody.
 const PURGED: &[(&str, u64)] = &[
     ("flush_interval_ms", 20),
     ("log_segment_bytes", 64 * KIB),
@@ -65,7 +65,7 @@ fn stream(changes: impl Iterator<Item = (String, String, Option<String>)>) -> Ve
     }]
 }
 
-/// So many thousand rows, some in each write: what the smallest segment takes.
+/// This many thousand rows, as many per write as the smallest segment takes.
 fn big_database(thousands: u64) -> Vec<Stream> {
     let row = |write, n| {
         (
@@ -84,7 +84,7 @@ fn big_database(thousands: u64) -> Vec<Stream> {
     }]
 }
 
-/// A group with the rows that are to be changed, watched from the first answer of each node on.
+/// A group with the rows to change, watched from each node's first answer on.
 fn written_group(numbers: &[(&str, u64)]) -> Group {
     let mut group = Group::new(numbers);
     let keys = (0..ROWS).flat_map(|n| [kept_row(n), deleted_row(n)]);
@@ -103,7 +103,7 @@ fn written_group(numbers: &[(&str, u64)]) -> Group {
     group
 }
 
-/// Writes something else until no log holds what it holds.
+/// Writes other data until no log holds what it holds now.
 fn purge(group: &mut Group) {
     let newest: Vec<_> = (0..NODES).map(|at| segments(group, at).pop()).collect();
     let is_purged = |group: &Group, at: usize| segments(group, at).first() > newest[at].as_ref();
@@ -136,7 +136,7 @@ fn starts_with(path: &Path, word: &str) -> bool {
     name.is_some_and(|name| name.starts_with(word))
 }
 
-/// The directory of a node's engine: another one after each copy of a peer's state.
+/// The directory of a node's engine, a new one after each copy of a peer's state.
 fn engine_dir(group: &Group, at: usize) -> PathBuf {
     let entries = entries(&group.data_dir(at));
     let mut dirs = entries.filter(|path| path.is_dir() && starts_with(path, "engine"));
@@ -145,7 +145,7 @@ fn engine_dir(group: &Group, at: usize) -> PathBuf {
     dir
 }
 
-/// The engine of a node that does not run, and the database in it that has the rows.
+/// The engine of a stopped node, and its database that has the rows.
 fn open_engine(group: &Group, at: usize) -> (std::sync::Arc<dyn StorageEngine>, DatabaseId) {
     let factory = NoxuFactory {
         cache_bytes: 16 << 20,
@@ -162,8 +162,8 @@ fn open_engine(group: &Group, at: usize) -> (std::sync::Arc<dyn StorageEngine>, 
     (engine, database)
 }
 
-/// In the engine of a node that does not run: deletes a row, flips a bit of another one, and brings one
-/// back that was deleted.
+/// In a stopped node's engine: deletes a row, flips a bit of another one, and revives a deleted
+/// one.
 fn tamper(group: &Group, at: usize, n: usize) {
     let (engine, database) = open_engine(group, at);
     let bytes = |text: String| Bytes::from(text.into_bytes());
@@ -199,7 +199,7 @@ fn end_and_tamper(group: &mut Group, end: End, (nodes, n): (&[usize], usize)) {
     }
 }
 
-/// What watchers have found, from the first answer on, is what must be there.
+/// Everything watchers have found, from the first answer on, is what must be there.
 fn check_watched(group: &Group) {
     for (seen, n) in group.seen.iter().zip(1..) {
         for found in &seen.watched {
@@ -209,7 +209,7 @@ fn check_watched(group: &Group) {
     }
 }
 
-/// Holds the engines of all nodes, which are stopped for it, against what must be there.
+/// Stops all nodes, and checks their engines against what must be there.
 fn check_engines(group: &mut Group) {
     group.end_all(End::Stop);
     for at in 0..NODES {
@@ -226,7 +226,7 @@ fn check_engines(group: &mut Group) {
     }
 }
 
-/// Runs the program over all nodes; returns its exit code, and what it printed.
+/// Runs a verb on all nodes; returns its exit code and output.
 fn ask(group: &Group, verb: &str, output: &str) -> (Option<i32>, String) {
     let mut arguments: Vec<_> = vec![verb, "--output", output];
     let addresses: Vec<_> = (0..NODES).map(|at| group.address(at)).collect();
@@ -244,7 +244,7 @@ fn ask(group: &Group, verb: &str, output: &str) -> (Option<i32>, String) {
     (output.status.code(), text + &errors)
 }
 
-/// What `status` says of each node, by its place.
+/// What `status` reports for each node, by index.
 fn statuses(group: &Group) -> Vec<Value> {
     let (_, text) = ask(group, "status", "json");
     let status: Value = serde_json::from_str(&text).expect("JSON");
@@ -256,7 +256,7 @@ fn statuses(group: &Group) -> Vec<Value> {
         .collect()
 }
 
-/// The group is whole, holds what it must on every node, and never said anything else.
+/// The group is whole, every node holds what it must, and none has ever answered otherwise.
 fn check_whole(group: &mut Group) {
     group.verify(false);
     check_watched(group);
@@ -294,7 +294,7 @@ fn rows_that_the_log_holds_are_put_right_before_anything_is_read() {
     check_engines(&mut group);
 }
 
-/// Rows that no log holds are changed on some nodes, which copy the state of a right one.
+/// Rows that no log holds are changed on some nodes, which then copy a correct node's state.
 fn are_copied_from_a_right_peer(nodes: &[usize]) {
     let mut group = written_group(PURGED);
     purge(&mut group);
@@ -346,7 +346,7 @@ fn rows_that_nobody_holds_are_reported_and_nothing_is_served() {
     }
 }
 
-/// Waits until `status` says of every node that its data is damaged.
+/// Waits until `status` reports every node's data as damaged.
 fn wait_damage_told(group: &mut Group) {
     let deadline = Instant::now() + PATIENCE;
     loop {

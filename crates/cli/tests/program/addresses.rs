@@ -9,7 +9,7 @@ use super::mistakes::copy_dir;
 use super::{Group, Node, PATIENCE, STEADY, free_port, run, run_to, steadfast, write_everywhere};
 
 impl Group {
-    /// The files of a node that say who and where the members are.
+    /// The files of a node that record who and where the members are.
     fn notes(&self, at: usize) -> Vec<Option<Vec<u8>>> {
         let read = |name| std::fs::read(self.data_dir(at).join(name)).ok();
         ["identity", "members", "addresses"].map(read).to_vec()
@@ -23,7 +23,7 @@ impl Group {
         run_to(code, &words)
     }
 
-    /// All addresses, as words of the verb.
+    /// All addresses, as arguments of the verb.
     fn items(&self) -> Vec<String> {
         let items = self.ports.iter().zip(1..);
         items
@@ -62,7 +62,7 @@ impl Group {
     }
 }
 
-/// Wherever its nodes are, and whatever it is called: a group is healthy at these addresses.
+/// The group is healthy, with its nodes at exactly these addresses.
 fn is_healthy_at(items: &[String]) -> impl Fn(&Value) -> bool + '_ {
     |status| {
         let nodes = status["nodes"].as_array().into_iter().flatten();
@@ -98,7 +98,7 @@ fn a_group_whose_addresses_have_all_changed_is_told_where_it_is_and_loses_nothin
     }
     group.stop_all();
 
-    // Nobody finds anybody, and what is asked says what to do.
+    // No node finds another, and a node that is asked says what to do.
     group.ports = (0..3).map(|_| free_port()).collect();
     group.start_all();
     group.nodes[0]
@@ -147,7 +147,7 @@ fn a_group_whose_addresses_have_all_changed_is_told_where_it_is_and_loses_nothin
     env.close().expect("closed");
 }
 
-/// The master can only take an address at which the node proves that it is the one that is meant.
+/// The master accepts an address only if the intended node proves its identity there.
 #[test]
 fn a_wrong_list_harms_nothing_and_a_right_one_corrects_it() {
     let mut group = Group::start_with(STEADY);

@@ -1,4 +1,4 @@
-//! A backup from the first row to the group that is made of it.
+//! A backup, from the first row to the group restored from it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text.lines().last().expect("a line")).expect("JSON")
 }
 
-/// Three databases, one of them with nothing in it, of more than one chunk together.
+/// Three databases, one of them empty, together larger than one chunk.
 fn fill(env: &ReplicatedEnvironment) {
     for part in 0..20_u32 {
         let _token = write_everywhere(env, |txn| {
@@ -34,7 +34,7 @@ fn fill(env: &ReplicatedEnvironment) {
     let _token = write_everywhere(env, |txn| txn.database("empty")?.delete("k"));
 }
 
-/// A group of which this process is the master, with data, and a backup of it.
+/// A group with data, of which this process is the master, and a backup of it.
 struct Rig {
     dir: TempDir,
     group: Group,
@@ -64,7 +64,7 @@ impl Rig {
         self.dir.path().join("backup")
     }
 
-    /// Takes a backup; returns what is said of it.
+    /// Takes a backup; returns its report.
     fn create(&self) -> Value {
         let dir = self.backup_dir();
         let words = [
@@ -80,7 +80,7 @@ impl Rig {
     }
 }
 
-/// What was restored works, is another group, and lets others in.
+/// The restored node works, is another group, and admits others.
 fn assert_works_as_another_group(dir: &Path, data_dir: &Path, listen: &str, made: &Value) {
     let port: u16 = listen
         .rsplit(':')
@@ -136,7 +136,7 @@ fn a_backup_of_a_group_that_is_destroyed_makes_a_new_group_with_the_same_data() 
     assert_eq!(made["digest"], digest, "{made}");
     assert_eq!(made["rows"], 202, "{made}");
     assert!(made["chunks"].as_u64() > Some(1), "{made}");
-    // What comes later is not in it.
+    // Later writes are not in it.
     let _token = env
         .write(|txn| txn.database("small")?.put("late", ""))
         .expect("committed");

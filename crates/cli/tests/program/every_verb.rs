@@ -1,7 +1,7 @@
-//! Every verb at random moments beside a group under load whose log begins a new file every few seconds: no
-//! node stops, nothing is lost, and every verb does its work.
+//! Every verb at random moments beside a group under load whose log starts a new file every few
+//! seconds: no node stops, nothing is lost, and every verb does its work.
 //!
-//! For as long as wanted, by hand:
+//! For any length of time, by hand:
 //!
 //! ```sh
 //! STEADFAST_VERBS_SECONDS=3600 \
@@ -24,10 +24,10 @@ use super::{Node, PATIENCE, run, steadfast};
 
 const SECONDS: &str = "STEADFAST_VERBS_SECONDS";
 const OPERATORS: u64 = 2;
-/// Most that an operator rests between two verbs, and that a verb is left alone before it is cut short.
+/// Longest pause of an operator between two verbs, and longest time until one is cut short.
 const PAUSE_MAX_MS: u64 = 400;
 
-/// What only looks, as it is typed.
+/// Read-only verbs, as typed.
 const LOOKS: [&str; 8] = [
     "status",
     "status --output json",
@@ -38,7 +38,7 @@ const LOOKS: [&str; 8] = [
     "verify --deep",
     "events",
 ];
-/// What is more than its words: see [`Operator::act`].
+/// Verbs that take more than their words: see [`Operator::act`].
 const OTHERS: [&str; 8] = [
     "token create",
     "master transfer",
@@ -54,7 +54,7 @@ struct Operator {
     ports: Vec<u16>,
     dir: PathBuf,
     rng: StdRng,
-    /// How often each verb has done its work, and how often it was refused.
+    /// How often each verb has succeeded, and how often it was refused.
     counts: BTreeMap<&'static str, [u64; 2]>,
 }
 
@@ -73,13 +73,13 @@ impl Operator {
         format!("127.0.0.1:{port}")
     }
 
-    /// Runs a verb to its end, asked of any node.
+    /// Runs a verb to completion, asking any node.
     fn run(&mut self, words: &[&str]) -> Output {
         let ask = self.ask();
         check(words, run(&[words, &["--ask", &ask]].concat()))
     }
 
-    /// Begins a verb, and kills it before it has come far.
+    /// Starts a verb, and kills it before it has got far.
     fn cut_short(&mut self, words: &[&str]) {
         let ask = self.ask();
         let mut child = steadfast()
@@ -97,7 +97,7 @@ impl Operator {
         child.wait().expect("it ends");
     }
 
-    /// Watches the group until it is told how it is; whether it was.
+    /// Watches the group until it learns its state; returns whether it did.
     fn watch(&mut self) -> bool {
         let watching = Node::run("events", &["--ask".to_owned(), self.ask()]);
         let is_told = match watching.lines.recv_timeout(PATIENCE) {
@@ -114,7 +114,7 @@ impl Operator {
         is_told
     }
 
-    /// Whether the verb did its work; it may be refused beside others that change the group.
+    /// Whether the verb did its work; it may be refused while others change the group.
     fn act(&mut self, verb: &str) -> bool {
         let at = self.rng.random_range(0..self.ports.len());
         let (node, address) = (
@@ -191,7 +191,7 @@ impl Operator {
         made
     }
 
-    /// Each verb once, then any of them, until it is time.
+    /// Runs each verb once, then random ones, until time is up.
     fn work(mut self, until: Instant) -> BTreeMap<&'static str, [u64; 2]> {
         let all = [LOOKS, OTHERS].concat();
         let mut next = all.clone();
@@ -212,7 +212,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// It ended as a program does that says what it found.
+/// The program ended as one that reports its findings.
 fn check(words: &[&str], output: Output) -> Output {
     let said = text(&output.stderr);
     let code = output.status.code();

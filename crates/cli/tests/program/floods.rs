@@ -1,4 +1,4 @@
-//! Floods of connections: nodes whose processes may have few files open go on to work, and say so.
+//! Floods of connections: nodes with few file descriptors go on working, and report the flood.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -19,14 +19,15 @@ use tempfile::TempDir;
 
 use super::{Group, Node, PATIENCE, free_port, node_arguments, run};
 
-/// The default of most systems.
+/// The default on most systems.
 const DESCRIPTORS: usize = 1024;
-/// Connections that the flood holds to each node, as far as it is let.
+/// Connections the flood holds to each node, as far as admitted.
 const FLOOD: usize = 1100;
-/// Each node keeps so many descriptors from strangers, and admits few more than it has for them.
+/// Descriptors a flooded node uses at least. It keeps the rest from strangers, and admits few more
+/// of them than fit.
 const STRANGERS_MIN: usize = 650;
 
-/// The program with a limit on its open files.
+/// Runs the program with a limit on open files.
 fn limited(ulimit: &str, arguments: &[String]) -> Command {
     let mut command = Command::new("sh");
     command
@@ -99,8 +100,8 @@ impl Drop for Loaded {
     }
 }
 
-/// Connections that say nothing, or not all that they should, from many addresses; closed ones are
-/// replaced.
+/// Connections that send nothing, or only part of what they should, from many addresses; closed
+/// ones are replaced.
 struct Flood {
     stop: Sender<()>,
     thread: JoinHandle<()>,

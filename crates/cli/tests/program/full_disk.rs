@@ -1,4 +1,4 @@
-//! A real volume that fills up under a real node, and gets room again.
+//! A real volume fills up under a real node, and gets room again.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use super::{Group, Node, assert_refused, free_port, node_arguments, run, write_e
 
 const MIB: u64 = 1 << 20;
 
-/// A small volume in memory, until dropped.
+/// A small in-memory volume; unmounted on drop.
 pub(super) struct Volume {
     at: PathBuf,
-    /// Where it made a place for itself.
+    /// Its own mount point, if it made one.
     dir: Option<TempDir>,
 }
 
-/// A place where a volume can be seen as well, until dropped.
+/// A second mount point of a volume; unmounted on drop.
 pub(super) struct Bound(PathBuf);
 
 fn mount(arguments: &[&str], at: &Path) -> bool {
@@ -31,7 +31,7 @@ fn unmount(at: &Path) {
 }
 
 impl Volume {
-    /// `None` where this user may not mount one.
+    /// `None` if this user may not mount one.
     pub(super) fn mount() -> Option<Self> {
         let dir = TempDir::new().expect("a directory");
         let mut volume = Self::mount_at(dir.path())?;
@@ -47,7 +47,7 @@ impl Volume {
         })
     }
 
-    /// Shows the volume at another place too.
+    /// Also mounts the volume at another place.
     pub(super) fn bind(&self, at: &Path) -> Bound {
         let from = self.at.to_str().expect("text");
         assert!(mount(&["--bind", from], at), "it could before");
@@ -62,12 +62,12 @@ impl Volume {
         self.path().join("ballast")
     }
 
-    /// Gives back what was taken.
+    /// Frees the space that was taken.
     pub(super) fn clear(&self) {
         fs::remove_file(self.ballast()).expect("removed");
     }
 
-    /// Takes all space but so much.
+    /// Takes all space but this much.
     pub(super) fn leave(&self, free: u64) {
         let ballast = self.ballast();
         let output = Command::new("df")

@@ -1,4 +1,4 @@
-//! The program as people run it: real processes, real sockets, real signals.
+//! The program as users run it: real processes, real sockets, real signals.
 
 #![expect(
     clippy::disallowed_methods,
@@ -65,7 +65,7 @@ impl Node {
         Self::run("start", arguments)
     }
 
-    /// Another verb that runs until it is told to stop.
+    /// Runs another verb that continues until told to stop.
     fn run(verb: &str, arguments: &[String]) -> Self {
         Self::spawn(steadfast().arg(verb).args(arguments))
     }
@@ -88,7 +88,7 @@ impl Node {
         Self { child, lines }
     }
 
-    /// Waits until the node prints a line that has one of these words.
+    /// Waits until the node prints a line with one of these words.
     fn wait_for(&self, words: &[&str]) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -116,7 +116,7 @@ impl Node {
         assert!(sent.success());
     }
 
-    /// Waits for the end; returns how it ended and what it wrote to stderr.
+    /// Waits for the end; returns the exit status and stderr.
     fn end(mut self) -> (ExitStatus, String) {
         let mut errors = String::new();
         let mut stderr = self.child.stderr.take().expect("piped");
@@ -133,7 +133,7 @@ impl Drop for Node {
     }
 }
 
-/// Three nodes of one group, in directories of their own.
+/// Three nodes of one group, each in its own directory.
 struct Group {
     dir: TempDir,
     data_dirs: Vec<PathBuf>,
@@ -143,10 +143,10 @@ struct Group {
     numbers: Numbers,
 }
 
-/// Numbers of a configuration, by key.
+/// Numeric settings, by key.
 type Numbers = &'static [(&'static str, u64)];
 
-/// Timers with which a master stays master on a busy machine: for tests that write in this process.
+/// Timers that keep a master in office on a busy machine: for tests that write in this process.
 const STEADY: Numbers = &[
     ("election_timeout_min_ms", 2_000),
     ("election_timeout_max_ms", 3_000),
@@ -206,7 +206,7 @@ impl Group {
         arguments
     }
 
-    /// Asks the first node until `status` exits with `code`; returns what it printed.
+    /// Queries the first node until `status` exits with `code`; returns its output.
     fn status_until(&self, code: i32) -> String {
         let address = format!("127.0.0.1:{}", self.ports[0]);
         let deadline = Instant::now() + PATIENCE;
@@ -236,7 +236,7 @@ fn node_arguments(group: &str, node: &str, dir: &Path, port: u16) -> Vec<String>
         .collect()
 }
 
-/// Starts a node that must not come up: it ends with `code`, and says all of `words`.
+/// Starts a node that must not come up: it exits with `code` and prints all of `words`.
 fn assert_refused(arguments: &[String], code: i32, words: &[&str]) {
     let (status, errors) = Node::start(arguments).end();
     assert_eq!(status.code(), Some(code), "{errors}");
@@ -249,7 +249,7 @@ fn assert_refused(arguments: &[String], code: i32, words: &[&str]) {
     }
 }
 
-/// A directory in which a node alone has written, and was closed.
+/// A directory in which a single node has written before it was closed.
 fn written_dir(dir: &TempDir) -> PathBuf {
     let path = dir.path().join("data");
     let node = Node::start(&node_arguments("g", "n1", &path, free_port()));
@@ -260,7 +260,7 @@ fn written_dir(dir: &TempDir) -> PathBuf {
     path
 }
 
-/// A node that comes up on the directory after all: nothing was lost.
+/// A node does come up on the directory: nothing was lost.
 fn assert_unharmed(path: &Path) {
     let node = Node::start(&node_arguments("g", "n1", path, free_port()));
     node.wait_for(&["is master"]);
@@ -301,7 +301,7 @@ fn status_tells_a_whole_group_from_a_degraded_and_a_masterless_one() {
     group.status_until(0);
 }
 
-/// Writes on a master until all nodes have it: one that was not heard for a moment is waited for.
+/// Writes on a master until all nodes have it, waiting for one that was briefly not heard.
 fn write_everywhere(
     env: &ReplicatedEnvironment,
     mut write: impl FnMut(&Transaction) -> Result<(), WriteError>,
@@ -316,7 +316,7 @@ fn write_everywhere(
     }
 }
 
-/// Runs the program to its end, which has to come with `code`; returns stdout and stderr.
+/// Runs the program, which must exit with `code`; returns stdout and stderr.
 fn run_to(code: i32, arguments: &[&str]) -> (String, String) {
     let output = run(arguments);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -339,7 +339,7 @@ impl Group {
         env
     }
 
-    /// Has the group make this node master.
+    /// Makes this node master, through the group.
     fn make_master(env: &ReplicatedEnvironment) {
         let transfer = AdminCommand::Transfer {
             to: vec!["n1".to_owned()],
@@ -473,7 +473,7 @@ fn a_newer_format_and_a_corrupt_log_are_refused_by_file_and_place() {
         .min();
     let segment = segment.expect("a segment");
     let whole = fs::read(&segment).expect("a segment");
-    // The first record stands at 4096; its payload begins some 50 bytes behind.
+    // The first record starts at 4096; its payload begins some 50 bytes later.
     let mut rotten = whole.clone();
     rotten[4096 + 60] ^= 1;
     fs::write(&segment, rotten).expect("written");

@@ -1,4 +1,4 @@
-//! The worst mistakes of operators are refused or harmless, and the program says why and what to do.
+//! Operators' worst mistakes are refused or harmless; the program says why and what to do.
 
 use std::fs;
 use std::path::Path;
@@ -14,12 +14,12 @@ use super::{
     run, run_to, written_dir,
 };
 
-/// Timers with which a master stays master on a busy machine.
+/// Timers that keep a master in office on a busy machine.
 const CALM: Numbers = &[
     ("election_timeout_min_ms", 1_000),
     ("election_timeout_max_ms", LEASE_MS),
 ];
-/// For so long a master takes a node that has died for one that works.
+/// How long a master takes a dead node for a working one.
 const LEASE_MS: u64 = 1_500;
 
 #[test]
@@ -43,7 +43,7 @@ fn a_wiped_member_is_refused_under_its_old_name_and_the_others_go_on() {
 }
 
 impl Group {
-    /// The arguments of a node on another machine, which has the list of this group.
+    /// Arguments of a node on another machine that was given this group's list.
     fn arguments_elsewhere(&self, at: usize, group: &str) -> Vec<String> {
         let name = format!("n{}", at + 1);
         let dir = self.dir.path().join(format!("elsewhere-{name}"));
@@ -72,7 +72,7 @@ fn a_list_that_made_a_group_makes_no_second_one() {
     group.status_until(0);
 }
 
-/// The others of the list answer both; they follow the one at the address that the list says.
+/// The other listed nodes answer both, and follow the one at the listed address.
 #[test]
 fn of_two_founders_with_one_list_the_one_at_another_address_never_gets_a_master() {
     let mut group = Group {
@@ -124,14 +124,14 @@ fn a_moved_directory_opens_and_a_copy_is_refused_also_in_the_place_of_the_origin
     assert_unharmed(&moved);
     copy_dir(&copy, &path);
     assert_refused(&node_arguments("g", "n1", &path, free_port()), 1, &words);
-    // An old copy over what is there, with the very numbers that its files may get again.
+    // An old copy replaces the directory, whose files may even get the same inode numbers again.
     fs::remove_dir_all(&moved).expect("removed");
     copy_dir(&copy, &moved);
     assert_refused(&node_arguments("g", "n1", &moved, free_port()), 1, &words);
 }
 
 impl Group {
-    /// Waits until the master, which is the first node, misses one that has died.
+    /// Waits until the master, the first node, misses one that has died.
     fn wait_missed(&self, id: u64) {
         let address = format!("127.0.0.1:{}", self.ports[0]);
         let deadline = Instant::now() + PATIENCE;
@@ -148,7 +148,7 @@ impl Group {
         }
     }
 
-    /// Asks the first node to take another one out, which must be refused.
+    /// Asks the first node to remove another one; it must be refused.
     fn assert_not_removed(&self, node: &str, words: &[&str]) {
         let address = format!("127.0.0.1:{}", self.ports[0]);
         let (_, errors) = run_to(1, &["node", "remove", node, "--ask", &address]);
@@ -176,7 +176,7 @@ fn the_node_that_a_majority_needs_is_not_removed_and_the_one_that_is_down_is() {
     assert_eq!(removed.trim(), "n3 was removed");
     group.status_until(0);
 
-    // Of two the one that is up is all that is left.
+    // Of two nodes, only one is left.
     group.nodes[1] = None;
     group.wait_missed(2);
     group.assert_not_removed("n1", &["0 of 1 voting nodes (not n2)", "would stop"]);

@@ -1,4 +1,4 @@
-//! What an operator does to a group in its life, with the program alone.
+//! What an operator does to a group over its lifetime, with the program alone.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -21,7 +21,7 @@ pub(super) struct Operated {
 }
 
 impl Operated {
-    /// Nothing runs yet.
+    /// No node runs yet.
     pub(super) fn unstarted(nodes: usize) -> Self {
         Self {
             dir: TempDir::new().expect("a directory"),
@@ -49,7 +49,7 @@ impl Operated {
         self.nodes[at] = Some(node);
     }
 
-    /// Runs an operator's command, asked of the node at `at`.
+    /// Runs an operator's command against the node at `at`.
     pub(super) fn operate(&self, at: usize, words: &[&str]) -> Output {
         let address = format!("127.0.0.1:{}", self.ports[at]);
         run(&[words, &["--ask", &address]].concat())
@@ -62,7 +62,7 @@ impl Operated {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// Waits until the list of nodes has all of `rows`, each as words that follow on each other.
+    /// Waits until the list of nodes has all of `rows`, each given as consecutive words.
     pub(super) fn list_until(&self, at: usize, rows: &[&str]) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -94,7 +94,7 @@ fn a_group_grows_replaces_a_lost_node_hands_over_moves_and_shrinks() {
         assert_eq!(group.done(2, &["master", "show"]), to);
     }
 
-    // Its directory is lost. Started under its old name it is not let in, until it is replaced.
+    // Its directory is lost. Started under its old name, it is refused until it is replaced.
     group.nodes[2] = None;
     std::fs::remove_dir_all(group.data_dir(2)).expect("removed");
     let token = group.done(0, &["token", "create"]);
@@ -145,14 +145,14 @@ fn a_group_grows_replaces_a_lost_node_hands_over_moves_and_shrinks() {
     group.list_until(1, &["1 of 1 nodes work", "n2 electable MASTER"]);
 }
 
-/// Writes one row after the other until the environment is closed. Returns how many were acknowledged.
+/// Writes row after row until the environment is closed; returns how many were acknowledged.
 fn write_until_closed(env: &ReplicatedEnvironment) -> u32 {
     let mut acknowledged = 0_u32;
     loop {
         let key = acknowledged.to_be_bytes();
         match env.write(|txn| txn.database("d")?.put(key, vec![7; 10_000])) {
             Ok(_) => acknowledged += 1,
-            // It is told that nothing was written, or that the environment is closed.
+            // The error says that nothing was written, or that the environment is closed.
             Err(error) => {
                 assert_eq!(error.outcome(), Outcome::NotCommitted, "{error}");
                 if matches!(error, WriteError::Closed) {
@@ -189,7 +189,7 @@ fn a_group_that_is_shut_down_has_everything_everywhere_and_comes_back_with_it() 
         let env = env.clone();
         move || write_until_closed(&env)
     });
-    // One that hangs is behind: the group is not shut down, and goes on.
+    // A hung node is behind: the group is not shut down, and goes on.
     let hung = group.nodes[2].as_ref().expect("it runs");
     hung.signal("-STOP");
     wait_until_behind(&env, NodeId(3));
@@ -220,7 +220,7 @@ fn a_group_that_is_shut_down_has_everything_everywhere_and_comes_back_with_it() 
             .any(|state| state.role == Role::Detached)
     );
 
-    // Each has all of it by itself, also what was acknowledged before it had it.
+    // Each node has everything by itself, even what was acknowledged before it had it.
     drop(env);
     let last = |at: usize| {
         let dir = group.data_dir(at).display().to_string();
@@ -298,7 +298,7 @@ fn a_monitor_prints_what_happens_to_the_group_that_it_watches() {
 fn every_verb_takes_addresses_as_arguments_by_ask_and_from_the_environment() {
     let mut group = Operated::unstarted(1);
     group.start(0, None);
-    // Of two the second one answers.
+    // Only the second of the two answers.
     let both = format!("127.0.0.1:{},127.0.0.1:{}", free_port(), group.ports[0]);
     let (dead, live) = both.split_once(',').expect("two");
     for verb in [
@@ -324,7 +324,7 @@ fn every_verb_takes_addresses_as_arguments_by_ask_and_from_the_environment() {
             .expect("the program runs");
         assert_eq!(output.status.code(), Some(0), "{verb:?}: {output:?}");
     }
-    // A name has no colon, an address has.
+    // A name has no colon; an address has one.
     let output = run(&["master", "transfer", "n1", &both]);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(!errors.contains("does not answer"), "{errors}");

@@ -1,4 +1,4 @@
-//! What the program prints where nobody takes it: it ends nothing, and holds nothing up.
+//! Output that nobody reads neither ends the program nor blocks it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read};
@@ -8,13 +8,13 @@ use std::time::Instant;
 use super::{Group, PATIENCE, free_port, node_arguments, run, run_to, steadfast};
 use tempfile::TempDir;
 
-/// A device that takes nothing.
+/// A device that accepts no writes.
 fn full() -> Stdio {
     let device = OpenOptions::new().write(true).open("/dev/full");
     device.expect("a device").into()
 }
 
-/// A node that speaks to nobody; dropping it kills it.
+/// A node whose output reaches nobody; dropping it kills it.
 struct Mute(Child);
 
 impl Mute {
@@ -84,7 +84,7 @@ fn a_node_whose_output_nobody_reads_works_and_ends() {
     let dir = TempDir::new().expect("a directory");
     let port = free_port();
     let arguments = node_arguments("g", "n1", &dir.path().join("data"), port);
-    // Both pipes are full after 64 KiB, which its log alone fills in a moment.
+    // Both pipes are full after 64 KiB, which its log alone fills in no time.
     let mut node = Mute::start(&arguments, Stdio::piped(), Stdio::piped());
     let address = format!("127.0.0.1:{port}");
     let deadline = Instant::now() + PATIENCE;

@@ -1,12 +1,12 @@
-//! The life of a group under load, with real processes: it grows, loses a node, hands over, moves and
-//! shrinks while it writes and reads, and nothing that was acknowledged is lost.
+//! The life of a group under load, with real processes: it grows, loses a node, hands over, moves
+//! and shrinks while it writes and reads, and nothing acknowledged is lost.
 //!
 //! ```text
 //!  this test                                   demo-node: one process for each node
 //!  ---------                                   ------------------------------------
-//!  operates with the program; keeps   stdin    embeds the library, as an application does; writes
-//!  what was acknowledged, and holds ─────────► while it is master, reads when it is asked to
-//!  every read and the end against   ◄───────── one line for each answer
+//!  uses the program; keeps what was   stdin    embeds the library, as an application does; writes
+//!  acknowledged, and checks every   ─────────► while it is master, reads when asked
+//!  read and the final state against ◄───────── one line for each answer
 //!  it (`ledger`)                      stdout
 //! ```
 
@@ -23,20 +23,20 @@ use self::ledger::Ledger;
 use super::operator::Operated;
 use super::{Numbers, PATIENCE, free_port, steadfast};
 
-/// Threads that write, in each process; those of the master work.
+/// Writer threads in each process; those of the master are active.
 const WRITERS: usize = 4;
-/// No election comes by itself on a busy machine, and one that a transfer would have to wait for shows.
+/// A busy machine causes no election, and a transfer that waits for one is noticeable.
 pub(super) const CALM: Numbers = &[
     ("election_timeout_min_ms", 1_500),
     ("election_timeout_max_ms", 2_500),
 ];
-/// Half of the transfers hold writes for no longer, also on a busy machine. A tenth of it is what they
-/// take on an idle one, and thrice as long is what they would take if they waited for an election.
+/// Upper bound on the median time for which a transfer holds writes, even on a busy machine. An
+/// idle machine takes a tenth of it; waiting for an election would take three times as long.
 const GAP_MEDIAN_MAX: Duration = Duration::from_millis(500);
-/// Records after which the load is seen to go on.
+/// After this many records the load is known to go on.
 const RECORDS_BETWEEN: usize = 40;
 
-/// What all processes say, and a bell for each line.
+/// What all processes report, and a notification for each line.
 #[derive(Default)]
 struct Board {
     ledger: Mutex<Ledger>,
@@ -48,7 +48,7 @@ impl Board {
         self.ledger.lock().expect("nothing panics with it")
     }
 
-    /// Waits until the ledger has something.
+    /// Waits until `find` finds something in the ledger.
     fn wait<T>(&self, what: &str, find: impl Fn(&Ledger) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         let mut ledger = self.lock();
@@ -64,7 +64,7 @@ impl Board {
     }
 }
 
-/// One life of a node as a process that writes and reads. Dropping it kills it.
+/// One life of a node, as a process that writes and reads. Dropping it kills it.
 struct Process {
     child: Child,
     life: u64,
@@ -88,7 +88,7 @@ impl Process {
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let replies = Arc::clone(&stdin);
         let listener = std::thread::spawn(move || {
-            // The last line of a process that was killed may be cut.
+            // The last line of a killed process may be cut.
             let lines = lines.map_while(Result::ok);
             for report in lines.map_while(|line| serde_json::from_str(&line).ok()) {
                 let reads_on = board.lock().take((at, life), &report, Instant::now());
@@ -106,7 +106,7 @@ impl Process {
         }
     }
 
-    /// Waits until it has ended, and until all that it said is in the ledger.
+    /// Waits until it has ended and everything it reported is in the ledger.
     fn wait(&mut self) -> std::process::ExitStatus {
         let status = self.child.wait().expect("it ends");
         if let Some(listener) = self.listener.take() {
@@ -145,7 +145,7 @@ impl Script {
         Self::with(&[])
     }
 
-    /// With these numbers of the configuration beside [`CALM`].
+    /// With these numeric settings in addition to [`CALM`].
     pub(super) fn with(numbers: Numbers) -> Self {
         Self {
             group: Operated::unstarted(3),
@@ -156,7 +156,7 @@ impl Script {
         }
     }
 
-    /// Starts a node alone, and two that it lets in.
+    /// Starts one node, and two more that it admits.
     pub(super) fn start_all(&mut self) {
         self.start(0, None);
         self.work();
@@ -167,7 +167,7 @@ impl Script {
         self.whole();
     }
 
-    /// Starts a node; as soon as it is ready it takes its part of the load.
+    /// Starts a node; once ready, it takes its part of the load.
     fn start(&mut self, at: usize, token: Option<&str>) {
         let mut arguments = self.group.arguments(at);
         if let Some(token) = token {
@@ -211,7 +211,7 @@ impl Script {
         self.board.lock().ended.insert(process.life);
     }
 
-    /// Waits until the load has gone on, on every node.
+    /// Waits until the load has progressed on every node.
     fn work(&self) {
         let (records, reads) = self.board.lock().counts();
         let running: Vec<_> = self.running().collect();
@@ -228,7 +228,7 @@ impl Script {
         self.work();
     }
 
-    /// Transfers mastership to the node after the master; returns the last term of the old one.
+    /// Transfers mastership to the next node after the master; returns the old master's last term.
     fn transfer(&self) -> u64 {
         self.work();
         let to = match self.group.done(0, &["master", "show"]).as_str() {
@@ -244,7 +244,7 @@ impl Script {
         })
     }
 
-    /// Takes a node out of the group, and waits until it takes no part any more.
+    /// Removes a node from the group, and waits until it no longer takes part.
     fn remove(&mut self, at: usize) {
         self.board.lock().nodes[at].is_leaving = true;
         let done = self
@@ -270,14 +270,14 @@ impl Script {
         ended
     }
 
-    /// Ends the load, and holds what each node has against what was acknowledged. Returns how many records
-    /// were.
+    /// Ends the load, and checks each node's data against what was acknowledged. Returns the number
+    /// of acknowledged records.
     pub(super) fn check_everywhere(&self) -> usize {
         let running: Vec<_> = self.running().collect();
         for at in &running {
             self.rest(*at);
         }
-        // Every node comes to where the master is.
+        // Every node catches up with the master.
         self.group.done(0, &["verify", "--deep"]);
         for at in &running {
             self.tell_all(*at);
@@ -302,7 +302,7 @@ impl Script {
         self.board.lock().end_reads(at);
     }
 
-    /// Has a node tell everything that it holds.
+    /// Makes a node report everything it holds.
     fn tell_all(&self, at: usize) {
         let stdin = &self.processes[at].as_ref().expect("it runs").stdin;
         tell(stdin, "tell");

@@ -1,4 +1,4 @@
-//! `steadfast verify` and `doctor` over a group of real processes of which one is not right.
+//! `steadfast verify` and `doctor` on a group of real processes, one of which has something wrong.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use steadfast::ids::DatabaseId;
 
 use super::{Group, Node, PATIENCE, node_arguments, run, run_to, write_everywhere};
 
-/// A group in which everything was written, and is in every engine.
+/// A group whose writes are all in every engine.
 fn written_group() -> Group {
     let mut group = Group::unstarted();
     for at in [1, 2] {
@@ -35,11 +35,11 @@ fn written_group() -> Group {
     group
 }
 
-/// In each node's engine: what its databases have to hold.
+/// In each node's engine: digests of what its databases must hold.
 const DIGESTS: DatabaseId = DatabaseId(u32::MAX);
 
-/// Gives the engine of a node that does not run a row that no log has, and has the node take that for right: as a
-/// directory may that an earlier version wrote.
+/// Gives a stopped node's engine a row that no log has, and makes the node trust it, as a directory
+/// written by an earlier version may do.
 fn alter(data_dir: &Path, key: &'static str) {
     let factory = NoxuFactory {
         cache_bytes: 16 << 20,
@@ -66,7 +66,7 @@ fn alter(data_dir: &Path, key: &'static str) {
     fs::remove_file(data_dir.join("digest")).expect("it was there");
 }
 
-/// Flips a bit in the last of the files of `dir` that end so, somewhere in what was written.
+/// Flips a bit of the byte at `at` in the first file of `dir` with this extension.
 fn rot(dir: &Path, extension: &str, at: usize) -> PathBuf {
     let names = fs::read_dir(dir).expect("a directory");
     let files = names.map(|entry| entry.expect("an entry").path());
@@ -92,7 +92,7 @@ fn the_doctor_finds_nodes_that_are_down_stopped_and_on_the_wrong_address() {
     let ask = format!("127.0.0.1:{}", group.ports[0]);
     let well = run(&["doctor", "--ask", &ask, "-o", "json"]);
     let well: Value = serde_json::from_slice(&well.stdout).expect("JSON");
-    // How fast this machine is at the moment is not for a test to say.
+    // How fast this machine currently is, is not for a test to judge.
     let findings = well["findings"].as_array().expect("findings").iter();
     let mut kinds = findings.map(|finding| finding["kind"].as_str().expect("a word"));
     assert!(kinds.all(|kind| kind.starts_with("slow")), "{well}");
@@ -105,7 +105,7 @@ fn the_doctor_finds_nodes_that_are_down_stopped_and_on_the_wrong_address() {
     ] {
         assert!(found.contains(word), "{word:?} is not in: {found}");
     }
-    // Somebody else is there now.
+    // Another node is there now.
     let other = group.dir.path().join("other");
     let stranger = Node::start(&node_arguments("h", "n3", &other, group.ports[2]));
     stranger.wait_ready();
@@ -125,7 +125,7 @@ fn the_doctor_finds_nodes_that_are_down_stopped_and_on_the_wrong_address() {
 #[test]
 fn verify_finds_and_names_a_node_that_was_altered_and_files_that_have_rotted() {
     let mut group = written_group();
-    // Nobody but `verify` compares.
+    // Only `verify` compares.
     group.numbers = &[("digest_interval_ms", 0)];
     start_all(&mut group);
     let ask = format!("127.0.0.1:{}", group.ports[0]);
@@ -157,7 +157,7 @@ fn verify_finds_and_names_a_node_that_was_altered_and_files_that_have_rotted() {
     assert!(key("from") <= b"k0500x".to_vec() && key("to") > b"k0500x".to_vec());
     assert!(key("to") < b"k0570".to_vec(), "{found}");
 
-    // Under the eyes of running nodes, which repair themselves: what differed goes with it.
+    // While the nodes run; they repair themselves, which also removes the difference.
     for (at, node, dir, extension, byte, place) in [
         (2, "n3", "engine", "ndb", 36 + 40, "36"),
         (1, "n2", "log", "log", 4096 + 60, "4096"),

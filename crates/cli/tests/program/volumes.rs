@@ -1,4 +1,4 @@
-//! Data directories that are volumes, have volumes in them, or belong to another user.
+//! Data directories that are volumes, contain volumes, or belong to another user.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,7 +24,7 @@ fn everything_in(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Everything in a directory, with what the files hold.
+/// Everything in a directory, with file contents.
 pub(super) fn contents_of(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let all = everything_in(dir).into_iter();
     all.map(|path| {
@@ -34,7 +34,7 @@ pub(super) fn contents_of(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     .collect()
 }
 
-/// Gives all of a directory to the user of a service. Returns whether this user may.
+/// Gives a whole directory to the service user. Returns whether this user may do so.
 pub(super) fn give_to_service(dir: &Path) -> bool {
     let give = |path: &PathBuf| lchown(path, Some(SERVICE.0), Some(SERVICE.1)).is_ok();
     let may = everything_in(dir).iter().all(give);
@@ -44,7 +44,7 @@ pub(super) fn give_to_service(dir: &Path) -> bool {
     may
 }
 
-/// All of a directory belongs to that user.
+/// Everything in the directory belongs to that user.
 pub(super) fn assert_of_service(dir: &Path) {
     for path in everything_in(dir) {
         let of = fs::symlink_metadata(&path).expect("it is there");

@@ -1,16 +1,16 @@
-//! File systems in image files, whose copy is what a power cut leaves, for the tests that need one.
+//! File systems in image files, for tests of power cuts: a copy of the image is what one leaves.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// A mounted image, until dropped.
+/// A mounted image; unmounted on drop.
 pub(crate) struct Mount {
     pub(crate) path: PathBuf,
 }
 
 impl Mount {
-    /// A new ext4 file system in `image`; `None` where that is not possible.
+    /// Creates an ext4 file system in `image`; `None` where that is not possible.
     pub(crate) fn new_file_system(image: &Path, parent: &Path) -> Option<Self> {
         std::fs::remove_file(image).ok();
         run(
@@ -48,7 +48,7 @@ impl Drop for Mount {
     }
 }
 
-/// `None` when the program is missing or fails.
+/// `None` if the program is missing or fails.
 pub(crate) fn run(program: &str, arguments: &[&OsStr]) -> Option<()> {
     let status = Command::new(program)
         .args(arguments)

@@ -1,4 +1,4 @@
-//! One life of an engine, and what it has to hold when it begins.
+//! One life of an engine, and what it must hold when it begins.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,15 +11,15 @@ use steadfast::ids::DatabaseId;
 use crate::plan::{Life, Plan, Step};
 use crate::world::{Rows, Value, World};
 
-/// Keys of one scan, so that most databases are scanned in parts.
+/// Keys per scan; most databases take several scans.
 const SCAN_KEYS: usize = 700;
 
-/// What an engine has said, and must not take back.
+/// What an engine has reported, and must not take back.
 #[derive(Clone, Default)]
 pub(crate) struct Known {
     /// The last batch that was synced.
     pub(crate) synced: u64,
-    /// Databases that were reclaimed, and synced since.
+    /// Databases reclaimed, and synced since.
     pub(crate) gone: BTreeSet<DatabaseId>,
 }
 
@@ -39,7 +39,7 @@ pub(crate) enum Event {
     Applied(u64),
     Synced(u64),
     Gone(DatabaseId),
-    /// All steps are done, and the end begins.
+    /// All steps are done; the end begins.
     Done,
     Ended,
 }
@@ -74,7 +74,7 @@ impl Event {
     }
 }
 
-/// An engine that was just opened.
+/// A newly opened engine.
 pub(crate) struct Living<'a> {
     engine: &'a dyn StorageEngine,
     plan: &'a Plan,
@@ -84,7 +84,7 @@ pub(crate) struct Living<'a> {
 }
 
 impl<'a> Living<'a> {
-    /// Holds everything in the engine against what it has to be.
+    /// Checks everything in the engine against what it must hold.
     pub(crate) fn begin(
         engine: &'a dyn StorageEngine,
         plan: &'a Plan,
@@ -165,7 +165,7 @@ impl<'a> Living<'a> {
         }
     }
 
-    /// Holds every row of every database against what it has to be.
+    /// Checks every row of every database against what it must be.
     fn read(&self) {
         let databases = self.engine.databases().unwrap();
         for (database, rows) in &self.world.live {
@@ -198,7 +198,7 @@ impl<'a> Living<'a> {
         for database in databases {
             let is_known =
                 self.world.live.contains_key(&database) || self.world.dead.contains_key(&database);
-            // A crash may take its first batch and leave the database.
+            // A crash may undo its first batch and leave the database.
             let is_empty = || self.scan(database, Direction::Forward).is_empty();
             assert!(is_known || is_empty(), "{database} has rows and never had");
         }

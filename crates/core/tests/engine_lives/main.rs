@@ -1,9 +1,9 @@
-//! Random sequences of lives of an engine. In each life batches are applied, synced, given up; then the
-//! engine is closed, dropped, killed, or its disk loses power, and the next one opens what is left. After
-//! each open every row of every database is held against what the seed says, by scans in both
-//! directions and by gets of all keys.
+//! Random sequences of engine lives. In each life batches are applied, synced and reclaimed; then
+//! the engine is closed, dropped or killed, or its disk loses power, and the next life opens what
+//! is left. After each open, every row of every database is checked against what the seed says, by
+//! scans in both directions and by gets of all keys.
 //!
-//! A seed stands for all of a sequence but the moment of a kill:
+//! A seed determines a whole sequence, except the moment of a kill:
 //!
 //! ```sh
 //! STEADFAST_LIVES_SEED=4711 cargo test -p steadfast --test engine_lives         # one sequence
@@ -39,7 +39,7 @@ use crate::process::Home;
 
 const SEED: &str = "STEADFAST_LIVES_SEED";
 const COUNT: &str = "STEADFAST_LIVES_COUNT";
-/// Sequences that are run when none are asked for.
+/// Sequences to run if none are requested.
 const SEQUENCES: u64 = 200;
 const THREADS: u64 = 2;
 
@@ -69,13 +69,13 @@ fn noxu_keeps_every_row_over_its_lives() {
     println!("noxu: {lives} lives");
 }
 
-/// Not a test of its own: what `process::live` starts in another process.
+/// Not a test in itself: `process::live` starts it in another process.
 #[test]
 fn child_lives() {
     process::live_here();
 }
 
-/// Runs a sequence for each seed that was asked for. Returns how many lives that were.
+/// Runs a sequence for each requested seed. Returns the number of lives.
 fn for_each_seed(sequence: impl Fn(&Plan) + Sync) -> u64 {
     let asked = |name: &str| {
         let value = std::env::var(name).ok();
@@ -130,7 +130,7 @@ fn live_in_memory(plan: &Plan, at: usize, store: &MemoryStore, known: &mut Known
             drop(engine);
             known.learn(Event::Synced(number));
         }
-        // Some of what was not synced.
+        // Some of the unsynced part survives.
         End::Kill { delay_us, .. }
         | End::PowerCut { delay_us, .. }
         | End::KillAtClose { delay_us } => {

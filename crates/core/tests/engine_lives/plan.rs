@@ -1,4 +1,4 @@
-//! What a seed stands for: sizes, keys, and the lives that an engine has.
+//! What a seed determines: sizes, keys, and the lives of an engine.
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -7,23 +7,23 @@ use steadfast::engine::NoxuSizes;
 
 const LIVES: [usize; 7] = [2, 3, 4, 5, 6, 8, 12];
 const STEPS_MAX: usize = 8;
-/// Part of the sequences that write so much that files are cleaned.
+/// Fraction of the sequences that write enough for files to be cleaned.
 const HEAVY: f64 = 0.05;
-/// One sequence of so many has its files on a disk whose power can be cut.
+/// One in this many sequences keeps its files on a disk whose power can be cut.
 const SEEDS_PER_DISK: u64 = 100;
 const MIB: u64 = 1024 * 1024;
 
 pub(crate) struct Plan {
     pub(crate) seed: u64,
-    /// Databases that are in use at a time.
+    /// Databases in use at a time.
     pub(crate) slots: u32,
     /// The keys that a database may hold.
     pub(crate) keys: Vec<Bytes>,
-    /// Most changes of a batch.
+    /// Most changes in a batch.
     pub(crate) batch_max: usize,
-    /// Most bytes of a value, but for a few.
+    /// Most bytes in a value, with a few exceptions.
     pub(crate) value_max: u32,
-    /// Whether the files lie on a disk of their own.
+    /// Whether the files are on their own disk.
     pub(crate) has_disk: bool,
     pub(crate) lives: Vec<Life>,
 }
@@ -32,7 +32,7 @@ pub(crate) struct Life {
     pub(crate) sizes: NoxuSizes,
     pub(crate) steps: Vec<Step>,
     pub(crate) end: End,
-    /// Whether the next life, after an orderly end, is one of the same process.
+    /// Whether the next life, after a clean end, runs in the same process.
     pub(crate) shares_process: bool,
 }
 
@@ -42,7 +42,7 @@ pub(crate) enum Step {
         batches: u64,
     },
     Sync,
-    /// Gives up keys of databases that are not used any more.
+    /// Reclaims keys of databases no longer in use.
     Reclaim {
         keys: usize,
         rounds: usize,
@@ -50,7 +50,7 @@ pub(crate) enum Step {
     Check,
     /// Reads everything.
     Read,
-    /// Leaves Noxu's own threads time.
+    /// Gives Noxu's own threads time.
     Idle {
         ms: u64,
     },
@@ -60,16 +60,16 @@ pub(crate) enum Step {
 pub(crate) enum End {
     Close,
     Drop,
-    /// After so many reports, at the latest when all steps are done.
+    /// After this many reports, or when all steps are done, whichever is first.
     Kill {
         reports: usize,
         delay_us: u64,
     },
-    /// While it closes.
+    /// During close.
     KillAtClose {
         delay_us: u64,
     },
-    /// As `Kill`; what was not synced is lost.
+    /// Like `Kill`, but what was not synced is lost.
     PowerCut {
         reports: usize,
         delay_us: u64,
@@ -88,7 +88,7 @@ impl Plan {
         let manner = Manner {
             has_disk: seed % SEEDS_PER_DISK == SEEDS_PER_DISK / 2,
             is_heavy: chance.random_bool(HEAVY),
-            // Noxu subtracts beyond zero when files become smaller.
+            // Noxu underflows when files become smaller.
             file_bytes: one_of(&mut chance, &[1, 1, 2, 10]) * MIB,
         };
         let (keys, batch_max, value_max) = if manner.is_heavy {
@@ -120,7 +120,7 @@ impl Plan {
     }
 }
 
-/// What all lives of a sequence have in common.
+/// What all lives of a sequence share.
 struct Manner {
     has_disk: bool,
     is_heavy: bool,
@@ -194,7 +194,7 @@ impl End {
     }
 }
 
-/// Key number `index`: no two are the same, and the first is empty.
+/// Key number `index`: all keys differ, and the first is empty.
 fn key(index: u32, is_scrambled: bool, long: f64, chance: &mut StdRng) -> Bytes {
     if index == 0 {
         return Bytes::new();

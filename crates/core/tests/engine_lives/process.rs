@@ -1,4 +1,4 @@
-//! Lives in processes of their own, which are killed, or lose their disk.
+//! Lives in separate processes, which are killed or lose their disk.
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -13,13 +13,13 @@ use crate::engine_disk::{Mount, run};
 use crate::life::{Event, Known, Living};
 use crate::plan::{End, Plan};
 
-/// Set in the process that lives: seed, number of the life, what is known, and the directory.
+/// Set in the living process: seed, number of the life, what is known, and the directory.
 const CHILD: &str = "STEADFAST_LIVES_CHILD";
-/// After which a process has hung.
+/// A process that takes longer is hung.
 const PROCESS_TIME_MAX: Duration = Duration::from_mins(5);
 const SIGKILL: i32 = 9;
 
-/// Where the files of a sequence are.
+/// Location of a sequence's files.
 pub(crate) struct Home {
     parent: PathBuf,
     disk: Option<Mount>,
@@ -43,7 +43,7 @@ impl Home {
         root.join("engine")
     }
 
-    /// Takes what the disk has been handed; call [`Home::start_again`] when nobody uses the files.
+    /// Copies what the disk has received; call [`Home::start_again`] once nobody uses the files.
     fn copy_disk(&self) {
         let (image, copy) = (self.parent.join("image"), self.parent.join("copy"));
         let sparse = "--sparse=always".as_ref();
@@ -108,7 +108,7 @@ impl Process {
         BufReader::new(self.child.stdout.take().unwrap()).lines()
     }
 
-    /// Follows one life to its end. Returns whether the process is dead, or was made to die.
+    /// Follows one life to its end. Returns whether the process is dead or was killed.
     fn follow(&mut self, end: End, events: &mut Reports, home: &Home, known: &mut Known) -> bool {
         let mut reports = 0;
         for line in events {
@@ -151,7 +151,7 @@ impl Process {
         self.child.kill().unwrap();
     }
 
-    /// Waits for the process, which has nothing more to do. What it said before it died counts.
+    /// Waits for the process, which has nothing more to do. Reports sent before it died count.
     fn end(mut self, end: End, events: Reports, known: &mut Known) {
         for line in events {
             if let Some(event) = Event::parse(&line.unwrap()) {
@@ -176,7 +176,7 @@ impl Drop for Process {
     }
 }
 
-/// What a process does that was started by [`live`]. Returns at once in others.
+/// The work of a process started by [`live`]. Returns at once in others.
 pub(crate) fn live_here() {
     let Ok(told) = std::env::var(CHILD) else {
         return;
@@ -191,7 +191,7 @@ pub(crate) fn live_here() {
         gone: gone.map(|gone| DatabaseId(gone.parse().unwrap())).collect(),
     };
     let mut at = usize::try_from(number(1)).unwrap();
-    // The name of this test stands on the line that the harness has begun.
+    // The harness has already printed this test's name on the current line.
     println!();
     loop {
         live_one(&plan, at, Path::new(words[4]), &mut known);

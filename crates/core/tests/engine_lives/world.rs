@@ -1,4 +1,4 @@
-//! What an engine has to hold after any number of batches: all of it is recomputed from the seed.
+//! What an engine must hold after any number of batches, recomputed entirely from the seed.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +10,15 @@ use steadfast::ids::{DatabaseId, LogPosition, Term, Vlsn};
 
 use crate::plan::{Plan, one_of};
 
-/// Batches of which one, as a rule, takes a database out of use.
+/// On average, one in this many batches takes a database out of use.
 const BATCHES_PER_DROP: f64 = 25.0;
-/// Values of which one is large.
+/// One in this many values is large.
 const VALUES_PER_LARGE: f64 = 1_500.0;
 const LARGE_BYTES_MAX: u32 = 100_000;
 
 pub(crate) type Rows = BTreeMap<Bytes, Value>;
 
-/// A value says which batch put it there, and for which key.
+/// A value that records which batch put it there, and for which key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Value {
     number: u64,
@@ -54,9 +54,9 @@ pub(crate) struct World<'a> {
     plan: &'a Plan,
     pub(crate) number: u64,
     slots: Vec<DatabaseId>,
-    /// The databases that are in use and were put to.
+    /// Databases in use that have received a put.
     pub(crate) live: BTreeMap<DatabaseId, Rows>,
-    /// Those that are not used any more, with the number of the batch since which.
+    /// Databases no longer in use, with the number of the batch that ended their use.
     pub(crate) dead: BTreeMap<DatabaseId, (u64, Rows)>,
 }
 
@@ -75,7 +75,7 @@ impl<'a> World<'a> {
         world
     }
 
-    /// What the batch before says of itself.
+    /// What the previous batch records about itself.
     pub(crate) fn applied(&self) -> Option<Applied> {
         (self.number > 0).then(|| Applied {
             term: Term(self.plan.seed),
@@ -85,7 +85,7 @@ impl<'a> World<'a> {
         })
     }
 
-    /// Goes on by one batch, which depends on the seed and its number alone.
+    /// Advances by one batch, which depends only on the seed and its number.
     pub(crate) fn advance(&mut self) -> BTreeMap<(DatabaseId, Bytes), Option<Value>> {
         self.number += 1;
         let mut chance = StdRng::seed_from_u64(self.plan.seed << 32 | self.number);
@@ -114,7 +114,7 @@ impl<'a> World<'a> {
         let size = one_of(chance, &[1, 10, self.plan.batch_max, self.plan.batch_max]);
         let size = chance.random_range(0..=size);
         let puts = one_of(chance, &[1.0, 1.0, 0.75, 0.5, 0.0]);
-        // Neighbours of one database, or anything.
+        // Neighbours in one database, or any keys.
         let run = chance.random_bool(0.5).then(|| {
             let slot = chance.random_range(0..self.slots.len());
             (slot, chance.random_range(0..keys.len()))

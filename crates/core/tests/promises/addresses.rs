@@ -1,5 +1,5 @@
-//! Where members are: a group goes on when names say nothing any more, and a wrong address is corrected
-//! from any node.
+//! Member addresses: a group goes on when names no longer resolve, and a wrong address can be
+//! corrected from any node.
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -20,7 +20,7 @@ use crate::support::{
     Env, Group, Numbers, PATIENCE, eventually, free_address, get, name, put, runtime,
 };
 
-/// Elections are quick, and a busy machine causes few that are not meant.
+/// Elections are quick, yet a busy machine seldom causes an unintended one.
 const QUICK: Numbers = &[
     ("heartbeat_interval_ms", 20),
     ("election_timeout_min_ms", 1_000),
@@ -28,7 +28,7 @@ const QUICK: Numbers = &[
     ("commit_timeout_ms", 60_000),
 ];
 
-/// What becomes of a name that is asked for.
+/// Result of resolving a name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Resolver {
     Answers,
@@ -36,7 +36,7 @@ enum Resolver {
     Hangs,
 }
 
-/// TCP, with names that the test resolves.
+/// TCP, with names resolved by the test.
 #[derive(Clone)]
 struct Names {
     addresses: Arc<BTreeMap<String, String>>,
@@ -71,7 +71,7 @@ impl Transport for Names {
     }
 }
 
-/// Three nodes that know each other by names.
+/// Three nodes that know each other by name.
 struct Named {
     names: Names,
     disks: Vec<MemoryDisk>,
@@ -133,7 +133,7 @@ impl Named {
         }
     }
 
-    /// Waits until each node has on disk where the others are.
+    /// Waits until each node has the others' addresses on disk.
     fn wait_met(&self) {
         eventually("each has met the others", || {
             let has = |disk: &MemoryDisk, at: usize| {
@@ -182,7 +182,7 @@ fn a_group_goes_on_without_names(resolver: Resolver) {
     let master = group.master();
     let _token = put(group.node(master), "later", "v").expect("written");
 
-    // What was remembered outlives the processes.
+    // Remembered addresses outlive the processes.
     let left: Vec<_> = (0..3).filter(|at| *at != dead).collect();
     for at in &left {
         group.close(*at);
@@ -221,7 +221,7 @@ fn refusal(done: std::result::Result<String, AdminError>) -> String {
     }
 }
 
-/// The address of a member, as a node has it.
+/// A member's address, as known to a node.
 fn address_of(node: &Env, name: &str) -> String {
     let members = node.status().members;
     let member = members.into_iter().find(|of| of.node.name == name);
@@ -233,7 +233,7 @@ fn an_address_is_tried_before_it_is_taken() {
     let group = Group::in_memory(2, QUICK);
     for (node, wrong, why) in [
         ("n1", "n1:9999", "does not reach n1 at n1:9999"),
-        // Somebody answers there, and it is somebody else.
+        // Another member answers there.
         ("n1", "n2:7400", "is the address of n2"),
         ("n2", "0.0.0.0:7400", "every address of a machine"),
         ("n2", "[::]:7400", "every address of a machine"),
@@ -252,7 +252,7 @@ fn an_address_is_tried_before_it_is_taken() {
     }
 }
 
-/// All connections are made anew after the wrong address was taken.
+/// All connections are reopened after the wrong address was set.
 #[test]
 fn a_wrong_address_in_a_group_of_two_is_corrected_from_any_node() {
     let mut group = Group::in_memory(2, QUICK);
@@ -284,7 +284,7 @@ fn a_wrong_address_in_a_group_of_two_is_corrected_from_any_node() {
     }
 }
 
-/// A node that moves is started at its new address first.
+/// The moved node is started at its new address first.
 #[test]
 fn a_member_that_has_moved_is_taken_where_it_answers() {
     let mut group = Group::in_memory(3, QUICK);

@@ -1,4 +1,4 @@
-//! What a node does whose engine does not hold what the log gave it: nobody is given what is wrong.
+//! A node whose engine does not hold what the log gave it never returns wrong data.
 
 use std::path::{Path, PathBuf};
 
@@ -17,10 +17,10 @@ use crate::comparison::{alter, fill};
 use crate::repair::{PURGED, write};
 use crate::support::{Env, Group, Numbers, Storage, eventually, get, name, put, stays};
 
-/// Of each node's engine, in no log: what its databases have to hold.
+/// Each node's own database, in no log: digests of what its databases must hold.
 pub(crate) const DIGESTS: DatabaseId = DatabaseId(u32::MAX);
 
-/// How often a node in memory has copied the state of a peer.
+/// How often an in-memory node has copied a peer's state.
 pub(crate) fn copies(group: &Group, at: usize) -> usize {
     let Storage::Memory { store, .. } = &group.storages[at] else {
         unreachable!("it is in memory");
@@ -39,7 +39,7 @@ fn path(group: &Group, at: usize, what: &str) -> PathBuf {
     }
 }
 
-/// The database whose keys begin with this.
+/// The database whose keys begin with this prefix.
 pub(crate) fn database_of(engine: &dyn StorageEngine, prefix: &str) -> DatabaseId {
     let holds = |database: &DatabaseId| {
         let range = KeyRange::prefix(prefix.as_bytes());
@@ -50,7 +50,7 @@ pub(crate) fn database_of(engine: &dyn StorageEngine, prefix: &str) -> DatabaseI
     databases.into_iter().find(holds).expect("the database")
 }
 
-/// Changes the engine of a closed node behind its back.
+/// Changes a closed node's engine behind its back.
 fn change(group: &Group, at: usize, key: &str, value: Option<&str>) {
     let Storage::Memory { store, .. } = &group.storages[at] else {
         unreachable!("it is in memory");
@@ -66,7 +66,7 @@ fn change(group: &Group, at: usize, key: &str, value: Option<&str>) {
     engine.close().expect("closed");
 }
 
-/// Makes the directory of a closed node one of a version that noted nothing.
+/// Turns a closed node's directory into that of a version that recorded no digests.
 fn forget_digest(group: &Group, at: usize) {
     let Storage::Memory { disk, store } = &group.storages[at] else {
         unreachable!("it is in memory");
@@ -79,8 +79,8 @@ fn forget_digest(group: &Group, at: usize) {
         .expect("it was there");
 }
 
-/// Gives nodes a row that no log has, and has them take it for right: as a directory may that was
-/// written before anything was noted. The master is left as it is where it can be.
+/// Gives nodes a row that no log has, and makes them trust it, as a directory written before
+/// digests were recorded may do. A master not in `nodes` is left alone.
 pub(crate) fn falsify(group: &mut Group, nodes: &[usize], key: &str) {
     for at in nodes {
         group.close(*at);
@@ -99,7 +99,7 @@ fn put_right(node: &Env) -> u64 {
     node.status().put_right
 }
 
-/// A group whose log does not reach back to the rows that begin with "before".
+/// A group whose log no longer reaches back to the rows that begin with "before".
 fn purged(nodes: usize) -> Group {
     let group = Group::in_memory(nodes, PURGED);
     write(group.master(), "before");
@@ -125,7 +125,7 @@ const OFTEN: Numbers = &[
     ("flush_interval_ms", 10),
 ];
 
-/// As [`OFTEN`], for nodes that are compared and do not count.
+/// Like [`OFTEN`], for nodes that are compared but do not count.
 const SELDOM: Numbers = &[
     ("election_timeout_min_ms", 1_000),
     ("election_timeout_max_ms", 1_500),
@@ -150,7 +150,7 @@ fn a_row_that_changes_in_a_running_engine_is_found_and_put_right_from_the_log() 
     }
 }
 
-/// Its own next count is an hour away, and the group could not let it go: one of three is away.
+/// Its own next count is an hour away, and the group could not spare it: one of three is away.
 #[test]
 fn a_node_that_the_others_find_wrong_serves_nothing_more_before_it_is_right() {
     let mut group = Group::in_memory(3, SELDOM);
@@ -160,7 +160,7 @@ fn a_node_that_the_others_find_wrong_serves_nothing_more_before_it_is_right() {
     let secondary = group.join(NodeType::Secondary);
     group.wait_ready();
     group.close(away);
-    // What is taken out of its digest was never in it.
+    // The value removed from its digest was never in it.
     alter(&group, at, "k123");
     let _token = put(group.node(master), "k123", "new").expect("two of three are there");
     eventually("it has copied the state", || copies(&group, at) == 1);
@@ -228,7 +228,7 @@ fn what_a_node_holds_wrong_goes_into_no_copy_of_its_state() {
     let master = group.master_except(None);
     let wrong = 1 - master;
     alter(&group, wrong, "before3");
-    // A replica is asked before its master.
+    // A copying node asks a replica before the master.
     let at = group.join(NodeType::Secondary);
     eventually("it has copied the state", || copies(&group, at) > 0);
     group.wait_ready();
@@ -292,7 +292,7 @@ fn a_node_alone_that_lost_a_row_stops_and_says_so() {
     assert!(says_what_is_lost(&node.status()));
     group.close_failed(0);
 
-    // With the right row back it goes on as if nothing had been.
+    // With the right row back, it goes on as if nothing had happened.
     let right = String::from_utf8(vec![3; 4096]).expect("text");
     change(&group, 0, "before3", Some(&right));
     group.reopen(0).expect("opened");
@@ -328,7 +328,7 @@ fn a_state_that_contradicts_the_log_is_never_complete() {
         let state = events.next();
         assert!(matches!(state, Some(Ok(FeedEvent::State { rows, .. })) if rows.len() == 200));
         match events.next().expect("it goes on") {
-            // On a busy machine nobody could vouch for it in time.
+            // On a busy machine no node could vouch for it in time.
             Ok(FeedEvent::StateComplete { digest: None, .. }) => false,
             Ok(other) => panic!("{other:?}"),
             Err(ended) => {

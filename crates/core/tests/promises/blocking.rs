@@ -1,4 +1,4 @@
-//! Blocking calls work within async tasks, on the environment's own runtime and on another's.
+//! Blocking calls work inside async tasks, on the environment's own runtime and on another one.
 
 use std::sync::mpsc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::runtime::Builder;
 
 use crate::support::{Env, Group, PATIENCE, eventually, get, in_time, put, runtime};
 
-/// Opens, uses, closes and drops a node with the blocking calls alone, from an async task.
+/// Opens, uses, closes and drops a node with blocking calls only, from an async task.
 async fn use_blocking(dir: std::path::PathBuf) {
     let config = RepConfig::builder("g", "n1")
         .data_dir(&dir)
@@ -23,7 +23,7 @@ async fn use_blocking(dir: std::path::PathBuf) {
     assert_eq!(value.as_deref(), Some(&b"v"[..]));
     node.close().expect("closed");
     drop(node);
-    // The last handle is dropped without a close; the directory is free again after that.
+    // The last handle is dropped without a close; the directory is free again afterwards.
     drop(Env::open(config.clone()).expect("opened again"));
     let node = Env::open_async(config).await.expect("opened again");
     node.wait_ready_async(PATIENCE).await.expect("ready");
@@ -157,7 +157,7 @@ fn blocking_calls_work_in_a_task_of_the_runtime_that_the_application_gave() {
             config
         });
         let config = runtime.block_on(task).expect("no panic");
-        // The drop closes in the background there.
+        // There, the drop closes in the background.
         let mut node = None;
         eventually("the directory is free again", || {
             node = Env::open(config.clone()).ok();
@@ -210,7 +210,7 @@ fn the_states_of_a_closed_environment_end() {
     assert_eq!(last.expect("a state").role, Role::Detached);
 }
 
-/// Gives up opening a node after a while, in different states of the opening.
+/// Gives up opening a node at different stages of the open.
 fn give_up_opening(config: &RepConfig) {
     in_time("the task", {
         let config = config.clone();
@@ -220,7 +220,7 @@ fn give_up_opening(config: &RepConfig) {
                 for patience_us in [0, 50, 500, 2000, 5000, 10_000, 20_000] {
                     let patience = Duration::from_micros(patience_us);
                     let opened = tokio::time::timeout(patience, Env::open_async(config.clone()));
-                    // What has become of it shows when the directory is opened again.
+                    // Reopening the directory shows what became of it.
                     drop(opened.await);
                 }
             });
@@ -252,7 +252,7 @@ fn giving_up_an_open_leaves_the_directory_free() {
     let config = config.expect("a configuration");
     give_up_opening(&config);
     assert_opens(&config);
-    // With a group and a log, which takes other ways.
+    // With a group and a log, opening takes other paths.
     give_up_opening(&config);
     assert_opens(&config);
 }

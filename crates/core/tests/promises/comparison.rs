@@ -1,4 +1,4 @@
-//! Comparing what nodes hold: whoever has something else is found and named, and nobody else is.
+//! Comparing nodes: every node whose data differs is found and named, and no other.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +11,7 @@ use crate::support::{Group, Numbers, Release, eventually, name, put, stays};
 
 const OFTEN: Numbers = &[("digest_interval_ms", 100), ("flush_interval_ms", 10)];
 
-/// A group whose nodes do not repair what is found.
+/// A group whose nodes do not repair differences.
 fn group(nodes: usize) -> Group {
     Group::in_memory_with(nodes, OFTEN, Repair::Never)
 }
@@ -31,7 +31,7 @@ pub(crate) fn fill(group: &Group) {
     });
 }
 
-/// Changes a row in the engine of a node, behind its back.
+/// Changes a row in a node's engine behind its back.
 pub(crate) fn alter(group: &Group, at: usize, key: &'static str) {
     let engine = group.engine(at);
     let applied = engine.applied().expect("it is open").expect("a batch");
@@ -78,7 +78,7 @@ fn a_node_that_holds_something_else_is_found_named_and_told() {
     assert!(to <= b"k199".to_vec());
     eventually("it is told", || damaged(&group) == [name(replica)]);
 
-    // A write of the same key heals it, and all are told.
+    // A write of the same key heals it, and all nodes are told.
     let _token = put(group.master(), "k123x", "v").expect("committed");
     eventually("it is whole", || {
         found(&group).is_empty() && damaged(&group).is_empty()
@@ -135,7 +135,7 @@ fn nothing_is_found_where_nothing_differs_although_writes_and_flushes_go_on() {
         for _ in 0..10 {
             stays("no divergence", || found(&group).is_empty());
         }
-        // It does compare meanwhile: what nobody writes over is found.
+        // It does compare meanwhile: a difference that no write covers is found.
         let replica = (group.master_except(None) + 1) % 3;
         falsify(&mut group, &[replica], "kz");
         eventually("found among writes", || {

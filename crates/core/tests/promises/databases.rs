@@ -1,4 +1,4 @@
-//! Databases are listed, dropped and truncated within transactions, and their space comes back.
+//! Databases are listed, dropped and truncated in transactions, and their space is reclaimed.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::support::{Env, Group, PATIENCE, STEADY, eventually, put, stays};
 
 const LINEARIZABLE: ConsistencyPolicy = ConsistencyPolicy::Linearizable;
 
-/// Small transactions and segments, and a flush that is always at work.
+/// Small transactions and segments, and a flush that never rests.
 const SMALL: &[(&str, u64)] = &[
     ("election_timeout_min_ms", 2_000),
     ("election_timeout_max_ms", 3_000),
@@ -49,8 +49,8 @@ fn ids(group: &Group, at: usize) -> Vec<DatabaseId> {
     databases.into_iter().filter(is_of_users).collect()
 }
 
-/// Waits until no engine holds anything under an id that was given before `newest`, but for the
-/// catalog and `kept`.
+/// Waits until no engine holds anything under an id assigned before `newest`, except the catalog
+/// and `kept`.
 fn wait_until_reclaimed(group: &Group, kept: &[DatabaseId]) {
     for at in 0..group.nodes.len() {
         eventually("the space is given up", || {
@@ -175,7 +175,7 @@ fn whoever_used_a_database_that_another_one_dropped_or_truncated_conflicts() {
         assert!(matches!(open.commit(), Err(WriteError::Conflict)));
         assert_eq!(keys_of(node, "d"), Vec::<String>::new());
     }
-    // The other way round nothing is lost either: what was committed before is dropped with it.
+    // In the other order nothing is lost either: what was committed before is dropped with it.
     put_in(node, "d", "k");
     let open = node.begin_transaction().expect("begun");
     open.truncate_database("d").expect("truncated");
@@ -213,7 +213,7 @@ fn writes_beside_truncates_land_before_or_after_and_never_conflict() {
 }
 
 /// Fills a database with four times what one transaction may write, truncates it, and waits until
-/// every engine has given up the space. The name gets an id that none had before.
+/// every engine has given up the space. The name gets a new id.
 fn truncates_and_reclaims(group: &Group) {
     let node = group.master();
     let mut newest = DatabaseId(0);
@@ -226,7 +226,7 @@ fn truncates_and_reclaims(group: &Group) {
             let _token = filled.expect("committed");
         }
         let rows = node.read(LINEARIZABLE, |s| Ok(s.database("d")?.iter().count()));
-        // And what the round before left.
+        // Plus what the previous round left.
         assert_eq!(rows.expect("read"), 512 + usize::from(round > 0));
         let truncated = node.write(|txn| {
             assert!(txn.truncate_database("d")?);
@@ -237,7 +237,7 @@ fn truncates_and_reclaims(group: &Group) {
             assert_eq!(keys_of(node, "d"), ["first"]);
         }
         group.digest();
-        // The one id beside the catalog that is left is a new one.
+        // The only id left besides the catalog is a new one.
         let is_new = |id: &DatabaseId| id.0 == 0 || *id > newest;
         for at in 0..group.nodes.len() {
             eventually("the space is given up", || {
@@ -313,7 +313,7 @@ fn an_open_snapshot_keeps_what_was_dropped_and_nobody_else_sees_the_difference()
             eventually("the others give it up", || ids(group, at).len() == 1);
         }
         stays("the reader's node keeps it", || ids(group, held).len() == 2);
-        // Some have given it up and one has not.
+        // Some have given it up, and one has not.
         group.digest();
         assert_eq!(names(group.node(held)), Vec::<String>::new());
         release.send(()).expect("the reader lives");
@@ -376,7 +376,7 @@ fn a_node_with_ten_thousand_databases_closes_soon_and_has_them_when_it_opens_aga
     }
     let began = Instant::now();
     group.close(0);
-    // A second or two, and 40 when Noxu looks for each node in all trees.
+    // Takes a second or two; 40 s if Noxu searches all trees for each node.
     assert!(
         began.elapsed() < Duration::from_secs(20),
         "{:?}",

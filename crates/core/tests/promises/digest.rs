@@ -1,4 +1,4 @@
-//! Digests: what a node that cannot give one says, and what those cost that the network asks for.
+//! Digests: what a node reports when it has none, and what network requests for them cost.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -43,7 +43,7 @@ fn a_digest_of_a_node_that_has_stopped_says_so() {
     );
 }
 
-/// What an engine saw of the scans that a digest is made of.
+/// The scans behind a digest, as an engine sees them.
 #[derive(Default)]
 struct Scans {
     by: Mutex<BTreeSet<String>>,
@@ -54,7 +54,7 @@ struct Scans {
 
 impl Watch for Scans {
     fn scan(&self, scan: &dyn Fn() -> Scanned) -> Scanned {
-        // The flush scans the catalog for databases without a name.
+        // The flush scans the catalog for unnamed databases.
         if std::thread::current().name() == Some("steadfast-flush") {
             return scan();
         }
@@ -74,7 +74,7 @@ fn this_thread() -> String {
     format!("{:?}", std::thread::current().id())
 }
 
-/// Lets held scans go on, also when the test fails.
+/// Lets held scans go on, even if the test fails.
 struct Release(Arc<Scans>);
 
 impl Drop for Release {
@@ -83,7 +83,7 @@ impl Drop for Release {
     }
 }
 
-/// A node of its own group, in memory but for its connections, which programs can ask.
+/// A single-node group, in memory except for its connections, which programs can query.
 async fn open(scans: &Arc<Scans>, threads: Threads) -> Env {
     let config = RepConfig::builder("g", "n1")
         .data_dir("/data")
@@ -138,7 +138,7 @@ fn digests_that_the_network_asks_for_are_computed_one_at_a_time() {
     stays("one digest at a time", || {
         scans.now.load(Ordering::SeqCst) == 1
     });
-    // Whoever does not want a digest does not wait for those who do.
+    // A caller that wants no digest does not wait for those who do.
     let asked = NodeStatus::ask(&address, false, PATIENCE);
     assert!(runtime.block_on(asked).expect("an answer").digest.is_none());
     drop(release);

@@ -1,5 +1,5 @@
-//! Whatever is under way when an environment closes, or is dropped, ends with a clear value: on its own
-//! runtime and on the application's, from any thread.
+//! Everything under way when an environment is closed or dropped ends with a clear result: on its
+//! own runtime and on the application's, from any thread.
 
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -15,7 +15,7 @@ use crate::support::{Env, Group, PATIENCE, eventually, in_time, put, runtime};
 
 const LINEARIZABLE: ConsistencyPolicy = ConsistencyPolicy::Linearizable;
 
-/// On what the environment runs.
+/// The runtime the environment uses.
 #[derive(Clone, Copy, Debug)]
 enum Ground {
     Own,
@@ -25,7 +25,7 @@ enum Ground {
 /// Three nodes in this process.
 struct Nodes {
     nodes: Vec<Env>,
-    /// The application's runtime, and what else belongs to the nodes.
+    /// The application's runtime, and whatever else the nodes need.
     _group: Option<Group>,
 }
 
@@ -47,7 +47,7 @@ impl Nodes {
         }
     }
 
-    /// The node of this role, closed by nobody.
+    /// Takes the node with this role, without closing it.
     fn take(&mut self, role: Role) -> Env {
         let mut found = None;
         eventually("such a node", || {
@@ -58,14 +58,14 @@ impl Nodes {
     }
 }
 
-/// Who waits.
+/// The kind of caller that waits.
 #[derive(Clone, Copy, Debug)]
 enum Waiter {
-    /// A thread, by a blocking call.
+    /// A thread, in a blocking call.
     Thread,
-    /// A task of a runtime of the application, by a blocking call.
+    /// A task on an application runtime, in a blocking call.
     Task,
-    /// A task on a runtime of one thread, without blocking.
+    /// A task on a single-threaded runtime, without blocking.
     Async,
 }
 
@@ -76,7 +76,7 @@ fn one_thread() -> Runtime {
     runtime.expect("a runtime")
 }
 
-/// An iterator over something of an environment, until it ends.
+/// An iterator of an environment.
 enum Iterated {
     Feed(Feed),
     Events(GroupEvents),
@@ -92,9 +92,9 @@ impl Iterated {
         ]
     }
 
-    /// What it gave last. `waits` is told when there has been something, or may be.
+    /// Its last item. `waits` is notified once an item has come, or may have.
     fn last(self, waits: &mpsc::Sender<()>) -> String {
-        // Once it has begun nobody listens any more.
+        // After the first notification nobody listens any more.
         let tell = || {
             waits.send(()).ok();
         };
@@ -109,7 +109,7 @@ impl Iterated {
     }
 
     async fn last_async(self, waits: &mpsc::Sender<()>) -> String {
-        // Once it has begun nobody listens any more.
+        // After the first notification nobody listens any more.
         let tell = || {
             waits.send(()).ok();
         };
@@ -140,7 +140,7 @@ impl Iterated {
         }
     }
 
-    /// Waits for its end; returns when it does.
+    /// Waits for the end; returns as soon as it is waiting.
     fn wait(self, waiter: Waiter) -> JoinHandle<String> {
         let (waits, has_begun) = mpsc::channel();
         let waiting = std::thread::spawn(move || match waiter {
@@ -161,7 +161,7 @@ fn closed_feed() -> String {
     format!("{:?}", Some(Err::<(), _>(FeedError::Closed)))
 }
 
-/// A moment in which whatever has begun comes to where it waits.
+/// Gives everything begun a moment to reach the point where it waits.
 fn let_wait() {
     std::thread::park_timeout(Duration::from_millis(50));
 }
@@ -175,7 +175,7 @@ fn ends_of_iterators(ground: Ground, end: fn(Env)) {
             waiting.push(iterated.wait(waiter));
         }
     }
-    // And those that nobody waits for at that moment.
+    // Also iterators that nobody is waiting on at that moment.
     let idle = Iterated::of(&env);
     let_wait();
     in_time("the end", move || end(env));
@@ -230,7 +230,7 @@ fn iterators_end_when_the_last_handle_of_their_environment_is_dropped() {
     }
 }
 
-/// A call that is under way, and returns what it gave as text.
+/// A call under way; returns its result as text.
 type Call = fn(Env, CommitToken) -> String;
 
 const LONG: Duration = Duration::from_mins(10);
@@ -251,7 +251,7 @@ fn linearizable() -> ReadOptions {
     options
 }
 
-/// On a node that has lost the others of its group.
+/// On a node that has lost the other members of its group.
 const CALLS: [(&str, Call); 7] = [
     ("a read of what is not there yet", |env, token| {
         format!("{:?}", env.read(later(token), |_| Ok(())))
@@ -293,7 +293,7 @@ const CALLS: [(&str, Call); 7] = [
     }),
 ];
 
-/// What is a clear answer to a call under way when its environment closes.
+/// Whether this is a clear answer to a call under way when its environment closes.
 fn is_clear(answer: &str) -> bool {
     let clear = [
         "Err(Closed)",
@@ -356,7 +356,7 @@ fn functions_that_run_while_their_environment_closes_see_it_and_their_calls_end(
                 let mut rows = txn.database("d")?.iter();
                 rows.next().expect("a row")?;
                 close(env.clone());
-                // The rest of what was fetched, and then the end; or all, out of memory.
+                // Either the rest of what was fetched and then the end, or everything, from memory.
                 rows.try_for_each(|row| row.map(drop))?;
                 txn.database("d")?.put("k", "v")
             });

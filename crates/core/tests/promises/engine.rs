@@ -1,4 +1,4 @@
-//! An engine in memory with somebody who watches, or stands in the way of, what is done to it.
+//! An in-memory engine with an observer that can also block operations.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,20 +12,20 @@ use steadfast::ids::DatabaseId;
 
 pub(crate) type Scanned = Result<Vec<(Bytes, Bytes)>, EngineError>;
 
-/// Who watches. By default it only lets everything happen.
+/// The observer. By default it lets everything happen.
 pub(crate) trait Watch: Send + Sync + 'static {
-    /// Asked before each batch.
+    /// Called before each batch.
     fn before_apply(&self) -> Result<(), EngineError> {
         Ok(())
     }
 
-    /// Does one scan.
+    /// Runs one scan.
     fn scan(&self, scan: &dyn Fn() -> Scanned) -> Scanned {
         scan()
     }
 }
 
-/// Makes engines that are watched.
+/// Creates observed engines.
 pub(crate) struct Watched<W>(pub(crate) MemoryStore, pub(crate) Arc<W>);
 
 struct WatchedEngine<W>(Arc<dyn StorageEngine>, Arc<W>);

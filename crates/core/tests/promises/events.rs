@@ -1,4 +1,4 @@
-//! Group events: whoever watches is told of every change that stays, wherever he began.
+//! Group events: a watcher is told of every lasting change, wherever it started.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use steadfast::{AdminCommand, FeedError, GroupEvent, GroupEvents, GroupHealth, N
 
 use crate::support::{Env, Group, PATIENCE, name, put};
 
-/// Takes events until one of them is `wanted`; returns those before it, as text.
+/// Takes events until one is `wanted`; returns the earlier ones, as text.
 fn until(
     group: &Group,
     events: &mut GroupEvents,
@@ -78,7 +78,7 @@ fn a_monitor_is_told_of_failures_and_masters_wherever_it_began() {
     );
     until(&group, &mut events, is_healthy);
 
-    // The one it watches is lost.
+    // The node it watches is lost.
     group.crash(old);
     let new = group.master_except(Some(old));
     let is_master = |event: &GroupEvent| match event {
@@ -91,7 +91,7 @@ fn a_monitor_is_told_of_failures_and_masters_wherever_it_began() {
     told.extend(until(&group, &mut events, degraded));
     group.reopen(old).expect("opened");
     told.extend(until(&group, &mut events, is_healthy));
-    // A new master has not heard everybody yet, and says nothing of those.
+    // A new master reports nothing about nodes it has not heard yet.
     let falsely = format!("{} is down", name(3 - old - new));
     assert!(!told.contains(&falsely), "{told:?}");
 }

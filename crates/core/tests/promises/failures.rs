@@ -1,5 +1,5 @@
-//! Disks that fail and masters that are cut off: no false word to a writer, no stale one to a
-//! reader, and the group goes on.
+//! Failing disks and isolated masters: writers get no false answer, readers no stale one, and the
+//! group goes on.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -55,7 +55,7 @@ fn a_master_whose_disk_fails_acknowledges_nothing_more_and_the_others_go_on() {
     );
     let new = group.master_except(Some(old));
     let _token = put(group.node(new), "after", b"v").expect("the others go on");
-    // It ends, which is not to say that it cannot start.
+    // It stops; that does not mean that it cannot start again.
     let closed = group.node(old).close();
     assert!(matches!(closed, Err(OpenError::Close(_))), "{closed:?}");
     group.crash(old);
@@ -70,7 +70,7 @@ fn a_master_whose_disk_fails_acknowledges_nothing_more_and_the_others_go_on() {
     group.digest();
 }
 
-/// Writes on a master that is cut off, until told to stop. No such write may be acknowledged.
+/// Writes on an isolated master until told to stop. No such write may be acknowledged.
 fn write_in_vain(node: &Env, thread: usize, stop: &AtomicBool) -> u32 {
     let mut unknown = 0;
     for n in 0.. {
@@ -144,7 +144,7 @@ fn a_replica_that_is_cut_off_says_that_it_cannot_be_current() {
     let replica = (master + 1) % 3;
     let _token = put(group.node(master), "k", b"old").expect("committed");
     let node = group.node(replica);
-    // On a busy machine the group may just have another election: 300 ms are not for that.
+    // A busy machine may just be holding another election: 300 ms is too short for that.
     eventually("a current answer while all are there", || {
         let read = get(node, ConsistencyPolicy::Linearizable, "k");
         read.is_ok_and(|value| value.is_some())
@@ -208,7 +208,7 @@ fn a_slow_disk_shows_in_the_state_of_its_node_and_the_way_to_each_replica_in_the
     let slow = (master + 1) % 3;
     let disk = group.storages[slow].disk();
     let synced = |at: usize| group.node(at).status().sync_p99_us.expect("it has synced");
-    // A sync that is held may be that of a segment to come.
+    // The held sync may be that of a future segment.
     eventually("the slow sync shows", || {
         disk.hold_syncs(true);
         let _token = put(group.node(master), "k", b"v").expect("the others have it");

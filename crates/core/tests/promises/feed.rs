@@ -1,5 +1,5 @@
-//! The change feed: every committed transaction, whole, once and in order, in this process and from
-//! another.
+//! The change feed: every committed transaction, whole, once and in order, within this process and
+//! from another.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::support::{Env, Group, PATIENCE, STEADY, eventually, in_time, name, pu
 
 type Rows = BTreeMap<(String, Bytes), Bytes>;
 
-/// What a subscriber makes of what it is told.
+/// A subscriber's state, built from what it receives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Copy {
     rows: Rows,
@@ -83,7 +83,7 @@ impl Copy {
     }
 }
 
-/// Everything up to `last`.
+/// Follows a feed up to `last`.
 fn follow<E: Into<FeedError> + std::fmt::Debug>(
     feed: impl Iterator<Item = Result<FeedEvent, E>>,
     last: Vlsn,
@@ -112,7 +112,7 @@ fn rows_of(node: &Env) -> Rows {
     read.expect("a read")
 }
 
-/// A subscription from a host of its own to all nodes of the group.
+/// A subscription to all nodes of the group, from its own host.
 fn connect(group: &Group, options: impl Into<SubscribeOptions>) -> Result<Subscription, FeedError> {
     let addresses = (0..group.nodes.len()).map(|at| format!("{}:7400", name(at)));
     let transport = group.network.host("subscriber");
@@ -125,7 +125,7 @@ fn vlsn(node: &Env) -> Vlsn {
     node.status().vlsn
 }
 
-/// Waits until every open node has applied what `master` has.
+/// Waits until every open node has applied everything up to `last`.
 fn level(group: &Group, last: Vlsn) {
     eventually("every node has it", || {
         group.open_nodes().all(|node| vlsn(node) >= last)
@@ -338,7 +338,7 @@ fn an_idle_filtered_feed_says_where_it_stands() {
     let mut feed = node.subscribe(options.clone()).expect("a feed");
     let mut remote = connect(&group, options).expect("connected");
     let last = put(node, "k", "v").expect("committed");
-    // The calls are given up; what they have passed over stays passed over.
+    // The calls are cancelled, but what they have skipped stays skipped.
     eventually("the feeds have come on", || {
         let wait = Duration::from_millis(50);
         group.runtime.block_on(async {
@@ -442,7 +442,7 @@ fn a_closed_environment_ends_its_feeds_with_a_name_for_it() {
     );
 }
 
-/// Reads on a thread of its own, up to the put of the key "the end".
+/// Reads on its own thread, up to the put of the key "the end".
 fn follow_while(
     feed: impl Iterator<Item = Result<FeedEvent, FeedError>> + Send + 'static,
 ) -> std::thread::JoinHandle<Vec<CommittedTransaction>> {
@@ -554,7 +554,7 @@ fn a_remote_subscriber_that_takes_nothing_is_cut_off_and_goes_on_when_it_reads()
     for n in 0..40_u8 {
         last = put(node, [n], &value).expect("committed");
     }
-    // Its place is free when the node has given it up.
+    // Its place is free once the node has dropped it.
     let mut kept = None;
     eventually("the subscriber is cut off", || {
         kept = node.subscribe(StartAt::Now).ok();

@@ -1,4 +1,4 @@
-//! Bad input is refused by name, and loses nothing: afterwards the data is still there.
+//! Bad input is refused by name, and loses nothing: the data is still there afterwards.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -219,7 +219,7 @@ fn what_is_over_a_limit_is_refused_and_what_is_at_it_is_committed() {
     let fill = |last: usize| {
         node.write(|txn| {
             let db = txn.database("d")?;
-            // Each key counts 16 bytes more, and what the first write makes in the catalog nothing.
+            // Each key counts 16 bytes extra; the first write's catalog entries do not count.
             let (half, other) = (VALUE_BYTES_MAX - 1, VALUE_BYTES_MAX - 1 - 96 + last);
             db.put("a", vec![1; half])?;
             db.put("b", vec![2; other])

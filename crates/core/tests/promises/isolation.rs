@@ -116,7 +116,7 @@ fn a_transaction_that_always_conflicts_gets_through_and_leaves_nothing_of_its_ea
     std::thread::scope(|scope| {
         scope.spawn(move || {
             while asked.recv().is_ok() {
-                // In the exclusive run this waits until that run is over.
+                // During the exclusive run this waits until that run is over.
                 done.send(()).ok();
                 increment(node, "hot").expect("committed");
             }
@@ -124,7 +124,7 @@ fn a_transaction_that_always_conflicts_gets_through_and_leaves_nothing_of_its_ea
         let ask_once = |run: usize| {
             ask.send(()).expect("the other lives");
             answered.recv().expect("the other lives");
-            // Up to the exclusive run the other is let through before this transaction commits.
+            // Before the exclusive run, the other write gets through before this one commits.
             if run < 9 {
                 let seen = run as u64 + 1;
                 eventually("the other's write", || {

@@ -1,4 +1,4 @@
-//! What only looks changes nothing: not beside a node at work, and not in the directory of a stopped one.
+//! Read-only commands change nothing beside a running node or in a stopped one's directory.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -27,7 +27,7 @@ struct Change {
     path: PathBuf,
 }
 
-/// A disk that notes every change, with the thread that makes it.
+/// A disk that records every change and the thread that makes it.
 #[derive(Clone)]
 struct Watched {
     disk: Arc<dyn Disk>,
@@ -143,7 +143,7 @@ impl DiskFile for WatchedFile {
     }
 }
 
-/// A node alone with a log in many small files, on a real disk that is watched, reached over TCP.
+/// A single node with a log in many small files, on an observed real disk, reachable over TCP.
 async fn busy_node(dir: &TempDir) -> (Env, Watched) {
     let disk = Watched::over(RealDisk);
     let config = RepConfig::builder("promises", "n1")
@@ -233,7 +233,7 @@ fn what_reads_changes_nothing_beside_a_node_that_writes() {
     env.close().expect("closed");
 }
 
-/// What a plan says of the directory of the first of three nodes, whose disk and engine it leaves alone.
+/// The recovery plan for the first of three nodes; its disk and engine stay unchanged.
 fn plan(group: &Group, disk: &Watched) -> Result<quorum_loss::RecoveryPlan, RecoverError> {
     let machine = Machine {
         disk: Arc::new(disk.clone()),
@@ -259,7 +259,7 @@ fn a_plan_changes_nothing_in_the_directory_that_it_reads() {
     for at in 0..3 {
         group.close(at);
     }
-    // A torn end, which an open cuts off.
+    // A torn tail, which an open cuts off.
     let log = group.storages[0].dir().join("log");
     let names = memory.list(&log).expect("a log");
     let mut segments = names.iter().filter(|name| !name.starts_with("spare"));

@@ -1,5 +1,5 @@
-//! What the library promises to its users, held against groups in one process, through the public
-//! API alone.
+//! The library's guarantees to its users, checked on groups in one process, through the public API
+//! only.
 
 #![expect(
     clippy::disallowed_methods,

@@ -1,5 +1,5 @@
-//! The group changes under its users' hands: nodes come and go, votes and mastership move, and
-//! nothing that was acknowledged is lost.
+//! The group changes while it is in use: nodes come and go, votes and mastership move, and nothing
+//! acknowledged is lost.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::support::{
     Env, Group, Numbers, PATIENCE, Release, eventually, get, name, number, put, stays,
 };
 
-/// Elections are quick, and a busy machine causes few that are not meant.
+/// Elections are quick, yet a busy machine seldom causes an unintended one.
 const QUICK: Numbers = &[
     ("heartbeat_interval_ms", 20),
     ("election_timeout_min_ms", 1_000),
@@ -21,8 +21,8 @@ const QUICK: Numbers = &[
     ("commit_timeout_ms", 60_000),
 ];
 
-/// Writers that go on through any change of the group: each adds one to a key of its own, on whoever
-/// is master, until it is told to stop.
+/// Writers that continue through any change of the group: each increments its own key, on the
+/// current master, until told to stop.
 struct Load {
     stop: AtomicBool,
     acknowledged: [AtomicU64; 4],
@@ -182,7 +182,7 @@ fn a_node_that_was_removed_while_it_was_down_finds_out_and_stops() {
     wait_removed(&group, 3);
     let read = get(group.node(3), ConsistencyPolicy::Linearizable, "k");
     assert!(matches!(read, Err(ReadError::Stopped { .. })), "{read:?}");
-    // Its id is not given again, also not to a node of the same name.
+    // Its id is never reused, not even for a node of the same name.
     group.close(3);
     group.wipe(3);
     let token = group
@@ -203,7 +203,7 @@ fn a_member_that_is_removed_while_others_change_it_stays_removed() {
     let is_master = |name: &str| master.status().node.name == name;
     let gone = if is_master("n3") { "n2" } else { "n3" };
     let ended = AtomicBool::new(false);
-    // Each stops when there is no such member any more.
+    // Each stops once there is no such member any more.
     let raise = |from: u32| {
         for round in 0.. {
             if ended.load(Ordering::Relaxed) {
@@ -238,7 +238,7 @@ fn a_member_that_is_removed_while_others_change_it_stays_removed() {
     assert!(!members.contains(&gone.to_owned()), "{members:?}");
 }
 
-/// The one whom it has to hear is none that it knows of.
+/// The master it has to hear from is none that it knows.
 #[test]
 fn a_node_catches_up_from_a_master_that_joined_while_it_was_down() {
     let mut group = Group::in_memory(3, QUICK);
@@ -266,7 +266,7 @@ fn a_removal_that_would_lose_the_majority_is_refused() {
     group.close(down);
     eventually("the master misses it", || {
         let replicas = group.master().status().replicas;
-        // A master that came after it was closed never hears it.
+        // A master that came after the node was closed never hears from it.
         let is_missed = |ago: Option<u64>| ago.is_none_or(|ago| ago > 1_500);
         replicas
             .iter()
@@ -351,7 +351,7 @@ fn mastership_goes_to_whom_it_is_given_under_load_and_stays_if_he_cannot_take_it
     let term = group.node(master).state().term;
     let why = refusal(group.node(master).administer(&impatient));
     assert!(why.contains("the master goes on"), "{why}");
-    // It does not take as long as it may to find out that nobody is there.
+    // It notices sooner than the limit that nobody is there.
     let why = refusal(group.node(master).administer(&transfer(&[&name(dead)])));
     assert!(
         why.contains(&format!("{} does not answer", name(dead))),
@@ -380,7 +380,7 @@ fn the_node_of_the_highest_priority_that_has_caught_up_is_master_and_one_of_none
     });
     let why = refusal(asked.administer(&transfer(&["n3"])));
     assert!(why.contains("its priority is 0"), "{why}");
-    // Nobody else is left who could win, and it does not try.
+    // The only node left cannot win, and does not try.
     group.close(0);
     group.close(1);
     eventually("n3 knows no master", || {
@@ -427,7 +427,7 @@ fn an_arbiter_does_not_stand_for_a_copy_that_could_have_been_made() {
     wait_votes(&group, &["n1", "n2", "n3"]);
     let master = group.master_except(None);
     let other = 1 - master;
-    // The other data node is there and cannot sync: with the arbiter alone it must not be enough.
+    // The other data node is up but cannot sync: the arbiter alone must not be enough.
     group.storages[other].disk().hold_syncs(true);
     let node = group.node(master).clone();
     let written = std::thread::spawn(move || put(&node, "k", "v"));

@@ -1,4 +1,4 @@
-//! Whatever is written, flushed and held open: reads answer as a plain ordered map does.
+//! Whatever is written, flushed and held open, reads answer like a plain ordered map.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -48,11 +48,11 @@ enum What {
 enum Step {
     Commit(Vec<Operation>),
     Abort(Vec<Operation>),
-    /// Looks at the newest state.
+    /// Reads the newest state.
     Look(u8, Query),
-    /// Waits until nothing is left that can be flushed.
+    /// Waits until nothing is left to flush.
     Drain,
-    /// Holds a snapshot open over these, and looks at it after each.
+    /// Holds a snapshot open over these steps, and reads it after each.
     Hold(Vec<Step>, u8, Query),
 }
 
@@ -170,10 +170,10 @@ impl Query {
     }
 }
 
-/// One run of steps against one node.
+/// One run of steps on one node.
 struct Run<'a> {
     node: &'a Env,
-    /// Sets the databases of one run apart from those of the others.
+    /// Separates the databases of one run from those of others.
     prefix: String,
 }
 
@@ -204,7 +204,7 @@ impl Run<'_> {
             Step::Look(database, query) => {
                 self.read(|s| self.look(s, *database, query, model))?;
             }
-            // Nothing may hang on whether it gets there: a held snapshot holds the flush back.
+            // Nothing may depend on whether it gets there: a held snapshot holds the flush back.
             Step::Drain => {
                 for _ in 0..60 {
                     if self.node.status().window_bytes == 0 {
@@ -257,7 +257,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Runs operations as one transaction, on the model too; its VLSN, or `None` when aborted.
+    /// Runs operations as one transaction, on the model too. Its VLSN, or `None` if aborted.
     fn transaction(
         &self,
         operations: &[Operation],

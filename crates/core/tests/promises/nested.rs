@@ -1,4 +1,4 @@
-//! Functions given to `write` that write by other means: an error, and nobody else is held up.
+//! Functions passed to `write` that write by other means get an error, and hold up nobody else.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -9,7 +9,7 @@ use tokio::runtime::Builder;
 
 use crate::support::{Env, Group, Release, STEADY, in_time, put};
 
-/// A write of the environment.
+/// A write to the environment.
 type Write = fn(&Env) -> Result<(), WriteError>;
 
 const WRITES: [(&str, Write); 7] = [
@@ -60,7 +60,7 @@ fn a_write_in_a_function_given_to_write_is_refused_at_once() {
                 txn.database("d")?.put("k", "outer")
             });
             let _token = written.expect("committed");
-            // Nothing of it is left behind.
+            // Nothing of it remains.
             write(&env).expect("it is not nested any more");
         });
     }
@@ -120,7 +120,7 @@ fn a_function_that_waits_for_its_own_writes_elsewhere_ends_and_holds_nobody_up_f
         let ended = Release(&is_over);
         let written = node.write(|txn| {
             txn.database("d")?.get("k")?;
-            // What it conflicts with, on another thread, where nobody can know.
+            // A conflicting write on another thread, where it cannot be detected as nested.
             let began = Instant::now();
             let nested = scope.spawn(|| put(&node, "k", "nested"));
             let _token = nested.join().expect("no panic")?;
@@ -136,7 +136,7 @@ fn a_function_that_waits_for_its_own_writes_elsewhere_ends_and_holds_nobody_up_f
         beside.join().expect("no panic")
     });
     let waits = waits.into_inner().expect("no panic");
-    // Eight conflicts among others, and three times alone.
+    // Eight conflicts among others, then three alone.
     let is_alone = |wait: &Duration| *wait >= Duration::from_millis(900);
     let first_alone = waits.iter().position(is_alone);
     assert_eq!((first_alone, waits.len()), (Some(8), 11), "{waits:?}");

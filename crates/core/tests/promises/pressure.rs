@@ -1,4 +1,4 @@
-//! Bounds on memory hold, and nobody who waits for one waits for ever.
+//! Memory bounds hold, and nobody who waits for one waits forever.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -138,7 +138,7 @@ fn a_writer_that_waits_for_room_is_told_when_the_environment_closes() {
     }
 }
 
-/// What openraft lets a state machine lag behind in calls before its core waits for it.
+/// How many calls openraft lets a state machine lag behind before its core waits for it.
 const CALLS_BEFORE_THE_CORE_WAITS: u32 = 1_024;
 
 #[test]
@@ -224,11 +224,11 @@ fn a_writer_that_waits_for_room_goes_on_when_what_was_pending_is_dropped() {
     assert!(told.is_err(), "{told:?}");
 }
 
-/// Makes batches fail when it is told so.
+/// Makes batches fail on demand.
 #[derive(Default)]
 struct Failing(AtomicBool);
 
-/// Nodes in memory, each with an engine that is watched.
+/// In-memory nodes, each with an observed engine.
 fn watched<W: Watch>(nodes: usize, numbers: Numbers, new: impl Fn() -> W) -> (Group, Vec<Arc<W>>) {
     let storages = (0..nodes).map(|_| Storage::memory()).collect();
     let mut group = Group::unopened(storages, numbers, None);
@@ -348,13 +348,13 @@ fn a_replica_whose_engine_has_no_space_stops_before_it_holds_its_group_up() {
     let mut written = 0_u64;
     eventually("it stops, and says why", || {
         written += 1;
-        // Enough for its memory, and then what has it go on.
+        // Fills its memory, then keeps it going.
         let value = vec![0; if written < 16 { 100 * 1024 } else { 1 }];
         let _token = put(group.master(), written.to_be_bytes(), value).expect("two of three");
         let ready = group.node(full).wait_ready(Duration::from_millis(10));
         matches!(ready, Err(ReadyError::Stopped { reason }) if reason.contains("no space"))
     });
-    // Whoever is left knows that it is down, and is a majority.
+    // The remaining nodes know that it is down, and are a majority.
     group.network.isolate(&name(full));
     eventually("they go on", || put(group.master(), "after", "v").is_ok());
     let read = get(group.node(other), ConsistencyPolicy::Linearizable, "after");
@@ -365,7 +365,7 @@ fn a_replica_whose_engine_has_no_space_stops_before_it_holds_its_group_up() {
     eventually("it says that there is room", || !is_read_only());
 }
 
-/// Holds batches until it goes on.
+/// Holds batches until it is let go.
 struct Hanging {
     goes_on: AtomicBool,
 }
@@ -395,7 +395,7 @@ fn a_master_whose_engine_hangs_hands_over_and_says_so_until_the_engine_goes_on()
     let _released = Release(&engines[old].goes_on);
     engines[old].goes_on.store(false, Ordering::Relaxed);
     let hangs = |at: usize| group.node(at).status().disk_hangs_ms.is_some();
-    // Its window is full soon, and whoever writes waits then.
+    // Its window soon fills up, and writers then wait.
     let node = group.node(old).clone();
     let writer = std::thread::spawn(move || {
         (0..).find_map(|n: u32| put(&node, n.to_be_bytes(), vec![0; 300 * 1024]).err())

@@ -1,5 +1,5 @@
-//! A node that finds its own data damaged gives up its vote, copies the state of a peer, and gets its
-//! vote back; and it does not where the others could not go on without it.
+//! A node that finds its own data damaged gives up its vote, copies a peer's state, and gets its
+//! vote back; but not where the others could not go on without it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,7 +45,7 @@ fn segments(group: &Group, at: usize) -> Vec<PathBuf> {
     names.map(|name| dir.join(name)).collect()
 }
 
-/// Changes the bytes of a file of a closed node.
+/// Changes the bytes of a closed node's file.
 fn damage(group: &Group, at: usize, file: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let disk = group.storages[at].disk();
     let mut bytes = disk.bytes(file).expect("a file");
@@ -77,7 +77,7 @@ fn repaired(group: &mut Group, at: usize) {
     eventually("it has its vote back", || votes(group, at));
     write(group.master(), "after");
     group.digest();
-    // Its old log is gone, and it goes on over a restart and as one of two.
+    // Its old log is gone, and it works across a restart and as one of two.
     assert_eq!(segments(group, at), Vec::<PathBuf>::new());
     group.close(at);
     group.reopen(at).expect("opened");
@@ -158,7 +158,7 @@ fn a_node_that_was_away_catches_up_from_a_master_that_repaired_itself_since() {
         to: vec![name(at)],
         within: Duration::from_secs(20),
     };
-    // What the others know of its vote may be of before the repair.
+    // What the others know of its vote may predate the repair.
     eventually("the repaired node is given the mastership", || {
         group.master().administer(&transfer).is_ok()
     });
@@ -180,7 +180,7 @@ fn members_of_a_group_that_one_node_formed_know_each_other_when_they_are_damaged
         eventually("it has its vote", || votes(&group, at));
     }
     write(group.master(), "before");
-    // The one that formed it knew nobody then, and the second not the third.
+    // The founder knew nobody then, and the second did not know the third.
     for at in [0, 1] {
         group.wait_persisted();
         eventually("all are noted", || {
@@ -221,7 +221,7 @@ fn two_of_three_that_are_damaged_stay_out_and_nothing_is_lost() {
     let waiting_for = group.node(at).status().waiting_for;
     assert!(waiting_for.contains("its data is damaged"), "{waiting_for}");
     assert_eq!(segments(&group, at), before, "nothing is touched");
-    // What there is can be read, and recovered from.
+    // What is left can be read, and recovered from.
     let read = get(group.node(third), ConsistencyPolicy::Eventual, "before0");
     assert_eq!(read.expect("read"), Some(vec![0; 4096]));
     group.close(third);

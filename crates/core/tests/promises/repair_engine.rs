@@ -1,5 +1,5 @@
-//! Files of the storage engine that are damaged on a real disk while their node is closed: it repairs
-//! itself, or the damage hit nothing. It never has other data than the others.
+//! Storage engine files are damaged on a real disk while their node is closed: it repairs itself,
+//! or the damage hit nothing. Its data never differs from the others'.
 
 use std::fs;
 use std::path::{Path, PathBuf};

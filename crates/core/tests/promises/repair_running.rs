@@ -1,5 +1,5 @@
-//! A node at work whose data turns out to be bad goes on as long as the others could not go on without
-//! it; then it gives up its vote, copies the state of a peer, and gets its vote back.
+//! A running node whose data turns out to be bad goes on as long as the others need it; then it
+//! gives up its vote, copies a peer's state, and gets its vote back.
 
 use steadfast::{AdminCommand, NodeType, Role};
 
@@ -8,7 +8,7 @@ use crate::comparison::{damaged, fill};
 use crate::repair::{votes, write};
 use crate::support::{Group, Numbers, eventually, name, stays};
 
-/// Data that differs is found at once.
+/// Differing data is found at once.
 const OFTEN: Numbers = &[
     ("election_timeout_min_ms", 1_000),
     ("election_timeout_max_ms", 1_500),
@@ -17,8 +17,8 @@ const OFTEN: Numbers = &[
     ("flush_interval_ms", 10),
 ];
 
-/// Waits until a node has another state than the one with which it began, all hold the same, and it
-/// has its vote.
+/// Waits until a node has a different state from the one it started with, all nodes hold the same,
+/// and it has its vote back.
 fn repaired(group: &Group, at: usize) {
     eventually("it has copied the state", || group.storages[at].is_copy());
     group.wait_ready();
@@ -40,13 +40,13 @@ fn a_replica_that_holds_something_else_than_the_majority_repairs_itself_once_whi
         !ends.is_finished(),
         "whoever follows its role sees it come back"
     );
-    // What was found of the data that is gone is not acted upon again.
+    // Findings about data that is gone are not acted upon again.
     for _ in 0..10 {
         stays("it works", || group.node(at).state().role == Role::Replica);
     }
     assert_eq!(copies(&group, at), 1);
 
-    // It is a node like any other: also when it differs anew, also as one of two.
+    // It is a node like any other: it can differ again, and be one of two.
     falsify(&mut group, &[at], "k007x");
     eventually("it has copied the state again", || copies(&group, at) == 2);
     repaired(&group, at);

@@ -1,4 +1,4 @@
-//! What was acknowledged is there after any kind of end; a wiped directory does not come back.
+//! Acknowledged data survives every kind of end; a wiped directory does not come back.
 
 use std::fs;
 use std::path::Path;
@@ -101,7 +101,7 @@ fn recover_from(dir: &Path) {
 
 #[test]
 fn the_files_of_a_running_node_hold_everything_that_was_acknowledged() {
-    // Part of it flushed to the engine, the rest in the log alone.
+    // Part of it flushed to the engine, the rest only in the log.
     let mut group = Group::on_disk(
         1,
         &[("flush_bytes", 1024), ("flush_interval_ms", 3_600_000)],
@@ -118,7 +118,7 @@ fn the_files_of_a_running_node_hold_everything_that_was_acknowledged() {
     copy_tree(group.storages[0].dir(), image.path());
     group.close(0);
     group.storages[0] = Storage::Real(image.path().to_owned());
-    // The image is a copy, which opens after a recovery only.
+    // The image is a copy, which opens only after a recovery.
     let refused = group.reopen(0);
     assert!(matches!(refused, Err(OpenError::Copied { .. })));
     recover_from(image.path());
@@ -290,7 +290,7 @@ fn a_close_waits_for_the_log_that_is_being_made() {
     });
     let node = group.nodes[0].take().expect("open");
     let closing = std::thread::spawn(move || node.close());
-    // Were it over, the next node in this directory would share it with the thread of this one.
+    // If it were over, the next node in this directory would share it with this one's thread.
     stays("the close waits", || !closing.is_finished());
     assert!(matches!(group.reopen(0), Err(OpenError::InUse { .. })));
     disk.hold_syncs(false);

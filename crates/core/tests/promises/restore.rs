@@ -1,5 +1,5 @@
-//! A node whose log was left behind copies the state of a peer, whatever happens meanwhile; and what
-//! goes of the log is what nobody needs.
+//! A node whose log was left behind copies a peer's state, whatever happens meanwhile; and only log
+//! entries that nobody needs are purged.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::support::{Env, Group, Numbers, eventually, get, in_time, put};
 
 const KIB: u64 = 1024;
 
-/// Logs that are purged all the time, for nobody.
+/// Logs that are purged continually and retained for nobody.
 const SMALL: Numbers = &[
     ("election_timeout_min_ms", 1_000),
     ("election_timeout_max_ms", 1_500),
@@ -27,7 +27,7 @@ const SMALL: Numbers = &[
     ("log_retain_ms_max", 100),
 ];
 
-/// The same, and copies are slow enough to see.
+/// The same, with copies slow enough to observe.
 const SLOW: Numbers = &[
     ("election_timeout_min_ms", 1_000),
     ("election_timeout_max_ms", 1_500),
@@ -49,7 +49,7 @@ fn segments(group: &Group, at: usize) -> Vec<String> {
     names
 }
 
-/// Where the log of a node begins.
+/// The first segment of a node's log.
 fn first_segment(group: &Group, at: usize) -> Option<String> {
     segments(group, at).first().cloned()
 }
@@ -60,15 +60,15 @@ fn write_kib(node: &Env, prefix: &str, kib: u64) -> Vec<CommitToken> {
     (0..kib / 4).map(put).collect()
 }
 
-/// Waits until the log of a node begins later than it does.
+/// Waits until a node's log begins later than it does now.
 fn wait_purged(group: &Group, at: usize, before: Option<&String>) {
     eventually("the log is purged", || {
         first_segment(group, at).as_ref() > before
     });
 }
 
-/// Closes a node, and has the others go on until their logs begin after its end. What is written in
-/// between is overwritten, deleted and dropped in part.
+/// Closes a node, and lets the others go on until their logs begin after its end. Some of what is
+/// written meanwhile is overwritten, deleted and dropped.
 fn leave_behind(group: &mut Group, at: usize, kib: u64) {
     group.close(at);
     let master = group.master_except(Some(at));
@@ -122,7 +122,7 @@ fn a_node_that_was_left_behind_copies_the_state_and_goes_on() {
     assert!(group.storages[2].is_copy());
     let value = get(group.node(2), ConsistencyPolicy::Linearizable, "needle");
     assert_eq!(value.expect("read").as_deref(), Some(&b"in-a-haystack"[..]));
-    // It goes on from there, over a restart and as one of two.
+    // It goes on from there, across a restart and as one of two.
     write_kib(group.master(), "after", 32);
     group.digest();
     group.close(2);
@@ -154,7 +154,7 @@ fn on_a_real_disk_too() {
     group.digest();
 }
 
-/// Where a log on a real disk begins.
+/// The first file of a log on a real disk.
 fn first_file(dir: &Path) -> Option<PathBuf> {
     let names = std::fs::read_dir(dir.join("log")).expect("a log");
     let names = names.map(|entry| entry.expect("a file").path());
@@ -178,7 +178,7 @@ fn the_log_is_purged_under_writers_that_never_pause() {
     let first = || first_file(group.storages[0].dir());
     let before = first();
     let is_purged = &|| first() > before;
-    // Or a log that is not purged would fill the volume.
+    // Otherwise a log that is not purged would fill the volume.
     let deadline = Instant::now() + Duration::from_secs(20);
     std::thread::scope(|scope| {
         for writer in 0..8_u64 {
@@ -328,7 +328,7 @@ fn what_was_purged_is_history_that_is_gone() {
         Some(Err(FeedError::HistoryGone { oldest })) => assert!(oldest > old.vlsn),
         other => panic!("{other:?}"),
     }
-    // A node that was at work all the time remembers the term of its transactions.
+    // A node that was up all the time remembers the term of its transactions.
     group.reopen(2).expect("opened");
     group.wait_ready();
     group.digest();
@@ -361,7 +361,7 @@ fn a_subscription_keeps_the_log_that_it_has_not_read() {
         );
     }
     let before = first_segment(&group, 0);
-    // Over the bound it is held for nobody.
+    // Beyond the bound, the log is held for nobody.
     write_kib(&node, "c", 2048);
     wait_purged(&group, 0, before.as_ref());
     let mut events = std::iter::from_fn(|| feed.next());

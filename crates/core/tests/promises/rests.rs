@@ -1,4 +1,4 @@
-//! What the consensus library does otherwise than one would think, and no promise rests on.
+//! Unexpected behaviour of the consensus library that no guarantee relies on.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use steadfast::{
 
 use crate::support::{Group, Release, STEADY, eventually, get, name, put, stays};
 
-/// Its own transfer towards a node that is not in the group ends the mastership, and says that all is well.
+/// Its own transfer to a node outside the group ends the mastership and reports success.
 #[test]
 fn a_transfer_to_a_node_that_is_not_in_the_group_changes_nothing() {
     let group = Group::in_memory(3, STEADY);
@@ -40,7 +40,7 @@ fn a_transfer_to_a_node_that_is_not_in_the_group_changes_nothing() {
     transfer(&gone);
 }
 
-/// Its own way to let a node in calls it caught up too early.
+/// Its own way of adding a node considers it caught up too early.
 #[test]
 fn a_node_that_keeps_nothing_of_what_it_is_sent_gets_no_vote() {
     let mut group = Group::in_memory(3, STEADY);
@@ -52,7 +52,7 @@ fn a_node_that_keeps_nothing_of_what_it_is_sent_gets_no_vote() {
         members.any(|member| member.votes && member.node.name == of)
     };
     group.storages[at].disk().hold_syncs(true);
-    // Few entries, and much.
+    // Few entries, many bytes.
     for n in 0..20_u32 {
         let _token =
             put(&node, n.to_be_bytes(), vec![7; 500_000]).expect("the other three have it");
@@ -62,7 +62,7 @@ fn a_node_that_keeps_nothing_of_what_it_is_sent_gets_no_vote() {
         node_type: NodeType::Electable,
     });
     promoted.expect("done");
-    // The others are a majority with it as without.
+    // The others are a majority with or without it.
     for _ in 0..10 {
         stays("without a vote", || !has_vote(&joined));
     }
@@ -70,7 +70,7 @@ fn a_node_that_keeps_nothing_of_what_it_is_sent_gets_no_vote() {
     eventually("a vote", || has_vote(&joined));
 }
 
-/// Its reads by lease ask nobody, and are wrong after a restart.
+/// Its lease reads ask nobody, and are wrong after a restart.
 #[test]
 fn a_master_that_reaches_nobody_answers_no_read_although_its_lease_lasts() {
     let mut group = Group::in_memory(3, STEADY);
@@ -87,7 +87,7 @@ fn a_master_that_reaches_nobody_answers_no_read_although_its_lease_lasts() {
     for other in (0..3).filter(|other| *other != master) {
         group.network.isolate(&name(other));
     }
-    // It has heard them a moment ago.
+    // It has heard from them a moment ago.
     let refused = read(&group, 300);
     assert!(
         matches!(refused, Err(ReadError::NotCurrent { .. })),
@@ -103,7 +103,7 @@ fn a_master_that_reaches_nobody_answers_no_read_although_its_lease_lasts() {
     assert_ne!(group.node(master).state().role, Role::Master);
 }
 
-/// Whoever calls it when it has failed waits for its end, and all panic when the first of them is dropped.
+/// Callers of the failed library wait for its end, and all panic when the first of them is dropped.
 #[test]
 fn a_master_whose_disk_fails_while_it_is_asked_closes_without_a_panic() {
     let mut group = Group::in_memory(

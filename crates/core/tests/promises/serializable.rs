@@ -1,5 +1,5 @@
-//! Transactions and reads of many clients on three nodes whose masters are killed: one order, which
-//! agrees with real time, explains all that anybody saw.
+//! Transactions and reads by many clients on three nodes whose masters are killed: one order,
+//! consistent with real time, explains everything that anyone saw.
 
 mod checker;
 
@@ -17,10 +17,10 @@ use crate::support::{Env, Group, Release, eventually};
 const KEYS: u8 = 6;
 const CLIENTS: u64 = 8;
 const KILLS: usize = 6;
-/// Transactions that are acknowledged between two kills.
+/// Transactions acknowledged between two kills.
 const BETWEEN_KILLS: u64 = 150;
 
-/// What all clients share.
+/// State shared by all clients.
 #[derive(Default)]
 struct Run {
     nodes: Mutex<Vec<Option<Env>>>,
@@ -35,7 +35,7 @@ impl Run {
         self.clock.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// A node for a write or, more often than not any one, for a read.
+    /// A master for a write; any node for a read.
     fn pick(&self, rng: &mut StdRng, is_write: bool) -> Option<Env> {
         let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |node: &&Env| !is_write || node.state().role == Role::Master;
@@ -47,7 +47,7 @@ impl Run {
         nodes.clone_from(&group.nodes);
     }
 
-    /// Operations until the run is over.
+    /// Runs operations until the run is over.
     fn client(&self, seed: u64, policy: ConsistencyPolicy) -> Vec<Operation> {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut history = Vec::new();
@@ -125,7 +125,7 @@ fn number(value: &bytes::Bytes) -> u64 {
     u64::from_be_bytes(value[..].try_into().expect("eight bytes"))
 }
 
-/// What a scan saw of every key, those that are not there included.
+/// What a scan saw of every key, including absent ones.
 fn whole(rows: Vec<(bytes::Bytes, bytes::Bytes)>) -> Vec<Read> {
     let mut reads: Vec<Read> = (0..KEYS).map(|key| (key, None)).collect();
     for (key, value) in rows {
@@ -134,7 +134,7 @@ fn whole(rows: Vec<(bytes::Bytes, bytes::Bytes)>) -> Vec<Read> {
     reads
 }
 
-/// Clients on a group to which `harm` happens.
+/// Runs clients on a group while `harm` is done to it.
 fn run(
     group: &mut Group,
     policy: ConsistencyPolicy,
@@ -190,7 +190,7 @@ fn all_that_clients_saw_through_kills_of_the_master_has_one_order() {
     assert_eq!(check(&history), Vec::<String>::new());
     assert!(history.len() > KILLS * 100, "{} operations", history.len());
 
-    // The same history with one update lost does not pass.
+    // The same history with one update lost must fail.
     let mut tampered = history;
     let is_update = |operation: &&mut Operation| {
         let read = operation.reads.first().copied();

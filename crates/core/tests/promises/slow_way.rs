@@ -1,4 +1,4 @@
-//! A slow way between two nodes is not a dead node.
+//! A slow link between two nodes is not a dead node.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,14 +13,14 @@ use tokio::runtime::Runtime;
 
 use crate::support::{Env, PATIENCE, eventually, free_address, in_time, put, runtime};
 
-/// What the slow way lets through in each direction of each connection.
+/// Bandwidth of the slow link, in each direction of each connection.
 const BYTES_PER_S: usize = 1024 * 1024;
 const CHUNK_BYTES: usize = 16 * 1024;
-/// Small against what a large value takes on the slow way, sockets' buffers included.
+/// Short compared with the time of a large value on the slow link, even with socket buffers.
 const SILENCE_MAX_MS: u64 = 1_000;
 const VALUE_BYTES: usize = 4 * 1024 * 1024;
 
-/// Passes bytes on, slowly, until one side ends.
+/// Forwards bytes, slowly, until one side ends.
 fn pass(mut from: TcpStream, mut to: TcpStream) {
     let mut chunk = vec![0; CHUNK_BYTES];
     let began = Instant::now();
@@ -37,7 +37,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream) {
     to.shutdown(std::net::Shutdown::Write).ok();
 }
 
-/// An address from which it is a slow way to `target`.
+/// An address that leads to `target` over a slow link.
 fn slow_way_to(target: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound").to_string();

@@ -1,5 +1,5 @@
-//! Disks that fill up: the group goes on where there is room, says where there is none, loses nothing
-//! and comes back by itself.
+//! Full disks: the group goes on where there is room, says where there is none, loses nothing and
+//! recovers by itself.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ fn a_master_that_runs_out_of_room_hands_over_and_is_not_chosen_until_it_has_room
         matches!(refused, Err(AdminError::Refused { .. })),
         "{refused:?}"
     );
-    // It goes on to append: without it, one more failure would end the group.
+    // The full node goes on to append: without it, one more failure would stop the group.
     let other = 3 - old - new;
     group.network.isolate(&name(other));
     let _token = put(group.node(new), "k", b"v").expect("the full node acknowledges");

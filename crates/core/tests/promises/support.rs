@@ -1,4 +1,4 @@
-//! Groups whose disks, network and runtime a test holds in its hands.
+//! Groups whose disks, network and runtime a test controls.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,19 +19,19 @@ use tokio::runtime::{Builder, Runtime};
 
 pub(crate) use steadfast::ReplicatedEnvironment as Env;
 
-/// How long anything may take that must happen. Only a failure waits for so long, and a machine that
-/// is busy with other things must not cause one.
+/// Time limit for anything that must happen. Only a failure waits this long, and a busy machine
+/// must not cause one.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 
-/// Timers with which a master stays master and a write waits also on a busy machine: for tests
-/// in which nothing fails.
+/// Timers that keep a master in office and a write waiting even on a busy machine: for tests in
+/// which nothing fails.
 pub(crate) const STEADY: Numbers = &[
     ("election_timeout_min_ms", 2_000),
     ("election_timeout_max_ms", 3_000),
     ("commit_timeout_ms", 120_000),
 ];
 
-/// Numbers of a configuration, by key.
+/// Numeric settings, by key.
 pub(crate) type Numbers = &'static [(&'static str, u64)];
 
 pub(crate) fn runtime() -> Runtime {
@@ -42,7 +42,7 @@ pub(crate) fn runtime() -> Runtime {
         .expect("a runtime")
 }
 
-/// Lets go of the threads of a test that wait for a flag, also when the test fails.
+/// Releases a test's threads that wait for a flag, even if the test fails.
 pub(crate) struct Release<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Release<'_> {
@@ -60,7 +60,7 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Watches that `condition` holds for as long as a wrong one would take to show.
+/// Checks that `condition` holds for as long as a violation would take to show.
 pub(crate) fn stays(what: &str, mut condition: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_millis(100);
     while Instant::now() < until {
@@ -69,7 +69,7 @@ pub(crate) fn stays(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Runs `work` on a thread of its own, and fails when it has not ended in time.
+/// Runs `work` on its own thread, and fails if it does not end in time.
 pub(crate) fn in_time<T: Send + 'static>(
     what: &str,
     work: impl FnOnce() -> T + Send + 'static,
@@ -106,7 +106,7 @@ impl Storage {
         }
     }
 
-    /// Whether the state was copied from a peer: another engine is in the place of the first.
+    /// Whether the state was copied from a peer: another engine has replaced the first.
     pub(crate) fn is_copy(&self) -> bool {
         let first = self.dir().join("engine");
         match self {
@@ -137,7 +137,7 @@ impl Storage {
     }
 }
 
-/// Opens engines as another factory does, and shows the test the last one.
+/// Opens engines with another factory, and shows the test the last one.
 pub(crate) struct Shown {
     factory: Arc<dyn EngineFactory>,
     engine: Engine,
@@ -174,21 +174,21 @@ pub(crate) struct Group {
     engines: Vec<Engine>,
     numbers: Numbers,
     pub(crate) repair: Repair,
-    /// How many nodes found the group.
+    /// Number of nodes that found the group.
     founders: usize,
     tokens: BTreeMap<usize, JoinToken>,
     ports: BTreeMap<usize, u16>,
-    /// Once somebody has asked for it: a clone keeps a node open.
+    /// Set once requested: a clone keeps a node open.
     shared: Option<Nodes>,
     _dir: Option<TempDir>,
 }
 
-/// The open nodes of a group, for threads that outlive an opening.
+/// The open nodes of a group, for threads that outlive an open.
 #[derive(Clone, Default)]
 pub(crate) struct Nodes(Arc<Mutex<BTreeMap<usize, Env>>>);
 
 impl Nodes {
-    /// The node at this place, counted round the group.
+    /// The open node at this index, modulo their number.
     pub(crate) fn get(&self, at: usize) -> Option<Env> {
         let nodes = self.0.lock().expect("no panic");
         let mut round = nodes.values().cycle();
@@ -197,12 +197,12 @@ impl Nodes {
 }
 
 impl Group {
-    /// Nodes on disks in memory.
+    /// Nodes on in-memory disks.
     pub(crate) fn in_memory(nodes: usize, numbers: Numbers) -> Self {
         Self::in_memory_with(nodes, numbers, Repair::default())
     }
 
-    /// Nodes on disks in memory that repair themselves, or do not.
+    /// Nodes on in-memory disks, with this repair setting.
     pub(crate) fn in_memory_with(nodes: usize, numbers: Numbers, repair: Repair) -> Self {
         let storages = (0..nodes).map(|_| Storage::memory()).collect();
         let mut group = Self::unopened(storages, numbers, None);
@@ -210,7 +210,7 @@ impl Group {
         group.opened()
     }
 
-    /// Nodes on the real disk, with the real engine.
+    /// Nodes on real disks, with the real engine.
     pub(crate) fn on_disk(nodes: usize, numbers: Numbers) -> Self {
         let dir = TempDir::new().expect("a directory");
         let storages = (1..=nodes).map(|n| Storage::Real(dir.path().join(format!("n{n}"))));
@@ -225,7 +225,7 @@ impl Group {
         self
     }
 
-    /// Nodes that nobody has opened yet.
+    /// Nodes that have not been opened yet.
     pub(crate) fn unopened(storages: Vec<Storage>, numbers: Numbers, dir: Option<TempDir>) -> Self {
         Self {
             network: MemoryNetwork::new(),
@@ -274,7 +274,7 @@ impl Group {
         }
     }
 
-    /// The engine that a node has opened.
+    /// The engine a node has opened.
     pub(crate) fn engine(&self, at: usize) -> Arc<dyn StorageEngine> {
         let engine = self.engines[at].lock().expect("no panic").clone();
         engine.expect("the node is open")
@@ -298,7 +298,7 @@ impl Group {
         };
     }
 
-    /// The open nodes, now and later.
+    /// The open nodes, kept current.
     pub(crate) fn shared_nodes(&mut self) -> Nodes {
         let shared = self.shared.get_or_insert_default().clone();
         for (at, node) in self.nodes.iter().enumerate() {
@@ -307,7 +307,7 @@ impl Group {
         shared
     }
 
-    /// Opens a further node, which the group lets in; returns where it is.
+    /// Opens another node, which the group admits; returns its index.
     pub(crate) fn join(&mut self, node_type: NodeType) -> usize {
         let token = self.master().join_token(node_type).expect("a group");
         self.storages.push(Storage::memory());
@@ -324,17 +324,17 @@ impl Group {
         self.reopen(at).expect("opened");
     }
 
-    /// Loses all that a closed node has, in memory.
+    /// Loses everything that a closed in-memory node has.
     pub(crate) fn wipe(&mut self, at: usize) {
         self.storages[at] = Storage::memory();
     }
 
-    /// Where a closed node listens from now on.
+    /// Sets the port a closed node listens on from now on.
     pub(crate) fn listen_on(&mut self, at: usize, port: u16) {
         self.ports.insert(at, port);
     }
 
-    /// Waits until every open node has on disk all that any of them has.
+    /// Waits until every open node has persisted what any of them has.
     pub(crate) fn wait_persisted(&self) {
         eventually("everything everywhere", || {
             let persisted = self.open_nodes().map(|node| node.status().persisted);
@@ -343,7 +343,7 @@ impl Group {
         });
     }
 
-    /// Whether the log of a node holds these bytes, in memory.
+    /// Whether the log of an in-memory node contains these bytes.
     pub(crate) fn log_holds(&self, at: usize, bytes: &[u8]) -> bool {
         let (disk, dir) = (self.storages[at].disk(), Path::new("/data/log"));
         let names = disk.list(dir).expect("a log");
@@ -352,7 +352,7 @@ impl Group {
         files.any(holds)
     }
 
-    /// Closes a node; it can be reopened when this returns.
+    /// Closes a node; it can be reopened once this returns.
     pub(crate) fn close(&mut self, at: usize) {
         self.share(at, None);
         if let Some(node) = self.nodes[at].take() {
@@ -360,7 +360,7 @@ impl Group {
         }
     }
 
-    /// Closes a node that has stopped; what it says of its failure is of no interest.
+    /// Closes a node that has stopped, ignoring its error.
     pub(crate) fn close_failed(&mut self, at: usize) {
         self.share(at, None);
         if let Some(node) = self.nodes[at].take() {
@@ -368,7 +368,7 @@ impl Group {
         }
     }
 
-    /// Cuts the power of a node, in memory.
+    /// Cuts the power of an in-memory node.
     pub(crate) fn crash(&mut self, at: usize) {
         let Storage::Memory { disk, store } = &self.storages[at] else {
             panic!("only a disk in memory can crash");
@@ -377,7 +377,7 @@ impl Group {
         store.crash(0);
         self.share(at, None);
         if let Some(node) = self.nodes[at].take() {
-            // What it says about a disk that is gone is of no interest.
+            // Its error about a disk that is gone does not matter.
             node.close().ok();
         }
     }
@@ -396,7 +396,7 @@ impl Group {
         }
     }
 
-    /// The node, of those that are open and not `except`, that takes writes.
+    /// The open node, other than `except`, that takes writes.
     pub(crate) fn master_except(&self, except: Option<usize>) -> usize {
         let mut found = None;
         eventually("a master", || {
@@ -415,7 +415,7 @@ impl Group {
         self.node(self.master_except(None))
     }
 
-    /// Waits until every open node holds the same, and returns the digest.
+    /// Waits until all open nodes hold the same data, and returns their digest.
     pub(crate) fn digest(&self) -> u128 {
         let mut digest = 0;
         eventually("equal digests", || {

@@ -1,4 +1,4 @@
-//! Transactions without a function, single operations and batches, and the limits of a transaction.
+//! Transactions without a function, single operations and batches, and transaction limits.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
@@ -24,7 +24,7 @@ fn begin(node: &Env) -> OpenTransaction {
     node.begin_transaction().expect("begun")
 }
 
-/// Works in the function given to `write` and in an open transaction.
+/// Works both in a function passed to `write` and in an open transaction.
 fn raise(txn: &Transaction, key: &str) -> Result<u64, WriteError> {
     let database = txn.database("d")?;
     let raised = number(database.get(key)?) + 1;
@@ -43,7 +43,7 @@ fn commits_and_shows(group: &Group) {
     assert_eq!(raise(&open, "n").expect("raised"), 1);
     assert_eq!(raise(&open, "n").expect("raised"), 2);
     assert_eq!(value(node, "n"), 0);
-    // On another thread, and with others' writes in between that do not touch it.
+    // On another thread, while others make unrelated writes.
     let token = std::thread::scope(|scope| {
         let other = scope.spawn(move || {
             assert_eq!(raise(&open, "n").expect("raised"), 3);
@@ -122,7 +122,7 @@ fn an_open_transaction_that_is_dropped_or_aborted_leaves_nothing() {
         abandon(open);
     }
     assert_eq!((group.digest(), node.status().vlsn), before);
-    // No snapshot is left that would keep what is flushed in the window.
+    // No snapshot is left that would keep flushed versions in the window.
     let _token = put(node, "after", "v").expect("committed");
     eventually("everything flushed", || node.status().window_bytes == 0);
     assert_eq!(value(node, "n"), 7);
@@ -358,11 +358,11 @@ fn the_keys_that_a_transaction_may_write_are_bounded_and_the_error_says_how_many
         node.write(|txn| {
             let database = txn.database("d")?;
             fill_with(&database, keys)?;
-            // The same key again is no further one.
+            // The same key again does not count twice.
             database.put(0_usize.to_be_bytes(), "again")
         })
     };
-    // The first write makes entries of the catalog too, which are none of these.
+    // The first write also makes catalog entries, which do not count.
     let refused = fill(TRANSACTION_KEYS_MAX + 1).expect_err("one too many");
     let is_named =
         matches!(refused, WriteError::TooManyKeys { max } if max == TRANSACTION_KEYS_MAX);
@@ -378,7 +378,7 @@ fn the_keys_that_a_transaction_may_write_are_bounded_and_the_error_says_how_many
     let emptied = node.write(|txn| {
         let database = txn.database("d")?;
         (0..TRANSACTION_KEYS_MAX).try_for_each(|n| database.delete(n.to_be_bytes()))?;
-        // What was written before the database lost its name is no part of it any more.
+        // What was written before the database lost its name no longer counts.
         txn.truncate_database("d")?;
         fill_with(&txn.database("d")?, TRANSACTION_KEYS_MAX)
     });
@@ -395,7 +395,7 @@ fn the_databases_that_a_transaction_may_create_and_drop_are_bounded_and_the_erro
     let node = group.master();
     let change = |databases: usize| {
         node.write(|txn| {
-            // Created and dropped, which is twice.
+            // Created and dropped: two changes each.
             (0..databases / 2).try_for_each(|n| {
                 txn.database(&n.to_string())?.put("k", "v")?;
                 txn.drop_database(&n.to_string()).map(drop)
@@ -429,7 +429,7 @@ fn the_keys_that_a_transaction_may_read_are_bounded_and_a_scan_counts_once() {
         reads = n;
         database.get(n.to_le_bytes()).err()
     });
-    // Beside the 20 scans. The name of the database is none of these.
+    // Besides the 20 scans. The database name does not count.
     assert_eq!(reads, TRANSACTION_READS_MAX - 20);
     let refused = refused.expect("refused");
     let is_named = matches!(
@@ -438,7 +438,7 @@ fn the_keys_that_a_transaction_may_read_are_bounded_and_a_scan_counts_once() {
     );
     assert!(is_named && !refused.is_retryable(), "{refused:?}");
     drop(database);
-    // A snapshot is never compared with anything, and may read what it likes.
+    // A snapshot is never checked for conflicts, and may read as much as it likes.
     let read = node.read(LINEARIZABLE, |snapshot| {
         let database = snapshot.database("d")?;
         let keys = 0..TRANSACTION_READS_MAX + 10;
@@ -616,7 +616,7 @@ fn a_batch_is_done_whole_and_meets_no_conflict() {
     group.digest();
 }
 
-/// The bytes that the largest scan returned.
+/// Size in bytes of the largest scan result.
 #[derive(Default)]
 struct Largest(AtomicUsize);
 
@@ -671,7 +671,7 @@ fn a_scan_of_large_values_holds_few_of_them_at_a_time() {
     let database = open.database("d").expect("a database");
     check(database.iter(), forward()).expect("read");
     check(database.iter().reverse(), reverse()).expect("read");
-    // A megabyte, and the value with which it is full.
+    // A megabyte, plus the value that fills it.
     let largest = largest.0.load(Ordering::SeqCst);
     assert!(
         (500_001..=1_600_000).contains(&largest),

@@ -1,4 +1,4 @@
-//! Ways out of where a group would be stuck: nothing that was acknowledged is lost on them.
+//! Ways out when a group would be stuck: they lose nothing that was acknowledged.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use steadfast::{AdminCommand, AdminError, ConsistencyPolicy, NodeType, Role, Wri
 
 use crate::support::{Env, Group, Numbers, eventually, get, name, put};
 
-/// Elections are quick, and a busy machine causes few that are not meant.
+/// Elections are quick, yet a busy machine seldom causes an unintended one.
 const QUICK: Numbers = &[
     ("heartbeat_interval_ms", 20),
     ("election_timeout_min_ms", 200),
@@ -63,7 +63,7 @@ fn nodes_of_priority_0_that_are_left_alone_take_no_writes_until_one_is_given_a_p
     };
     assert!(what.contains("stands in"), "{what}");
     assert!(to_do.contains("steadfast node priority"), "{to_do}");
-    // Asked of any node.
+    // Any node can be asked.
     let asked = group.open_nodes().find(|node| !stands_in(node));
     let asked = asked.expect("two are open");
     asked.administer(&set_priority("n3", 1)).expect("set");
@@ -85,7 +85,7 @@ fn the_newest_writes_reach_who_may_be_master_from_a_node_of_priority_0() {
     group.close(1);
     let _token = put(&asked, "k", "only n1 and n3 have it").expect("written");
     group.crash(0);
-    // It may be master, and lacks the newest write; n3 has it, and may not.
+    // It may be master but lacks the newest write; n3 has it but may not.
     group.reopen(1).expect("opened");
     assert_eq!(group.master_except(None), 1);
     let kept = get(group.node(1), ConsistencyPolicy::Linearizable, "k");
@@ -98,7 +98,7 @@ fn the_newest_writes_reach_who_may_be_master_from_a_node_of_priority_0() {
 
 #[test]
 fn a_candidate_that_lacks_what_a_node_of_priority_0_has_gets_it_at_once() {
-    // Without hearing of it, n3 would wait 28 rounds.
+    // Without being told, n3 would wait 28 rounds.
     const SLOW: Numbers = &[
         ("election_timeout_min_ms", 2_000),
         ("election_timeout_max_ms", 3_000),

@@ -12,9 +12,9 @@ use crate::paused;
 use crate::world::World;
 
 const LINEARIZABLE: ConsistencyPolicy = ConsistencyPolicy::Linearizable;
-/// The master hands it to its system and waits for nobody.
+/// The master hands the write to its system and waits for nobody.
 const WRITTEN: Durability = Durability::new(SyncPolicy::WriteNoSync, ReplicaAckPolicy::None);
-/// Longer than a lease, with the election after it.
+/// Longer than a lease and the election after it.
 const FAILOVER: Duration = Duration::from_secs(2);
 const IMPATIENT: Duration = Duration::from_millis(300);
 
@@ -31,13 +31,13 @@ async fn end(world: &mut World, at: usize, end: End) {
     }
 }
 
-/// The only node is the master again after any restart: nobody else could have taken over.
+/// The only node is master again after any restart: nobody else could have taken over.
 async fn comes_back(durability: Durability, how: End, is_stuck: bool) -> bool {
     let mut world = World::of(1, 21).await;
     world.write("before").await;
     if is_stuck {
         world.hosts[0].disk.hold_syncs(true);
-        // Its sync holds up the group of the next write.
+        // Its sync holds up the batch of the next write.
         let _token = world.put(0, WRITTEN, "first").await.expect("written");
     }
     let acknowledged = world.put(0, durability.within(IMPATIENT), "key").await;
@@ -149,7 +149,7 @@ fn a_write_of_a_majority_survives_a_power_cut_of_all() {
     });
 }
 
-/// Whether what the node's disk keeps through a power cut has these bytes.
+/// Whether these bytes on the node's disk would survive a power cut.
 fn is_durable(world: &World, at: usize, key: &str) -> bool {
     let disk = &world.hosts[at].disk;
     disk.crash();

@@ -1,8 +1,8 @@
-//! Three whole nodes in one thread, on disks, engines and a network in memory, under paused time.
+//! Three whole nodes in one thread, on in-memory disks, engines and network, under paused time.
 //!
 //! The same seed gives the same history, through crashes of the master. Each run of that test has
-//! a process of its own, because some of the chance below us has state that is kept per process:
-//! the child prints its story, and the parent compares two of them.
+//! its own process, because some of the randomness below us has per-process state: the child prints
+//! its story, and the parent compares two of them.
 
 mod durability;
 mod membership;
@@ -40,7 +40,7 @@ fn paused() -> tokio::runtime::Runtime {
     builder
         .enable_time()
         .start_paused(true)
-        // Who of several waiters on a tokio channel is woken first.
+        // Decides which of several waiters on a tokio channel is woken first.
         .rng_seed(RngSeed::from_bytes(b"virtual time"))
         .build()
         .expect("a runtime")
@@ -57,14 +57,14 @@ fn a_master_that_lost_what_it_had_not_synced_does_not_write_over_it() {
         world.write("only on the replicas' disks").await;
         assert_eq!(world.acknowledged.len(), 2, "{}", world.story);
         world.cut_power(master).await;
-        // Back before anybody has missed it.
+        // Back before anyone has missed it.
         world.restart(master).await;
         world.write("after").await;
         world.check().await;
     });
 }
 
-/// Longer than a replica takes to find that nobody leads it.
+/// Longer than a replica takes to notice that it has no master.
 const SILENCE: Duration = Duration::from_secs(5);
 
 #[test]
@@ -161,7 +161,7 @@ fn story(seed: u64) -> String {
     let story = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "seed {seed}:\n{story}\n{errors}");
-    // The test harness ends with a duration, which is real.
+    // The test harness ends with a duration, which is real time.
     story
         .lines()
         .filter(|line| !line.starts_with("test result"))

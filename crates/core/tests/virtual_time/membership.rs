@@ -1,4 +1,4 @@
-//! Calls that change the group, and wait for one another.
+//! Calls that change the group, and wait for each other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use steadfast::{
 use crate::world::World;
 use crate::{SILENCE, paused};
 
-/// Longer than a call takes to come to the master.
+/// Longer than a call takes to reach the master.
 const ON_ITS_WAY: Duration = Duration::from_millis(50);
 
 /// Opens n4 with an empty directory.
@@ -45,7 +45,7 @@ fn a_wiped_node_that_asked_before_it_was_removed_is_not_let_in_after() {
         first.wait_ready_async(SILENCE).await.expect("let in");
         first.close_async().await.expect("closed");
 
-        // A change that no majority takes yet, and the removal behind it.
+        // A change that no majority accepts yet, and the removal queued behind it.
         let hosts = world.hosts.iter().enumerate();
         for (_, host) in hosts.filter(|(other, _)| *other != at) {
             host.disk.hold_syncs(true);

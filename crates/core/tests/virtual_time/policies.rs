@@ -1,4 +1,4 @@
-//! Consistency per read, tokens and their outcomes, and events.
+//! Consistency policies, tokens and their outcomes, and events.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ fn a_read_at_least_at_a_token_waits_until_its_node_has_it() {
             }
             other => panic!("{other:?}"),
         }
-        // What it has it shows, cut off or not.
+        // What it has, it shows, isolated or not.
         assert!(world.has(replica, at(first), "first").await.expect("read"));
         let (patient, heal) = tokio::join!(world.has(replica, at(second), "second"), async {
             world.network.heal(&world.hosts[replica].name);

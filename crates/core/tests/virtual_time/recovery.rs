@@ -1,4 +1,4 @@
-//! A group that has lost its quorum goes on from one survivor, and without the others.
+//! A group that has lost its quorum continues from one survivor, without the others.
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ fn confirmation(plan: &RecoveryPlan) -> String {
     }
 }
 
-/// A group of three, all stopped: a node that lacks the last write, and the token of that write.
+/// A group of three, all stopped: returns a node that lacks the last write, and that write's token.
 async fn stopped_group(seed: u64) -> (World, usize, CommitToken) {
     let mut world = World::new(seed).await;
     let master = world.master().await;
@@ -136,7 +136,7 @@ fn a_majority_of_the_old_epoch_that_comes_back_ends_and_stays_out() {
             );
             world.close(at).await;
         }
-        // They are a majority of what they know, and nobody is there to stop them.
+        // They are a majority of the group they know, and nobody is up to stop them.
         world.close(survivor).await;
         for at in others {
             let refused = world.try_open(at).await;

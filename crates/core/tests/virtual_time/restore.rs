@@ -1,5 +1,5 @@
-//! A node copies the state of a peer, and its power is cut at any step of that. What makes copies
-//! necessary: logs that are purged, also after a read of them that failed.
+//! A node copies a peer's state, and its power is cut at every step of that. Also the purging that
+//! makes copies necessary, including after a failed log read.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::world::World;
 
 const KIB: u64 = 1024;
 
-/// Logs that are purged all the time, for nobody.
+/// Logs that are purged continually and retained for nobody.
 const SMALL: &[(&str, u64)] = &[
     ("log_segment_bytes", 64 * KIB),
     ("log_keep_bytes", 64 * KIB),
@@ -20,7 +20,7 @@ const SMALL: &[(&str, u64)] = &[
     ("log_retain_ms_max", 100),
 ];
 
-/// The same, with every entry that is asked for read from its segment.
+/// The same, with every requested entry read from its segment.
 const UNCACHED: &[(&str, u64)] = &[
     ("log_segment_bytes", 64 * KIB),
     ("log_keep_bytes", 64 * KIB),
@@ -29,10 +29,10 @@ const UNCACHED: &[(&str, u64)] = &[
     ("log_cache_bytes_max", 0),
 ];
 
-/// Reads of which one fails: more than a look at what can be purged takes.
+/// One in this many reads fails: more than one look at what can be purged takes.
 const READS: u64 = 12;
 
-/// Steps of I/O at which the power is cut: more than a copy takes of the disk beside the engine.
+/// I/O steps at which the power is cut: more than a copy takes outside the engine.
 const STEPS: u64 = 20;
 
 async fn write_kib(world: &World, at: usize, kib: u64) -> Vec<CommitToken> {
@@ -47,7 +47,7 @@ async fn write_kib(world: &World, at: usize, kib: u64) -> Vec<CommitToken> {
     tokens
 }
 
-/// The node at `at` is away until what it lacks is in no log.
+/// Keeps the node at `at` down until what it lacks is in no log.
 async fn leave_behind(world: &mut World, at: usize) {
     world.close(at).await;
     let master = world.master().await;
@@ -104,7 +104,7 @@ fn a_power_cut_at_any_step_of_a_copy_leaves_a_node_that_comes_back() {
         for steps in 0..STEPS {
             leave_behind(&mut world, behind).await;
             world.restart(behind).await;
-            // Counted from when the copy begins: opening takes steps of its own.
+            // Counted from the start of the copy: opening takes steps of its own.
             let env = world.hosts[behind].env().clone();
             while env.status().restore.is_none() {
                 tokio::time::sleep(Duration::from_millis(1)).await;

@@ -1,4 +1,4 @@
-//! The group that the tests hold in their hands.
+//! The group under the tests' control.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ impl Clock for VirtualClock {
     }
 }
 
-/// What of a node outlives a crash.
+/// What outlives a node's crash.
 pub(crate) struct Host {
     pub(crate) name: String,
     pub(crate) disk: MemoryDisk,
@@ -60,7 +60,7 @@ impl World {
         Self::tuned(nodes, seed, &[]).await
     }
 
-    /// With numbers of the configuration, by key.
+    /// With these numeric settings, by key.
     pub(crate) async fn tuned(
         nodes: usize,
         seed: u64,
@@ -109,7 +109,7 @@ impl World {
         }
     }
 
-    /// Opens a node that may be refused.
+    /// Opens a node; it may be refused.
     pub(crate) async fn try_open(&mut self, at: usize) -> Result<(), OpenError> {
         let nodes = self.hosts.len();
         let machine = self.machine(at);
@@ -130,7 +130,7 @@ impl World {
         Ok(())
     }
 
-    /// Closes a node in order.
+    /// Closes a node cleanly.
     pub(crate) async fn close(&mut self, at: usize) {
         let env = self.hosts[at].env.take().expect("the node is open");
         env.close_async().await.expect("closed");
@@ -141,7 +141,7 @@ impl World {
         writeln!(self.story, "{at:>10} {what}").expect("a string takes everything");
     }
 
-    /// The index of the node that takes writes, as soon as there is one.
+    /// The index of the node that takes writes, once there is one.
     pub(crate) async fn master(&self) -> usize {
         loop {
             let is_master = |host: &Host| {
@@ -175,7 +175,7 @@ impl World {
         }
     }
 
-    /// Cuts the master's power while it writes, and brings it back.
+    /// Cuts the master's power while it writes, and restarts it.
     pub(crate) async fn crash_master(&mut self, round: usize) {
         let at = self.master().await;
         let in_flight = self.hosts[at].env().clone();
@@ -200,29 +200,29 @@ impl World {
         ready.expect("the node comes back");
     }
 
-    /// Ends a node at once: what it had not synced is gone.
+    /// Cuts a node's power: what it had not synced is gone.
     pub(crate) async fn cut_power(&mut self, at: usize) {
         let host = &self.hosts[at];
         self.network.isolate(&host.name);
         host.disk.crash();
         host.disk.hold_syncs(false);
         host.store.crash(self.rng.random_range(0..4));
-        // What a dead node says of its own end is nobody's business.
+        // Errors from the end of a dead node do not matter.
         if let Some(env) = self.hosts[at].env.take() {
             env.close_async().await.ok();
         }
     }
 
-    /// Ends a node's process at once: what it had not handed to its disk is gone.
+    /// Kills a node's process: what it had not handed to its disk is gone.
     pub(crate) async fn kill(&mut self, at: usize) {
         let host = &mut self.hosts[at];
         host.process.kill();
         let env = host.env.take();
         host.process.enter(|| drop(env));
         host.store.crash(usize::MAX);
-        // The system keeps what it was handed, and writes it some day.
+        // The system keeps what it was handed, and writes it eventually.
         host.disk.crash_keeping(usize::MAX, |_, _| usize::MAX);
-        // Its tasks go when the runtime comes round to them.
+        // Its tasks end when the runtime gets to them.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 
@@ -231,7 +231,7 @@ impl World {
         self.open(at).await;
     }
 
-    /// Writes a key on this node, and says how it went.
+    /// Writes a key on this node, and returns the result.
     pub(crate) async fn put(
         &self,
         at: usize,
@@ -255,7 +255,7 @@ impl World {
         read.await.map(|value| value.is_some())
     }
 
-    /// Waits until every node has applied the same, and checks that nothing acknowledged is gone.
+    /// Checks that nothing acknowledged is lost, and that all nodes hold the same.
     pub(crate) async fn check(&mut self) {
         let policy = ConsistencyPolicy::Linearizable;
         for at in 0..self.hosts.len() {

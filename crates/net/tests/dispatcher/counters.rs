@@ -1,4 +1,4 @@
-//! What the crate counts, kept where a test can read it.
+//! The crate's metrics, kept where a test can read them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

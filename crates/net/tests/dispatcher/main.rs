@@ -1,4 +1,4 @@
-//! The dispatcher over a network in memory, on paused time: limits, deadlines, handlers, stopping.
+//! The dispatcher on an in-memory network under paused time: limits, deadlines, handlers, stopping.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -84,7 +84,7 @@ fn a_name_that_no_service_can_have_is_refused_without_reply_and_counted() {
             let mut stream = server.dial("n1").await;
             stream.write_all(bytes).await.unwrap();
             assert_closed_without_reply(stream).await;
-            // At once: what the peer claims to send is not waited for.
+            // At once: it does not wait for what the peer claims to send.
             assert_eq!(began.elapsed(), Duration::ZERO, "{bytes:?}");
             *expected.entry(reason).or_default() += 1;
             assert_eq!(server.refused(reason), expected[reason], "{bytes:?}");
@@ -181,7 +181,7 @@ fn a_peer_gets_in_beside_silent_and_idle_connections_of_its_own_address() {
         }
         assert!(!server.open("n1", "ECHO").await.echoes().await);
         let silent = server.dial("n1").await;
-        // Peers take none of the places of their address.
+        // Peers do not count against their address's limit.
         let mut peers = Vec::new();
         for _ in 0..4 {
             let mut peer = server.open("n1", "PEERS").await;
@@ -209,7 +209,7 @@ fn the_descriptors_that_the_process_keeps_go_to_peers_and_the_last_of_them_to_no
             .start(Arc::clone(&scarce) as _, ADDRESS)
             .await;
         started.unwrap();
-        // Of a hundred half are kept.
+        // Half of a hundred are kept free.
         scarce.leave(49);
         let mut served = server.open("n1", "ECHO").await;
         assert!(served.echoes().await);
@@ -386,7 +386,7 @@ fn stop_closes_connections_joins_handlers_and_frees_the_address() {
                     matches!(received, Err(NetError::ChannelClosed)),
                     "{received:?}"
                 );
-                // A handler may need time to leave things in order.
+                // A handler may need time to clean up.
                 tokio::time::sleep(Duration::from_secs(3)).await;
                 flag.store(true, Ordering::SeqCst);
                 Ok(())
@@ -522,7 +522,7 @@ async fn assert_closed_without_reply(mut stream: Box<dyn ByteStream>) {
     assert_eq!(reply, b"");
 }
 
-/// Runs a test on one thread and paused time, with what it counts.
+/// Runs a test on one thread under paused time, with its counters.
 fn on_paused_time(test: impl AsyncFnOnce(Counters)) {
     let counters = Counters::default();
     let recorder = counters.clone();

@@ -1,4 +1,4 @@
-//! A server on a network in memory, its clients, and transports that misbehave.
+//! A server on an in-memory network, its clients, and transports that misbehave.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,7 +32,7 @@ impl Server {
         }
     }
 
-    /// A server that runs, with an echo service.
+    /// A running server with an echo service.
     pub(crate) async fn started(options: DispatcherOptions, counters: Counters) -> Self {
         let server = Self::new(options, counters);
         server.dispatcher.register_async(echo_service());
@@ -70,7 +70,7 @@ impl Server {
         Client { sender, receiver }
     }
 
-    /// A client of the echo service, as soon as there is a place for it.
+    /// A client of the echo service, once there is room for it.
     pub(crate) async fn open_until_served(&self, from: &str) -> Client {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -136,7 +136,7 @@ pub(crate) fn echo_service() -> Arc<dyn AsyncServiceHandler> {
     Arc::new(Service("ECHO".into(), echo))
 }
 
-/// An echo service that is for peers.
+/// An echo service for peers.
 pub(crate) struct ForPeers;
 
 impl AsyncServiceHandler for ForPeers {
@@ -153,7 +153,7 @@ impl AsyncServiceHandler for ForPeers {
     }
 }
 
-/// A transport of a process that may have a hundred descriptors.
+/// A transport for a process with a hundred descriptors.
 pub(crate) struct Scarce {
     transport: Arc<dyn Transport>,
     left: AtomicUsize,
@@ -187,7 +187,7 @@ impl Transport for Scarce {
     }
 }
 
-/// A transport whose clients prove their names if these say that they are members.
+/// A transport whose clients prove their names when these say that they are members.
 pub(crate) struct MembersOnly(pub(crate) Arc<dyn Transport>);
 
 impl Transport for MembersOnly {
@@ -219,7 +219,7 @@ impl Transport for MembersOnly {
 
 pub(crate) const ACCEPT_ERRORS: u64 = 100;
 
-/// A transport whose listeners fail this often before they accept anything.
+/// A transport whose listeners fail this many times before they accept anything.
 pub(crate) struct Failing(pub(crate) Arc<dyn Transport>);
 
 impl Transport for Failing {

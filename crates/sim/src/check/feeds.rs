@@ -1,4 +1,4 @@
-//! What subscribers saw, against the committed log.
+//! Checks what subscribers saw against the committed log.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::{CATALOG, Model};
 use crate::history::{FeedRecord, History, SeenChange, SeenRow, SeenTransaction};
 use crate::logfile::LoggedTransaction;
 
-/// Holds each subscriber's record against the committed transactions, which are `log`, by VLSN.
+/// Checks each subscriber's record against `log`, the committed transactions by VLSN.
 pub fn feeds(history: &History, log: &BTreeMap<u64, LoggedTransaction>) -> Vec<String> {
     let mut problems = Vec::new();
     let records = history.feeds.iter();
@@ -32,19 +32,19 @@ pub fn feeds(history: &History, log: &BTreeMap<u64, LoggedTransaction>) -> Vec<S
     problems
 }
 
-/// One record, and what of it has been looked at.
+/// One record, and how much of it has been checked.
 struct Cursor<'a> {
     record: &'a FeedRecord,
     began: u64,
     state: &'a [SeenRow],
     seen: std::slice::Iter<'a, SeenTransaction>,
-    /// Rows of the state about which the node could not know better.
+    /// Rows of the state that the node could not know to be wrong.
     excused: Vec<(u32, &'a Bytes)>,
     has_failed: bool,
 }
 
 impl<'a> Cursor<'a> {
-    /// `None` for a record without a complete state, which has nothing else.
+    /// `None` for a record without a complete state: it holds nothing else.
     fn new(record: &'a FeedRecord, history: &'a History) -> Option<Self> {
         let (began, state) = record.state.as_ref()?;
         let excused = record.span.map(|span| history.excused(span));
@@ -59,7 +59,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn complain(&mut self, problem: &str) -> Option<String> {
-        // One wrong transaction makes all that follow look wrong.
+        // After one wrong transaction, everything that follows looks wrong.
         if std::mem::replace(&mut self.has_failed, true) {
             return None;
         }
@@ -83,7 +83,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The state after `vlsn`, when that is what the record begins with.
+    /// Checks the state as of `vlsn`, if the record begins there.
     fn state(&mut self, vlsn: u64, model: &Model) -> Option<String> {
         if vlsn != self.began {
             return None;
@@ -147,7 +147,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// What a transaction changes, by the names that hold after it.
+/// What a transaction changes, under the names valid after it.
 fn changes(transaction: &LoggedTransaction, after: &Model) -> Vec<SeenChange> {
     let change = |(database, key, value): &(u32, Bytes, Option<Bytes>)| {
         if *database == CATALOG {

@@ -1,17 +1,17 @@
-//! Copies of a directory, as a file backup takes them, and what it is to put one back.
+//! Copies of a directory, as a file backup takes them, and putting one back.
 
 use std::path::{Path, PathBuf};
 
 use super::file::File;
 use super::model::Model;
 
-/// The files of a directory as they once were.
+/// A directory's files at an earlier moment.
 pub struct DirectoryCopy {
     files: Vec<(PathBuf, File)>,
 }
 
 impl Model {
-    /// What a process reads in this directory and in those inside of it.
+    /// What a process reads in this directory and its subdirectories.
     pub(super) fn copy(&self, dir: &Path) -> DirectoryCopy {
         let named = self.names.under(dir);
         let files = named
@@ -20,7 +20,7 @@ impl Model {
         DirectoryCopy { files }
     }
 
-    /// Removes what is in this directory and puts the copy there, durably. Its files are new ones.
+    /// Replaces what is in this directory with the copy, durably. Its files are new ones.
     pub(super) fn put_back(&mut self, dir: &Path, copy: DirectoryCopy) {
         self.names.clear(dir);
         for (path, file) in copy.files {

@@ -1,4 +1,4 @@
-//! Power cuts: which of what was not synced survives.
+//! Power cuts: which unsynced changes survive.
 
 use std::collections::BTreeSet;
 
@@ -8,20 +8,20 @@ use super::file::{File, SECTOR_BYTES, Stamp};
 use super::model::{Model, Open};
 use super::names::FileId;
 
-/// One way in which a cache is written back, in part, before the power is gone.
+/// How much of the cache is written back before the power is gone.
 enum Kept {
     Nothing,
     Everything,
     /// Everything written up to this moment.
     Until(Stamp),
-    /// Each sector or not, by chance.
+    /// Each sector at random.
     Some,
-    /// As `Some`, and of the sectors written at this moment only so many leading bytes.
+    /// As `Some`, but sectors written at this moment keep only this many leading bytes.
     Torn(Stamp, usize),
 }
 
 impl Model {
-    /// Cuts the power and turns it on again, with nobody there.
+    /// Cuts the power and turns it on again, with no process running.
     pub(super) fn crash(&mut self) {
         let kept = self.draw_kept();
         let chance = &mut self.chance;
@@ -38,7 +38,7 @@ impl Model {
         let chance = &mut self.chance;
         for (path, id) in self.names.durable() {
             if let Some(file) = self.files.get_mut(&id) {
-                // A rename that was lost gives the file its old name back.
+                // A lost rename gives the file its old name back.
                 file.path = path.into();
             }
         }
@@ -66,7 +66,7 @@ impl Model {
         chance.count("torn_write", u64::from(torn));
     }
 
-    /// The process is gone and the machine goes on.
+    /// The process is gone; the machine goes on.
     pub(super) fn process_ended(&mut self) {
         self.open = Open::default();
         self.sweep();
@@ -91,14 +91,14 @@ impl Model {
         }
     }
 
-    /// The moments of all changes that a power cut may lose.
+    /// Stamps of all changes that a power cut may lose.
     fn unsynced_stamps(&self) -> BTreeSet<Stamp> {
         let names = self.names.waiting_stamps();
         let files = self.files.values().flat_map(File::unsynced_stamps);
         names.chain(files).collect()
     }
 
-    /// The durable content of a file.
+    /// The durable contents of a file.
     pub(super) fn durable_bytes(&self, id: FileId) -> Vec<u8> {
         self.files
             .get(&id)

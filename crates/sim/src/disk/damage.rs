@@ -9,26 +9,26 @@ use super::file::{File, writable};
 use super::model::Model;
 use super::names::FileId;
 
-/// A way in which bytes at rest go wrong.
+/// A way in which bytes at rest go bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Damage {
-    /// One bit of a sector is another one.
+    /// One bit of a sector is flipped.
     FlipBit,
-    /// A sector is zeros.
+    /// A sector is all zeros.
     ZeroSector,
-    /// A sector holds what another one holds, of the same file or another.
+    /// A sector holds the contents of another one, of the same file or another.
     Misdirected,
-    /// A sector holds what it held before its newest write. Needs
+    /// A sector holds its content before its newest write. Needs
     /// [`DiskFaults::keep_versions`](super::DiskFaults::keep_versions) to have been on then.
     Stale,
-    /// A file ends early.
+    /// A file is cut short.
     Truncate,
 }
 
 /// Where the disk was damaged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamageReport {
-    /// The way.
+    /// The kind of damage.
     pub damage: Damage,
     /// The file.
     pub path: PathBuf,
@@ -46,7 +46,7 @@ struct Place {
 }
 
 impl Model {
-    /// Damages one place under this directory, if there is one that can be.
+    /// Damages one place under this directory, if there is a suitable one.
     pub(super) fn damage(&mut self, damage: Damage, dir: &Path) -> Option<DamageReport> {
         let written = self.written(dir);
         let report = match damage {
@@ -144,8 +144,8 @@ impl Model {
         Some((at.file, file.sector_range(at.sector)))
     }
 
-    /// Cuts within what was written. A file with anything unsynced is left alone: what waits would
-    /// lie past its end.
+    /// Cuts within what was written. A file with anything unsynced is left alone: the waiting bytes
+    /// would lie past its end.
     fn truncate(&mut self, written: &[Place]) -> Option<(FileId, Range<usize>)> {
         let settled: Vec<Place> = written
             .iter()

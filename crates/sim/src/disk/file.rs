@@ -1,23 +1,23 @@
-//! One file: what a reader sees, what a power cut would leave, and the sectors between the two.
+//! One file: what a reader sees, what a power cut leaves, and the sectors that differ.
 //!
-//! Contents are kept by sector and shared between both views until one is rewritten, so that
-//! preallocated space costs nothing and a sync costs what it covers.
+//! Contents are kept by sector and shared between both views until rewritten, so that preallocated
+//! space costs nothing and a sync costs only what it covers.
 //!
-//! Every change carries a stamp from one counter of the whole disk. Stamps tell the order of
-//! writes, and whether a sector was rewritten while a sync of it was under way.
+//! Every change carries a stamp from a counter shared by the whole disk. Stamps give the order of
+//! writes, and tell whether a sector was rewritten while a sync of it was under way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-/// What a disk writes whole or not at all, in bytes.
+/// The unit that a disk writes atomically, in bytes.
 pub(super) const SECTOR_BYTES: usize = 512;
 
-/// One sector's bytes; `None` is all zeros.
+/// One sector's bytes; `None` means all zeros.
 pub(super) type Content = Option<Arc<[u8; SECTOR_BYTES]>>;
 
-/// The order of changes on one disk, from 1.
+/// Order of changes on one disk, from 1.
 pub(super) type Stamp = u64;
 
 /// One file, with or without a name.
@@ -26,13 +26,13 @@ pub(super) struct File {
     pub(super) path: Arc<Path>,
     len: Length,
     durable_len: Length,
-    /// The shortest length since the durable one, when the file was cut since.
+    /// The shortest length since the durable one, if the file was cut since.
     shrunk_to: Option<usize>,
     /// Bytes of the newest view at or after `len` are zero.
     sectors: BTreeMap<usize, Sector>,
     /// Sectors that the next sync covers.
     unsynced: BTreeSet<usize>,
-    /// Sectors that a failed sync gave up: no later sync covers them. Disjoint from `unsynced`.
+    /// Sectors given up by a failed sync: no later sync covers them. Disjoint from `unsynced`.
     abandoned: BTreeSet<usize>,
 }
 
@@ -48,9 +48,9 @@ struct Sector {
     /// When `current` was written.
     stamp: Stamp,
     durable: Content,
-    /// When what is durable was written.
+    /// When the durable content was written.
     durable_stamp: Stamp,
-    /// What was durable before, when such versions are kept.
+    /// What was durable before, if versions are kept.
     previous: Content,
 }
 
@@ -82,7 +82,7 @@ impl File {
         }
     }
 
-    /// Another file with what a reader sees of this one, all of it durable.
+    /// A new file with what a reader sees of this one, all of it durable.
     pub(super) fn copy(&self, path: &Path) -> Self {
         let sector = |(&index, sector): (&usize, &Sector)| {
             let content = || sector.current.clone();
@@ -110,7 +110,7 @@ impl File {
         self.len.bytes
     }
 
-    /// Copies bytes to a reader; returns how many there were.
+    /// Copies bytes to a reader; returns how many.
     pub(super) fn read(&self, buffer: &mut [u8], offset: usize) -> usize {
         let start = offset.min(self.len.bytes);
         let bytes = buffer.len().min(self.len.bytes - start);
@@ -120,7 +120,7 @@ impl File {
         bytes
     }
 
-    /// Writes bytes, growing the file where they reach past its end.
+    /// Writes bytes, growing the file where they extend past its end.
     pub(super) fn write(&mut self, bytes: &[u8], offset: usize, stamp: Stamp) {
         let end = offset + bytes.len();
         if end > self.len.bytes && !bytes.is_empty() {
@@ -156,7 +156,7 @@ impl File {
         self.len = Length { bytes, stamp };
     }
 
-    /// What a sync that begins at this moment covers.
+    /// What a sync that begins now covers.
     pub(super) fn begin_sync(&self) -> Snapshot {
         let sectors = self.unsynced.iter().filter_map(|&index| {
             let sector = self.sectors.get(&index)?;
@@ -195,7 +195,7 @@ impl File {
         }
     }
 
-    /// Gives up what the sync covers, as Linux does: the cache keeps the bytes and takes them for
+    /// Gives up what the sync covers, as Linux does: the cache keeps the bytes but considers them
     /// written. A changed length stays unsynced.
     pub(super) fn fail_sync(&mut self, snapshot: &Snapshot) {
         for (index, stamp, _) in &snapshot.sectors {
@@ -209,7 +209,7 @@ impl File {
         }
     }
 
-    /// The stamps of everything that waits for a sync.
+    /// Stamps of everything that waits for a sync.
     pub(super) fn unsynced_stamps(&self) -> impl Iterator<Item = Stamp> {
         let sectors = self.unsynced.iter().filter_map(|index| {
             let sector = self.sectors.get(index)?;
@@ -218,13 +218,13 @@ impl File {
         sectors.chain(self.unsynced_len())
     }
 
-    /// When the length changed, if that waits for a sync.
+    /// When the length changed, if the change waits for a sync.
     pub(super) fn unsynced_len(&self) -> Option<Stamp> {
         (self.len.stamp != self.durable_len.stamp).then_some(self.len.stamp)
     }
 
-    /// Cuts the power: `kept` tells how many leading bytes of an unsynced sector survive. Both
-    /// views are the same afterwards. Returns how many sectors lost something.
+    /// Cuts the power: `kept` gives how many leading bytes of an unsynced sector survive. Both
+    /// views are equal afterwards. Returns how many sectors lost something.
     pub(super) fn crash(&mut self, keep_len: bool, mut kept: impl FnMut(Stamp) -> usize) -> u64 {
         let mut lost = 0;
         for index in std::mem::take(&mut self.abandoned) {
@@ -239,8 +239,8 @@ impl File {
             };
             let mut bytes = kept(sector.stamp);
             if cut < (index + 1) * SECTOR_BYTES {
-                // A file system cuts a file whole: what lay after the cut is all back when the
-                // cut is lost, and never seen again when it is not.
+                // A file system truncates a file atomically: if the cut is lost, all that lay after
+                // it is back; if it survives, none of it is ever seen again.
                 if keep_len {
                     clear_from(&mut sector.durable, index, cut);
                 } else {
@@ -258,7 +258,7 @@ impl File {
         lost
     }
 
-    /// The bytes that survive when nothing unsynced does.
+    /// The bytes left when nothing unsynced survives.
     pub(super) fn durable_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.durable_len.bytes];
         copy_out(&self.sectors, &mut bytes, 0, |sector| &sector.durable);
@@ -270,7 +270,7 @@ impl File {
         self.unsynced.is_empty() && self.abandoned.is_empty() && self.unsynced_len().is_none()
     }
 
-    /// The durable sectors that hold anything but zeros and wait for nothing.
+    /// The durable sectors that hold anything but zeros and have nothing unsynced.
     pub(super) fn written_sectors(&self) -> impl Iterator<Item = usize> {
         let settled = self.sectors.iter().filter(|(index, sector)| {
             let waits = self.unsynced.contains(index) || self.abandoned.contains(index);
@@ -279,12 +279,12 @@ impl File {
         settled.map(|(&index, _)| index)
     }
 
-    /// What is durable in a sector.
+    /// The durable contents of a sector.
     pub(super) fn sector(&self, index: usize) -> Content {
         self.sectors.get(&index)?.durable.clone()
     }
 
-    /// What was durable in a sector before, when that was kept and was something else.
+    /// A sector's previous durable contents, if kept and different.
     pub(super) fn previous(&self, index: usize) -> Content {
         let sector = self.sectors.get(&index)?;
         sector
@@ -293,7 +293,7 @@ impl File {
             .filter(|_| sector.previous != sector.durable)
     }
 
-    /// The range of a sector's bytes that the file has.
+    /// The byte range of a sector that lies within the file.
     pub(super) fn sector_range(&self, index: usize) -> Range<usize> {
         let start = index * SECTOR_BYTES;
         start..(start + SECTOR_BYTES).min(self.len.bytes)
@@ -317,7 +317,7 @@ impl File {
         self.trim();
     }
 
-    /// Clears both views from the end of the file on. For a file whose views are the same.
+    /// Clears both views past the end of the file. For a file whose views are equal.
     fn trim(&mut self) {
         let end = self.len.bytes;
         self.sectors.split_off(&end.div_ceil(SECTOR_BYTES));
@@ -331,7 +331,7 @@ impl File {
 }
 
 impl Sector {
-    /// Lets the first `bytes` bytes of what is unsynced survive. Returns 1 when bytes were lost.
+    /// Lets the first `bytes` unsynced bytes survive. Returns 1 if bytes were lost.
     fn settle(&mut self, bytes: usize) -> u64 {
         let lost = bytes < SECTOR_BYTES && self.current != self.durable;
         if bytes >= SECTOR_BYTES {
@@ -352,17 +352,17 @@ impl Sector {
     }
 }
 
-/// Of what a log writes, most is preallocated space.
+/// Most of what a log writes is preallocated space.
 fn is_zero(sector: &[u8]) -> bool {
     *sector == [0; SECTOR_BYTES][..sector.len()]
 }
 
-/// The bytes, not shared with any other view.
+/// The bytes, unshared from any other view.
 pub(super) fn writable(content: &mut Content) -> &mut [u8; SECTOR_BYTES] {
     Arc::make_mut(content.get_or_insert_with(|| Arc::new([0; SECTOR_BYTES])))
 }
 
-/// Zeroes what a sector has at or after this offset of the file. Returns whether it reaches there.
+/// Zeroes a sector from this file offset on. Returns whether it reaches there.
 fn clear_from(content: &mut Content, index: usize, offset: usize) -> bool {
     let start = index * SECTOR_BYTES;
     if offset >= start + SECTOR_BYTES {
@@ -402,7 +402,7 @@ fn copy_out(
     buffer[filled..].fill(0);
 }
 
-/// The sectors of a range, each with the part of it that is in the range.
+/// The sectors of a range, each with the part of it that lies in the range.
 fn pieces(range: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
     let sectors = if range.is_empty() {
         0..0

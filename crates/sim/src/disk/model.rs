@@ -14,10 +14,10 @@ use super::file::{File, SECTOR_BYTES, Snapshot, Stamp};
 use super::names::{FileId, Names};
 use super::{DiskFaults, DiskStats, Tap};
 
-/// How long a slow sync takes. The upper end is what a disk shows that is about to fail; beyond
-/// it, a disk is stuck, and there is a switch for that.
+/// Extra latency of a slow sync. The upper end is typical of a failing disk; beyond it a disk is
+/// stuck, and there is a switch for that.
 const SLOW_SYNC_MS: Range<u64> = 5..301;
-/// What a rate is a share of.
+/// The unit of rates.
 const PER_MILLION: u32 = 1_000_000;
 
 /// One disk.
@@ -37,12 +37,12 @@ pub(super) struct Model {
 /// What the process on the host has open.
 #[derive(Default)]
 pub(super) struct Open {
-    /// How many handles there are on a file; none is not listed.
+    /// Open handles per file; a file without any is not listed.
     handles: BTreeMap<FileId, u32>,
     pub(super) locks: BTreeSet<PathBuf>,
 }
 
-/// The plan to cut the power.
+/// A planned power cut.
 #[derive(Default)]
 pub(super) struct Power {
     pub(super) off: bool,
@@ -51,7 +51,7 @@ pub(super) struct Power {
 }
 
 impl Power {
-    /// Goes on without a plan.
+    /// Drops the plan; the power is on.
     pub(super) fn restore(&mut self) {
         *self = Self::default();
     }
@@ -72,7 +72,7 @@ impl Chance {
         }
     }
 
-    /// Draws whether a fault of this rate fires, and counts it.
+    /// Draws whether a fault of this rate fires, and counts it if so.
     fn fires(&mut self, kind: &'static str, rate: impl Fn(&DiskFaults) -> u32) -> bool {
         let rate = rate(&self.faults);
         let fires = rate > 0 && self.rng.random_range(0..PER_MILLION) < rate;
@@ -80,8 +80,8 @@ impl Chance {
         fires
     }
 
-    /// A time of the configured range. The timer counts milliseconds, so the time is one of the
-    /// two nearest, such that the mean stays.
+    /// A time in the configured range. The timer counts milliseconds, so the time is rounded at
+    /// random to one of the two nearest, which keeps the mean.
     fn latency(&mut self) -> Duration {
         let range = self.faults.sync_latency.clone();
         let micros = micros(range.start)..micros(range.end);
@@ -112,7 +112,7 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Operations for whoever listens.
+/// Operations for observers.
 #[derive(Default)]
 pub(super) struct Trace {
     pub(super) tap: Option<Tap>,
@@ -161,8 +161,8 @@ impl Model {
         }
     }
 
-    /// Counts one change of the disk, tells whoever listens, and cuts the power when it was the
-    /// last one to happen: it still does.
+    /// Counts one change of the disk, records it for observers, and turns the power off if it was
+    /// the last one: this one still takes effect.
     pub(super) fn step(
         &mut self,
         operation: &'static str,
@@ -187,7 +187,7 @@ impl Model {
     }
 
     fn file(&mut self, id: FileId) -> io::Result<&mut File> {
-        // A handle keeps its file.
+        // An open handle keeps its file.
         self.files
             .get_mut(&id)
             .ok_or_else(|| io::ErrorKind::NotFound.into())
@@ -221,7 +221,7 @@ impl Model {
         Ok(id)
     }
 
-    /// Takes a file in, under a number that none has had.
+    /// Adds a file under a number never used before.
     pub(super) fn new_file(&mut self, file: File) -> FileId {
         self.next_file += 1;
         self.files.insert(self.next_file, file);
@@ -335,7 +335,7 @@ impl Model {
     pub(super) fn begin_sync(&mut self, id: FileId) -> io::Result<Sync<Snapshot>> {
         let path = self.path(id)?;
         let (delay, outcome) = self.chance.sync();
-        // A disk that lies gathers what it never syncs: nobody looks at all of it again each time.
+        // A lying disk accumulates what it never syncs: do not scan all of it again each time.
         let covered = match outcome {
             Outcome::Lied => Snapshot::default(),
             Outcome::Done | Outcome::Failed => self.file(id)?.begin_sync(),
@@ -364,12 +364,12 @@ impl Model {
         Ok(())
     }
 
-    /// Notes a new handle on a file.
+    /// Records a new handle on a file.
     pub(super) fn opened(&mut self, id: FileId) {
         *self.open.handles.entry(id).or_default() += 1;
     }
 
-    /// Notes that a handle is gone.
+    /// Records that a handle is gone.
     pub(super) fn closed(&mut self, id: FileId) {
         let left = self.open.handles.get_mut(&id).map_or(0, |handles| {
             *handles -= 1;
@@ -381,7 +381,7 @@ impl Model {
         }
     }
 
-    /// Frees the files that nothing leads to.
+    /// Frees files that neither a name nor a handle refers to.
     pub(super) fn sweep(&mut self) {
         let named = self.names.live();
         let handles = &self.open.handles;

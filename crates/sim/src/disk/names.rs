@@ -1,15 +1,14 @@
-//! The names of files, and the changes of them that a power cut may still lose.
+//! File names, and changes to them that a power cut may still lose.
 //!
-//! Changes wait in the order they were made, until their directory is synced. Directories are
-//! durable at once, and each directory loses only a tail of its changes, as on a file system with
-//! a journal.
+//! Changes wait, in order, until their directory is synced. Directories are durable at once, and
+//! each directory loses only a tail of its changes, as on a journaling file system.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::file::Stamp;
 
-/// Which file; a number is never used again.
+/// Identifies a file; never reused.
 pub(super) type FileId = u64;
 
 /// The names of one disk.
@@ -40,22 +39,22 @@ impl Names {
             .extend(path.ancestors().map(Path::to_path_buf));
     }
 
-    /// Whether there is such a directory.
+    /// Whether this directory exists.
     pub(super) fn is_dir(&self, path: &Path) -> bool {
         self.directories.contains(path)
     }
 
-    /// Whether there is a directory for a file of this name.
+    /// Whether the parent directory of this file name exists.
     pub(super) fn has_parent(&self, path: &Path) -> bool {
         path.parent().is_some_and(|dir| self.is_dir(dir))
     }
 
-    /// The file of this name.
+    /// The file with this name.
     pub(super) fn find(&self, path: &Path) -> Option<FileId> {
         self.current.get(path).copied()
     }
 
-    /// The files in this directory and in those inside of it, in the order of their paths.
+    /// The files in this directory and its subdirectories, in path order.
     pub(super) fn under<'a>(&'a self, dir: &'a Path) -> impl Iterator<Item = (&'a Path, FileId)> {
         self.current
             .range(dir.to_path_buf()..)
@@ -63,7 +62,7 @@ impl Names {
             .map(|(path, &id)| (path.as_path(), id))
     }
 
-    /// The names that survive when no waiting change does.
+    /// The names left when no waiting change survives.
     pub(super) fn durable(&self) -> impl Iterator<Item = (&Path, FileId)> {
         self.durable.iter().map(|(path, &id)| (path.as_path(), id))
     }
@@ -73,7 +72,7 @@ impl Names {
         self.change(Change::Add(path.to_owned(), id), stamp);
     }
 
-    /// Gives a file another name.
+    /// Renames a file.
     pub(super) fn rename(&mut self, from: &Path, to: &Path, id: FileId, stamp: Stamp) {
         self.change(Change::Rename(from.to_owned(), to.to_owned(), id), stamp);
     }
@@ -88,7 +87,7 @@ impl Names {
         self.waiting.push(Waiting { stamp, change });
     }
 
-    /// Takes every name in this directory, and in those inside of it, away for good.
+    /// Removes every name in this directory and its subdirectories, durably.
     pub(super) fn clear(&mut self, dir: &Path) {
         self.waiting
             .retain(|waiting| !waiting.change.dir().starts_with(dir));
@@ -104,7 +103,7 @@ impl Names {
         }
     }
 
-    /// Makes the changes of this directory durable that were made up to this moment.
+    /// Makes this directory's changes up to this stamp durable.
     pub(super) fn sync(&mut self, dir: &Path, upto: Stamp) {
         let durable = &mut self.durable;
         self.waiting.retain(|waiting| {
@@ -116,13 +115,13 @@ impl Names {
         });
     }
 
-    /// The stamps of the waiting changes, oldest first.
+    /// Stamps of the waiting changes, oldest first.
     pub(super) fn waiting_stamps(&self) -> impl Iterator<Item = Stamp> {
         self.waiting.iter().map(|waiting| waiting.stamp)
     }
 
-    /// Cuts the power: of each directory, `kept` of so many waiting changes survive, given their
-    /// stamps in order. Returns how many changes were lost.
+    /// Cuts the power: `kept` decides how many of a directory's waiting changes survive, given
+    /// their stamps in order. Returns how many changes were lost.
     pub(super) fn crash(&mut self, mut kept: impl FnMut(&[Stamp]) -> usize) -> u64 {
         let mut by_dir: BTreeMap<PathBuf, Vec<Stamp>> = BTreeMap::new();
         for waiting in &self.waiting {
@@ -145,7 +144,7 @@ impl Names {
         lost
     }
 
-    /// Every file that has a name, or had or will have one after a power cut.
+    /// Every file that has a name now, or may have one after a power cut.
     pub(super) fn live(&self) -> BTreeSet<FileId> {
         let waiting = self.waiting.iter().filter_map(|waiting| {
             let (Change::Add(_, id) | Change::Rename(_, _, id)) = &waiting.change else {
@@ -159,13 +158,13 @@ impl Names {
 }
 
 impl Change {
-    /// The directory with which the change waits.
+    /// The directory whose sync the change waits for.
     fn dir(&self) -> &Path {
         let (Self::Add(path, _) | Self::Rename(path, _, _) | Self::Remove(path)) = self;
         path.parent().unwrap_or(path)
     }
 
-    /// Whether a sync of this directory covers the change. Files are renamed within a directory.
+    /// Whether a sync of this directory covers the change. Renames stay within a directory.
     fn is_in(&self, dir: &Path) -> bool {
         self.dir() == dir
     }

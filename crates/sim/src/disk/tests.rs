@@ -1,4 +1,4 @@
-//! What the disk promises, and each way in which it fails.
+//! What the disk guarantees, and each way it fails.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -31,7 +31,7 @@ fn healthy() -> SimDisk {
     disk_of(1, DiskFaults::default())
 }
 
-/// A file whose name and bytes are durable.
+/// A file whose name and contents are durable.
 async fn durable_file(disk: &SimDisk, path: &Path, bytes: &[u8]) -> Box<dyn DiskFile> {
     let file = disk.open(path, OpenMode::CreateNew).unwrap();
     file.write_all_at(bytes, 0).unwrap();
@@ -157,7 +157,7 @@ async fn a_crash_may_keep_all_none_or_a_prefix_in_write_order() {
     for seed in 0..100 {
         let disk = disk_of(seed, DiskFaults::default());
         let file = durable_file(&disk, path(), &vec![0; 30 * SECTOR]).await;
-        // Back to front, so that the order of places is not the order of writes.
+        // Back to front, so that sector order is not write order.
         for at in (0..SECTORS).rev() {
             file.write_all_at(&sectors(&[7]), at * SECTOR as u64)
                 .unwrap();
@@ -255,7 +255,7 @@ async fn a_crash_loses_a_tail_of_the_name_changes_of_each_directory() {
             assert_eq!(bytes_of(&disk, Path::new("/d/g")), b"one");
         }
     }
-    // Before all, after the first, the second, and the third.
+    // Before any change, and after the first, the second and the third.
     let states = ["f", "g", "f,g"].map(str::to_owned);
     assert_eq!(seen, BTreeSet::from(states));
     assert!(other.iter().any(|(_, kept)| *kept) && other.iter().any(|(_, kept)| !kept));
@@ -443,7 +443,7 @@ async fn a_full_disk_refuses_what_needs_space() {
 #[tokio::test(start_paused = true)]
 async fn the_power_goes_off_after_the_last_step() {
     let trips = Arc::new(AtomicU64::new(0));
-    // A write, the begin of a sync, its end, and what comes after.
+    // A write, the start of a sync, its end, and what comes after.
     for (steps, durable) in [(1, b"1"), (2, b"1"), (3, b"2"), (4, b"2")] {
         let disk = healthy();
         let file = durable_file(&disk, path(), b"1").await;
@@ -525,7 +525,7 @@ async fn a_crash_closes_everything_and_lets_held_syncs_fail() {
     disk.lock(Path::new("/d/LOCK")).unwrap();
 }
 
-/// Damages a disk with two files, then tells which bytes of which file differ.
+/// Damages a disk with two files, then returns which bytes of which file differ.
 async fn damaged(seed: u64, damage: Damage) -> (DamageReport, Vec<(PathBuf, Vec<usize>)>) {
     let faults = DiskFaults {
         keep_versions: true,

@@ -1,5 +1,5 @@
-//! One connection: a pipe of bytes in each direction, each piece with the time at which it arrives,
-//! and what became of the two ends. It draws no chance and knows no other connection.
+//! One connection: a pipe of bytes in each direction, each chunk with its arrival time, and the
+//! state of both ends. It draws no randomness and knows no other connection.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,13 +12,13 @@ use tokio::time::Instant;
 
 use super::links::Pair;
 
-/// Bytes in one direction that were written and not yet read: about what a TCP connection holds.
+/// Maximum bytes written but unread in one direction: about what a TCP connection holds.
 pub(super) const WINDOW_BYTES: usize = 256 * 1024;
 
-/// How long a connection bears that one of its directions is silent, as with `TCP_USER_TIMEOUT`.
+/// How long a connection tolerates silence in one direction, as with `TCP_USER_TIMEOUT`.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(15);
 
-/// When a piece arrives. `Held` ones wait for their direction to be heard again.
+/// When a chunk arrives. `Held` ones wait until their direction is heard again.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Due {
     At(Instant),
@@ -38,28 +38,28 @@ impl Due {
     }
 }
 
-/// What one write put on its way.
+/// The bytes sent by one write.
 struct Chunk {
     due: Due,
     bytes: Bytes,
 }
 
 /// One direction of a connection. Times never decrease from the front chunk to the end of stream;
-/// held pieces are behind all others.
+/// held chunks come after all others.
 #[derive(Default)]
 pub(super) struct Pipe {
     chunks: VecDeque<Chunk>,
-    /// The sum of all chunks, at most [`WINDOW_BYTES`].
+    /// Sum over all chunks, at most [`WINDOW_BYTES`].
     bytes: usize,
-    /// The sender said that nothing more will come.
+    /// When the receiver learns that nothing more will come.
     eof: Option<Due>,
-    /// The receiver learns that the connection is gone.
+    /// When the receiver learns that the connection is gone.
     reset: Option<Due>,
-    /// No new piece arrives before this.
+    /// No new chunk arrives before this.
     last: Option<Instant>,
-    /// Since when nothing gets through.
+    /// Since when nothing has got through.
     silent_since: Option<Instant>,
-    /// What is written goes nowhere: the other side has no use for it.
+    /// Discards whatever is written: the other side no longer wants it.
     discards: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -78,7 +78,7 @@ impl Pipe {
         self.discards
     }
 
-    /// Puts `bytes` on their way; true if the reader has to look.
+    /// Sends `bytes`; true if the reader has to look.
     fn push(&mut self, bytes: Bytes, now: Instant, delay: Duration) -> bool {
         let due = self.due(now, delay);
         let first = self.chunks.is_empty();
@@ -91,7 +91,7 @@ impl Pipe {
         first
     }
 
-    /// When a piece arrives that is sent now: in order, so not before the one ahead.
+    /// When a chunk sent now arrives: in order, so not before the one ahead of it.
     fn due(&mut self, now: Instant, delay: Duration) -> Due {
         if self.is_silent() {
             return Due::Held;
@@ -105,7 +105,7 @@ impl Pipe {
         self.last.map_or(at, |last| last.max(at))
     }
 
-    /// Tells the receiver that the connection is gone, after what is already on its way to it.
+    /// Tells the receiver that the connection is gone, after what is already on its way.
     fn reset(&mut self, now: Instant, delay: Duration) {
         let due = if self.is_silent() {
             Due::Held
@@ -138,7 +138,7 @@ impl Pipe {
         buffer.filled().len() > before
     }
 
-    /// When the next piece arrives, if that is known.
+    /// When the next chunk arrives, if known.
     fn next_due(&self) -> Option<Instant> {
         let front = self.chunks.front().map(|chunk| chunk.due);
         let dues = [front, self.eof, self.reset].into_iter().flatten();
@@ -150,7 +150,7 @@ impl Pipe {
         chunks.chain(&mut self.eof).chain(&mut self.reset)
     }
 
-    /// Lets nothing through any more; true if that held something up.
+    /// Lets nothing through any more; true if that holds something up.
     fn silence(&mut self, now: Instant) -> bool {
         self.silent_since = Some(now);
         let mut held = false;
@@ -161,7 +161,7 @@ impl Pipe {
         held
     }
 
-    /// Lets everything through again; what was held arrives after `delay`.
+    /// Lets everything through again; held data arrives after `delay`.
     fn hear(&mut self, now: Instant, delay: Duration) {
         self.silent_since = None;
         let at = self.in_order(now + delay);
@@ -175,7 +175,7 @@ impl Pipe {
         }
     }
 
-    /// Forgets what has not arrived.
+    /// Discards what has not arrived.
     fn lose(&mut self, now: Instant) {
         self.chunks.retain(|chunk| chunk.due.passed(now));
         self.bytes = self.chunks.iter().map(|chunk| chunk.bytes.len()).sum();
@@ -185,7 +185,7 @@ impl Pipe {
     }
 }
 
-/// What became of one end.
+/// State of one end.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     /// A process holds it.
@@ -196,7 +196,7 @@ pub(super) enum End {
     Lost,
 }
 
-/// What a poll came to: an outcome, or a wait, until some time if one is known.
+/// Result of a poll: an outcome, or a wait, until a given time if one is known.
 pub(super) enum Step<T> {
     Done(io::Result<T>),
     Wait(Option<Instant>),
@@ -208,12 +208,12 @@ impl<T> Step<T> {
     }
 }
 
-/// A connection. End 0 dialled and end 1 was dialled; pipe 0 carries what end 0 writes.
+/// A connection. End 0 dialled, end 1 was dialled; pipe 0 carries what end 0 writes.
 pub(super) struct Connection {
     hosts: [usize; 2],
     ends: [End; 2],
     pipes: [Pipe; 2],
-    /// It was silent for too long: what both ends see.
+    /// It was silent for too long; both ends see a timeout.
     timed_out: bool,
 }
 
@@ -236,7 +236,7 @@ impl Connection {
         self.ends[end]
     }
 
-    /// The pipe into which `end` writes.
+    /// The pipe that `end` writes into.
     pub(super) fn outgoing(&self, end: usize) -> &Pipe {
         &self.pipes[end]
     }
@@ -246,12 +246,12 @@ impl Connection {
         !self.ends.contains(&End::Open)
     }
 
-    /// Has a process at this end shut down its side, or is nothing left to shut down?
+    /// Whether a process at this end has shut down its side, or there is nothing left to shut down.
     pub(super) fn is_shut(&self, end: usize) -> bool {
         self.pipes[end].eof.is_some()
     }
 
-    /// What has arrived at `end`.
+    /// Reads what has arrived at `end`.
     pub(super) fn read(
         &mut self,
         end: usize,
@@ -299,23 +299,23 @@ impl Connection {
         }
     }
 
-    /// When a writer at `end` whose window is full has to look again, if nobody reads.
+    /// When a writer at `end` whose window is full has to look again, even if nobody reads.
     pub(super) fn write_deadline(&self, end: usize) -> Option<Instant> {
         let reset = self.pipes[1 - end].reset.and_then(Due::instant);
         reset.into_iter().chain(self.expires_at()).min()
     }
 
-    /// Has `waker` woken when there is something to read at `end`.
+    /// Wakes `waker` when there is something to read at `end`.
     pub(super) fn park_reader(&mut self, end: usize, waker: &Waker, wakes: &mut Vec<Waker>) {
         park(&mut self.pipes[1 - end].reader, waker, wakes);
     }
 
-    /// Has `waker` woken when there is room to write at `end`.
+    /// Wakes `waker` when there is room to write at `end`.
     pub(super) fn park_writer(&mut self, end: usize, waker: &Waker, wakes: &mut Vec<Waker>) {
         park(&mut self.pipes[end].writer, waker, wakes);
     }
 
-    /// Puts `bytes` on their way from `end`.
+    /// Sends `bytes` from `end`.
     pub(super) fn send(
         &mut self,
         end: usize,
@@ -343,19 +343,19 @@ impl Connection {
         }
     }
 
-    /// Lets `end` go: its process is gone or has no use for it any more.
+    /// Releases `end`: its process is gone or no longer wants it.
     pub(super) fn close(&mut self, end: usize) {
         self.ends[end] = End::Closed;
     }
 
-    /// Bytes wait for `end`, which is closed, and nothing keeps them from arriving.
+    /// Whether bytes wait for a closed `end`, and nothing keeps them from arriving.
     pub(super) fn must_refuse(&self, end: usize) -> bool {
         let incoming = &self.pipes[1 - end];
         self.ends[end] == End::Closed && !incoming.is_silent() && !incoming.chunks.is_empty()
     }
 
-    /// Answers the bytes on their way to `end`, which is closed, with a reset. `delay` is that of
-    /// the way back.
+    /// Answers the bytes on their way to the closed `end` with a reset. `delay` is that of the way
+    /// back.
     pub(super) fn refuse(&mut self, end: usize, now: Instant, delay: Duration) {
         let incoming = &mut self.pipes[1 - end];
         incoming.chunks.clear();
@@ -370,7 +370,7 @@ impl Connection {
         self.pipes[end].reset(now, delay);
     }
 
-    /// The machine at `end` goes dark: what it sent and did not arrive is lost.
+    /// The machine at `end` loses power: what it sent that has not arrived is lost.
     pub(super) fn power_off(&mut self, end: usize, now: Instant) {
         self.pipes[end].lose(now);
         if self.ends[end] == End::Open {
@@ -378,14 +378,14 @@ impl Connection {
         }
     }
 
-    /// When the peer of `end` sends its next keepalive, if `end` fell silent.
+    /// When the peer of `end` sends its next keepalive, if `end` has fallen silent.
     pub(super) fn keepalive(&self, end: usize) -> Option<Instant> {
         self.pipes[end]
             .silent_since
             .map(|since| since + SILENCE_MAX)
     }
 
-    /// Makes the direction from `end` silent or heard, after `delay`. True if that held something.
+    /// Silences or restores the direction from `end`, after `delay`. True if that held something.
     pub(super) fn set_silent(&mut self, end: usize, silent: bool, at: (Instant, Duration)) -> bool {
         let (now, delay) = at;
         if silent == self.pipes[end].is_silent() {
@@ -399,7 +399,7 @@ impl Connection {
         false
     }
 
-    /// Has everyone who waits at either end look again.
+    /// Wakes everyone who waits at either end.
     pub(super) fn wake_all(&mut self, wakes: &mut Vec<Waker>) {
         for pipe in &mut self.pipes {
             wakes.extend(pipe.reader.take());
@@ -407,7 +407,7 @@ impl Connection {
         }
     }
 
-    /// Ends the connection if it was silent for too long; true if it was.
+    /// Ends the connection if it was silent for too long; true if it has timed out.
     fn expire(&mut self, now: Instant) -> bool {
         if self.expires_at().is_some_and(|at| at <= now) {
             self.timed_out = true;
@@ -421,8 +421,8 @@ impl Connection {
     }
 }
 
-/// Puts `waker` into `place`. A waker of another task that was there is woken rather than dropped,
-/// because a drop may run code that needs the lock held here.
+/// Puts `waker` into `place`. A previous waker of another task is woken rather than dropped,
+/// because dropping it may run code that needs the lock held here.
 pub(super) fn park(place: &mut Option<Waker>, waker: &Waker, wakes: &mut Vec<Waker>) {
     if !place.as_ref().is_some_and(|old| old.will_wake(waker)) {
         wakes.extend(place.replace(waker.clone()));

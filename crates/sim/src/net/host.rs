@@ -31,10 +31,10 @@ impl SimHost {
         }
     }
 
-    /// What the other side says, once packets get through.
+    /// Waits for the other side's answer, once packets get through.
     async fn answer(&self, dial: &mut Dial) -> io::Result<SimStream> {
         loop {
-            // Asked for ahead of the attempt, so that no change after it is missed.
+            // Registered before the attempt, so that no later change is missed.
             let changed = self.network.changed.notified();
             match self.network.with(|state| state.dial(dial))? {
                 Dialled::Connected(id) => return Ok(SimStream::new(self.network.clone(), id)),
@@ -191,7 +191,7 @@ impl Drop for SimStream {
     }
 }
 
-/// A timer that is made when it is first needed, and then set anew.
+/// A timer created on first use, and reset afterwards.
 #[derive(Default)]
 struct Timer(Option<Pin<Box<Sleep>>>);
 
@@ -205,7 +205,7 @@ impl Timer {
     }
 }
 
-/// The host and the port of an address.
+/// Splits an address into host and port.
 fn parse(address: &str) -> io::Result<(&str, u16)> {
     let parsed = address
         .rsplit_once(':')
@@ -213,7 +213,7 @@ fn parse(address: &str) -> io::Result<(&str, u16)> {
     parsed.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not of the form host:port"))
 }
 
-/// The error of a failed call, as the other transports word it.
+/// The error of a failed call, as other transports report it.
 fn net_error(doing: String, source: io::Error) -> NetError {
     match source.kind() {
         io::ErrorKind::ConnectionReset => NetError::ChannelClosed,

@@ -1,4 +1,4 @@
-//! What happens to what one host sends another: faults drawn by chance, and directions blocked.
+//! What happens to traffic between hosts: random faults, and blocked directions.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,41 +7,41 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::Instant;
 
-/// From one host to another, by their numbers.
+/// A direction: the numbers of its source and destination hosts.
 pub(super) type Pair = (usize, usize);
 
-/// What probabilities are given in.
+/// The unit of probabilities.
 const PPM: u32 = 1_000_000;
 
-/// How long TCP waits before it sends a lost packet anew; twice as long after each further loss.
+/// How long TCP waits before it retransmits a lost packet; doubled after each further loss.
 const RETRANSMIT_MS: u64 = 200;
 
-/// Losses of one packet in a row: 12.6 s in all, so less than the silence that ends a connection.
+/// Consecutive losses of one packet: 12.6 s in all, less than the silence that ends a connection.
 const LOSSES_MAX: u32 = 6;
 
-/// How late a packet is that another one overtook.
+/// Maximum lateness of a packet that another one overtook.
 const REORDER_MS_MAX: u64 = 20;
 
-/// How late what was held by a partition arrives after its end.
+/// Maximum delay, after a partition ends, of what it held.
 const HELD_MS_MAX: u64 = 500;
 
-/// How the network treats the chunks of one direction between two hosts. A chunk is what one write
-/// hands over. The default is a perfect link. Probabilities are in parts per million per chunk.
+/// How the network treats the chunks of one direction between two hosts. A chunk is the data of one
+/// write. The default is a perfect link. Probabilities are in parts per million per chunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetFaults {
-    /// Half of the chunks are delayed, by 1 ms to this many.
+    /// Half of the chunks are delayed, by 1 ms up to this many.
     pub delay_max_ms: u32,
-    /// A chunk is lost. It, and what follows it, arrives after one or more retransmissions.
+    /// A chunk is lost: it and what follows arrive after one or more retransmissions.
     pub loss: u32,
     /// A chunk arrives twice. TCP discards the second, so this is counted and has no effect.
     pub duplicate: u32,
-    /// A chunk is overtaken. It, and what follows it, arrives up to 20 ms late.
+    /// A chunk is overtaken: it and what follows arrive up to 20 ms late.
     pub reorder: u32,
-    /// The connection is cut within this chunk: a part of it arrives, then both ends see a reset.
+    /// The connection is cut within this chunk: part of it arrives, then both ends see a reset.
     pub reset: u32,
     /// One byte of the chunk is flipped.
     pub corrupt: u32,
-    /// The link carries so many bytes in a millisecond, over all connections.
+    /// Bandwidth of the link, in bytes per millisecond, shared by all connections.
     pub bytes_per_ms: Option<u32>,
 }
 
@@ -64,7 +64,7 @@ pub(super) enum Count {
     Bytes,
 }
 
-/// By [`Count`]: the names that the outside sees.
+/// Public names, indexed by [`Count`].
 const COUNT_NAMES: [&str; 14] = [
     "net_delay",
     "net_loss",
@@ -82,32 +82,32 @@ const COUNT_NAMES: [&str; 14] = [
     "net_bytes",
 ];
 
-/// What becomes of one chunk.
+/// What happens to one chunk.
 #[derive(Default)]
 pub(super) struct Fate {
     pub(super) delay: Duration,
     /// The byte to flip and the bits to flip in it.
     pub(super) corrupt: Option<(usize, u8)>,
-    /// The connection is cut after so many bytes of it.
+    /// The connection is cut after this many bytes of the chunk.
     pub(super) cut: Option<usize>,
 }
 
-/// One partition, as one of its blocked directions remembers it.
+/// One partition, as recorded in one of its blocked directions.
 struct Block {
     kind: Count,
-    /// Which partition: all its directions have the same.
+    /// Number of the partition, shared by all its directions.
     number: u64,
-    /// It has held something up, so it was counted.
+    /// Whether it has held something up, and so was counted.
     fired: bool,
 }
 
-/// All links, and the chance that rules them.
+/// All links, and the randomness behind their faults.
 pub(super) struct Links {
     rng: StdRng,
     faults: NetFaults,
-    /// Those that differ from `faults`.
+    /// Links whose faults differ from `faults`.
     overrides: BTreeMap<Pair, NetFaults>,
-    /// Until when a slow link is busy with what it was given.
+    /// Until when a slow link is busy with the data it was given.
     busy: BTreeMap<Pair, Instant>,
     blocked: BTreeMap<Pair, Block>,
     partitions: u64,
@@ -147,7 +147,7 @@ impl Links {
         self.counts[what as usize] += times;
     }
 
-    /// Blocks these directions, as one partition.
+    /// Blocks these directions as one partition.
     pub(super) fn block(&mut self, kind: Count, pairs: impl IntoIterator<Item = Pair>) {
         self.partitions += 1;
         let number = self.partitions;
@@ -173,7 +173,7 @@ impl Links {
         self.blocked.contains_key(&pair)
     }
 
-    /// The block of this direction, if there is one, has held something up.
+    /// Notes that the block of this direction, if there is one, has held something up.
     pub(super) fn fired(&mut self, pair: Pair) {
         let Some(&Block {
             kind,
@@ -189,8 +189,8 @@ impl Links {
         }
     }
 
-    /// What becomes of a chunk of `len` bytes that is sent now. 0 bytes are a packet without any,
-    /// which is never cut or corrupted.
+    /// What happens to a chunk of `len` bytes sent now. With 0 bytes it is an empty packet, which
+    /// is never cut or corrupted.
     pub(super) fn fate(&mut self, pair: Pair, len: usize, now: Instant) -> Fate {
         let faults = *self.overrides.get(&pair).unwrap_or(&self.faults);
         if pair.0 == pair.1 || faults == NetFaults::default() {
@@ -215,12 +215,12 @@ impl Links {
         }
     }
 
-    /// How late what a partition held arrives after its end.
+    /// Delay, after a partition ends, of what it held.
     pub(super) fn held_delay(&mut self) -> Duration {
         Duration::from_millis(self.rng.random_range(0..HELD_MS_MAX))
     }
 
-    /// A whole number of milliseconds within these bounds.
+    /// A random whole number of milliseconds, bounds included.
     pub(super) fn millis(&mut self, min: u64, max: u64) -> Duration {
         Duration::from_millis(self.rng.random_range(min..=max))
     }
@@ -249,7 +249,7 @@ impl Links {
         delay_ms
     }
 
-    /// How long a slow link takes until it has carried `len` more bytes.
+    /// How long a slow link takes to finish carrying `len` more bytes.
     fn transmission_ms(&mut self, pair: Pair, len: usize, bytes_per_ms: u32, now: Instant) -> u64 {
         let micros = len as u64 * 1000 / u64::from(bytes_per_ms.max(1));
         let busy = self.busy.entry(pair).or_insert(now);

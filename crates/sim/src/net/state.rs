@@ -1,4 +1,4 @@
-//! Everything that the hosts share, behind one lock: who listens, who is connected, who is off.
+//! State shared by all hosts, behind one lock: who listens, who is connected, who is off.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, IoSlice};
@@ -14,16 +14,16 @@ use super::connection::{Connection, End, Step, park};
 use super::links::{Count, Links, Pair};
 use super::{NetFaults, Tap};
 
-/// Connections that wait to be accepted; one more is refused.
+/// Connections that may wait to be accepted; any more are refused.
 const BACKLOG_MAX: usize = 4096;
 
-/// First of the ports that a bind to port 0 gets.
+/// First port assigned to a bind to port 0.
 const FREE_PORT_FIRST: u16 = 49_152;
 
-/// How long a dial waits for an answer, in milliseconds; drawn for each.
+/// How long a dial waits for an answer, in milliseconds; drawn per dial.
 const DIAL_MS: (u64, u64) = (1000, 3000);
 
-/// Which process on which host calls: a host's number, and how often it was killed before.
+/// The calling process: its host's number, and how often that was killed before.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Process {
     pub(super) host: usize,
@@ -37,7 +37,7 @@ pub(super) struct EndId {
     pub(super) end: usize,
 }
 
-/// A listener, by where it listens and its own number.
+/// A listener: where it listens, and its own number.
 #[derive(Clone, Copy)]
 pub(super) struct ListenerId {
     host: usize,
@@ -62,15 +62,15 @@ pub(super) struct Dial {
     from: Process,
     to: usize,
     port: u16,
-    /// When it fails if nobody answered.
+    /// When it fails if nobody has answered.
     pub(super) deadline: Instant,
     /// It waits for a partition to end.
     hung: bool,
-    /// Its packets were under way for as long as they take.
+    /// Its packets have spent their travel time.
     travelled: bool,
 }
 
-/// What an attempt to dial came to.
+/// Result of an attempt to dial.
 pub(super) enum Dialled {
     Connected(EndId),
     Travels(Duration),
@@ -83,9 +83,9 @@ pub(super) struct State {
     hosts: Vec<Host>,
     listeners: BTreeMap<(usize, u16), Listening>,
     connections: BTreeMap<u64, Connection>,
-    /// The number of the next connection or listener.
+    /// Number of the next connection or listener.
     next: u64,
-    /// Who is to be woken once the lock is free.
+    /// Wakers to wake once the lock is released.
     pub(super) wakes: Vec<Waker>,
     pub(super) tap: Option<Tap>,
 }
@@ -104,7 +104,7 @@ impl State {
         }
     }
 
-    /// The number of the host of this name.
+    /// The number of the host with this name.
     pub(super) fn number(&mut self, name: &str) -> usize {
         if let Some(&number) = self.numbers.get(name) {
             return number;
@@ -124,7 +124,7 @@ impl State {
         (self.number(from), self.number(to))
     }
 
-    /// The process that runs on a host at this time.
+    /// The process running on a host now.
     pub(super) fn process(&mut self, name: &str) -> Process {
         let host = self.number(name);
         let incarnation = self.hosts[host].incarnation;
@@ -198,7 +198,7 @@ impl State {
         listening.filter(|listening| listening.number == id.number)
     }
 
-    /// The next connection of a listener and the name of the host that dialled.
+    /// The next connection of a listener and the name of the dialling host.
     pub(super) fn accept(
         &mut self,
         id: ListenerId,
@@ -219,7 +219,7 @@ impl State {
         Poll::Ready(Ok((EndId { connection, end: 1 }, peer)))
     }
 
-    /// Frees the address of a listener. Whoever waits to be accepted sees a reset.
+    /// Frees the address of a listener. Connections waiting to be accepted see a reset.
     pub(super) fn stop_listening(&mut self, id: ListenerId) {
         if self.listening(id).is_none() {
             return;
@@ -234,7 +234,7 @@ impl State {
         }
     }
 
-    /// Resets the connection of an end that no process ever held.
+    /// Resets a connection from an end that no process has ever held.
     fn abort(&mut self, id: EndId, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id.connection) else {
             return;
@@ -262,7 +262,7 @@ impl State {
         })
     }
 
-    /// Goes on with a dial, which needs both directions.
+    /// Continues a dial, which needs both directions.
     pub(super) fn dial(&mut self, dial: &mut Dial) -> io::Result<Dialled> {
         self.check_alive(dial.from)?;
         let (there, back) = ((dial.from.host, dial.to), (dial.to, dial.from.host));
@@ -314,7 +314,7 @@ impl State {
         step
     }
 
-    /// Sends the bytes of `slices` as one chunk, as far as there is room, and says how many.
+    /// Sends the bytes of `slices` as one chunk, as far as there is room; returns how many.
     pub(super) fn write(
         &mut self,
         id: EndId,
@@ -381,7 +381,7 @@ impl State {
         connection.wake_all(wakes);
     }
 
-    /// A process holds this end, and can flush it: nothing is kept back here.
+    /// Succeeds if a process holds this end: nothing is buffered here.
     pub(super) fn flush(&self, id: EndId) -> io::Result<()> {
         match self.connections.get(&id.connection) {
             Some(connection) if connection.end(id.end) == End::Open => Ok(()),
@@ -389,7 +389,7 @@ impl State {
         }
     }
 
-    /// Says that this end writes nothing more. It goes on reading.
+    /// Declares that this end writes nothing more. It may still read.
     pub(super) fn shut(&mut self, id: EndId) -> io::Result<()> {
         let now = Instant::now();
         let connection = self.connections.get_mut(&id.connection);
@@ -412,7 +412,7 @@ impl State {
         self.tap("close", pair, &[]);
     }
 
-    /// Closes an end that a process held: the end of the stream follows what was sent, and whatever
+    /// Closes an end that a process held: the end of stream follows what was sent, and whatever
     /// arrives from now on is refused.
     pub(super) fn close(&mut self, id: EndId) {
         let now = Instant::now();
@@ -440,9 +440,9 @@ impl State {
     }
 }
 
-/// What befalls hosts and links.
+/// Faults of hosts and links.
 impl State {
-    /// Brings all connections in line with which directions are silent.
+    /// Updates all connections to which directions are silent now.
     pub(super) fn settle(&mut self) {
         let now = Instant::now();
         let mut connections = std::mem::take(&mut self.connections);

@@ -1,4 +1,4 @@
-//! What the network promises, fault by fault, as the processes on its hosts see it.
+//! Guarantees of the network, fault by fault, as seen by the processes on its hosts.
 
 mod crashes;
 mod faults;
@@ -31,7 +31,7 @@ async fn listen(net: &SimNet, address: &str) -> Box<dyn Listener> {
     net.host(host).bind(address).await.unwrap()
 }
 
-/// A connection from n1 to n2: both ends, dialler first.
+/// A connection from n1 to n2: both ends, the dialler's first.
 async fn connect(net: &SimNet) -> (Stream, Stream) {
     let mut listener = listen(net, "n2:7400").await;
     let ours = net.host("n1").connect("n2:7400").await.unwrap().stream;
@@ -39,7 +39,7 @@ async fn connect(net: &SimNet) -> (Stream, Stream) {
     (ours, theirs)
 }
 
-/// The bytes that a write of `bytes` brings to the other end, and how long that takes.
+/// The bytes that arrive at the other end when `bytes` are written, and how long that takes.
 async fn carry(from: &mut Stream, to: &mut Stream, bytes: &[u8]) -> (Vec<u8>, Duration) {
     let start = Instant::now();
     from.write_all(bytes).await.unwrap();
@@ -56,14 +56,14 @@ async fn write_error(stream: &mut Stream) -> ErrorKind {
     stream.write(b"x").await.unwrap_err().kind()
 }
 
-/// Nothing comes within this time.
+/// Nothing arrives within this time.
 async fn assert_silent(stream: &mut Stream, within: Duration) {
     let mut buffer = [0; 64];
     let read = timeout(within, stream.read(&mut buffer)).await;
     assert!(read.is_err(), "{read:?}");
 }
 
-/// Writes until the window is full, and says how much that was.
+/// Writes until the window is full, and returns how much that was.
 async fn fill(stream: &mut Stream) -> usize {
     let mut sum = 0;
     while let Ok(count) = timeout(Duration::from_millis(1), stream.write(&[7; 10_000])).await {

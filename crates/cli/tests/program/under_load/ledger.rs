@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// What all accounts hold together: 100 of them begin with 1000 each.
+/// Number of accounts, and their total: each begins with 1000.
 const ACCOUNTS: (u64, i64) = (100, 100_000);
 
-/// Stream and number of a record: each record has the number after the last one of its stream, which
+/// Stream and number of a record: each record's number follows the last one of its stream, which
 /// its transaction has read.
 type Place = (u64, u64);
 
@@ -16,7 +16,7 @@ type Place = (u64, u64);
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     pub(super) nodes: Vec<Seen>,
-    /// Lives that have ended: what they answered last may not have been told.
+    /// Lives that have ended: their last answers may not have been reported.
     pub(super) ended: HashSet<u64>,
     /// What must never have happened.
     pub(super) wrong: Vec<String>,
@@ -29,7 +29,7 @@ pub(super) struct Ledger {
     vlsns: HashSet<u64>,
 }
 
-/// One node, in its newest life.
+/// One node, in its current life.
 #[derive(Debug, Default)]
 #[expect(
     clippy::struct_excessive_bools,
@@ -39,12 +39,12 @@ pub(super) struct Seen {
     pub(super) is_ready: bool,
     pub(super) is_resting: bool,
     pub(super) has_told: bool,
-    /// Set when it is to be removed: then it may say so.
+    /// Set when it is about to be removed: then it may report that.
     pub(super) is_leaving: bool,
     pub(super) role: String,
     is_reading: bool,
     reads: usize,
-    /// What the read that is under way must find at least: what was known before it was asked for.
+    /// The minimum that the current read must find: what was known before it was requested.
     floor: BTreeMap<u64, u64>,
     rows: Vec<(Place, String)>,
 }
@@ -58,7 +58,7 @@ struct TermSeen {
 }
 
 impl Ledger {
-    /// A node begins a life.
+    /// Starts a life of a node.
     pub(super) fn begin(&mut self, (at, _): (usize, u64)) {
         while self.nodes.len() <= at {
             self.nodes.push(Seen::default());
@@ -79,7 +79,7 @@ impl Ledger {
         self.nodes[at].is_reading = false;
     }
 
-    /// Acknowledged records, and reads that each node has answered.
+    /// Number of acknowledged records, and of reads answered by each node.
     pub(super) fn counts(&self) -> (usize, Vec<usize>) {
         let reads = self.nodes.iter().map(|node| node.reads).collect();
         (self.acknowledged.len(), reads)
@@ -90,14 +90,14 @@ impl Ledger {
         self.terms.keys().next_back().copied().unwrap_or_default()
     }
 
-    /// From the last acknowledgement up to `term` to the first one after it.
+    /// Time from the last acknowledgement up to `term` to the first one after it.
     pub(super) fn gap(&self, term: u64) -> Duration {
         let before = self.terms.range(..=term).next_back().expect("acknowledged");
         let after = self.terms.range(term + 1..).next().expect("acknowledged");
         after.1.first.saturating_duration_since(before.1.last)
     }
 
-    /// Takes what a node says; returns whether it is to read once more.
+    /// Takes a node's report; returns whether the node should read once more.
     pub(super) fn take(&mut self, (at, life): (usize, u64), report: &Value, now: Instant) -> bool {
         let (what, body) = match report {
             Value::String(what) => (what.as_str(), &Value::Null),
@@ -132,7 +132,7 @@ impl Ledger {
                 (place, text(&row[2]))
             })),
             "told" => self.nodes[at].has_told = true,
-            // A node that is removed may be asked for something before it knows.
+            // A removed node may be asked for something before it knows.
             _ if self.nodes[at].is_leaving && body.to_string().contains("removed") => {}
             _ => self.wrong.push(format!("n{}: {report}", at + 1)),
         }
@@ -159,7 +159,7 @@ impl Ledger {
         }
     }
 
-    /// A read must find all that had been acknowledged, or read by anybody, before it began.
+    /// A read must find everything acknowledged, or read by anyone, before it began.
     fn take_read(&mut self, at: usize, body: &Value) {
         let found = list(&body["numbers"]).iter();
         let found = found.map(|pair| (whole(&pair[0]), whole(&pair[1])));
@@ -183,13 +183,13 @@ impl Ledger {
         }
     }
 
-    /// Holds everything that a node has told against what was acknowledged.
+    /// Checks everything a node has reported against what was acknowledged.
     pub(super) fn check_end(&mut self, at: usize) {
         let rows = std::mem::take(&mut self.nodes[at].rows);
         let mut held = HashMap::new();
         let mut last = BTreeMap::new();
         for ((stream, number), id) in rows {
-            // No number was given twice or left out.
+            // No number was assigned twice or skipped.
             let before: u64 = last.insert(stream, number).unwrap_or_default();
             if number != before + 1 {
                 let what = format!("stream {stream} has {number} after {before}");
@@ -219,7 +219,7 @@ impl Ledger {
     }
 }
 
-/// The id of a record is its life, its stream and a number of its own.
+/// A record's id consists of its life, its stream and its own number.
 fn stream_of(id: &str) -> u64 {
     let stream = id.split('-').nth(1).and_then(|stream| stream.parse().ok());
     stream.expect("an id")

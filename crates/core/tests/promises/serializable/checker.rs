@@ -1,36 +1,36 @@
 //! Strict serializability of a whole history. Shares no code with the library.
 //!
-//! Every value is written once, so a read names the transaction that it saw. The versions of a key
-//! are ordered by the VLSNs of their writers. What must then have come before what is a graph:
+//! Every value is written once, so a read identifies the transaction it saw. The versions of a key
+//! are ordered by their writers' VLSNs. The required order is then a graph:
 //!
 //! ```text
-//!   writer ──ww──► writer of the next version      a writer ──wr──► who read its version
-//!   who read a version ──rw──► writer of the next version
-//!   ended ──► moment ──► moment ──► begun          what had ended before another began
+//!   writer ──ww──► writer of the next version      a writer ──wr──► reader of its version
+//!   reader of a version ──rw──► writer of the next version
+//!   ended ──► moment ──► moment ──► begun          one ended before another began
 //! ```
 //!
-//! The history is strictly serializable when the graph has no cycle. Each key alone is checked as a
-//! register as well, which says more plainly what went wrong.
+//! The history is strictly serializable if the graph has no cycle. Each key is also checked on its
+//! own as a register, which shows more plainly what went wrong.
 
 use std::collections::BTreeMap;
 
-/// A key, and a value that is written once; `None` is a key that nobody has written yet.
+/// A key and its unique value; `None` means that nobody has written the key yet.
 pub(crate) type Read = (u8, Option<u64>);
 
 /// One transaction or snapshot that took effect, or whose outcome is unknown.
 #[derive(Clone, Debug)]
 pub(crate) struct Operation {
-    /// Moments of one clock that never shows the same twice. `ended` is `None` when nobody was
-    /// told how it ended.
+    /// Times from a clock that never shows the same time twice. `ended` is `None` if no client
+    /// learned the outcome.
     pub(crate) begun: u64,
     pub(crate) ended: Option<u64>,
     pub(crate) reads: Vec<Read>,
     pub(crate) writes: Vec<(u8, u64)>,
-    /// Of one that writes.
+    /// Set for one that writes.
     pub(crate) vlsn: Option<u64>,
 }
 
-/// What contradicts strict serializability; empty when nothing does.
+/// Contradictions of strict serializability; empty if there are none.
 pub(crate) fn check(history: &[Operation]) -> Vec<String> {
     let operations = took_effect(history);
     let versions = match Versions::of(&operations) {
@@ -42,8 +42,8 @@ pub(crate) fn check(history: &[Operation]) -> Vec<String> {
     problems
 }
 
-/// The operations that happened: those whose end somebody was told, and whatever these have seen.
-/// Another one may read what never came to be, and be lost together with it.
+/// The operations that happened: those whose end a client learned, and whatever these have seen.
+/// Any other one may read what never came to be, and be lost along with it.
 fn took_effect(history: &[Operation]) -> Vec<&Operation> {
     let mut happened: Vec<bool> = history.iter().map(|of| of.ended.is_some()).collect();
     let writers = history.iter().enumerate().flat_map(|(at, operation)| {
@@ -65,7 +65,7 @@ fn took_effect(history: &[Operation]) -> Vec<&Operation> {
         .collect()
 }
 
-/// The writers of each key in the order of their VLSNs, by index of the operation.
+/// The writers of each key in VLSN order, by operation index.
 struct Versions {
     writers: BTreeMap<u8, Vec<usize>>,
     /// Which version of its key a value is.
@@ -108,7 +108,7 @@ impl Versions {
         }
     }
 
-    /// How many versions of the key there had been when this one was the newest.
+    /// How many versions the key had when this one was the newest.
     fn number(&self, value: Option<u64>) -> usize {
         value.map_or(0, |value| self.by_value[&value].1 + 1)
     }
@@ -119,11 +119,11 @@ impl Versions {
     }
 }
 
-/// Begin and end, number of the version, and whose read it was.
+/// Begin, end, version number, and index of the reading operation.
 type ReadOfKey = (u64, Option<u64>, usize, usize);
 
-/// Each key alone, as a register: nobody reads what was overwritten before he began, nor what was
-/// written after he ended, nor an older version than one that was read before he began.
+/// Checks each key as a register: no read returns what was overwritten before it began, what was
+/// written after it ended, or an older version than one read before it began.
 fn registers(operations: &[&Operation], versions: &Versions) -> Vec<String> {
     let mut problems = Vec::new();
     let mut reads: BTreeMap<u8, Vec<ReadOfKey>> = BTreeMap::new();
@@ -171,7 +171,7 @@ fn registers(operations: &[&Operation], versions: &Versions) -> Vec<String> {
     problems
 }
 
-/// What must have come before what: operations first, then moments.
+/// What must precede what: operations first, then moments.
 struct Graph {
     after: Vec<Vec<usize>>,
     operations: usize,
@@ -217,14 +217,14 @@ impl Graph {
         graph
     }
 
-    /// A transaction may read what it is the next to write.
+    /// A transaction may read the version that it overwrites.
     fn edge(&mut self, from: usize, to: usize) {
         if from != to {
             self.after[from].push(to);
         }
     }
 
-    /// What is left when everything is taken away that nothing left comes before.
+    /// What remains after repeatedly removing everything that nothing remaining precedes.
     fn cycle(&self) -> Option<String> {
         let mut before = vec![0_usize; self.after.len()];
         for to in self.after.iter().flatten() {

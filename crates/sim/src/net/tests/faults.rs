@@ -1,10 +1,10 @@
-//! Faults of links, and that they follow from the seed.
+//! Link faults, and that they follow from the seed.
 
 use std::sync::{Arc, Mutex};
 
 use super::*;
 
-/// 400 chunks of 8 bytes from n1 to n2, all of which arrive as sent; how long the last one took.
+/// 400 chunks of 8 bytes from n1 to n2, all intact; returns how long the last one took.
 async fn flood(net: &SimNet) -> Duration {
     let (mut a, mut b) = connect(net).await;
     let start = Instant::now();
@@ -183,7 +183,7 @@ async fn a_dial_takes_the_time_of_both_ways() {
     assert!(local.is_ok(), "a host reaches itself on a perfect link");
 }
 
-/// What happens in a fixed scenario, with the time of each event.
+/// The events of a fixed scenario, each with its time.
 async fn story(seed: u64) -> Vec<String> {
     let events = Arc::new(Mutex::new(Vec::new()));
     let everything = NetFaults {

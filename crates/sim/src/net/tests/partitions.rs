@@ -1,8 +1,8 @@
-//! Blocked directions, and the shapes made of them.
+//! Blocked directions, and partitions built from them.
 
 use super::*;
 
-/// What of `names` reaches what, as `ab`: n-a reaches n-b. Judged by what a connection carries.
+/// Which of `names` reach which, as `ab`: n-a reaches n-b. Judged by what a connection carries.
 async fn reach(names: &[&str], shape: impl Fn(&SimNet, &[String])) -> (Vec<String>, SimNet) {
     let net = perfect();
     let mut pairs = Vec::new();
