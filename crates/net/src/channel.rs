@@ -74,7 +74,7 @@ pub trait Channel: Send + Sync {
 pub struct LocalChannel(BlockingConnection);
 
 /// The two ends of an in-process channel. Each direction buffers up to 256 KiB; beyond that, `send`
-/// blocks as long as the other end keeps accepting bytes within 10 s.
+/// blocks, as long as the other end takes some bytes within 10 s.
 pub struct LocalChannelPair {
     /// The end that `channel_b` talks to.
     pub channel_a: LocalChannel,
@@ -195,8 +195,8 @@ impl TcpChannelListener {
     }
 }
 
-/// A connection whose halves are driven by the calling threads. `None` if it could not be opened:
-/// it is closed from the start.
+/// A connection whose halves are driven by the calling threads. `None` if it could not be opened;
+/// it is then closed from the start.
 pub(crate) struct BlockingConnection(Option<Arc<Shared>>);
 
 /// State shared by the owner of a blocking connection, its closing task and its dispatcher.

@@ -54,13 +54,13 @@ const GATHER_BYTES_MAX: usize = 256 * 1024;
 /// in the vectored write.
 const COPY_BYTES_MAX: usize = 16 * 1024;
 
-/// Most slices in one vectored write.
+/// Maximum slices in one vectored write.
 const SLICES_MAX: usize = 64;
 
 /// Bytes requested by the first read: the most that each of thousands of idle connections costs.
 const READ_BYTES_MIN: usize = 8 * 1024;
 
-/// Most bytes requested by one read, once a connection has shown that it delivers that many.
+/// Maximum bytes requested by one read, once a connection has shown that it delivers that many.
 const READ_BYTES_MAX: usize = 256 * 1024;
 
 /// A stream of bytes in both directions: a TCP socket, a TLS session, an in-memory pipe.

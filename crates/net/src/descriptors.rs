@@ -13,7 +13,8 @@ use tokio::time::Instant;
 
 use crate::blocking::lock;
 
-/// Most descriptors that are kept from strangers; half of the process's limit where that is less.
+/// Maximum number of descriptors kept from strangers; half of the process's limit where that is
+/// less.
 pub(crate) const KEPT_MAX: usize = 256;
 
 /// The most that [`Descriptors::raise_limit`] asks for: more than the connections and files of

@@ -64,7 +64,7 @@ pub struct DispatcherOptions {
     /// is left to connections that have not yet named a service.
     pub connections_per_address_max: usize,
     /// Descriptors that the process keeps for its files and its peers, approximately (256, or half
-    /// of the process's limit where that is less): half-open connections give way to them,
+    /// of the process's limit where that is less): half-open connections give way for them,
     /// strangers are not served from them, and the last quarter is for files alone.
     pub descriptors_kept: usize,
     /// Maximum number of running blocking handlers, each on a thread (256). A further connection
@@ -452,7 +452,7 @@ fn report_handled(service: &str, handled: std::result::Result<Result<()>, Box<dy
     }
 }
 
-/// Logs a connection task that failed. Handlers' panics have been caught before.
+/// Logs a connection task that failed. Handlers' panics are caught earlier.
 fn report(ended: std::result::Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         tracing::error!(%error, "the task of a connection failed");
