@@ -28,7 +28,7 @@ const SAY_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct Patience {
     /// When it began to wait.
     since: Option<Instant>,
-    /// How long it waits before the next warning.
+    /// Total wait at which it logs the next warning.
     say_after: Duration,
 }
 
