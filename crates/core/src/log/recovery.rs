@@ -9,9 +9,9 @@
 //!   the error names the place.
 //!
 //! To tell them apart, each record says how far the log had been synced when it was written. A
-//! broken record is corruption if any intact record of its segment says that the break was synced;
-//! and anywhere but in the last segment, because a segment is begun only once the one before is
-//! synced. `docs/format.md` lists what cannot be told apart.
+//! broken record is corruption if any intact record of its segment says that the break was synced.
+//! Anywhere but in the last segment it always is, because a segment is begun only once the one
+//! before is synced. `docs/format.md` lists what cannot be told apart.
 //!
 //! Finally, everything since the last known sync is rewritten, the same bytes, and synced: a
 //! process that died left them only in the page cache, and after a failed sync the cache may hold
