@@ -130,7 +130,7 @@ pub trait StorageEngine: Send + Sync + 'static {
     /// written, and the errors of [`sync`](Self::sync).
     fn check(&self) -> Result<u64>;
 
-    /// Figures for metrics and status.
+    /// Statistics for metrics and status.
     fn stats(&self) -> EngineStats;
 
     /// Syncs, frees space, stops background work. Later calls return [`EngineError::Closed`];

@@ -527,7 +527,7 @@ impl Open {
             let _turn = self.turns.to_move_records();
             for (id, key, change) in slice {
                 if let Change::Put(value) = change {
-                    // `create_databases` has created it.
+                    // `create_databases` has ensured that it exists.
                     let database = &self.databases[id];
                     // Noxu charges its cache for a value that is read or new, but not for one that
                     // replaces a value on disk. Whether that one can be read does not matter here.

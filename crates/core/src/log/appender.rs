@@ -138,7 +138,7 @@ impl Appender {
         } else {
             rest
         };
-        // At the end of a segment, only the mark goes into the next.
+        // At the end of a segment, the mark itself goes into the next.
         if self.fits(padding) {
             self.put(&mark, &vec![0; padding - RECORD_HEADER_BYTES])
                 .await?;

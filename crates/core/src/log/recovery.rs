@@ -13,7 +13,7 @@
 //! Anywhere but in the last segment it always is, because a segment is begun only once the one
 //! before is synced. `docs/format.md` lists what cannot be told apart.
 //!
-//! Finally, everything since the last known sync is rewritten, the same bytes, and synced: a
+//! Finally, everything since the last known sync is rewritten with the same bytes and synced: a
 //! process that died left them only in the page cache, and after a failed sync the cache may hold
 //! bytes that the disk lacks, yet consider them written.
 

@@ -1,4 +1,4 @@
-//! The single writer: takes what is queued, writes it, syncs it, and reports it.
+//! The single writer: takes what is queued, writes it, syncs it, and notifies the callers.
 //!
 //! Each iteration of the loop is one group: everything that gathered while the previous group was
 //! being synced, up to a size limit. Callbacks run after the sync, in order. Work that nobody waits

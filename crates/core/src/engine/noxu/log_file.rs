@@ -18,7 +18,7 @@ const VERSION_MAX: u32 = 255;
 const FLAGS_OFFSET: usize = 5;
 const INVISIBLE: u8 = 0x10;
 
-/// The header of a file. One written by a newer version is not damaged.
+/// The header of a file. One written by a newer version is not reported as damage.
 pub(super) fn header(path: &Path, bytes: &[u8]) -> Result<FileHeader> {
     FileHeader::read_from(&mut &*bytes).map_err(|error| match error {
         LogError::VersionMismatch { found, .. } if found <= VERSION_MAX => {

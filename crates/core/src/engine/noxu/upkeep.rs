@@ -172,7 +172,7 @@ fn marker(environment: &Environment) -> impl Fn() + Send + 'static {
                 .read()
                 .get_real_tree()
                 .and_then(|tree| tree.get_root());
-            // A root without nodes below is a leaf, which the cleaner knows.
+            // A root without nodes below is a leaf, which the cleaner knows about.
             if let Some(root) = root
                 && let TreeNode::Internal(root) = &mut *root.write()
             {

@@ -1,9 +1,10 @@
 //! An in-memory disk that knows what has been synced.
 //!
-//! Each file has two contents: what a reader sees and what a power cut would leave. So do names:
-//! changes to a directory wait in order until it is synced. [`MemoryDisk::crash`] drops everything
-//! unsynced; [`MemoryDisk::crash_keeping`] lets the caller keep any leading part of any unsynced
-//! sector and any number of the waiting name changes, in order, as a journalling file system does.
+//! Each file has two contents: what a reader sees and what a power cut would leave. The same holds
+//! for names: changes to a directory wait in order until it is synced. [`MemoryDisk::crash`] drops
+//! everything unsynced; [`MemoryDisk::crash_keeping`] lets the caller keep any leading part of any
+//! unsynced sector and any number of the waiting name changes, in order, as a journalling file
+//! system does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
