@@ -126,8 +126,8 @@ pub trait StorageEngine: Send + Sync + 'static {
     /// it has read. May run concurrently with every other call, and takes as long as the disk does.
     ///
     /// # Errors
-    /// [`EngineError::Corrupt`] with the file and the offset of the first thing that is not what was
-    /// written, and the errors of [`sync`](Self::sync).
+    /// [`EngineError::Corrupt`] with the file and the offset of the first thing that is not what
+    /// was written, and the errors of [`sync`](Self::sync).
     fn check(&self) -> Result<u64>;
 
     /// Statistics for metrics and status.

@@ -788,7 +788,7 @@ fn reads_beside_an_apply_are_right(bed: &Bed) {
 
 struct Stress<'a> {
     engine: &'a dyn StorageEngine,
-    /// The newest batch whose `apply` was called, and the newest whose `apply` has returned.
+    /// Numbers of the newest batch whose `apply` was called, and of the newest whose has returned.
     started: AtomicU64,
     ended: AtomicU64,
     stop: AtomicBool,

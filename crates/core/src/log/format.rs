@@ -15,7 +15,7 @@ use super::{EntryKind, LogId, LogIdentity, Vote};
 
 /// The version that this code writes, for segments and records alike.
 pub(super) const VERSION: u16 = 1;
-/// Bytes before the first record. A header has blocks of its own: writing records never rewrites it.
+/// Bytes before the first record. A header has its own block: writing records never rewrites it.
 pub(super) const RECORDS_START: u32 = 4096;
 /// Records start at multiples of this, so that a search for them has few places to try.
 pub(super) const RECORD_ALIGNMENT: usize = 8;

@@ -31,8 +31,8 @@ use crate::engine::Result;
 pub(super) struct Turns {
     /// Held while changing records or where they are: by a batch, a checkpoint.
     pub(super) writer: Arc<Mutex<()>>,
-    /// Held for writing while records are changed or moved, for reading while a cursor is in use. Taken
-    /// after `writer`.
+    /// Held for writing while records are changed or moved, for reading while a cursor is in use.
+    /// Taken after `writer`.
     pub(super) records: Arc<RwLock<()>>,
 }
 
