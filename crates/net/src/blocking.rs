@@ -1,8 +1,8 @@
-//! The runtime under the blocking face, and how a thread waits for a future on it.
+//! The runtime beneath the blocking API, and how a thread waits for a future on it.
 //!
 //! The future is polled on the calling thread; the runtime only watches its sockets and timers and
 //! wakes that thread. So a frame crosses no queue between threads, and blocking inside an async
-//! context blocks one thread of it and nothing else: the caller's own runtime has no part in it.
+//! context blocks one of its threads and nothing else: the caller's own runtime is not involved.
 
 use std::io;
 use std::pin::pin;
@@ -17,15 +17,15 @@ use crate::error::{NetError, Result};
 /// Threads that watch sockets and timers and run the accept loops of blocking dispatchers.
 const WORKER_THREADS: usize = 2;
 
-/// Most threads for blocking handlers, over all dispatchers of the process. Each dispatcher has a
-/// lower limit of its own, so this one only has to be out of their way.
+/// Maximum number of threads for blocking handlers, across all dispatchers of the process. Each
+/// dispatcher has its own lower limit; this one only has to stay out of their way.
 const HANDLER_THREADS_MAX: usize = 16 * 1024;
 
 /// The runtime of this crate, started on first use. It lives as long as the process.
 ///
 /// # Errors
 ///
-/// [`NetError::Io`] when the operating system gives no threads or descriptors. The next call tries
+/// [`NetError::Io`] when the operating system refuses threads or descriptors. The next call tries
 /// again.
 pub(crate) fn runtime() -> Result<Handle> {
     static RUNTIME: Mutex<Option<Runtime>> = Mutex::new(None);
@@ -43,7 +43,7 @@ pub(crate) fn runtime() -> Result<Handle> {
     Ok(runtime.insert(started).handle().clone())
 }
 
-/// The output of `future`, for which the calling thread waits. `runtime` watches the sockets and
+/// Polls `future` on the calling thread until it completes. `runtime` watches the sockets and
 /// timers that the future creates.
 pub(crate) fn block_on<F: Future>(runtime: &Handle, future: F) -> F::Output {
     let _context = runtime.enter();
@@ -60,7 +60,7 @@ pub(crate) fn block_on<F: Future>(runtime: &Handle, future: F) -> F::Output {
     }
 }
 
-/// The output of `future` if it is there without waiting.
+/// The output of `future` if a single poll completes it.
 pub(crate) fn poll_once<F: Future>(runtime: &Handle, future: F) -> Option<F::Output> {
     let _context = runtime.enter();
     match pin!(unconstrained(future)).poll(&mut Context::from_waker(Waker::noop())) {
@@ -69,13 +69,13 @@ pub(crate) fn poll_once<F: Future>(runtime: &Handle, future: F) -> Option<F::Out
     }
 }
 
-/// The guard of `mutex`. A thread that panicked while it held the lock is no reason for others to
-/// fail: every section under a lock of this crate leaves its data whole.
+/// Locks `mutex`, poisoned or not. A panic under the lock need not fail other threads: every
+/// critical section of this crate leaves its data consistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A thread that waits to be woken. Not `thread::park`, whose token other code may take.
+/// A thread that waits to be woken. Not `thread::park`, whose token other code may consume.
 #[derive(Default)]
 struct Parked {
     woken: Mutex<bool>,

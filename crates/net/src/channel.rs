@@ -1,13 +1,14 @@
-//! The blocking face of a connection: messages in both directions, from any thread.
+//! The blocking API of a connection: messages in both directions, from any thread.
 //!
 //! Every channel is a [`BlockingConnection`]: the two halves of a [`Connection`], each behind its
 //! own lock, and one switch that turns both off. `send` takes the lock of one half and `receive`
-//! that of the other, so neither waits for the other; `close` takes none, it throws the switch.
+//! that of the other, so neither waits for the other; `close` takes neither lock and throws the
+//! switch.
 //!
-//! Closing leaves the peer time to read: a task of the crate's runtime writes out what is queued,
-//! ends the stream, and for a moment reads and forgets what the peer still sends. Without that, a
-//! TCP socket closed over unread bytes would reset the connection and take back what the peer has
-//! not read yet.
+//! Closing gives the peer time to read: a task on the crate's runtime writes out what is queued,
+//! ends the stream, and briefly reads and discards what the peer still sends. Otherwise a TCP
+//! socket closed with unread bytes would reset the connection and lose what the peer has not yet
+//! read.
 
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr, TcpStream};
@@ -25,55 +26,55 @@ use crate::connection::{Connection, FrameReceiver, FrameSender, check_sendable};
 use crate::error::{NetError, Result};
 use crate::tcp;
 
-/// Bytes that wait in each direction of a [`LocalChannelPair`]: about what a TCP connection holds.
+/// Bytes buffered in each direction of a [`LocalChannelPair`]: about what a TCP connection holds.
 const LOCAL_QUEUE_BYTES: usize = 256 * 1024;
 
-/// How long a closed channel takes in and forgets what its peer still sends.
+/// How long a closed channel reads and discards what its peer still sends.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Messages in both directions at once, between two ends.
+/// A full-duplex message channel between two ends.
 ///
-/// All methods may be called from any thread at the same time, inside an async context too: they
-/// block that thread. A channel that failed stays closed. Dropping a channel closes it.
+/// All methods may be called concurrently from any thread, even inside an async context: they block
+/// that thread. A failed channel stays closed. Dropping a channel closes it.
 pub trait Channel: Send + Sync {
     /// Sends one message. Never waits for a `receive` in another thread.
     ///
     /// # Errors
     ///
     /// [`NetError::Protocol`] when `data` is longer than
-    /// [`MAX_FRAME_PAYLOAD`](crate::MAX_FRAME_PAYLOAD): nothing was sent, and the channel goes on.
-    /// All others close the channel: [`NetError::ChannelClosed`], [`NetError::DeadlineExceeded`]
-    /// when the peer takes nothing for 10 s, [`NetError::Io`].
+    /// [`MAX_FRAME_PAYLOAD`](crate::MAX_FRAME_PAYLOAD): nothing is sent, and the channel stays
+    /// open. All other errors close it: [`NetError::ChannelClosed`], [`NetError::DeadlineExceeded`]
+    /// when the peer accepts no bytes for 10 s, [`NetError::Io`].
     fn send(&self, data: &[u8]) -> Result<()>;
 
-    /// The next message, or `None` when none is complete within `timeout`. What has come of it is
+    /// The next message, or `None` when none is complete within `timeout`. A partial message is
     /// kept for the next call. A timeout of zero polls.
     ///
     /// # Errors
     ///
-    /// All close the channel: [`NetError::ChannelClosed`] once all that the peer sent was received,
-    /// [`NetError::Protocol`] for a message over the limit or cut short,
-    /// [`NetError::DeadlineExceeded`] when a message that has begun does not go on for 10 s,
+    /// All close the channel: [`NetError::ChannelClosed`] once everything the peer sent has been
+    /// received, [`NetError::Protocol`] for a message over the limit or cut short,
+    /// [`NetError::DeadlineExceeded`] when no byte of a started message arrives for 10 s,
     /// [`NetError::Io`].
     fn receive(&self, timeout: Duration) -> Result<Option<Vec<u8>>>;
 
-    /// Closes the channel: calls that wait on this end return [`NetError::ChannelClosed`], and the
-    /// peer gets that error after it received what was sent. Closing twice is no error.
+    /// Closes the channel: calls waiting on this end return [`NetError::ChannelClosed`], and the
+    /// peer gets that error after receiving what was sent. Closing twice is not an error.
     ///
     /// # Errors
     ///
-    /// None of the channels of this crate fails to close.
+    /// No channel of this crate fails to close.
     fn close(&self) -> Result<()>;
 
-    /// Whether the channel was neither closed, nor failed, nor seen to be closed by the peer.
+    /// False once the channel was closed, has failed, or was seen to be closed by the peer.
     fn is_open(&self) -> bool;
 }
 
-/// One end of a channel within the process.
+/// One end of an in-process channel.
 pub struct LocalChannel(BlockingConnection);
 
-/// Two ends of a channel within the process. Each direction holds up to 256 KiB that were not
-/// received yet; then `send` blocks, for as long as the other end takes bytes within 10 s.
+/// The two ends of an in-process channel. Each direction buffers up to 256 KiB; beyond that, `send`
+/// blocks, as long as the other end takes some bytes within 10 s.
 pub struct LocalChannelPair {
     /// The end that `channel_b` talks to.
     pub channel_a: LocalChannel,
@@ -82,7 +83,7 @@ pub struct LocalChannelPair {
 }
 
 impl LocalChannelPair {
-    /// Two ends of a new channel.
+    /// The two ends of a new channel.
     pub fn new() -> Self {
         let (stream_a, stream_b) = tokio::io::duplex(LOCAL_QUEUE_BYTES);
         let end = |stream| {
@@ -108,8 +109,8 @@ impl Default for LocalChannelPair {
 pub struct TcpChannel(BlockingConnection);
 
 impl TcpChannel {
-    /// A channel over a connected socket. Should the operating system refuse to hand the socket
-    /// over, the channel is closed from the start.
+    /// A channel over a connected socket. If the operating system refuses to hand over the socket,
+    /// the channel is closed from the start.
     pub fn new(stream: TcpStream) -> Self {
         Self(BlockingConnection::open(adopt(stream)))
     }
@@ -141,13 +142,13 @@ impl TcpChannel {
         Ok(Self::over(Connection::new(Box::new(stream), address)))
     }
 
-    /// The channel over a connection that was made already.
+    /// A channel over an existing connection.
     pub(crate) fn over(connection: Connection) -> Self {
         Self(BlockingConnection::open(Ok(connection)))
     }
 }
 
-/// Takes in TCP connections as channels, with no service names and no limits. For those, see
+/// Accepts TCP connections as channels, without service names or limits. For those, see
 /// [`TcpServiceDispatcher`](crate::TcpServiceDispatcher).
 pub struct TcpChannelListener {
     runtime: Handle,
@@ -180,11 +181,11 @@ impl TcpChannelListener {
             .map_err(|error| NetError::io("read a bound address", error))
     }
 
-    /// The next connection, for which the calling thread waits.
+    /// Blocks the calling thread until the next connection.
     ///
     /// # Errors
     ///
-    /// [`NetError::Io`]. The listener goes on.
+    /// [`NetError::Io`]. The listener stays usable.
     pub fn accept(&self) -> Result<TcpChannel> {
         let (stream, peer) = block_on(&self.runtime, tcp::accept(&self.listener))?;
         Ok(TcpChannel::over(Connection::new(
@@ -194,24 +195,24 @@ impl TcpChannelListener {
     }
 }
 
-/// A connection whose halves are driven by the threads that call it. Empty when it could not be
-/// opened; it is closed from the start then.
+/// A connection whose halves are driven by the calling threads. `None` if it could not be opened;
+/// it is then closed from the start.
 pub(crate) struct BlockingConnection(Option<Arc<Shared>>);
 
-/// What the owner of a blocking connection, its closing task and its dispatcher share.
+/// State shared by the owner of a blocking connection, its closing task and its dispatcher.
 pub(crate) struct Shared {
     /// Watches the timers of waiting calls and runs the closing task.
     runtime: Handle,
     sender: Mutex<Option<FrameSender>>,
     receiver: Mutex<Option<FrameReceiver>>,
     closed: CancellationToken,
-    /// The closing task was started.
+    /// Whether the closing task has been started.
     closing: AtomicBool,
 }
 
 impl BlockingConnection {
-    /// The blocking face of `connection`, or one that is closed from the start for the reason that
-    /// is logged.
+    /// The blocking API of `connection`. On failure, logs the reason and returns one that is closed
+    /// from the start.
     fn open(connection: Result<Connection>) -> Self {
         match connection.and_then(Self::over) {
             Ok(opened) => opened,
@@ -222,7 +223,7 @@ impl BlockingConnection {
         }
     }
 
-    /// The blocking face of `connection`.
+    /// The blocking API of `connection`.
     pub(crate) fn over(connection: Connection) -> Result<Self> {
         let runtime = runtime()?;
         let closed = connection.switch();
@@ -236,7 +237,7 @@ impl BlockingConnection {
         }))))
     }
 
-    /// What closes this connection from outside.
+    /// A handle that closes this connection from outside.
     pub(crate) fn shared(&self) -> Option<Arc<Shared>> {
         self.0.clone()
     }
@@ -288,7 +289,7 @@ impl Drop for BlockingConnection {
 }
 
 impl Shared {
-    /// Turns the connection off, and leaves the rest of closing to a task.
+    /// Turns the connection off and leaves the rest of the close to a task.
     pub(crate) fn close(self: &Arc<Self>) {
         self.closed.cancel();
         if !self.closing.swap(true, Ordering::SeqCst) {
@@ -306,7 +307,7 @@ impl Shared {
     }
 
     async fn receive(&self) -> Result<Vec<u8>> {
-        // The closing task may hold the half, and a poll does not wait for it.
+        // The closing task may hold this half, and a poll does not wait for it.
         if self.closed.is_cancelled() {
             return Err(NetError::ChannelClosed);
         }
@@ -319,8 +320,8 @@ impl Shared {
         received.map(Vec::from).ok_or(NetError::ChannelClosed)
     }
 
-    /// Lets the peer have what was sent, then lets go of the stream. The switch is off, so whoever
-    /// holds a half gives it back at once.
+    /// Delivers what was sent, then releases the stream. The switch is off, so any holder of a half
+    /// gives it back at once.
     async fn linger(self: Arc<Self>) {
         let sender = self.sender.lock().await.take();
         let receiver = self.receiver.lock().await.take();
@@ -338,12 +339,12 @@ impl Shared {
 }
 
 impl Connection {
-    /// The blocking face of this connection. Its stream stays with the runtime that made it: that
-    /// one has to go on running in other threads than those that call the channel.
+    /// A blocking channel over this connection. Its stream stays with the runtime that created it,
+    /// which must keep running on threads other than those that call the channel.
     ///
     /// # Errors
     ///
-    /// [`NetError::Io`] when the runtime under the blocking face cannot be started.
+    /// [`NetError::Io`] when the runtime beneath the blocking API cannot be started.
     pub fn into_channel(self) -> Result<Box<dyn Channel>> {
         Ok(Box::new(BlockingConnection::over(self)?))
     }
@@ -382,7 +383,7 @@ macro_rules! channel_over_its_connection {
 channel_over_its_connection!(LocalChannel);
 channel_over_its_connection!(TcpChannel);
 
-/// A connection over a socket that someone else connected.
+/// A connection over an already connected socket.
 fn adopt(stream: TcpStream) -> Result<Connection> {
     let runtime = runtime()?;
     let _context = runtime.enter();

@@ -8,19 +8,19 @@
 //!   small frame ─copy─┐                           ┌─► Bytes ┐
 //!   small frame ─copy─┼─► chunk ┐                 ├─► Bytes ├ slices of one buffer, no copy
 //!   large frame ─────────► chunk ├─ writev ─► read buffer ─┘
-//!                                                 (grows with the bytes that came)
+//!                                                 (grows with the bytes received)
 //! ```
 //!
-//! Sending copies small frames next to each other and hands large ones over as they are, so that
-//! one vectored write carries them all. Receiving reads ahead into a buffer whose size follows the
-//! bytes received, never the length that a peer claims, and cuts frames out of it.
+//! Sending packs small frames together and passes large ones on uncopied, so that one vectored
+//! write carries them all. Receiving reads ahead into a buffer whose size follows the bytes
+//! received, never the length that a peer claims, and slices frames out of it.
 //!
-//! The two halves share a switch: an error on either half, or whoever else holds the switch, turns
-//! both off for good. Deadlines are on progress, not on whole frames: a peer may be slow, but
-//! within [`STALL_TIMEOUT`] some byte has to move.
+//! The two halves share a switch: an error on either half, or any other holder of the switch, turns
+//! both off for good. Deadlines apply to progress, not to whole frames: a peer may be slow, but
+//! some byte must move within [`STALL_TIMEOUT`].
 //!
-//! Its own framing rather than `tokio_util`'s `LengthDelimitedCodec`, because that one reserves the
-//! claimed length as soon as a header arrives, and copies every payload it sends.
+//! The framing is our own because `tokio_util`'s `LengthDelimitedCodec` reserves the claimed length
+//! as soon as a header arrives, and copies every payload it sends.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -37,33 +37,33 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{NetError, Result};
 
-/// Most bytes in the payload of one frame.
+/// Maximum payload of one frame, in bytes.
 pub const MAX_FRAME_PAYLOAD: usize = 64 * 1024 * 1024;
 
-/// How long a connection may be stuck: inside a frame with no byte coming, or sending with no byte
+/// How long a connection may stall: inside a frame with no byte arriving, or sending with no byte
 /// leaving. Longer than any pause of a healthy node, short enough to free what a dead one holds.
 pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes of the length that precedes each payload.
+/// Bytes of the length field that precedes each payload.
 const HEADER_BYTES: usize = 4;
 
 /// Bytes that `feed` gathers before it writes: one large write costs little more than a small one.
 const GATHER_BYTES_MAX: usize = 256 * 1024;
 
-/// Payloads up to this many bytes are copied next to their neighbours: cheaper than one more slice
+/// Payloads up to this many bytes are copied next to their neighbours: cheaper than another slice
 /// in the vectored write.
 const COPY_BYTES_MAX: usize = 16 * 1024;
 
-/// Slices in one vectored write.
+/// Maximum slices in one vectored write.
 const SLICES_MAX: usize = 64;
 
-/// Bytes asked of the first read. Thousands of idle connections cost this much each, at most.
+/// Bytes requested by the first read: the most that each of thousands of idle connections costs.
 const READ_BYTES_MIN: usize = 8 * 1024;
 
-/// Bytes asked of one read once a connection has shown that it has so many to give.
+/// Maximum bytes requested by one read, once a connection has shown that it delivers that many.
 const READ_BYTES_MAX: usize = 256 * 1024;
 
-/// A stream of bytes in both directions: a TCP socket, a TLS session, a pipe in memory.
+/// A stream of bytes in both directions: a TCP socket, a TLS session, an in-memory pipe.
 pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> ByteStream for T {}
@@ -87,7 +87,7 @@ impl Connection {
         }
     }
 
-    /// The address of the other end. A claim of the network, not a proof.
+    /// The address of the other end, as the network reports it: not proof of identity.
     pub fn peer(&self) -> &str {
         &self.peer
     }
@@ -97,7 +97,7 @@ impl Connection {
         self.identity.as_deref()
     }
 
-    /// The half that sends and the half that receives. Each works while the other waits.
+    /// Splits into a send half and a receive half. Each works while the other waits.
     pub fn split(self) -> (FrameSender, FrameReceiver) {
         let (reader, writer) = tokio::io::split(self.stream);
         let sender = FrameSender::new(writer, self.closed.clone());
@@ -113,7 +113,7 @@ impl Connection {
         (sender, receiver)
     }
 
-    /// The same connection, with what the peer proved about itself.
+    /// The same connection, with the identity that the peer proved.
     pub(crate) fn identified(mut self, identity: Option<String>) -> Self {
         self.identity = identity;
         self
@@ -125,7 +125,7 @@ impl Connection {
         self
     }
 
-    /// What turns both halves off.
+    /// The switch that turns both halves off.
     pub(crate) fn switch(&self) -> CancellationToken {
         self.closed.clone()
     }
@@ -142,18 +142,18 @@ impl fmt::Debug for Connection {
 }
 
 /// The half of a [`Connection`] that sends. Dropping it tells the peer that nothing more will come;
-/// frames that were fed and not flushed are lost then.
+/// frames fed but not flushed are lost.
 pub struct FrameSender {
     writer: WriteHalf<Box<dyn ByteStream>>,
     outgoing: Outgoing,
-    /// The peer was told that nothing more will come.
+    /// Whether the peer has been told that nothing more will come.
     finished: bool,
     closed: CancellationToken,
 }
 
 impl FrameSender {
     fn new(writer: WriteHalf<Box<dyn ByteStream>>, closed: CancellationToken) -> Self {
-        // A stream that takes one slice at a time would need two writes for header and payload.
+        // A stream that takes one slice at a time would need two writes: header, then payload.
         let copy_bytes_max = if writer.is_write_vectored() {
             COPY_BYTES_MAX
         } else {
@@ -173,14 +173,14 @@ impl FrameSender {
         }
     }
 
-    /// Sends one frame; the stream has taken all of it when this returns. A send that is dropped
-    /// half way leaves the rest of its frame to the next call, so frames never tear.
+    /// Sends one frame; on return the stream has taken all of it. A send dropped halfway leaves the
+    /// rest of its frame to the next call, so frames are never torn.
     ///
     /// # Errors
     ///
-    /// [`NetError::Protocol`] for a frame over [`MAX_FRAME_PAYLOAD`]: nothing was sent, and the
-    /// connection goes on. All others close the connection: [`NetError::ChannelClosed`],
-    /// [`NetError::DeadlineExceeded`] when the peer takes nothing for 10 s, [`NetError::Io`].
+    /// [`NetError::Protocol`] for a frame over [`MAX_FRAME_PAYLOAD`]: nothing is sent, and the
+    /// connection stays open. All other errors close it: [`NetError::ChannelClosed`],
+    /// [`NetError::DeadlineExceeded`] when the peer accepts no bytes for 10 s, [`NetError::Io`].
     pub async fn send(&mut self, frame: Bytes) -> Result<()> {
         self.check_open()?;
         check_sendable(frame.len())?;
@@ -189,7 +189,7 @@ impl FrameSender {
     }
 
     /// Queues one frame for the next [`flush`](Self::flush), so that several leave in one write.
-    /// Flushes by itself when 256 KiB have gathered.
+    /// Flushes by itself once 256 KiB are queued.
     ///
     /// # Errors
     ///
@@ -205,7 +205,7 @@ impl FrameSender {
         }
     }
 
-    /// Returns when the stream has taken every frame that was fed.
+    /// Returns once the stream has taken every frame fed so far.
     ///
     /// # Errors
     ///
@@ -219,8 +219,8 @@ impl FrameSender {
         }
     }
 
-    /// Flushes, then tells the peer that nothing more will come. The receive half goes on. Closing
-    /// twice is no error.
+    /// Flushes, then tells the peer that nothing more will come. The receive half stays open.
+    /// Closing twice is not an error.
     ///
     /// # Errors
     ///
@@ -256,7 +256,8 @@ impl FrameSender {
         }
     }
 
-    /// Nothing is queued that could never leave: whoever goes on sending must not fill memory.
+    /// Refuses frames that could never leave, so that a caller that keeps sending cannot fill
+    /// memory.
     fn check_open(&self) -> Result<()> {
         if self.finished || self.closed.is_cancelled() {
             return Err(NetError::ChannelClosed);
@@ -290,8 +291,8 @@ impl FrameSender {
 impl Drop for FrameSender {
     fn drop(&mut self) {
         if !self.finished {
-            // One poll is all that fits into a drop; it ends a socket or a pipe at once. A stream
-            // that needs longer ends when its other half is dropped too.
+            // A drop can poll only once, which is enough to end a socket or a pipe. A stream that
+            // needs longer ends when its other half is dropped too.
             let mut cx = Context::from_waker(Waker::noop());
             if let Poll::Ready(Err(error)) = Pin::new(&mut self.writer).poll_shutdown(&mut cx) {
                 tracing::trace!(%error, "a stream was already gone when its sender was dropped");
@@ -303,37 +304,38 @@ impl Drop for FrameSender {
 /// The half of a [`Connection`] that receives.
 pub struct FrameReceiver {
     reader: ReadHalf<Box<dyn ByteStream>>,
-    /// Bytes received and not yet given out: whole frames, then the start of one.
+    /// Bytes received but not yet returned: whole frames, then the start of one.
     buffer: BytesMut,
     /// Bytes to make room for in the next read.
     read_bytes: usize,
-    /// When the next byte must have come, once a read began inside a frame. It outlives the call
-    /// that set it, so that polling with short timeouts does not postpone it.
+    /// Deadline for the next byte, once a read has begun inside a frame. It outlives the call that
+    /// set it, so that polling with short timeouts does not postpone it.
     stalls_at: Option<Instant>,
-    /// When a byte has come last.
+    /// When the last byte arrived.
     moved_at: Option<Instant>,
-    /// The peer said that nothing more will come.
+    /// Whether the peer has ended its stream.
     ended: bool,
     closed: CancellationToken,
 }
 
 impl FrameReceiver {
-    /// As [`receive`](Self::receive), for as long as something comes at least every `silence`. A frame
-    /// that takes long on a slow way is waited for.
+    /// As [`receive`](Self::receive), but gives up after `silence` without a byte. A frame that
+    /// takes long on a slow link is waited for.
     ///
     /// # Errors
     ///
-    /// As there; and [`NetError::DeadlineExceeded`], which leaves the connection as it is.
+    /// Those of `receive`, and [`NetError::DeadlineExceeded`] for silence, which leaves the
+    /// connection open.
     pub async fn receive_unless_silent(&mut self, silence: Duration) -> Result<Option<Bytes>> {
         self.receive_unless_silent_at(Instant::now() + silence, silence)
             .await
     }
 
-    /// The same, with the time until which nothing has to come.
+    /// The same, but silence is allowed until `silent_at`.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`receive_unless_silent`](Self::receive_unless_silent).
     pub async fn receive_unless_silent_at(
         &mut self,
         silent_at: Instant,
@@ -357,16 +359,16 @@ impl FrameReceiver {
     }
 
     /// The next frame, or `None` when the peer closed between two frames. Dropping the future loses
-    /// nothing: the next call goes on inside the same frame.
+    /// nothing: the next call continues the same frame.
     ///
-    /// A frame is a slice of the read buffer. Whoever keeps a small one for long should copy it,
-    /// else it keeps the whole buffer (up to 256 KiB) alive.
+    /// A frame is a slice of the read buffer. Copy a small one that is kept for long, or it keeps
+    /// the whole buffer (up to 256 KiB) alive.
     ///
     /// # Errors
     ///
     /// All close the connection: [`NetError::Protocol`] when the peer claims more than
-    /// [`MAX_FRAME_PAYLOAD`] or ends inside a frame, [`NetError::DeadlineExceeded`] when a frame
-    /// that has begun does not go on for 10 s, [`NetError::ChannelClosed`], [`NetError::Io`].
+    /// [`MAX_FRAME_PAYLOAD`] or ends inside a frame, [`NetError::DeadlineExceeded`] when no byte of
+    /// a started frame arrives for 10 s, [`NetError::ChannelClosed`], [`NetError::Io`].
     pub async fn receive(&mut self) -> Result<Option<Bytes>> {
         let closed = self.closed.clone();
         match closed.run_until_cancelled(self.next_frame()).await {
@@ -382,7 +384,7 @@ impl FrameReceiver {
         }
     }
 
-    /// Reads and forgets until the peer ends, even when the connection is turned off.
+    /// Reads and discards until the peer ends its stream, even when the connection is turned off.
     pub(crate) async fn discard(&mut self) {
         while !self.ended {
             self.buffer.clear();
@@ -415,7 +417,7 @@ impl FrameReceiver {
         }
     }
 
-    /// Takes what the stream has to give, at least one byte or its end.
+    /// Reads what the stream has: at least one byte, or its end.
     async fn read(&mut self) -> Result<()> {
         let spare_bytes = self.buffer.capacity() - self.buffer.len();
         if spare_bytes < self.read_bytes / 2 {
@@ -447,13 +449,13 @@ impl FrameReceiver {
     }
 }
 
-/// What waits to be written: sealed chunks in order, then small frames still being gathered.
+/// Bytes waiting to be written: sealed chunks in order, then small frames still being gathered.
 struct Outgoing {
     chunks: VecDeque<Bytes>,
     gathered: BytesMut,
     /// Bytes in `chunks` and `gathered` together.
     bytes: usize,
-    /// Payloads of more bytes than this become chunks of their own.
+    /// Larger payloads become chunks of their own.
     copy_bytes_max: usize,
 }
 
@@ -482,14 +484,14 @@ impl Outgoing {
         self.bytes += HEADER_BYTES;
     }
 
-    /// Makes what was gathered the last chunk.
+    /// Turns the gathered frames into the last chunk.
     fn seal(&mut self) {
         if !self.gathered.is_empty() {
             self.chunks.push_back(self.gathered.split().freeze());
         }
     }
 
-    /// Hands as many chunks as possible to one write, and drops what it took.
+    /// Hands as many chunks as possible to one write, and drops what was written.
     fn poll_write<W: AsyncWrite>(
         &mut self,
         writer: Pin<&mut W>,
@@ -538,7 +540,7 @@ fn parse_header(buffer: &BytesMut) -> Result<Option<usize>> {
     }
 }
 
-/// Refuses a payload that no receiver would take.
+/// Refuses a payload that no receiver would accept.
 pub(crate) fn check_sendable(payload_len: usize) -> Result<()> {
     if payload_len <= MAX_FRAME_PAYLOAD {
         return Ok(());

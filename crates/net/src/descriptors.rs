@@ -1,7 +1,7 @@
-//! The descriptors of this process: how many it may have, and how many it has.
+//! The file descriptors of this process: how many it may open, and how many it has open.
 //!
-//! Every connection takes one, and so does every file. A program that gives all of them to strangers
-//! cannot open its own next file any more.
+//! Every connection and every open file takes one. A program that gives all of them to strangers
+//! can no longer open its own next file.
 
 use std::io;
 use std::sync::Mutex;
@@ -13,18 +13,19 @@ use tokio::time::Instant;
 
 use crate::blocking::lock;
 
-/// Descriptors that strangers leave to the process, at most; half of its limit where that is less.
+/// Maximum number of descriptors kept from strangers; half of the process's limit where that is
+/// less.
 pub(crate) const KEPT_MAX: usize = 256;
 
-/// What [`Descriptors::raise_limit`] asks for at most: more than the connections and files of several
-/// nodes together, and a table of it costs the kernel half a megabyte.
+/// The most that [`Descriptors::raise_limit`] asks for: more than the connections and files of
+/// several nodes together, at half a megabyte for the kernel's table.
 const RAISED_MAX: u64 = 65_536;
 
-/// How long a count is good for: others open files meanwhile.
+/// How long a count stays valid: other code opens files meanwhile.
 const COUNT_AGE_MAX: Duration = Duration::from_millis(100);
 
-/// Connections after which descriptors are counted again. A count of a thousand takes a tenth of a
-/// millisecond.
+/// Accepted connections after which descriptors are counted again. Counting a thousand takes a
+/// tenth of a millisecond.
 const CONNECTIONS_BETWEEN: usize = 16;
 
 /// Where the system lists the descriptors of this process.
@@ -34,7 +35,7 @@ const LIST: &str = if cfg!(target_os = "linux") {
     "/dev/fd"
 };
 
-/// The last count, and the connections that were accepted after it.
+/// The last count, and the connections accepted since.
 static COUNTED: Mutex<Option<Counted>> = Mutex::new(None);
 
 #[derive(Clone, Copy)]
@@ -47,14 +48,14 @@ struct Counted {
 /// The descriptors of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptors {
-    /// How many it may have: its soft limit.
+    /// How many it may open: its soft limit.
     pub max: usize,
-    /// How many it has, about.
+    /// How many it has open, approximately.
     pub used: usize,
 }
 
 impl Descriptors {
-    /// Those of this process; `None` where the system does not tell, or sets no limit.
+    /// Those of this process; `None` where the system does not report them or sets no limit.
     pub fn of_this_process() -> Option<Self> {
         let max = getrlimit(Resource::Nofile).current?;
         let max = usize::try_from(max).unwrap_or(usize::MAX);
@@ -64,27 +65,27 @@ impl Descriptors {
         })
     }
 
-    /// How many more it may have.
+    /// How many more it may open.
     pub fn left(self) -> usize {
         self.max.saturating_sub(self.used)
     }
 
-    /// How many of them strangers leave to the process, if they may take all but `kept_max`.
+    /// How many are kept from strangers: `kept_max`, or half of the limit where that is less.
     pub(crate) fn kept(self, kept_max: usize) -> usize {
         kept_max.min(self.max / 2)
     }
 
-    /// Whether little more is left than what strangers leave to the process by default.
+    /// Whether little more is left than what is kept from strangers by default.
     pub fn are_few(self) -> bool {
         self.left() < self.kept(KEPT_MAX) * 3 / 2
     }
 
-    /// Raises the soft limit of this process as far as its hard limit goes, 65,536 at the most. Returns
-    /// the limit that holds then. Processes that this one starts inherit it.
+    /// Raises the soft limit of this process to its hard limit, or 65,536 where that is less.
+    /// Returns the resulting limit. Child processes inherit it.
     ///
     /// # Errors
     ///
-    /// What the system says; the limit is as it was.
+    /// As the system reports them; the limit is unchanged.
     pub fn raise_limit() -> io::Result<Option<u64>> {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let wanted = maximum.unwrap_or(RAISED_MAX).min(RAISED_MAX);
@@ -99,8 +100,7 @@ impl Descriptors {
         Ok(Some(wanted))
     }
 
-    /// Whether this is what the system says when the process, or the whole machine, has no descriptor
-    /// left.
+    /// Whether this error means that the process, or the whole machine, has no descriptor left.
     pub fn are_wanting(error: &io::Error) -> bool {
         let wanting = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
         error
@@ -109,7 +109,7 @@ impl Descriptors {
     }
 }
 
-/// Says that a connection was accepted: it counts before the next count.
+/// Notes an accepted connection, so that it is included before the next count.
 pub(crate) fn note_accepted() {
     if let Some(counted) = &mut *lock(&COUNTED) {
         counted.accepted += 1;
@@ -139,7 +139,7 @@ fn used(max: usize) -> Option<usize> {
 )]
 fn count(max: usize) -> Option<usize> {
     match std::fs::read_dir(LIST) {
-        // Reading the list takes one as well.
+        // Reading the list itself takes one.
         Ok(list) => Some(list.count().saturating_sub(1)),
         Err(error) if Descriptors::are_wanting(&error) => Some(max),
         Err(_) => None,

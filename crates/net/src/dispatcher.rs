@@ -1,4 +1,4 @@
-//! The accept loop: limits, service open, deadlines, handlers, and an end to all of it.
+//! The accept loop: limits, service open, deadlines, handlers, and shutdown.
 //!
 //! ```text
 //!   accept ─► place ─► authenticate ─► service name ─► handler
@@ -6,12 +6,12 @@
 //!               └─ none left: closed, counted              └─ blocking: one of N threads
 //! ```
 //!
-//! It runs on the runtime that calls `start`, over any [`Transport`], and owns all it starts: one
-//! task accepts, and holds one task per connection. `stop` drops the listener, turns the
-//! connections off, and waits for those tasks.
+//! It runs on the runtime that calls `start`, over any [`Transport`], and owns everything it
+//! starts: one task accepts connections and owns one task for each. `stop` drops the listener,
+//! turns the connections off, and waits for those tasks.
 //!
-//! A connection that is refused gets no reply. No failure of `accept` ends the loop. What a handler
-//! does wrong stays with its connection.
+//! A refused connection gets no reply. No failure of `accept` ends the loop. A failing handler
+//! affects only its own connection.
 //!
 //! | metric | counts |
 //! | --- | --- |
@@ -46,8 +46,8 @@ use crate::process;
 use crate::service::{AsyncServiceHandler, ServiceHandler, check_service_name, read_service_name};
 use crate::transport::{Authenticated, Listener, Transport};
 
-/// Rest after a failed accept. Nothing tells when the system has descriptors again, so the loop
-/// asks anew at this interval, long enough not to spin.
+/// Pause after a failed accept. Nothing signals that the system has descriptors again, so the loop
+/// retries at this interval, long enough not to spin.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Limits and deadlines of a [`Dispatcher`].
@@ -55,22 +55,22 @@ const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 pub struct DispatcherOptions {
     /// From accepting a connection to the end of its service name, TLS included (5 s).
     pub handshake_timeout: Duration,
-    /// Most connections at once (4096).
+    /// Maximum number of open connections (4096).
     pub connections_max: usize,
-    /// Of these, the ones that only peers can hold: who authenticates, or calls a service that
-    /// [is for peers](AsyncServiceHandler::is_for_peers) (512).
+    /// Of these, the ones that only peers can hold: clients that authenticate, or call a service
+    /// that [is for peers](AsyncServiceHandler::is_for_peers) (512).
     pub connections_reserved: usize,
-    /// Most connections of one address that are not those of peers (512). An eighth of them is left to
-    /// connections that have not said yet what they want.
+    /// Maximum number of connections from one address that are not peers' (512). An eighth of them
+    /// is left to connections that have not yet named a service.
     pub connections_per_address_max: usize,
-    /// Descriptors that the process keeps for its files and its peers, about (256, or half of the
-    /// process's limit where that is less): half-open connections give way for them, strangers are not
-    /// served out of them, and the last quarter is for files alone.
+    /// Descriptors that the process keeps for its files and its peers, approximately (256, or half
+    /// of the process's limit where that is less): half-open connections give way for them,
+    /// strangers are not served from them, and the last quarter is for files alone.
     pub descriptors_kept: usize,
-    /// Most blocking handlers at once, each on a thread (256). One more connection waits for up to
-    /// the handshake timeout, then it is refused.
+    /// Maximum number of running blocking handlers, each on a thread (256). A further connection
+    /// waits for up to the handshake timeout, then is refused.
     pub handlers_blocking_max: usize,
-    /// How long `stop` waits for handlers after it closed their connections (10 s).
+    /// How long `stop` waits for handlers after closing their connections (10 s).
     pub stop_timeout: Duration,
 }
 
@@ -88,15 +88,15 @@ impl Default for DispatcherOptions {
     }
 }
 
-/// Accepts connections and gives each to the handler whose name it asks for. Dropping it ends
-/// accepting and closes the open connections, without waiting for their handlers.
+/// Accepts connections and passes each to the handler that it names. Dropping it stops accepting
+/// and closes the open connections, without waiting for their handlers.
 pub struct Dispatcher {
     shared: Arc<Shared>,
     /// Held while starting or stopping, so that the two never overlap.
     run: tokio::sync::Mutex<Option<Run>>,
 }
 
-/// What the dispatcher and its tasks share.
+/// State shared by the dispatcher and its tasks.
 struct Shared {
     options: DispatcherOptions,
     services: Mutex<BTreeMap<String, Service>>,
@@ -106,7 +106,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// Refuses what could never be served.
+    /// Refuses settings and names that could never work.
     fn check(&self) -> Result<()> {
         let DispatcherOptions {
             connections_max,
@@ -140,14 +140,14 @@ impl Service {
     }
 }
 
-/// One time of running, from start to stop.
+/// One run, from start to stop.
 struct Run {
     stopping: CancellationToken,
     accepting: JoinHandle<()>,
 }
 
 impl Dispatcher {
-    /// A dispatcher without services, not started yet.
+    /// A dispatcher without services, not yet started.
     pub fn new(options: DispatcherOptions) -> Self {
         let shared = Shared {
             places: Arc::new(Places::new(&options)),
@@ -164,14 +164,14 @@ impl Dispatcher {
         }
     }
 
-    /// Adds a handler under its own name, in place of one that had it. A name that no client can
-    /// ask for makes [`start`](Self::start) fail. Works while running too.
+    /// Adds a handler under its own name, replacing any previous one. A name that no client can ask
+    /// for makes [`start`](Self::start) fail. Also works while running.
     pub fn register_async(&self, handler: Arc<dyn AsyncServiceHandler>) {
         let name = handler.service_name().to_owned();
         lock(&self.shared.services).insert(name, Service::Async(handler));
     }
 
-    /// Adds a blocking handler under `name`, in place of one that had it. Works while running too.
+    /// Adds a blocking handler under `name`, replacing any previous one. Also works while running.
     ///
     /// # Errors
     ///
@@ -188,13 +188,13 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Starts to accept connections at `address`, on the current runtime, and returns the address
-    /// bound. Nothing runs elsewhere, except blocking handlers.
+    /// Starts accepting connections at `address`, on the current runtime, and returns the bound
+    /// address. Only blocking handlers run elsewhere.
     ///
     /// # Errors
     ///
-    /// [`NetError::Configuration`] when it runs already, when a registered name fits into no
-    /// service open, or when more places are reserved than there are; [`NetError::Io`] when the
+    /// [`NetError::Configuration`] when it is already running, when a registered name does not fit
+    /// into a service open, or when more places are reserved than exist; [`NetError::Io`] when the
     /// address cannot be bound.
     pub async fn start(&self, transport: Arc<dyn Transport>, address: &str) -> Result<String> {
         let mut run = self.run.lock().await;
@@ -222,23 +222,23 @@ impl Dispatcher {
     }
 
     /// Stops accepting, closes the open connections, and waits up to
-    /// [`stop_timeout`](DispatcherOptions::stop_timeout) for their handlers; async handlers that
-    /// are not done by then are dropped. The address is free when this returns, and
-    /// [`start`](Self::start) works again. Stopping one that does not run does nothing.
+    /// [`stop_timeout`](DispatcherOptions::stop_timeout) for their handlers; async handlers still
+    /// running by then are dropped. On return the address is free, and [`start`](Self::start) works
+    /// again. Stopping a dispatcher that is not running does nothing.
     pub async fn stop(&self) {
         let mut run = self.run.lock().await;
         if let Some(running) = run.as_mut() {
             self.shared.running.store(false, Ordering::SeqCst);
             running.stopping.cancel();
             if let Err(error) = (&mut running.accepting).await {
-                // The runtime that it was started on went away first.
+                // The runtime that it was started on was shut down first.
                 tracing::debug!(%error, "the accept loop ended before it was stopped");
             }
         }
         *run = None;
     }
 
-    /// Whether it was started and not stopped since.
+    /// Whether it has been started and not stopped since.
     pub fn is_running(&self) -> bool {
         self.shared.running.load(Ordering::SeqCst)
     }
@@ -315,8 +315,7 @@ impl Accepting {
     async fn rest_after(&self, error: NetError) {
         metrics::counter!("steadfast_accept_errors_total").increment(1);
         tracing::warn!(%error, source = ?std::error::Error::source(&error), "accepting goes on");
-        // Out of descriptors, most likely: the half-open connections have the least claim to
-        // theirs.
+        // Most likely out of descriptors: half-open connections have the least claim to theirs.
         self.shared.places.evict_oldest();
         self.stopping
             .run_until_cancelled(sleep(ACCEPT_RETRY_INTERVAL))
@@ -351,7 +350,7 @@ impl Incoming {
         }
     }
 
-    /// Hears the client out: the service it asks for, and the connection to serve it on.
+    /// Completes the handshake: returns the requested service, and the connection to serve it on.
     async fn open(
         &self,
         stream: Box<dyn ByteStream>,
@@ -432,11 +431,11 @@ async fn serve_async(handler: &dyn AsyncServiceHandler, name: &str, connection: 
     report_handled(name, AssertUnwindSafe(serving).catch_unwind().await);
 }
 
-/// Logs and counts what became of a handler.
+/// Logs and counts how a handler ended.
 fn report_handled(service: &str, handled: std::result::Result<Result<()>, Box<dyn Any + Send>>) {
     let service_label = service.to_owned();
     match handled {
-        // A channel closed by the peer or by a stop is how most connections end.
+        // Most connections end with a channel closed by the peer or by a stop.
         Ok(Ok(()) | Err(NetError::ChannelClosed)) => {}
         Ok(Err(error)) => {
             metrics::counter!("steadfast_handler_failures_total", "service" => service_label)
@@ -453,7 +452,7 @@ fn report_handled(service: &str, handled: std::result::Result<Result<()>, Box<dy
     }
 }
 
-/// Logs what became of the task of a connection. Handlers' panics were contained before.
+/// Logs a connection task that failed. Handlers' panics are caught earlier.
 fn report(ended: std::result::Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         tracing::error!(%error, "the task of a connection failed");

@@ -1,4 +1,4 @@
-//! What can go wrong between two nodes, by what the caller can do about it.
+//! What can go wrong between two nodes, grouped by what the caller can do about it.
 
 use std::error::Error;
 use std::io;
@@ -13,7 +13,7 @@ pub enum NetError {
     /// The caller asked for something that can never work, such as an empty service name.
     #[error("bad configuration: {reason}")]
     Configuration {
-        /// What is wrong, with the value.
+        /// What is wrong, including the value.
         reason: String,
     },
     /// The operating system or the network failed. Another attempt may succeed.
@@ -25,15 +25,15 @@ pub enum NetError {
         #[source]
         source: io::Error,
     },
-    /// The bytes break the protocol. A channel on which a peer did this is closed.
+    /// The bytes violate the protocol. If a peer sent them, the channel is closed.
     #[error("protocol violation: expected {expected}, found {found}")]
     Protocol {
         /// What the protocol allows here.
         expected: String,
-        /// What came instead.
+        /// What arrived instead.
         found: String,
     },
-    /// The channel was closed, by either side. Open another one to go on.
+    /// The channel was closed, by either side. Open another one to continue.
     #[error("the channel is closed")]
     ChannelClosed,
     /// No handler is registered under this name.
@@ -48,7 +48,7 @@ pub enum NetError {
         /// What was being waited for.
         doing: String,
     },
-    /// A TLS handshake or record failed: certificates or versions do not fit.
+    /// A TLS handshake or record failed: certificates or versions do not match.
     #[error("TLS: {doing}")]
     Tls {
         /// What was being done.
@@ -60,8 +60,8 @@ pub enum NetError {
 }
 
 impl NetError {
-    /// The error for a failed system call. A peer that went away is a closed channel, however the
-    /// operating system words it.
+    /// The error for a failed system call. A peer that disappeared is a closed channel, however the
+    /// operating system reports it.
     pub(crate) fn io(doing: impl Into<String>, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::ConnectionReset

@@ -1,4 +1,4 @@
-//! Moves frames between named services. Knows no replication message and no database.
+//! Moves frames between named services. Knows nothing of replication messages or databases.
 //!
 //! ```text
 //!   client                                        server, one port
@@ -12,13 +12,13 @@
 //!
 //! There is one implementation, and it is async: a [`Connection`] frames one [`ByteStream`],
 //! whatever carries it, and a [`Dispatcher`] gives accepted connections to services. A
-//! [`Transport`] dials and listens; TCP ([`TcpTransport`]) and memory ([`MemoryNetwork`]) are here,
-//! and whoever wants TLS or faults brings another one.
+//! [`Transport`] dials and listens; TCP ([`TcpTransport`]) and memory ([`MemoryNetwork`]) are built
+//! in; TLS and fault injection come as other implementations.
 //!
-//! The blocking face is thin: a [`Channel`] ([`TcpChannel`], [`LocalChannel`]) is a connection
-//! whose futures are polled on the calling thread, while a small runtime that this crate starts on
-//! first use watches the sockets and the clock. [`TcpServiceDispatcher`] is a [`Dispatcher`] on
-//! that runtime.
+//! The blocking API is thin: a [`Channel`] ([`TcpChannel`], [`LocalChannel`]) is a connection whose
+//! futures are polled on the calling thread, while a small runtime that this crate starts on first
+//! use watches the sockets and the clock. [`TcpServiceDispatcher`] is a [`Dispatcher`] on that
+//! runtime.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -62,8 +62,8 @@
 //! # }
 //! ```
 //!
-//! What this crate does not do: retry, reconnect, authenticate a message, or look into a frame.
-//! The bytes are described in `docs/protocol.md`.
+//! This crate does not retry, reconnect, authenticate messages, or look inside frames.
+//! `docs/protocol.md` describes the bytes.
 //!
 //! | module | holds |
 //! | --- | --- |
@@ -72,9 +72,9 @@
 //! | `tcp`, `memory` | the two transports |
 //! | `service` | handlers, the in-memory registry, the service open as the server reads it |
 //! | `dispatcher`, `places` | the accept loop and the limits on what it lets in |
-//! | `descriptors` | how many files and connections this process may still have |
-//! | `channel`, `blocking` | the blocking face and the runtime under it |
-//! | `tcp_dispatcher` | the blocking face of the dispatcher |
+//! | `descriptors` | how many more files and connections this process may open |
+//! | `channel`, `blocking` | the blocking API and the runtime beneath it |
+//! | `tcp_dispatcher` | the blocking API of the dispatcher |
 
 #![deny(
     clippy::print_stdout,

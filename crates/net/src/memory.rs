@@ -1,9 +1,9 @@
-//! A network in memory, for whole groups in one process and for deterministic tests.
+//! An in-memory network, for whole groups in one process and for deterministic tests.
 //!
-//! It has no threads, no time and no order that depends on a hash: what it does follows from the
-//! calls made, so it works on a paused current-thread runtime. Hosts have names, and addresses look
-//! like `n1:7400`. It delivers everything in order and at once; whoever wants delays or loss wraps
-//! its transports. [`MemoryNetwork::isolate`] is the one fault it knows.
+//! It has no threads, no clock and no hash-dependent order: its behaviour follows from the calls
+//! made, so it works on a paused current-thread runtime. Hosts have names, and addresses look like
+//! `n1:7400`. It delivers everything in order and at once; for delays or loss, wrap its transports.
+//! [`MemoryNetwork::isolate`] is its only fault.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,13 +19,13 @@ use crate::connection::ByteStream;
 use crate::error::{NetError, Result};
 use crate::transport::{BoxFuture, Connected, Listener, Transport};
 
-/// Bytes on their way in each direction of a connection: about what a TCP connection holds.
+/// Bytes in flight in each direction of a connection: about what a TCP connection holds.
 const PIPE_BYTES: usize = 256 * 1024;
 
-/// Connections that wait to be accepted; one more is refused.
+/// Connections that may wait to be accepted; a further one is refused.
 const BACKLOG: usize = 4096;
 
-/// First of the ports that a bind to port 0 gets.
+/// First of the ports assigned to a bind to port 0.
 const FREE_PORT_FIRST: u16 = 49_152;
 
 /// Hosts that reach each other within this process. Clones are the same network.
@@ -36,16 +36,16 @@ pub struct MemoryNetwork {
 
 #[derive(Default)]
 struct State {
-    /// By address: where a listener takes its arrivals from.
+    /// The queue of each listener's arrivals, by address.
     listeners: BTreeMap<String, mpsc::Sender<Arrival>>,
     isolated: BTreeSet<String>,
     links: Vec<Link>,
 }
 
-/// A stream that nobody accepted yet, and the name of the host that dialled.
+/// A stream not yet accepted, and the name of the host that dialled.
 type Arrival = (MemoryStream, String);
 
-/// One end of a connection: empty once it was cut.
+/// One end of a connection; `None` once cut.
 type End = Mutex<Option<DuplexStream>>;
 
 /// A connection and the hosts at its ends.
@@ -60,8 +60,8 @@ impl MemoryNetwork {
         Self::default()
     }
 
-    /// The transport of one host. It listens at addresses of its own name; those it dials see that
-    /// name as the address of their peer.
+    /// The transport of one host. It listens at addresses of its own name; hosts it dials see that
+    /// name as their peer's address.
     pub fn host(&self, name: &str) -> Arc<dyn Transport> {
         Arc::new(MemoryHost {
             network: self.clone(),
@@ -69,8 +69,8 @@ impl MemoryNetwork {
         })
     }
 
-    /// Cuts every open connection of this host, both ends of which see a reset, and refuses new
-    /// ones until [`heal`](Self::heal). Bytes on their way are lost.
+    /// Cuts every open connection of this host, with a reset at both ends, and refuses new ones
+    /// until [`heal`](Self::heal). Bytes in flight are lost.
     pub fn isolate(&self, host: &str) {
         let cut: Vec<Link> = {
             let mut state = lock(&self.state);
@@ -85,13 +85,13 @@ impl MemoryNetwork {
             .flat_map(|link| &link.ends)
             .filter_map(Weak::upgrade)
         {
-            // Dropping the pipe outside its lock: that wakes whoever waits at the other end.
+            // The pipe is dropped outside its lock, because that wakes waiters at the other end.
             let pipe = lock(&end).take();
             drop(pipe);
         }
     }
 
-    /// Lets this host reach others and be reached. Connections that were cut stay cut.
+    /// Lets this host reach others and be reached again. Connections that were cut stay cut.
     pub fn heal(&self, host: &str) {
         lock(&self.state).isolated.remove(host);
     }
@@ -201,7 +201,7 @@ impl Drop for MemoryListener {
     }
 }
 
-/// One end of a connection. Every call on a cut one reports a reset.
+/// One end of a connection. Once cut, every call reports a reset.
 struct MemoryStream {
     end: Arc<End>,
 }

@@ -1,4 +1,4 @@
-//! The places that a dispatcher has for connections, so that no flood takes them all.
+//! A dispatcher's places for connections, handed out so that no flood takes them all.
 //!
 //! ```text
 //!            admit                      settle
@@ -8,16 +8,16 @@
 //!                    when all are taken
 //! ```
 //!
-//! A flood of connections that never finish their handshake pushes out its own oldest ones, not the
-//! peer that finishes within a round trip. One address holds only so many places, and strangers cannot
-//! take the ones reserved for peers: those who authenticate, or call a service that is for peers.
+//! A flood of connections that never finish their handshake evicts its own oldest ones, not the
+//! peer that finishes within a round trip. The places of one address are limited, and strangers
+//! cannot take those reserved for peers: clients that authenticate, or call a service for peers.
 //!
-//! The process has only so many descriptors, and opens files as well. When fewer are left than it keeps
-//! for itself, half-open connections give way too; below three quarters of that, strangers are not
-//! served; below a quarter, nobody is let in.
+//! Descriptors are limited as well, and the process needs them for files too. When fewer are left
+//! than it keeps for itself, half-open connections give way; below three quarters of that,
+//! strangers are not served; below a quarter, nobody is admitted.
 //!
-//! A place lasts as long as the stream that it was given to: a closed connection whose socket
-//! lingers still counts.
+//! A place is held as long as its stream lives: a closed connection whose socket lingers still
+//! counts.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
@@ -80,11 +80,11 @@ pub(crate) struct Places {
 
 #[derive(Default)]
 struct Taken {
-    /// Places given out and not given back.
+    /// Places currently taken.
     places: usize,
-    /// Of these, the ones of served connections that proved nothing.
+    /// Of these, the ones of served connections that are not peers'.
     unproven: usize,
-    /// Of `places`, the ones that each address holds with connections that did not prove anything (yet).
+    /// Of `places`, the ones that each address holds for connections not (yet) known to be peers'.
     by_address: BTreeMap<String, OfAddress>,
     /// The half-open connections, oldest first.
     half_open: BTreeMap<u64, HalfOpen>,
@@ -101,17 +101,17 @@ struct OfAddress {
 
 struct HalfOpen {
     address: String,
-    /// Throws it out.
+    /// Evicts it when cancelled.
     evicted: CancellationToken,
 }
 
-/// One place; it is free again when this is dropped.
+/// One place, freed on drop.
 pub(crate) struct Place {
     places: Arc<Places>,
     number: u64,
     /// The address that this place counts against.
     address: Option<String>,
-    /// This place counts as served and unproven.
+    /// Whether this place counts as served and unproven.
     unproven: bool,
     evicted: CancellationToken,
 }
@@ -127,7 +127,7 @@ impl Places {
         }
     }
 
-    /// A place for a connection from `peer` that has not said anything yet.
+    /// A place for a new connection from `peer`, before its handshake.
     pub(crate) fn admit(
         self: &Arc<Self>,
         peer: &str,
@@ -136,8 +136,8 @@ impl Places {
         let address = limited_address(peer);
         let (left, kept) = self.left_and_kept(descriptors);
         let mut taken = lock(&self.taken);
-        // Connections that were thrown out count until their streams are gone, so each admission
-        // beyond a limit costs some older connection its place.
+        // Evicted connections count until their streams are gone, so each admission beyond a limit
+        // costs some older connection its place.
         if left < kept && taken.half_open.len() > kept / 8 {
             taken.evict_oldest();
         }
@@ -171,14 +171,14 @@ impl Places {
         })
     }
 
-    /// How many descriptors are left, and of those how many the process keeps for itself.
+    /// How many descriptors are left, and how many of those the process keeps for itself.
     fn left_and_kept(&self, descriptors: Option<Descriptors>) -> (usize, usize) {
         descriptors.map_or((usize::MAX, 0), |of| {
             (of.left(), of.kept(self.descriptors_kept))
         })
     }
 
-    /// Throws out the connection that has been half open for the longest, if there is one.
+    /// Evicts the connection that has been half open the longest, if there is one.
     pub(crate) fn evict_oldest(&self) -> bool {
         lock(&self.taken).evict_oldest()
     }
@@ -212,12 +212,12 @@ impl Taken {
 }
 
 impl Place {
-    /// What says that the connection has to make way for another one.
+    /// Cancelled when the connection has to make way for another one.
     pub(crate) fn evicted(&self) -> CancellationToken {
         self.evicted.clone()
     }
 
-    /// Makes this the place of a served connection, which cannot be thrown out any more.
+    /// Makes this the place of a served connection, which can no longer be evicted.
     pub(crate) fn settle(
         &mut self,
         is_peer: bool,
@@ -246,7 +246,8 @@ impl Place {
         }
         let address = self.address.as_ref();
         if let Some(of) = address.and_then(|address| taken.by_address.get_mut(address)) {
-            // A peer may come from the same address: some places there stay half open.
+            // A peer may come from the same address: some of its places stay free for half-open
+            // connections.
             let per_address_max = self.places.per_address_max;
             if of.unproven >= per_address_max - per_address_max / 8 {
                 return Err(Refusal::AddressMax);
@@ -258,7 +259,7 @@ impl Place {
         Ok(())
     }
 
-    /// The stream, which from here on holds this place.
+    /// Wraps the stream, which holds this place from here on.
     pub(crate) fn hold(self, stream: Box<dyn ByteStream>) -> Box<dyn ByteStream> {
         Box::new(PlacedStream {
             stream,
@@ -280,7 +281,7 @@ impl Drop for Place {
     }
 }
 
-/// A stream that gives its place back when it is dropped.
+/// A stream that frees its place on drop.
 struct PlacedStream {
     stream: Box<dyn ByteStream>,
     _place: Place,
@@ -326,8 +327,8 @@ impl AsyncWrite for PlacedStream {
     }
 }
 
-/// What one owner of addresses is limited by: an IPv4 address, an IPv6 network of 64 bits (one
-/// customer has at least that), or the name as it is where the transport has no IP addresses.
+/// The address that limits apply to: an IPv4 address, an IPv6 /64 network (one customer has at
+/// least that), or the name itself where the transport has no IP addresses.
 fn limited_address(peer: &str) -> String {
     match peer
         .parse::<SocketAddr>()

@@ -1,7 +1,7 @@
-//! Which tasks belong to one process, where several processes share a runtime.
+//! Tracks which tasks belong to which process, where several processes share a runtime.
 //!
-//! A program is one process and has no use for this: outside of a [`Process`], [`spawn`] is
-//! `tokio::spawn`. A simulator runs many nodes in one thread, and to stop or kill one of them as the
+//! An ordinary program is one process and does not need this: outside a [`Process`], [`spawn`] is
+//! `tokio::spawn`. A simulator runs many nodes in one thread; to stop or kill one of them as the
 //! operating system would, it has to reach every task that the node started. So tasks are spawned
 //! through this module, and each inherits the process of the task that spawned it.
 
@@ -16,7 +16,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use crate::blocking::lock;
 
 thread_local! {
-    /// The process of the task that this thread polls.
+    /// The process of the task that this thread is polling.
     static CURRENT: RefCell<Option<Process>> = const { RefCell::new(None) };
 }
 
@@ -30,7 +30,7 @@ struct State {
     /// Tasks that were polled while the process was paused.
     waiting: Vec<Waker>,
     tasks: Vec<AbortHandle>,
-    /// Length of `tasks` at which the ended ones are dropped from it.
+    /// Length of `tasks` at which finished ones are removed.
     prune_at: usize,
 }
 
@@ -48,7 +48,7 @@ impl Process {
         Self::default()
     }
 
-    /// `future` as a part of this process, with everything that it spawns.
+    /// Makes `future`, and everything that it spawns, part of this process.
     pub fn run<F: Future>(&self, future: F) -> InProcess<F> {
         InProcess {
             process: Some(self.clone()),
@@ -56,14 +56,14 @@ impl Process {
         }
     }
 
-    /// Runs `f` as a part of this process: what it spawns belongs to it.
+    /// Runs `f` as part of this process: tasks that it spawns belong to the process.
     pub fn enter<T>(&self, f: impl FnOnce() -> T) -> T {
         let _entered = Entered::new(self);
         f()
     }
 
-    /// Stops every task where it stands, as `SIGSTOP` does. Time goes on: timers that ran out
-    /// meanwhile are seen at [`resume`](Self::resume).
+    /// Stops every task where it is, as `SIGSTOP` does. Time goes on: timers that expire meanwhile
+    /// fire at [`resume`](Self::resume).
     pub fn pause(&self) {
         let mut state = lock(&self.0);
         if state.phase == Phase::Running {
@@ -71,7 +71,7 @@ impl Process {
         }
     }
 
-    /// Lets a paused process go on.
+    /// Resumes a paused process.
     pub fn resume(&self) {
         let waiting = {
             let mut state = lock(&self.0);
@@ -83,8 +83,8 @@ impl Process {
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// Ends every task where it stands, as `SIGKILL` does: none of them is polled again.
-    /// [`InProcess`] futures that nobody spawned stay pending for ever.
+    /// Ends every task where it is, as `SIGKILL` does: none is polled again. [`InProcess`] futures
+    /// that were not spawned stay pending for ever.
     pub fn kill(&self) {
         let (waiting, tasks) = {
             let mut state = lock(&self.0);
@@ -115,7 +115,7 @@ impl Process {
 /// A future that runs only while its process does.
 pub struct InProcess<F> {
     process: Option<Process>,
-    /// Empty once the process was killed.
+    /// `None` once the process has been killed.
     future: Option<Pin<Box<F>>>,
 }
 
@@ -151,7 +151,7 @@ impl<F: Future> Future for InProcess<F> {
     }
 }
 
-/// Makes a process the current one of this thread until it is dropped.
+/// Makes a process the current one of this thread until dropped.
 struct Entered(Option<Process>);
 
 impl Entered {
@@ -166,7 +166,7 @@ impl Drop for Entered {
     }
 }
 
-/// `future` as a part of the process that calls.
+/// Makes `future` part of the calling process.
 pub fn in_current<F: Future>(future: F) -> InProcess<F> {
     InProcess {
         process: CURRENT.with_borrow(Clone::clone),
@@ -174,11 +174,11 @@ pub fn in_current<F: Future>(future: F) -> InProcess<F> {
     }
 }
 
-/// Spawns a task in the process that calls.
+/// Spawns a task in the calling process.
 ///
 /// # Panics
 ///
-/// Outside of a tokio runtime.
+/// Outside a tokio runtime.
 pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
@@ -199,7 +199,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts milliseconds in a task that a task of the process spawned.
+    /// Counts milliseconds in a task spawned by a task of the process.
     fn ticking(process: &Process) -> Arc<AtomicU32> {
         let ticks = Arc::new(AtomicU32::new(0));
         let counter = Arc::clone(&ticks);

@@ -1,4 +1,4 @@
-//! Services by name: what handles one, the registry in memory, and the service open as the server
+//! Services by name: their handlers, the in-memory registry, and the service open as the server
 //! reads it.
 
 use std::collections::BTreeMap;
@@ -14,17 +14,17 @@ use crate::error::{NetError, Result};
 use crate::places::Refusal;
 use crate::transport::BoxFuture;
 
-/// Most bytes in a service name.
+/// Maximum length of a service name, in bytes.
 pub const MAX_SERVICE_NAME_LEN: usize = 256;
 
-/// Serves the channels that ask for one service, and may block while it does.
+/// Serves the channels that ask for one service. May block.
 pub trait ServiceHandler: Send + Sync {
     /// Serves one channel to its end, on a thread of its own. It should return when the channel
     /// closes. An error is logged and counted; a panic is contained.
     ///
     /// # Errors
     ///
-    /// Whatever ended the service of this channel, if not its peer.
+    /// Whatever ended the service of this channel, other than its peer.
     fn handle(&self, channel: Box<dyn Channel>) -> Result<()>;
 
     /// The name that clients ask for.
@@ -36,21 +36,20 @@ pub trait AsyncServiceHandler: Send + Sync + 'static {
     /// The name that clients ask for.
     fn service_name(&self) -> &str;
 
-    /// Whether those who call this service come before strangers: the dispatcher lets them have places
-    /// and descriptors that it keeps from others. It does so for anyone who asks for the service, so the
-    /// handler has to turn away at once whom it does not know.
+    /// Whether callers of this service take precedence over strangers: the dispatcher gives them
+    /// places and descriptors that it keeps from others. It does so for anyone who asks for the
+    /// service, so the handler must turn unknown callers away at once.
     fn is_for_peers(&self) -> bool {
         false
     }
 
-    /// Serves one connection to its end. It should return when the connection closes: at a stop of
-    /// the dispatcher its halves report [`NetError::ChannelClosed`], and after the stop's deadline
-    /// the future is dropped. An error is logged and counted; a panic is contained.
+    /// Serves one connection to its end. It should return when the connection closes: when the
+    /// dispatcher stops, its halves report [`NetError::ChannelClosed`], and after the stop's
+    /// deadline the future is dropped. An error is logged and counted; a panic is contained.
     fn serve(&self, connection: Connection) -> BoxFuture<'static, Result<()>>;
 }
 
-/// Handlers by name, with no network: whoever has a channel and a name calls
-/// [`dispatch`](Self::dispatch).
+/// Handlers by name, without a network: [`dispatch`](Self::dispatch) takes a channel and a name.
 #[derive(Default)]
 pub struct ServiceDispatcher {
     services: Mutex<BTreeMap<String, Arc<dyn ServiceHandler>>>,
@@ -63,12 +62,12 @@ impl ServiceDispatcher {
         Self::default()
     }
 
-    /// Adds a handler under its own name, in place of one that had it.
+    /// Adds a handler under its own name, replacing any previous one.
     pub fn register(&self, handler: Arc<dyn ServiceHandler>) {
         lock(&self.services).insert(handler.service_name().into(), handler);
     }
 
-    /// Takes the handler of this name out.
+    /// Removes the handler of this name and returns it.
     pub fn unregister(&self, service_name: &str) -> Option<Arc<dyn ServiceHandler>> {
         lock(&self.services).remove(service_name)
     }
@@ -93,13 +92,14 @@ impl ServiceDispatcher {
         self.running.store(false, Ordering::SeqCst);
     }
 
-    /// Whether it was started and not stopped since. [`dispatch`](Self::dispatch) works either way.
+    /// Whether it has been started and not stopped since. [`dispatch`](Self::dispatch) works either
+    /// way.
     pub fn is_running(&self) -> bool {
         self.running.load(Ordering::SeqCst)
     }
 
-    /// Gives `channel` to the handler of this name, on the calling thread, and returns what the
-    /// handler returned.
+    /// Passes `channel` to the handler of this name, on the calling thread, and returns the
+    /// handler's result.
     ///
     /// # Errors
     ///
@@ -127,8 +127,8 @@ pub(crate) fn check_service_name(name: &str) -> Result<()> {
     })
 }
 
-/// The name in a service open, `name_len: u32 LE | name`. Reads not a byte more, and keeps no more
-/// than [`MAX_SERVICE_NAME_LEN`] bytes whatever the peer claims.
+/// The name in a service open, `name_len: u32 LE | name`. Reads not a byte beyond it, and buffers
+/// at most [`MAX_SERVICE_NAME_LEN`] bytes whatever the peer claims.
 pub(crate) async fn read_service_name<R>(stream: &mut R) -> std::result::Result<String, Refusal>
 where
     R: AsyncRead + Unpin,

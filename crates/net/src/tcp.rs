@@ -1,5 +1,5 @@
-//! TCP: names resolved at each dial, addresses raced in the manner of RFC 8305, sockets set up so
-//! that a frame leaves at once and a dead peer is noticed.
+//! TCP: names are resolved at each dial, addresses raced as in RFC 8305, and sockets set up so that
+//! frames leave at once and dead peers are noticed.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -17,26 +17,26 @@ use crate::descriptors::{self, Descriptors};
 use crate::error::{NetError, Result};
 use crate::transport::{BoxFuture, Connected, Listener, Transport};
 
-/// How long resolving a name and connecting to any of its addresses may take together.
+/// Time limit for resolving a name and connecting to one of its addresses, together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Head start of one address before the next is tried (RFC 8305, section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Connections that the kernel completes while the accept loop is busy.
+/// Connections that the kernel may complete while the accept loop is busy.
 const BACKLOG: u32 = 4096;
 
-/// Silence after which the kernel asks whether the peer is still there.
+/// Silence after which the kernel probes whether the peer is still there.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(10);
 
-/// Time between such questions.
+/// Time between probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Questions without an answer after which the connection is reset.
+/// Unanswered probes after which the connection is reset.
 const KEEPALIVE_RETRIES: u32 = 3;
 
-/// TCP as the operating system provides it. Addresses are `host:port`, the host a name or a literal
-/// (`[::1]:7400`).
+/// TCP as the operating system provides it. Addresses are `host:port`, where the host is a name or
+/// a literal (`[::1]:7400`).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpTransport;
 
@@ -44,7 +44,7 @@ impl Transport for TcpTransport {
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected>> {
         Box::pin(async move {
             let stream = connect(address).await?;
-            // One that was reset already has none; it is of no use either.
+            // A connection that was already reset has none, and is of no use anyway.
             let at = stream.peer_addr();
             let address = at.map_or_else(|_| address.to_owned(), |at| at.to_string());
             let stream = Box::new(stream);
@@ -106,7 +106,7 @@ pub(crate) fn listen(address: SocketAddr) -> Result<TcpListener> {
         } else {
             TcpSocket::new_v4()
         }?;
-        // Connections of a former listener may still be closing; they must not hold the port.
+        // Connections of an earlier listener may still be closing; they must not block the port.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
@@ -114,8 +114,8 @@ pub(crate) fn listen(address: SocketAddr) -> Result<TcpListener> {
     listening().map_err(|error| NetError::io(format!("listen at {address}"), error))
 }
 
-/// The next connection, ready for use. Connections that were gone before they got here are passed
-/// over: a client that resets its connections must not slow the others down.
+/// The next connection, ready for use. Connections that were reset before they got here are
+/// skipped: a client that resets its connections must not slow the others down.
 pub(crate) async fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
     loop {
         let accepted = listener.accept().await;
@@ -138,7 +138,7 @@ pub(crate) async fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketA
     }
 }
 
-/// A socket that someone else connected, registered with the current runtime and ready for use.
+/// An already connected socket, registered with the current runtime and ready for use.
 pub(crate) fn adopt(stream: std::net::TcpStream) -> Result<TcpStream> {
     let adopting = || {
         stream.set_nonblocking(true)?;
@@ -174,7 +174,7 @@ async fn resolve(address: &str) -> Result<Vec<SocketAddr>> {
 }
 
 /// The same addresses with the two families alternating. The resolver's order (RFC 6724) decides
-/// which family begins, and the order within each.
+/// which family comes first, and the order within each.
 fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let starts_with_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (mut these, mut others): (VecDeque<_>, VecDeque<_>) = addresses
@@ -191,8 +191,8 @@ fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     ordered
 }
 
-/// The first connection that any of `addresses` gives. Each has a head start before the next, which
-/// ends early when it fails.
+/// The first connection that any of `addresses` gives. Each gets a head start over the next, which
+/// ends early if it fails.
 async fn first_to_connect<S, D, F>(addresses: Vec<SocketAddr>, dial: D) -> io::Result<S>
 where
     D: Fn(SocketAddr) -> F,

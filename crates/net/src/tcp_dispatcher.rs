@@ -1,4 +1,4 @@
-//! The blocking face of the dispatcher: services on a TCP port, run by the crate's own runtime.
+//! The blocking API of the dispatcher: services on a TCP port, run by the crate's own runtime.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -11,21 +11,21 @@ use crate::service::ServiceHandler;
 use crate::tcp::TcpTransport;
 use crate::transport::open_service;
 
-/// Accepts TCP connections and gives each to the handler whose name it asks for. Dropping it ends
+/// Accepts TCP connections and passes each to the handler that it names. Dropping it stops
 /// accepting and closes the open channels, without waiting for their handlers.
 pub struct TcpServiceDispatcher {
     dispatcher: Dispatcher,
     address: SocketAddr,
-    /// Where it listens, while it does.
+    /// The address it listens at, while it does.
     bound: Mutex<Option<SocketAddr>>,
 }
 
 impl TcpServiceDispatcher {
-    /// A dispatcher for `address`, not started yet. Port 0 picks a free one at each start.
+    /// A dispatcher for `address`, not yet started. Port 0 picks a free port at each start.
     ///
     /// # Errors
     ///
-    /// None; what is wrong with an address shows at [`start`](Self::start).
+    /// None; a bad address is reported by [`start`](Self::start).
     pub fn new(address: SocketAddr) -> Result<Self> {
         Self::with_options(address, DispatcherOptions::default())
     }
@@ -43,13 +43,13 @@ impl TcpServiceDispatcher {
         })
     }
 
-    /// Adds a handler under `name`, in place of one that had it. A name that no client can ask for
+    /// Adds a handler under `name`, replacing any previous one. A name that no client can ask for
     /// makes [`start`](Self::start) fail.
     pub fn register(&self, name: impl Into<String>, handler: Arc<dyn ServiceHandler>) {
         self.dispatcher.insert(name.into(), handler);
     }
 
-    /// Where it listens while it runs, and the address it was made for otherwise.
+    /// The address it listens at while running, otherwise the one it was created for.
     pub fn addr(&self) -> SocketAddr {
         lock(&self.bound).unwrap_or(self.address)
     }
@@ -59,12 +59,12 @@ impl TcpServiceDispatcher {
         self.dispatcher.is_running()
     }
 
-    /// Starts to accept connections, and returns the address they come to.
+    /// Starts accepting connections, and returns the bound address.
     ///
     /// # Errors
     ///
-    /// [`NetError::Io`] when the address cannot be bound, [`NetError::Configuration`] when it runs
-    /// already or a registered name is empty or over
+    /// [`NetError::Io`] when the address cannot be bound, [`NetError::Configuration`] when it is
+    /// already running or a registered name is empty or over
     /// [`MAX_SERVICE_NAME_LEN`](crate::MAX_SERVICE_NAME_LEN) bytes.
     pub fn start(&self) -> Result<SocketAddr> {
         let transport = Arc::new(TcpTransport);
@@ -79,9 +79,9 @@ impl TcpServiceDispatcher {
     }
 
     /// Stops accepting, closes the open channels, and waits up to
-    /// [`stop_timeout`](DispatcherOptions::stop_timeout) for their handlers. The port is free when
-    /// this returns, and [`start`](Self::start) works again. Called by a handler, it waits for the
-    /// whole timeout.
+    /// [`stop_timeout`](DispatcherOptions::stop_timeout) for their handlers. On return the port is
+    /// free, and [`start`](Self::start) works again. Called from a handler, it waits for the whole
+    /// timeout.
     pub fn stop(&self) {
         if let Ok(runtime) = runtime() {
             block_on(&runtime, self.dispatcher.stop());
@@ -90,7 +90,7 @@ impl TcpServiceDispatcher {
     }
 }
 
-/// Connects to a dispatcher and asks for a service by its name. A server that has no such service
+/// Connects to a dispatcher and asks for a service by name. A server that has no such service
 /// closes the channel.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
-//! What carries bytes between nodes: the traits that TCP, TLS, memory and simulators implement, and
-//! the service open as the client sends it.
+//! Byte transport between nodes: the traits that TCP, TLS, memory and simulators implement, and the
+//! service open as the client sends it.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -13,16 +13,16 @@ use crate::descriptors::Descriptors;
 use crate::error::{NetError, Result};
 use crate::service::check_service_name;
 
-/// How long a client waits for the network to take its service open.
+/// How long a client waits for the network to accept its service open.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A future behind a pointer, so that a trait object can return it.
+/// A boxed future, so that a trait object can return it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Dials and listens. Addresses look like `host:port`; what a host is, the transport decides.
+/// Dials and listens. Addresses look like `host:port`; the transport decides what a host is.
 pub trait Transport: Send + Sync + 'static {
-    /// A stream to whoever listens at `address`, and where that is. Names are resolved anew in each call.
-    /// Fails by itself when nobody answers.
+    /// A stream to the listener at `address`, and where that is. Names are resolved anew in each
+    /// call. Fails by itself when nobody answers.
     ///
     /// # Errors
     ///
@@ -34,16 +34,16 @@ pub trait Transport: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`NetError::Io`], among others when the address is taken.
+    /// [`NetError::Io`], for example when the address is taken.
     fn bind<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Box<dyn Listener>>>;
 
-    /// Settles with the client what must be settled before its service open, such as a TLS
-    /// handshake. The dispatcher calls this once per accepted stream, within its limits and its
-    /// handshake deadline. Here nothing is settled and nothing proved.
+    /// Settles with the client whatever must precede its service open, such as a TLS handshake. The
+    /// dispatcher calls this once per accepted stream, within its limits and its handshake
+    /// deadline. The default settles and proves nothing.
     ///
     /// # Errors
     ///
-    /// Any; the stream is closed and counted.
+    /// Any; the stream is then closed and counted.
     fn authenticate<'a>(
         &'a self,
         stream: Box<dyn ByteStream>,
@@ -57,14 +57,14 @@ pub trait Transport: Send + Sync + 'static {
         })
     }
 
-    /// The descriptors out of which connections are taken; `None` where they take none, or where that
-    /// is not known.
+    /// The descriptors that connections draw on; `None` where they use none, or where that is
+    /// unknown.
     fn descriptors(&self) -> Option<Descriptors> {
         None
     }
 }
 
-/// A stream that was dialled.
+/// A dialled stream.
 pub struct Connected {
     /// The stream.
     pub stream: Box<dyn ByteStream>,
@@ -74,27 +74,27 @@ pub struct Connected {
 
 /// An accepted stream, ready for the service open.
 pub struct Authenticated {
-    /// The stream to go on with.
+    /// The stream to use from here on.
     pub stream: Box<dyn ByteStream>,
     /// The name that the client proved, if it proved one.
     pub identity: Option<String>,
 }
 
-/// Takes in the streams that clients open.
+/// Accepts the streams that clients open.
 pub trait Listener: Send {
     /// Where clients reach this listener.
     fn local_address(&self) -> String;
 
-    /// The next stream and the address of its client. The future may be dropped and asked for
-    /// again; no stream is lost by that. It reads nothing from the stream.
+    /// The next stream and the address of its client. Dropping the future and calling again loses
+    /// no stream. Reads nothing from the stream.
     ///
     /// # Errors
     ///
-    /// [`NetError::Io`]. The listener goes on.
+    /// [`NetError::Io`]. The listener stays usable.
     fn accept(&mut self) -> BoxFuture<'_, Result<(Box<dyn ByteStream>, String)>>;
 }
 
-/// Dials `address` and asks for a service by its name. There is no reply: a server that has no such
+/// Dials `address` and asks for a service by name. There is no reply: a server that has no such
 /// service closes the connection.
 ///
 /// # Errors

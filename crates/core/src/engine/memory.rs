@@ -1,9 +1,9 @@
-//! An engine in memory that knows which of its batches a crash may take.
+//! An in-memory engine that knows which of its batches a crash may lose.
 //!
-//! A [`MemoryStore`] is the disk of one node: it outlives the [`MemoryEngine`]s that are open on it,
-//! one for each directory. A directory is an image of everything synced and, in order, the steps made
-//! since: batches, and keys that were given up. A crash keeps as many of those as the caller says and
-//! ends the open engines. Rows can be made wrong behind an engine's back
+//! A [`MemoryStore`] is the disk of one node: it outlives the [`MemoryEngine`]s that are open on
+//! it, one for each directory. A directory is an image of everything synced and, in order, the
+//! steps made since: batches, and keys that were reclaimed. A crash keeps as many of those as the
+//! caller says and ends the open engines. Rows can be made wrong behind an engine's back
 //! ([`MemoryStore::falsify`]).
 
 mod falsehood;
@@ -42,14 +42,14 @@ impl MemoryStore {
         Self::default()
     }
 
-    /// Number of steps that a crash may take: batches applied and parts of databases reclaimed
+    /// Number of steps that a crash may lose: batches applied and parts of databases reclaimed
     /// since the last sync, in every directory.
     pub fn unsynced_steps(&self) -> usize {
         let disks = self.disks();
         disks.by_dir.values().map(|disk| disk.unsynced.len()).sum()
     }
 
-    /// Another store with everything that this one holds, as a copy of a directory is.
+    /// Another store with everything that this one holds, like a copy of a directory.
     #[must_use]
     pub fn copy(&self) -> Self {
         let copied = |(dir, disk): (&PathBuf, &Disk)| {
@@ -70,8 +70,8 @@ impl MemoryStore {
         }
     }
 
-    /// Ends the open engines as a crash does: in each directory the first `kept` of the steps since the
-    /// last sync survive (all, when there are fewer). Every call of those engines fails from here on.
+    /// Ends the open engines as a crash does: in each directory the first `kept` of the steps since
+    /// the last sync survive (all, if there are fewer). Every later call of those engines fails.
     pub fn crash(&self, kept: usize) {
         for disk in self.disks().by_dir.values_mut() {
             let unsynced = std::mem::take(&mut disk.unsynced);
@@ -137,14 +137,14 @@ impl EngineFactory for MemoryStore {
 /// One life of a [`MemoryStore`]: from open to close, crash or drop.
 #[derive(Debug)]
 pub struct MemoryEngine {
-    /// Only the engine whose life the directory's is may use it.
+    /// Only the engine whose life is the directory's may use it.
     life: u64,
     dir: PathBuf,
     store: MemoryStore,
 }
 
 impl MemoryEngine {
-    /// What `look` finds in the directory, as long as this engine is the one that has it open.
+    /// Runs `look` on the directory, as long as this engine is the one that has it open.
     fn with_disk<T>(&self, look: impl FnOnce(&mut Disk) -> T) -> Result<T> {
         let mut disks = self.store.disks();
         match disks.by_dir.get_mut(&self.dir) {
@@ -192,7 +192,7 @@ impl StorageEngine for MemoryEngine {
             let Some(keys) = disk.current.databases.get(&database) else {
                 return Vec::new();
             };
-            // Only the near bound is given to the map, which panics on bounds that cross.
+            // Only the near bound is given to the map, which panics on crossed bounds.
             match direction {
                 Direction::Forward => {
                     let from = keys.range((range.start.clone(), Bound::Unbounded));
@@ -278,23 +278,23 @@ fn take<'a>(
     taken
 }
 
-/// Something that changes the data and that a crash may take.
+/// A change of the data that a crash may lose.
 #[derive(Debug)]
 enum Step {
     Batch(EngineBatch),
-    /// Keys that are given up, and their database when it holds no more.
+    /// Keys that are reclaimed, and their database once it is empty.
     Reclaim(DatabaseId, Vec<Bytes>),
 }
 
 #[derive(Debug, Default)]
 struct Disk {
-    /// What a crash cannot take.
+    /// What a crash cannot lose.
     synced: Image,
-    /// What a crash takes from the end, in order.
+    /// What a crash may lose from the end, in order.
     unsynced: Vec<Step>,
     /// `synced` with all of `unsynced`: what reads see.
     current: Image,
-    /// What rows were before.
+    /// Former values of rows.
     former: Former,
     /// Life of the engine that is open.
     open: Option<u64>,

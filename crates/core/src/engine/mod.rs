@@ -1,8 +1,9 @@
-//! Where the data of one node lies on disk: the contract of a storage engine, and the engines.
+//! The on-disk data of one node: the contract of a storage engine, and the engines.
 //!
 //! The replicated log is the write-ahead log. An engine is written behind it, in large sorted
-//! batches and without waiting for the disk; now and then it is synced, and the log below the
-//! synced position may go. After a crash the log is replayed from [`StorageEngine::applied`].
+//! batches and without waiting for the disk; from time to time it is synced, and the log below the
+//! synced position may be purged. After a crash the log is replayed from
+//! [`StorageEngine::applied`].
 //!
 //! ```text
 //!   log ──► window ──flush──► apply(batch) apply(batch) sync() apply(batch) ── crash
@@ -11,12 +12,12 @@
 //!
 //! [`NoxuFactory`] opens the engine that ships, one Noxu environment per directory. [`MemoryStore`]
 //! keeps a node's data in memory and models what a crash leaves of it, for the simulator and for
-//! tests. `suite.rs` is the contract as a test, run against both; `docs/engines.md` has what it
-//! showed.
+//! tests. `suite.rs` is the contract as a test, run against both; `docs/engines.md` has the
+//! results.
 //!
-//! An engine has no versions and takes no snapshot: a read that runs beside an `apply` may see part
-//! of that batch. The window above it holds every key of a batch that is being applied, and is
-//! asked first.
+//! An engine has no versions and no snapshots: a read concurrent with an `apply` may see part of
+//! that batch. The window above it holds every key of a batch that is being applied, and is read
+//! first.
 
 mod memory;
 mod noxu;
@@ -44,41 +45,41 @@ pub type Result<T> = std::result::Result<T, EngineError>;
 /// Ordered databases of keys and values that survive a crash as a prefix of whole batches.
 ///
 /// - After a crash (of the process or of the machine) an engine opens with the effect of the first
-///   `n` batches ever applied and of no other: never part of a batch, never fewer than the last
+///   `n` batches ever applied and no others: never part of a batch, never fewer than the last
 ///   [`sync`](Self::sync) that returned covers.
-/// - Keys are ordered as bytes. The empty key and the empty value are a key and a value like any
-///   other. Keys of [`KEY_BYTES_MAX`] and values of [`VALUE_BYTES_MAX`] are taken.
-/// - A database comes into being with its first put. Before that it reads as empty, and so it does
-///   after it was [reclaimed](Self::reclaim).
-/// - Any thread may call anything at any time. Two `apply` calls run one after the other. Reads
-///   wait for no `apply` or `sync` and make none wait; they see every batch whose `apply`
-///   has returned, and may see part of one that is still running.
+/// - Keys are ordered bytewise. The empty key and the empty value are valid. Keys up to
+///   [`KEY_BYTES_MAX`] and values up to [`VALUE_BYTES_MAX`] are accepted.
+/// - A database is created by its first put. Before that, and after it was
+///   [reclaimed](Self::reclaim), it reads as empty.
+/// - Any thread may call any method at any time. `apply` calls are serialized. Reads neither wait
+///   for an `apply` or `sync` nor make one wait; they see every batch whose `apply` has returned,
+///   and may see part of one that is still running.
 pub trait StorageEngine: Send + Sync + 'static {
-    /// What the last applied batch says of itself; `None` in a fresh engine.
+    /// The [`Applied`] of the last applied batch; `None` in a fresh engine.
     ///
     /// # Errors
     /// [`EngineError::Closed`], [`EngineError::Failed`].
     fn applied(&self) -> Result<Option<Applied>>;
 
-    /// Makes all changes of the batch, and `batch.applied` with them, or none. Not synced.
+    /// Makes all changes of the batch, together with `batch.applied`, or none. Does not sync.
     ///
     /// # Errors
-    /// [`EngineError::DiskFull`] when nothing was changed and the engine is as it was. After
+    /// [`EngineError::DiskFull`] when nothing was changed and the engine stays usable. After
     /// [`EngineError::Io`] the engine refuses everything but `close`.
     ///
     /// # Panics
     /// When the changes are not in strictly ascending order of (database, key).
     fn apply(&self, batch: &EngineBatch) -> Result<()>;
 
-    /// Makes every batch durable whose `apply` returned before this call.
+    /// Makes durable every batch whose `apply` returned before this call.
     ///
     /// # Errors
     /// After [`EngineError::Io`] the engine refuses everything but `close`: what the disk holds is
     /// known only after it has been read again.
     fn sync(&self) -> Result<()>;
 
-    /// What the last batch that is known to be durable says of itself. The log may be purged below
-    /// it, never above.
+    /// The [`Applied`] of the last batch known to be durable. The log may be purged below it, never
+    /// above.
     fn durable(&self) -> Option<Applied>;
 
     /// Value of the key, `None` when there is none.
@@ -88,11 +89,11 @@ pub trait StorageEngine: Send + Sync + 'static {
     fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Bytes>>;
 
     /// The first pairs of the range, from its start or, in reverse, from its end, until `limit` is
-    /// [reached](ScanLimit::is_reached); if it is not, the range holds no more. Continue with
-    /// [`KeyRange::after`].
+    /// [reached](ScanLimit::is_reached). If it is not reached, the range holds no more. Continue
+    /// with [`KeyRange::after`].
     ///
-    /// Each pair is one that [`get`](Self::get) would have returned at some moment of the call.
-    /// Nothing is held between calls.
+    /// Each pair is one that [`get`](Self::get) would have returned at some moment during the call.
+    /// No state is held between calls.
     ///
     /// # Errors
     /// [`EngineError::Corrupt`] and [`EngineError::Io`] when a value cannot be read.
@@ -104,53 +105,54 @@ pub trait StorageEngine: Send + Sync + 'static {
         limit: ScanLimit,
     ) -> Result<Vec<(Bytes, Bytes)>>;
 
-    /// The databases that hold something, or did and were not reclaimed, in ascending order.
+    /// The databases that hold data, or did and were not reclaimed, in ascending order.
     ///
     /// # Errors
     /// [`EngineError::Closed`], [`EngineError::Failed`].
     fn databases(&self) -> Result<Vec<DatabaseId>>;
 
-    /// Gives up to `keys_max` keys of a database up, and the database with the last of them.
-    /// Returns whether nothing of it is left. Not synced: a crash may bring back the keys that were
-    /// given up since the last sync, or some of them.
+    /// Removes up to `keys_max` keys of a database, and the database with the last of them. Returns
+    /// whether nothing of it is left. Does not sync: a crash may bring back some or all of the keys
+    /// removed since the last sync.
     ///
-    /// The caller vouches that nobody reads or writes the database any more, and that what made
-    /// it superfluous is durable in this engine.
+    /// The caller guarantees that nobody reads or writes the database any more, and that what made
+    /// it obsolete is durable in this engine.
     ///
     /// # Errors
     /// As [`apply`](Self::apply).
     fn reclaim(&self, database: DatabaseId, keys_max: usize) -> Result<bool>;
 
-    /// Reads everything that is on disk, in use or not, and holds its checksums against it. Returns how
-    /// many bytes it has read. May run beside every other call, and takes as long as the disk does.
+    /// Reads everything on disk, in use or not, and verifies its checksums. Returns how many bytes
+    /// it has read. May run concurrently with every other call, and takes as long as the disk does.
     ///
     /// # Errors
-    /// [`EngineError::Corrupt`] with the file and the offset of the first thing that is not what was
-    /// written, and the errors of [`sync`](Self::sync).
+    /// [`EngineError::Corrupt`] with the file and the offset of the first thing that is not what
+    /// was written, and the errors of [`sync`](Self::sync).
     fn check(&self) -> Result<u64>;
 
-    /// Figures for metrics and status.
+    /// Statistics for metrics and status.
     fn stats(&self) -> EngineStats;
 
-    /// Syncs, gives space back, stops background work. Later calls return
-    /// [`EngineError::Closed`]; closing twice is no error.
+    /// Syncs, frees space, stops background work. Later calls return [`EngineError::Closed`];
+    /// closing twice is not an error.
     ///
     /// # Errors
-    /// What [`sync`](Self::sync) returns. The engine is closed all the same.
+    /// What [`sync`](Self::sync) returns. The engine is closed regardless.
     fn close(&self) -> Result<()>;
 }
 
 /// Opens the engine of one data directory.
 pub trait EngineFactory: Send + Sync {
-    /// The engine in `dir`, which is created when it is missing. Everything that it holds is
-    /// durable: [`StorageEngine::durable`] equals [`StorageEngine::applied`].
+    /// Opens the engine in `dir`, creating it if missing. Everything that it holds is durable:
+    /// [`StorageEngine::durable`] equals [`StorageEngine::applied`].
     ///
     /// # Errors
-    /// [`EngineError::InUse`] when the directory is open already, [`EngineError::DiskFull`] when the volume is
-    /// too full for it, [`EngineError::Corrupt`] and [`EngineError::Io`] when what is there cannot be read.
+    /// [`EngineError::InUse`] when the directory is already open, [`EngineError::DiskFull`] when
+    /// the volume is too full for it, [`EngineError::Corrupt`] and [`EngineError::Io`] when what is
+    /// there cannot be read.
     fn open(&self, dir: &Path) -> Result<Arc<dyn StorageEngine>>;
 
-    /// A copy of the engine in `dir`, which nobody has open. The copy is gone when it is dropped, and
+    /// Opens a copy of the engine in `dir`, which nobody has open. The copy is deleted on drop, and
     /// nothing is changed in `dir`.
     ///
     /// # Errors
@@ -160,18 +162,18 @@ pub trait EngineFactory: Send + Sync {
     /// Whether there is an engine in `dir`, whole or not.
     ///
     /// # Errors
-    /// [`EngineError::Io`] when the volume does not say.
+    /// [`EngineError::Io`] when the volume cannot tell.
     fn exists(&self, dir: &Path) -> Result<bool>;
 
-    /// Removes the engine in `dir`, which nobody has open, with everything that it holds; durable on
-    /// return. It is no error when there is none. A crash may leave any part of it.
+    /// Removes the engine in `dir`, which nobody has open, with everything that it holds; durable
+    /// on return. A missing engine is not an error. A crash may leave any part of it.
     ///
     /// # Errors
     /// [`EngineError::InUse`] when it is open, [`EngineError::Io`].
     fn remove(&self, dir: &Path) -> Result<()>;
 }
 
-/// What a batch says of itself: how far the engine has got in the replicated log.
+/// How far the engine has got in the replicated log. Every batch carries one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
     /// Term of the last log entry in the batch.
@@ -180,11 +182,11 @@ pub struct Applied {
     pub position: LogPosition,
     /// Number of the last transaction in the batch.
     pub vlsn: Vlsn,
-    /// Membership in force at `position`; the engine does not look into it.
+    /// Membership in force at `position`; opaque to the engine.
     pub membership: Bytes,
 }
 
-/// Changes that an engine makes together or not at all.
+/// Changes that an engine makes atomically.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineBatch {
     /// Replaces what [`StorageEngine::applied`] returns.
@@ -218,7 +220,7 @@ pub enum Change {
 /// bytes of keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanLimit {
-    /// Most keys.
+    /// Maximum number of keys.
     pub keys: usize,
     /// Bytes after which no further pair is taken.
     pub bytes: usize,
@@ -236,7 +238,8 @@ impl ScanLimit {
         }
     }
 
-    /// Whether these pairs are as many as a scan returns, so that the range may hold more.
+    /// Whether a scan that returned these pairs stopped at the limit, so that the range may hold
+    /// more.
     pub fn is_reached(self, pairs: &[(Bytes, Bytes)]) -> bool {
         let mut left = self;
         for (key, value) in pairs {
@@ -250,7 +253,7 @@ impl ScanLimit {
         self.keys == 0 || self.bytes == 0
     }
 
-    /// Takes a pair of `bytes` off the limit.
+    /// Deducts a pair of `bytes` from the limit.
     pub(crate) fn take(&mut self, bytes: usize) {
         self.keys = self.keys.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
@@ -266,7 +269,7 @@ pub enum Direction {
     Reverse,
 }
 
-/// A range of keys in byte order. Bounds that cross hold no key.
+/// A range of keys in byte order. Crossed bounds hold no key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRange {
     /// Where the range starts.
@@ -296,8 +299,8 @@ impl KeyRange {
     /// The keys that begin with `prefix`.
     pub fn prefix(prefix: &[u8]) -> Self {
         let start = Bound::Included(Bytes::copy_from_slice(prefix));
-        // The first key after all of them is the prefix, cut behind its last byte that can be
-        // raised, with that byte raised. A prefix of 0xff bytes alone is followed by no key.
+        // The first key after all of them is the prefix, cut after its last byte below 0xff, with
+        // that byte incremented. No key follows a prefix of only 0xff bytes.
         let end = match prefix.iter().rposition(|&byte| byte < 0xff) {
             None => Bound::Unbounded,
             Some(last) => {
@@ -326,7 +329,7 @@ impl KeyRange {
         }
     }
 
-    /// The part of the range that a scan has not returned yet when `last` was its last key.
+    /// The part of the range that a scan has yet to return when `last` was its last key.
     #[must_use]
     pub fn after(self, last: Bytes, direction: Direction) -> Self {
         match direction {
@@ -360,7 +363,7 @@ impl KeyRange {
     }
 }
 
-/// Figures of an engine.
+/// Statistics of an engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineStats {
     /// Size of its files; for an engine in memory, of the keys and values that it holds.
@@ -369,7 +372,7 @@ pub struct EngineStats {
     pub databases: usize,
 }
 
-/// Why an engine did not do what it was asked.
+/// Why an engine call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// What is on disk cannot be what was written. Restore this node from a peer.
@@ -381,17 +384,17 @@ pub enum EngineError {
     /// The volume is too full. Nothing was changed: try again when there is space.
     #[error("too little space for the engine ({source}); nothing was changed")]
     DiskFull {
-        /// The engine's own account.
+        /// The engine's own error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A file could not be read or written. Close the engine and open it again; replay the log from
-    /// what it holds then.
+    /// the position that it then holds.
     #[error("the engine could not {doing}: {source}")]
     Io {
         /// What it was doing, to be read after "could not".
         doing: &'static str,
-        /// The engine's own account.
+        /// The engine's own error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -410,7 +413,7 @@ pub enum EngineError {
 }
 
 impl EngineError {
-    /// Whether bytes are not what was written, rather than out of reach.
+    /// Whether data is damaged, rather than unreachable.
     pub(crate) fn is_damage(&self) -> bool {
         matches!(self, Self::Corrupt { .. })
     }

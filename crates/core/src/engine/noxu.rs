@@ -1,14 +1,15 @@
 //! The engine that ships: one Noxu environment per directory.
 //!
 //! Each of our databases is one Noxu database, `data-<id>`; one more, `engine`, has a single record
-//! that says what was applied. A batch is one Noxu transaction, committed without sync; a sync
-//! flushes Noxu's log to the disk. A thread of ours makes checkpoints and cleans while the engine is open.
+//! of what was applied. A batch is one Noxu transaction, committed without sync; a sync flushes
+//! Noxu's log to the disk. A thread of ours makes checkpoints and cleans files while the engine is
+//! open.
 //!
-//! Reads take no Noxu lock (read-uncommitted), so that no read and no batch ever deadlock. A cursor
-//! of Noxu that moves while records are written beside it skips and repeats keys, so a batch and
-//! the scans take turns, in slices that are short whatever the size of the batch or the scan.
+//! Reads take no Noxu lock (read-uncommitted), so that reads and batches never deadlock. A Noxu
+//! cursor that moves during concurrent writes skips and repeats keys, so batches and scans take
+//! turns, in slices that are short whatever the size of the batch or the scan.
 //!
-//! `docs/engines.md` says why each setting is what it is, and which properties of Noxu this file
+//! `docs/engines.md` gives the reason for each setting, and the properties of Noxu that this file
 //! works around.
 
 mod begun_file;
@@ -47,36 +48,36 @@ use crate::ids::DatabaseId;
 use crate::log::owner;
 
 /// Changes per batch at which Noxu is fastest: it keeps a lock and a before-image for each change
-/// until the commit, and slows as they grow. Batches of 100 times as many are correct.
+/// until the commit, and slows as they grow. Batches 100 times as large still work.
 pub const BATCH_CHANGES_BEST: usize = 1_000;
-/// Bytes at which a batch takes no further transaction: Noxu has them in memory, with what was there
-/// before, until the commit.
+/// Bytes at which a batch takes no further transaction: Noxu holds them in memory, with the values
+/// they replace, until the commit.
 pub const BATCH_BYTES_BEST: usize = 4 * 1024 * 1024;
 
-/// Rounds of cleaning at close. Each round frees what the round before emptied; the bound keeps
+/// Rounds of cleaning at close. Each round frees what the previous round emptied; the bound keeps
 /// close from chasing the last file.
 const CLEAN_ROUNDS_MAX: usize = 4;
-/// Changes that a batch makes, and pairs that a scan reads, before the other has its turn: about a
+/// Changes that a batch makes, and pairs that a scan reads, before the other gets its turn: about a
 /// millisecond of work.
 const SLICE: usize = 256;
-/// Pages, as of memory, that reads may bring into the cache before it is brought back to its size; each
-/// read counts for one at least.
+/// Memory pages that reads may bring into the cache before it is evicted down to its size; each
+/// read counts as at least one.
 const PAGES_PER_EVICTION: u64 = 1_024;
 const PAGE_BYTES: usize = 4_096;
-/// Bytes of keys and values that one step of giving a database up looks at.
+/// Bytes of keys and values that one step of reclaiming a database reads.
 const RECLAIM_BYTES: usize = 4 * 1024 * 1024;
-/// Records in a node of a tree, the default is 128. Noxu walks over all nodes in memory to find the one
-/// above a node that it evicts or writes. More than this lose nodes at a recovery.
+/// Records per tree node; Noxu's default is 128. To find the parent of a node that it evicts or
+/// writes, Noxu walks over all nodes in memory. More than this lose nodes during recovery.
 const NODE_ENTRIES: u32 = 256;
 /// Attempts at a batch that loses a lock to Noxu's cleaner, which holds one only while it moves a
 /// record.
 const APPLY_ATTEMPTS_MAX: usize = 3;
 
-/// What is left of the cache at the end, and rounds of eviction until then: two are enough as a rule.
+/// Cache size left on close, and the eviction rounds to get there: usually two are enough.
 const CACHE_BYTES_MIN: usize = 1024 * 1024;
 const EMPTY_ROUNDS_MAX: usize = 16;
-/// Databases up to which the cache is emptied. Noxu looks for each node in all trees: 10,000 of them, with a
-/// node each, take it 40 s a round.
+/// Number of databases up to which the cache is emptied. Noxu searches all trees for each node:
+/// 10,000 trees of one node each take it 40 s a round.
 const EMPTY_DATABASES_MAX: usize = 1_000;
 
 const ENGINE_DATABASE: &str = "engine";
@@ -118,18 +119,20 @@ impl EngineFactory for NoxuFactory {
 pub struct NoxuEngine {
     directory: PathBuf,
     /// `None` when closed. Every call holds it for reading while it runs, so that `close` (and the
-    /// creation of a database) waits for the calls that are in Noxu. Taken after the writer's turn.
+    /// creation of a database) waits for the calls that are in Noxu. Acquired after the writer's
+    /// turn.
     open: RwLock<Option<Open>>,
     turns: Turns,
     progress: Mutex<Progress>,
-    /// Set for good when what is on disk is no longer known.
+    /// Set for good once the state on disk is unknown.
     failed: AtomicBool,
-    /// Of a copy: its directory, which goes with it.
+    /// For a copy: its directory, deleted with it.
     copy: Option<TempDir>,
 }
 
 impl NoxuEngine {
-    /// The engine in `directory`, created when missing, with `cache_bytes` of memory for its cache.
+    /// Opens the engine in `directory`, creating it if missing, with `cache_bytes` of memory for
+    /// its cache.
     ///
     /// # Errors
     /// See [`EngineFactory::open`].
@@ -137,8 +140,8 @@ impl NoxuEngine {
         Self::open_with(directory, NoxuSizes::with_cache(cache_bytes))
     }
 
-    /// The engine in `directory`, created when missing. The sizes may be others than they were, but no
-    /// file may be larger than they are now.
+    /// Opens the engine in `directory`, creating it if missing. The sizes may differ from earlier
+    /// ones, but no file may be larger than the size now given.
     ///
     /// # Errors
     /// See [`EngineFactory::open`].
@@ -156,7 +159,7 @@ impl NoxuEngine {
     fn open_files(directory: &Path, sizes: NoxuSizes) -> Result<Self> {
         let environment = Environment::open(configuration::of(directory, sizes))
             .map_err(|error| open_error(directory, error))?;
-        // Noxu makes files as whoever runs it.
+        // Noxu creates files as the user that runs it.
         owner::inherit_within(directory).map_err(|source| io_error("own its files", source))?;
         let turns = Turns::default();
         let open = Open::new(environment, sizes.checkpoint_wakeup_ms, &turns)?;
@@ -196,17 +199,17 @@ impl NoxuEngine {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a checkpoint that is being made, or a file that is cleaned. None comes after that.
+    /// Ends upkeep, after any checkpoint or file cleaning in progress.
     fn stop_upkeep(&self) {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         let upkeep = open.as_mut().and_then(|open| open.upkeep.take());
         drop(open);
-        // It may wait for a batch, which waits for `open`.
+        // Dropping it may wait for a batch, which waits for `open`.
         drop(upkeep);
     }
 
-    /// Creates the databases that the batch puts its first record into: together, or each would be synced
-    /// by itself.
+    /// Creates the databases that the batch puts a first record into: together, or each would be
+    /// synced by itself.
     fn create_databases(&self, batch: &EngineBatch) -> Result<()> {
         let missing = self.with_open(|open| Ok(open.missing_databases(batch)))?;
         if missing.is_empty() {
@@ -219,10 +222,10 @@ impl NoxuEngine {
         Ok(())
     }
 
-    /// Makes changes in one Noxu transaction, again when it loses a lock.
+    /// Makes changes in one Noxu transaction, and retries if it loses a lock.
     fn commit<T>(&self, open: &Open, write: impl Fn(&Transaction) -> noxu::Result<T>) -> Result<T> {
-        // Noxu looks at the free space every few seconds only. A batch that finds out by a failed
-        // write leaves an environment that must be opened again.
+        // Noxu checks the free space only every few seconds. A batch that finds out by a failed
+        // write leaves an environment that must be reopened.
         open.environment
             .refresh_disk_limit()
             .and_then(|()| open.evict())
@@ -242,13 +245,13 @@ impl NoxuEngine {
         }
     }
 
-    /// Removes a database that holds nothing any more. `false` when its name is locked: it is as it
-    /// was, and the next try may succeed.
+    /// Removes an empty database. `false` when its name is locked: nothing was changed, and the
+    /// next attempt may succeed.
     fn remove_database(&self, database: DatabaseId) -> Result<bool> {
         let name = database_name(database);
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         let open = open.as_mut().ok_or(EngineError::Closed)?;
-        // Noxu removes no database that has a handle.
+        // Noxu removes no database with an open handle.
         drop(open.databases.remove(&database));
         match open.environment.remove_database(None, &name) {
             Ok(()) => Ok(true),
@@ -306,7 +309,7 @@ impl StorageEngine for NoxuEngine {
                 return Err(io_error("sync its log", error));
             }
             let mut progress = self.progress();
-            // Of two syncs at a time the one that began first may end last.
+            // Of two concurrent syncs, the one that began first may end last.
             if batches >= progress.batches_durable {
                 progress.durable = applied;
                 progress.batches_durable = batches;
@@ -355,7 +358,7 @@ impl StorageEngine for NoxuEngine {
             };
             let found = open.scan(handle, KeyRange::all(), Direction::Forward, limit)?;
             self.commit(open, |transaction| open.delete(transaction, handle, &found))?;
-            // Or the next step would walk over the slots of these keys again.
+            // Otherwise the next step would walk over the slots of these keys again.
             open.compress()
                 .map_err(|error| io_error("remove deleted records", error))?;
             Ok(Some(!limit.is_reached(&found)))
@@ -430,16 +433,16 @@ struct Progress {
 }
 
 /// An open environment and its databases. Fields drop in this order: Noxu does not close an
-/// environment that has an open database.
+/// environment with an open database.
 struct Open {
-    /// Until it closes.
+    /// `None` once it is closing.
     upkeep: Option<Upkeep>,
     databases: BTreeMap<DatabaseId, Database>,
     engine: Database,
     environment: Environment,
     turns: Turns,
     pages_read: AtomicU64,
-    /// Whether the cache was ever full, which is told once.
+    /// Whether the cache was ever full, which is logged once.
     has_evicted: AtomicBool,
 }
 
@@ -507,8 +510,8 @@ impl Open {
 
     /// Makes the changes of the batch and writes the record of what was applied.
     ///
-    /// Deletes first: a put of a new key leaves a lock on the key behind it that Noxu's delete of
-    /// that key cannot raise ("illegal lock upgrade"), while its put can.
+    /// Deletes come first: a put of a new key leaves a lock on the key after it that Noxu's delete
+    /// of that key cannot upgrade ("illegal lock upgrade"), while its put can.
     fn write(&self, transaction: &Transaction, batch: &EngineBatch) -> noxu::Result<()> {
         for slice in batch.changes.chunks(SLICE) {
             let _turn = self.turns.to_move_records();
@@ -524,10 +527,10 @@ impl Open {
             let _turn = self.turns.to_move_records();
             for (id, key, change) in slice {
                 if let Change::Put(value) = change {
-                    // `create_databases` has seen to it.
+                    // `create_databases` has ensured that it exists.
                     let database = &self.databases[id];
-                    // Noxu charges its cache for a value that is read or new, and not for one that takes
-                    // the place of a value on disk. Whether that one can be read is all the same here.
+                    // Noxu charges its cache for a value that is read or new, but not for one that
+                    // replaces a value on disk. Whether that one can be read does not matter here.
                     read(database, key).ok();
                     database.put_in(transaction, key, value)?;
                 }
@@ -558,11 +561,11 @@ impl Open {
         Ok(value)
     }
 
-    /// Keeps reads of these sizes from filling memory: nothing is evicted for them otherwise.
+    /// Keeps reads of these sizes from filling memory: nothing else evicts for them.
     fn count_reads(&self, bytes: impl Iterator<Item = usize>) -> Result<()> {
         let pages = bytes.fold(1, |pages, bytes| pages + (bytes / PAGE_BYTES) as u64);
         let before = self.pages_read.fetch_add(pages, Ordering::Relaxed);
-        // Whoever holds it evicts, or the next one that reads does.
+        // If it is held, its holder or a later read evicts.
         if before / PAGES_PER_EVICTION != (before + pages) / PAGES_PER_EVICTION
             && let Ok(_writer) = self.turns.writer.try_lock()
         {
@@ -572,7 +575,7 @@ impl Open {
         Ok(())
     }
 
-    /// Brings the cache back to its size. For who has the writer's turn.
+    /// Evicts the cache down to its size. The caller has the writer's turn.
     fn evict(&self) -> noxu::Result<()> {
         let _turn = self.turns.to_move_records();
         let evicted = self.environment.evict_memory()?;
@@ -624,8 +627,8 @@ impl Open {
         Ok(pairs)
     }
 
-    /// Gives space back: moves live records out of sparse files until that frees no more. What it
-    /// cannot free costs space alone, and is tried again at the next close.
+    /// Frees space: moves live records out of sparse files until that frees no more. What it cannot
+    /// free costs only space, and is retried at the next close.
     fn clean(&self, directory: &Path) {
         let mut bytes_before = u64::MAX;
         for _ in 0..CLEAN_ROUNDS_MAX {
@@ -641,11 +644,11 @@ impl Open {
         }
     }
 
-    /// Number of files emptied.
+    /// Returns the number of files emptied.
     fn clean_once(&self) -> noxu::Result<u32> {
         let checkpoint = CheckpointConfig::new().with_force(true);
         let files = self.environment.clean_log();
-        // A file that was emptied goes at the second checkpoint after it.
+        // An emptied file is removed at the second checkpoint afterwards.
         for _ in 0..2 {
             mark_roots(&self.environment);
             self.environment.checkpoint(Some(&checkpoint))?;
@@ -676,8 +679,8 @@ impl Open {
     }
 }
 
-/// Gives the memory of the cache back, which Noxu keeps of an environment that is closed. Its databases
-/// are open: those that are not would lose their trees.
+/// Frees the cache's memory, which Noxu otherwise keeps after the environment is closed. Its
+/// databases are open: closed ones would lose their trees.
 fn empty_cache(environment: &mut Environment) -> noxu::Result<()> {
     let mut config = environment.mutable_config()?;
     config.cache_size = Some(CACHE_BYTES_MIN);

@@ -1,7 +1,7 @@
-//! A digest of rows that does not depend on their order, and from which a row can be taken again.
+//! A digest of rows that does not depend on their order, and from which rows can be removed again.
 //!
-//! It is the sum of the rows' hashes. Whoever writes an engine keeps it up to date while rows come in,
-//! change and go, and holds what the engine gives back against it.
+//! It is the sum of the rows' hashes. The writer of an engine updates it as rows are added, changed
+//! and deleted, and compares what the engine gives back with it.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ impl RowDigest {
         self.sum = self.sum.wrapping_add(hash(database, key, value));
     }
 
-    /// Takes a row that was added.
+    /// Removes a row that was added.
     pub(crate) fn take(&mut self, database: DatabaseId, key: &[u8], value: &[u8]) {
         self.rows = self.rows.wrapping_sub(1);
         self.sum = self.sum.wrapping_sub(hash(database, key, value));
@@ -57,14 +57,14 @@ impl RowDigest {
         Bytes::copy_from_slice(&self.sum.to_le_bytes())
     }
 
-    /// `None` when these are not 16 bytes.
+    /// `None` unless `sum` has 16 bytes.
     pub(crate) fn from_parts(rows: u64, sum: &[u8]) -> Option<Self> {
         let sum = u128::from_le_bytes(sum.try_into().ok()?);
         Some(Self { rows, sum })
     }
 }
 
-/// Rows up to this size are put together before they are hashed: half the cost of hashing the parts.
+/// Rows up to this size are assembled before hashing: half the cost of hashing the parts.
 const ROW_BYTES_SHORT: usize = 1024;
 
 impl fmt::Display for RowDigest {
@@ -111,7 +111,7 @@ mod tests {
         b.take(one, b"x", b"y");
         assert_eq!(a, b);
         assert_eq!(RowDigest::from_parts(a.rows, &a.to_bytes()), Some(a));
-        // The parts of a row do not run into each other, and the database is a part of it.
+        // The parts of a row do not run into each other, and the database is one of them.
         let digest = |database, key: &[u8], value: &[u8]| {
             let mut digest = RowDigest::default();
             digest.add(database, key, value);

@@ -1,7 +1,8 @@
 //! The contract of [`StorageEngine`] as a test, run against every engine.
 //!
-//! To add an engine, add a constructor to [`Bed`] and a line to `every_engine!`. What a crash of the
-//! process leaves is tested in `tests/engine_crash.rs`, for the engines that have a process to kill.
+//! To add an engine, add a constructor to [`Bed`] and a line to `every_engine!`.
+//! `tests/engine_crash.rs` tests what a process crash leaves, for the engines that have a process
+//! to kill.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -45,7 +46,7 @@ impl Bed {
         })
     }
 
-    /// So little cache that most reads find nothing in it.
+    /// A cache so small that most reads miss it.
     fn noxu_uncached() -> Self {
         Self::new(NoxuFactory {
             cache_bytes: 1 << 20,
@@ -322,7 +323,7 @@ fn ranges_hold_what_their_bounds_say(bed: &Bed) {
     ];
     let all = all.map(Bytes::from_static);
     apply(&*engine, 1, all.iter().map(|key| put(key, key)).collect());
-    // Bounds on, between, before and after the keys, crossed ones as well.
+    // Bounds on, between, before and after the keys, including crossed ones.
     let mut bounds = vec![Bound::Unbounded];
     for key in all
         .iter()
@@ -628,7 +629,7 @@ fn random_histories_match_a_map(bed: &Bed) {
     for seed in 0..6 {
         let mut chance = StdRng::seed_from_u64(seed);
         let mut model = Model::new();
-        // Each seed in databases of its own: the directory is the same.
+        // Each seed has databases of its own, because they share the directory.
         let databases: Vec<_> = (0..3)
             .map(|n| DatabaseId(u32::try_from(seed).unwrap() * 10 + n))
             .collect();
@@ -686,7 +687,7 @@ fn random_changes(
         .collect()
 }
 
-/// A key of few possible ones: short ones of extreme bytes, and longer ones with a common prefix.
+/// One of few possible keys: short ones of extreme bytes, and longer ones with a common prefix.
 fn random_key(chance: &mut StdRng) -> Bytes {
     let length = chance.random_range(0..5);
     let mut key: Vec<u8> = (0..length)
@@ -787,7 +788,7 @@ fn reads_beside_an_apply_are_right(bed: &Bed) {
 
 struct Stress<'a> {
     engine: &'a dyn StorageEngine,
-    /// Number of the newest batch whose `apply` was called, and whose `apply` returned.
+    /// Numbers of the newest batch whose `apply` was called, and of the newest whose has returned.
     started: AtomicU64,
     ended: AtomicU64,
     stop: AtomicBool,

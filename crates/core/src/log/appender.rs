@@ -25,22 +25,22 @@ pub(super) struct Appender {
     files: Files,
     segments: Segments,
     tail: Arc<Segment>,
-    /// Records that are not yet written, to stand at `buffer_start` of the tail.
+    /// Records not yet written; they belong at `buffer_start` of the tail.
     buffer: Vec<u8>,
     buffer_start: u32,
-    /// Everything below is synced.
+    /// Everything below this is synced.
     synced: Place,
     /// Checksum of the last record.
     chain: u32,
-    /// The log after the last record.
+    /// State of the log after the last record.
     head: Head,
 }
 
 impl Appender {
-    /// Goes on at the end of what recovery found, all of which is synced.
+    /// Continues at the end of what recovery found, all of which is synced.
     ///
     /// # Panics
-    /// Without a segment.
+    /// When there is no segment.
     pub(super) fn new(
         files: Files,
         segments: Segments,
@@ -74,8 +74,8 @@ impl Appender {
         &self.segments
     }
 
-    /// Adds a record, and returns where it will stand and its bytes there. Starts a new segment
-    /// when this one is full, which writes and syncs what was added before.
+    /// Adds a record, and returns its future place and its size there. Starts a new segment when
+    /// this one is full, after writing and syncing what was added before.
     pub(super) async fn put(
         &mut self,
         record: &Record,
@@ -118,7 +118,7 @@ impl Appender {
     }
 
     /// Writes a mark that vouches for everything synced so far. It costs no sync: the next one
-    /// covers it. A full segment goes without, because its successor's header says the same.
+    /// covers it. A full segment gets none, because its successor's header says the same.
     pub(super) async fn mark(&mut self) -> Result<(), LogError> {
         if self.fits(record_bytes(0)) {
             self.put(&Record::Mark(self.head.committed), &[]).await?;
@@ -127,8 +127,8 @@ impl Appender {
         Ok(())
     }
 
-    /// Syncs what was added and then, in a block of its own, a mark that vouches for it: losing any
-    /// one block of a log that was closed is noticed.
+    /// Syncs what was added and then, in its own block, a mark that vouches for it: the loss of any
+    /// one block of a closed log is detected.
     pub(super) async fn seal(&mut self) -> Result<(), LogError> {
         self.sync().await?;
         let mark = Record::Mark(self.head.committed);
@@ -138,7 +138,7 @@ impl Appender {
         } else {
             rest
         };
-        // At the end of a segment the mark itself goes to the next.
+        // At the end of a segment, the mark itself goes into the next.
         if self.fits(padding) {
             self.put(&mark, &vec![0; padding - RECORD_HEADER_BYTES])
                 .await?;
@@ -162,8 +162,8 @@ impl Appender {
         Ok(())
     }
 
-    /// Works on the next segment once this one is half full: twice what was just written, so that
-    /// it is ready when this one ends.
+    /// Prepares the next segment once this one is half full, by twice what was just written, so
+    /// that it is ready when this one ends.
     pub(super) async fn prepare(&mut self, written: usize) {
         if self.buffer_start > self.tail.bytes / 2 {
             let written = u32::try_from(written).unwrap_or(u32::MAX);
@@ -171,12 +171,12 @@ impl Appender {
         }
     }
 
-    /// Gives memory back that one very large group took.
+    /// Releases memory that one very large group took.
     pub(super) fn shrink(&mut self, bytes_max: usize) {
         self.buffer.shrink_to(bytes_max);
     }
 
-    /// Hands what was added to the system, without a sync.
+    /// Hands what was added to the operating system, without a sync.
     pub(super) fn write(&mut self) -> Result<(), LogError> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -221,7 +221,7 @@ impl Appender {
     }
 }
 
-/// The header of a segment that follows on nothing.
+/// The header of a segment without a predecessor.
 pub(super) fn first_header(identity: LogIdentity, sequence: u32, head: Head) -> SegmentHeader {
     SegmentHeader {
         identity,

@@ -1,14 +1,14 @@
-//! The seam between the log and the machine's disk.
+//! The interface between the log and the machine's disk.
 //!
-//! Everything that this library keeps in files goes through [`Disk`], so that a test can hold the
-//! same code against a disk that loses what was not synced ([`MemoryDisk`]). The points where
-//! bytes become durable ([`DiskFile::sync_data`], [`Disk::sync_dir`]) are futures, because a
-//! simulator spends virtual time there; all other calls return at once. [`RealDisk`] does its
-//! blocking calls inside those futures, so poll them on a thread that may block.
+//! Everything that this library keeps in files goes through [`Disk`], so that a test can run the
+//! same code on a disk that loses what was not synced ([`MemoryDisk`]). The points where bytes
+//! become durable ([`DiskFile::sync_data`], [`Disk::sync_dir`]) are futures, because a simulator
+//! spends virtual time there; all other calls return at once. [`RealDisk`] does its blocking calls
+//! inside those futures, so poll them on a thread that may block.
 //!
-//! What an implementation promises: bytes and names may be lost by a crash until the sync that
-//! covers them has returned `Ok`, and are kept after it; a sector of 512 bytes is written whole
-//! or not at all, and writing one sector leaves its neighbours alone.
+//! An implementation promises that a crash can lose bytes and names only until the sync that covers
+//! them has returned `Ok`; that a sector of 512 bytes is written whole or not at all; and that
+//! writing one sector leaves its neighbours alone.
 
 mod memory;
 mod overlay;
@@ -30,12 +30,12 @@ const DIRECTORY_MODE: u32 = 0o700;
 /// Mode of every file that the library creates.
 const FILE_MODE: u32 = 0o600;
 
-/// The result of a point where bytes become durable.
+/// The result of a call that makes something durable.
 pub type DiskFuture<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a>>;
 
 /// Files and directories: the machine's, or a model of them.
 pub trait Disk: Send + Sync + 'static {
-    /// Creates a directory and its parents (mode 0700); one that exists already is fine.
+    /// Creates a directory and its parents (mode 0700); an existing one is fine.
     ///
     /// # Errors
     /// As the disk reports them.
@@ -53,29 +53,30 @@ pub trait Disk: Send + Sync + 'static {
     /// As the disk reports them.
     fn exists(&self, path: &Path) -> io::Result<bool>;
 
-    /// Which file has this name: kept by a rename, of it or of a directory above it, and by a
-    /// crash; another one for a copy of the file.
+    /// Identifies the file of this name. A rename, of it or of a directory above it, and a crash
+    /// keep the mark; a copy of the file gets another.
     ///
     /// # Errors
-    /// `NotFound` without the file; others as the disk reports them.
+    /// `NotFound` for a missing file; others as the disk reports them.
     fn file_mark(&self, path: &Path) -> io::Result<FileMark>;
 
     /// Opens a file.
     ///
     /// # Errors
-    /// `NotFound` without the file (`Read`, `ReadWrite`), `AlreadyExists` with it (`CreateNew`).
+    /// `NotFound` for a missing file (`Read`, `ReadWrite`), `AlreadyExists` for an existing one
+    /// (`CreateNew`).
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn DiskFile>>;
 
-    /// Gives a file another name, atomically; durable after [`Disk::sync_dir`].
+    /// Renames a file atomically; durable after [`Disk::sync_dir`].
     ///
     /// # Errors
-    /// `NotFound` without the file; others as the disk reports them.
+    /// `NotFound` for a missing file; others as the disk reports them.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Removes a file; durable after [`Disk::sync_dir`].
     ///
     /// # Errors
-    /// `NotFound` without the file; others as the disk reports them.
+    /// `NotFound` for a missing file; others as the disk reports them.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
     /// Makes every name created, changed or removed in this directory durable.
@@ -84,8 +85,8 @@ pub trait Disk: Send + Sync + 'static {
     /// As the disk reports them. After one, what is durable is unknown.
     fn sync_dir<'a>(&'a self, dir: &'a Path) -> DiskFuture<'a, ()>;
 
-    /// Takes a lock file, made if it is missing, for as long as the returned value lives. One that is
-    /// there stays as it is.
+    /// Locks a lock file, created if missing, for as long as the returned value lives. An existing
+    /// file is not changed.
     ///
     /// # Errors
     /// `WouldBlock` while another holder, in this process or another, has it.
@@ -98,7 +99,7 @@ pub trait Disk: Send + Sync + 'static {
     fn space(&self, path: &Path) -> io::Result<DiskSpace>;
 }
 
-/// One open file. Reads and writes name their offset, so that a handle has no position to share.
+/// One open file. Reads and writes state their offset, so that a handle has no position to share.
 #[expect(
     clippy::len_without_is_empty,
     reason = "a file's length is a number of bytes"
@@ -110,7 +111,7 @@ pub trait DiskFile: Send + Sync {
     /// As the disk reports them.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Writes all bytes, or fails with some of them written.
+    /// Writes all bytes, or fails, possibly with some of them written.
     ///
     /// # Errors
     /// `StorageFull` when the file would grow and cannot; others as the disk reports them.
@@ -120,7 +121,7 @@ pub trait DiskFile: Send + Sync {
     ///
     /// # Errors
     /// As the disk reports them. After one, what is durable is unknown and a later success says
-    /// nothing about the bytes of before.
+    /// nothing about earlier bytes.
     fn sync_data(&self) -> DiskFuture<'_, ()>;
 
     /// The length in bytes.
@@ -142,18 +143,18 @@ pub trait DiskFile: Send + Sync {
     fn set_len(&self, bytes: u64) -> io::Result<()>;
 }
 
-/// What tells a file from its copies.
+/// What distinguishes a file from its copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileMark {
-    /// Its number on its volume. A volume may give it to another file when this one is gone.
+    /// Its number on its volume, which the volume may reuse once the file is gone.
     pub number: u64,
-    /// When it was made, in nanoseconds since 1970, where the volume keeps that.
+    /// When it was created, in nanoseconds since 1970, where the volume records that.
     pub born_ns: Option<u64>,
 }
 
 impl FileMark {
-    /// Whether both are of the same file. A time that only one of them has says nothing: a system
-    /// may learn to tell it.
+    /// Whether both are of the same file. A time that only one of them has is ignored: a system may
+    /// begin to report it.
     pub fn is_same(self, other: Self) -> bool {
         let times = self.born_ns.zip(other.born_ns);
         self.number == other.number && times.is_none_or(|(one, other)| one == other)
@@ -174,7 +175,7 @@ pub enum OpenMode {
     ReadWrite,
 }
 
-/// Room on a volume.
+/// Space on a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskSpace {
     /// Bytes that this process may still use.
@@ -183,8 +184,8 @@ pub struct DiskSpace {
     pub total_bytes: u64,
 }
 
-/// The machine's own disk. What it creates belongs to whom the directory belongs to that it is in, as far as
-/// this process may give things away.
+/// The machine's own disk. What it creates belongs to the owner of the directory it is in, as far
+/// as this process may change owners.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;
 
@@ -205,7 +206,7 @@ impl Disk for RealDisk {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(dir)? {
-            // A name that is not UTF-8 is none of ours.
+            // A name that is not UTF-8 is not ours.
             names.extend(entry?.file_name().into_string());
         }
         names.sort_unstable();
@@ -218,7 +219,7 @@ impl Disk for RealDisk {
 
     fn file_mark(&self, path: &Path) -> io::Result<FileMark> {
         let metadata = fs::metadata(path)?;
-        // An error says that the volume, or the system, does not keep this time.
+        // An error means that the volume, or the system, does not record this time.
         let born = metadata.created().ok();
         let since = born.and_then(|born| born.duration_since(UNIX_EPOCH).ok());
         Ok(FileMark {

@@ -1,10 +1,10 @@
-//! The bytes of the log: segment headers and records. `docs/format.md` has the pictures.
+//! The bytes of the log: segment headers and records. `docs/format.md` has the diagrams.
 //!
-//! Everything is little-endian at fixed offsets, each computed from the one before. A record says
-//! where it stands ([`Place`]) and which record it follows (that one's checksum), so bytes that were
-//! written elsewhere, or in a former life of the file, are never valid here.
+//! Everything is little-endian at fixed offsets, each computed from the one before. A record states
+//! its own place ([`Place`]) and the checksum of the record before it, so bytes written elsewhere,
+//! or in a former life of the file, are never valid here.
 //!
-//! Reading is total: any bytes give a record or an [`Invalid`], never a panic.
+//! Decoding is total: any bytes yield a record or an [`Invalid`], never a panic.
 
 use std::ops::Range;
 
@@ -13,11 +13,11 @@ use crate::planted::{self, Bug};
 
 use super::{EntryKind, LogId, LogIdentity, Vote};
 
-/// The version that this code writes, of segments and records alike.
+/// The version that this code writes, for segments and records alike.
 pub(super) const VERSION: u16 = 1;
-/// Bytes before the first record. A header has blocks of its own: writing records never rewrites it.
+/// Bytes before the first record. A header has its own block: writing records never rewrites it.
 pub(super) const RECORDS_START: u32 = 4096;
-/// Records start at multiples of this, so that a search for them has few places to look at.
+/// Records start at multiples of this, so that a search for them has few places to try.
 pub(super) const RECORD_ALIGNMENT: usize = 8;
 
 const MAGIC: [u8; 8] = *b"STDFSTLG";
@@ -68,7 +68,7 @@ const KIND_MARK: u8 = 5;
 const KIND_TRUNCATION: u8 = 6;
 const KIND_PURGE: u8 = 7;
 
-/// A point in the log's bytes. Points are ordered as the bytes were written.
+/// A point in the log's bytes. Points are in the order in which the bytes were written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     /// Sequence number of the segment.
@@ -92,7 +92,7 @@ impl Place {
     }
 }
 
-/// What the log amounts to after some record: the part of the state that is not entries.
+/// The state of the log after some record, apart from its entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) purged: Option<LogId>,
@@ -103,7 +103,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// The log after one more record.
+    /// Applies one more record.
     pub(super) fn apply(&mut self, record: &Record) {
         match *record {
             Record::Entry(_, id) => self.last = Some(id),
@@ -118,7 +118,7 @@ impl Head {
     }
 }
 
-/// The one that stands further back in the log; the second, at the same position.
+/// The one at the higher position; the second one if they are equal.
 fn later(one: Option<LogId>, other: Option<LogId>) -> Option<LogId> {
     let position = |id: Option<LogId>| id.map(|id| id.position);
     if position(one) > position(other) {
@@ -135,11 +135,12 @@ pub(super) struct SegmentHeader {
     pub(super) sequence: u32,
     /// Length of the file.
     pub(super) bytes: u32,
-    /// Where the segment before this one ends; all of it was synced before this one was created.
+    /// Where the previous segment ends; all of it was synced before this one was created.
     pub(super) previous_end: u32,
     /// Checksum of the last record before this segment: the start of the chain.
     pub(super) previous_checksum: u32,
-    /// The log at the end of the segment before, so that older ones are not needed for it.
+    /// The log's state at the end of the previous segment, so that older ones are not needed for
+    /// it.
     pub(super) head: Head,
 }
 
@@ -243,7 +244,7 @@ impl SegmentHeader {
     }
 }
 
-/// What one record says.
+/// The content of one record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Record {
     /// An entry; its payload follows the header.
@@ -251,15 +252,15 @@ pub(super) enum Record {
     /// The vote in force from here on.
     Vote(Vote),
     /// Nothing, or the newest entry known to be committed. Its `synced_below` vouches for what
-    /// stands before it.
+    /// comes before it.
     Mark(Option<LogId>),
-    /// Entries after this one are gone; all of them, for `None`.
+    /// Entries after this one are dropped; all of them, for `None`.
     Truncation(Option<LogId>),
-    /// Entries up to this one are no longer needed; the log goes on after it.
+    /// Entries up to this one are no longer needed; the log continues after it.
     Purge(LogId),
 }
 
-/// Where a record stands, and what it says about those before it.
+/// A record's place, and what it says about the records before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Link {
     pub(super) place: Place,
@@ -286,13 +287,13 @@ pub(super) struct Parsed {
 pub(super) enum Invalid {
     /// Not the first bytes of a segment.
     Magic,
-    /// Longer than the bytes there are.
+    /// Longer than the available bytes.
     Length,
     /// Not the bytes that were written.
     Checksum,
     /// Written for another place, or for a former life of the file.
     Place,
-    /// Whole, and of a version or kind that this code does not know.
+    /// Intact, but of a version or kind unknown to this code.
     Version(u16),
 }
 
@@ -301,10 +302,10 @@ pub(super) fn record_bytes(payload_bytes: usize) -> usize {
     (RECORD_HEADER_BYTES + payload_bytes).next_multiple_of(RECORD_ALIGNMENT)
 }
 
-/// Appends a record to `out` and returns its checksum, the start of the next one's link.
+/// Appends a record to `out` and returns its checksum, to which the next one links.
 ///
 /// # Panics
-/// When the payload has 2^32 bytes; the log refuses one that does not fit into a segment.
+/// When the payload has 2^32 bytes or more; the log refuses one that does not fit into a segment.
 pub(super) fn encode_record(
     out: &mut Vec<u8>,
     link: &Link,
@@ -354,9 +355,9 @@ pub(super) fn encode_record(
     checksum
 }
 
-/// Reads the record at `at` of `bytes`, where `place` names that point in the log.
+/// Decodes the record at offset `at` of `bytes`; `place` is that point in the log.
 ///
-/// The chain is the caller's to check: a record that is searched for has no known predecessor.
+/// The caller checks the chain: a record found by a search has no known predecessor.
 pub(super) fn decode_record(bytes: &[u8], at: usize, place: Place) -> Result<Parsed, Invalid> {
     let all = bytes.get(at..).ok_or(Invalid::Length)?;
     let header = all.get(..RECORD_HEADER_BYTES).ok_or(Invalid::Length)?;
@@ -391,7 +392,7 @@ pub(super) fn decode_record(bytes: &[u8], at: usize, place: Place) -> Result<Par
         KIND_MARK => Record::Mark(flag.then_some(id)),
         KIND_TRUNCATION => Record::Truncation(flag.then_some(id)),
         KIND_PURGE => Record::Purge(id),
-        // A kind is added together with a version; without one the bytes are not ours.
+        // A new kind comes with a new version; without one, the bytes are not ours.
         _ => return Err(Invalid::Version(version)),
     };
     let payload = at + RECORD_HEADER_BYTES;
@@ -408,7 +409,7 @@ pub(super) fn decode_record(bytes: &[u8], at: usize, place: Place) -> Result<Par
     })
 }
 
-/// Whether a record header says that it stands here, whole or not.
+/// Whether a record header claims this place, intact or not.
 fn claims_place(header: &[u8], place: Place) -> bool {
     u64_at(header, RECORD_PLACE) == place.to_number()
 }

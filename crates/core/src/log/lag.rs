@@ -1,5 +1,5 @@
-//! How far behind whoever has a log up to some position is: in time and in bytes. A number of entries says
-//! neither.
+//! How far a copy of a log up to some position is behind, in time and in bytes. A number of entries
+//! tells neither.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,19 +8,18 @@ use tokio::time::Instant;
 
 use crate::ids::LogPosition;
 
-/// What was appended within this time is told apart no further.
+/// Resolution: entries appended within this time are not told apart.
 const STEP: Duration = Duration::from_millis(100);
 
-/// Steps that are remembered: some seconds of a log that is written to all the time.
+/// Steps that are remembered: some seconds of a log under constant writes.
 const STEPS_MAX: usize = 128;
 
-/// What is missing at the end of a log. Both are at least so much: nobody remembers for ever.
+/// What is missing at the end of a log. Both are lower bounds, because memory is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lag {
-    /// For how long the first entry that is missing has been there; `None` when it was there before the
-    /// log was opened.
+    /// Age of the first missing entry; `None` if it is older than the opening of the log.
     pub(crate) time: Option<Duration>,
-    /// Of payload.
+    /// Bytes of payload.
     pub(crate) bytes: u64,
 }
 
@@ -30,7 +29,7 @@ impl Lag {
         bytes: 0,
     };
 
-    /// Whether nothing is missing that was there so long ago.
+    /// Whether every missing entry is younger than this.
     pub(crate) fn is_within(self, time: Duration) -> bool {
         self.time.is_some_and(|missing| missing < time)
     }
@@ -39,7 +38,7 @@ impl Lag {
 /// When the last entries of a log were appended.
 #[derive(Debug)]
 pub(super) struct Appended {
-    /// The last entry that was there when the log was opened.
+    /// The last entry when the log was opened.
     opened_with: Option<LogPosition>,
     steps: VecDeque<Step>,
 }
@@ -83,7 +82,7 @@ impl Appended {
         self.steps.retain(|step| Some(step.upto) <= last);
     }
 
-    /// What whoever has everything up to `has` lacks of a log that ends with `last`.
+    /// What a copy up to `has` lacks of a log that ends with `last`.
     pub(super) fn lag(
         &self,
         now: Instant,
@@ -130,7 +129,7 @@ mod tests {
         assert_eq!(lag(14), Lag::NONE);
         assert_eq!(lag(13), is(500, 1));
         assert_eq!(lag(12), is(1_500, 4_000_001));
-        // Told apart by steps.
+        // Entries of one step are not told apart.
         assert_eq!(lag(11), is(2_500, 4_000_301));
         assert_eq!(lag(10), is(2_500, 4_000_301));
         assert_eq!(lag(9).time, None, "it was there when the log was opened");

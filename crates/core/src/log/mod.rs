@@ -12,24 +12,24 @@
 //!  └───────────┘
 //! ```
 //!
-//! A [`Log`] is a handle for many tasks; the one [`LogWriter`] owns the files. What is appended can
-//! be read at once, and is durable when its callback runs. While the disk syncs one group, the next
-//! gathers in the queue: no timer decides when to write.
+//! A [`Log`] is a handle for many tasks; the single [`LogWriter`] owns the files. Appended entries
+//! can be read at once, and are durable when their callback runs. While the disk syncs one group,
+//! the next gathers in the queue: no timer decides when to write.
 //!
-//! The bytes, and what recovery makes of them, are in `docs/format.md`. The rule to know: a tail that
-//! was being written when the power went is cut; bytes that had been synced and are not what was
-//! written are [`LogError::Corrupt`], and are never cut.
+//! `docs/format.md` describes the bytes and how recovery treats them. The key rule: a tail that was
+//! being written when the power failed is cut; synced bytes that are not what was written are
+//! [`LogError::Corrupt`], and are never cut.
 //!
-//! The log does not know consensus: it neither compares terms nor decides what may be truncated.
+//! The log knows nothing of consensus: it neither compares terms nor decides what may be truncated.
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `disk.rs` | the seam to the machine's files, and a disk in memory for tests |
+//! | `disk.rs` | the interface to the machine's files, and an in-memory disk for tests |
 //! | `format.rs` | bytes of segment headers and records |
 //! | `segment.rs` | files: names, preallocation, reuse |
 //! | `appender.rs` | records into segments, group by group |
 //! | `writer.rs` | the loop that drains the queue |
-//! | `state.rs` | what all handles share in memory: queue, cache, index |
+//! | `state.rs` | in-memory state that all handles share: queue, cache, index |
 //! | `reader.rs` | entries from segments |
 //! | `recovery.rs` | opening: replay, torn tail or corruption |
 
@@ -72,11 +72,11 @@ pub use writer::LogWriter;
 use scarce::Patience;
 use state::{Done, Request, Shared};
 
-/// A disk that takes longer for one group of records than this does not work: slow ones take tenths of
+/// A disk that takes longer than this for one group of records is broken: slow ones take tenths of
 /// a second.
 const DISK_HANGS: Duration = Duration::from_secs(3);
 
-/// A handle on the log. Clones are cheap and are the same log; dropping the last one closes it.
+/// A handle to the log. Clones are cheap and share the log; dropping the last one closes it.
 #[derive(Clone)]
 pub struct Log {
     shared: Arc<Shared>,
@@ -85,20 +85,20 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log in `dir`, or creates it there, and takes its lock. What it then holds is
+    /// Opens the log in `dir`, or creates it there, and takes its lock. Everything it then holds is
     /// durable.
     ///
-    /// Poll this where blocking disk calls may run. The log makes progress while
-    /// [`LogWriter::run`] is driven.
+    /// Poll this where blocking disk calls may run. The log makes progress while [`LogWriter::run`]
+    /// is polled.
     ///
     /// # Errors
     /// - [`LogError::Locked`]: the log is open already.
-    /// - [`LogError::Corrupt`], [`LogError::VoteMissing`]: this node may not vote.
+    /// - [`LogError::Corrupt`], [`LogError::VoteMissing`]: this node must not vote.
     /// - [`LogError::NewerVersion`], [`LogError::Foreign`]: not a log for this program or node.
-    /// - [`LogError::Io`]: the disk refused.
+    /// - [`LogError::Io`]: the disk reported an error.
     ///
     /// # Panics
-    /// When `config` is outside of its stated bounds.
+    /// When `config` is outside its stated bounds.
     pub async fn open(
         disk: Arc<dyn Disk>,
         dir: PathBuf,
@@ -122,27 +122,27 @@ impl Log {
         ))
     }
 
-    /// How long 99 of 100 of the last syncs have taken at the most.
+    /// The 99th percentile of recent sync times.
     pub(crate) fn sync_p99(&self) -> Option<Duration> {
         self.syncs.within(99)
     }
 
-    /// How far behind this log whoever has everything up to here is.
+    /// How far a copy of this log up to `has` is behind.
     pub(crate) fn lag(&self, has: Option<LogPosition>) -> Lag {
         self.shared.lag(has)
     }
 
-    /// For how long the disk has not finished what it was given, once that is no slowness any more.
+    /// How long the disk has been stuck on its current group, once that is no longer mere slowness.
     pub(crate) fn hangs_for(&self) -> Option<Duration> {
         let writing = self.shared.writing_for();
         (writing >= DISK_HANGS).then_some(writing)
     }
 
-    /// Reads every record of this log's files in `dir`, and verifies it. Returns how many bytes hold.
-    /// Blocks where the disk blocks.
+    /// Reads and verifies every record of this log's files in `dir`. Returns how many bytes are
+    /// valid. Blocks where the disk blocks.
     ///
     /// # Errors
-    /// [`LogError::Corrupt`] with the file and the place; [`LogError::Io`].
+    /// [`LogError::Corrupt`] with the file and the offset; [`LogError::Io`].
     pub(crate) fn check(
         &self,
         disk: &Arc<dyn Disk>,
@@ -154,21 +154,21 @@ impl Log {
             let whose = (dir.to_owned(), identity, *self.shared.config());
             recovery::check(Arc::clone(disk), whose, persisted)
         };
-        // Files that were retired or begun meanwhile are read anew.
+        // Retried once, because files may have been retired or begun meanwhile.
         check().or_else(|_| check())
     }
 
     /// Queues entries; they can be read from now on, and `done` runs once they are durable.
     ///
     /// Waits while the queue is over [`LogConfig::queue_bytes_max`]. Callbacks run on the writer's
-    /// thread, in the order of the calls: they must be short. When this returns an error, or is
-    /// dropped before it returns, nothing was queued and `done` is never called.
+    /// thread, in call order, and must be short. If this returns an error, or is dropped before it
+    /// returns, nothing was queued and `done` is never called.
     ///
     /// # Errors
     /// [`LogError::EntryTooLarge`]; [`LogError::Failed`] and [`LogError::Closed`].
     ///
     /// # Panics
-    /// When the entries do not follow on each other and on the last one of the log. An empty log
+    /// When the entries do not directly follow each other and the last one of the log. An empty log
     /// may start at any position.
     pub async fn append(
         &self,
@@ -191,8 +191,8 @@ impl Log {
         self.request(Request::Vote(vote)).await
     }
 
-    /// Notes the newest committed entry. Costs no sync of its own: it goes to disk with the next
-    /// group, and a crash before that forgets it.
+    /// Records the newest committed entry. Costs no sync of its own: it goes to disk with the next
+    /// group, and a crash before that loses it.
     ///
     /// # Errors
     /// [`LogError::Failed`] and [`LogError::Closed`].
@@ -201,7 +201,7 @@ impl Log {
     }
 
     /// Drops every entry after this one (`None`: every entry); durable on return. A crash before
-    /// that leaves the log as it was, or truncated. Purged entries stay purged.
+    /// that leaves the log either unchanged or truncated. Purged entries stay purged.
     ///
     /// # Errors
     /// [`LogError::Failed`] and [`LogError::Closed`].
@@ -209,8 +209,9 @@ impl Log {
         self.request(Request::Truncation(last)).await
     }
 
-    /// Drops every entry up to this one; durable on return. Past the end of the log, the log is
-    /// empty and goes on after `upto`. Files that hold nothing else are reused or removed.
+    /// Drops every entry up to and including this one; durable on return. If it is past the end,
+    /// the log is empty and continues after `upto`. Files that hold nothing else are reused or
+    /// removed.
     ///
     /// # Errors
     /// [`LogError::Failed`] and [`LogError::Closed`].
@@ -218,11 +219,11 @@ impl Log {
         self.request(Request::Purge(upto)).await
     }
 
-    /// Up to where the log can be purged such that whole files go, in ascending order.
+    /// The points up to which a purge frees whole files, in ascending order.
     pub fn purge_points(&self) -> Vec<PurgePoint> {
         let mut bytes_after = 0;
         let mut points = Vec::new();
-        // The last one is being written; how full it is counts for nothing.
+        // The last one is being written; its size does not count.
         let segments = self.shared.segments();
         let mut later = segments.iter().rev().map(|(after, bytes)| (*after, *bytes));
         let last = later.next().map(|(after, _)| (after, 0));
@@ -234,11 +235,11 @@ impl Log {
         points
     }
 
-    /// The entries of this range as far as the log has them, durable or not, and as many as fit
-    /// into `bytes_max` bytes of payload; at least one, when the range has any.
+    /// The entries of this range that the log has, durable or not, as many as fit into `bytes_max`
+    /// bytes of payload, but at least one if the range has any.
     ///
-    /// Entries that are not in memory are read from their segment, which blocks for that read, and
-    /// are verified each time.
+    /// Entries that are not in memory are read from their segment, which blocks, and are verified
+    /// each time.
     ///
     /// # Errors
     /// - [`LogError::Purged`]: the range starts before the first entry kept.
@@ -257,27 +258,27 @@ impl Log {
         }
     }
 
-    /// What the log holds at this moment.
+    /// What the log holds now.
     pub fn state(&self) -> LogState {
         self.shared.state()
     }
 
-    /// Watches the last entry that was handed to the system, which survives an end of the process.
-    /// It goes back when a truncation is written.
+    /// Watches the last entry handed to the operating system, which survives the end of the
+    /// process. It moves back when a truncation is written.
     pub fn written(&self) -> watch::Receiver<Option<LogId>> {
         self.shared.written.subscribe()
     }
 
-    /// Watches the last durable entry. It goes back when a truncation becomes durable.
+    /// Watches the last durable entry. It moves back when a truncation becomes durable.
     pub fn persisted(&self) -> watch::Receiver<Option<LogId>> {
         self.shared.persisted.subscribe()
     }
 
     /// Writes and syncs what is queued, then stops the writer and releases the lock. Entries can
-    /// still be read through handles that are left.
+    /// still be read through remaining handles.
     ///
     /// # Errors
-    /// [`LogError::Failed`] when the writer stopped for that instead.
+    /// [`LogError::Failed`] when that stopped the writer instead.
     pub async fn close(&self) -> Result<(), LogError> {
         self.shared.close();
         self.shared.stopped().await
@@ -286,7 +287,7 @@ impl Log {
     async fn request(&self, request: Request) -> Result<(), LogError> {
         let (reply, answer) = oneshot::channel();
         self.shared.enqueue(request, Done::Reply(reply))?;
-        // A writer that is dropped answers nothing and leaves the reason in the shared state.
+        // A dropped writer does not answer, but leaves the reason in the shared state.
         answer.await.unwrap_or_else(|_| Err(self.shared.failure()))
     }
 }
@@ -304,7 +305,7 @@ pub(crate) fn is_segment(name: &str) -> bool {
     segment::sequence_of(name).is_some()
 }
 
-/// Closes the log with its last handle.
+/// Closes the log when its last handle is dropped.
 struct CloseOnDrop(Arc<Shared>);
 
 impl Drop for CloseOnDrop {
@@ -313,7 +314,7 @@ impl Drop for CloseOnDrop {
     }
 }
 
-/// What an entry carries; the log only tells them apart.
+/// What an entry carries; the log only tells the kinds apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
     /// Nothing: the first entry of a new master.
@@ -329,17 +330,17 @@ pub enum EntryKind {
 pub struct Entry {
     /// The term of the master that made it.
     pub term: Term,
-    /// Its place: one after the entry before.
+    /// Its place: one after the previous entry.
     pub position: LogPosition,
     /// What the payload is.
     pub kind: EntryKind,
-    /// Bytes the log does not look into. Kept in the cache as they are, so a small slice of a large
-    /// buffer keeps the whole buffer alive.
+    /// Bytes the log does not interpret. Cached without a copy, so a small slice of a large buffer
+    /// keeps the whole buffer alive.
     pub payload: Bytes,
 }
 
 impl Entry {
-    /// Which entry this is.
+    /// The id of this entry.
     pub fn id(&self) -> LogId {
         LogId {
             term: self.term,
@@ -359,7 +360,7 @@ pub struct Vote {
     pub committed: bool,
 }
 
-/// Which entry: the same id is the same entry on every node.
+/// Identifies an entry: the same id is the same entry on every node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct LogId {
     /// The term of the master that made it.
@@ -374,7 +375,7 @@ impl fmt::Display for LogId {
     }
 }
 
-/// Whose log it is. Written into every segment and checked when it is opened.
+/// The owner of a log. Written into every segment and checked when it is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogIdentity {
     /// The group.
@@ -390,8 +391,7 @@ pub struct LogIdentity {
 pub struct PurgePoint {
     /// The last entry before it.
     pub upto: LogPosition,
-    /// Bytes of the files that are left when the log is purged up to there, without the one that is
-    /// being written.
+    /// Bytes of the files left after a purge up to here, without the one being written.
     pub bytes_after: u64,
 }
 
@@ -417,11 +417,11 @@ pub struct LogConfig {
     pub segment_bytes: u32,
     /// The writer stops adding requests to a group at this size, so that one sync stays short.
     pub group_bytes_max: usize,
-    /// Bytes that may be appended and not yet synced; appenders wait when there are more. At
-    /// least 1. One larger append is let in alone.
+    /// Bytes that may be appended but not yet synced; beyond that, appenders wait. At least 1. A
+    /// larger append is admitted alone.
     pub queue_bytes_max: u32,
-    /// Bytes of synced entries kept in memory for replicas that are close behind. What is not yet
-    /// synced comes on top.
+    /// Bytes of synced entries kept in memory for replicas that are close behind. Unsynced entries
+    /// come on top.
     pub cache_bytes_max: usize,
 }
 
@@ -462,14 +462,14 @@ impl LogConfig {
 /// Why the log cannot do what was asked. Clones share their source.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LogError {
-    /// Another process, or another handle of this one, has the log open: end that one first.
+    /// Another process, or another handle in this one, has the log open: close that one first.
     #[error("the log in {} is open elsewhere", dir.display())]
     Locked {
         /// Its directory.
         dir: PathBuf,
     },
-    /// The disk refused while the log was opened or read; nothing was changed. See to the cause,
-    /// then try again.
+    /// The disk failed while the log was opened or read; nothing was changed. Fix the cause, then
+    /// try again.
     #[error("cannot use {}: {source}", path.display())]
     Io {
         /// The file or directory.
@@ -478,8 +478,8 @@ pub enum LogError {
         #[source]
         source: Arc<io::Error>,
     },
-    /// Synced bytes are not what was written. The node must not vote, and comes back by a restore
-    /// from a peer. Nothing was cut.
+    /// Synced bytes are not what was written. The node must not vote, and needs a restore from a
+    /// peer. Nothing was cut.
     #[error("{} is corrupt at byte {offset}: {damage}", file.display())]
     Corrupt {
         /// The segment.
@@ -489,8 +489,8 @@ pub enum LogError {
         /// What is wrong there.
         damage: Damage,
     },
-    /// There are entries of a term that this node's vote does not reach, so a vote was lost or
-    /// rolled back. The node must not vote, and comes back by a restore from a peer.
+    /// The log has entries of a higher term than this node's vote, so a vote was lost or rolled
+    /// back. The node must not vote, and needs a restore from a peer.
     #[error("the log ends in {last}, but its vote is {vote:?}")]
     VoteMissing {
         /// The last entry.
@@ -516,8 +516,8 @@ pub enum LogError {
         /// Whose it should be.
         expected: Box<LogIdentity>,
     },
-    /// A write or a sync failed. What is durable is unknown: take no further part until the log
-    /// has been opened again, which reads back what the disk has.
+    /// A write or a sync failed. What is durable is unknown: take no further part until the log has
+    /// been reopened, which reads back what the disk has.
     #[error("writing {} failed: {source}", path.display())]
     Failed {
         /// The file or directory.
@@ -546,28 +546,28 @@ pub enum LogError {
 }
 
 impl LogError {
-    /// Whether bytes are not what was written, rather than out of reach.
+    /// Whether data is damaged, rather than unreachable.
     pub(crate) fn is_damage(&self) -> bool {
         matches!(self, Self::Corrupt { .. } | Self::VoteMissing { .. })
     }
 }
 
-/// What is wrong with bytes that had been synced.
+/// How synced bytes are damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
     /// The file ends before its stated length.
     #[error("the file is too short")]
     Short,
-    /// The segment's header is not one.
+    /// The segment's header is invalid.
     #[error("the segment header is not valid")]
     Header,
-    /// A record is not the one that was written there.
+    /// A record is not the one written there.
     #[error("a record is not valid")]
     Record,
     /// The segment does not continue the one before it.
     #[error("the segment before it is missing or another one")]
     Sequence,
-    /// The records are whole and contradict each other.
+    /// The records are intact but contradict each other.
     #[error("records contradict each other")]
     Order,
 }

@@ -1,4 +1,4 @@
-//! Entries by position, from memory or from their segments.
+//! Reads entries by position, from memory or from their segments.
 //!
 //! Neighbours in a segment are read with one call, and the payloads share its buffer. Each record
 //! is verified and must be the entry that was asked for.
@@ -15,7 +15,7 @@ use super::segment::Segment;
 use super::state::{Located, Shared, Slot};
 use super::{Damage, Entry, LogError};
 
-/// Bytes of other records between two entries that are read along rather than read around.
+/// Largest gap between two entries, in bytes, that is read through rather than skipped.
 const GAP_BYTES_MAX: u32 = 4096;
 /// Bytes read in one call, unless one entry is larger.
 const READ_BYTES_MAX: u32 = 1 << 20;
@@ -35,7 +35,7 @@ pub(super) fn read(
     }
 }
 
-/// The entries, or nothing when they have moved since they were located.
+/// The entries, or `None` if they have moved since they were located.
 pub(super) fn read_located(
     shared: &Shared,
     located: Located,
@@ -46,8 +46,8 @@ pub(super) fn read_located(
         .chunk_by(|(_, one, _), (_, other, _)| adjoin(*one, *other))
     {
         if let Err(error) = read_run(run, &mut entries) {
-            // Once an entry is purged, or truncated and written anew, its file may be given to
-            // other entries.
+            // Once an entry is purged, or truncated and rewritten, its file may be reused for other
+            // entries.
             let moved = run
                 .iter()
                 .any(|(position, slot, _)| !shared.is_at(*position, *slot));
@@ -58,8 +58,8 @@ pub(super) fn read_located(
     Ok(Some(entries))
 }
 
-/// Whether one call should read both. Runs end at multiples of the size of a read, so that a long
-/// range is not one huge buffer.
+/// Whether one call should read both. Runs end at multiples of the read size, so that a long range
+/// does not take one huge buffer.
 fn adjoin(one: Slot, other: Slot) -> bool {
     let end = one.place.offset + one.bytes;
     one.place.segment == other.place.segment

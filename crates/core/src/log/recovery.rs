@@ -1,21 +1,21 @@
-//! Opening a log: every record is read and verified, and the state they add up to is rebuilt.
+//! Opening a log: reads and verifies every record, and rebuilds the state that they add up to.
 //!
 //! The records form a chain through all segments. Where it breaks there are two cases:
 //!
-//! - **Torn tail.** The last group was being written when the power went. A disk may have kept any
-//!   of its sectors, so whole records can follow broken ones. Nobody was told that it is durable.
-//!   It is cut: overwritten with zeros, synced, and the log goes on from there.
-//! - **Corruption.** Bytes that had been synced are not there any more. Someone may rely on them.
-//!   Nothing is changed, and the error names the place.
+//! - **Torn tail.** The last group was being written when the power failed. A disk may have kept
+//!   any of its sectors, so intact records can follow broken ones. Nobody was told that it is
+//!   durable. It is cut: overwritten with zeros and synced, and the log continues from there.
+//! - **Corruption.** Synced bytes are missing. Someone may rely on them. Nothing is changed, and
+//!   the error names the place.
 //!
-//! What tells them apart is that each record says how far the log had been synced when it was
-//! written. A broken record is corruption when any whole record, of this segment, says that the
-//! break was synced; and anywhere but in the last segment, because a segment is only begun when
-//! the one before is synced. What can not be told apart is in `docs/format.md`.
+//! To tell them apart, each record says how far the log had been synced when it was written. A
+//! broken record is corruption if any intact record of its segment says that the break was synced.
+//! Anywhere but in the last segment it always is, because a segment is begun only once the one
+//! before is synced. `docs/format.md` lists what cannot be told apart.
 //!
-//! Finally everything since the last known sync is written again, the same bytes, and synced: a
-//! process that died left them in the page cache only, and after a failed sync the cache may hold
-//! bytes that the disk does not have, and believe them written.
+//! Finally, everything since the last known sync is rewritten with the same bytes and synced: a
+//! process that died left them only in the page cache, and after a failed sync the cache may hold
+//! bytes that the disk lacks, yet consider them written.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ use super::{Damage, LogConfig, LogError, LogIdentity};
 const LOCK_NAME: &str = "lock";
 /// Bytes per write when a torn tail is overwritten.
 const CUT_BYTES: usize = 1 << 20;
-/// What is looked for when zeros are: comparing with it is many bytes at a time in every build.
+/// For finding zeros: a comparison with it covers many bytes at a time in every build.
 const ZEROS: [u8; 4096] = [0; 4096];
 
 /// An open log.
@@ -80,7 +80,7 @@ pub(super) async fn recover(
         if !planted::is(Bug::KeepPageCache) {
             settle(tail, end, replay.synced_in(tail)).await?;
         }
-        // The process before this one may have ended before its own syncs of the names.
+        // The previous process may have ended before it synced the names.
         files.sync_names().await?;
         sync_parent(&files).await?;
         segments.extend(
@@ -91,7 +91,7 @@ pub(super) async fn recover(
     }
     let mut appender = Appender::new(files, segments, end, replay.chain, replay.head);
     if let Some(purged) = replay.head.purged {
-        // A crash may have come between a purge and this.
+        // A crash may have come between the purge and this step.
         appender.retire(purged.position).await?;
     }
     Ok(Recovered {
@@ -101,8 +101,8 @@ pub(super) async fn recover(
     })
 }
 
-/// Reads every record of a log that is open, and verifies it. Returns how many bytes hold. Changes
-/// nothing: the log's writer is at work on the files.
+/// Reads and verifies every record of an open log. Returns how many bytes are valid. Changes
+/// nothing: the log's writer is using the files.
 ///
 /// # Errors
 /// As opening it. A log whose files change meanwhile may be misread: read it again.
@@ -126,7 +126,7 @@ pub(super) fn check(
         end = replay.segment(segment, header, end_stated)?;
         bytes += u64::from(end);
     }
-    // What was cut off or synced meanwhile is no loss.
+    // Entries that were cut off or synced meanwhile are not lost.
     let promised = before.min(persisted());
     if let Some((last, _)) = opened.last()
         && replay.head.last.map(|last| last.position) < promised
@@ -220,18 +220,19 @@ fn read_header(file: &dyn DiskFile, path: &Path) -> Result<SegmentHeader, LogErr
     Ok(header)
 }
 
-/// The log as far as it has been read.
+/// The state of the log as far as it has been read.
 #[derive(Default)]
 struct Replay {
     head: Head,
     chain: u32,
     index: Index,
-    /// The furthest point that a record or a header says was synced.
+    /// The furthest point that a record or a header says is synced.
     synced: Option<Place>,
 }
 
 impl Replay {
-    /// Reads one segment, and returns where its records end. Without a stated end it is the last.
+    /// Reads one segment, and returns where its records end. Without a stated end, it is the last
+    /// segment.
     fn segment(
         &mut self,
         segment: &Segment,
@@ -306,7 +307,7 @@ impl Replay {
         Ok(())
     }
 
-    /// Whether everything is there that the records speak of.
+    /// Checks that everything the records refer to is there.
     fn check(&self, (oldest, header): &(Segment, SegmentHeader)) -> Result<(), LogError> {
         let Head {
             purged, last, vote, ..
@@ -340,7 +341,7 @@ impl Replay {
     }
 }
 
-/// Decides about the first record that is not valid, in the last segment.
+/// Decides whether the first invalid record of the last segment is a torn tail or corruption.
 fn judge_tail(segment: &Segment, bytes: &[u8], end: Place) -> Result<(), LogError> {
     let blocks = bytes.rchunks(ZEROS.len());
     let zeros: usize = blocks
@@ -364,12 +365,12 @@ fn is_zero(block: &[u8]) -> bool {
     *block == ZEROS[..block.len()]
 }
 
-/// Makes what was recovered durable, and everything after it zeros.
+/// Makes what was recovered durable, and zeroes everything after it.
 async fn settle(tail: &Segment, end: u32, synced: u32) -> Result<(), LogError> {
     let settled = async {
         let mut recent = vec![0; (end - synced) as usize];
         read_whole(tail, &mut recent, synced)?;
-        // Also when it is empty: the sync covers what a process that died had written.
+        // Even when it is empty: the sync covers what a process that died had written.
         tail.file.write_all_at(&recent, synced.into())?;
         tail.file.sync_data().await?;
 
@@ -408,7 +409,7 @@ fn broken(segment: &Segment, place: Place) -> LogError {
     corrupt(&segment.path, place.offset.into(), Damage::Record)
 }
 
-/// A whole record of a version or kind that this program does not write.
+/// An intact record of a version or kind that this program does not write.
 fn unknown(segment: &Segment, place: Place, version: u16) -> LogError {
     if version > VERSION {
         newer(&segment.path, version)

@@ -1,5 +1,5 @@
-//! Files in a process that has few descriptors: whole segments take none, and who finds none left
-//! waits for one.
+//! Files in a process with few descriptors: finished segments hold none, and a call that finds none
+//! left waits for one.
 //!
 //! A log may have thousands of segments. Only the last one is written to; the others are opened for
 //! each read.
@@ -14,27 +14,27 @@ use tokio::time::{Instant, sleep};
 
 use super::disk::{Disk, DiskFile, DiskFuture, OpenMode};
 
-/// How long one call waits for a descriptor. After that the log has failed, and the node stops.
+/// How long one call waits for a descriptor. After that the log fails, and the node stops.
 pub(super) const WAIT_MAX: Duration = Duration::from_mins(1);
 
-/// Rest between two tries. Nothing tells when the system has descriptors again.
+/// Pause between two attempts. Nothing signals that the system has descriptors again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How often it is said that a call waits.
+/// How often a waiting call logs a warning.
 const SAY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What one call has left of [`WAIT_MAX`].
+/// How much of [`WAIT_MAX`] one call has left.
 #[derive(Default)]
 pub(super) struct Patience {
-    /// Since when it waits.
+    /// When it began to wait.
     since: Option<Instant>,
-    /// How long it will have waited when that is said the next time.
+    /// Total wait at which it logs the next warning.
     say_after: Duration,
 }
 
 impl Patience {
-    /// Whether to try again after this error: it says that there was no descriptor, and there may be one
-    /// after the wait that this is.
+    /// Whether to retry after this error: it reports a lack of descriptors, and the pause made here
+    /// may have ended that.
     pub(super) async fn allows(&mut self, error: &io::Error) -> bool {
         if !Descriptors::are_wanting(error) {
             return false;
@@ -52,7 +52,7 @@ impl Patience {
     }
 }
 
-/// A file that is opened for each call, and takes no descriptor between two.
+/// A file that is opened for each call and holds no descriptor in between.
 pub(super) struct Unopened {
     disk: Arc<dyn Disk>,
     path: PathBuf,

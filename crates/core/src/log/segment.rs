@@ -1,15 +1,16 @@
-//! The files of the log: their names, how one comes to be, and how an old one is used again.
+//! The files of the log: their names, how one is created, and how an old one is reused.
 //!
-//! A segment gets its name last. It is filled with zeros under a spare's name, so that a later
-//! fdatasync has no metadata to write (fallocate alone is not enough: the first write to a reserved
-//! block changes the file's block map); then its header is written and synced; then it is renamed.
-//! So a file with a segment's name always has a whole header, and everything in the segment before
-//! it was synced.
+//! A segment gets its name last. It is first filled with zeros under a spare's name, so that a
+//! later fdatasync has no metadata to write (fallocate alone is not enough: the first write to a
+//! reserved block changes the file's block map); then its header is written and synced; then it is
+//! renamed. So a file with a segment's name always has a complete header, and everything in the
+//! segment before it is synced.
 //!
-//! A segment whose entries are all purged becomes a spare under its old bytes. They are never taken
-//! for records of the new segment, because each record names the segment it was written to.
+//! A segment whose entries are all purged becomes a spare with its old bytes in place. They are
+//! never mistaken for records of the new segment, because each record names the segment it was
+//! written to.
 //!
-//! Spares are worth nothing after a restart; opening the log removes them.
+//! Spares are useless after a restart; opening the log removes them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ use super::format::{RECORDS_START, SegmentHeader};
 use super::scarce::{Patience, Unopened};
 use super::{LogError, LogIdentity};
 
-/// Files kept for reuse: one that is needed next, and one from a purge while that one waits.
+/// Files kept for reuse: the one needed next, and one from a purge while that one waits.
 const SPARES_MAX: usize = 2;
 /// Bytes of zeros per write.
 const ZEROS_BYTES: u32 = 256 << 10;
@@ -36,18 +37,19 @@ const SPARE_SYNC_BYTES: u32 = 4 << 20;
 const SEGMENT_SUFFIX: &str = ".log";
 const SPARE_PREFIX: &str = "spare-";
 
-/// One open segment. Readers hold it for the time of a read, even past its removal.
+/// One open segment. Readers hold it during a read, even past its removal.
 pub(super) struct Segment {
     pub(super) sequence: u32,
     pub(super) path: PathBuf,
     pub(super) file: Box<dyn DiskFile>,
     /// Length of the file.
     pub(super) bytes: u32,
-    /// The last entry before it. Once that one is purged, the segments before this are not needed.
+    /// The last entry before it. Once that one is purged, the segments before this one are not
+    /// needed.
     pub(super) starts_after: Option<LogPosition>,
 }
 
-/// The directory of the log, for the one writer.
+/// The directory of the log, for its single writer.
 pub(super) struct Files {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) dir: PathBuf,
@@ -55,7 +57,7 @@ pub(super) struct Files {
     /// Length of new segments.
     segment_bytes: u32,
     spares: Vec<Spare>,
-    /// Spares so far; gives each its name.
+    /// Spares made so far; gives each its name.
     spares_made: u64,
     zeros: Vec<u8>,
 }
@@ -79,7 +81,7 @@ impl Files {
         }
     }
 
-    /// The segment with this header (whose length is set here), durable under its name.
+    /// Creates the segment with this header (whose length is set here), durable under its name.
     pub(super) async fn create(&mut self, header: SegmentHeader) -> Result<Segment, LogError> {
         let header = SegmentHeader {
             bytes: self.segment_bytes,
@@ -102,7 +104,7 @@ impl Files {
         })
     }
 
-    /// Makes a segment that is not needed any more a spare, or removes it; durable on return.
+    /// Turns a segment that is no longer needed into a spare, or removes it; durable on return.
     pub(super) async fn retire(&mut self, segment: &Segment) -> Result<(), LogError> {
         let failed = |error| failed(&segment.path, error);
         if self.spares.len() < SPARES_MAX && segment.bytes == self.segment_bytes {
@@ -114,7 +116,7 @@ impl Files {
                     file,
                     filled: segment.bytes,
                 }),
-                // It costs only the spare.
+                // This costs only the spare.
                 Err(error) if Descriptors::are_wanting(&error) => {
                     self.disk.remove(&path).map_err(failed)?;
                 }
@@ -129,8 +131,8 @@ impl Files {
 
     /// Fills a spare with about `budget` bytes of zeros, unless a whole one is waiting.
     ///
-    /// What goes wrong here costs only the spare: nothing depends on it yet, and a disk that is full
-    /// may have space again when the next segment is needed.
+    /// A failure here costs only the spare: nothing depends on it yet, and a full disk may have
+    /// space again when the next segment is needed.
     pub(super) async fn prepare(&mut self, budget: u32) {
         let Some(mut spare) = self.spares.pop().or_else(|| self.spare().ok()) else {
             return;
@@ -143,7 +145,7 @@ impl Files {
         }
     }
 
-    /// Makes created, renamed and removed files durable.
+    /// Makes the creation, renaming and removal of files durable.
     pub(super) async fn sync_names(&self) -> Result<(), LogError> {
         let mut patience = Patience::default();
         loop {
@@ -155,7 +157,7 @@ impl Files {
         }
     }
 
-    /// The segment as one that is only read from now on.
+    /// The same segment, for reading only from now on.
     pub(super) fn close(&self, segment: &Segment) -> Segment {
         let file = Unopened::new(Arc::clone(&self.disk), segment.path.clone());
         Segment {
@@ -168,7 +170,7 @@ impl Files {
     }
 
     async fn write_spare(&mut self, header: &SegmentHeader) -> Result<Spare, LogError> {
-        // A recycled spare is whole, one that is being filled may not be: take that one last.
+        // A recycled spare is full; one that is being filled may not be, so it is taken last.
         let whole = self
             .spares
             .iter()
@@ -251,15 +253,15 @@ struct Spare {
     filled: u32,
 }
 
-/// The sequence numbers of the segments. Changes nothing: a log that is open has spares that its
-/// writer needs.
+/// The sequence numbers of the segments. Changes nothing: an open log has spares that its writer
+/// needs.
 pub(super) fn segments_in(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<u32>> {
     let names = disk.list(dir)?;
     Ok(names.iter().filter_map(|name| sequence_of(name)).collect())
 }
 
-/// Removes what earlier lives left for reuse. For whoever holds the lock of the log, before it has
-/// spares of its own.
+/// Removes what earlier lives left for reuse. The caller holds the log's lock and has no spares of
+/// its own yet.
 pub(super) fn remove_spares(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     for name in disk.list(dir)? {
         if name.starts_with(SPARE_PREFIX) {

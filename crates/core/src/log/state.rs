@@ -1,12 +1,12 @@
-//! What the handles and the writer share: the queue, the cache of entries, the index of places.
+//! State shared by the handles and the writer: the queue, the cache of entries, the index of
+//! places.
 //!
-//! The cache is the log as called: it always reaches to the last entry appended, durable or not.
-//! The index is the log as written: the writer adds to it, and applies a truncation to it when
-//! the marker is durable. Reads look into the cache first, so where the two differ the cache is
-//! right: everything not yet durable is in it. Nothing leaves it for want of room before it is
-//! durable.
+//! The cache is the log as requested: it always extends to the last appended entry, durable or not.
+//! The index is the log as written: the writer adds to it, and applies a truncation to it once the
+//! record is durable. Reads consult the cache first, so where the two differ the cache is right: it
+//! holds everything not yet durable. Nothing is evicted before it is durable.
 //!
-//! One lock guards all of it. It is held to move values, never across I/O or an await.
+//! One lock guards everything. It is held to move values, never across I/O or an await.
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,15 +27,15 @@ use super::recovery::Recovered;
 use super::segment::Segment;
 use super::{Entry, LogConfig, LogError, LogId, LogState, Vote};
 
-/// One log, for all its handles.
+/// One log, as all its handles share it.
 pub(super) struct Shared {
     state: Mutex<State>,
     config: LogConfig,
-    /// Wakes the writer: there is a request, or an end.
+    /// Wakes the writer for a request or the end of the log.
     wake: Notify,
     /// Bytes that may still be queued. Closed when the writer stops.
     room: Semaphore,
-    /// The last entry that the disk has been given, synced or not.
+    /// The last entry handed to the disk, synced or not.
     pub(super) written: watch::Sender<Option<LogId>>,
     pub(super) persisted: watch::Sender<Option<LogId>>,
     stopped: watch::Sender<bool>,
@@ -111,7 +111,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Queues anything but an append; what it changes for readers, it changes at once.
+    /// Queues anything but an append. Any effect on readers is immediate.
     pub(super) fn enqueue(&self, request: Request, done: Done) -> Result<(), LogError> {
         let mut state = self.open_state()?;
         let request = match request {
@@ -159,7 +159,7 @@ impl Shared {
         self.lock().locate(range, bytes_max)
     }
 
-    /// Whether this is still where the entry stands.
+    /// Whether the entry is still at this slot.
     pub(super) fn is_at(&self, position: LogPosition, slot: Slot) -> bool {
         let state = self.lock();
         state.check_kept(position).is_ok() && state.index.find(position) == Some(slot)
@@ -197,7 +197,7 @@ impl Shared {
         state.appended.lag(Instant::now(), has, last)
     }
 
-    /// How long the writer has been at what it writes; zero while it waits for work.
+    /// How long the writer has been writing its current group; zero while it waits for work.
     pub(super) fn writing_for(&self) -> Duration {
         let since = self.lock().writing_since;
         since.map_or(Duration::ZERO, |since| since.elapsed())
@@ -294,7 +294,7 @@ impl Shared {
         }
     }
 
-    /// Why nothing is accepted any more.
+    /// Why the log no longer accepts anything.
     pub(super) fn failure(&self) -> LogError {
         self.lock().ended.clone().unwrap_or(LogError::Closed)
     }
@@ -309,7 +309,7 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The one panic under this lock is an append that does not follow on the last entry, which
+        // The one panic under this lock is for an append that does not follow the last entry, which
         // is checked before anything is changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -344,21 +344,21 @@ impl Request {
 /// A request in the queue.
 pub(super) struct Queued {
     pub(super) request: Request,
-    /// Counts requests; what carries a ticket up to a durable one is durable.
+    /// Number of the request: whatever carries a ticket up to a durable one is durable.
     ticket: u64,
     /// Room to give back.
     room: usize,
 }
 
-/// Requests that become durable together, and who waits for them, in the same order. Apart, because
-/// a callback may not be shared between threads, which a loop over the requests asks for.
+/// Requests that become durable together, and their waiters, in the same order. Kept apart, because
+/// a callback may not be shared between threads, as a loop over the requests requires.
 #[derive(Default)]
 pub(super) struct Group {
     pub(super) requests: Vec<Queued>,
     pub(super) waiters: Vec<Done>,
 }
 
-/// Who waits for a request.
+/// The waiter for a request.
 pub(super) enum Done {
     Callback(Box<dyn FnOnce(io::Result<()>) + Send + Sync>),
     Reply(oneshot::Sender<Result<(), LogError>>),
@@ -369,7 +369,7 @@ impl Done {
         match self {
             Self::Callback(done) => done(result.map_err(io::Error::other)),
             Self::Reply(reply) => {
-                // Who stopped waiting does not want to know.
+                // A caller that stopped waiting does not need the answer.
                 reply.send(result).ok();
             }
         }
@@ -383,16 +383,16 @@ pub(super) struct Located {
 }
 
 struct State {
-    /// The first position there is, or, in an empty log, was.
+    /// The first position in the log, or, if it is empty, the former one.
     start: LogPosition,
     cache: Cache,
     index: Index,
     segments: Segments,
-    /// As called, except for the vote, which is as synced.
+    /// As requested, except for the vote, which is as synced.
     head: Head,
     queue: VecDeque<(Queued, Done)>,
     tickets: u64,
-    /// Since when the writer is at its group.
+    /// When the writer began its current group.
     writing_since: Option<Instant>,
     appended: Appended,
     /// Why the writer stopped.
@@ -424,7 +424,7 @@ impl State {
         self.head.last = entries.last().map(Entry::id);
     }
 
-    /// Truncates, and returns what the log ends with.
+    /// Truncates, and returns the entry that the log then ends with.
     fn truncate(&mut self, last: Option<LogId>) -> Option<LogId> {
         let position = |id: Option<LogId>| id.map(|id| id.position);
         if position(last) < position(self.head.last) {
@@ -516,7 +516,7 @@ impl State {
     }
 }
 
-/// About what an entry in memory takes beside its payload.
+/// Approximate size of an entry in memory, without its payload.
 const ENTRY_OVERHEAD_BYTES: usize = 160;
 
 fn bytes_in_memory(entry: &Entry) -> usize {
@@ -554,7 +554,7 @@ impl Cache {
         self.pop_while(|_, entry, _| entry.position <= upto);
     }
 
-    /// Drops the oldest entries until `bytes_max` is kept, as far as they are durable.
+    /// Drops the oldest entries until at most `bytes_max` is left, as far as they are durable.
     fn trim(&mut self, durable: u64, bytes_max: usize) {
         let durable = if planted::is(Bug::CacheDropsUnsynced) {
             u64::MAX
@@ -573,7 +573,7 @@ impl Cache {
         }
     }
 
-    /// The entries at these positions, all of which it holds.
+    /// The entries at these positions, all of which are cached.
     fn range(&self, positions: Range<u64>) -> impl Iterator<Item = &Entry> {
         let first = self.first().unwrap_or_default().0;
         let skip = usize::try_from(positions.start.saturating_sub(first)).unwrap_or(usize::MAX);
@@ -582,7 +582,7 @@ impl Cache {
     }
 }
 
-/// Where an entry stands on disk. Twelve bytes for each entry that the log keeps.
+/// Where an entry is on disk. Costs twelve bytes for each entry that the log keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slot {
     pub(super) place: Place,
@@ -598,7 +598,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// The position that an entry would have next; any, for an empty index.
+    /// The position of the next entry; `None` (any) for an empty index.
     pub(super) fn next(&self) -> Option<LogPosition> {
         (!self.slots.is_empty()).then(|| LogPosition(self.first.0 + self.slots.len() as u64))
     }

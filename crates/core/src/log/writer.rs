@@ -1,8 +1,8 @@
-//! The one writer: takes what is queued, writes it, syncs it, says so.
+//! The single writer: takes what is queued, writes it, syncs it, and notifies the callers.
 //!
-//! Each turn of the loop is one group: everything that gathered while the group before was being
-//! synced, up to a size. Callbacks run after the sync, in order. Work that nobody waits for
-//! (vouching for the group, retiring segments, preparing the next one) comes after them.
+//! Each iteration of the loop is one group: everything that gathered while the previous group was
+//! being synced, up to a size limit. Callbacks run after the sync, in order. Work that nobody waits
+//! for (vouching for the group, retiring segments, preparing the next one) comes after them.
 
 use std::sync::Arc;
 
@@ -16,18 +16,18 @@ use super::{LogError, LogId};
 use crate::planted::{self, Bug};
 use crate::recent::Recent;
 
-/// Owns the files of a log. Dropping it without [`LogWriter::run`] having returned ends the log:
-/// whoever waits for it gets [`LogError::Closed`].
+/// Owns the files of a log. Dropping it before [`LogWriter::run`] returns ends the log: waiting
+/// callers get [`LogError::Closed`].
 pub struct LogWriter {
     shared: Arc<Shared>,
     appender: Appender,
     /// The group being written; its callbacks have not run.
     group: Group,
-    /// Where the entries of the group stand.
+    /// Where the entries of the group are on disk.
     slots: Vec<Slot>,
     /// The committed entry as last written.
     committed: Option<LogId>,
-    /// Held as long as the files may be written.
+    /// Held for as long as the files may be written.
     lock: Option<Box<dyn DiskLock>>,
     /// How long the syncs have taken.
     syncs: Arc<Recent>,
@@ -53,8 +53,8 @@ impl LogWriter {
         }
     }
 
-    /// Writes until the log is closed, or until the disk fails, which every caller of the log then
-    /// hears. Blocks where the disk blocks: give it a thread of its own.
+    /// Writes until the log is closed, or until the disk fails, which is then reported to every
+    /// caller of the log. Blocks where the disk blocks: give it a thread of its own.
     pub async fn run(mut self) {
         let error = match self.write_all().await {
             Ok(()) => LogError::Closed,
@@ -72,7 +72,7 @@ impl LogWriter {
         self.appender.seal().await
     }
 
-    /// One group, durable on return. Returns its bytes.
+    /// Writes one group, durable on return. Returns its size in bytes.
     async fn write_group(&mut self) -> Result<usize, LogError> {
         self.slots.clear();
         let mut written = 0;
@@ -118,7 +118,7 @@ impl LogWriter {
         Ok(written)
     }
 
-    /// Callbacks, and then what nobody waits for.
+    /// Runs the callbacks, then the work that nobody waits for.
     async fn tidy(&mut self, written: usize) -> Result<(), LogError> {
         for done in self.group.waiters.drain(..) {
             done.call(Ok(()));
@@ -138,8 +138,8 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Notes what is committed, where that entry stands in the log already: a majority may have what
-    /// is still queued here, and a crash must not leave the note without the entry.
+    /// Records what is committed, once that entry is in the log: a majority may have what is still
+    /// queued here, and a crash must not leave the record without the entry.
     async fn write_committed(&mut self) -> Result<(), LogError> {
         let committed = self.shared.committed();
         let position = |id: Option<LogId>| id.map(|id| id.position);
@@ -152,7 +152,7 @@ impl LogWriter {
     }
 
     fn stop(&mut self, error: &LogError) {
-        // The lock goes first: who waits for the end may open the log again at once.
+        // The lock is released first: a caller that waits for the end may reopen the log at once.
         self.lock = None;
         self.shared.stop(error, &mut self.group);
     }

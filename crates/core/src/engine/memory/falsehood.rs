@@ -1,5 +1,5 @@
-//! Rows that become wrong behind an engine's back, as a storage engine with a fault of its own leaves
-//! them: what it says of how far it has got stays as it was.
+//! Makes rows wrong behind an engine's back, as a faulty storage engine would: what it reports as
+//! applied stays the same.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -10,9 +10,9 @@ use super::{Disk, Image, MemoryStore, Step};
 use crate::engine::{Applied, Change, EngineBatch};
 use crate::ids::DatabaseId;
 
-/// Rows of former times that are remembered, at most.
+/// Maximum number of former rows that are remembered.
 const FORMER_ROWS_MAX: usize = 256;
-/// Bytes of their values, at most.
+/// Maximum bytes of their values.
 const FORMER_BYTES_MAX: usize = 1 << 20;
 
 /// A way in which an engine is wrong about one of its rows.
@@ -22,13 +22,13 @@ pub enum Falsehood {
     Lost,
     /// A row that was deleted is back, with the last value that it had.
     Revived,
-    /// A row has a value that it had before.
+    /// A row has a value that it had earlier.
     Old,
-    /// One bit of a value is another one.
+    /// One bit of a value is flipped.
     Flipped,
 }
 
-/// What was made of a row.
+/// How a row was falsified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Falsified {
     /// Its database.
@@ -37,18 +37,18 @@ pub struct Falsified {
     pub key: Bytes,
     /// Its value before.
     pub was: Option<Bytes>,
-    /// What the engine says since.
+    /// What the engine returns since.
     pub is: Option<Bytes>,
 }
 
 impl MemoryStore {
-    /// Makes one row in `dir` wrong, be an engine open there or not; `None` when there is none that
-    /// can be wrong in this way and that `may` be touched. What is synced is as wrong as what is not,
-    /// so that no crash undoes it; the next change of the row does.
+    /// Makes one row in `dir` wrong, whether or not an engine is open there; `None` when no row
+    /// that `may` be touched can be wrong in this way. It is wrong in synced and unsynced state
+    /// alike, so that no crash undoes it; the next change of the row does.
     ///
-    /// `chance` returns a number below the one that it is given. With the same calls and the same
-    /// chance the same row becomes wrong. Each database has the same chance, however large it is.
-    /// Values of former times are remembered for the last rows that were changed, not for all.
+    /// `chance` returns a number below its argument. The same calls with the same chance make the
+    /// same row wrong. Each database is equally likely, however large it is. Former values are
+    /// remembered for the rows changed last, not for all.
     pub fn falsify(
         &self,
         dir: &Path,
@@ -96,14 +96,14 @@ impl MemoryStore {
         disk.current.row(database, key).cloned()
     }
 
-    /// How far the engine in `dir` has got, or would say that it has if one were open there.
+    /// How far the engine in `dir` has got, or would report if one were open there.
     pub fn applied(&self, dir: &Path) -> Option<Applied> {
         let disks = self.disks();
         disks.by_dir.get(dir)?.current.applied.clone()
     }
 }
 
-/// Values of former times, the last ones of those that were replaced or deleted.
+/// Former values: the last ones of those that were replaced or deleted.
 #[derive(Debug, Default)]
 pub(super) struct Former {
     rows: VecDeque<Row>,
@@ -114,7 +114,7 @@ pub(super) struct Former {
 type Row = (DatabaseId, Bytes, Bytes);
 
 impl Former {
-    /// Remembers what a batch is about to take from an image.
+    /// Remembers the values that a batch is about to replace or delete in an image.
     pub(super) fn remember(&mut self, batch: &EngineBatch, before: &Image) {
         for (database, key, change) in &batch.changes {
             let Some(value) = before.row(*database, key) else {
@@ -133,7 +133,7 @@ impl Former {
     }
 }
 
-/// Rows that can be wrong, by database, with the value of former times that they would have.
+/// Rows that can be made wrong, by database, with the former value that they would get.
 type Places = BTreeMap<DatabaseId, Vec<(DatabaseId, Bytes, Option<Bytes>)>>;
 
 impl Disk {
@@ -171,7 +171,7 @@ impl Disk {
         places
     }
 
-    /// Has the row be this, whatever of it was synced.
+    /// Sets the row to this value, in synced and unsynced state.
     fn replace(&mut self, database: DatabaseId, key: &Bytes, value: Option<&Bytes>) {
         for step in &mut self.unsynced {
             match step {

@@ -1,7 +1,7 @@
-//! Removes a file of the log that was begun when the process was killed.
+//! Removes a log file that was only just begun when the process was killed.
 //!
-//! Noxu writes the header of a new file in two parts, and refuses to open a directory with a file that
-//! has the first of them alone. Such a file has no entries: they come when its header is on disk.
+//! Noxu writes the header of a new file in two parts, and refuses to open a directory with a file
+//! that has only the first. Such a file has no entries: they follow once its header is on disk.
 
 use std::io::{ErrorKind, Result};
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use noxu_log::{FileHeader, LogError};
 use super::check::log_files;
 use super::directory::sync_parent;
 
-/// What Noxu locks while it has the directory open.
+/// The file that Noxu locks while it has the directory open.
 const LOCK: &str = "noxu.lck";
-/// The header of a file is no longer.
+/// A file's header is at most this long.
 const HEADER_BYTES_MAX: u64 = 64;
 
-/// Removes the last file of the log if its header is not whole, durably. A directory that is open is
-/// left as it is.
+/// Durably removes the last file of the log if its header is incomplete. Leaves an open directory
+/// as it is.
 #[expect(clippy::disallowed_methods, reason = "Noxu keeps its files itself")]
 pub(super) fn remove(directory: &Path) -> Result<()> {
     let Some(last) = log_files(directory)?.pop() else {

@@ -1,6 +1,7 @@
-//! Reads Noxu's log files, all of its data, and holds the checksum of each entry against it.
+//! Reads Noxu's log files, which are all of its data, and verifies the checksum of each entry.
 //!
-//! Noxu verifies an entry when it fetches it, and so not what its cache holds, nor what nobody asks for.
+//! Noxu verifies an entry only when it fetches it: not what its cache holds, nor what nobody asks
+//! for.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,8 +12,8 @@ use crate::engine::{EngineError, Result};
 
 const EXTENSION: &str = "ndb";
 
-/// Verifies every file in `directory`, whose environment may be open and was synced. Returns how many
-/// bytes hold.
+/// Verifies every file in `directory`, whose environment may be open and has been synced. Returns
+/// how many bytes are valid.
 ///
 /// # Errors
 /// [`EngineError::Corrupt`] with the file and the offset; [`EngineError::Io`]; those of `sync`.
@@ -28,7 +29,7 @@ pub(super) fn files(directory: &Path, sync: impl Fn() -> Result<()>) -> Result<u
     Ok(bytes)
 }
 
-/// Verifies a file that may be written meanwhile: what was being written has been after a sync.
+/// Verifies a file that may be written meanwhile: a sync completes what was being written.
 fn beside_writes(path: &Path, sync: impl Fn() -> Result<()>) -> Result<u64> {
     let first = entries(path)?;
     if first.wrong.is_none() {
@@ -42,10 +43,11 @@ fn beside_writes(path: &Path, sync: impl Fn() -> Result<()>) -> Result<u64> {
     second.or_corrupt(path)
 }
 
-/// What `error`, with which Noxu could not open the files in `directory`, is: [`EngineError::Corrupt`]
-/// where they prove it. Noxu has one kind of error for most that goes wrong then.
+/// Classifies `error`, with which Noxu failed to open the files in `directory`:
+/// [`EngineError::Corrupt`] where they prove it. Noxu has one kind of error for most failures to
+/// open.
 ///
-/// Behind its header the last file proves nothing: a crash may have cut an entry off.
+/// Beyond its header, the last file proves nothing: a crash may have cut off an entry.
 pub(super) fn why_not_open(directory: &Path, error: EngineError) -> EngineError {
     if !matches!(error, EngineError::Io { .. }) {
         return error;
@@ -73,7 +75,7 @@ fn header_of(path: &Path) -> Result<()> {
     header(path, &bytes).map(drop)
 }
 
-/// The files of the log, in its order.
+/// The files of the log, in log order.
 #[expect(clippy::disallowed_methods, reason = "Noxu keeps its files itself")]
 pub(super) fn log_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
@@ -87,7 +89,7 @@ pub(super) fn log_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// How far the entries of a file hold, and what is wrong with the one after that.
+/// How far the entries of a file are valid, and what is wrong with the next one.
 struct Checked {
     bytes: u64,
     wrong: Option<String>,
@@ -108,7 +110,7 @@ impl Checked {
 fn entries(path: &Path) -> Result<Checked> {
     let bytes = std::fs::read(path).map_err(|error| io_error("read a file", error))?;
     let header = match header(path, &bytes) {
-        // It may be that of a file that is just begun.
+        // It may be that of a file only just begun.
         Err(EngineError::Corrupt { .. }) => {
             let wrong = Some("its header".to_owned());
             return Ok(Checked { bytes: 0, wrong });

@@ -33,7 +33,7 @@ impl Open {
                 return Err(ApplyFailure { error, undone });
             }
         };
-        // A commit that failed may have reached the log all the same.
+        // A failed commit may have reached the log all the same.
         let committed = transaction.commit().map_err(|error| ApplyFailure {
             error,
             undone: false,

@@ -7,8 +7,8 @@ use tempfile::TempDir;
 
 use crate::log::owner;
 
-/// Creates the directory and makes it and its files durable as they are. Noxu reads files that were
-/// written before a crash of the process, but not synced, as if they were.
+/// Creates the directory and makes it and its files durable as they are. Noxu treats files written,
+/// but not synced, before a process crash as if they were durable.
 #[expect(
     clippy::disallowed_methods,
     reason = "Noxu's files are not behind the disk trait"
@@ -28,7 +28,7 @@ pub(super) fn make_directory_durable(directory: &Path) -> io::Result<()> {
     sync_parent(directory)
 }
 
-/// Creates a file that is there whole or not at all, and is on disk when this returns.
+/// Creates a file atomically; it is on disk on return.
 #[expect(
     clippy::disallowed_methods,
     reason = "Noxu's files are not behind the disk trait"
@@ -42,7 +42,7 @@ pub(super) fn create_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_parent(path)
 }
 
-/// Copies the files of `directory`, if it is there, into a new one in the system's directory for
+/// Copies the files of `directory`, if it exists, into a new one in the system's directory for
 /// temporary files.
 #[expect(
     clippy::disallowed_methods,
@@ -62,7 +62,7 @@ pub(super) fn copy_files(directory: &Path) -> io::Result<TempDir> {
     Ok(copy)
 }
 
-/// Removes the directory, if it is there, durably.
+/// Durably removes the directory, if it exists.
 #[expect(
     clippy::disallowed_methods,
     reason = "Noxu's files are not behind the disk trait"
@@ -74,7 +74,7 @@ pub(super) fn remove_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes durable that there is such a file, or none.
+/// Makes the existence or absence of this file durable.
 #[expect(
     clippy::disallowed_methods,
     reason = "Noxu's files are not behind the disk trait"
@@ -89,7 +89,7 @@ pub(super) fn sync_parent(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Size of the files of a directory. A file that goes while this looks counts for nothing.
+/// Size of the files of a directory. A file removed meanwhile is not counted.
 #[expect(
     clippy::disallowed_methods,
     reason = "Noxu's files are not behind the disk trait"

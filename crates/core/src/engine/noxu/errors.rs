@@ -52,10 +52,10 @@ pub(super) fn open_error(directory: &Path, error: NoxuError) -> EngineError {
     }
 }
 
-/// What cannot be opened for want of space is not damaged.
+/// An engine that cannot be opened for lack of space is not damaged.
 pub(super) fn or_full(error: EngineError) -> EngineError {
     match error {
-        // Only the text tells, as above.
+        // Only the text tells them apart, as above.
         EngineError::Io { source, .. }
             if source.to_string().contains("No space left on device") =>
         {

@@ -1,5 +1,5 @@
-//! The files of Noxu's log: a header, and then entries without a gap. Each begins with the CRC-32 of
-//! the rest of it.
+//! The files of Noxu's log: a header, then entries without a gap. Each entry begins with the CRC-32
+//! of the rest of it.
 
 use std::path::Path;
 
@@ -10,15 +10,15 @@ use noxu_util::Lsn;
 use super::errors::io_error;
 use crate::engine::{EngineError, Result};
 
-/// Versions of files that Noxu may yet come to.
+/// Highest file version that a later Noxu may use.
 const VERSION_MAX: u32 = 255;
 
-/// Offset of the flags in an entry, and the one among them that may be set in place, after the
-/// checksum was made.
+/// Offset of an entry's flags, and the one flag that may be set in place, after the checksum was
+/// computed.
 const FLAGS_OFFSET: usize = 5;
 const INVISIBLE: u8 = 0x10;
 
-/// The header of a file. One that a newer version has written is not damaged.
+/// The header of a file. One written by a newer version is not reported as damage.
 pub(super) fn header(path: &Path, bytes: &[u8]) -> Result<FileHeader> {
     FileHeader::read_from(&mut &*bytes).map_err(|error| match error {
         LogError::VersionMismatch { found, .. } if found <= VERSION_MAX => {
@@ -39,12 +39,12 @@ pub(super) struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// What it says, behind its header.
+    /// Its content, after its header.
     pub(super) fn body(&self) -> &'a [u8] {
         &self.bytes[self.header_bytes..]
     }
 
-    /// Whether its checksum holds.
+    /// Whether its checksum matches.
     pub(super) fn is_intact(&self) -> bool {
         checksum(self.bytes) == self.checksum
     }
@@ -67,7 +67,7 @@ impl<'a> Entries<'a> {
         self.at
     }
 
-    /// The next entry, whose checksum holds; `None` where nothing was written yet.
+    /// The next entry, its checksum verified; `None` where nothing has been written yet.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -81,7 +81,7 @@ impl<'a> Entries<'a> {
         Ok(entry)
     }
 
-    /// The next entry, whose checksum was not looked at; `None` where nothing was written yet.
+    /// The next entry, its checksum not verified; `None` where nothing has been written yet.
     ///
     /// # Errors
     /// What is wrong with its header.
@@ -108,7 +108,7 @@ impl<'a> Entries<'a> {
     }
 }
 
-/// The checksum of an entry, as it was when it was written.
+/// The checksum of an entry as it was written.
 pub(super) fn checksum(entry: &[u8]) -> u32 {
     let mut checksum = ChecksumValidator::new();
     checksum.update_all(&entry[CHECKSUM_BYTES..FLAGS_OFFSET]);

@@ -1,14 +1,15 @@
 //! Puts back the commits that Noxu's cleaner removed.
 //!
-//! Noxu's recovery reads every file of its log that is there, and undoes each transaction whose commit
-//! it does not find. Its cleaner removes sparse files, in any order: of a transaction that lies in two
-//! of them, the second one with the commit may go first. The next open would undo what is in the other.
+//! Noxu's recovery reads every log file that is there, and undoes each transaction whose commit it
+//! does not find. Its cleaner removes sparse files in any order: of two that a transaction spans,
+//! the second one, with the commit, may go first. The next open would undo what is in the other.
 //!
-//! The cleaner takes no file in which a running transaction has begun, and none behind it. So where a
-//! file is missing behind the last change of a transaction, that transaction has ended. If its end is
-//! missing too, a commit goes into a small file with the number of the missing one. A transaction that was
-//! aborted, or undone by an earlier open, may be given one as well. It changes nothing: a file goes only
-//! after a checkpoint, and what lies before a checkpoint is not done again, but undone at most.
+//! The cleaner removes no file in which a running transaction has begun, and none after it. So
+//! where a file is missing after the last change of a transaction, that transaction has ended. If
+//! its end is missing too, a commit is written to a small file with the missing number. A
+//! transaction that was aborted, or undone by an earlier open, may get one as well. That changes
+//! nothing: a file is removed only after a checkpoint, and what precedes a checkpoint is never
+//! redone, at most undone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -25,16 +26,16 @@ use crate::engine::Result;
 
 type TransactionId = i64;
 
-/// The transactions of a log that have changes and no end, as far as a file is missing behind them.
+/// The transactions of a log that have changes but no end, where a file is missing after them.
 pub(super) struct LostCommits {
-    /// The numbers between the first and the last file that are not there.
+    /// The missing numbers between the first and the last file.
     missing: BTreeSet<u32>,
-    /// With the file of the last change.
+    /// With the file of each one's last change.
     without_end: BTreeMap<TransactionId, u32>,
 }
 
 impl LostCommits {
-    /// Of a log whose files have these `numbers`, in ascending order; none of its entries was noted.
+    /// For a log whose files have these `numbers`, in ascending order; no entry is noted yet.
     pub(super) fn new(numbers: &[u32]) -> Self {
         let between = |pair: &[u32]| pair[0] + 1..pair[1];
         Self {
@@ -43,7 +44,7 @@ impl LostCommits {
         }
     }
 
-    /// Whether entries of this `kind` in this `file`, behind those that were noted, count.
+    /// Whether entries of this `kind` in this `file`, after those already noted, matter.
     pub(super) fn are_told_by(&self, kind: LogEntryType, file: u32) -> bool {
         let is_missing_behind = self.missing.last().is_some_and(|last| file < *last);
         let is_of_transaction = matches!(
@@ -58,9 +59,9 @@ impl LostCommits {
         is_of_transaction && (is_missing_behind || !self.without_end.is_empty())
     }
 
-    /// Notes an entry of this `file`; they come in the order of the log.
+    /// Notes an entry of this `file`; entries come in log order.
     ///
-    /// One that is not understood is passed over: a commit too many changes nothing.
+    /// One that cannot be parsed is skipped: a superfluous commit changes nothing.
     pub(super) fn note(&mut self, entry: &Entry<'_>, file: u32) {
         if !self.are_told_by(entry.kind, file) {
             return;
@@ -76,7 +77,7 @@ impl LostCommits {
         }
     }
 
-    /// Puts back the commits that are missing, and says how many.
+    /// Puts back the missing commits, and returns how many.
     ///
     /// # Errors
     /// [`EngineError::Io`](crate::engine::EngineError::Io) when a commit could not be written.
@@ -101,7 +102,7 @@ impl LostCommits {
     }
 }
 
-/// A file of Noxu's log that has these commits and nothing else.
+/// A Noxu log file with these commits and nothing else.
 fn file_of(
     number: u32,
     transactions: &[TransactionId],
@@ -118,7 +119,7 @@ fn file_of(
         let mut entry = Vec::new();
         header.write_to_log(&mut entry)?;
         entry.extend_from_slice(&body);
-        // Once for the offset, which the checksum covers.
+        // First for the offset, which the checksum covers.
         header.add_post_marshalling_info(&mut entry, offset_before, None, 0)?;
         let checksum = checksum(&entry);
         header.add_post_marshalling_info(&mut entry, offset_before, None, checksum)?;
@@ -149,9 +150,9 @@ mod tests {
     const VALUE_BYTES: usize = 1_024;
     const FILE_BYTES: u64 = 1024 * 1024;
     const CACHE_BYTES: u64 = 8 * 1024 * 1024;
-    /// Keys in one batch: about ten batches are a file.
+    /// Keys in one batch: about ten batches fill a file.
     const BATCH: u64 = 100;
-    /// Keys that are written again and again.
+    /// First of the keys that are written again and again.
     const HOT: u64 = 1 << 32;
 
     type Model = BTreeMap<Bytes, Bytes>;
@@ -168,8 +169,8 @@ mod tests {
         Bytes::copy_from_slice(&number.to_be_bytes())
     }
 
-    /// Batches of keys that stay take turns with batches of keys that do not. So there are files that
-    /// stay, in front of files that are cleaned; and here and there a batch that lies in both.
+    /// Batches of keys that stay alternate with batches of keys that do not. So there are files
+    /// that stay, before files that are cleaned, and now and then a batch that spans both.
     fn apply(engine: &NoxuEngine, number: u64, model: &mut Model) {
         let is_hot = number % 20 >= 7;
         let first = if is_hot { HOT } else { number * BATCH };
@@ -177,7 +178,7 @@ mod tests {
         let keys: Vec<_> = (first..first + BATCH).map(key).collect();
         model.extend(keys.iter().map(|key| (key.clone(), value.clone())));
         let put = |key: Bytes| (DB, key, Change::Put(value.clone()));
-        // Some of those that stayed so far.
+        // Some of the keys that have stayed so far.
         let gone = (first - BATCH..first - BATCH + 10).map(key);
         let gone: Vec<_> = gone.filter(|key| model.remove(key).is_some()).collect();
         let delete = |key: Bytes| (DB, key, Change::Delete);
@@ -220,7 +221,7 @@ mod tests {
         assert_ne!(put_back, 0, "no commit was cleaned away");
     }
 
-    /// A power cut can leave a file that was begun and is empty, behind one with half an entry.
+    /// A power cut can leave an empty file, only just begun, after one with half an entry.
     #[test]
     fn the_torn_end_of_the_log_hides_no_missing_commit() {
         let dir = tempfile::tempdir().expect("a directory");

@@ -1,12 +1,12 @@
-//! Keeps Noxu from giving the id of one node of a tree to another.
+//! Keeps Noxu from giving the id of one tree node to another.
 //!
-//! Noxu numbers the nodes of all its trees by one counter of the process. It raises the counter past
-//! the ids in a log when it has recovered, and so after the splits that recovery makes while it does
-//! changes again: their nodes get ids from 1 on, which older nodes have. The next checkpoint takes two
+//! Noxu numbers the nodes of all its trees with one counter per process. It raises the counter past
+//! the ids in a log only after recovery, and so after the splits that recovery makes while redoing
+//! changes: their nodes get ids from 1 on, which older nodes have. The next checkpoint mistakes two
 //! such nodes for one, and what lies below the other is lost.
 //!
-//! So the counter is raised before Noxu opens the files. The ids are read from the files at each open:
-//! what was remembered of a directory would be too low when another engine had raised the counter.
+//! So the counter is raised before Noxu opens the files. The ids are read from the files at each
+//! open: a remembered value would be too low once another engine had raised the counter.
 
 use bytes::Buf;
 use noxu_log::LogEntryType;
@@ -14,20 +14,20 @@ use noxu_recovery::CheckpointEnd;
 
 use super::log_file::Entry;
 
-/// Where the entry of a node has its id: behind the database, the places of the versions before it, and
-/// its length.
+/// Offset of the id in a node's entry: after the database, the places of earlier versions, and the
+/// length.
 const ID_OFFSET: usize = 28;
-/// Ids that are left out above the highest one in the log, for nodes that were cut off its end.
+/// Ids skipped above the highest one in the log, for nodes that were cut off its end.
 const GAP: u64 = 1 << 20;
 
-/// The highest id of a node in the entries that were noted.
+/// The highest node id in the entries noted so far.
 #[derive(Debug, Default)]
 pub(super) struct NodeIds {
     highest: u64,
 }
 
 impl NodeIds {
-    /// Whether entries of this kind have ids of nodes. No others have.
+    /// Whether entries of this kind have node ids. No others do.
     pub(super) fn are_in(kind: LogEntryType) -> bool {
         kind.is_in_type() || kind == LogEntryType::CkptEnd
     }
@@ -37,7 +37,7 @@ impl NodeIds {
         self.highest = self.highest.max(id.unwrap_or(0));
     }
 
-    /// Has Noxu give out higher ids only.
+    /// Makes Noxu assign only higher ids.
     pub(super) fn rule_out(&self) {
         if self.highest > 0 {
             noxu_tree::seed_node_id_counter(self.highest.saturating_add(GAP));
@@ -45,7 +45,7 @@ impl NodeIds {
     }
 }
 
-/// The id of the node that an entry holds, or the highest one given out before a checkpoint, which may be
+/// The id of the node in an entry, or the highest one assigned before a checkpoint, which may be
 /// that of a node whose file was cleaned away.
 fn id_in(kind: LogEntryType, body: &[u8]) -> Option<u64> {
     if kind == LogEntryType::CkptEnd {

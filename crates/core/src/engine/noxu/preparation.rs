@@ -1,7 +1,7 @@
-//! What the files of an environment, and Noxu, need before Noxu opens them. Every file is read once.
+//! Prepares the files of an environment, and Noxu, before Noxu opens them. Every file is read once.
 //!
-//! What cannot be read, as the end that a crash has left, is passed over with what follows it in its
-//! file. It is for Noxu to say so.
+//! Whatever cannot be read, such as the end that a crash has left, is skipped with the rest of its
+//! file. Reporting it is left to Noxu.
 
 use std::path::Path;
 
@@ -14,12 +14,12 @@ use super::lost_commits::LostCommits;
 use super::node_ids::NodeIds;
 use crate::engine::Result;
 
-/// Prepares `directory`, and returns how many commits were put back. Files that Noxu will not open are
-/// left to it to say so.
+/// Prepares `directory`, and returns how many commits were put back. Files that Noxu will not open
+/// are left for it to report.
 ///
 /// # Errors
 /// [`EngineError::Io`](crate::engine::EngineError::Io) when a commit could not be written, or the
-/// directory not be read.
+/// directory could not be read.
 pub(super) fn prepare(directory: &Path) -> Result<usize> {
     begun_file::remove(directory)
         .map_err(|error| io_error("remove a file that was begun", error))?;

@@ -1,4 +1,4 @@
-//! The record in which a Noxu environment says what was applied to it.
+//! The record of what was applied to a Noxu environment.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -7,7 +7,7 @@ use crate::ids::{LogPosition, Term, Vlsn};
 
 const FORMAT: u8 = 1;
 
-/// The record of what was applied, integers in little-endian order:
+/// The record of what was applied, with little-endian integers:
 ///
 /// ```text
 /// 0       1       9           17      25
@@ -27,7 +27,7 @@ pub(super) fn encode(applied: &Applied) -> Bytes {
     record.freeze()
 }
 
-/// What [`encode`] was given.
+/// The inverse of [`encode`].
 pub(super) fn decode(record: &Bytes) -> Result<Applied> {
     let corrupt = |what: &str| EngineError::Corrupt {
         what: format!("applied record: {what}"),

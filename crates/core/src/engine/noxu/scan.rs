@@ -98,7 +98,7 @@ impl<'a> Scan<'a> {
             return Ok(None);
         }
         // A cursor without locks shows an empty value for a record that is not in Noxu's cache:
-        // only a lookup tells which it is.
+        // only a lookup tells it from an empty one.
         let value = if self.value.data().is_empty() {
             read(self.database, key)?
         } else {

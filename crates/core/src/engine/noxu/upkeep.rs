@@ -1,16 +1,16 @@
-//! Makes the checkpoints and cleans the files, in place of Noxu's own threads: in turn with batches,
+//! Makes checkpoints and cleans files in place of Noxu's own threads, taking turns with batches,
 //! evictions and scans.
 //!
-//! **Roots.** Noxu's cleaner takes the root of a tree, where it has nodes below, for superseded whatever
-//! file it is in. A database that nobody writes so loses its root with that file, and with it all
-//! records. A file goes with the second checkpoint after it was emptied. So every root is marked as
-//! changed before each checkpoint, which writes it again.
+//! **Roots.** Noxu's cleaner considers the root of a tree superseded if it has nodes below,
+//! whatever file it is in. A database that nobody writes thus loses its root with that file, and
+//! all its records. A file is removed at the second checkpoint after it was emptied. So every root
+//! is marked as changed before each checkpoint, which rewrites it.
 //!
-//! **Checkpoints.** Noxu writes a node that it evicts, and then the place of that in the node above. A
-//! checkpoint between the two writes the one above with the place of an older version, and recovery,
-//! which looks for nodes in memory alone, does not find the newer one.
+//! **Checkpoints.** Noxu writes a node that it evicts, and then its place in the parent. A
+//! checkpoint between the two writes the parent with the place of an older version, and recovery,
+//! which looks for nodes only in memory, does not find the newer one.
 //!
-//! **Cleaning.** A cursor that moves while the cleaner moves records passes some of them over.
+//! **Cleaning.** A cursor that moves while the cleaner moves records skips some of them.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
@@ -26,17 +26,17 @@ use tokio::time::Instant;
 use super::errors::io_error;
 use crate::engine::Result;
 
-/// Who works on the records of an environment, one at a time.
+/// Serializes work on the records of an environment.
 #[derive(Clone, Default)]
 pub(super) struct Turns {
-    /// Held by whoever changes records, or where they are: a batch, a checkpoint.
+    /// Held while changing records or where they are: by a batch, a checkpoint.
     pub(super) writer: Arc<Mutex<()>>,
-    /// Held for writing while records are changed or moved, for reading while a cursor is in use. Taken
-    /// after `writer`.
+    /// Held for writing while records are changed or moved, for reading while a cursor is in use.
+    /// Taken after `writer`.
     pub(super) records: Arc<RwLock<()>>,
 }
 
-// No panic leaves anything behind that these locks guard.
+// No panic leaves anything that these locks guard inconsistent.
 impl Turns {
     pub(super) fn to_write(&self) -> MutexGuard<'_, ()> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
@@ -56,8 +56,8 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    /// Looks every `wakeup_ms` whether a checkpoint is due, and as often as Noxu would whether files are
-    /// to be cleaned.
+    /// Checks every `wakeup_ms` whether a checkpoint is due, and as often as Noxu would whether
+    /// files need cleaning.
     #[expect(
         clippy::disallowed_methods,
         reason = "stands for threads that Noxu would start itself"
@@ -135,7 +135,8 @@ impl Work {
         }
     }
 
-    /// Cleans as many files as Noxu would in one pass, in a turn each. Returns when to look again.
+    /// Cleans as many files as Noxu would in one pass, one turn each. Returns how long to wait
+    /// before the next look.
     fn clean(&self) -> Duration {
         let Some(cleaner) = &self.cleaner else {
             return self.wakeup;
@@ -156,12 +157,12 @@ impl Work {
     }
 }
 
-/// Has the next checkpoint write the roots of all trees.
+/// Makes the next checkpoint write the roots of all trees.
 pub(super) fn mark_roots(environment: &Environment) {
     marker(environment)();
 }
 
-/// Marks the roots of all trees as changed. It keeps the environment in memory.
+/// A function that marks the roots of all trees as changed. It keeps the environment in memory.
 fn marker(environment: &Environment) -> impl Fn() + Send + 'static {
     let environment = environment.env_impl_arc_for_test();
     move || {
@@ -171,7 +172,7 @@ fn marker(environment: &Environment) -> impl Fn() + Send + 'static {
                 .read()
                 .get_real_tree()
                 .and_then(|tree| tree.get_root());
-            // A root without nodes below is a leaf, which the cleaner knows.
+            // A root without nodes below is a leaf, which the cleaner knows about.
             if let Some(root) = root
                 && let TreeNode::Internal(root) = &mut *root.write()
             {

@@ -1,9 +1,10 @@
-//! A disk in memory that knows what has been synced.
+//! An in-memory disk that knows what has been synced.
 //!
-//! Each file has two contents: what a reader sees and what a power cut would leave. Names likewise:
-//! changes of a directory wait in order until it is synced. [`MemoryDisk::crash`] drops everything
-//! that waits; [`MemoryDisk::crash_keeping`] lets the caller keep any part of any unsynced sector
-//! and any number of the waiting name changes, in their order, as a journalling file system does.
+//! Each file has two contents: what a reader sees and what a power cut would leave. The same holds
+//! for names: changes to a directory wait in order until it is synced. [`MemoryDisk::crash`] drops
+//! everything unsynced; [`MemoryDisk::crash_keeping`] lets the caller keep any leading part of any
+//! unsynced sector and any number of the waiting name changes, in order, as a journalling file
+//! system does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,12 +15,12 @@ use tokio::sync::watch;
 
 use super::{Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, FileMark, OpenMode};
 
-/// What a disk writes whole or not at all, in bytes.
+/// Sector size in bytes: what a disk writes whole or not at all.
 const SECTOR_BYTES: usize = 512;
 /// The size that the model reports for its volume.
 const VOLUME_BYTES: u64 = 1 << 40;
 
-/// A deterministic model of a disk. Clones are the same disk.
+/// A deterministic model of a disk. Clones share the disk.
 #[derive(Clone)]
 pub struct MemoryDisk {
     model: Arc<Mutex<Model>>,
@@ -42,13 +43,13 @@ impl MemoryDisk {
     }
 
     /// Cuts the power: everything unsynced is gone, every open handle fails, every lock is
-    /// released. Switches ([`Self::fail_syncs`] and the like) go back to healthy.
+    /// released. Switches ([`Self::fail_syncs`] and the like) return to healthy.
     pub fn crash(&self) {
         self.crash_keeping(0, |_, _| 0);
     }
 
-    /// As [`Self::crash`], but the first `names` waiting name changes survive, and of each
-    /// unsynced sector the number of leading bytes that `bytes` returns for its file and offset.
+    /// As [`Self::crash`], but keeps the first `names` waiting name changes and, of each unsynced
+    /// sector, as many leading bytes as `bytes` returns for its file and offset.
     pub fn crash_keeping(&self, names: usize, mut bytes: impl FnMut(&Path, u64) -> usize) {
         let mut model = self.model();
         let Model {
@@ -93,7 +94,8 @@ impl MemoryDisk {
         self.model().full = full;
     }
 
-    /// What [`Disk::space`] says is free. Nothing else comes of it: see [`Self::set_full`].
+    /// Sets the free space that [`Disk::space`] reports. It has no other effect: see
+    /// [`Self::set_full`].
     pub fn set_free_bytes(&self, bytes: u64) {
         self.model().free_bytes = bytes;
     }
@@ -108,7 +110,7 @@ impl MemoryDisk {
         self.model().steps_left = Some(steps);
     }
 
-    /// Makes one read of a file fail: the one that comes after this many more.
+    /// Makes one file read fail: the one after this many more.
     pub fn fail_read_after(&self, reads: u64) {
         self.model().reads_left = Some(reads);
     }
@@ -149,7 +151,8 @@ impl MemoryDisk {
     }
 
     fn model(&self) -> MutexGuard<'_, Model> {
-        // A panic elsewhere leaves the model whole: every change below is complete or not made.
+        // A panic elsewhere leaves the model consistent: every change below is made whole or not at
+        // all.
         self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -171,8 +174,8 @@ impl Disk for MemoryDisk {
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut model = self.model();
         model.step()?;
-        // Directories are durable at once: what a lost one takes with it is a whole data
-        // directory, which the caller creates and syncs before it is used.
+        // Directories are durable at once: losing one would lose a whole data directory, which the
+        // caller creates and syncs before use.
         model
             .directories
             .extend(path.ancestors().map(Path::to_path_buf));
@@ -294,7 +297,7 @@ impl Disk for MemoryDisk {
 }
 
 struct Model {
-    /// Every file that ever was; a number in here is never used again.
+    /// Every file that ever existed; an index is never reused.
     files: Vec<Content>,
     names: BTreeMap<PathBuf, usize>,
     durable_names: BTreeMap<PathBuf, usize>,
@@ -384,7 +387,7 @@ impl Content {
         }
     }
 
-    /// Copies these bytes to what survives, as far as they exist.
+    /// Copies these bytes, as far as they exist, to what survives.
     fn keep(&mut self, range: std::ops::Range<usize>) {
         let range = range.start..range.end.min(self.current.len());
         if range.is_empty() {
@@ -491,7 +494,7 @@ impl DiskFile for MemoryFile {
             let file = &mut self.alive()?.files[self.id];
             match passed {
                 Ok(()) => file.sync(),
-                // As Linux does: the cache keeps the bytes, and takes them for written.
+                // As on Linux: the cache keeps the bytes and considers them written.
                 Err(_) => file.unsynced.clear(),
             }
             passed
@@ -531,7 +534,7 @@ impl DiskLock for MemoryLock {}
 impl Drop for MemoryLock {
     fn drop(&mut self) {
         let mut model = self.disk.model();
-        // A crash has released it already, and someone else may hold it since.
+        // A crash has already released it, and someone else may hold it by now.
         if model.life == self.life {
             model.locks.remove(&self.path);
         }

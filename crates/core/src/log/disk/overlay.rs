@@ -1,6 +1,7 @@
-//! A disk over another one, which it only reads: what is changed is kept in memory, and gone at the end.
+//! A disk layered over another, which it only reads: changes are kept in memory and discarded at
+//! the end.
 //!
-//! Files are changed by the block, so that one block of a large file costs one block of memory.
+//! Changes are kept by block, so that changing one block of a large file costs one block of memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -11,7 +12,7 @@ use super::{Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, FileMark, OpenMode}
 
 const BLOCK_BYTES: usize = 4096;
 
-/// See the module. Clones are the same disk.
+/// See the module. Clones share the disk.
 #[derive(Clone)]
 pub(crate) struct OverlayDisk {
     below: Arc<dyn Disk>,
@@ -20,17 +21,17 @@ pub(crate) struct OverlayDisk {
 
 #[derive(Default)]
 struct Changes {
-    /// Files that were made, renamed or opened for writing.
+    /// Files that were created, renamed or opened here.
     files: BTreeMap<PathBuf, Arc<Layered>>,
-    /// Names that the disk below has, and this one has not.
+    /// Names that the disk below has and this one does not.
     gone: BTreeSet<PathBuf>,
     directories: BTreeSet<PathBuf>,
-    /// Files made here so far.
+    /// Files created here so far.
     made: u64,
 }
 
 impl OverlayDisk {
-    /// A disk with everything that `below` has. Nothing is changed there.
+    /// A disk with everything that `below` has. `below` is never changed.
     pub(crate) fn new(below: Arc<dyn Disk>) -> Self {
         Self {
             below,
@@ -43,7 +44,7 @@ impl OverlayDisk {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The file of this name over the one below, which is opened for reading alone.
+    /// The file of this name over the one below, which is opened read-only.
     fn layered(&self, changes: &mut Changes, path: &Path) -> io::Result<Arc<Layered>> {
         if let Some(file) = changes.files.get(path) {
             return Ok(Arc::clone(file));
@@ -144,10 +145,10 @@ impl Disk for OverlayDisk {
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
         if self.below.exists(path)? {
-            // One that is there is not changed by that.
+            // Locking an existing file does not change it.
             return self.below.lock(path);
         }
-        // Nobody has it: whoever takes a lock makes its file.
+        // Nobody holds it: taking a lock creates its file.
         Ok(Box::new(NoLock))
     }
 
@@ -160,7 +161,7 @@ struct NoLock;
 
 impl DiskLock for NoLock {}
 
-/// A file over one that is only read.
+/// A file layered over one that is only read.
 struct Layered {
     below: Option<Box<dyn DiskFile>>,
     mark: FileMark,
@@ -169,9 +170,9 @@ struct Layered {
 
 struct Content {
     bytes: u64,
-    /// Up to here the file below counts.
+    /// Up to here, unchanged blocks come from the file below.
     below: u64,
-    /// By their numbers.
+    /// Changed blocks, by number.
     blocks: BTreeMap<u64, Box<[u8; BLOCK_BYTES]>>,
 }
 
@@ -209,8 +210,8 @@ impl Layered {
     }
 }
 
-/// Runs `part` on each block that `bytes` bytes at `offset` touch: its number, where it begins there,
-/// and where in the bytes.
+/// Calls `part` for each block that `bytes` bytes at `offset` touch: its number, the offset within
+/// it, and the range within the bytes.
 fn by_block(
     offset: u64,
     bytes: usize,
@@ -299,8 +300,8 @@ mod tests {
     use super::*;
     use crate::log::MemoryDisk;
 
-    /// Random work on the overlay shows what it shows on a disk of its own, and leaves the one below as
-    /// it was.
+    /// Random operations on the overlay give the same results as on a plain disk, and leave the one
+    /// below unchanged.
     #[test]
     fn it_shows_every_change_and_makes_none_below() {
         let (below, expected) = (MemoryDisk::new(), MemoryDisk::new());

@@ -1,14 +1,15 @@
-//! Whose files are: those of whom their directory is.
+//! File ownership: a file belongs to the owner of its directory.
 //!
-//! A data directory belongs to the user that the node runs as. A verb that is run as root on it, or a node
-//! that is started so by mistake, must not leave files in it that the node cannot open.
+//! A data directory belongs to the user that the node runs as. A command run on it as root, or a
+//! node started as root by mistake, must not leave files in it that the node cannot open.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, lchown};
 use std::path::Path;
 
-/// Gives a file or directory to the owner and the group of the directory that it is in, where this process may.
+/// Gives a file or directory the owner and the group of its parent directory, where this process
+/// may.
 ///
 /// # Errors
 /// As the disk reports them.
@@ -22,7 +23,7 @@ pub(crate) fn inherit(path: &Path) -> io::Result<()> {
         return Ok(());
     }
     match lchown(path, Some(of.uid()), Some(of.gid())) {
-        // Who may give nothing away owns what he has made, as everywhere.
+        // A process that may not change owners keeps what it creates, as usual.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         given => given,
     }
@@ -39,7 +40,7 @@ pub(crate) fn inherit(path: &Path) -> io::Result<()> {
 pub(crate) fn inherit_within(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         match inherit(&entry?.path()) {
-            // It went meanwhile.
+            // It was removed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             given => given?,
         }

@@ -1,8 +1,8 @@
 //! Power cuts and rot, against a model that knows what was synced.
 //!
-//! The model is a list of states, one after each record that the log was asked for. Whatever a cut
-//! leaves, opening must give one of them: not older than the last one that the log said is durable,
-//! and never a mixture.
+//! The model is a list of states, one after each record that the log was asked to write. Whatever a
+//! cut leaves, opening must yield one of them: not older than the last one reported durable, and
+//! never a mixture.
 
 use std::path::Path;
 
@@ -75,7 +75,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Requests that are made together, several times; each group is awaited before the next.
+/// Groups of requests made together; each group is awaited before the next.
 type Workload = Vec<Vec<Op>>;
 
 fn workload() -> impl Strategy<Value = Workload> {
@@ -98,9 +98,9 @@ fn begin<'a>(request: impl Future<Output = bool> + 'a) -> Success<'a> {
 struct Model {
     /// Every state since the log was opened, oldest first.
     states: Vec<Content>,
-    /// The state that the log has called durable.
+    /// The last state that the log has reported durable.
     durable: usize,
-    /// Makes each payload another one.
+    /// Makes each payload different.
     payloads: u8,
     committed: Vec<LogId>,
 }
@@ -125,7 +125,7 @@ impl Model {
         self.states.push(content);
     }
 
-    /// Asks the log for what `op` says; the returned future says whether that became durable.
+    /// Requests `op` from the log; the returned future says whether it became durable.
     async fn start<'a>(&mut self, log: &'a Log, op: &Op) -> Success<'a> {
         match op {
             Op::Append(sizes) => {
@@ -203,7 +203,7 @@ impl Model {
         }
     }
 
-    /// Checks what opening gave, and goes on from there.
+    /// Checks the recovered state, and continues from there.
     async fn recovered(&mut self, log: &Log) {
         let content = Content::of(log)
             .await
@@ -228,7 +228,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
-/// A cut that keeps any leading part of any unsynced sector, and any number of name changes.
+/// A power cut that keeps any leading part of any unsynced sector, and any number of name changes.
 fn cut(disk: &MemoryDisk, rng: &mut StdRng) {
     let names = rng.random_range(0..6);
     // Some cuts lose most, some keep most: a fair coin for each sector would rarely do either.
@@ -240,8 +240,8 @@ fn cut(disk: &MemoryDisk, rng: &mut StdRng) {
     });
 }
 
-/// Runs a workload until something ends it: the power, the process, or a failing sync and then the
-/// process. Only the first takes what is not synced.
+/// Runs a workload until a power cut, the end of the process, or a failing sync and then the end of
+/// the process. Only a power cut loses what is not synced.
 async fn end_life(
     disk: &MemoryDisk,
     model: &mut Model,
@@ -269,7 +269,7 @@ async fn end_life(
         }
     }
     node.writer.abort();
-    // Cancelled, or at its end already: both release the lock.
+    // Cancelled, or already finished: both release the lock.
     node.writer.await.ok();
 }
 
@@ -321,7 +321,7 @@ proptest! {
             let node = Node::open(&disk, config).await.unwrap();
             model.recovered(&node.log).await;
             model.run(&node.log, &second).await;
-            // Every request succeeded, so this is the one right answer.
+            // Every request succeeded, so this is the only right answer.
             prop_assert_eq!(&Content::of(&node.log).await.unwrap(), model.last());
             node.close().await;
 
@@ -334,7 +334,7 @@ proptest! {
                 1 => bytes[at / 512 * 512..][..512].fill(0),
                 2 => bytes.truncate(at),
                 _ => {
-                    // A write that went to the wrong place.
+                    // A misdirected write.
                     let from = rng.random_range(0..bytes.len()) / 512 * 512;
                     bytes.copy_within(from..from + 512, at / 512 * 512);
                 }
@@ -377,7 +377,7 @@ proptest! {
     }
 }
 
-/// Cuts the power after each step that the disk makes during a workload, three ways.
+/// Cuts the power after each disk step of a workload, in three ways.
 fn at_every_step(workload: &[Vec<Op>]) {
     let mut finished = false;
     for steps in 0.. {
@@ -426,7 +426,7 @@ fn a_cut_change_of_segments_leaves_a_whole_log() {
     ]);
 }
 
-/// A log with one group that is synced and a second one, of three records, that is only written.
+/// A log with one synced group and a second one, of three records, that is only written.
 async fn half_written(disk: &MemoryDisk) -> Node {
     let node = Node::open(disk, TINY).await.unwrap();
     append(&node.log, vec![entry(0, 0, &[1; 452])])
@@ -509,7 +509,7 @@ async fn the_last_group_is_vouched_for_without_a_next_one() {
     assert!(matches!(error, LogError::Corrupt { .. }), "{error}");
 }
 
-/// Two logs of the same shape and other payloads: what one holds is well-formed in the other.
+/// Two logs of the same shape with different payloads: what one holds is well-formed in the other.
 async fn two_histories() -> [MemoryDisk; 2] {
     let disks = [MemoryDisk::new(), MemoryDisk::new()];
     for (disk, byte) in disks.iter().zip(1..) {

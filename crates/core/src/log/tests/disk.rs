@@ -1,5 +1,5 @@
-//! The contract of [`Disk`](super::super::Disk), for the real one and the model, and what only the
-//! model can show: a crash.
+//! The contract of [`Disk`](super::super::Disk), tested on the real one and the model, and crashes,
+//! which only the model can show.
 
 use std::io::ErrorKind;
 use std::path::Path;

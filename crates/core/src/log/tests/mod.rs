@@ -1,4 +1,4 @@
-//! What the tests of the log share: small sizes, a log on a [`MemoryDisk`], a model of its content.
+//! Shared by the log's tests: small sizes, a log on a [`MemoryDisk`], a model of its content.
 
 mod crash;
 mod disk;
@@ -36,7 +36,7 @@ const TINY: LogConfig = LogConfig {
     cache_bytes_max: 800,
 };
 
-/// A log in memory, with its writer as a task.
+/// An in-memory log, with its writer as a task.
 struct Node {
     log: Log,
     writer: JoinHandle<()>,
@@ -127,7 +127,7 @@ async fn append(log: &Log, entries: Vec<Entry>) -> std::io::Result<()> {
         .await
 }
 
-/// Everything that the log has, read in small pieces.
+/// Everything in the log, read in small pieces.
 async fn read_all(log: &Log) -> Result<Vec<Entry>, LogError> {
     let LogState { purged, last, .. } = log.state();
     let mut from = purged.map_or(0, |purged| purged.position.0 + 1);

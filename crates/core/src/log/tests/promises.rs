@@ -215,7 +215,7 @@ async fn an_appender_that_outruns_the_disk_waits() {
     appender.await.unwrap();
     node.log.save_vote(vote(1)).await.unwrap();
     assert_eq!(node.log.state().persisted, Some(id(0, 199)));
-    // More than the queue holds gets in when it has the queue to itself.
+    // An append larger than the queue is admitted once the queue is empty.
     let large = (200..230)
         .map(|position| entry(0, position, &[2; 1000]))
         .collect();
@@ -231,7 +231,7 @@ async fn entries_leave_the_cache_when_they_are_durable_and_many() {
             .await
             .unwrap();
     }
-    // What is in memory does not notice that the file is gone bad.
+    // Reads from memory do not notice that the file has gone bad.
     disk.plant(&segment_path(1), &[0; 8192]);
     let read = async |position| {
         node.log
@@ -310,7 +310,7 @@ async fn a_failed_sync_ends_the_log_until_it_is_opened_again() {
         Err(LogError::Failed { .. })
     ));
 
-    // The page cache still has the bytes and takes them for written. Whatever the log says it has
+    // The page cache still has the bytes and considers them written. Whatever the log says it has
     // after opening must survive a power cut.
     let node = Node::open(&disk, TINY).await.unwrap();
     let (state, entries) = (node.log.state(), read_all(&node.log).await.unwrap());
@@ -641,7 +641,7 @@ async fn a_read_that_was_overtaken_starts_again() {
         .await
         .unwrap();
     let overtaken = shared.locate(LogPosition(2)..LogPosition(3), 9).unwrap();
-    // The entry is written anew in another segment; a purge below it frees its first one.
+    // The entry is rewritten in another segment, and the file of its first one is reused.
     node.log.truncate_after(Some(id(0, 0))).await.unwrap();
     let group = (1..20).map(|p| entry(0, p, &[2; 900])).collect();
     append(&node.log, group).await.unwrap();

@@ -1,4 +1,4 @@
-//! A log in a process that has few descriptors.
+//! A log in a process with few descriptors.
 
 use std::io;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::super::scarce::WAIT_MAX;
 use super::super::{Disk, DiskFile, DiskSpace, FileMark, OpenMode};
 use super::*;
 
-/// A disk whose files take descriptors, of which there are only so many.
+/// A disk whose files take descriptors from a limited supply.
 #[derive(Clone)]
 struct ScarceDisk {
     disk: MemoryDisk,
@@ -30,7 +30,7 @@ impl ScarceDisk {
         }
     }
 
-    /// Allows so many files at a time from here on.
+    /// Allows this many open files from here on.
     fn allow(&self, descriptors: usize) {
         self.left.store(descriptors, Ordering::SeqCst);
     }
@@ -143,7 +143,7 @@ impl DiskFile for ScarceFile {
     }
 }
 
-/// Several segments' worth.
+/// Entries that fill several segments.
 fn entries(from: u64) -> Vec<Entry> {
     (from..from + 40).map(|p| entry(1, p, &[7; 900])).collect()
 }
@@ -162,12 +162,12 @@ async fn a_log_of_many_segments_has_few_files_open() {
     node.log.save_vote(vote(1)).await.unwrap();
     append_all(&node.log, entries(0)).await.unwrap();
     assert!(node.log.purge_points().len() > 8, "there are many segments");
-    // The last one, and what is made ready to follow it.
+    // The last one, and the spares prepared to follow it.
     assert!(disk.used() <= 3, "{}", disk.used());
     assert_eq!(read_all(&node.log).await.unwrap(), entries(0));
     node.close().await;
 
-    // Nor does it take more while it is opened, or checked beside its writer.
+    // Opening it, or checking it beside its writer, takes no more.
     disk.allow(6);
     let node = disk.open(TINY).await;
     assert!(disk.used() <= 3, "{}", disk.used());
@@ -198,7 +198,7 @@ async fn a_log_that_finds_no_descriptor_waits_and_loses_nothing() {
     disk.allow(100);
     more.await.unwrap();
     assert_eq!(read.await.unwrap()[..40], entries(0));
-    // Nor does it matter to what nobody waits for.
+    // Work that nobody waits for is not affected either.
     disk.allow(0);
     node.log.purge(id(1, 60)).await.unwrap();
     disk.allow(100);
