@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::Instant;
 
-use crate::blocking::lock;
+use crate::lock::lock;
 
 /// Maximum number of descriptors kept from strangers; half of the process's limit where that is
 /// less.

@@ -36,14 +36,16 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::blocking::{lock, runtime};
-use crate::channel::BlockingConnection;
+use crate::blocking::channel::BlockingConnection;
+use crate::blocking::runtime::runtime;
+use crate::blocking::service::ServiceHandler;
 use crate::connection::{ByteStream, Connection};
 use crate::descriptors::KEPT_MAX;
 use crate::error::{NetError, Result};
+use crate::lock::lock;
 use crate::places::{Place, Places, Refusal};
 use crate::process;
-use crate::service::{AsyncServiceHandler, ServiceHandler, check_service_name, read_service_name};
+use crate::service::{AsyncServiceHandler, check_service_name, read_service_name};
 use crate::transport::{Authenticated, Listener, Transport};
 
 /// Pause after a failed accept. Nothing signals that the system has descriptors again, so the loop

@@ -15,11 +15,6 @@
 //! [`Transport`] dials and listens; TCP ([`TcpTransport`]) and memory ([`MemoryNetwork`]) are built
 //! in; TLS and fault injection come as other implementations.
 //!
-//! The blocking API is thin: a [`Channel`] ([`TcpChannel`], [`LocalChannel`]) is a connection whose
-//! futures are polled on the calling thread, while a small runtime that this crate starts on first
-//! use watches the sockets and the clock. [`TcpServiceDispatcher`] is a [`Dispatcher`] on that
-//! runtime.
-//!
 //! ```
 //! use std::sync::Arc;
 //! use bytes::Bytes;
@@ -70,11 +65,10 @@
 //! | `connection` | frames over a byte stream: the send half and the receive half |
 //! | `transport` | the traits that dial and listen, and the service open as the client sends it |
 //! | `tcp`, `memory` | the two transports |
-//! | `service` | handlers, the in-memory registry, the service open as the server reads it |
+//! | `service` | async handlers, the service open as the server reads it |
 //! | `dispatcher`, `places` | the accept loop and the limits on what it lets in |
 //! | `descriptors` | how many more files and connections this process may open |
-//! | `channel`, `blocking` | the blocking API and the runtime beneath it |
-//! | `tcp_dispatcher` | the blocking API of the dispatcher |
+//! | `blocking` | the blocking API, for programs without an async runtime |
 
 #![deny(
     clippy::print_stdout,
@@ -83,26 +77,28 @@
 )]
 
 mod blocking;
-mod channel;
 mod connection;
 mod descriptors;
 mod dispatcher;
 mod error;
+mod lock;
 mod memory;
 mod places;
 pub mod process;
 mod service;
 mod tcp;
-mod tcp_dispatcher;
 mod transport;
 
-pub use channel::{Channel, LocalChannel, LocalChannelPair, TcpChannel, TcpChannelListener};
+pub use blocking::channel::{
+    Channel, LocalChannel, LocalChannelPair, TcpChannel, TcpChannelListener,
+};
+pub use blocking::service::{ServiceDispatcher, ServiceHandler};
+pub use blocking::tcp_dispatcher::{TcpServiceDispatcher, connect_to_service};
 pub use connection::{ByteStream, Connection, FrameReceiver, FrameSender, MAX_FRAME_PAYLOAD};
 pub use descriptors::Descriptors;
 pub use dispatcher::{Dispatcher, DispatcherOptions};
 pub use error::{NetError, Result};
 pub use memory::MemoryNetwork;
-pub use service::{AsyncServiceHandler, MAX_SERVICE_NAME_LEN, ServiceDispatcher, ServiceHandler};
+pub use service::{AsyncServiceHandler, MAX_SERVICE_NAME_LEN};
 pub use tcp::TcpTransport;
-pub use tcp_dispatcher::{TcpServiceDispatcher, connect_to_service};
 pub use transport::{Authenticated, BoxFuture, Connected, Listener, Transport, open_service};

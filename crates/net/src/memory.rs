@@ -14,9 +14,9 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
 
-use crate::blocking::lock;
 use crate::connection::ByteStream;
 use crate::error::{NetError, Result};
+use crate::lock::lock;
 use crate::transport::{BoxFuture, Connected, Listener, Transport};
 
 /// Bytes in flight in each direction of a connection: about what a TCP connection holds.

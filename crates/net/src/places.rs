@@ -29,10 +29,10 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
-use crate::blocking::lock;
 use crate::connection::ByteStream;
 use crate::descriptors::Descriptors;
 use crate::dispatcher::DispatcherOptions;
+use crate::lock::lock;
 
 /// Why a connection was closed before a handler saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::task::{AbortHandle, JoinHandle};
 
-use crate::blocking::lock;
+use crate::lock::lock;
 
 thread_local! {
     /// The process of the task that this thread is polling.

@@ -168,7 +168,9 @@ fn faults(imports: &[Import], layers: &BTreeMap<String, usize>) -> Vec<String> {
     let told = |import: &Import| format!("{}: {} imports from above", import.place, import.text);
     let mut faults: Vec<String> = imports.iter().filter(is_upward).map(told).collect();
     let circles = circles(imports).into_iter().filter(|circle| {
-        let are_files = circle.iter().all(|module| module.ends_with(".rs"));
+        let are_files = circle
+            .iter()
+            .all(|module| Path::new(module).extension().is_some());
         !are_files || circle.len() > CIRCLE_MAX
     });
     faults.extend(circles.map(|circle| {

@@ -360,7 +360,7 @@ impl Event {
     async fn harm_host(&self) {
         let world = &self.world;
         let at = match self.fault {
-            // Faults that cannot be repaired yet hit only nodes that the group can spare.
+            // What takes a node away for a while hits only nodes that the group can spare.
             Fault::BitRot
             | Fault::ZeroedSector
             | Fault::Misdirected
@@ -503,7 +503,7 @@ impl Event {
         self.last(1000).await;
     }
 
-    /// Damages the disk of a closed node. On opening, it reports the damage and stays out, unless
+    /// Damages the disk of a closed node. On opening, it reports the damage and repairs itself, unless
     /// the damage hit nothing.
     async fn damage(&self, at: usize) {
         let world = &self.world;

@@ -245,6 +245,17 @@ fn engine_faults(seed: u64) -> Vec<Fault> {
     faults
 }
 
+/// The faults that come after the run of a seed, drawn apart: the run does not depend on them.
+fn faults_after(seed: u64) -> impl Iterator<Item = Fault> {
+    let drawn = |fault, salt, chance| {
+        let happens = StdRng::seed_from_u64(seed ^ salt).random_bool(chance);
+        happens.then_some(fault)
+    };
+    let quorum_lost = drawn(Fault::QuorumLost, 0x10_57, 0.25);
+    let slow_way = drawn(Fault::SlowWay, 0x510, 0.3);
+    quorum_lost.into_iter().chain(slow_way)
+}
+
 /// Length of the safety phase of a run.
 const SAFETY: Duration = Duration::from_secs(20);
 
@@ -282,13 +293,7 @@ impl Plan {
             .filter(during)
             .filter(|_| rng.random_bool(share))
             .collect();
-        // Drawn separately: they come after the main run, which does not depend on them.
-        if StdRng::seed_from_u64(seed ^ 0x10_57).random_bool(0.25) {
-            faults.insert(Fault::QuorumLost);
-        }
-        if StdRng::seed_from_u64(seed ^ 0x510).random_bool(0.3) {
-            faults.insert(Fault::SlowWay);
-        }
+        faults.extend(faults_after(seed));
         faults.extend(engine_faults(seed));
         let mut spare: Vec<usize> = (0..nodes).collect();
         let mut expendable = BTreeSet::new();

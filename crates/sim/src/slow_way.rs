@@ -15,8 +15,8 @@ use crate::plan::Fault;
 use crate::run::where_it_is;
 use crate::world::{World, wait};
 
-/// Bandwidth of the link. A full connection drains in a third of the silence limit, so heartbeats
-/// come through; what is written takes more than twice that limit.
+/// Bandwidth of the link. By a clock without drift, a full connection drains in a third of the silence
+/// limit, so heartbeats come through; what is written takes more than twice that limit.
 const BYTES_PER_MS: u32 = 400;
 /// Bytes of each value: less than the smallest limit of a transaction.
 const VALUE_BYTES: usize = 24 << 10;
@@ -92,7 +92,7 @@ async fn write(world: &World) -> Vlsn {
             if let Some(master) = master {
                 let written = master.write_async(|txn| {
                     let database = txn.database("slow")?;
-                    database.put(key.as_bytes(), &[0; VALUE_BYTES])
+                    database.put(key.as_bytes(), vec![0; VALUE_BYTES])
                 });
                 if let Ok(token) = written.await {
                     last = token.vlsn;

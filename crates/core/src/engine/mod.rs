@@ -51,8 +51,8 @@ pub type Result<T> = std::result::Result<T, EngineError>;
 ///   [`KEY_BYTES_MAX`] and values up to [`VALUE_BYTES_MAX`] are accepted.
 /// - A database is created by its first put. Before that, and after it was
 ///   [reclaimed](Self::reclaim), it reads as empty.
-/// - Any thread may call any method at any time. `apply` calls are serialized. Reads neither wait
-///   for an `apply` or `sync` nor make one wait; they see every batch whose `apply` has returned,
+/// - Any thread may call any method at any time. `apply` calls are serialized. A read does not
+///   wait for a whole `apply` or `sync`, at most for a slice of one; reads see every batch whose `apply` has returned,
 ///   and may see part of one that is still running.
 pub trait StorageEngine: Send + Sync + 'static {
     /// The [`Applied`] of the last applied batch; `None` in a fresh engine.

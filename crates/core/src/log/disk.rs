@@ -1,6 +1,6 @@
 //! The interface between the log and the machine's disk.
 //!
-//! Everything that this library keeps in files goes through [`Disk`], so that a test can run the
+//! Everything but the files of an engine goes through [`Disk`], so that a test can run the
 //! same code on a disk that loses what was not synced ([`MemoryDisk`]). The points where bytes
 //! become durable ([`DiskFile::sync_data`], [`Disk::sync_dir`]) are futures, because a simulator
 //! spends virtual time there; all other calls return at once. [`RealDisk`] does its blocking calls

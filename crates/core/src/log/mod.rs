@@ -20,7 +20,7 @@
 //! being written when the power failed is cut; synced bytes that are not what was written are
 //! [`LogError::Corrupt`], and are never cut.
 //!
-//! The log knows nothing of consensus: it neither compares terms nor decides what may be truncated.
+//! The log knows nothing of consensus: it does not decide what may be truncated.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -236,7 +236,7 @@ impl Log {
     }
 
     /// The entries of this range that the log has, durable or not, as many as fit into `bytes_max`
-    /// bytes of payload, but at least one if the range has any.
+    /// bytes (payloads in memory, whole records on disk), but at least one if the range has any.
     ///
     /// Entries that are not in memory are read from their segment, which blocks, and are verified
     /// each time.
@@ -468,8 +468,8 @@ pub enum LogError {
         /// Its directory.
         dir: PathBuf,
     },
-    /// The disk failed while the log was opened or read; nothing was changed. Fix the cause, then
-    /// try again.
+    /// The disk failed while the log was opened or read; no entry was lost. Fix the cause, then try
+    /// again.
     #[error("cannot use {}: {source}", path.display())]
     Io {
         /// The file or directory.

@@ -14,7 +14,8 @@ use tokio::time::{Instant, sleep};
 
 use super::disk::{Disk, DiskFile, DiskFuture, OpenMode};
 
-/// How long one call waits for a descriptor. After that the log fails, and the node stops.
+/// How long one call waits for a descriptor. After that a write fails the log, and the node stops; a
+/// read returns the error.
 pub(super) const WAIT_MAX: Duration = Duration::from_mins(1);
 
 /// Pause between two attempts. Nothing signals that the system has descriptors again.

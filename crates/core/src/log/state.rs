@@ -309,8 +309,7 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The one panic under this lock is for an append that does not follow the last entry, which
-        // is checked before anything is changed.
+        // A panic under this lock leaves the state as it was: each checks before it changes anything.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -350,8 +349,8 @@ pub(super) struct Queued {
     room: usize,
 }
 
-/// Requests that become durable together, and their waiters, in the same order. Kept apart, because
-/// a callback may not be shared between threads, as a loop over the requests requires.
+/// Requests that become durable together, and their waiters, in the same order. Kept apart, so
+/// that a loop over the requests does not borrow their waiters.
 #[derive(Default)]
 pub(super) struct Group {
     pub(super) requests: Vec<Queued>,

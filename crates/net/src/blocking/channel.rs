@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::blocking::{block_on, poll_once, runtime};
+use crate::blocking::runtime::{block_on, poll_once, runtime};
 use crate::connection::{Connection, FrameReceiver, FrameSender, check_sendable};
 use crate::error::{NetError, Result};
 use crate::tcp;

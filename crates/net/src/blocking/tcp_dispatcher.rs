@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use crate::blocking::{block_on, lock, runtime};
-use crate::channel::TcpChannel;
+use crate::blocking::channel::TcpChannel;
+use crate::blocking::runtime::{block_on, runtime};
+use crate::blocking::service::ServiceHandler;
 use crate::dispatcher::{Dispatcher, DispatcherOptions};
 use crate::error::{NetError, Result};
-use crate::service::ServiceHandler;
+use crate::lock::lock;
 use crate::tcp::TcpTransport;
 use crate::transport::open_service;
 

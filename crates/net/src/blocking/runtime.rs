@@ -6,13 +6,14 @@
 
 use std::io;
 use std::pin::pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::coop::unconstrained;
 
 use crate::error::{NetError, Result};
+use crate::lock::lock;
 
 /// Threads that watch sockets and timers and run the accept loops of blocking dispatchers.
 const WORKER_THREADS: usize = 2;
@@ -67,12 +68,6 @@ pub(crate) fn poll_once<F: Future>(runtime: &Handle, future: F) -> Option<F::Out
         Poll::Ready(output) => Some(output),
         Poll::Pending => None,
     }
-}
-
-/// Locks `mutex`, poisoned or not. A panic under the lock need not fail other threads: every
-/// critical section of this crate leaves its data consistent.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A thread that waits to be woken. Not `thread::park`, whose token other code may consume.
