@@ -6,9 +6,8 @@ use serde_json::json;
 use steadfast::{FeedError, GroupEvents};
 
 use crate::failure::{Failure, with_sources};
-use crate::group::{Ask, At};
 use crate::output;
-use crate::status::Output;
+use crate::status::{Ask, At, Output};
 use crate::stop::Stop;
 
 /// Watch a group: masters, members, nodes that fail and come back. Until Ctrl-C

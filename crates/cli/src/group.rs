@@ -11,33 +11,7 @@ use steadfast::{AdminCommand, AdminError, JoinToken, NodeStatus, NodeType, PRIOR
 
 use crate::addresses;
 use crate::failure::{Failure, with_sources};
-use crate::status::{ANSWER_TIMEOUT, Output, Survey, print_survey};
-
-/// Whom to ask, as arguments of a verb.
-#[derive(clap::Args)]
-pub(crate) struct At {
-    /// Addresses of nodes of the group, separated by blanks or commas, instead of --ask
-    #[arg(value_name = "ADDRESS", value_delimiter = ',')]
-    addresses: Vec<String>,
-}
-
-/// Whom to ask, and how to print the answer.
-#[derive(clap::Args)]
-pub(crate) struct Ask {
-    /// Addresses of nodes of the group, separated by commas; any of them will do
-    #[arg(
-        long,
-        value_name = "HOST:PORT",
-        value_delimiter = ',',
-        default_value = "127.0.0.1:7400",
-        env = "STEADFAST_ASK",
-        global = true
-    )]
-    ask: Vec<String>,
-    /// How to print it
-    #[arg(short, long, value_enum, default_value_t = Output::Table, global = true)]
-    output: Output,
-}
+use crate::status::{ANSWER_TIMEOUT, Ask, At, Output, print_survey};
 
 /// List the nodes of a group, and change what they are
 #[derive(clap::Args)]
@@ -249,7 +223,7 @@ pub(crate) async fn run_node(arguments: NodeArguments) -> Result<ExitCode, Failu
     let (command, at) = match verb {
         NodeVerb::List { at } => {
             let survey = ask.at(at).survey().await?;
-            return Ok(print_survey(&survey, ask.output));
+            return Ok(print_survey(&survey, ask.output()));
         }
         NodeVerb::Replace { node, force, at } => return replace(ask.at(at), node, force).await,
         NodeVerb::Remove { node, force, at } => (AdminCommand::Remove { node, force }, at),
@@ -266,7 +240,7 @@ pub(crate) async fn run_node(arguments: NodeArguments) -> Result<ExitCode, Failu
             ..
         } => {
             let words = [vec![node], address.into_iter().collect(), at.addresses].concat();
-            return addresses::say(&data_dir, &words, ask.output).await;
+            return addresses::say(&data_dir, &words, ask.output()).await;
         }
         NodeVerb::Address {
             node,
@@ -388,31 +362,15 @@ async fn replace(ask: &Ask, node: String, force: bool) -> Result<ExitCode, Failu
 }
 
 impl Ask {
-    /// The same, asked of the nodes that stand among the arguments, if any do.
-    pub(crate) fn at(&mut self, at: At) -> &Self {
-        if !at.addresses.is_empty() {
-            self.ask = at.addresses;
-        }
-        self
-    }
-
-    pub(crate) fn addresses(&self) -> &[String] {
-        &self.ask
-    }
-
-    pub(crate) fn output(&self) -> Output {
-        self.output
-    }
-
     fn print(&self, what: &str, text: &str) {
-        match self.output {
+        match self.output() {
             Output::Table => println!("{text}"),
             Output::Json => println!("{}", json!({ what.replace(' ', "_"): text })),
         }
     }
 
     async fn send(&self, command: &AdminCommand) -> Result<ExitCode, Failure> {
-        match command.send(&self.ask, ANSWER_TIMEOUT).await {
+        match command.send(self.addresses(), ANSWER_TIMEOUT).await {
             Ok(done) => {
                 self.print("done", &done);
                 Ok(ExitCode::SUCCESS)
@@ -439,13 +397,9 @@ impl Ask {
         }
     }
 
-    pub(crate) async fn survey(&self) -> Result<Survey, Failure> {
-        Survey::of(&self.ask).await
-    }
-
     async fn token(&self, node_type: NodeType, priority: u32) -> Result<JoinToken, Failure> {
         let mut why = Vec::new();
-        for address in &self.ask {
+        for address in self.addresses() {
             match NodeStatus::ask(address, false, ANSWER_TIMEOUT).await {
                 Ok(status) => match JoinToken::new(&status, node_type) {
                     Some(token) => {

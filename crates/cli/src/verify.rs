@@ -6,9 +6,8 @@ use serde_json::json;
 use steadfast::{Comparison, NodeAddress};
 
 use crate::failure::{FAILED, Failure};
-use crate::group::{Ask, At};
 use crate::output;
-use crate::status::{Output, Survey, aligned, grouped, push};
+use crate::status::{Ask, At, Output, Survey, aligned, grouped, push};
 
 /// Compare the data of all nodes with the master's, range by range
 #[derive(clap::Args)]

@@ -42,6 +42,16 @@ fn no_module_of_the_library_imports_from_above() {
 }
 
 #[test]
+fn modules_of_the_program_and_of_the_simulator_import_in_no_circle() {
+    for sources in ["crates/cli/src", "crates/sim/src"] {
+        let imports = imports_of(&root().join(sources));
+        assert!(imports.len() > 50, "{sources}: imports were not found");
+        let circles = circles(&imports);
+        assert!(circles.is_empty(), "{sources}: {circles:?}");
+    }
+}
+
+#[test]
 fn an_import_from_above_and_a_circle_of_folders_are_told_with_their_line() {
     let layers = layers("## Layers\n\n| top | `a/` | x |\n| middle | `b/`, `c/` | x |\n");
     let import = |from: &str, to: &str| Import {
@@ -109,25 +119,34 @@ fn imports_of(sources: &Path) -> Vec<Import> {
         }
         let text = fs::read_to_string(&file).unwrap();
         let work = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-        for (number, line) in (1..).zip(work.lines()) {
-            let code = line.split("//").next().unwrap();
-            for rest in code.split("crate::").skip(1) {
-                let name = rest
-                    .split(|c: char| !c.is_alphanumeric() && c != '_')
-                    .next();
-                let Some(to) = name.and_then(find).filter(|to| *to != from) else {
-                    continue;
-                };
+        let code = |line: &str| line.split("//").next().unwrap().to_owned();
+        let code: String = work.lines().map(|line| code(line) + "\n").collect();
+        for (at, found) in code.match_indices("crate::") {
+            let number = code[..at].matches('\n').count() + 1;
+            let rest = &code[at + found.len()..];
+            for to in names(rest).filter_map(find).filter(|to| *to != from) {
                 imports.push(Import {
                     place: format!("{}:{number}", shown.display()),
                     from: from.clone(),
                     to,
-                    text: line.trim().to_owned(),
+                    text: work.lines().nth(number - 1).unwrap().trim().to_owned(),
                 });
             }
         }
     }
     imports
+}
+
+/// The modules that are named after `crate::`: one, or those of a list in braces.
+fn names(rest: &str) -> impl Iterator<Item = &str> {
+    let is_end = |c: char| !c.is_alphanumeric() && c != '_';
+    let list = match rest.strip_prefix('{') {
+        Some(list) => list.split("};").next().unwrap(),
+        None => rest.split(is_end).next().unwrap(),
+    };
+    // Names inside of inner braces are no modules of the crate, or are found to be none.
+    list.split(',')
+        .filter_map(move |item| item.trim().split(is_end).next())
 }
 
 fn files_below(folder: &Path) -> Vec<PathBuf> {

@@ -27,9 +27,8 @@ use crate::history::FalseRow;
 use crate::logfile;
 use crate::nemesis::{Event, restart};
 use crate::plan::Fault;
-use crate::run::where_it_is;
 use crate::workload::read_all;
-use crate::world::{DATA_DIR, Host, World, wait};
+use crate::world::{DATA_DIR, Host, World, is_waited_for, wait, where_it_is};
 
 /// How often to check whether a node has reported.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -440,11 +439,4 @@ pub fn check_purge(world: &World, host: &Host) {
             "{name} has purged its log up to VLSN {last}, and found right what it has up to {checked}"
         ));
     }
-}
-
-/// Whether the node has wrong rows that it has not reported yet.
-pub(crate) fn is_waited_for(world: &World, at: usize) -> bool {
-    let history = world.history();
-    let mut rows = history.false_rows.iter();
-    rows.any(|row| row.node == at && row.until == u64::MAX)
 }

@@ -19,9 +19,8 @@ use crate::check::{self, CATALOG};
 use crate::falsehood::{engine, kept, tells};
 use crate::nemesis::restart;
 use crate::plan::Fault;
-use crate::run::where_it_is;
 use crate::workload::mark;
-use crate::world::{End, Host, World, wait};
+use crate::world::{End, Host, World, wait, where_it_is};
 
 /// Time limit for each step.
 const BOUND: Duration = Duration::from_mins(1);

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod disk;
 pub mod falsehood;
+pub mod faults;
 pub mod gone;
 pub mod history;
 pub mod logfile;

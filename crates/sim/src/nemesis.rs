@@ -12,9 +12,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::{Damage, DiskFaults};
-use crate::net::NetFaults;
-use crate::operator::is_member;
-use crate::plan::{Fault, Plan};
+use crate::faults::disk_faults;
+use crate::plan::Fault;
 use crate::world::{DATA_DIR, End, Host, PORT, World, wait};
 
 /// How often the operator looks for nodes that have stopped by themselves.
@@ -59,34 +58,6 @@ const EVENTS: &[Fault] = &[
     Fault::EngineOld,
     Fault::EngineFlipped,
 ];
-
-/// Faults of every link.
-pub fn net_faults(plan: &Plan) -> NetFaults {
-    let rate = |fault, ppm| if plan.has(fault) { ppm } else { 0 };
-    NetFaults {
-        delay_max_ms: rate(Fault::NetDelay, 8),
-        loss: rate(Fault::NetLoss, 1000),
-        duplicate: rate(Fault::NetDuplicate, 1000),
-        reorder: rate(Fault::NetReorder, 3000),
-        reset: rate(Fault::NetReset, 300),
-        corrupt: rate(Fault::NetCorrupt, 300),
-        bytes_per_ms: plan.has(Fault::SlowLink).then_some(2000),
-    }
-}
-
-/// Faults of a node's disk.
-pub fn disk_faults(plan: &Plan, at: usize) -> DiskFaults {
-    let rate = |fault, ppm| if plan.has(fault) { ppm } else { 0 };
-    DiskFaults {
-        slow_sync: rate(Fault::SlowSync, 5000),
-        fail_sync: rate(Fault::FailSync, 500),
-        lying_sync: plan.has(Fault::LyingSync) && plan.expendable.contains(&at),
-        fail_write: rate(Fault::FailWrite, 300),
-        torn_bytes: plan.has(Fault::TornByte),
-        keep_versions: plan.has(Fault::Stale),
-        ..DiskFaults::default()
-    }
-}
 
 /// Injects faults until `calm`; nodes are left as they are then.
 pub async fn rage(world: Arc<World>, calm: CancellationToken) {
@@ -586,4 +557,10 @@ impl Host {
             life.process.resume();
         }
     }
+}
+
+/// Whether the node is master or replica.
+pub(crate) fn is_member(host: &Host) -> bool {
+    let env = host.life().and_then(|life| life.env);
+    env.is_some_and(|env| matches!(env.state().role, Role::Master | Role::Replica))
 }

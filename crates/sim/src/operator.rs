@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use rand::RngExt;
 use rand::seq::IndexedRandom;
-use steadfast::{AdminCommand, AdminError, JoinToken, NodeType, Role};
+use steadfast::{AdminCommand, AdminError, JoinToken, NodeType};
 
-use crate::nemesis::{Event, restart};
+use crate::nemesis::{Event, is_member, restart};
 use crate::plan::Fault;
 use crate::workload::mark;
 use crate::world::{End, Host, Life, wait};
@@ -175,10 +175,4 @@ impl Event {
             () = wait(PATIENCE) => None,
         }
     }
-}
-
-/// Whether the node is master or replica.
-pub(crate) fn is_member(host: &Host) -> bool {
-    let env = host.life().and_then(|life| life.env);
-    env.is_some_and(|env| matches!(env.state().role, Role::Master | Role::Replica))
 }

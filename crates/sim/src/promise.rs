@@ -4,8 +4,8 @@
 //! A crash exposes a broken guarantee only at the right time. This exposes it at any time.
 
 use crate::check;
+use crate::faults::disk_faults;
 use crate::logfile::{self, Log};
-use crate::nemesis::disk_faults;
 use crate::world::{Host, World};
 
 /// At first, one in this many transactions is checked. A check reads whole logs, so checks become

@@ -18,12 +18,11 @@ use steadfast_net::process::Process;
 use tokio_util::sync::CancellationToken;
 
 use crate::check::marker;
+use crate::faults::disk_faults;
 use crate::history::{Fate, MARKERS};
-use crate::nemesis::disk_faults;
 use crate::plan::Fault;
-use crate::run::where_it_is;
 use crate::workload::mark;
-use crate::world::{DATA_DIR, End, Host, World, wait};
+use crate::world::{DATA_DIR, End, Host, World, wait, where_it_is};
 
 /// Time limit for each step.
 const BOUND: Duration = Duration::from_secs(20);

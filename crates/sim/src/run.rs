@@ -17,7 +17,7 @@ use crate::check::NodeLog;
 use crate::net::NetFaults;
 use crate::plan::{Fault, Plan};
 use crate::story::Story;
-use crate::world::{Host, World, lock, wait};
+use crate::world::{Host, World, lock, wait, where_it_is};
 use crate::{
     check, falsehood, gone, logfile, nemesis, onlooker, recovery, slow_way, subscribers, workload,
 };
@@ -285,14 +285,6 @@ fn env(world: &World, at: usize) -> Option<ReplicatedEnvironment> {
 
 fn vlsn(world: &World, at: usize) -> u64 {
     env(world, at).map_or(0, |env| env.status().vlsn.0)
-}
-
-/// A node's progress, in readable form.
-pub(crate) fn where_it_is(world: &World, at: usize) -> String {
-    let status = env(world, at).map(|env| env.status());
-    let status =
-        status.map(|status| format!("at {}, waits for: {}", status.vlsn, status.waiting_for));
-    format!("n{} is {}", at + 1, status.as_deref().unwrap_or("down"))
 }
 
 /// Commits one more transaction, after which nothing is under way.

@@ -12,8 +12,7 @@ use steadfast::ids::Vlsn;
 
 use crate::net::NetFaults;
 use crate::plan::Fault;
-use crate::run::where_it_is;
-use crate::world::{World, wait};
+use crate::world::{World, wait, where_it_is};
 
 /// Bandwidth of the link. By a clock without drift, a full connection drains in a third of the silence
 /// limit, so heartbeats come through; what is written takes more than twice that limit.

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::{DirectoryCopy, SimDisk};
-use crate::falsehood;
+use crate::faults;
 use crate::history::History;
 use crate::logfile::{self, Log};
 use crate::net::SimNet;
@@ -185,7 +185,7 @@ impl World {
     /// Creates the plan's machines, without power.
     pub fn new(plan: Plan, story: Story) -> Arc<Self> {
         let mut rng = StdRng::seed_from_u64(plan.seed ^ 0x5eed);
-        let net = SimNet::new(rng.random(), crate::nemesis::net_faults(&plan));
+        let net = SimNet::new(rng.random(), faults::net_faults(&plan));
         let hosts = (0..plan.nodes)
             .map(|at| {
                 let clock = SimClock::new(plan.has(Fault::ClockDrift).then_some(&mut rng));
@@ -372,7 +372,7 @@ impl World {
     /// cannot know of their wrong rows yet are not asked.
     pub fn compare_digests(&self) {
         for (at, life) in self.open_nodes() {
-            if falsehood::is_waited_for(self, at) {
+            if is_waited_for(self, at) {
                 continue;
             }
             let Some(Ok((vlsn, digest))) = life.env.as_ref().map(ReplicatedEnvironment::digest)
@@ -550,7 +550,7 @@ impl Host {
 
 impl Hardware {
     fn new(plan: &Plan, at: usize, rng: &mut StdRng, story: &Story) -> Self {
-        let disk = SimDisk::new(rng.random(), crate::nemesis::disk_faults(plan, at));
+        let disk = SimDisk::new(rng.random(), faults::disk_faults(plan, at));
         let (tapped, name) = (story.clone(), Plan::host(at));
         let archive = Archive::default();
         let (own, kept) = (disk.clone(), Arc::clone(&archive));
@@ -622,4 +622,22 @@ pub async fn wait(duration: Duration) {
 /// Locks a mutex that no section leaves half-changed.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A node's progress, in readable form.
+pub(crate) fn where_it_is(world: &World, at: usize) -> String {
+    let status = world.hosts[at]
+        .life()
+        .and_then(|life| life.env)
+        .map(|env| env.status());
+    let status =
+        status.map(|status| format!("at {}, waits for: {}", status.vlsn, status.waiting_for));
+    format!("n{} is {}", at + 1, status.as_deref().unwrap_or("down"))
+}
+
+/// Whether the node has wrong rows that it has not reported yet.
+pub(crate) fn is_waited_for(world: &World, at: usize) -> bool {
+    let history = world.history();
+    let mut rows = history.false_rows.iter();
+    rows.any(|row| row.node == at && row.until == u64::MAX)
 }

@@ -10,8 +10,7 @@ use crate::backup::format::{
 };
 use crate::backup::progress::Progress;
 use crate::failure::{Failure, with_sources};
-use crate::group::Ask;
-use crate::status::{ANSWER_TIMEOUT, Health, Survey, grouped};
+use crate::status::{ANSWER_TIMEOUT, Ask, Health, Survey, grouped};
 
 /// Copies the state into `dir`.
 ///

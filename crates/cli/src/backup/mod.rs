@@ -15,8 +15,7 @@ use serde_json::json;
 
 use crate::backup::format::{BackupError, Manifest};
 use crate::failure::{Failure, with_sources};
-use crate::group::{Ask, At};
-use crate::status::{Output, grouped};
+use crate::status::{Ask, At, Output, grouped};
 
 /// Copy the whole state of a group to files, check such a copy, or begin a new group with it
 #[derive(clap::Args)]

@@ -8,8 +8,7 @@ use serde_json::json;
 
 use crate::doctor::findings::{Finding, Severity, diagnose};
 use crate::failure::{DEGRADED, Failure};
-use crate::group::{Ask, At};
-use crate::status::{Health, Output, Survey, headline, push};
+use crate::status::{Ask, At, Health, Output, Survey, headline, push};
 
 /// Find out what is wrong with a group, and why
 #[derive(clap::Args)]

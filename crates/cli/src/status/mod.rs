@@ -1,5 +1,6 @@
 //! `steadfast status`: how a group is, asked of any of its nodes.
 
+mod ask;
 mod masterless;
 mod survey;
 mod table;
@@ -18,7 +19,7 @@ pub(crate) use survey::{
 pub(crate) use table::{aligned, grouped, headline, push};
 
 use crate::failure::Failure;
-use crate::group::{Ask, At};
+pub(crate) use ask::{Ask, At};
 
 /// Deadline of one node's answer.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
