@@ -17,7 +17,8 @@
 //!
 //! The two halves share a switch: an error on either half, or any other holder of the switch, turns
 //! both off for good. Deadlines apply to progress, not to whole frames: a peer may be slow, but
-//! some byte must move within [`STALL_TIMEOUT`].
+//! within [`STALL_TIMEOUT`] some byte must leave, and [`PROGRESS_BYTES`] or the rest of a started frame
+//! must arrive.
 //!
 //! The framing is our own because `tokio_util`'s `LengthDelimitedCodec` reserves the claimed length
 //! as soon as a header arrives, and copies every payload it sends.
@@ -43,6 +44,11 @@ pub const MAX_FRAME_PAYLOAD: usize = 64 * 1024 * 1024;
 /// How long a connection may stall: inside a frame with no byte arriving, or sending with no byte
 /// leaving. Longer than any pause of a healthy node, short enough to free what a dead one holds.
 pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What has to arrive of a started frame within [`STALL_TIMEOUT`], or else all that is left of it. A slow
+/// link carries this many times over. Less can go on for ever: a length with a flipped bit makes one
+/// endless frame of all that follows, which may be a heartbeat now and then.
+const PROGRESS_BYTES: usize = 64 * 1024;
 
 /// Bytes of the length field that precedes each payload.
 const HEADER_BYTES: usize = 4;
@@ -106,6 +112,7 @@ impl Connection {
             buffer: BytesMut::new(),
             read_bytes: READ_BYTES_MIN,
             stalls_at: None,
+            progress_bytes: 0,
             moved_at: None,
             ended: false,
             closed: self.closed,
@@ -308,9 +315,11 @@ pub struct FrameReceiver {
     buffer: BytesMut,
     /// Bytes to make room for in the next read.
     read_bytes: usize,
-    /// Deadline for the next byte, once a read has begun inside a frame. It outlives the call that
-    /// set it, so that polling with short timeouts does not postpone it.
+    /// Deadline for [`PROGRESS_BYTES`] or the rest of the frame, once a read has begun inside one. It
+    /// outlives the call that set it, so that polling with short timeouts does not postpone it.
     stalls_at: Option<Instant>,
+    /// Bytes that arrived since that deadline was set.
+    progress_bytes: usize,
     /// When the last byte arrived.
     moved_at: Option<Instant>,
     /// Whether the peer has ended its stream.
@@ -367,8 +376,9 @@ impl FrameReceiver {
     /// # Errors
     ///
     /// All close the connection: [`NetError::Protocol`] when the peer claims more than
-    /// [`MAX_FRAME_PAYLOAD`] or ends inside a frame, [`NetError::DeadlineExceeded`] when no byte of
-    /// a started frame arrives for 10 s, [`NetError::ChannelClosed`], [`NetError::Io`].
+    /// [`MAX_FRAME_PAYLOAD`] or ends inside a frame, [`NetError::DeadlineExceeded`] when neither
+    /// 64 KiB nor the rest of a started frame arrives within 10 s, [`NetError::ChannelClosed`],
+    /// [`NetError::Io`].
     pub async fn receive(&mut self) -> Result<Option<Bytes>> {
         let closed = self.closed.clone();
         match closed.run_until_cancelled(self.next_frame()).await {
@@ -388,6 +398,7 @@ impl FrameReceiver {
     pub(crate) async fn discard(&mut self) {
         while !self.ended {
             self.buffer.clear();
+            self.stalls_at = None;
             if self.read().await.is_err() {
                 return;
             }
@@ -399,6 +410,7 @@ impl FrameReceiver {
             let missing_bytes = match parse_header(&self.buffer)? {
                 Some(payload_len) if self.buffer.len() - HEADER_BYTES >= payload_len => {
                     self.buffer.advance(HEADER_BYTES);
+                    self.stalls_at = None;
                     return Ok(Some(self.buffer.split_to(payload_len).freeze()));
                 }
                 Some(payload_len) => HEADER_BYTES + payload_len - self.buffer.len(),
@@ -426,6 +438,7 @@ impl FrameReceiver {
         let room_bytes = self.buffer.capacity() - self.buffer.len();
         if !self.buffer.is_empty() && self.stalls_at.is_none() {
             self.stalls_at = Some(Instant::now() + STALL_TIMEOUT);
+            self.progress_bytes = 0;
         }
         let read = self.reader.read_buf(&mut self.buffer);
         let read = match self.stalls_at {
@@ -440,7 +453,10 @@ impl FrameReceiver {
         };
         let bytes = read.map_err(|error| NetError::io("receive a frame", error))?;
         self.ended = bytes == 0;
-        self.stalls_at = None;
+        self.progress_bytes += bytes;
+        if self.progress_bytes >= PROGRESS_BYTES {
+            self.stalls_at = None;
+        }
         self.moved_at = Some(Instant::now());
         if bytes == room_bytes {
             self.read_bytes = (self.read_bytes * 4).min(READ_BYTES_MAX);

@@ -208,25 +208,49 @@ async fn memory_follows_the_bytes_received_and_not_the_length_claimed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frame_may_take_long_but_some_byte_has_to_come_within_ten_seconds() {
-    let (_sender, mut receiver, mut raw) = open(1024);
+async fn a_frame_may_take_long_but_64_kib_or_the_rest_have_to_come_within_ten_seconds() {
+    let (_sender, mut receiver, mut raw) = open(1 << 20);
+    let large = vec![7; 300 * 1024];
+    let sent = large.clone();
     let slow = tokio::spawn(async move {
-        for byte in framed(b"a slow frame").iter().chain(&framed(b"stuck")[..6]) {
+        for part in framed(b"in two parts").chunks(8) {
             tokio::time::sleep(Duration::from_secs(9)).await;
-            raw.write_all(&[*byte]).await.unwrap();
+            raw.write_all(part).await.unwrap();
+        }
+        for part in framed(&sent).chunks(70 * 1024) {
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            raw.write_all(part).await.unwrap();
         }
         raw
     });
-    assert_eq!(
-        receiver.receive().await.unwrap().as_deref(),
-        Some(&b"a slow frame"[..])
-    );
-    let failed = receiver.receive().await;
+    let small = receiver.receive().await.unwrap();
+    assert_eq!(small.as_deref(), Some(&b"in two parts"[..]));
+    let received = receiver.receive().await.unwrap();
+    assert!(received.as_deref() == Some(&large[..]));
+    drop(slow.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_length_with_a_flipped_bit_makes_no_frame_that_small_ones_feed_for_ever() {
+    let (sender, mut receiver, mut raw) = open(1024);
+    let endless = tokio::spawn(async move {
+        let mut flipped = framed(b"heartbeat");
+        // 16 MiB longer.
+        flipped[3] ^= 1;
+        while raw.write_all(&flipped).await.is_ok() {
+            flipped = framed(b"heartbeat");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let began = Instant::now();
+    let failed = tokio::time::timeout(Duration::from_mins(1), receiver.receive()).await;
     assert!(
-        matches!(failed, Err(NetError::DeadlineExceeded { .. })),
+        matches!(failed, Ok(Err(NetError::DeadlineExceeded { .. }))),
         "{failed:?}"
     );
-    drop(slow.await.unwrap());
+    assert!(began.elapsed() < Duration::from_secs(11));
+    drop((receiver, sender));
+    endless.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

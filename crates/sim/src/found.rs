@@ -105,4 +105,9 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "the simulator itself: an operator's mark was in the log and not in the record of what was asked for, \
          when its node lost its power before it answered",
     ),
+    (
+        600_480,
+        "a flipped bit in the length of a frame: a subscriber waited for 16 MiB, and was content as long as \
+         heartbeats of the feed came in",
+    ),
 ];

@@ -24,7 +24,8 @@ use steadfast_sim::worker;
     after_help = "\
 Each seed draws its own group, limits, load and subset of faults. Faults happen for 20 virtual seconds;
 then they end, and the group has to commit again and to agree. What clients saw is held against the
-committed log. A quarter of the groups then lose their quorum for good, and go on from a survivor.
+committed log. A quarter of the groups then lose their quorum for good, and go on from a survivor;
+others lose a row on all nodes but one, or have one node behind a slow link from then on.
 Each seed runs in a process of its own, and the same seed always does the same.
 
 Examples:
