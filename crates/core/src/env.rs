@@ -2,10 +2,10 @@
 
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use steadfast_net::{MemoryNetwork, process};
+use steadfast_net::{MemoryNetwork, lock, process};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -487,11 +487,7 @@ impl Drop for Opening {
 impl EnvironmentHandle {
     /// Ends the runtime, or has the last call that is under way on it do so.
     fn end_runtime(&self) {
-        let own = self
-            .own
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let own = lock(&self.own).take();
         if let Some(own) = own {
             own.end();
         }

@@ -1,8 +1,10 @@
 //! How long something has taken of late.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
+
+use steadfast_net::lock;
 
 /// So many times are kept: at one sync for each heartbeat, the last few seconds.
 const KEPT: usize = 256;
@@ -13,7 +15,7 @@ pub(crate) struct Recent(Mutex<VecDeque<Duration>>);
 
 impl Recent {
     pub(crate) fn note(&self, took: Duration) {
-        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut times = lock(&self.0);
         if times.len() == KEPT {
             times.pop_front();
         }
@@ -22,7 +24,7 @@ impl Recent {
 
     /// What so many of 100 stayed within; `None` before the first.
     pub(crate) fn within(&self, percent: usize) -> Option<Duration> {
-        let times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = lock(&self.0);
         let mut sorted: Vec<_> = times.iter().copied().collect();
         drop(times);
         sorted.sort_unstable();

@@ -98,6 +98,7 @@ pub use connection::{ByteStream, Connection, FrameReceiver, FrameSender, MAX_FRA
 pub use descriptors::Descriptors;
 pub use dispatcher::{Dispatcher, DispatcherOptions};
 pub use error::{NetError, Result};
+pub use lock::lock;
 pub use memory::MemoryNetwork;
 pub use service::{AsyncServiceHandler, MAX_SERVICE_NAME_LEN};
 pub use tcp::TcpTransport;

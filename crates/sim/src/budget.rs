@@ -8,6 +8,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use steadfast_net::lock;
+
 use serde_json::{Value, json};
 use steadfast_sim::plan::Cuts;
 use steadfast_sim::run::Report;
@@ -132,7 +134,7 @@ fn round(arguments: &Arguments, first: u64, seeds: u64) -> io::Result<Total> {
             loop {
                 let nth = next.fetch_add(1, Ordering::Relaxed);
                 let is_found = || {
-                    let total = total.lock().unwrap_or_else(PoisonError::into_inner);
+                    let total = lock(&total);
                     planted().is_some() && !total.failed.is_empty()
                 };
                 if nth >= seeds || is_found() {
@@ -141,7 +143,7 @@ fn round(arguments: &Arguments, first: u64, seeds: u64) -> io::Result<Total> {
                 let seed = first + nth;
                 let is_twice = nth.is_multiple_of(arguments.twice_every);
                 let outcome = run_seed(&mut worker, seed, &cuts, is_twice)?;
-                let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut total = lock(&total);
                 total.add(seed, outcome);
                 if is_watched {
                     eprint!(

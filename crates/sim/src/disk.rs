@@ -39,8 +39,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+
+use steadfast_net::lock;
 
 use steadfast::log::{Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, FileMark, OpenMode};
 use tokio::sync::watch;
@@ -238,7 +240,7 @@ impl SimDisk {
 
     fn model(&self) -> MutexGuard<'_, Model> {
         // A panic elsewhere ends the run and is reported there.
-        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.model)
     }
 
     fn life(&self) -> Life {

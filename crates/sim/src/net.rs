@@ -36,9 +36,9 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::mem;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use steadfast_net::Transport;
+use steadfast_net::{Transport, lock};
 use tokio::sync::Notify;
 
 use self::host::SimHost;
@@ -111,7 +111,7 @@ impl SimNet {
     /// code that calls the network.
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         let (result, wakes) = {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = lock(&self.state);
             let result = act(&mut state);
             (result, mem::take(&mut state.wakes))
         };

@@ -9,6 +9,7 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use steadfast::ids::LogPosition;
 use steadfast::{ReplicatedEnvironment, Role};
+use steadfast_net::lock;
 use tokio::runtime::RngSeed;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,7 @@ use crate::check::NodeLog;
 use crate::net::NetFaults;
 use crate::plan::{Fault, Plan};
 use crate::story::Story;
-use crate::world::{Host, World, lock, wait, where_it_is};
+use crate::world::{Host, World, wait, where_it_is};
 use crate::{
     check, falsehood, gone, logfile, nemesis, onlooker, recovery, slow_way, subscribers, workload,
 };

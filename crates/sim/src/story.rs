@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use steadfast_net::lock;
 
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
@@ -38,7 +40,7 @@ impl Story {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Virtual time since the start, in microseconds.

@@ -16,12 +16,13 @@ use steadfast::{
     ReplicatedEnvironment, Snapshot, SnapshotDatabase, TokenOutcome, Transaction as Txn,
     TransactionDatabase, WriteError,
 };
+use steadfast_net::lock;
 
 use crate::check::{self, marker};
 use crate::history::{Change, DATABASES, Fate, MARKERS, OutcomeRead, Read, SnapshotRead, Write};
 use crate::logfile::Log;
 use crate::promise;
-use crate::world::{Host, Life, World, lock, wait};
+use crate::world::{Host, Life, World, wait};
 
 /// How long a client waits for a node's answer.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(12);

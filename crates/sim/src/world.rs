@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+
+use steadfast_net::lock;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -617,11 +619,6 @@ impl Clock for SimClock {
 /// Waits in virtual time.
 pub async fn wait(duration: Duration) {
     tokio::time::sleep(duration).await;
-}
-
-/// Locks a mutex that no section leaves half-changed.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A node's progress, in readable form.

@@ -3,11 +3,11 @@
 //! Everything about an append is checked before consensus sees it. An acknowledgement is sent when
 //! consensus says so, which is after the entries are on this node's disk.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
-use steadfast_net::FrameReceiver;
+use steadfast_net::{FrameReceiver, lock};
 
 use crate::consensus::types::{
     EntryError, TypeConfig, from_raft_log_id, from_raft_vote, to_raft_entry, to_raft_log_id,
@@ -109,7 +109,7 @@ fn requests(
         match read.await {
             Ok(request) => request.map(|request| (request, (receiver, ended))),
             Err(error) => {
-                *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                *lock(&ended) = Some(error);
                 None
             }
         }
@@ -147,7 +147,7 @@ where
         }
         sender.flush().await.map_err(DialError::from)?;
     }
-    match ended.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    match lock(&ended).take() {
         Some(error) => Err(error),
         None => Ok(()),
     }

@@ -11,8 +11,10 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use steadfast_net::lock;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
@@ -274,10 +276,7 @@ impl Consensus {
             self.take(Step::Unvote(id)).await?;
         }
         self.set_member(id, member).await?;
-        self.leaving
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&id);
+        lock(&self.leaving).remove(&id);
         let reached = self
             .last()
             .map_or(LogPosition(u64::MAX), |last| last.position);
@@ -288,12 +287,12 @@ impl Consensus {
     /// Notes that a member was told that the group can go on without it: it leaves at once, and must
     /// not be counted upon when the next one asks.
     pub(crate) fn note_leaving(&self, id: NodeId) {
-        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut leaving = lock(&self.leaving);
         leaving.insert(id, Instant::now());
     }
 
     fn is_leaving(&self, id: NodeId) -> bool {
-        let leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        let leaving = lock(&self.leaving);
         leaving
             .get(&id)
             .is_some_and(|since| since.elapsed() < LEAVING_MAX)

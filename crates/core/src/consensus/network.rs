@@ -14,6 +14,8 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use steadfast_net::lock;
+
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use openraft::OptionalSend;
@@ -93,7 +95,7 @@ impl Peers {
 
     /// The ELECTION client of a member at its present address.
     fn election(&self, id: NodeId, address: String) -> ElectionClient {
-        let mut clients = self.election.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = lock(&self.election);
         if let Some((known, client)) = clients.get(&id)
             && *known == address
         {
@@ -130,10 +132,7 @@ impl Peers {
 
     /// Closes the ELECTION connections that nobody uses any more.
     pub(crate) fn close(&self) {
-        self.election
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        lock(&self.election).clear();
     }
 }
 

@@ -22,8 +22,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use steadfast_net::lock;
 
 use openraft::alias::{SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::async_runtime::WatchReceiver;
@@ -90,7 +92,7 @@ impl Retention {
     /// before. What it was asked for it does, if only when nobody reads there any more: a manifest of less
     /// would be offered for ever to a replica that has it, and needs the entry after.
     fn begin_purge(&self, upto: LogId) -> bool {
-        let mut purging = self.purging.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut purging = lock(&self.purging);
         let is_further = purging.is_none_or(|before| before.position < upto.position);
         if is_further {
             *purging = Some(upto);
@@ -105,7 +107,7 @@ impl Retention {
 
     /// Notes what a master says.
     pub(super) fn hear(&self, needed: LogPosition) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         *told = Some((Instant::now(), needed));
     }
 
@@ -115,7 +117,7 @@ impl Retention {
         &self,
         membership: StoredMembershipOf<TypeConfig>,
     ) -> Option<SnapshotOf<TypeConfig, ()>> {
-        let purging = *self.purging.lock().unwrap_or_else(PoisonError::into_inner);
+        let purging = *lock(&self.purging);
         let meta = SnapshotMeta {
             last_log_id: Some(to_raft_log_id(purging?)),
             last_membership: membership,
@@ -138,7 +140,7 @@ impl Retention {
     /// On a replica: what the last master that was heard said, until it is silent for too long. A
     /// node that has heard none yet keeps what it has.
     fn told(&self, started: Instant) -> Option<LogPosition> {
-        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = *lock(&self.told);
         let (at, needed) = told.unwrap_or((started, LogPosition(0)));
         (at.elapsed() <= self.limits.retain).then_some(needed)
     }

@@ -11,7 +11,9 @@ mod falsehood;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use steadfast_net::lock;
 
 use bytes::Bytes;
 
@@ -86,7 +88,7 @@ impl MemoryStore {
     fn disks(&self) -> MutexGuard<'_, Disks> {
         // A panic under this lock can only come from an allocation that failed between two whole
         // steps: the state is usable.
-        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.disks)
     }
 }
 

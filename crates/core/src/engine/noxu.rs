@@ -31,6 +31,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+use steadfast_net::lock;
+
 use bytes::Bytes;
 use noxu::{CheckpointConfig, Database, DatabaseConfig, Environment, ReadOptions, Transaction};
 use tempfile::TempDir;
@@ -196,7 +198,7 @@ impl NoxuEngine {
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.progress)
     }
 
     /// Ends upkeep, after any checkpoint or file cleaning in progress.

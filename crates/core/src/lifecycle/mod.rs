@@ -32,10 +32,10 @@ mod transfer;
 mod views;
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
-use steadfast_net::{Dispatcher, DispatcherOptions, process};
+use steadfast_net::{Dispatcher, DispatcherOptions, lock, process};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -593,10 +593,6 @@ impl Lifecycle {
 fn is_exposed(address: &str) -> bool {
     let parsed = address.parse::<std::net::SocketAddr>();
     parsed.is_ok_and(|address| !address.ip().is_loopback())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Ends the node's work when consensus stops by itself, or something under it fails.

@@ -24,7 +24,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `disk.rs` | the interface to the machine's files, and an in-memory disk for tests |
+//! | `disk.rs` | the interface to the machine's files; `disk/memory.rs` for tests |
 //! | `format.rs` | bytes of segment headers and records |
 //! | `segment.rs` | files: names, preallocation, reuse |
 //! | `appender.rs` | records into segments, group by group |

@@ -11,8 +11,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+
+use steadfast_net::lock;
 
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::Instant;
@@ -310,7 +312,7 @@ impl Shared {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic under this lock leaves the state as it was: each checks before it changes anything.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use steadfast_net::process;
+use steadfast_net::{lock, process};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
@@ -358,11 +358,7 @@ impl Node {
         self.has_ended.store(true, Ordering::Release);
         self.consensus.shutdown().await;
         self.stop_flush.send_replace(true);
-        let flushed = self
-            .flushed
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .take();
+        let flushed = lock(&self.flushed).take();
         let flushed = match flushed {
             Some(flushed) => flushed.await,
             None => Ok(Ok(())),

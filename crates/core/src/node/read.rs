@@ -14,6 +14,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use steadfast_net::lock;
+
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -143,7 +145,7 @@ async fn barrier(
             Ok(position) => return Ok(position),
             Err(ConsensusError::Stopped(reason)) => return Err(ReadError::Stopped { reason }),
             Err(other) => {
-                let mut why_not = why_not.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut why_not = lock(why_not);
                 *why_not = other.to_string();
             }
         }

@@ -5,8 +5,10 @@
 //! is bounded by [`Pace`].
 
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use steadfast_net::lock;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -78,7 +80,7 @@ impl Pace {
 
     /// Waits until the next bytes may be sent, up to [`WAIT_MAX`]; whether they may.
     async fn pass(&self) -> bool {
-        let free_at = *self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let free_at = *lock(&self.free_at);
         let Some(free_at) = free_at else { return true };
         let patience = Instant::now() + WAIT_MAX;
         tokio::time::sleep_until(free_at.min(patience)).await;
@@ -89,7 +91,7 @@ impl Pace {
         let takes = Duration::from_nanos(
             (bytes as u64).saturating_mul(1_000_000_000) / self.bytes_per_s_max,
         );
-        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free_at = lock(&self.free_at);
         let from = free_at.unwrap_or_else(Instant::now).max(Instant::now());
         *free_at = Some(from + takes);
     }

@@ -23,8 +23,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
+
+use steadfast_net::lock;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
@@ -299,12 +301,12 @@ impl Flush {
     }
 
     fn turn(&self) {
-        *self.turned.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *lock(&self.turned) = Instant::now();
     }
 
     /// For how long the engine has not finished what it was given, once that is no slowness any more.
     pub(crate) fn hangs_for(&self) -> Option<Duration> {
-        let turned = *self.turned.lock().unwrap_or_else(PoisonError::into_inner);
+        let turned = *lock(&self.turned);
         let hangs = turned.elapsed() >= ENGINE_HANGS && !self.ended.load(Ordering::Acquire);
         hangs.then(|| turned.elapsed())
     }
@@ -498,7 +500,7 @@ impl Flush {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -5,7 +5,9 @@
 //! gone, and says so.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use steadfast_net::lock;
 
 use crate::ids::LogPosition;
 
@@ -40,7 +42,7 @@ impl Holds {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

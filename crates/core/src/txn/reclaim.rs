@@ -10,7 +10,9 @@
 //! itself. Nodes may be at different steps: nobody sees the difference.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use steadfast_net::lock;
 
 use crate::engine::{BATCH_CHANGES_BEST, EngineError, StorageEngine};
 use crate::ids::DatabaseId;
@@ -102,6 +104,6 @@ impl Reclaim {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }

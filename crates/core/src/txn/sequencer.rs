@@ -22,8 +22,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+
+use steadfast_net::lock;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot, watch};
@@ -170,6 +172,8 @@ struct Session {
 pub(crate) struct Sequencer {
     window: Arc<Window>,
     names: Arc<Names>,
+    /// What numbers transactions. Under this lock there is no I/O and no await. The lock of the readers
+    /// (`readers.rs`) is taken before it, never under it.
     session: Mutex<Option<Session>>,
     /// The last applied VLSN: readers see everything up to it, and nothing after.
     visible: watch::Sender<Vlsn>,
@@ -211,7 +215,7 @@ impl Sequencer {
 
     /// The term in which the applied transaction `vlsn` was committed, as far as it is remembered.
     pub(crate) fn term_of(&self, vlsn: Vlsn) -> Option<Term> {
-        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let runs = lock(&self.runs);
         let later = runs.partition_point(|(_, first)| *first <= vlsn);
         let (term, _) = runs.get(later.checked_sub(1)?)?;
         Some(*term)
@@ -423,7 +427,7 @@ impl Sequencer {
     }
 
     fn note_run(&self, term: Term, first: Vlsn) {
-        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut runs = lock(&self.runs);
         if runs.back().is_some_and(|(last, _)| *last == term) {
             return;
         }
@@ -477,7 +481,7 @@ impl Sequencer {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Session>> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.session)
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use steadfast_net::lock;
+
 use bytes::Bytes;
 
 use crate::engine::{Direction, EngineError, KeyRange};
@@ -489,7 +491,7 @@ impl Transaction {
 
     fn lock(&self) -> MutexGuard<'_, Journal> {
         // A panic under this lock can only come from an allocation that failed.
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.journal)
     }
 }
 

@@ -17,6 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use steadfast_net::lock;
+
 use noxu::Environment;
 use noxu_cleaner::Cleaner;
 use noxu_recovery::Checkpointer;
@@ -39,7 +41,7 @@ pub(super) struct Turns {
 // No panic leaves anything that these locks guard inconsistent.
 impl Turns {
     pub(super) fn to_write(&self) -> MutexGuard<'_, ()> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.writer)
     }
 
     pub(super) fn to_move_records(&self) -> RwLockWriteGuard<'_, ()> {

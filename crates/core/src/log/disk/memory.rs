@@ -9,7 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use steadfast_net::lock;
 
 use tokio::sync::watch;
 
@@ -153,7 +155,7 @@ impl MemoryDisk {
     fn model(&self) -> MutexGuard<'_, Model> {
         // A panic elsewhere leaves the model consistent: every change below is made whole or not at
         // all.
-        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.model)
     }
 
     /// Waits while syncs are held, then says whether this one succeeds.

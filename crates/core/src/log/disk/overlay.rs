@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use steadfast_net::lock;
 
 use super::{Disk, DiskFile, DiskFuture, DiskLock, DiskSpace, FileMark, OpenMode};
 
@@ -41,7 +43,7 @@ impl OverlayDisk {
 
     fn changes(&self) -> MutexGuard<'_, Changes> {
         // Every change of the names is one call.
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.changes)
     }
 
     /// The file of this name over the one below, which is opened read-only.
@@ -192,7 +194,7 @@ impl Layered {
 
     fn content(&self) -> MutexGuard<'_, Content> {
         // A block that was half written belongs to a call that failed.
-        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.content)
     }
 
     /// What the block holds without the changes made here.

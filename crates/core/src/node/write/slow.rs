@@ -1,7 +1,9 @@
 //! A word about writes that wait for long, while they do.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
+
+use steadfast_net::lock;
 
 use tokio::time::{Instant, timeout};
 
@@ -49,7 +51,7 @@ impl SlowWrites {
 
     /// Notes a long wait; how many there were since the last word, when it is time for one.
     fn note(&self) -> Option<u64> {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         told.waits += 1;
         let is_time = told.last.is_none_or(|last| last.elapsed() >= TELL_EVERY);
         is_time.then(|| {
