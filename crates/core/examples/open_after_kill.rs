@@ -4,7 +4,7 @@
 //! cargo run --release -p steadfast --example open_after_kill -- 2000000
 //! ```
 //!
-//! A separate process writes the rows, overwrites some of them, and is killed. Then the node is
+//! A separate process writes the rows, overwrites some of them, rests, and is killed. Then the node is
 //! opened, killed and opened again, three times. For each open, the log line says how long (`took`)
 //! it took to check the engine against the log.
 #![expect(
@@ -25,6 +25,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const VALUE_BYTES: usize = 256;
 const BATCH: u64 = 1_000;
 const PATIENCE: Duration = Duration::from_mins(10);
+/// In this time the rows are counted and the log is purged of what nobody needs, as in a node at work.
+const REST: Duration = Duration::from_secs(20);
 
 fn open(dir: &Path) -> Result<ReplicatedEnvironment, Box<dyn Error>> {
     let config = RepConfig::builder("measured", "n1")
@@ -58,6 +60,7 @@ fn fill(dir: &Path, rows: u64) -> Result<(), Box<dyn Error>> {
             let _token = node.write_batch(&batch)?;
         }
     }
+    std::thread::sleep(REST);
     println!("filled");
     std::thread::sleep(PATIENCE);
     Ok(())

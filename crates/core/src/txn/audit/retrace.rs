@@ -24,6 +24,10 @@ const BLOCK: u64 = 32;
 /// by default. Beyond that a node in doubt copies the state of a peer.
 const KEYS_MAX: usize = 4_000_000;
 
+/// So many keys one thread looks up alone: a millisecond or two. More are shared out.
+const LOOK_UP_ALONE: usize = 1_000;
+const LOOK_UP_THREADS_MAX: usize = 8;
+
 /// Why the log could not be traced.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RetraceError {
@@ -139,13 +143,7 @@ impl Trace<'_> {
         }
         // In the order in which the engine has them.
         last.sort_unstable_by(|a, b| (a.database, &a.key).cmp(&(b.database, &b.key)));
-        let mut wrong = Vec::new();
-        for operation in last {
-            if self.engine.get(operation.database, &operation.key)? != operation.value {
-                wrong.push(operation);
-            }
-        }
-        Ok(wrong)
+        Ok(look_up(self.engine, &last)?)
     }
 
     /// Has the engine make these changes, each key once and in its order, with nothing else than it has
@@ -169,6 +167,37 @@ impl Trace<'_> {
         }
         Ok(())
     }
+}
+
+/// Those of these operations, in their order, of which the engine has something else.
+fn look_up(engine: &dyn StorageEngine, last: &[Operation]) -> Result<Vec<Operation>, EngineError> {
+    let differ = |part: &[Operation]| {
+        let mut wrong = Vec::new();
+        for operation in part {
+            if engine.get(operation.database, &operation.key)? != operation.value {
+                wrong.push(operation.clone());
+            }
+        }
+        Ok(wrong)
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.min(LOOK_UP_THREADS_MAX);
+    if threads == 1 || last.len() < LOOK_UP_ALONE {
+        return differ(last);
+    }
+    let parts: Vec<_> = std::thread::scope(|scope| {
+        let parts = last.chunks(last.len().div_ceil(threads));
+        let parts: Vec<_> = parts.map(|part| scope.spawn(|| differ(part))).collect();
+        parts
+            .into_iter()
+            .map(std::thread::ScopedJoinHandle::join)
+            .collect()
+    });
+    let mut wrong = Vec::new();
+    for part in parts {
+        wrong.extend(part.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+    }
+    Ok(wrong)
 }
 
 /// A key by its hash: two keys are as likely to be taken for one as a digest is to miss a row.
