@@ -267,8 +267,7 @@ impl Sequencer {
             .filter(|session| session.id == finished.session);
         let session = session.ok_or(SubmitError::NotMaster)?;
         let has_conflict = self.has_conflict(&finished);
-        // // Checked after the window was read: the window is complete only for a reader that is
-        // still open.
+        // Checked after reading the window, which is complete only for a reader still open.
         if let Some(age_max) = finished.reader.ended_at_age() {
             return Err(SubmitError::TooOld { age_max });
         }

@@ -178,8 +178,7 @@ impl DigestFile {
         self.durable_found
     }
 
-    /// The newest transaction up to which everything was found correct, in this life or an earlier
-    /// one.
+    /// The newest transaction up to which everything was found correct, in any life.
     pub(crate) fn checked(&self) -> Vlsn {
         self.checked
     }

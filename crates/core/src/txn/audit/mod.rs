@@ -11,10 +11,9 @@
 //!   at work       they are counted again: at an interval, and before the log goes
 //! ```
 //!
-//! An engine that has lost a row, kept a deleted one, or has another value gives another count. If
-//! a lost row is written again, the running digest stays wrong for good, because it subtracts the
-//! row that the engine reports as the old one: the next count, or the comparison of nodes, finds
-//! that.
+//! An engine that has lost a row, kept a deleted one, or has another value gives another count. A
+//! lost row that is written again makes the running digest wrong for good, as it subtracts what the
+//! engine reports as the old row: the next count, or the comparison of nodes, finds that.
 //!
 //! A count takes at most a tenth of a core, or a third until the engine was first found correct.
 //! [`PAUSE`] keeps counts from running all the time.
@@ -208,8 +207,7 @@ impl Auditor {
     /// as far as time permits.
     ///
     /// # Errors
-    /// [`AuditError::Differs`] when the engine does not hold what it should, and the log cannot
-    /// repair it.
+    /// [`AuditError::Differs`] when the engine is wrong, and the log cannot repair it.
     pub(crate) async fn open(opening: Opening<'_>, audit: Arc<Audit>) -> Result<Self, AuditError> {
         let Opening {
             disk,
@@ -339,8 +337,7 @@ impl Auditor {
         }
     }
 
-    /// Accepts the engine's rows as what it should hold, provided that they have this total, if one
-    /// is known.
+    /// Accepts the engine's rows as correct, provided that they have this total, if one is known.
     fn take_over(&mut self, total: Option<RowTotal>) -> Result<(), AuditError> {
         tracing::info!("all rows of the engine are counted");
         let names = catalog::named(&*self.engine)?;

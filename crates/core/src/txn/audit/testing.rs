@@ -1,5 +1,5 @@
-//! Shared by tests of the audit: a log on an in-memory disk, and an engine that is given what the
-//! log has.
+//! Shared by tests of the audit: a log on an in-memory disk, and an engine that is given its
+//! changes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
