@@ -80,7 +80,7 @@ fn is_settled(consensus: &Consensus) -> bool {
     others(consensus).keys().all(has_met) && addresses.said(&consensus.members.borrow()).is_empty()
 }
 
-/// Enters the given addresses of those members that prove to be there into the membership.
+/// Enters operator-set addresses into the membership, for members that prove to be there.
 async fn settle(consensus: &Consensus) -> Result<(), ChangeError> {
     let dialler = consensus.peers.dialler();
     let said = dialler.addresses.said(&consensus.members());

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   data nodes that are heard ── all have an entry on disk ──► the arbiters get the entry
-//!   a data node is silent for a lease ──► it is waited for no longer: DEGRADED
+//!   a data node is silent for a lease ──► nobody waits for it any longer: DEGRADED
 //! ```
 //!
 //! A new master, which has heard nobody yet, waits a lease for every node.

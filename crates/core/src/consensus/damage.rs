@@ -13,7 +13,7 @@ pub(crate) struct Damage {
     incarnation: Incarnation,
     /// The result of a comparison with the others.
     compared: Option<String>,
-    /// Whether the node has counted its rows since that result.
+    /// Whether the node has counted its rows since it was found to differ.
     is_counted: bool,
     /// The result of a check of its own files.
     checked: Option<Flaw>,

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Safety does not depend on this: the election is an ordinary one, and reads never depend on a
-//! lease. The majority gives stability: one broken link between healthy nodes changes nothing.
+//! lease. The majority avoids disruption: one broken link between healthy nodes changes nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ use crate::wire::messages::{ElectionAnswer, ElectionCall, MasterGone};
 
 /// The delay before an attempt is random, up to this times the number of the attempt.
 const JITTER: Duration = Duration::from_millis(8);
-/// Generous duration of an election: a vote is synced by both sides.
+/// The time for an election, with a margin: a vote is synced by both sides.
 const SETTLE: Duration = Duration::from_millis(15);
 /// Attempts before the timers take over.
 const ATTEMPTS_MAX: u32 = 8;

@@ -22,8 +22,8 @@
 //!
 //! A leader of priority 0 is not master: it stays `Unknown` ([`stand_in`]).
 //!
-//! openraft alone does not suffice for that: without a majority no election reaches a new term, and
-//! the last leader would stay the leader for ever.
+//! openraft alone never returns to `Unknown` on silence: without a majority no election reaches a
+//! new term, and the last leader would stay the leader for ever.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -664,7 +664,7 @@ struct Heard {
 }
 
 fn next_seed(seeds: &AtomicU64) -> u64 {
-    // Odd and irrational: consecutive seeds share no low bits. The runtime mixes them further.
+    // Odd, from an irrational number: consecutive seeds share no low bits. The runtime mixes them.
     seeds.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
 }
 

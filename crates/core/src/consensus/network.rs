@@ -137,7 +137,7 @@ impl Peers {
     }
 }
 
-/// Makes a [`PeerNetwork`] for each use that openraft has for a peer.
+/// Creates a [`PeerNetwork`] for each use that openraft has for a peer.
 pub(crate) struct NetworkFactory {
     pub(crate) peers: Arc<Peers>,
     /// How far arbiters get the log.

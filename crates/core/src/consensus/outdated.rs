@@ -3,13 +3,13 @@
 //!
 //! ```text
 //!   master: the log begins after 91@7, the replica ends before
-//!      │  "reach 91@7", again and again
+//!      │  "reach 91@7", repeatedly
 //!      ▼
 //!   replica: has it ──► yes: entries follow
-//!            has not ─► no: it stops, copies the state of a peer (`lifecycle/restoring.rs`), and goes on
+//!            has not ─► no: it stops, copies the state of a peer (`lifecycle/restoring.rs`), and continues
 //! ```
 //!
-//! openraft treats this as sending a snapshot. It sends only the manifest.
+//! openraft treats this as sending a snapshot, of which it sends only the manifest.
 
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;

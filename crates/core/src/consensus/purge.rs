@@ -4,7 +4,7 @@
 //!   purged ┊ seg 4 │ seg 5 │ seg 6 │ seg 7 │ seg 8 │ seg 9 (being written)
 //!                  ▲           ▲           ▲       └── log_keep_bytes ──┘
 //!                  │           │           └ the engine has everything up to here on disk
-//!                  │           └ the slowest replica, subscription or copy goes on here
+//!                  │           └ the slowest replica, subscription or copy continues here
 //!                  └ purge up to here
 //! ```
 //!

@@ -4,12 +4,12 @@
 //!   nobody leads for a while, or a candidate lacks what this node has
 //!        │
 //!        ▼
-//!   election, as any other ──► it leads, numbers nothing, takes no writes
+//!   an ordinary election ────► it leads, numbers nothing, takes no writes
 //!        │                          │ a node that may be master has caught up
 //!        │                          ├──────────────────────────────────────► mastership goes to it
 //!        │                          │ the operator gives a node a priority
 //!        │                          └──► that node is master
-//!        ▼ another one leads: it stands back
+//!        ▼ another one leads: it steps back
 //! ```
 //!
 //! This way the newest entries reach the others even if only such a node has them on disk, and

@@ -1,13 +1,13 @@
 //! Transfer of mastership: to a node that has caught up, with writes held for milliseconds.
 //!
 //! ```text
-//!   master                                            the one to come
+//!   master                                            its successor
 //!   wait until it has nearly everything
 //!   hold: no batch is proposed any more
 //!   wait until it has everything, on disk
 //!   "take over" ────────────────────────────────────► stands for election, past the lease
 //!   votes for it, and follows ◄──────────────────────
-//!   if that does not happen in time: release the hold, go on as before
+//!   if that does not happen in time: release the hold, continue as before
 //! ```
 //!
 //! Safety does not depend on this: the election is an ordinary one. openraft's own transfer is not

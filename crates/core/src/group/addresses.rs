@@ -69,7 +69,7 @@ pub(crate) struct Said {
     pub(crate) instead_of: String,
 }
 
-/// The notes about each member: as many as the group has members.
+/// The notes about each member, at most one per member of the group.
 pub(crate) type Book = BTreeMap<NodeId, Noted>;
 
 /// Reads the notes in `dir` for the group of `identity`; empty if nothing can be read.

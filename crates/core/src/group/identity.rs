@@ -362,7 +362,7 @@ impl DataDir {
     /// Replaces the identity, durably.
     ///
     /// # Errors
-    /// [`OpenError::Io`]; then the old identity stands.
+    /// [`OpenError::Io`]; the old identity may still be in place.
     pub(crate) async fn write_identity(
         &self,
         disk: &dyn Disk,
@@ -421,7 +421,7 @@ pub(super) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Erro
 pub(super) fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     let file = disk.open(path, OpenMode::Read)?;
     let length = usize::try_from(file.len()?).map_err(io::Error::other)?;
-    // An identity has some hundred bytes; anything larger is not one.
+    // An identity has some hundred bytes; anything over this limit is not one.
     let mut bytes = vec![0; length.min(1024 * 1024)];
     let mut read = 0;
     while read < bytes.len() {

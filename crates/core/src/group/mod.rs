@@ -166,7 +166,7 @@ impl TryFrom<LogIdRecord> for LogId {
 #[error("impossible {0}")]
 pub(crate) struct Impossible(pub(crate) &'static str);
 
-/// Numbers near the end of their range would overflow in sums made of them.
+/// Numbers near the end of their range would overflow in additions.
 pub(crate) fn check_headroom(number: u64, what: &'static str) -> Result<(), Impossible> {
     if number < u64::MAX / 2 {
         Ok(())

@@ -142,7 +142,7 @@ impl BatchBuilder {
         self.bytes[COMMITTED_AT_OFFSET..HEADER_BYTES]
             .copy_from_slice(&committed_at_ms.to_le_bytes());
         let last = Vlsn(self.first.0 + u64::from(self.transactions) - 1);
-        // The log keeps the last batches in memory: without the spare capacity of this one.
+        // The log keeps the last batches in memory, so drop this one's spare capacity.
         let bytes = if 2 * self.bytes.len() < self.bytes.capacity() {
             Bytes::copy_from_slice(&self.bytes)
         } else {
@@ -156,7 +156,7 @@ impl BatchBuilder {
     }
 }
 
-/// Lengths were checked against limits far below 4 GiB before they came here.
+/// Lengths have already been checked against limits far below 4 GiB.
 fn length_u32(length: usize) -> u32 {
     u32::try_from(length).expect("lengths are limited before a batch is built")
 }

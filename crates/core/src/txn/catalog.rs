@@ -7,8 +7,8 @@
 //! | key | value |
 //! | --- | --- |
 //! | name of a database | its id, `u32` little-endian |
-//! | `"\0next"`, which is no name | the next free id, `u32` little-endian |
-//! | `"\0node"`, which is no name | the newest id that was given to a node, `u64` little-endian |
+//! | `"\0next"`, which is not a name | the next free id, `u32` little-endian |
+//! | `"\0node"`, which is not a name | the newest id given to a node, `u64` little-endian |
 //! | `"\0id"` and an id, `u32` big-endian | the name to which the id was given; never removed |
 //!
 //! An id is never reused. A dropped database loses its entry, a truncated one gets a new id: the
@@ -77,7 +77,7 @@ pub(crate) fn check_name(name: &str) -> Result<Bytes, ReadError> {
 /// The id after `id`.
 ///
 /// # Errors
-/// [`ReadError::DatabaseName`] when `name` asks for an id and 2^32 have been given.
+/// [`ReadError::DatabaseName`] when `name` asks for an id and none is left.
 pub(crate) fn id_after(id: DatabaseId, name: &Bytes) -> Result<DatabaseId, ReadError> {
     let next = id.0.checked_add(1).map(DatabaseId);
     let next = next.filter(|next| *next < DIGESTS);
@@ -88,7 +88,7 @@ pub(crate) fn encode_id(id: DatabaseId) -> Bytes {
     Bytes::copy_from_slice(&id.0.to_le_bytes())
 }
 
-/// Key of the name that `id` was given to. The log has changes of databases that were dropped
+/// Key of the name that `id` was given to. The log has changes to databases that were dropped
 /// later: readers of the log look up their names here.
 pub(crate) fn id_key(id: DatabaseId) -> Bytes {
     Bytes::from([ID_PREFIX, &id.0.to_be_bytes()].concat())
@@ -157,7 +157,7 @@ pub(crate) fn id_in_entry(key: &[u8], value: &[u8]) -> Result<DatabaseId, Engine
 /// The names in the engine's catalog, with their databases.
 ///
 /// # Errors
-/// When the engine cannot be read, or its catalog holds something else than ids.
+/// When the engine cannot be read, or its catalog holds anything other than ids.
 pub(crate) fn named(
     engine: &dyn StorageEngine,
 ) -> Result<BTreeMap<Bytes, DatabaseId>, EngineError> {
@@ -175,7 +175,7 @@ pub(crate) fn named(
 /// in the engine's catalog. Between two batches the engine holds the state at one VLSN.
 ///
 /// # Errors
-/// When the engine cannot be read, or its catalog holds something else than ids.
+/// When the engine cannot be read, or its catalog holds anything other than ids.
 pub(crate) fn nameless(engine: &dyn StorageEngine) -> Result<Vec<DatabaseId>, EngineError> {
     let (mut named, mut next) = (BTreeSet::from([CATALOG]), FIRST_ID);
     visit_entries(engine, |key, value| {

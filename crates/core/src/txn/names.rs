@@ -69,7 +69,7 @@ mod tests {
         );
         names.changed(Vlsn(7));
         assert_eq!((find(6), find(7)), (None, None));
-        // A reader from before the change comes late.
+        // A snapshot from before the change comes late.
         names.remember(name.clone(), DatabaseId(1), Vlsn(6));
         assert_eq!((find(6), find(7)), (None, None));
         names.remember(name.clone(), DatabaseId(2), Vlsn(8));

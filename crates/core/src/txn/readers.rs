@@ -14,14 +14,14 @@ use tokio::time::Instant;
 
 use crate::ids::Vlsn;
 
-/// Number of a reader, in the order of beginning.
+/// Sequence number of a reader, in the order in which readers began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ReaderId(u64);
 
 #[derive(Debug, Default)]
 struct State {
     next: ReaderId,
-    /// In the order in which they began. A reader is registered and removed in a fraction of a
+    /// In the order in which they began. A reader must be registered and removed in a fraction of a
     /// microsecond, so nothing is allocated for it and no clock is read.
     active: VecDeque<(ReaderId, Vlsn)>,
     /// Samples: the id of the next reader to begin at some moments in time.

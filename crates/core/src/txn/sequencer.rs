@@ -306,7 +306,7 @@ impl Sequencer {
     }
 
     /// The oldest batch waiting to be proposed, if fewer than `in_flight_max` are in flight.
-    /// `committed_at_ms` is the wall clock.
+    /// `committed_at_ms` is the wall-clock time.
     pub(crate) fn take_batch(&self, in_flight_max: usize, committed_at_ms: u64) -> Option<Batch> {
         let mut guard = self.lock();
         let session = guard

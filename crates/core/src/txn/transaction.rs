@@ -20,8 +20,8 @@ use crate::txn::scan::{Scan, Source};
 use crate::txn::sequencer::{Finished, ReadSet, SessionId};
 use crate::txn::view::{Chunk, View, ViewError, lay_over};
 
-/// A transaction's catalog changes may take this fraction of its byte limit, on top of it: so a
-/// batch, the transaction that overfills it and its names fit into a segment of the log.
+/// A transaction's catalog changes may take 1/n of its byte limit, on top of it: so a batch, the
+/// transaction that overfills it and its names fit into a segment of the log.
 const CATALOG_SHARE: usize = 4;
 
 impl From<ViewError> for ReadError {

@@ -312,7 +312,7 @@ mod tests {
                 assert_ne!(window.remove(version), 0);
             }
         };
-        // The map frees with a delay: what a thread had removed when it ends, other threads free.
+        // The map frees with a delay: after a thread ends, others free what it removed.
         std::thread::scope(|scope| scope.spawn(come_and_go).join()).expect("scanned");
         for _ in 0..100_000 {
             if in_memory.load(Ordering::Relaxed) == 0 {

@@ -15,7 +15,7 @@ use crate::wire::RESTORE;
 use crate::wire::hello::{Caller, DialError, Session};
 use crate::wire::messages::Refusal;
 
-/// The fraction of the dial timeout, 1/n, before the next address is tried in parallel.
+/// An address has 1/n of the dial timeout to itself before the next is tried in parallel.
 const HEAD_START_PART: u32 = 4;
 
 /// Dials members of the group.

@@ -20,7 +20,7 @@ use crate::wire::messages::{
 };
 use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, SUBSCRIPTION};
 
-/// How long a caller may keep a connection without a request: it occupies a place.
+/// How long a caller may keep a connection without a request: it takes the place of another one.
 const REQUEST_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// A connection on which the hello was accepted.
@@ -348,7 +348,7 @@ mod tests {
         }
     }
 
-    /// What node 1 of epoch `own` answers node 2 of epoch `theirs`, and which calls ended it.
+    /// What node 1 of epoch `own` answers node 2 of epoch `theirs`, and the epochs that ended it.
     fn meet(own: u64, theirs: u64) -> (Option<Refusal>, Vec<(u64, u64)>) {
         meet_as(2, (own, theirs), 2)
     }

@@ -6,14 +6,14 @@
 //!                              │    │
 //!       a file of ours ◄───────┘    └──────► the same at one VLSN on every node
 //!        (file.rs)
-//!   at an open    what the log did last to each key is looked up, and put right    (retrace.rs)
-//!                 then all rows are counted                                        (count.rs)
-//!   at work       they are counted again: at an interval, and before the log goes
+//!   on open       the last change of each key in the log is looked up, and repaired (retrace.rs)
+//!                 then all rows are counted                                         (count.rs)
+//!   while open    they are counted again: at an interval, and before the log is purged
 //! ```
 //!
-//! An engine that has lost a row, kept a deleted one, or has another value gives another count. A
-//! lost row that is written again makes the running digest wrong for good, as it subtracts what the
-//! engine reports as the old row: the next count, or the comparison of nodes, finds that.
+//! An engine that has lost a row, kept a deleted one, or has another value gives a different count.
+//! A lost row that is written again makes the running digest wrong for good, as it subtracts what
+//! the engine reports as the old row: the next count, or the comparison of nodes, finds that.
 //!
 //! A count takes at most a tenth of a core, or a third until the engine was first found correct.
 //! [`PAUSE`] keeps counts from running all the time.
