@@ -25,7 +25,7 @@ pub(crate) struct Damage {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Differs {
     pub(crate) what: String,
-    /// Whether the node's log cannot repair it.
+    /// Whether the node's log cannot put it right.
     pub(crate) needs_state: bool,
 }
 

@@ -9,9 +9,9 @@
 //! ```
 //!
 //! The engine's position is a matter of safety: after a crash the log is replayed from there. What
-//! the engine has lost unnoticed can be repaired only from the log, so the log is also kept from
-//! the last count of all rows that found them correct (`txn/audit/`). To purge more, another count
-//! is requested, with little rest if the log is over its bound. All else is a matter of cost: a
+//! the engine has lost unnoticed can be put right only from the log, so it is also kept from the
+//! last count that found all rows correct (`txn/audit/`). To purge more, another count is
+//! requested, with little rest if the log is over its bound. All else is a matter of cost: a
 //! replica silent for longer than `log_retain_ms_max`, or behind by more than
 //! `log_retain_bytes_max`, gets a copy of the state instead (`state_copy/`).
 //!

@@ -475,10 +475,10 @@ pub(crate) struct NodeStateMessage {
     /// The node has counted all rows and found them correct up to here since opening its engine.
     #[prost(uint64, optional, tag = "30")]
     pub(crate) checked: Option<u64>,
-    /// Rows that the node repaired from its log when it opened its engine.
+    /// Rows that the node put right from its log when it opened its engine.
     #[prost(uint64, tag = "31")]
     pub(crate) put_right: u64,
-    /// Whether the node's engine is wrong and its log cannot repair it.
+    /// Whether the node's engine is wrong and its log cannot put it right.
     #[prost(bool, tag = "32")]
     pub(crate) needs_state: bool,
     /// File descriptors that the process has left, and its limit.

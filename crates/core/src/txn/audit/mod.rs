@@ -6,8 +6,8 @@
 //!                              │    │
 //!       a file of ours ◄───────┘    └──────► the same at one VLSN on every node
 //!        (file.rs)
-//!   on open       the last change of each key in the log is looked up, and repaired (retrace.rs)
-//!                 then all rows are counted                                         (count.rs)
+//!   on open       the last change of each key in the log is looked up, and put right (retrace.rs)
+//!                 then all rows are counted                                          (count.rs)
 //!   while open    they are counted again: at an interval, and before the log is purged
 //! ```
 //!
@@ -79,7 +79,7 @@ pub(crate) struct Findings {
     pub(crate) checked: Option<Checked>,
     /// The mismatch found in the engine, described for people.
     pub(crate) differs: Option<String>,
-    /// Keys repaired from the log when the engine was opened.
+    /// Keys put right from the log when the engine was opened.
     pub(crate) put_right: u64,
     /// Number of counts begun, and ended.
     pub(crate) begun: u64,
@@ -203,11 +203,11 @@ pub(crate) struct Auditor {
 }
 
 impl Auditor {
-    /// Checks a newly opened engine against the log, repairs it from the log, and counts all rows
-    /// as far as time permits.
+    /// Checks a newly opened engine against the log, puts right what the log can, and counts all
+    /// rows as far as time permits.
     ///
     /// # Errors
-    /// [`AuditError::Differs`] when the engine is wrong, and the log cannot repair it.
+    /// [`AuditError::Differs`] when the engine is wrong, and the log cannot put it right.
     pub(crate) async fn open(opening: Opening<'_>, audit: Arc<Audit>) -> Result<Self, AuditError> {
         let Opening {
             disk,

@@ -1,5 +1,5 @@
-//! Repairs from the log what an engine has lost: looks up the last change of each key in the log,
-//! and writes it again where the engine differs.
+//! Puts right from the log what an engine has lost: looks up the last change of each key in the
+//! log, and writes it again where the engine differs.
 //!
 //! The log is read backwards from the engine's position, so the first change of a key that is met
 //! is its last one. Batches numbered in vain are skipped as in `txn/history.rs`: seen from the end,
@@ -35,17 +35,17 @@ pub(crate) enum RetraceError {
     Batch(#[from] BatchError),
 }
 
-/// The result of [`retrace`].
+/// The result of retracing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Retraced {
     /// Keys looked up.
     pub(crate) keys: u64,
-    /// Keys that were wrong in the engine and were repaired.
+    /// Keys that were wrong in the engine and were put right.
     pub(crate) put_right: u64,
 }
 
 /// Looks up the last change of each key in the part of the log that is kept and applied to
-/// `engine`, and durably repairs what differs.
+/// `engine`, and durably puts right what differs.
 ///
 /// # Errors
 /// See [`RetraceError`].
@@ -69,7 +69,7 @@ pub(crate) async fn retrace(
         trace.run(log, &applied).await?;
         retraced.keys = retraced.keys.max(trace.seen.len() as u64);
         retraced.put_right += trace.put_right;
-        // With a repaired catalog, other databases count.
+        // With a corrected catalog, other databases count.
         if !trace.is_catalog_wrong {
             break;
         }
@@ -80,7 +80,7 @@ pub(crate) async fn retrace(
     Ok(retraced)
 }
 
-/// The databases whose rows count. An invalid catalog is repaired first.
+/// The databases whose rows count. An invalid catalog is put right first.
 fn named(engine: &dyn StorageEngine) -> Result<BTreeSet<DatabaseId>, EngineError> {
     let names = match catalog::named(engine) {
         Err(EngineError::Corrupt { .. }) => BTreeMap::new(),

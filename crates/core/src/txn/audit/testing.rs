@@ -1,5 +1,4 @@
-//! Shared by tests of the audit: a log on an in-memory disk, and an engine that is given its
-//! changes.
+//! Shared by audit tests: a log on an in-memory disk, and an engine that is given its changes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
