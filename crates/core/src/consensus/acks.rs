@@ -27,8 +27,8 @@ impl Electable {
 }
 
 impl Consensus {
-    /// Whether a majority has answered this master within its lease; otherwise it may have been
-    /// replaced. True for a node that is not master.
+    /// Whether a majority has answered this master within its lease, the time for which they
+    /// consider it alive; otherwise it may have been replaced. True for a node that is not master.
     pub(crate) fn majority_is_heard(&self) -> bool {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
