@@ -1,6 +1,6 @@
-//! What a master knows of the others' disks and presence: who could acknowledge, and who has.
+//! What a master knows of the other nodes: which of them could acknowledge, and which have.
 //!
-//! What is committed is openraft's to say. This only tells people and waiters about it.
+//! openraft decides what is committed. This only informs users and waiters.
 
 use openraft::async_runtime::WatchReceiver;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use crate::planted::{self, Bug};
 
 type Metrics = openraft::RaftMetrics<TypeConfig>;
 
-/// A number of electable nodes, of all.
+/// A count of electable nodes, out of all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Electable {
     pub(crate) counted: usize,
@@ -20,15 +20,15 @@ pub(crate) struct Electable {
 }
 
 impl Electable {
-    /// How many are more than half.
+    /// The smallest number that is more than half.
     pub(crate) fn majority(self) -> usize {
         self.all / 2 + 1
     }
 }
 
 impl Consensus {
-    /// Whether a majority has answered this master within its lease, the time for which they hold
-    /// it for alive: it may have been replaced since otherwise. True for a node that is not master.
+    /// Whether a majority has answered this master within its lease, the time for which they
+    /// consider it alive; otherwise it may have been replaced. True for a node that is not master.
     pub(crate) fn majority_is_heard(&self) -> bool {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -36,7 +36,7 @@ impl Consensus {
         acked.is_none_or(|at| openraft::Instant::elapsed(&*at) <= self.timers.election_timeout_max)
     }
 
-    /// How many electable nodes are there: this one, and those that have answered within the lease.
+    /// How many electable nodes are alive: this one, and those that have answered within the lease.
     pub(crate) fn heard(&self) -> Electable {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -49,7 +49,7 @@ impl Consensus {
         count(&metrics, |id| id == self.identity.node_id || is_heard(id))
     }
 
-    /// The same as soon as `are_enough` says so, or when a lease has passed since `since`.
+    /// The same, once `are_enough` accepts it or a lease has passed since `since`.
     pub(crate) async fn wait_heard(
         &self,
         since: Instant,
@@ -64,19 +64,19 @@ impl Consensus {
                 }
             }
         };
-        // Whether they were heard in time shows in what is returned.
+        // The returned count shows whether they were heard in time.
         tokio::time::timeout_at(deadline, heard).await.ok();
         self.heard()
     }
 
-    /// How many electable nodes have everything up to this position on disk, as this master knows.
+    /// How many electable nodes are known to have everything up to this position on disk.
     pub(crate) fn persisted_by(&self, at: LogPosition) -> Electable {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         self.count_persisted(&metrics, at)
     }
 
-    /// Waits until every electable node has entry `at`, which is committed, on disk.
+    /// Waits until every electable node has the committed entry `at` on disk.
     ///
     /// # Errors
     /// When this node is no longer the master of the entry's term.

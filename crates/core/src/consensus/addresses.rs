@@ -1,6 +1,6 @@
-//! Where the members are: each node meets every other one, so that it knows where they are when names
-//! say nothing any more; and the master puts into the membership what an operator has said to nodes that
-//! were stopped, as soon as the member has proved itself there.
+//! The members' addresses. Each node meets every other one, so that it can find them when their
+//! names no longer resolve. The master enters addresses that an operator set at stopped nodes into
+//! the membership, as soon as the member has proved itself there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::group::Member;
 use crate::ids::NodeId;
 use crate::listener::Role;
 
-/// How often a node meets those that it has met before: they may have moved.
+/// How often a node meets members again that it has met before: they may have moved.
 const MEET_AGAIN: Duration = Duration::from_mins(1);
 
-/// How often it tries to meet those that it has not met yet, and the master to settle what was said.
+/// How often it tries members that it has not met yet, and the master tries to settle addresses.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
 
 /// Meets the others until consensus stops.
@@ -61,7 +61,7 @@ fn others(consensus: &Consensus) -> BTreeMap<NodeId, String> {
     others.map(address).collect()
 }
 
-/// Meets all others, or those that this node has not met yet.
+/// Meets all others, or only those that this node has not met yet.
 async fn meet(consensus: &Consensus, all: bool) {
     let dialler = consensus.peers.dialler();
     let mut others = others(consensus);
@@ -80,7 +80,7 @@ fn is_settled(consensus: &Consensus) -> bool {
     others(consensus).keys().all(has_met) && addresses.said(&consensus.members.borrow()).is_empty()
 }
 
-/// Puts what was said of those who are there into the membership.
+/// Enters operator-set addresses into the membership, for members that prove to be there.
 async fn settle(consensus: &Consensus) -> Result<(), ChangeError> {
     let dialler = consensus.peers.dialler();
     let said = dialler.addresses.said(&consensus.members());
@@ -99,7 +99,7 @@ async fn settle(consensus: &Consensus) -> Result<(), ChangeError> {
     }
     let _turn = consensus.turns.call.lock().await;
     let members = consensus.members();
-    // Somebody may have set another one meanwhile.
+    // Another address may have been set meanwhile.
     let said = dialler.addresses.said(&members);
     let still = proved
         .into_iter()

@@ -1,15 +1,15 @@
-//! What an arbiter may acknowledge: an arbiter has no data, so its acknowledgement must not stand for
-//! a copy that could have been made.
+//! Limits what an arbiter may acknowledge. An arbiter has no data, so its acknowledgement must not
+//! replace that of a copy that could have been made.
 //!
 //! ```text
 //!   data nodes that are heard ── all have an entry on disk ──► the arbiters get the entry
-//!   a data node is silent for a lease ──► it is waited for no longer: DEGRADED
+//!   a data node is silent for a lease ──► nobody waits for it any longer: DEGRADED
 //! ```
 //!
-//! A new master has heard nobody yet, and waits a lease for everybody.
+//! A new master, which has heard nobody yet, waits a lease for every node.
 //!
-//! So with two data nodes and an arbiter a commit takes both copies while both nodes are there. When
-//! one dies the other has everything that the arbiter has, and the two elect it.
+//! So with two data nodes and an arbiter, a commit needs both copies while both nodes are up. When
+//! one dies, the other has everything that the arbiter has, and the two elect it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::consensus::Consensus;
 use crate::consensus::types::{TypeConfig, from_raft_vote};
 use crate::ids::{LogPosition, NodeId, Term};
 
-/// How far this master's arbiters get the log.
+/// The position up to which this master's arbiters receive the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Released {
     term: Term,
@@ -31,8 +31,8 @@ pub(super) struct Released {
 }
 
 impl Released {
-    /// Whether an arbiter may have the append. What was released in another term says nothing: it may
-    /// have been cut off since.
+    /// Whether the append may go to an arbiter. A release from another term does not count: it may
+    /// have been truncated since.
     pub(super) fn covers(self, append: &AppendEntriesRequest<TypeConfig>) -> bool {
         let last = append.entries.last().map(|entry| entry.log_id.index);
         let term = from_raft_vote(&append.vote).term;
@@ -48,7 +48,7 @@ pub(super) async fn run(consensus: Arc<Consensus>, released: watch::Sender<Relea
     let mut lease = tokio::time::interval(consensus.timers.election_timeout_max / 4);
     let mut leads_since = (None, Instant::now());
     loop {
-        // Seen before anything is made of it: what changes from here on is not missed.
+        // Marked as seen before use, so that later changes are not missed.
         progress.borrow_and_update();
         persisted.borrow_and_update();
         let leads_in = {
@@ -79,7 +79,7 @@ pub(super) async fn run(consensus: Arc<Consensus>, released: watch::Sender<Relea
             changed = progress.changed() => changed.is_ok(),
             changed = leadership.changed() => changed.is_ok(),
             changed = persisted.changed() => changed.is_ok(),
-            // A node that falls silent changes nothing else.
+            // A node that falls silent triggers no other branch.
             _ = lease.tick() => true,
         };
         if !more {
@@ -89,7 +89,7 @@ pub(super) async fn run(consensus: Arc<Consensus>, released: watch::Sender<Relea
 }
 
 impl Consensus {
-    /// The position up to which every data node that votes and counts as there has the log on disk.
+    /// The position up to which every voting data node that counts as present has the log on disk.
     fn copied_everywhere(&self, led_for: Duration) -> LogPosition {
         let own = *self.log.persisted().borrow();
         let own = own.map(|last| last.position).unwrap_or_default();
@@ -102,7 +102,7 @@ impl Consensus {
         let copies = data.map(|id| {
             let of = progress.get(id);
             let persisted = of.and_then(|of| of.persisted).map(|last| last.position);
-            // One of which nothing is known yet may have been there all the time.
+            // A node that was never heard may have been up all the time.
             let silent_for = of.and_then(|of| of.heard).unwrap_or(led_for);
             (persisted.unwrap_or_default(), silent_for)
         });
@@ -110,7 +110,7 @@ impl Consensus {
     }
 }
 
-/// What the master and all of these that are not silent for longer than a lease have on disk.
+/// What the master, and each of these not silent for longer than a lease, has on disk.
 fn copied(
     own: LogPosition,
     copies: impl Iterator<Item = (LogPosition, Duration)>,

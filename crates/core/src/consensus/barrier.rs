@@ -1,4 +1,4 @@
-//! Read barriers: one serves every read that arrived before it was sent.
+//! Read barriers: one serves every read that arrived before the barrier was requested.
 
 use std::sync::Arc;
 
@@ -8,28 +8,28 @@ use tokio::time::Instant;
 use crate::consensus::{Consensus, ConsensusError};
 use crate::ids::LogPosition;
 
-/// Reads that may wait for one barrier; more wait to be let in.
+/// Reads that may wait for one barrier; further reads wait to be admitted.
 const WAITING_MAX: usize = 65_536;
 
 type Answer = Result<Option<LogPosition>, ConsensusError>;
 
-/// A barrier that was given.
+/// A barrier that was obtained.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Barrier {
-    /// A position at or above every write acknowledged before the barrier was asked for.
+    /// A position at or above every write acknowledged before the barrier was requested.
     pub(crate) position: Option<LogPosition>,
-    /// When it was.
+    /// When it was requested.
     pub(crate) asked: Instant,
 }
 
-/// Asks consensus for barriers, one at a time.
+/// Requests barriers from consensus, one at a time.
 pub(crate) struct ReadBarriers {
     requests: mpsc::Sender<oneshot::Sender<Answer>>,
     last: watch::Receiver<Option<Barrier>>,
 }
 
 impl ReadBarriers {
-    /// Starts the task that asks. It ends with the last handle, or with consensus.
+    /// Starts the requesting task. It ends with the last handle, or with consensus.
     pub(crate) fn start(consensus: &Arc<Consensus>) -> Self {
         let (requests, mut receiver) = mpsc::channel::<oneshot::Sender<Answer>>(WAITING_MAX);
         let (last_sender, last) = watch::channel(None);
@@ -53,7 +53,7 @@ impl ReadBarriers {
         Self { requests, last }
     }
 
-    /// The last barrier that was given.
+    /// The last barrier that was obtained.
     pub(crate) fn last(&self) -> Option<Barrier> {
         *self.last.borrow()
     }

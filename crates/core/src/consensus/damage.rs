@@ -1,4 +1,4 @@
-//! What a comparison of all nodes has found of this one: the master tells, the node hears.
+//! What a comparison of all nodes has found about this one: the master tells, the node hears.
 
 use crate::consensus::Consensus;
 use crate::ids::{Incarnation, NodeId};
@@ -8,16 +8,16 @@ use crate::wire::messages::ElectionCall;
 /// Why a node's own data is known to be wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Damage {
-    /// The life of the directory of which this is said. What was found of an earlier one says nothing:
-    /// its data has been replaced.
+    /// The life of the directory that this is about. Findings about an earlier life are void: its
+    /// data has been replaced.
     incarnation: Incarnation,
-    /// What a comparison with the others has found.
+    /// The result of a comparison with the others.
     compared: Option<String>,
-    /// Whether the node has counted its rows since it was found.
+    /// Whether the node has counted its rows since it was found to differ.
     is_counted: bool,
-    /// What a check of its own files has found.
+    /// The result of a check of its own files.
     checked: Option<Flaw>,
-    /// What its engine does not hold that the log gave it.
+    /// How its engine differs from what the log gave it.
     differs: Option<Differs>,
 }
 
@@ -25,15 +25,15 @@ pub(crate) struct Damage {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Differs {
     pub(crate) what: String,
-    /// Whether the node's log does not help.
+    /// Whether the node's log cannot put it right.
     pub(crate) needs_state: bool,
 }
 
-/// What a check of a node's own files has found.
+/// The result of a check of a node's own files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Flaw {
     pub(crate) what: String,
-    /// Whether bytes are not what was written. A disk that refuses to read proves nothing of them.
+    /// Whether bytes differ from what was written. A disk that fails to read proves nothing.
     pub(crate) is_damage: bool,
 }
 
@@ -46,7 +46,7 @@ impl Damage {
         }
     }
 
-    /// Notes what a comparison has found. Returns whether that is news.
+    /// Notes the result of a comparison. Returns whether it is new.
     pub(crate) fn note_compared(&mut self, of: Incarnation, compared: Option<String>) -> bool {
         let is_news = of == self.incarnation && self.compared != compared;
         if is_news {
@@ -56,7 +56,7 @@ impl Damage {
         is_news
     }
 
-    /// Notes what a check has found. Returns whether that is news.
+    /// Notes the result of a check. Returns whether it is new.
     pub(crate) fn note_checked(&mut self, of: Incarnation, checked: Option<Flaw>) -> bool {
         let is_news = of == self.incarnation && self.checked != checked;
         if is_news {
@@ -65,7 +65,7 @@ impl Damage {
         is_news
     }
 
-    /// Notes what the engine does not hold. Returns whether that is news.
+    /// Notes how the engine differs. Returns whether it is new.
     pub(crate) fn note_differs(&mut self, differs: Option<Differs>) -> bool {
         let is_news = self.differs != differs;
         self.differs = differs;
@@ -82,17 +82,17 @@ impl Damage {
         differs.or(checked).or(self.compared.as_ref())
     }
 
-    /// Why the rows have to be counted: the others say that they are wrong.
+    /// Why the rows have to be counted: the others report that they are wrong.
     pub(crate) fn why_count(&self) -> Option<&String> {
         self.compared.as_ref().filter(|_| !self.is_counted)
     }
 
-    /// Notes that the rows were counted. Returns whether that is news.
+    /// Notes that the rows were counted. Returns whether that is new.
     pub(crate) fn note_counted(&mut self) -> bool {
         !std::mem::replace(&mut self.is_counted, true)
     }
 
-    /// Why the data has to be replaced: it is proven that it is not what was written.
+    /// Why the data has to be replaced: it is proven to differ from what was written.
     pub(crate) fn why_replace(&self) -> Option<&String> {
         let checked = self.checked.as_ref().filter(|checked| checked.is_damage);
         let checked = checked.map(|checked| &checked.what);
@@ -101,8 +101,8 @@ impl Damage {
 }
 
 impl Consensus {
-    /// Takes the word of the master that this node follows about this node's data, and of nobody else. One
-    /// that it does not follow yet says it again after the next comparison.
+    /// Accepts a finding about this node's data, but only from the master that it follows. A master
+    /// that it does not follow yet repeats the finding after the next comparison.
     pub(super) fn hear_of_damage(&self, caller: NodeId, told: Diverged) -> bool {
         let is_current = self.is_followed(caller, told.term);
         if is_current {
@@ -112,7 +112,7 @@ impl Consensus {
         is_current
     }
 
-    /// Notes what a comparison has found of this node.
+    /// Notes the result of a comparison for this node.
     pub(crate) fn note_compared(&self, compared: Option<String>) {
         self.note_damage(self.identity.incarnation, compared);
     }
@@ -122,8 +122,8 @@ impl Consensus {
         self.told.damage.send_if_modified(note);
     }
 
-    /// Tells a node what a comparison has found of a life of its directory: nothing, when `what` is
-    /// empty.
+    /// Tells a node what a comparison has found about a life of its directory. An empty `what`
+    /// means that it found nothing.
     pub(crate) async fn tell_of_damage(&self, (id, of): (NodeId, Incarnation), what: String) {
         let call = ElectionCall::Diverged(Diverged {
             term: self.role.borrow().term.0,

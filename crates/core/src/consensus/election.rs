@@ -1,8 +1,8 @@
 //! ELECTION: short requests with short answers, on a connection of their own so that bulk data
 //! never delays them.
 //!
-//! Requests carry an id and are answered in any order. On the calling side one task per peer owns
-//! the connection, dials it when there is something to ask, and drops it when it goes silent.
+//! Requests carry an id and may be answered in any order. On the calling side, one task per peer
+//! owns the connection, dials it when there is a request, and drops it when it goes silent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -24,16 +24,16 @@ use crate::wire::messages::{
     ElectionAnswer, ElectionCall, ElectionReply, ElectionRequest, Kind, Refusal, decode, encode,
 };
 
-/// Requests of one peer that are answered at the same time; no further one is read.
+/// Requests of one peer answered concurrently; no further one is read until one is answered.
 const ANSWERS_IN_FLIGHT_MAX: usize = 256;
-/// Requests to one peer that wait for its answer, or to be sent. Votes and heartbeats, and one
-/// barrier, are a handful; with more than this the peer answers nothing.
+/// Requests to one peer that are unanswered or not sent yet. Votes, heartbeats and one barrier are
+/// only a handful; at this limit the peer is not answering at all.
 const CALLS_UNANSWERED_MAX: usize = 64;
 
 /// Why a request has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum CallError {
-    /// The request cannot have arrived.
+    /// The request did not arrive.
     #[error("cannot reach the peer: {0}")]
     Unreachable(Arc<DialError>),
     /// The request may have arrived.
@@ -51,8 +51,8 @@ struct Call {
     waiter: Waiter,
 }
 
-/// Who waits for an answer. It has its place until the answer comes or the connection ends, also
-/// when it has given up by itself: the peer still has its request.
+/// A waiter for an answer. It keeps its place until the answer comes or the connection ends, even
+/// after it has given up: the peer still has its request.
 struct Waiter {
     answer: oneshot::Sender<Result<ElectionAnswer, CallError>>,
     _place: OwnedSemaphorePermit,
@@ -60,20 +60,20 @@ struct Waiter {
 
 impl Waiter {
     fn answer(self, answer: Result<ElectionAnswer, CallError>) {
-        // It may have given up.
+        // The waiter may have given up.
         self.answer.send(answer).ok();
     }
 }
 
-/// Asks one peer. Clones share the connection; the last one dropped closes it.
+/// A client for one peer. Clones share the connection; dropping the last one closes it.
 #[derive(Clone)]
 pub(crate) struct ElectionClient {
-    /// Holds every call that has a place.
+    /// Has room for every call that has a place.
     calls: mpsc::Sender<Call>,
     places: Arc<Semaphore>,
-    /// How long heartbeats have taken to be answered.
+    /// Recent heartbeat round-trip times.
     round_trips: Arc<Recent>,
-    /// When the peer has answered last.
+    /// When the peer last answered.
     answered: Arc<watch::Sender<Option<Instant>>>,
 }
 
@@ -82,9 +82,9 @@ pub(crate) struct Peer {
     pub(crate) dialler: Dialler,
     pub(crate) address: String,
     pub(crate) id: NodeId,
-    /// A connection on which the oldest request has waited for this long is given up.
+    /// A connection is given up when its oldest request has waited this long.
     pub(crate) silence_max: Duration,
-    /// The peer is in here while it refuses the caller as no member of the group.
+    /// Contains the peer while it refuses the caller as not a member of the group.
     pub(crate) refusing: watch::Sender<BTreeSet<NodeId>>,
 }
 
@@ -109,7 +109,7 @@ impl ElectionClient {
             .is_some_and(|at| at.elapsed() <= time)
     }
 
-    /// How long half of the last heartbeats have taken to be answered, at the most.
+    /// Median round-trip time of the last heartbeats, as an upper bound.
     pub(crate) fn round_trip_p50(&self) -> Option<Duration> {
         self.round_trips.within(50)
     }
@@ -137,7 +137,7 @@ impl ElectionClient {
             receiver.await.unwrap_or(Err(CallError::Lost))
         };
         let answered = tokio::time::timeout(timeout, called).await;
-        // One that was given up has taken as long as it was waited for.
+        // A call that timed out counts with its timeout.
         if is_heartbeat && !matches!(answered, Ok(Err(_))) {
             self.round_trips.note(began.elapsed());
         }
@@ -177,7 +177,7 @@ impl Peer {
         let refuses = match dialled {
             Ok(_) => false,
             Err(DialError::Refused { refusal, .. }) => *refusal == Refusal::NotAMember,
-            // Nobody has said anything.
+            // The peer has not answered.
             Err(_) => return,
         };
         self.refusing.send_if_modified(|refusing| {
@@ -189,7 +189,7 @@ impl Peer {
         });
     }
 
-    /// Sends calls and hands out answers until the connection ends or nobody calls any more.
+    /// Sends calls and hands out answers until the connection ends or no caller is left.
     async fn converse(
         &self,
         mut session: Session,
@@ -241,11 +241,11 @@ fn fail(call: Call, error: &CallError) {
     call.waiter.answer(Err(error.clone()));
 }
 
-/// Answers the requests of one peer with `handle` until it closes. `None` from `handle` says that
-/// the request made no sense, and ends the connection.
+/// Answers the requests of one peer with `handle` until it closes. `handle` returns `None` for an
+/// invalid request, which ends the connection.
 ///
 /// # Errors
-/// When the peer sends nonsense or goes away.
+/// When the peer sends invalid data or goes away.
 pub(crate) async fn serve<F>(
     mut session: Session,
     handle: impl Fn(ElectionCall) -> F,
@@ -346,7 +346,7 @@ mod tests {
         assert!(matches!(refused, Err(CallError::Busy)), "{refused:?}");
         assert!(started.elapsed() < SILENCE_MAX, "refused at once");
         tokio::time::sleep(SILENCE_MAX).await;
-        // The connection was given up, and all its requests with it. So is the next.
+        // The connection was given up with all its requests, including the next one.
         let next = client.call(barrier(), PATIENCE).await;
         assert!(matches!(next, Err(CallError::Lost)), "{next:?}");
         dispatcher.stop().await;

@@ -1,5 +1,5 @@
 //! Failover by closed connections: when the master's process dies, its connections close at once,
-//! and nobody needs to wait for a timer.
+//! and nobody has to wait for a timer.
 //!
 //! ```text
 //!  every connection from the master is closed here
@@ -11,8 +11,8 @@
 //!  election at once, past the lease that the dead master still has
 //! ```
 //!
-//! Safety does not rest on this: an election is an election, and reads never rest on a lease. What
-//! the majority protects is calm: one broken connection between two healthy nodes changes nothing.
+//! Safety does not depend on this: the election is an ordinary one, and reads never depend on a
+//! lease. The majority avoids disruption: one broken link between healthy nodes changes nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,14 +30,14 @@ use crate::ids::{NodeId, Term};
 use crate::log::LogId;
 use crate::wire::messages::{ElectionAnswer, ElectionCall, MasterGone};
 
-/// The delay before an attempt is drawn from the attempt's number times this.
+/// The delay before an attempt is random, up to this times the number of the attempt.
 const JITTER: Duration = Duration::from_millis(8);
-/// What an election takes, with room: a vote is synced by both sides.
+/// The time for an election, with a margin: a vote is synced by both sides.
 const SETTLE: Duration = Duration::from_millis(15);
 /// Attempts before the timers take over.
 const ATTEMPTS_MAX: u32 = 8;
 
-/// Connections that are open from each node.
+/// The number of open connections from each node.
 #[derive(Clone, Default)]
 pub(super) struct Inbound {
     open: Arc<watch::Sender<BTreeMap<NodeId, usize>>>,
@@ -90,7 +90,7 @@ fn followed(consensus: &Consensus) -> Option<Followed> {
         .current_leader
         .filter(|id| *id != consensus.identity.node_id)?;
     let term = metrics.vote.leader_id.term;
-    // A node that is not asked to vote has no say.
+    // A node without a vote has no say.
     let is_voter = metrics
         .membership_config
         .membership()
@@ -103,7 +103,7 @@ fn followed(consensus: &Consensus) -> Option<Followed> {
     })
 }
 
-/// Whether this node, too, has lost the master, and would vote for the sender's log.
+/// Whether this node has lost the master too, and would vote for the sender's log.
 pub(super) fn agrees(consensus: &Consensus, gone: &MasterGone) -> bool {
     let last = gone.last.map(LogId::try_from).transpose();
     let (Ok(last), Some(own)) = (last, followed(consensus)) else {
@@ -181,7 +181,7 @@ async fn majority_agrees(consensus: &Consensus, own: &Followed) -> bool {
         .all(|set| set.iter().filter(|id| agrees(id)).count() * 2 > set.len())
 }
 
-/// Asks for votes as if the dead master had handed over: the others, who have lost it too, do not
+/// Asks for votes as if the dead master had handed over: the others, which have lost it too, do not
 /// wait for its lease.
 async fn elect(consensus: &Consensus, own: &Followed) {
     let vote = consensus.raft.server_metrics().borrow_watched().vote;
@@ -199,8 +199,8 @@ async fn elect(consensus: &Consensus, own: &Followed) {
     }
 }
 
-/// Asks again while nobody has won: two replicas that began at once split the votes, and would
-/// both wait for their timers. No lease stands any more, so the usual way will do.
+/// Asks again while nobody has won: two replicas that start at once split the votes, and would both
+/// wait for their timers. The lease is over by now, so ordinary elections suffice.
 async fn settle(consensus: &Consensus, own: &Followed) {
     for attempt in 1..=ATTEMPTS_MAX {
         tokio::time::sleep(SETTLE + jitter(attempt)).await;
@@ -218,7 +218,7 @@ async fn settle(consensus: &Consensus, own: &Followed) {
     }
 }
 
-/// A random delay that grows with the attempts.
+/// A random delay that grows with each attempt.
 fn jitter(attempt: u32) -> Duration {
     let drawn = SeededRuntime::thread_rng().next_u32() % 1000;
     JITTER * attempt * drawn / 1000

@@ -1,7 +1,7 @@
-//! FEEDER, the replica's side: appends in, acknowledgements out, in order.
+//! The replica's side of FEEDER: appends in, acknowledgements out, in order.
 //!
-//! Everything about an append is checked before consensus sees it. An acknowledgement is sent when
-//! consensus says so, which is after the entries are on this node's disk.
+//! An append is fully checked before consensus sees it. It is acknowledged when consensus says so,
+//! which is after the entries are on this node's disk.
 
 use std::sync::{Arc, Mutex};
 
@@ -18,7 +18,7 @@ use crate::log::{Entry, LogId, Vote};
 use crate::wire::hello::{DialError, Session};
 use crate::wire::messages::{Append, AppendReply, AppendResult, Kind, WireError, decode, encode};
 
-/// Why an append was not handed on.
+/// Why an append was not accepted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppendError {
     #[error(transparent)]
@@ -33,7 +33,7 @@ pub(crate) enum AppendError {
     Gap { after: Option<LogId>, at: LogId },
 }
 
-/// The request in an append from `caller`, checked whole.
+/// Converts an append from `caller` to a request, after checking all of it.
 ///
 /// # Errors
 /// See [`AppendError`].
@@ -92,7 +92,7 @@ pub(crate) fn append_reply(result: &StreamAppendResult<TypeConfig>) -> AppendRep
     }
 }
 
-/// Why the stream of appends ended, where its reader leaves it.
+/// Where the reader of the stream of appends leaves the reason for its end.
 type Ended = Arc<Mutex<Option<AppendError>>>;
 
 fn requests(
@@ -116,10 +116,10 @@ fn requests(
     })
 }
 
-/// Feeds the appends of `caller` to consensus, which is what `append` is, until one side ends.
+/// Feeds the appends of `caller` to consensus, through `append`, until one side ends.
 ///
 /// # Errors
-/// When the caller sends nonsense, in the name of another, or goes away.
+/// When the caller sends invalid data, impersonates another node, or goes away.
 pub(crate) async fn serve<R, E>(
     caller: NodeId,
     session: Session,

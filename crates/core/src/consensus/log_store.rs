@@ -1,4 +1,4 @@
-//! The log as openraft wants to see it: entries in, a callback once they are on disk.
+//! The log behind openraft's interface: entries in, a callback once they are on disk.
 
 use std::fmt::Debug;
 use std::io;
@@ -18,15 +18,15 @@ use crate::log::{Log, LogError};
 use crate::planted::{self, Bug};
 use crate::txn::sequencer::Sequencer;
 
-/// Payload bytes of the entries that one frame to a replica carries, about. Far below the limit of
-/// a frame, and large enough that a replica behind by much is limited by bandwidth.
+/// Approximate payload bytes of the entries in one frame to a replica. Far below the frame limit,
+/// and large enough that bandwidth limits a replica that is far behind.
 const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The log of this node, for openraft.
 #[derive(Clone)]
 pub(crate) struct LogStore {
     log: Log,
-    /// Told which entry each batch became.
+    /// Is told which entry each batch became.
     sequencer: Arc<Sequencer>,
 }
 
@@ -36,7 +36,7 @@ impl LogStore {
     }
 
     async fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<RaftEntryOf>> {
-        // What is purged is not there, which openraft knows; it asks for whole ranges all the same.
+        // openraft knows which entries are purged, but requests whole ranges all the same.
         let first = self
             .log
             .state()
@@ -122,8 +122,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn read_committed(&mut self) -> io::Result<Option<LogIdOf<TypeConfig>>> {
         let state = self.log.state();
-        // An earlier version could note an entry that a crash then took. It is a hint: without it the
-        // master tells what is committed.
+        // An earlier version could note an entry that was then lost in a crash. The note is a hint:
+        // without it the master says what is committed.
         let stands = state.committed.filter(|committed| {
             let last = state.last;
             last.is_some_and(|last| committed.position <= last.position)

@@ -1,7 +1,7 @@
-//! openraft's own suite for log stores, on our log on the real disk.
+//! openraft's own test suite for log stores, run on our log on the real disk.
 //!
-//! The suite wants a state machine beside the log. It gets a small one in memory that can make and
-//! take snapshots, which ours has no need for.
+//! The suite requires a state machine beside the log. It gets a small one in memory that can build
+//! and install snapshots, which ours need not do.
 
 use std::io;
 use std::sync::{Arc, Mutex};

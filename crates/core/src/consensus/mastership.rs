@@ -1,5 +1,5 @@
-//! Mastership: publishes the role of this node, and while it is master proposes what the sequencer
-//! has batched.
+//! Mastership: publishes the role of this node and, while it is master, proposes the batches of the
+//! sequencer.
 //!
 //! ```text
 //!            openraft: leader                 own blank entry applied
@@ -9,8 +9,8 @@
 //!     └──────── openraft: no majority heard, a proposal refused ─────────┴──┘ until one is taken
 //! ```
 //!
-//! The blank entry is what makes numbering safe: when it has been applied, every transaction of
-//! every earlier session has been applied too, or never will be. openraft appends it when it begins
+//! The blank entry makes numbering safe: once it has been applied, every transaction of every
+//! earlier session has either been applied too or never will be. openraft appends it when it begins
 //! to lead.
 //!
 //! ```text
@@ -20,10 +20,10 @@
 //!     └─ openraft: nobody leads, or silence for 4 rounds ◄─┘
 //! ```
 //!
-//! A leader of priority 0 is no master: it stays `Unknown` ([`stand_in`]).
+//! A leader of priority 0 is not master: it stays `Unknown` ([`stand_in`]).
 //!
-//! openraft alone would not do there: without a majority no election gets as far as a new term, and
-//! the last leader stays the leader for ever.
+//! openraft alone never returns to `Unknown` on silence: without a majority no election reaches a
+//! new term, and the last leader would stay the leader for ever.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,22 +39,22 @@ use crate::planted::{self, Bug};
 use crate::txn::batch::Batch;
 use crate::txn::sequencer::SessionId;
 
-/// How long a leader whose proposal was refused waits before it proposes again.
+/// How long a leader waits after a refused proposal before it proposes again.
 const LEAD_RETRY: Duration = Duration::from_millis(10);
 
-/// Rounds of `election_timeout_max` in which a replica hears nothing of its master before it says
-/// that it knows none. A healthy group elects a new one within two or three. Rounds are counted, not
-/// time, so that a process which was stopped for longer listens first.
+/// Rounds of `election_timeout_max` without hearing its master after which a replica says that it
+/// knows none. A healthy group elects a new one within two or three. Rounds are counted instead of
+/// time, so that a process that was suspended for longer listens first.
 const SILENT_ROUNDS_MAX: u32 = 4;
 
 impl Consensus {
-    /// For how long a node that is heard in this group may be silent.
+    /// How long a live node of this group may be silent.
     pub(crate) fn silence_max(&self) -> Duration {
         self.timers.election_timeout_max * SILENT_ROUNDS_MAX
     }
 }
 
-/// What openraft says that matters here.
+/// The relevant part of openraft's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Leadership {
     term: Term,
@@ -62,7 +62,7 @@ struct Leadership {
     is_own: bool,
 }
 
-/// Follows the role until consensus stops.
+/// Maintains the role until consensus stops.
 pub(super) async fn run(consensus: Arc<Consensus>, clock: Arc<dyn Clock>) {
     let mut metrics = consensus.raft.server_metrics();
     let (leadership_sender, leadership) = watch::channel(read(&consensus, &metrics));
@@ -104,8 +104,8 @@ type ServerMetrics =
 fn read(consensus: &Consensus, metrics: &ServerMetrics) -> Leadership {
     let metrics = metrics.borrow_watched();
     let leader = metrics.current_leader;
-    // A candidate that has just won shows as leader before its vote is durable; it takes no
-    // writes until then.
+    // A candidate that has just won appears as leader before its vote is durable; until then it
+    // takes no writes.
     let is_own = metrics.state.is_leader()
         && metrics.vote.committed
         && leader == Some(consensus.identity.node_id);
@@ -174,12 +174,12 @@ async fn act(
             if planted::is(Bug::MasterOnce) {
                 std::future::pending::<()>().await;
             }
-            // Still leader, without a session: a blank entry was refused. Ask again soon.
+            // Still leader, but without a session: a blank entry was refused. Retry soon.
             let changed = tokio::time::timeout(LEAD_RETRY, leadership.changed());
             changed.await.ok();
             continue;
         }
-        // This node's own name is there before its vote is durable, and says nothing yet.
+        // The leader is this node even before its vote is durable; that does not count yet.
         let is_other = |leader: NodeId| leader != consensus.identity.node_id;
         let follow = async {
             if now.leader.is_some_and(is_other) {
@@ -199,7 +199,7 @@ async fn act(
     }
 }
 
-/// Publishes whether the master of `now` is heard. Ends only by being dropped.
+/// Publishes whether the master of `now` is heard. Runs until dropped.
 async fn follow(consensus: &Consensus, now: &Leadership) {
     let mut heard = consensus.heard.subscribe();
     let is_heard = |newest: &Option<Heard>| newest.is_some_and(|newest| newest.term == now.term);
@@ -207,7 +207,7 @@ async fn follow(consensus: &Consensus, now: &Leadership) {
         if !is_heard(&heard.borrow_and_update()) {
             publish(consensus, Role::Unknown, now);
         }
-        // The sender is a part of `consensus`, so neither this nor the wait below fails.
+        // `consensus` owns the sender, so neither this nor the wait below fails.
         heard.wait_for(is_heard).await.ok();
         publish(consensus, Role::Replica, now);
         silence(&mut heard, consensus.timers.election_timeout_max).await;
@@ -216,7 +216,7 @@ async fn follow(consensus: &Consensus, now: &Leadership) {
     }
 }
 
-/// Ends when nothing was heard in [`SILENT_ROUNDS_MAX`] rounds one after the other.
+/// Returns after [`SILENT_ROUNDS_MAX`] consecutive rounds without hearing anything.
 async fn silence(heard: &mut watch::Receiver<Option<Heard>>, round: Duration) {
     let mut silent_rounds = 0;
     while silent_rounds < SILENT_ROUNDS_MAX {
@@ -229,7 +229,7 @@ async fn silence(heard: &mut watch::Receiver<Option<Heard>>, round: Duration) {
     }
 }
 
-/// Leads while the role lasts; `is_first` says that it has not led in this term since it was started.
+/// Leads while the role lasts. `is_first` means that it has not led in this term since the start.
 async fn lead(
     consensus: &Consensus,
     (own, is_first): (&Leadership, bool),
@@ -237,7 +237,7 @@ async fn lead(
     clock: &dyn Clock,
 ) {
     let lost = async {
-        // An error says that consensus has stopped, which is a loss as well.
+        // An error means that consensus has stopped, which is a loss as well.
         leadership.wait_for(|now| now != own).await.ok();
     };
     tokio::pin!(lost);
@@ -263,9 +263,9 @@ async fn lead(
     }
 }
 
-/// Waits until a blank entry of this term has been applied, and everything that was ever numbered;
-/// returns whether it was. The blank with which the term begins is waited for rather than written again:
-/// a leader that nobody has answered yet would be refused another.
+/// Waits until a blank entry of this term and everything ever numbered has been applied; returns
+/// whether it was. It waits for the blank with which the term begins instead of writing another: a
+/// leader that nobody has answered yet would be refused that.
 async fn settled(consensus: &Consensus, term: Term, is_first: bool) -> bool {
     if !is_first {
         let written = consensus.whole(|raft| async move { raft.write_blank().await });
@@ -273,7 +273,7 @@ async fn settled(consensus: &Consensus, term: Term, is_first: bool) -> bool {
             .await
             .is_ok_and(|blank| blank.log_id.leader_id.term == term);
     }
-    // All that is in the log has to be applied as well: numbering goes on from there.
+    // Everything in the log has to be applied as well: numbering continues from there.
     let last = consensus.last().map_or(0, |last| last.position.0);
     let mut metrics = consensus.raft.data_metrics();
     loop {
@@ -287,7 +287,7 @@ async fn settled(consensus: &Consensus, term: Term, is_first: bool) -> bool {
     }
 }
 
-/// Proposes batches as they fill, one after the other, until consensus stops.
+/// Proposes batches as they come, one after another, until consensus stops.
 async fn propose_all(consensus: &Consensus, own: &Leadership, clock: &dyn Clock) {
     let sequencer = &consensus.sequencer;
     let in_flight_max = consensus.timers.batches_in_flight_max;
@@ -307,11 +307,11 @@ async fn propose_all(consensus: &Consensus, own: &Leadership, clock: &dyn Clock)
     }
 }
 
-/// Proposes a batch until the log has it: were the next one proposed before, it could enter the log
-/// without this one.
+/// Proposes a batch until the log has it: if the next one were proposed first, it could enter the
+/// log without this one.
 ///
-/// A leader that has not heard from a majority within its lease refuses proposals, and takes them
-/// again when it finds the majority back. Until then this node is no master to anyone.
+/// A leader that has not heard from a majority within its lease refuses proposals, and accepts them
+/// again once it hears from a majority. Until then this node does not act as master.
 ///
 /// # Errors
 /// When consensus has stopped.
@@ -327,7 +327,7 @@ async fn propose(
         let proposal = consensus.propose(own.term, batch.clone()).await?;
         let is_refused = tokio::select! {
             biased;
-            // The place, or the news that the session is over.
+            // The place, or the end of the session.
             _ = place => false,
             is_refused = proposal.refused() => is_refused,
         };

@@ -1,5 +1,5 @@
-//! The membership: changed through the log, one change at a time, and brought step by step to where
-//! every member has the vote that its type asks for.
+//! The membership: changed through the log, one change at a time, and brought step by step to the
+//! state in which every member has the vote that its type requires.
 //!
 //! ```text
 //!   operator: set a type, a priority, an address ──► membership entry, votes unchanged
@@ -28,9 +28,9 @@ use crate::group::{Member, Members};
 use crate::ids::{LogPosition, NodeId};
 use crate::log::LogId;
 
-/// A node has caught up that has all that is older than this, however much that is: it gets the rest
-/// while it is being made a voter, or a master. What has been under way for longer is too much for its
-/// way, or its disk.
+/// A node has caught up when it has everything older than this, whatever the amount: it gets the
+/// rest while it becomes a voter or master. A longer backlog is too much for its connection or its
+/// disk.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_millis(500);
 
 /// How long the master waits after a step that failed.
@@ -42,16 +42,16 @@ const HAND_OVER_RETRY: Duration = Duration::from_secs(5);
 /// How long a transfer to a node of higher priority may take.
 const HAND_OVER_MAX: Duration = Duration::from_secs(1);
 
-/// How long a member that was told that it would be let in again may take to leave.
+/// How long a member may take to leave after it was told that it would be readmitted.
 const LEAVING_MAX: Duration = Duration::from_mins(1);
 
-/// Whose turn it is to change the membership.
+/// Serializes changes of the membership.
 #[derive(Default)]
 pub(crate) struct Turns {
-    /// Of whoever looks at the members in order to change them.
+    /// Held by a caller that reads the members in order to change them.
     pub(crate) call: Mutex<()>,
-    /// Of a change, which takes two entries: whatever came between them would complete it in its own
-    /// way.
+    /// Held during a change, which takes two entries: anything between them would complete the
+    /// change in its own way.
     proposal: Mutex<()>,
 }
 
@@ -64,17 +64,17 @@ pub(crate) enum ChangeError {
     InProgress,
     #[error("{0}")]
     Refused(String),
-    /// The master changed meanwhile: the log of the new one may have the change.
+    /// The master changed meanwhile: the new master's log may have the change.
     #[error("it is not known whether the change was made: the master changed")]
     Unknown,
     #[error(transparent)]
     Transfer(#[from] TransferError),
 }
 
-/// What brings the membership nearer to what the members' types and priorities ask for.
+/// A step that brings the membership closer to what the members' types and priorities require.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// Completes a change of which half is in force.
+    /// Completes a half-made change.
     Complete,
     /// The member gets a vote.
     Vote(NodeId),
@@ -84,12 +84,12 @@ enum Step {
     HandOver(NodeId),
 }
 
-/// What a change follows on.
+/// The kind of membership that a change starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Base {
     /// One set of voters.
     Uniform,
-    /// Half a change: two sets.
+    /// A half-made change: two sets.
     Joint,
 }
 
@@ -102,7 +102,7 @@ impl Base {
     }
 }
 
-/// The steps to take from here, the most urgent one first; the first that can be taken is.
+/// The steps to take from here, the most urgent first; the first possible one is taken.
 fn steps(sets: &[BTreeSet<NodeId>], members: &Members, own: NodeId) -> Vec<Step> {
     let [voters] = sets else {
         return vec![Step::Complete];
@@ -113,7 +113,7 @@ fn steps(sets: &[BTreeSet<NodeId>], members: &Members, own: NodeId) -> Vec<Step>
         });
         wrong.map(move |(id, _)| step(*id))
     };
-    // A master loses its mastership before its vote.
+    // A master hands over before it loses its vote.
     let unvote = of(false, Step::Unvote).filter(|step| *step != Step::Unvote(own));
     let rank = |member: &Member| {
         if member.can_lead() {
@@ -126,7 +126,7 @@ fn steps(sets: &[BTreeSet<NodeId>], members: &Members, own: NodeId) -> Vec<Step>
     let better = members
         .iter()
         .filter(|(id, member)| voters.contains(id) && rank(member) > own_rank);
-    // The best of those that have caught up: the first of all may be down.
+    // All of them, as the best may be down: the best that has caught up is taken.
     let mut better: Vec<_> = better.map(|(id, member)| (rank(member), *id)).collect();
     better.sort_unstable_by_key(|order| std::cmp::Reverse(*order));
     let hand_over = better.into_iter().map(|(_, id)| Step::HandOver(id));
@@ -142,7 +142,7 @@ pub(super) async fn run(consensus: Arc<Consensus>) {
     let mut role = consensus.role.subscribe();
     let mut stand_in = consensus.stand_in.leading();
     loop {
-        // Seen before anything is made of it: what changes from here on is not missed.
+        // Marked as seen before use, so that later changes are not missed.
         members.borrow_and_update();
         role.borrow_and_update();
         stand_in.borrow_and_update();
@@ -183,7 +183,7 @@ pub(super) async fn run(consensus: Arc<Consensus>) {
 }
 
 impl Consensus {
-    /// The members, as consensus has them at this moment.
+    /// The members, as consensus currently has them.
     pub(crate) fn members(&self) -> Members {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
@@ -191,7 +191,7 @@ impl Consensus {
         members_of(membership.nodes().map(|(id, member)| (*id, member.clone())))
     }
 
-    /// The sets of voters in force: one, or two while a change is under way. What is decided needs a
+    /// The voter sets in force: one, or two while a change is under way. A decision needs a
     /// majority of each.
     pub(crate) fn voter_sets(&self) -> Vec<BTreeSet<NodeId>> {
         let metrics = self.raft.server_metrics();
@@ -203,18 +203,18 @@ impl Consensus {
             .clone()
     }
 
-    /// Every node that votes at the moment.
+    /// Every node that currently votes.
     pub(crate) fn voters(&self) -> BTreeSet<NodeId> {
         self.voter_sets().into_iter().flatten().collect()
     }
 
-    /// Whether this master has heard the member within its lease, and the member has nearly all that
-    /// this node has, and is not about to leave. Always so of this node.
+    /// Whether this master has heard the member within its lease, and the member has nearly
+    /// everything that this node has and is not about to leave. Always true of this node.
     pub(crate) fn has_caught_up(&self, id: NodeId) -> bool {
         if id == self.identity.node_id {
             return true;
         }
-        // What a node had acknowledged before its data was damaged is void.
+        // Acknowledgements from before a node's data was damaged are void.
         let void = self.void.borrow().get(&id).copied();
         let progress = self.replica_progress();
         progress.get(&id).is_some_and(|progress| {
@@ -228,16 +228,16 @@ impl Consensus {
         })
     }
 
-    /// Adds a member without a vote. Nothing changes when it is one already.
+    /// Adds a member without a vote. Does nothing if it is a member already.
     ///
     /// # Errors
-    /// See [`ChangeError`]. An error may come although the change is made after all.
+    /// See [`ChangeError`]. The change may still be made after an error.
     pub(crate) async fn add_member(&self, id: NodeId, member: Member) -> Result<(), ChangeError> {
         self.change(ChangeMembers::AddNodes(BTreeMap::from([(id, member)])))
             .await
     }
 
-    /// Replaces what is set of a member.
+    /// Replaces the settings of a member.
     ///
     /// # Errors
     /// As [`Consensus::add_member`].
@@ -246,7 +246,7 @@ impl Consensus {
             .await
     }
 
-    /// Takes a member, which is not this node, out of the group, with its vote if it has one.
+    /// Removes a member, which must not be this node, from the group, with its vote if it has one.
     ///
     /// # Errors
     /// As [`Consensus::add_member`].
@@ -264,13 +264,13 @@ impl Consensus {
         Ok(())
     }
 
-    /// Takes the vote of a member that has lost what it had, then lets `member` in, its new incarnation.
-    /// It has its vote again when it has reached an entry that no earlier incarnation had.
+    /// Takes the vote from a member that has lost its data, then readmits it as `member`, its new
+    /// incarnation. It gets its vote back once it has an entry that no earlier incarnation had.
     ///
     /// # Errors
     /// As [`Consensus::add_member`].
     pub(crate) async fn readmit(&self, id: NodeId, member: Member) -> Result<(), ChangeError> {
-        // Before anything is changed: a member without a vote gets one as soon as it may.
+        // Before any change: a member without a vote gets one as soon as it may.
         self.note_void(id, LogPosition(u64::MAX));
         if self.voters().contains(&id) {
             self.take(Step::Unvote(id)).await?;
@@ -284,8 +284,8 @@ impl Consensus {
         Ok(())
     }
 
-    /// Notes that a member was told that the group can go on without it: it leaves at once, and must
-    /// not be counted upon when the next one asks.
+    /// Notes that a member was told that the group can do without it: it leaves at once, and must
+    /// not be counted on when the next one asks.
     pub(crate) fn note_leaving(&self, id: NodeId) {
         let mut leaving = lock(&self.leaving);
         leaving.insert(id, Instant::now());
@@ -313,13 +313,13 @@ impl Consensus {
         &self,
         changes: ChangeMembers<NodeId, Member>,
     ) -> Result<(), ChangeError> {
-        // A demoted voter stays as a member, a removed one does not.
+        // A demoted voter stays a member, a removed one does not.
         let retain = !matches!(changes, ChangeMembers::RemoveVoters(_));
         self.propose_members(changes, retain, Base::Uniform).await
     }
 
-    /// Whatever follows on half a change completes it, as if it were a part of what follows: a removal
-    /// would take out a node that only lost its vote. So nothing does but what is made for it.
+    /// Any change after a half-made one completes it as if it were a part of itself: a removal
+    /// would remove a node that was only to lose its vote. So only a completion may follow.
     async fn propose_members(
         &self,
         changes: ChangeMembers<NodeId, Member>,
@@ -362,7 +362,7 @@ impl Consensus {
 
     fn can_take(&self, step: Step) -> bool {
         match step {
-            // Not one that is under way.
+            // Unless it is already under way.
             Step::Complete => self.turns.proposal.try_lock().is_ok(),
             Step::Unvote(_) => true,
             Step::Vote(id) | Step::HandOver(id) => self.has_caught_up(id),

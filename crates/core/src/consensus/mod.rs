@@ -1,6 +1,6 @@
-//! Consensus: the only place that names openraft.
+//! Consensus: the only module that names openraft.
 //!
-//! The rest of the library sees [`Consensus`]: propose a batch, ask for a read barrier, watch the
+//! The rest of the library sees [`Consensus`]: propose a batch, request a read barrier, watch the
 //! role and the positions, shut down. Who is master, in which term, and what is committed, is
 //! decided here and nowhere else.
 
@@ -91,10 +91,10 @@ use types::{
 type ConsensusRaft = Raft<TypeConfig, StateMachine>;
 type SeededRuntime = <TypeConfig as openraft::RaftTypeConfig>::AsyncRuntime;
 
-/// Entries that one append to a replica carries at most; the bytes are bounded too.
+/// Maximum entries in one append to a replica; the bytes are bounded too.
 const APPEND_ENTRIES_MAX: u64 = 256;
 
-/// Timers of elections, see `RepConfig` for their meaning to a user.
+/// Election timers. See `RepConfig` for what they mean to a user.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timers {
     pub(crate) heartbeat_interval: Duration,
@@ -102,11 +102,11 @@ pub(crate) struct Timers {
     pub(crate) election_timeout_max: Duration,
     pub(crate) dial_timeout: Duration,
     pub(crate) silence_max: Duration,
-    /// Batches proposed and not yet applied.
+    /// Maximum number of batches proposed and not yet applied.
     pub(crate) batches_in_flight_max: usize,
 }
 
-/// Why consensus could not be started or asked.
+/// Why consensus could not start or answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ConsensusError {
     #[error("consensus has stopped: {0}")]
@@ -119,7 +119,7 @@ pub(crate) enum ConsensusError {
     Unreachable(#[from] CallError),
 }
 
-/// What consensus works on.
+/// The parts from which consensus is built.
 pub(crate) struct Parts {
     pub(crate) identity: Arc<Identity>,
     pub(crate) log: Log,
@@ -127,7 +127,7 @@ pub(crate) struct Parts {
     pub(crate) audit: Arc<Audit>,
     pub(crate) sequencer: Arc<Sequencer>,
     pub(crate) flush: Arc<Flush>,
-    /// Who needs the log.
+    /// The holds on the log.
     pub(crate) holds: Arc<Holds>,
     pub(crate) dialler: Dialler,
     pub(crate) members: watch::Sender<Members>,
@@ -136,22 +136,22 @@ pub(crate) struct Parts {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) seed: u64,
     pub(crate) timers: Timers,
-    /// Whether the node may stand for election, as far as its disk goes.
+    /// Whether the node may stand for election as far as its disk is concerned.
     pub(crate) may_stand: bool,
     pub(crate) retain: RetainLimits,
 }
 
-/// What the master tells this node, beside the log.
+/// What the master tells this node, apart from the log.
 #[derive(Clone, Debug)]
 pub(crate) struct Told {
-    /// What a comparison has found of this node's data, and what a check of its files has.
+    /// The results of comparisons of this node's data, and of checks of its files.
     pub(crate) damage: watch::Sender<Damage>,
-    /// That the group is being shut down.
+    /// Whether the group is being shut down.
     pub(crate) stop: watch::Sender<bool>,
 }
 
 impl Told {
-    /// Nothing yet, in this life of the node's directory.
+    /// Nothing told yet, in this life of the node's directory.
     pub(crate) fn new(incarnation: Incarnation) -> Self {
         Self {
             damage: watch::Sender::new(Damage::none(incarnation)),
@@ -160,11 +160,11 @@ impl Told {
     }
 }
 
-/// That consensus ends.
+/// Shutdown state.
 #[derive(Clone, Copy, Debug, Default)]
 struct End {
     has_come: bool,
-    /// Another one follows, on a copy of the state.
+    /// Whether consensus starts again afterwards, on a copy of the state.
     comes_back: bool,
 }
 
@@ -179,31 +179,31 @@ pub(crate) struct Consensus {
     log: Log,
     applied: watch::Receiver<Option<LogId>>,
     role: watch::Sender<RoleState>,
-    /// The newest master that was heard since the start; sent anew each time it is heard.
+    /// The newest master heard since the start; sent anew each time it is heard.
     heard: watch::Sender<Option<Heard>>,
     seeds: AtomicU64,
     timers: Timers,
     hold: Hold,
     stand_in: StandIn,
     pub(crate) turns: members::Turns,
-    /// Whether this node has what a master needs beside the data: room on its disk.
+    /// Whether this node has what a master needs besides the data: room on its disk.
     may_stand: watch::Sender<bool>,
     told: Told,
     end: watch::Sender<End>,
-    /// Whether the group has told this node that it is no member any more.
+    /// Whether the group has told this node that it is no longer a member.
     removed: watch::Sender<bool>,
     retention: Arc<Retention>,
-    /// Members that have lost what they had, with the entry that they have to reach before what they
-    /// acknowledge counts for a vote.
+    /// Members that have lost their data, with the entry that each has to reach before its
+    /// acknowledgements count towards a vote.
     void: watch::Sender<BTreeMap<NodeId, LogPosition>>,
-    /// Members that were told that they would be let in again, and since when: they are about to leave.
+    /// Members about to leave, as they were told that they would be readmitted, and since when.
     leaving: Mutex<BTreeMap<NodeId, Instant>>,
-    /// What a master has said that this node has to reach by a copy of the state.
+    /// What this node has to reach by a copy of the state, according to a master.
     outdated: watch::Sender<Option<Outdated>>,
     tasks: Tasks,
 }
 
-/// How far a replica has got, as the master knows it.
+/// A replica's progress, as known to the master.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Progress {
     pub(crate) persisted: Option<LogId>,
@@ -212,8 +212,8 @@ pub(crate) struct Progress {
 }
 
 impl Consensus {
-    /// Starts consensus on the current runtime: replays the log that the engine does not hold yet,
-    /// and takes part in the group from then on.
+    /// Starts consensus on the current runtime: replays the part of the log that the engine does
+    /// not hold yet, and takes part in the group from then on.
     ///
     /// # Errors
     /// [`ConsensusError::Stopped`] when the log or the engine cannot be read.
@@ -279,7 +279,7 @@ impl Consensus {
             outdated: watch::Sender::new(None),
             tasks: Tasks::default(),
         });
-        // Before a peer is answered: one that joined later is no stranger.
+        // Before any peer is answered, so that one that joined later is not taken for a stranger.
         mastership::publish_members(&consensus, &consensus.raft.server_metrics());
         consensus.spawn(arbiters::run(Arc::clone(&consensus), released));
         consensus.start_tasks(parts.clock);
@@ -289,7 +289,7 @@ impl Consensus {
     fn start_tasks(self: &Arc<Self>, clock: Arc<dyn Clock>) {
         self.spawn(members::run(Arc::clone(self)));
         self.spawn(addresses::run(Arc::clone(self)));
-        // It ends with openraft, and says so to the others.
+        // Ends with openraft, and tells the other tasks.
         let mastership = self.seeded(mastership::run(Arc::clone(self), clock));
         self.tasks.spawn_whole(mastership);
         self.spawn(failover::run(Arc::clone(self)));
@@ -297,7 +297,7 @@ impl Consensus {
         self.spawn(purge::run(Arc::clone(self)));
     }
 
-    /// Runs a task until this ends, with a generator of its own, as openraft asks of whoever calls it.
+    /// Runs a task until this ends, with its own random generator, as openraft requires.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(self.seeded(task));
     }
@@ -320,8 +320,8 @@ impl Consensus {
         }
     }
 
-    /// Says whether this node may stand for election, whatever its type and priority allow. What it is
-    /// now stays as it is.
+    /// Sets whether this node may stand for election, on top of what its type and priority allow.
+    /// Its current role stays as it is.
     pub(crate) fn set_may_stand(&self, may_stand: bool) {
         let changed = self.may_stand.send_replace(may_stand) != may_stand;
         if changed {
@@ -333,7 +333,7 @@ impl Consensus {
         self.identity.node_id
     }
 
-    /// Whether this node is master, as far as it knows.
+    /// Whether this node believes that it is master.
     pub(crate) fn is_master(&self) -> bool {
         self.role.borrow().role == Role::Master
     }
@@ -343,8 +343,8 @@ impl Consensus {
         self.applied.clone()
     }
 
-    /// A position at or above every write that was acknowledged before this call. A reader that
-    /// has applied it is current.
+    /// A position at or above every write that was acknowledged before this call. A reader that has
+    /// applied it is up to date.
     ///
     /// # Errors
     /// When no majority confirms the master, or the master cannot be asked.
@@ -365,7 +365,7 @@ impl Consensus {
         }
     }
 
-    /// Has a majority confirm that this node is the master at this moment.
+    /// Has a majority confirm that this node is currently the master.
     ///
     /// # Errors
     /// See [`ConsensusError`].
@@ -390,20 +390,20 @@ impl Consensus {
         }
     }
 
-    /// Waits until this takes no part any more.
+    /// Waits until this no longer takes part.
     pub(crate) async fn detached(&self) {
         let mut end = self.end.subscribe();
-        // The sender is a part of this, so the wait cannot fail.
+        // This owns the sender, so the wait cannot fail.
         end.wait_for(|end| end.has_come).await.ok();
     }
 
-    /// Says that the node will work again when this has ended: its role is then that of a node that
-    /// knows no master, and not of one that takes no part any more.
+    /// Announces that the node will resume after this has ended: then its role is that of a node
+    /// that knows no master, not of one that no longer takes part.
     pub(crate) fn will_come_back(&self) {
         self.end.send_modify(|end| end.comes_back = true);
     }
 
-    /// The role of the node when this has ended.
+    /// The role of the node after this has ended.
     fn last_role(&self) -> Role {
         if self.end.borrow().comes_back {
             Role::Unknown
@@ -412,7 +412,7 @@ impl Consensus {
         }
     }
 
-    /// How far each other member has got; empty when this node is not master.
+    /// The progress of each other member; empty when this node is not master.
     pub(crate) fn replica_progress(&self) -> BTreeMap<NodeId, Progress> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -436,15 +436,15 @@ impl Consensus {
         others.map(progress).collect()
     }
 
-    /// How long ago this node has heard a master; `None` when it has not since it was started.
+    /// How long ago this node last heard a master; `None` if it has not since the start.
     pub(crate) fn heard_master(&self) -> Option<Duration> {
         self.heard.borrow().map(|heard| heard.at.elapsed())
     }
 
-    /// Whether a member is at this address: whoever answers there proves it by the hello.
+    /// Checks that a member is at this address: whoever answers there proves it in the hello.
     ///
     /// # Errors
-    /// Why that is not known.
+    /// Why this could not be confirmed.
     pub(crate) async fn prove_address(&self, address: &str, id: NodeId) -> Result<(), DialError> {
         self.peers.dialler().prove(address, id).await
     }
@@ -454,7 +454,7 @@ impl Consensus {
         self.peers.round_trip_p50(id)
     }
 
-    /// Waits until consensus has stopped by itself, and returns why.
+    /// Waits until consensus has stopped on its own, and returns why.
     pub(crate) async fn failure(&self) -> String {
         tokio::select! {
             biased;
@@ -464,7 +464,7 @@ impl Consensus {
     }
 
     async fn raft_failure(&self) -> String {
-        // These end with it, and do not change at each step as the whole metrics do.
+        // These end with openraft, and do not change at each step as the full metrics do.
         let mut metrics = self.raft.server_metrics();
         while metrics.changed().await.is_ok() {}
         match &self.raft.metrics().borrow_watched().running_state {
@@ -524,7 +524,7 @@ impl Consensus {
     }
 
     async fn answer(&self, caller: NodeId, call: ElectionCall) -> Option<ElectionAnswer> {
-        // A master that was let in since has to make itself known before it says anything else.
+        // A master that was admitted since must make itself known before anything else.
         let makes_known = matches!(call, ElectionCall::Heartbeat(_) | ElectionCall::Reach(_));
         if !makes_known && !self.members.borrow().contains_key(&caller) {
             tracing::warn!(%caller, "a node that is no member asks for what only members may");
@@ -584,7 +584,7 @@ impl Consensus {
         }
     }
 
-    /// What a candidate asks, checked: it asks in its own name.
+    /// Checks and converts a candidate's request: it must ask in its own name.
     fn vote_request(
         &self,
         caller: NodeId,
@@ -595,7 +595,7 @@ impl Consensus {
             tracing::warn!(%caller, claimed = %vote.node, "a vote was asked in another's name");
             return None;
         }
-        // One of priority 0 stands in, if it wins.
+        // A node of priority 0 stands in, if it wins.
         let is_electable = |member: &Member| member.node_type == NodeType::Electable;
         if !self.members.borrow().get(&caller).is_some_and(is_electable) {
             tracing::warn!(%caller, "a vote was asked by a node that is not electable");
@@ -633,7 +633,7 @@ struct Proposal {
 }
 
 impl Proposal {
-    /// Whether it was refused: then it is not in the log. Known at the latest when it is applied.
+    /// Whether it was refused, and so is not in the log. Known at the latest when it is applied.
     async fn refused(self) -> bool {
         matches!(
             self.result.await,
@@ -664,7 +664,7 @@ struct Heard {
 }
 
 fn next_seed(seeds: &AtomicU64) -> u64 {
-    // Odd and irrational: consecutive seeds share no low bits. The runtime mixes them further.
+    // Odd, from an irrational number: consecutive seeds share no low bits. The runtime mixes them.
     seeds.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
 }
 
@@ -685,14 +685,14 @@ fn raft_config(identity: &Identity, timers: Timers) -> Result<Config, openraft::
         election_timeout_max: max,
         max_payload_entries: APPEND_ENTRIES_MAX,
         snapshot_policy: SnapshotPolicy::Never,
-        // The log goes when `purge.rs` says so, and not because there is a new manifest.
+        // The log is purged when `purge.rs` says so, not whenever there is a new manifest.
         max_in_snapshot_log_to_keep: u64::MAX,
         enable_pre_vote: Some(true),
         quorum_loss_probe_interval: Some(max.saturating_mul(2)),
         backoff: "10ms 20ms 40ms 80ms ...400ms".to_owned(),
         broadcast_submitted_on_append: Some(true),
-        // Replicas may hold entries that a master lost before its own sync. Were it to go on in
-        // its old term, it would give their positions to others.
+        // Replicas may hold entries that a master lost before its own sync. If it continued in its
+        // old term, it would reuse their positions.
         enable_leader_restore: Some(planted::is(Bug::LeaderRestore)),
         ..Config::default()
     };
@@ -710,12 +710,12 @@ fn vote_reply(reply: &openraft::raft::VoteResponse<TypeConfig>) -> VoteReplyMess
     }
 }
 
-/// The VLSN through which an engine's account says that it holds everything.
+/// The VLSN up to which an engine's account says that it holds everything.
 pub(crate) fn held_vlsn(held: Option<&Applied>) -> crate::ids::Vlsn {
     held.map(|held| held.vlsn).unwrap_or_default()
 }
 
-/// Members by id, as a membership has them.
+/// Builds the members by id from the nodes of a membership.
 fn members_of(nodes: impl Iterator<Item = (NodeId, Member)>) -> Members {
     Arc::new(nodes.collect())
 }

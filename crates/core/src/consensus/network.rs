@@ -1,12 +1,12 @@
-//! How openraft reaches the other nodes: entries over FEEDER, everything short over ELECTION.
+//! How openraft reaches the other nodes: entries over FEEDER, all short messages over ELECTION.
 //!
-//! A FEEDER connection carries one stream of appends, pipelined: requests go out as openraft makes
+//! A FEEDER connection carries one pipelined stream of appends. Requests are sent as openraft makes
 //! them, up to [`APPENDS_IN_FLIGHT_MAX`] and [`BYTES_IN_FLIGHT_MAX`] ahead of the acknowledgements,
 //! which come back in order. One task drives both directions.
 //!
-//! A slow way is not a dead peer. A connection on which nothing is acknowledged for `silence_max` is
-//! given up only when the peer answers no heartbeats either, or when what was sent should have arrived
-//! even at [`BYTES_PER_S_MIN`].
+//! A slow link is not a dead peer. A connection without an acknowledgement for `silence_max` is
+//! given up only if the peer answers no heartbeats either, or if everything sent should have
+//! arrived even at [`BYTES_PER_S_MIN`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -47,13 +47,13 @@ use crate::wire::messages::{
     VoteReplyMessage, VoteRequestMessage, WireError, decode, encode,
 };
 
-/// Appends sent and not acknowledged on one FEEDER connection. More would only queue at the
-/// replica's disk.
+/// Maximum unacknowledged appends on one FEEDER connection. More would only queue at the replica's
+/// disk.
 const APPENDS_IN_FLIGHT_MAX: usize = 64;
-/// Bytes sent and not acknowledged on one FEEDER connection; one append may exceed it alone.
+/// Maximum unacknowledged bytes on one FEEDER connection; a single append may exceed it.
 const BYTES_IN_FLIGHT_MAX: usize = 16 * 1024 * 1024;
 
-/// The slowest way that is waited for while its other end answers.
+/// The slowest link that is waited for while its other end answers.
 const BYTES_PER_S_MIN: usize = 64 * 1024;
 
 type RpcError = RPCError<TypeConfig>;
@@ -65,7 +65,7 @@ pub(crate) struct Peers {
     /// A connection to a peer that has answered nothing for this long is given up.
     silence_max: Duration,
     election: Mutex<BTreeMap<NodeId, (String, ElectionClient)>>,
-    /// Those that have refused this node as no member, and not let it in since.
+    /// Peers that have refused this node as not a member, and have not admitted it since.
     refusing: watch::Sender<BTreeSet<NodeId>>,
 }
 
@@ -88,12 +88,12 @@ impl Peers {
         &self.dialler
     }
 
-    /// Who refuses this node as no member.
+    /// The peers that refuse this node as not a member.
     pub(crate) fn refusing(&self) -> watch::Receiver<BTreeSet<NodeId>> {
         self.refusing.subscribe()
     }
 
-    /// The ELECTION client of a member at its present address.
+    /// The ELECTION client of a member at its current address.
     fn election(&self, id: NodeId, address: String) -> ElectionClient {
         let mut clients = lock(&self.election);
         if let Some((known, client)) = clients.get(&id)
@@ -112,7 +112,7 @@ impl Peers {
         client
     }
 
-    /// The ELECTION client of a member by id, `None` when there is no such member.
+    /// The ELECTION client of a member by id; `None` when there is no such member.
     pub(crate) fn election_of(&self, id: NodeId) -> Option<ElectionClient> {
         let address = self.address_of(id)?;
         Some(self.election(id, address))
@@ -130,18 +130,18 @@ impl Peers {
         clients.get(&id)?.1.round_trip_p50()
     }
 
-    /// Closes the ELECTION connections that nobody uses any more.
+    /// Closes ELECTION connections that are no longer used elsewhere.
     pub(crate) fn close(&self) {
         lock(&self.election).clear();
     }
 }
 
-/// Makes a [`PeerNetwork`] for each use that openraft has for a peer.
+/// Creates a [`PeerNetwork`] for each use that openraft has for a peer.
 pub(crate) struct NetworkFactory {
     pub(crate) peers: Arc<Peers>,
     /// How far arbiters get the log.
     pub(crate) released: watch::Receiver<Released>,
-    /// After which entry somebody needs the log.
+    /// The entry after which the log is still needed.
     pub(crate) needed: watch::Receiver<Option<LogPosition>>,
 }
 
@@ -175,14 +175,14 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
 pub(crate) struct PeerNetwork {
     peers: Arc<Peers>,
     target: NodeId,
-    /// Where it was when this was made; where it is now is asked when it is dialled.
+    /// Its address when this was created; the current one is looked up for each dial.
     address: String,
     is_heartbeat: bool,
     /// Of an arbiter: how far it gets the log.
     released: Option<watch::Receiver<Released>>,
     needed: watch::Receiver<Option<LogPosition>>,
-    /// A FEEDER connection with nothing in flight. The mutex is never contended: it is there because
-    /// openraft asks for `Sync`, which a connection is not.
+    /// A FEEDER connection with nothing in flight. The mutex is never contended: it exists because
+    /// openraft requires `Sync`, which a connection is not.
     feeder: Mutex<Option<Session>>,
 }
 
@@ -234,7 +234,7 @@ fn vote_response(reply: VoteReplyMessage) -> Result<VoteResponse<TypeConfig>, Wi
     ))
 }
 
-/// What is sent of an append; an arbiter gets no data.
+/// The message for an append; an arbiter gets no data.
 fn append_message(request: &AppendEntriesRequest<TypeConfig>, to_arbiter: bool) -> Append {
     let id = |id: &Option<_>| id.as_ref().map(|id| from_raft_log_id(id).into());
     Append {
@@ -258,7 +258,7 @@ fn append_message(request: &AppendEntriesRequest<TypeConfig>, to_arbiter: bool) 
     }
 }
 
-/// An entry that says where it stands and nothing else. The membership stays.
+/// Reduces an entry to its place in the log. A membership is kept.
 pub(crate) fn without_data(entry: log::Entry) -> log::Entry {
     match entry.kind {
         EntryKind::Blank | EntryKind::Membership => entry,
@@ -327,8 +327,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
                 .feeder
                 .get_mut()
                 .unwrap_or_else(PoisonError::into_inner);
-            // The first request is what waits out openraft's backoff, so it is awaited before
-            // the dial.
+            // The first request waits out openraft's backoff, so it is awaited before dialling.
             let first = input.next().await;
             let session = if let Some(session) = idle.take() {
                 session
@@ -384,7 +383,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             .await
     }
 
-    /// Tells the replica what it has to reach, and succeeds when it has.
+    /// Tells the replica which entry it has to reach, and succeeds once it has.
     async fn full_snapshot(
         &mut self,
         vote: VoteOf<TypeConfig>,
@@ -436,7 +435,7 @@ impl<E: Into<DialError>> From<E> for FeedError {
     }
 }
 
-/// Waits until an arbiter may have more than it was looked at for.
+/// Waits until more was released to an arbiter than when last checked.
 async fn more_released(released: &mut Option<watch::Receiver<Released>>) {
     if let Some(released) = released
         && released.changed().await.is_ok()
@@ -446,7 +445,7 @@ async fn more_released(released: &mut Option<watch::Receiver<Released>>) {
     std::future::pending::<()>().await;
 }
 
-/// How long a peer is waited for.
+/// How long to wait for a peer.
 struct Patience {
     silence_max: Duration,
     /// Tells whether the peer answers.
@@ -454,7 +453,7 @@ struct Patience {
 }
 
 impl Patience {
-    /// Waits until the peer, which has to take or to acknowledge `bytes`, is given up.
+    /// Waits until it is time to give up the peer, which has `bytes` to receive or to acknowledge.
     async fn is_over(&self, bytes: usize) -> DialError {
         if planted::is(Bug::DeadlineIgnoresProgress) {
             tokio::time::sleep(self.silence_max).await;
@@ -483,11 +482,11 @@ struct Feed<S> {
     session: Session,
     input: S,
     ended: bool,
-    /// Taken from the input and not sent yet.
+    /// Taken from the input but not sent yet.
     next: Option<AppendEntriesRequest<TypeConfig>>,
     /// Of an arbiter: how far it gets the log.
     released: Option<watch::Receiver<Released>>,
-    /// Sizes of the frames that are not acknowledged yet, oldest first.
+    /// Sizes of the unacknowledged frames, oldest first.
     in_flight: VecDeque<usize>,
     patience: Patience,
 }
@@ -496,8 +495,8 @@ impl<S> Feed<S>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
 {
-    /// Sends what there is to send until the next acknowledgement comes. `None` when the input has
-    /// ended and everything is acknowledged: the connection can be used again.
+    /// Sends pending requests until the next acknowledgement comes. `None` when the input has ended
+    /// and everything is acknowledged: the connection can be reused.
     async fn next_reply(&mut self) -> Result<Option<StreamAppendResult<TypeConfig>>, FeedError> {
         loop {
             let has_room = self.has_room();
@@ -505,7 +504,7 @@ where
                 if has_room && self.is_released(&request) {
                     self.send(request).await?;
                 } else if !self.ended {
-                    // Otherwise nobody waits for it any more.
+                    // Otherwise nobody waits for it any longer.
                     self.next = Some(request);
                 }
             }

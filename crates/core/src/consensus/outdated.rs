@@ -1,15 +1,15 @@
-//! A replica that needs entries which are in no log any more: its master tells it, and it has to get
-//! a copy of the state.
+//! Replicas that need entries which no log has any more: the master tells such a replica, and it
+//! has to get a copy of the state.
 //!
 //! ```text
 //!   master: the log begins after 91@7, the replica ends before
-//!      │  "reach 91@7", again and again
+//!      │  "reach 91@7", repeatedly
 //!      ▼
 //!   replica: has it ──► yes: entries follow
-//!            has not ─► no: it stops, copies the state of a peer (`lifecycle/restoring.rs`), and goes on
+//!            has not ─► no: it stops, copies the state of a peer (`lifecycle/restoring.rs`), and continues
 //! ```
 //!
-//! For openraft this is the sending of a snapshot. The manifest is all that it sends.
+//! openraft treats this as sending a snapshot, of which it sends only the manifest.
 
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
@@ -28,12 +28,12 @@ pub(crate) struct Outdated {
 }
 
 impl Consensus {
-    /// Watches what a master says that this node has to reach by a copy.
+    /// Watches what this node has to reach by a copy, according to a master.
     pub(crate) fn outdated(&self) -> watch::Receiver<Option<Outdated>> {
         self.outdated.subscribe()
     }
 
-    /// Answers a master that asks this node to reach an entry. `None` when it makes no sense.
+    /// Answers a master that asks this node to reach an entry. `None` for an invalid request.
     pub(super) async fn reach(
         &self,
         caller: NodeId,
@@ -62,7 +62,7 @@ impl Consensus {
         })
     }
 
-    /// Whether this node has the entry, or what came of it.
+    /// Whether this node has the entry, or the state that resulted from it.
     async fn has_entry(&self, entry: LogId) -> bool {
         let state = self.log.state();
         if state

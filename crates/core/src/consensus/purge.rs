@@ -1,24 +1,25 @@
-//! Gives up the beginning of the log, in whole segments, when nobody needs it any more.
+//! Purges the beginning of the log, in whole segments, when nobody needs it any more.
 //!
 //! ```text
 //!   purged ┊ seg 4 │ seg 5 │ seg 6 │ seg 7 │ seg 8 │ seg 9 (being written)
 //!                  ▲           ▲           ▲       └── log_keep_bytes ──┘
 //!                  │           │           └ the engine has everything up to here on disk
-//!                  │           └ the slowest replica, subscription or copy goes on here
+//!                  │           └ the slowest replica, subscription or copy continues here
 //!                  └ purge up to here
 //! ```
 //!
-//! The engine's position is a matter of safety: after a crash the log is replayed from there. What the
-//! engine has lost unseen can be put right only from the log, so that is also kept from where all rows were
-//! counted last and found right (`txn/audit/`); who wants to purge more has them counted again, and
-//! without much rest when the log is over its bound. All the rest is a matter of cost: who is silent for longer than `log_retain_ms_max`, or
-//! behind by more than `log_retain_bytes_max`, gets a copy of the state instead (`state_copy/`).
+//! The engine's position is a matter of safety: after a crash the log is replayed from there. What
+//! the engine has lost unnoticed can be put right only from the log, so it is also kept from the
+//! last count that found all rows correct (`txn/audit/`). To purge more, another count is
+//! requested, with little rest if the log is over its bound. All else is a matter of cost: a
+//! replica silent for longer than `log_retain_ms_max`, or behind by more than
+//! `log_retain_bytes_max`, gets a copy of the state instead (`state_copy/`).
 //!
-//! Only a master knows how far the others are. It tells them with its heartbeats, so that each of them
-//! still has, when it becomes master, what the slowest one needs.
+//! Only the master knows the progress of the others. It tells them with its heartbeats, so that
+//! each of them, should it become master, still has what the slowest one needs.
 //!
-//! openraft purges nothing that is not in a snapshot. A snapshot is a *manifest* here: it says what
-//! the engine holds, and no bytes belong to it.
+//! openraft purges only what is in a snapshot. Here a snapshot is a *manifest*: it says what the
+//! engine holds, and has no data of its own.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -44,10 +45,10 @@ use crate::txn::audit::Audit;
 use crate::txn::history::{History, HistoryError};
 use crate::txn::holds::Holds;
 
-/// How often a node looks whether a part of its log can go.
+/// How often a node checks whether it can purge a part of its log.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// How much log is kept for whom, see `RepConfig` for the meaning to a user.
+/// How much log is kept for whom. See `RepConfig` for what it means to a user.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RetainLimits {
     pub(crate) keep_bytes: u64,
@@ -55,22 +56,22 @@ pub(crate) struct RetainLimits {
     pub(crate) retain: Duration,
 }
 
-/// What the purge goes by.
+/// What the purge depends on.
 pub(crate) struct Retention {
     engine: Arc<dyn StorageEngine>,
     audit: Arc<Audit>,
     holds: Arc<Holds>,
     limits: RetainLimits,
-    /// The entry up to which the log is purged, or is about to be.
+    /// The entry up to which the log is purged or about to be purged.
     purging: Mutex<Option<LogId>>,
-    /// On a replica: after which entry the log is needed, as a master said, and when.
+    /// On a replica: after which entry a master said that the log is needed, and when.
     told: Mutex<Option<(Instant, LogPosition)>>,
-    /// The same on a master, for the others.
+    /// On a master: the same, to be sent to the others.
     needed: watch::Sender<Option<LogPosition>>,
 }
 
 impl Retention {
-    /// `purged` is where the log begins.
+    /// `purged` is the entry before the first one in the log.
     pub(crate) fn new(
         purged: Option<LogId>,
         (engine, audit): (Arc<dyn StorageEngine>, Arc<Audit>),
@@ -88,9 +89,9 @@ impl Retention {
         }
     }
 
-    /// Notes that consensus is asked to purge the log up to this entry; says whether that is further than
-    /// before. What it was asked for it does, if only when nobody reads there any more: a manifest of less
-    /// would be offered for ever to a replica that has it, and needs the entry after.
+    /// Notes that consensus is asked to purge the log up to this entry; returns whether that is
+    /// further than before. openraft will do so, if only once nobody reads there any more: a lesser
+    /// manifest would be offered for ever to a replica that has it, and needs the entry after it.
     fn begin_purge(&self, upto: LogId) -> bool {
         let mut purging = lock(&self.purging);
         let is_further = purging.is_none_or(|before| before.position < upto.position);
@@ -100,19 +101,19 @@ impl Retention {
         is_further
     }
 
-    /// What a master tells the others, when this node is one.
+    /// What this node tells the others when it is master.
     pub(super) fn needed(&self) -> watch::Receiver<Option<LogPosition>> {
         self.needed.subscribe()
     }
 
-    /// Notes what a master says.
+    /// Notes what a master has said.
     pub(super) fn hear(&self, needed: LogPosition) {
         let mut told = lock(&self.told);
         *told = Some((Instant::now(), needed));
     }
 
-    /// The manifest that a replica has to reach which is behind the log: the entry before the first
-    /// one that is kept. `None` while the log is whole.
+    /// The manifest that a replica behind the log has to reach: the entry before the first one that
+    /// is kept. `None` while the log is complete.
     pub(super) fn manifest(
         &self,
         membership: StoredMembershipOf<TypeConfig>,
@@ -137,8 +138,8 @@ impl Retention {
         Ok(Snapshot { meta, snapshot: () })
     }
 
-    /// On a replica: what the last master that was heard said, until it is silent for too long. A
-    /// node that has heard none yet keeps what it has.
+    /// On a replica: what the last master heard has said, until it is silent for too long. A node
+    /// that has not heard one yet keeps what it has.
     fn told(&self, started: Instant) -> Option<LogPosition> {
         let told = *lock(&self.told);
         let (at, needed) = told.unwrap_or((started, LogPosition(0)));
@@ -156,7 +157,7 @@ fn held(applied: &Applied) -> LogId {
 /// Builds the manifest of what the engine durably holds.
 pub(crate) struct Manifests {
     pub(super) retention: Arc<Retention>,
-    /// What is applied, which the engine need not have.
+    /// The last applied entry, which the engine need not have.
     pub(super) applied: Option<LogId>,
     pub(super) membership: StoredMembershipOf<TypeConfig>,
 }
@@ -176,7 +177,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Manifests {
     }
 }
 
-/// Up to where the log goes, of these points; `needed` is where the slowest one goes on.
+/// The purge point up to which the log can be purged; the slowest consumer continues at `needed`.
 fn upto(
     points: &[PurgePoint],
     durable: LogPosition,
@@ -193,8 +194,8 @@ fn upto(
     points.map(|point| point.upto).max()
 }
 
-/// Where the slowest of these replicas goes on, those left out that are silent for too long. One of
-/// which nothing was heard may have been there for as long as this node has led.
+/// Where the slowest of these replicas continues, ignoring those silent for too long. A replica
+/// that was never heard may have been up for as long as this node has led.
 fn slowest(
     replicas: impl Iterator<Item = Option<Progress>>,
     led_for: Duration,
@@ -209,7 +210,7 @@ fn slowest(
     needs.min()
 }
 
-/// Purges what can go, until consensus stops.
+/// Purges what may be purged, until consensus stops.
 pub(super) async fn run(consensus: Arc<Consensus>) {
     let started = Instant::now();
     let mut leads_since = None;
@@ -231,7 +232,7 @@ impl Consensus {
         metrics.borrow_watched().state.is_leader()
     }
 
-    /// After which entry somebody else needs the log, and says so to the others.
+    /// The entry after which anyone else needs the log. Also publishes it for the others.
     fn needed(&self, leads_since: Option<Instant>, started: Instant) -> Option<LogPosition> {
         let retention = &self.retention;
         let needed = match leads_since {
@@ -254,8 +255,8 @@ impl Consensus {
         needed.into_iter().chain(retention.holds.lowest()).min()
     }
 
-    /// The entry before the last transaction that the engine has: that one is kept, for from it
-    /// subscriptions and tokens tell where they stand. `None` when the log does not have it.
+    /// The entry before the last transaction that the engine has: that transaction is kept, because
+    /// subscriptions and tokens find their place from it. `None` when the log does not have it.
     async fn before_last_transaction(
         &self,
         durable: &Applied,
@@ -304,7 +305,7 @@ impl Consensus {
         }
         let before = match self.before_last_transaction(&durable).await {
             Ok(before) => before,
-            // The log may have been purged meanwhile, as was asked before. The next look tries again.
+            // The log may have been purged meanwhile, as requested before. The next round retries.
             Err(error) => {
                 tracing::debug!(%error, "the last transaction is not found in the log");
                 return Ok(());
@@ -316,7 +317,7 @@ impl Consensus {
             let made = self
                 .whole(|raft| async move { raft.trigger().snapshot().await })
                 .await;
-            // A later look finds it; this one goes as far as the last one made.
+            // A later round finds it; this one goes only as far as the last manifest.
             made.map_err(|error| stopped(&error))?;
         }
         let Some(upto) = upto else {
@@ -325,7 +326,7 @@ impl Consensus {
         let range = upto..LogPosition(upto.0 + 1);
         let entries = match self.log.read(range, 1).await {
             Ok(entries) => entries,
-            // As before: the next look tries again.
+            // As above: the next round tries again.
             Err(error) => {
                 tracing::debug!(%error, "the entry to purge up to is not found in the log");
                 return Ok(());
@@ -357,7 +358,7 @@ mod tests {
         retain: Duration::from_mins(1),
     };
 
-    /// Segments of 100 bytes with ten entries each, the last one being written.
+    /// Segments of 100 bytes with ten entries each, the last one still being written.
     fn points() -> Vec<PurgePoint> {
         let point = |n: u64| PurgePoint {
             upto: LogPosition(n * 10),

@@ -1,9 +1,9 @@
-//! How a node learns that it is no member any more.
+//! How a node learns that it is no longer a member.
 //!
-//! The master that it follows tells it. A node that was away then finds out by itself: while it knows no master it
-//! asks those whom it takes for members, and when half of them refuse it as a stranger, it was
-//! removed. More than half of them had the membership that this node knows, one of which it may be
-//! itself: so one of those who refuse it knew that membership, and knows a later one.
+//! The master that it follows tells it. A node that was away finds out by itself: while it knows no
+//! master it asks those it believes to be members, and when half of them refuse it as a stranger,
+//! it was removed. More than half of them, perhaps including this node, had the membership that
+//! this node knows: so one of those who refuse it knew that membership, and knows a later one.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use crate::ids::NodeId;
 use crate::listener::Role;
 use crate::wire::messages::{BarrierRequest, ElectionCall, Removed};
 
-/// How long a removed node may take to say that it has heard of it.
+/// How long a removed node may take to confirm that it was told.
 const TELL_MAX: Duration = Duration::from_secs(1);
 
 /// Rounds of `election_timeout_max` after which a node that knows no master asks again.
 const ASK_ROUNDS: u32 = 8;
 
-/// Waits until this node is no member any more.
+/// Waits until this node learns that it is no longer a member.
 pub(super) async fn noticed(consensus: &Consensus) {
     let mut told = consensus.removed.subscribe();
     let mut refusing = consensus.peers.refusing();
@@ -36,7 +36,7 @@ pub(super) async fn noticed(consensus: &Consensus) {
         }
         tokio::select! {
             biased;
-            // The senders are parts of `consensus`, so neither fails.
+            // `consensus` owns the senders, so neither fails.
             _ = told.changed() => {}
             _ = refusing.changed() => {}
             _ = interval.tick() => if consensus.role.borrow().role == Role::Unknown {
@@ -46,14 +46,14 @@ pub(super) async fn noticed(consensus: &Consensus) {
     }
 }
 
-/// Whether it takes a removal for these to refuse this node.
+/// Whether refusals by these nodes prove a removal.
 fn is_proof(electorates: &[BTreeSet<NodeId>], refused: &BTreeSet<NodeId>) -> bool {
     let is_half = |set: &BTreeSet<NodeId>| 2 * set.intersection(refused).count() >= set.len();
     electorates.iter().all(is_half)
 }
 
-/// The sets of voters, as far as this node knows. Before it has the first membership, that is all
-/// whom it was let in with.
+/// The sets of voters, as far as this node knows. Before it has the first membership: all members
+/// known when it was admitted.
 fn electorates(consensus: &Consensus) -> Vec<BTreeSet<NodeId>> {
     let sets = consensus.voter_sets();
     if sets.is_empty() {
@@ -62,7 +62,7 @@ fn electorates(consensus: &Consensus) -> Vec<BTreeSet<NodeId>> {
     sets
 }
 
-/// Calls everybody; whoever refuses this node is noted by the connection.
+/// Calls everybody; the connections note who refuses this node.
 async fn ask(consensus: &Consensus) {
     let everybody = electorates(consensus).into_iter().flatten();
     let others = everybody.filter(|id| *id != consensus.identity.node_id);
@@ -70,14 +70,14 @@ async fn ask(consensus: &Consensus) {
     let timeout = consensus.timers.dial_timeout;
     join_all(clients.map(|client| async move {
         let call = ElectionCall::Barrier(BarrierRequest {});
-        // What is asked for is the refusal.
+        // Only the refusal matters.
         client.call(call, timeout).await.ok()
     }))
     .await;
 }
 
-/// Takes the word of the master that this node follows that it was removed, and of nobody else: from one
-/// that it does not know it learns by the refusals. Returns whether it is taken.
+/// Accepts word of this node's removal only from the master that it follows: from a master that it
+/// does not know, it learns through refusals. Returns whether it is accepted.
 pub(super) fn hear(consensus: &Consensus, caller: NodeId, told: Removed) -> bool {
     let is_removed = consensus.is_followed(caller, told.term);
     consensus.removed.send_if_modified(|old| {
@@ -88,7 +88,7 @@ pub(super) fn hear(consensus: &Consensus, caller: NodeId, told: Removed) -> bool
     is_removed
 }
 
-/// Tells a node that it was removed. It finds out by itself otherwise.
+/// Tells a node that it was removed. Otherwise it finds out by itself.
 pub(super) async fn tell(consensus: &Consensus, client: &ElectionClient) {
     let term = consensus.role.borrow().term.0;
     let call = ElectionCall::Removed(Removed { term });
@@ -110,7 +110,7 @@ mod tests {
         // Of three, one may not have heard of this node yet.
         assert!(proves(&[1, 2, 3], &[1, 2]) && !proves(&[1, 2, 3], &[1]));
         assert!(proves(&[1, 2, 3, 4], &[1, 2]) && !proves(&[1, 2, 3, 4, 5], &[1, 2]));
-        // While a change is under way, of both sets.
+        // While a change is under way, half of each set.
         assert!(!is_proof(&[set(&[1, 2]), set(&[1, 2, 3])], &set(&[1])));
     }
 }

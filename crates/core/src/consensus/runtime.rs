@@ -1,4 +1,4 @@
-//! The runtime that openraft's tasks run on: tokio, with each task in the process of its node.
+//! The runtime of openraft's tasks: tokio, with each task in the process of its node.
 
 use std::fmt;
 use std::future::Future;

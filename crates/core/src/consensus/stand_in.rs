@@ -1,19 +1,19 @@
-//! Nodes of priority 0 are never master. They stand in for one where the group would be stuck otherwise.
+//! Nodes of priority 0 are never master, but stand in for one when the group would be stuck.
 //!
 //! ```text
 //!   nobody leads for a while, or a candidate lacks what this node has
 //!        │
 //!        ▼
-//!   election, as any other ──► it leads, numbers nothing, takes no writes
+//!   an ordinary election ────► it leads, numbers nothing, takes no writes
 //!        │                          │ a node that may be master has caught up
 //!        │                          ├──────────────────────────────────────► mastership goes to it
 //!        │                          │ the operator gives a node a priority
 //!        │                          └──► that node is master
-//!        ▼ another one leads: it stands back
+//!        ▼ another one leads: it steps back
 //! ```
 //!
-//! What only such a node has on disk of the newest entries reaches the others that way, and changes of
-//! the members can be made. Safety does not rest on priorities, so none is at stake.
+//! This way the newest entries reach the others even if only such a node has them on disk, and
+//! members can be changed. Safety does not depend on priorities, so it is not at stake.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,12 +26,12 @@ use crate::listener::{Role, RoleState};
 use crate::log::LogId;
 use crate::member::NodeType;
 
-/// For how many rounds of `election_timeout_max` no master is known before a node of priority 0 stands
-/// for election. A node that may be master, and can win, has won by then, also one without room on its
+/// Rounds of `election_timeout_max` without a known master before a node of priority 0 stands for
+/// election. A node that may be master, and can win, has won by then, even one without room on its
 /// disk (`lifecycle/room.rs`).
 const PATIENCE_ROUNDS: u32 = 24;
 
-/// What a node that may be master, and has everything, gets as a start.
+/// Head start for a node that may be master and has everything.
 const PRECEDENCE: Duration = Duration::from_millis(30);
 
 /// Whether a node of priority 0 stands in.
@@ -41,18 +41,18 @@ pub(super) struct StandIn {
     is_due: watch::Sender<bool>,
     /// Whether it leads.
     leads: watch::Sender<bool>,
-    /// That a candidate has less than this node.
+    /// Notified when a candidate has less than this node.
     lacking: Notify,
 }
 
 impl StandIn {
-    /// Whether this node leads without being master, now and later.
+    /// Watches whether this node leads without being master.
     pub(super) fn leading(&self) -> watch::Receiver<bool> {
         self.leads.subscribe()
     }
 }
 
-/// Says that the node leads, until it is dropped.
+/// Marks the node as leading, until dropped.
 struct Leading<'a>(&'a StandIn);
 
 impl Drop for Leading<'_> {
@@ -61,7 +61,7 @@ impl Drop for Leading<'_> {
     }
 }
 
-/// Has the node stand for election when it is needed, until consensus stops.
+/// Makes the node stand for election when needed, until consensus stops.
 pub(super) async fn run(consensus: Arc<Consensus>) {
     loop {
         tokio::select! {
@@ -69,7 +69,7 @@ pub(super) async fn run(consensus: Arc<Consensus>) {
             () = patience(&consensus) => {
                 consensus.set_stand_in(true);
                 let mut role = consensus.role.subscribe();
-                // The sender is a part of this.
+                // `consensus` owns the sender.
                 role.wait_for(is_known).await.ok();
                 consensus.set_stand_in(false);
             }
@@ -85,7 +85,7 @@ fn is_known(state: &RoleState) -> bool {
     matches!(state.role, Role::Master | Role::Replica)
 }
 
-/// Ends when no master was known for [`PATIENCE_ROUNDS`].
+/// Returns when no master was known for [`PATIENCE_ROUNDS`].
 async fn patience(consensus: &Consensus) {
     let mut role = consensus.role.subscribe();
     loop {
@@ -100,7 +100,7 @@ async fn patience(consensus: &Consensus) {
     }
 }
 
-/// Stands in for a master until this node may be one. Ends otherwise only by being dropped.
+/// Stands in for a master until this node may be one. Otherwise runs until dropped.
 pub(super) async fn until_it_may_be_master(consensus: &Consensus) {
     let mut members = consensus.members.subscribe();
     if !consensus.is_of_priority_0() {
@@ -111,7 +111,7 @@ pub(super) async fn until_it_may_be_master(consensus: &Consensus) {
     );
     consensus.stand_in.leads.send_replace(true);
     let _leading = Leading(&consensus.stand_in);
-    // Nothing is proposed, so a hold is there as soon as it is wanted.
+    // Nothing is proposed, so a hold takes effect at once.
     let hold = async {
         loop {
             consensus.hold.pass().await;
@@ -127,7 +127,7 @@ pub(super) async fn until_it_may_be_master(consensus: &Consensus) {
 }
 
 impl Consensus {
-    /// Whether this node leads without being master: it takes no writes, and every change of the
+    /// Whether this node leads without being master: it takes no writes, but every change of the
     /// members.
     pub(crate) fn stands_in(&self) -> bool {
         *self.stand_in.leads.borrow()
@@ -147,14 +147,14 @@ impl Consensus {
         *self.may_stand.borrow() && own.is_some_and(can)
     }
 
-    /// Whether this node would be electable, were it not for its priority.
+    /// Whether this node is of type electable but may not be master because of its priority.
     fn is_of_priority_0(&self) -> bool {
         let members = self.members.borrow();
         let own = members.get(&self.identity.node_id);
         own.is_some_and(|own| own.node_type == NodeType::Electable && !own.can_lead())
     }
 
-    /// Hears of a candidate's last entry. One that has less than this node cannot win.
+    /// Notes a candidate's last entry. A candidate that has less than this node cannot win.
     pub(super) fn hear_candidate(&self, last: Option<LogId>) {
         let order = |id: Option<LogId>| id.map(|id| (id.term, id.position));
         let lacks = order(last) < order(self.log.state().last);
@@ -163,14 +163,14 @@ impl Consensus {
         }
     }
 
-    /// Whether this node leads, or hears who does.
+    /// Whether this node leads, or hears the leader.
     fn knows_leader(&self) -> bool {
         let follows = self.role.borrow().role == Role::Replica;
         self.leads() || follows && !failover::is_master_gone(self)
     }
 
-    /// Asks for votes in place of a candidate that cannot win. The others grant none while they hear a
-    /// master.
+    /// Asks for votes in place of a candidate that cannot win. The others grant none while they
+    /// hear a master.
     async fn stand_in_for_candidate(&self) {
         if !self.is_of_priority_0() || self.knows_leader() {
             return;

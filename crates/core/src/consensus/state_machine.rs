@@ -1,5 +1,5 @@
-//! What openraft applies committed entries to: the sequencer makes them visible, and the flush
-//! later moves them into the engine.
+//! The state machine to which openraft applies committed entries: the sequencer makes them visible,
+//! and the flush later moves them into the engine.
 
 use std::io;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use crate::txn::flush::{Flush, Mark};
 use crate::txn::sequencer::Sequencer;
 use crate::txn::window::VersionKey;
 
-/// How long a node that has memory for nothing more waits for an engine without space.
+/// How long a node with a full window waits for an engine without space.
 const FULL_MAX: Duration = Duration::from_secs(10);
 const NO_SPACE: &str = "the storage engine has no space on its volume, and the memory for what it does not have \
                         is full (window_bytes_max): make room";
 
-/// Applies entries, one task, in log order.
+/// Applies entries in log order, in one task.
 pub(crate) struct StateMachine {
     sequencer: Arc<Sequencer>,
     flush: Arc<Flush>,
@@ -38,7 +38,7 @@ pub(crate) struct StateMachine {
 }
 
 impl StateMachine {
-    /// Goes on from what the engine holds.
+    /// Continues from what the engine holds.
     ///
     /// # Errors
     /// When the engine's account of the membership cannot be decoded.
@@ -66,8 +66,8 @@ impl StateMachine {
         })
     }
 
-    /// A batch that does not follow on the last one applied was numbered in vain: consensus had
-    /// refused the one before it. Every node finds the same here, and passes over it.
+    /// A batch that does not follow the last applied one was numbered in vain: consensus had
+    /// refused the one before it. Every node finds the same here, and skips it.
     async fn apply_batch(&self, id: LogId, batch: &Batch) -> io::Result<Vec<VersionKey>> {
         let (first, visible) = (batch.first(), self.sequencer.visible());
         if first != visible.next() {
@@ -77,7 +77,7 @@ impl StateMachine {
         if !self.sequencer.is_in_flight(id.term, batch) {
             let since = Instant::now();
             while !self.flush.has_room() {
-                // A node that waits for long answers nobody any more: better to be down, and to be seen as that.
+                // A node that waits for long answers nobody: better to be visibly down.
                 if self.flush.is_full() && since.elapsed() >= FULL_MAX {
                     self.flush.give_up(NO_SPACE);
                     return Err(io::Error::new(io::ErrorKind::StorageFull, NO_SPACE));
@@ -158,7 +158,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }
     }
 
-    /// Never called: a node gets its state from a peer while its consensus stands still, and never
+    /// Never called: a node copies its state from a peer while its consensus is stopped, never
     /// through consensus.
     async fn install_snapshot(
         &mut self,
@@ -228,8 +228,8 @@ mod tests {
         ));
         let applied = watch::Sender::new(None);
         let mut machine = StateMachine::new(parts, None, applied, retention).unwrap();
-        // VLSN 3 to 4 were refused. A batch of the session's end may be in the log after them, and
-        // what the next session numbers begins where the last applied one ended.
+        // VLSNs 3 to 4 were refused. A batch from the end of the session may follow them in the
+        // log, and the next session numbers from the last applied transaction.
         let log = [(batch(1, 2), 2), (batch(5, 1), 2), (batch(3, 1), 3)];
         for (position, (batch, visible)) in (1..).zip(log) {
             let id = LogId {

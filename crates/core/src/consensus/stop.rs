@@ -6,7 +6,7 @@ use crate::consensus::Consensus;
 use crate::ids::NodeId;
 use crate::wire::messages::{ElectionAnswer, ElectionCall, Stop};
 
-/// How long a replica may take to say that it stops.
+/// How long a replica may take to confirm that it stops.
 const TELL_MAX: Duration = Duration::from_secs(5);
 
 impl Consensus {
@@ -22,7 +22,7 @@ impl Consensus {
         matches!(answer, Ok(ElectionAnswer::Agrees(true)))
     }
 
-    /// Takes the word of the master that this node follows, and of nobody else.
+    /// Accepts a stop from the master that this node follows, and from nobody else.
     pub(super) fn hear_stop(&self, caller: NodeId, told: Stop) -> bool {
         let is_master = self.is_followed(caller, told.term);
         if is_master {
@@ -31,8 +31,8 @@ impl Consensus {
         is_master
     }
 
-    /// Whether this node follows the caller as its master, and knows of no later term than `term`. What
-    /// ends a node, or has it give up its data, is taken from nobody else.
+    /// Whether this node follows the caller as its master, and knows of no later term than `term`.
+    /// Nobody else may end a node, or make it give up its data.
     pub(super) fn is_followed(&self, caller: NodeId, term: u64) -> bool {
         let state = self.role.borrow();
         let master = state.master.as_ref().map(|master| master.id);

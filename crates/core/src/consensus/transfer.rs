@@ -1,17 +1,17 @@
 //! Transfer of mastership: to a node that has caught up, with writes held for milliseconds.
 //!
 //! ```text
-//!   master                                            the one to come
+//!   master                                            its successor
 //!   wait until it has nearly everything
 //!   hold: no batch is proposed any more
 //!   wait until it has everything, on disk
 //!   "take over" ────────────────────────────────────► stands for election, past the lease
 //!   votes for it, and follows ◄──────────────────────
-//!   if that does not happen in time: release the hold, go on as before
+//!   if that does not happen in time: release the hold, continue as before
 //! ```
 //!
-//! Nothing here is needed for safety: an election is an election. openraft's own way of handing over
-//! is not used, because a leader that has begun it cannot go on when it fails.
+//! Safety does not depend on this: the election is an ordinary one. openraft's own transfer is not
+//! used, because a leader that has begun one cannot continue if it fails.
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
@@ -37,10 +37,10 @@ pub(crate) enum TransferError {
     NotTaken,
 }
 
-/// Holds the proposals of a master.
+/// Holds back the proposals of a master.
 pub(super) struct Hold {
     is_wanted: watch::Sender<bool>,
-    /// Whether proposing waits, with every batch that was proposed in the log.
+    /// Whether proposing is paused, with every proposed batch in the log.
     is_held: watch::Sender<bool>,
 }
 
@@ -53,7 +53,7 @@ impl Default for Hold {
     }
 }
 
-/// Releases the hold when it is dropped.
+/// Releases the hold when dropped.
 struct Holding<'a>(&'a Hold);
 
 impl Drop for Holding<'_> {
@@ -63,13 +63,13 @@ impl Drop for Holding<'_> {
 }
 
 impl Hold {
-    /// Waits as long as a hold is wanted; called between two proposals.
+    /// Waits while a hold is wanted; called between two proposals.
     pub(super) async fn pass(&self) {
         let mut wanted = self.is_wanted.subscribe();
         let was_wanted = *wanted.borrow();
         self.is_held.send_replace(was_wanted);
         if was_wanted {
-            // The sender is a part of `self`, so neither this nor the wait below fails.
+            // `self` owns the sender, so neither this nor the wait below fails.
             wanted.wait_for(|is_wanted| !is_wanted).await.ok();
             self.is_held.send_replace(false);
         }
@@ -100,8 +100,8 @@ impl Hold {
 }
 
 impl Consensus {
-    /// Makes one of `candidates` master, the one that has most of them that have caught up. Returns
-    /// which.
+    /// Makes one of `candidates` master: of those that have caught up, the one that has the most.
+    /// Returns which.
     ///
     /// # Errors
     /// See [`TransferError`].
@@ -127,7 +127,7 @@ impl Consensus {
                 Err(_) => return Err(TransferError::NotCaughtUp),
             }
         };
-        // Writes wait from here on: not for longer than an election takes anyway.
+        // Writes wait from here on, but no longer than an election takes anyway.
         let deadline = deadline.min(Instant::now() + self.timers.election_timeout_max);
         let _holding = self.hold.hold().ok_or(TransferError::Busy)?;
         let handed = timeout_at(deadline, self.hand_over(target));
@@ -136,7 +136,7 @@ impl Consensus {
         Ok(target)
     }
 
-    /// Ends when this node is no longer the master of its term.
+    /// Returns when this node is no longer the master of its term.
     async fn hand_over(&self, target: NodeId) -> Result<(), TransferError> {
         let mut metrics = self.raft.metrics();
         let vote = metrics.borrow_watched().vote;
@@ -167,7 +167,7 @@ impl Consensus {
         if !matches!(answer, Ok(ElectionAnswer::Agrees(true))) {
             return Err(TransferError::NotTaken);
         }
-        // Heard as master, which is when it can be named to others.
+        // Wait until it is heard as master: from then on it can be named to others.
         let is_followed = |state: &RoleState| {
             let master = state.master.as_ref().map(|master| master.id);
             state.term > term && state.role == Role::Replica && master == Some(target)
@@ -177,7 +177,7 @@ impl Consensus {
         followed.map(drop).map_err(|_| TransferError::NotMaster)
     }
 
-    /// Stands for election because the master asks for it. Returns whether it does.
+    /// Stands for election at the master's request. Returns whether it does.
     pub(super) async fn take_over(&self, caller: NodeId, asked: TakeOver) -> Option<bool> {
         let vote: Vote = asked.vote?.try_into().ok()?;
         let last = asked.last.map(LogId::try_from).transpose().ok()?;

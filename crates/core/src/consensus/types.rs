@@ -1,4 +1,4 @@
-//! The types that openraft is told to work with, and how they become bytes.
+//! The types that parameterize openraft, and their encoding.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,7 +29,7 @@ impl RaftTerm for Term {
 }
 
 openraft::declare_raft_types!(
-    /// One master per term (`leader_id_std`); seeded chance for the sake of the simulator.
+    /// One master per term (`leader_id_std`); seeded randomness for the simulator.
     pub(crate) TypeConfig:
         D = Batch,
         R = (),
@@ -46,7 +46,7 @@ pub(crate) type RaftEntryOf = openraft::alias::EntryOf<TypeConfig>;
 pub(crate) type RaftMembership = Membership<NodeId, Member>;
 pub(crate) type RaftStoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
 
-/// Why bytes from disk or from a peer are no entry.
+/// Why bytes from disk or from a peer are not an entry.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EntryError {
     #[error(transparent)]
@@ -96,7 +96,7 @@ pub(crate) fn from_raft_vote(vote: &RaftVote) -> log::Vote {
 }
 
 /// # Errors
-/// When the payload is not of its kind. Nothing has been changed then.
+/// When the payload does not match its kind. Nothing has been changed then.
 pub(crate) fn to_raft_entry(entry: log::Entry) -> Result<RaftEntryOf, EntryError> {
     let payload = match entry.kind {
         EntryKind::Blank if entry.payload.is_empty() => EntryPayload::Blank,
@@ -147,7 +147,7 @@ pub(crate) fn encode_membership(id: Option<LogId>, membership: &RaftMembership) 
 }
 
 /// # Errors
-/// When the bytes are no membership, or one in which a voter is no member.
+/// When the bytes are not a membership, or a voter in it is not a member.
 pub(crate) fn decode_membership(bytes: &Bytes) -> Result<RaftStoredMembership, EntryError> {
     let record = MembershipRecord::decode(bytes.clone())?;
     let id = record.position.zip(record.term).map(|(position, term)| {

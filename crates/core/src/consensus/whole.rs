@@ -1,10 +1,10 @@
-//! Calls of openraft that go on to their end when who waits for them is gone.
+//! Calls to openraft that run to completion even if their caller stops waiting.
 //!
-//! A call that finds openraft's core ended waits until that has been taken down, and all others wait
-//! for the first that did. When the first one is dropped meanwhile, the others panic, and so does every
-//! later call, the one that shuts down included (alpha.37). It is dropped easily: a master whose disk
-//! fails loses its term, its clients and its connections, each of which waits for a call, at the moment
-//! at which its core ends.
+//! A call that finds openraft's core ended waits until the core has been taken down, and all other
+//! calls wait for the first that did. If that first one is dropped meanwhile, the others panic, and
+//! so does every later call, including shutdown (alpha.37). That happens easily: a master whose
+//! disk fails loses its term, its clients and its connections, each of which waits for a call, at
+//! the moment when its core ends.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,7 +17,7 @@ use futures_util::{FutureExt, Stream, StreamExt};
 use crate::consensus::{Consensus, ConsensusRaft};
 
 impl Consensus {
-    /// A call that is finished by a task of this node when it is dropped while it waits.
+    /// A call that a task of this node completes if the call is dropped while it waits.
     pub(super) fn whole<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
         &self,
         call: impl FnOnce(ConsensusRaft) -> F,
@@ -37,9 +37,9 @@ impl Consensus {
 /// See the module.
 pub(super) struct Whole<'a, C: Goes> {
     consensus: &'a Consensus,
-    /// Gone when it goes on elsewhere.
+    /// `None` once it continues elsewhere.
     call: Option<C>,
-    /// Whether it was begun, and has to be finished.
+    /// Whether it was started, and has to be completed.
     is_pending: bool,
 }
 
@@ -82,7 +82,7 @@ impl<T: Send + 'static> Stream for Whole<'_, BoxStream<'static, T>> {
 impl<C: Goes> Drop for Whole<'_, C> {
     fn drop(&mut self) {
         let call = self.call.take().filter(|_| self.is_pending);
-        // Without a runtime nothing of this node goes on.
+        // Without a runtime, nothing of this node continues.
         if let Some(call) = call
             && tokio::runtime::Handle::try_current().is_ok()
         {
@@ -100,7 +100,7 @@ impl<C: Goes> Drop for Whole<'_, C> {
     }
 }
 
-/// What can be finished without anybody who takes the result.
+/// A call that can be completed without anyone to take the result.
 pub(super) trait Goes: Unpin {
     fn finish(self) -> BoxFuture<'static, ()>;
 }
@@ -112,7 +112,7 @@ impl<T: Send + 'static> Goes for BoxFuture<'static, T> {
 }
 
 impl<T: Send + 'static> Goes for BoxStream<'static, T> {
-    /// The item that is waited for; the others are not.
+    /// Completes only the item that is awaited.
     fn finish(mut self) -> BoxFuture<'static, ()> {
         async move { drop(self.next().await) }.boxed()
     }

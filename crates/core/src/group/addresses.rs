@@ -1,15 +1,15 @@
-//! Where members are reached beside what the membership says, in a file beside the identity: the
-//! address at which each has last proved itself, and what an operator has said of a group in which
-//! nobody can be reached any more.
+//! Member addresses known besides the membership, in a file beside the identity: the address at
+//! which each member last proved itself, and addresses given by an operator when nobody in the
+//! group can be reached any more.
 //!
 //! ```text
 //! addresses  | "SFADDRS\0" | format version: u32 LE = 1 | length: u32 LE | crc32c of the body: u32 LE |
 //!            | body (protobuf: AddressesRecord) |
 //! ```
 //!
-//! A hint, and nothing more: whoever is dialled proves by the hello that it is the member that is meant,
-//! so a wrong address harms nobody. A file that is missing, damaged, or of another group is passed over.
-//! It is replaced as the identity is, so a crash leaves one of two.
+//! Only a hint: the hello proves that the dialled node is the intended member, so a wrong address
+//! is harmless. A file that is missing, damaged, or of another group is ignored. It is replaced in
+//! the same way as the identity, so a crash leaves either the old or the new file.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -45,34 +45,34 @@ struct AddressRecord {
     worked: Option<String>,
     #[prost(string, optional, tag = "3")]
     said: Option<String>,
-    /// The address in the membership in whose place `said` stands.
+    /// The membership's address that `said` replaces.
     #[prost(string, tag = "4")]
     instead_of: String,
 }
 
-/// What is known of where one member is reached.
+/// What is known about the addresses of one member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Noted {
-    /// What an operator has said.
+    /// The address given by an operator.
     pub(crate) said: Option<Said>,
-    /// Where the last dial came to on which it was the member that answered.
+    /// The address reached by the last dial that the member itself answered.
     worked: Option<String>,
-    /// What was dialled then, if that was in this life of the process.
+    /// The address dialled then, if that was in this life of the process.
     dialled: Option<String>,
 }
 
-/// What an operator has said without a master. It holds until the membership has another address than
-/// it had then.
+/// An address that an operator gave without a master. It holds until the membership's address
+/// differs from the one at that time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Said {
     pub(crate) address: String,
     pub(crate) instead_of: String,
 }
 
-/// What is noted of each member: as many as the group has.
+/// The notes about each member, at most one per member of the group.
 pub(crate) type Book = BTreeMap<NodeId, Noted>;
 
-/// What is noted in `dir` for the group of `identity`; nothing where nothing can be read.
+/// Reads the notes in `dir` for the group of `identity`; empty if nothing can be read.
 pub(crate) fn read(disk: &dyn Disk, dir: &Path, identity: &Identity) -> Book {
     let path = dir.join(FILE);
     if !disk.exists(&path).unwrap_or(false) {
@@ -105,10 +105,10 @@ pub(crate) fn read(disk: &dyn Disk, dir: &Path, identity: &Identity) -> Book {
         .collect()
 }
 
-/// Replaces what is noted in `dir`, durably.
+/// Durably replaces the notes in `dir`.
 ///
 /// # Errors
-/// [`OpenError::Io`]; what was there before may still be.
+/// [`OpenError::Io`]; the previous file may still be in place.
 pub(crate) async fn write(
     disk: &dyn Disk,
     dir: &Path,
@@ -133,7 +133,7 @@ pub(crate) async fn write(
     replace_file(disk, dir, (FILE, NEW_FILE), &bytes).await
 }
 
-/// Whether the file would say the same of both.
+/// Whether both would be the same in the file.
 pub(crate) fn is_same_on_disk(one: &Book, other: &Book) -> bool {
     let noted = |(id, noted): (&NodeId, &Noted)| (*id, noted.said.clone(), noted.worked.clone());
     one.iter().map(noted).eq(other.iter().map(noted))
@@ -152,7 +152,7 @@ impl Addresses {
         self.0.subscribe()
     }
 
-    /// Where to look for a member whose address in the membership is `address`, the likeliest first.
+    /// Where to look for a member whose address in the membership is `address`, most likely first.
     pub(crate) fn candidates(&self, id: NodeId, address: &str) -> Vec<String> {
         let book = self.0.borrow();
         let noted = book.get(&id);
@@ -167,7 +167,7 @@ impl Addresses {
         candidates
     }
 
-    /// The one of these at which to reach the member when there is no time to try several.
+    /// The candidate to use when there is no time to try several.
     pub(crate) fn best(&self, id: NodeId, address: &str) -> String {
         let book = self.0.borrow();
         let Some(noted) = book.get(&id) else {
@@ -181,7 +181,7 @@ impl Addresses {
         best.unwrap_or(address).to_owned()
     }
 
-    /// Notes that the member has proved itself when `dialled` was dialled, which came to `at`.
+    /// Notes that the member proved itself when `dialled` was dialled, which reached `at`.
     pub(crate) fn note(&self, id: NodeId, dialled: &str, at: &str) {
         self.0.send_if_modified(|book| {
             let noted = book.entry(id).or_default();
@@ -198,7 +198,7 @@ impl Addresses {
         book.get(&id).is_some_and(|noted| noted.dialled.is_some())
     }
 
-    /// What an operator has said of these members, and the membership does not have yet.
+    /// Addresses of these members that an operator gave and the membership does not have yet.
     pub(crate) fn said(&self, members: &Members) -> BTreeMap<NodeId, String> {
         let book = self.0.borrow();
         let said = members.iter().filter_map(|(id, member)| {
@@ -208,7 +208,7 @@ impl Addresses {
         said.collect()
     }
 
-    /// Forgets what the membership has overtaken.
+    /// Forgets notes that the membership has superseded.
     pub(crate) fn follow(&self, members: &Members) {
         self.0.send_if_modified(|book| {
             let before = book.clone();

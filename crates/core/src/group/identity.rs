@@ -1,20 +1,20 @@
-//! The identity of a data directory: written once when the directory is made, completed once when
-//! the node's group has formed, checked at every open.
+//! The identity of a data directory: written once when the directory is created, completed once
+//! when the node's group has formed, checked at every open.
 //!
 //! ```text
 //! identity   | "SFIDENT\0" | format version: u32 LE = 2 | length: u32 LE | crc32c of the body: u32 LE |
 //!            | body (protobuf: IdentityRecord) |
 //! ```
 //!
-//! A new content is written beside the old one, synced, renamed over it, and the directory synced:
-//! a crash leaves one of the two. The incarnation is on disk before anybody is told of it, so that
-//! a directory that was wiped can never come back as the one that was let into the group.
+//! New content is written beside the old file, synced, renamed over it, and the directory synced: a
+//! crash leaves one of the two. The incarnation is on disk before anybody is told of it, so a wiped
+//! directory can never come back as the one that was admitted to the group.
 //!
-//! The identity names the file `origin` beside it by what tells a file from its copies
-//! ([`FileMark`]). That file is made once and never written again, so a directory that was copied,
-//! or put back out of a backup, has another one and is refused: votes and writes that the original
-//! has acknowledged may be missing in it, and the original may still run. A directory that was
-//! renamed is the original.
+//! The identity records the file `origin` beside it by the properties that tell a file from its
+//! copies ([`FileMark`]). `origin` is created once and never written again, so a directory that was
+//! copied, or restored from a backup, has another one and is refused: it may lack votes and writes
+//! that the original has acknowledged, and the original may still run. A renamed directory is still
+//! the original.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,16 +30,16 @@ use crate::planted::{self, Bug};
 
 const MAGIC: &[u8; 8] = b"SFIDENT\0";
 const FORMAT_VERSION: u32 = 2;
-/// Directories of this version have no `origin` yet; they get one when they are opened.
+/// Directories of this version have no `origin` yet; they get one when opened.
 const FORMAT_WITHOUT_ORIGIN: u32 = 1;
 const HEADER_BYTES: usize = 20;
 const FILE: &str = "identity";
 const NEW_FILE: &str = "identity.new";
 const LOCK_FILE: &str = "lock";
 const ORIGIN_FILE: &str = "origin";
-/// In a directory to which a group is being restored, until all of it is there.
+/// Present in a directory to which a group is being restored, until the restore is complete.
 pub const UNFINISHED_RESTORE: &str = ".restoring";
-/// What file systems keep in the root of a volume, which may be a directory of ours.
+/// Kept by file systems in the root of a volume, which may be a directory of ours.
 const VOLUME_ROOT_FILE: &str = "lost+found";
 
 /// The body of the identity file.
@@ -100,34 +100,33 @@ pub(crate) struct Identity {
     pub(crate) group: Option<GroupUuid>,
     /// 0 until the group has formed.
     pub(crate) node_id: NodeId,
-    /// The members with which the group was formed, or its epoch began.
+    /// The members with which the group was formed, or with which its epoch began.
     pub(crate) founders: Vec<(NodeId, Member)>,
-    /// The epoch of the group of which this node is a member.
+    /// The group epoch of which this node is a member.
     pub(crate) epoch: GroupEpoch,
-    /// A later epoch of which this node has heard: it takes no part any more.
+    /// A later epoch that this node has heard of: it no longer takes part.
     pub(crate) superseded_by: Option<GroupEpoch>,
-    /// The entry with which the epoch begins, until it is in the log: the founders of the epoch are
-    /// its members.
+    /// The entry that begins the epoch, until it is in the log: the epoch's founders are its
+    /// members.
     pub(crate) recovery: Option<LogId>,
-    /// How often the state was copied from a peer: which engine is the node's.
+    /// Number of times the state was copied from a peer: it names the node's engine.
     pub(crate) copy: u64,
-    /// After a copy: the last entry in it, until the log goes on after that.
+    /// After a copy: the last entry in it, until the log continues after that.
     pub(crate) log_begins_after: Option<LogId>,
-    /// How often the log was given up as damaged: which log is the node's.
+    /// Number of times the log was given up as damaged: it names the node's log.
     pub(crate) log: u64,
-    /// What the directory holds is of this earlier incarnation and damaged, and has not been replaced
-    /// yet.
+    /// Set while the directory still holds damaged data, of this earlier incarnation.
     pub(crate) damaged: Option<Incarnation>,
-    /// The incarnations before this one, oldest first: a member that was away since before a repair
-    /// knows one of them.
+    /// The incarnations before this one, oldest first: a member that has been away since before a
+    /// repair knows one of them.
     pub(crate) earlier: Vec<Incarnation>,
 }
 
-/// How many earlier incarnations a directory remembers.
+/// Maximum number of earlier incarnations that a directory remembers.
 const EARLIER_MAX: usize = 64;
 
 impl Identity {
-    /// Of a directory that was just made, and belongs to no group yet.
+    /// The identity of a new directory that belongs to no group yet.
     pub(crate) fn fresh(group_name: &str, node_name: &str, incarnation: Incarnation) -> Self {
         Self {
             group_name: group_name.to_owned(),
@@ -147,7 +146,7 @@ impl Identity {
         }
     }
 
-    /// Begins another life of the directory; what it holds is damaged.
+    /// Begins another life of the directory, whose data is damaged.
     pub(crate) fn begin_again(&mut self, incarnation: Incarnation) {
         self.damaged = Some(self.incarnation);
         self.earlier.push(self.incarnation);
@@ -164,10 +163,10 @@ pub(crate) struct DataDir {
 }
 
 impl DataDir {
-    /// Makes the directory if it is missing and locks it.
+    /// Creates the directory if it is missing, and locks it.
     ///
     /// # Errors
-    /// [`OpenError::InUse`] when somebody has it, [`OpenError::Io`] when it cannot be written.
+    /// [`OpenError::InUse`] when a process holds it, [`OpenError::Io`] when it cannot be written.
     pub(crate) fn open(disk: &dyn Disk, dir: &Path) -> Result<Self, OpenError> {
         disk.create_dir_all(dir).map_err(io_error("create", dir))?;
         let lock_path = dir.join(LOCK_FILE);
@@ -196,17 +195,17 @@ impl DataDir {
         &self.dir
     }
 
-    /// Where the log lies after so many were given up as damaged.
+    /// The directory of the log, after `log` earlier ones were given up as damaged.
     pub(crate) fn log_dir(&self, log: u64) -> PathBuf {
         log_dir(&self.dir, log)
     }
 
-    /// Where the engine of a state lies that was copied from peers so many times.
+    /// The directory of the engine, after the state was copied from peers `copy` times.
     pub(crate) fn engine_dir(&self, copy: u64) -> PathBuf {
         engine_dir(&self.dir, copy)
     }
 
-    /// Where it is noted what that engine has to hold.
+    /// The file that records what that engine should hold.
     pub(crate) fn digest_path(&self, copy: u64) -> PathBuf {
         self.dir.join(match copy {
             0 => "digest".to_owned(),
@@ -214,7 +213,7 @@ impl DataDir {
         })
     }
 
-    /// Removes what was noted for an engine that is not there any more.
+    /// Removes the digest file of an engine that no longer exists.
     ///
     /// # Errors
     /// [`OpenError::Io`].
@@ -239,8 +238,8 @@ impl DataDir {
         Ok(names.iter().any(|name| log::is_segment(name)))
     }
 
-    /// Removes the files of a log that counts for nothing: of a node that crashed before its identity
-    /// said that the group has formed, or one that was given up as damaged.
+    /// Removes the files of a log that is void: of a node that crashed before its identity said
+    /// that the group has formed, or of one that was given up as damaged.
     ///
     /// # Errors
     /// [`OpenError::Io`].
@@ -257,10 +256,10 @@ impl DataDir {
         Ok(())
     }
 
-    /// The identity in the directory, durable there from now on; `None` where there is none yet.
+    /// The identity in the directory, made durable; `None` if there is none yet.
     ///
-    /// A process that died between the rename and the sync after it, or whose sync failed, has left a
-    /// name that a power cut takes back. The content was synced before it got that name.
+    /// If a process died between the rename and the following sync, or that sync failed, a power
+    /// cut could undo the rename. The content was synced before it was renamed.
     ///
     /// # Errors
     /// [`OpenError::NewerFormat`], [`OpenError::Corrupt`], [`OpenError::Copied`],
@@ -287,7 +286,7 @@ impl DataDir {
         Ok(Some(identity))
     }
 
-    /// The identity as it is, of a copy as well, and whether the directory is the original one.
+    /// The identity as it is, even that of a copy, and whether the directory is the original.
     /// Changes nothing.
     ///
     /// # Errors
@@ -306,7 +305,7 @@ impl DataDir {
         Ok(Some((identity, is_original)))
     }
 
-    /// Whether this is the directory for which `origin` was noted.
+    /// Whether this is the directory whose `origin` was recorded.
     fn is_original(&self, disk: &dyn Disk, origin: FileMark) -> Result<bool, OpenError> {
         let path = self.dir.join(ORIGIN_FILE);
         match disk.file_mark(&path) {
@@ -316,7 +315,7 @@ impl DataDir {
         }
     }
 
-    /// The file that tells this directory from its copies, made and durable if it was missing.
+    /// The file that tells this directory from its copies, durably created if missing.
     async fn origin(&self, disk: &dyn Disk) -> Result<FileMark, OpenError> {
         let path = self.dir.join(ORIGIN_FILE);
         if !disk.exists(&path).map_err(io_error("look for", &path))? {
@@ -325,12 +324,12 @@ impl DataDir {
                 .map_err(io_error("create", &path))?;
             file.sync_data().await.map_err(io_error("sync", &path))?;
         }
-        // The process that made it may have ended before it was durable.
+        // The process that created it may have ended before it was durable.
         self.sync_names(disk).await?;
         disk.file_mark(&path).map_err(io_error("look at", &path))
     }
 
-    /// The identity, and what it says of the file `origin`; nothing in the earliest format.
+    /// The identity, and its record of the file `origin`, which the earliest format lacks.
     fn read_identity(
         &self,
         disk: &dyn Disk,
@@ -345,7 +344,7 @@ impl DataDir {
                 let dir = self.dir.clone();
                 return Err(OpenError::UnfinishedRestore { dir });
             }
-            // An empty directory is where a volume for the log is mounted.
+            // An empty log directory is no log: a volume may be mounted there.
             if self.has_log(disk, 0)? {
                 let what = "the file is missing beside a log".to_owned();
                 return Err(OpenError::Corrupt {
@@ -363,7 +362,7 @@ impl DataDir {
     /// Replaces the identity, durably.
     ///
     /// # Errors
-    /// [`OpenError::Io`]; the old identity stands then.
+    /// [`OpenError::Io`]; the old identity may still be in place.
     pub(crate) async fn write_identity(
         &self,
         disk: &dyn Disk,
@@ -395,13 +394,13 @@ fn engine_dir(dir: &Path, copy: u64) -> PathBuf {
     })
 }
 
-/// Where this node keeps something that grows: each may be on a volume of its own.
+/// The directories in which this node keeps growing data: each may be on its own volume.
 pub(crate) fn growing_dirs(dir: &Path, identity: &Identity) -> [PathBuf; 3] {
     let (log, engine) = (log_dir(dir, identity.log), engine_dir(dir, identity.copy));
     [dir.to_owned(), log, engine]
 }
 
-/// Why a node of epoch `own` takes no part, and what to do.
+/// Why a node of epoch `own` may not take part, and what to do.
 pub(crate) fn superseded(own: GroupEpoch, later: GroupEpoch) -> String {
     format!(
         "the group lost its quorum and was recovered without this node: it is in epoch {later}, and \
@@ -422,7 +421,7 @@ pub(super) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Erro
 pub(super) fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     let file = disk.open(path, OpenMode::Read)?;
     let length = usize::try_from(file.len()?).map_err(io::Error::other)?;
-    // An identity is some hundred bytes; whatever is larger is not one.
+    // An identity has some hundred bytes; anything over this limit is not one.
     let mut bytes = vec![0; length.min(1024 * 1024)];
     let mut read = 0;
     while read < bytes.len() {
@@ -435,10 +434,10 @@ pub(super) fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Gives a file another content, durably: written as `new` beside it, synced, and renamed over it.
+/// Durably replaces the content of a file: written as `new` beside it, synced, and renamed over it.
 ///
 /// # Errors
-/// [`OpenError::Io`]; what was there before may still be.
+/// [`OpenError::Io`]; the old content may still be in place.
 pub(super) async fn replace_file(
     disk: &dyn Disk,
     dir: &Path,
@@ -489,7 +488,7 @@ fn record(identity: &Identity, origin: Option<FileMark>) -> IdentityRecord {
     }
 }
 
-/// A file of one record: what it is, version, length, checksum, record.
+/// A file of one record: magic, version, length, checksum, record.
 pub(super) fn frame(magic: &[u8], version: u32, record: &impl Message) -> Vec<u8> {
     let body = record.encode_to_vec();
     let length = u32::try_from(body.len()).expect("a member list is far below 4 GiB");
@@ -501,7 +500,7 @@ pub(super) fn frame(magic: &[u8], version: u32, record: &impl Message) -> Vec<u8
     bytes
 }
 
-/// The record of a file that [`frame`] has made, if it is whole.
+/// The record in a file made by [`frame`], if it is intact.
 pub(super) fn unframe<'a>(magic: &[u8], version: u32, bytes: &'a [u8]) -> Option<&'a [u8]> {
     let (header, body) = bytes.split_at_checked(HEADER_BYTES)?;
     let field = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
@@ -625,7 +624,7 @@ mod tests {
         let disk = MemoryDisk::new();
         let dir = DataDir::open(&disk, Path::new("/data")).unwrap();
         dir.write_identity(&disk, &identity(None)).await.unwrap();
-        // A process that ends between the rename and the sync of the names.
+        // As if a process ended between the rename and the sync of the names.
         let formed = identity(Some(5));
         let (new, path) = (dir.dir.join(NEW_FILE), dir.dir.join(FILE));
         let file = disk.open(&new, OpenMode::CreateNew).unwrap();
@@ -684,11 +683,11 @@ mod tests {
         assert_eq!(found(&RealDisk, &moved).await.unwrap(), Some(written));
         let refused = found(&RealDisk, &copy).await;
         assert!(matches!(refused, Err(OpenError::Copied { dir }) if dir == copy));
-        // In the place of the original it is still none.
+        // Even in the original's place it is not the original.
         RealDisk.rename(&copy, &home).unwrap();
         let refused = found(&RealDisk, &home).await;
         assert!(matches!(refused, Err(OpenError::Copied { .. })));
-        // Nor is one whose `origin` was left out.
+        // Nor is one without its `origin`.
         RealDisk.remove(&home.join(ORIGIN_FILE)).unwrap();
         let refused = found(&RealDisk, &home).await;
         assert!(matches!(refused, Err(OpenError::Copied { .. })));

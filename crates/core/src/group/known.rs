@@ -1,15 +1,15 @@
-//! The latest members that a node has known, in a file beside its identity: whom it can ask when it can
-//! read neither its log nor its engine. The identity has the members of the group's beginning, which
-//! may all be gone.
+//! The latest members known to a node, in a file beside its identity: those it can ask when it can
+//! read neither its log nor its engine. The identity has only the members from the beginning of the
+//! group, which may all be gone.
 //!
 //! ```text
 //! members    | "SFMEMBR\0" | format version: u32 LE = 1 | length: u32 LE | crc32c of the body: u32 LE |
 //!            | body (protobuf: KnownRecord) |
 //! ```
 //!
-//! A hint, and nothing more: nobody is let in and nothing is counted by it. It may be out of date, and
-//! one that is missing, damaged, or of another group or epoch is passed over. It is replaced as the
-//! identity is, so a crash leaves one of two.
+//! Only a hint: it admits nobody and counts no votes. It may be out of date, and a file that is
+//! missing, damaged, or of another group or epoch is ignored. It is replaced in the same way as the
+//! identity, so a crash leaves either the old or the new file.
 
 use std::path::Path;
 
@@ -37,8 +37,8 @@ struct KnownRecord {
     members: Vec<MemberRecord>,
 }
 
-/// The members that were written last into `dir`, of the group and epoch of `identity`; none where
-/// nothing can be read.
+/// The members last written to `dir`, of the group and epoch of `identity`; none if nothing can be
+/// read.
 pub(crate) fn read(disk: &dyn Disk, dir: &Path, identity: &Identity) -> Vec<(NodeId, Member)> {
     let path = dir.join(FILE);
     if !disk.exists(&path).unwrap_or(false) {
@@ -57,10 +57,10 @@ pub(crate) fn read(disk: &dyn Disk, dir: &Path, identity: &Identity) -> Vec<(Nod
     members.map(MemberRecord::into_member).collect()
 }
 
-/// Replaces the members in `dir`, durably.
+/// Durably replaces the members in `dir`.
 ///
 /// # Errors
-/// [`OpenError::Io`]; what was there before may still be.
+/// [`OpenError::Io`]; the previous file may still be in place.
 pub(crate) async fn write(
     disk: &dyn Disk,
     dir: &Path,

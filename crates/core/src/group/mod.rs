@@ -1,4 +1,4 @@
-//! Who belongs to the group: members, the identity of a data directory, and what is noted beside it.
+//! The members of the group, the identity of a data directory, and the notes beside it.
 
 pub(crate) mod addresses;
 pub(crate) mod identity;
@@ -14,15 +14,15 @@ use crate::ids::{Incarnation, LogPosition, NodeId, Term};
 use crate::log::LogId;
 use crate::member::{NodeAddress, NodeType, PRIORITY_DEFAULT};
 
-/// One member, as the replicated membership has it.
+/// One member, as stored in the replicated membership.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) name: String,
     pub(crate) address: String,
     pub(crate) node_type: NodeType,
-    /// Of electable nodes: a higher one is preferred as master, 0 never is.
+    /// For electable nodes: a higher one is preferred as master, 0 never is master.
     pub(crate) priority: u32,
-    /// The life of its data directory that was let in. Another one has no vote.
+    /// The admitted life of its data directory. Any other life has no vote.
     pub(crate) incarnation: Incarnation,
 }
 
@@ -38,7 +38,7 @@ impl Default for Member {
     }
 }
 
-/// The members in force. Shared as it is, replaced whole.
+/// The members in force. Shared unchanged, replaced as a whole.
 pub(crate) type Members = Arc<BTreeMap<NodeId, Member>>;
 
 impl Member {
@@ -87,7 +87,7 @@ impl MemberRecord {
         }
     }
 
-    /// A type that this version does not know is taken for a secondary: nothing is asked of it.
+    /// A type unknown to this version is treated as a secondary: nothing is asked of it.
     pub(crate) fn into_member(self) -> (NodeId, Member) {
         let known = NodeType::from_number(self.node_type);
         (
@@ -103,7 +103,7 @@ impl MemberRecord {
     }
 }
 
-/// A set of voters; two of them at once while a membership changes.
+/// A set of voters; there are two at once while a membership changes.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct VoterSet {
     #[prost(uint64, repeated, tag = "1")]
@@ -117,7 +117,7 @@ pub(crate) struct MembershipRecord {
     pub(crate) members: Vec<MemberRecord>,
     #[prost(message, repeated, tag = "2")]
     pub(crate) voters: Vec<VoterSet>,
-    /// Log position and term of the entry that made it; absent inside that entry.
+    /// Log position and term of the entry that created it; absent inside that entry.
     #[prost(uint64, optional, tag = "3")]
     pub(crate) position: Option<u64>,
     #[prost(uint64, optional, tag = "4")]
@@ -166,7 +166,7 @@ impl TryFrom<LogIdRecord> for LogId {
 #[error("impossible {0}")]
 pub(crate) struct Impossible(pub(crate) &'static str);
 
-/// Numbers near the end of their range would overflow in sums made of them.
+/// Numbers near the end of their range would overflow in additions.
 pub(crate) fn check_headroom(number: u64, what: &'static str) -> Result<(), Impossible> {
     if number < u64::MAX / 2 {
         Ok(())

@@ -11,8 +11,8 @@
 //! All integers are little-endian. VLSNs within a batch are dense: transaction `i` has the VLSN
 //! `first + i`. Operations of one transaction are sorted by (database, key), each key once.
 //!
-//! A batch is checked whole by [`Batch::parse`] before any of it changes anything; what comes out
-//! borrows the entry's bytes, so keys and values are not copied on a replica.
+//! [`Batch::parse`] checks a whole batch before any of it takes effect. Its operations borrow the
+//! entry's bytes, so a replica copies neither keys nor values.
 
 use std::fmt;
 
@@ -27,13 +27,13 @@ const COUNT_OFFSET: usize = FORMAT_OFFSET + 4;
 const FIRST_VLSN_OFFSET: usize = COUNT_OFFSET + 4;
 const COMMITTED_AT_OFFSET: usize = FIRST_VLSN_OFFSET + 8;
 const HEADER_BYTES: usize = COMMITTED_AT_OFFSET + 8;
-/// What an operation takes in a batch beside its key and value.
+/// Encoded size of an operation, without its key and value.
 pub(crate) const OPERATION_HEADER_BYTES: usize = 16;
 
 const KIND_PUT: u8 = 1;
 const KIND_DELETE: u8 = 2;
 
-/// What one transaction does to one key: `value` is `None` for a deletion.
+/// A transaction's change to one key. `value` is `None` for a deletion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Operation {
     pub(crate) database: DatabaseId,
@@ -42,7 +42,7 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
-    /// Bytes that the operation takes in a batch.
+    /// Encoded size of the operation, in bytes.
     pub(crate) fn encoded_bytes(&self) -> usize {
         OPERATION_HEADER_BYTES + self.key.len() + self.value.as_ref().map_or(0, Bytes::len)
     }
@@ -118,7 +118,7 @@ impl BatchBuilder {
         vlsn
     }
 
-    /// The VLSN of its first transaction.
+    /// The VLSN of the first transaction.
     pub(crate) fn first(&self) -> Vlsn {
         self.first
     }
@@ -142,7 +142,7 @@ impl BatchBuilder {
         self.bytes[COMMITTED_AT_OFFSET..HEADER_BYTES]
             .copy_from_slice(&committed_at_ms.to_le_bytes());
         let last = Vlsn(self.first.0 + u64::from(self.transactions) - 1);
-        // The log keeps the last batches in memory: not with the room that this one did not need.
+        // The log keeps the last batches in memory, so drop this one's spare capacity.
         let bytes = if 2 * self.bytes.len() < self.bytes.capacity() {
             Bytes::copy_from_slice(&self.bytes)
         } else {
@@ -156,7 +156,7 @@ impl BatchBuilder {
     }
 }
 
-/// Lengths were checked against limits far below 4 GiB before they came here.
+/// Lengths have already been checked against limits far below 4 GiB.
 fn length_u32(length: usize) -> u32 {
     u32::try_from(length).expect("lengths are limited before a batch is built")
 }
@@ -173,7 +173,7 @@ impl Batch {
     /// Checks every byte of `bytes`.
     ///
     /// # Errors
-    /// Whatever makes the bytes no batch of this format.
+    /// The first reason why the bytes are not a batch of this format.
     pub(crate) fn parse(bytes: Bytes) -> Result<Self, BatchError> {
         let mut reader = Reader {
             bytes: &bytes,
@@ -196,7 +196,7 @@ impl Batch {
             return Err(BatchError::Trailing(bytes.len() - reader.at));
         }
         let after_first = u64::from(count).checked_sub(1).ok_or(BatchError::Empty)?;
-        // The number after the last one must exist too: it is where the next batch starts.
+        // The VLSN after the last one must exist too: the next batch starts there.
         let last = first
             .0
             .checked_add(after_first)

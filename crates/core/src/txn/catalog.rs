@@ -1,19 +1,19 @@
-//! The catalog: which name stands for which database.
+//! The catalog: maps names to databases.
 //!
-//! It is a database itself, so that creating, truncating and dropping a database is replicated,
-//! ordered and conflict-checked as any write is: whoever uses a database by its name has read the
-//! name's entry, and conflicts with a transaction that changes it.
+//! The catalog is itself a database, so creating, truncating and dropping a database is replicated,
+//! ordered and conflict-checked like any other write. A transaction that uses a database by name
+//! has read the name's entry, and conflicts with a transaction that changes it.
 //!
 //! | key | value |
 //! | --- | --- |
 //! | name of a database | its id, `u32` little-endian |
-//! | `"\0next"`, which is no name | the next free id, `u32` little-endian |
-//! | `"\0node"`, which is no name | the newest id that was given to a node, `u64` little-endian |
+//! | `"\0next"`, which is not a name | the next free id, `u32` little-endian |
+//! | `"\0node"`, which is not a name | the newest id given to a node, `u64` little-endian |
 //! | `"\0id"` and an id, `u32` big-endian | the name to which the id was given; never removed |
 //!
-//! An id is given once. A dropped database loses its entry, a truncated one gets a new id: the data
-//! under the old one belongs to no name any more, and each node's engine gives it up in its own
-//! time (`txn/reclaim.rs`).
+//! An id is never reused. A dropped database loses its entry, a truncated one gets a new id: the
+//! data under the old id no longer has a name, and each node's engine reclaims it in its own time
+//! (`txn/reclaim.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,20 +27,20 @@ use crate::limits::DATABASE_NAME_BYTES_MAX;
 /// The catalog itself.
 pub(crate) const CATALOG: DatabaseId = DatabaseId(0);
 
-/// In each node's engine: what its databases have to hold (`txn/audit/digest.rs`). No part of what is
+/// In each node's engine: the expected digests of its databases (`txn/audit/digest.rs`). Not
 /// replicated.
 pub(crate) const DIGESTS: DatabaseId = DatabaseId(u32::MAX);
 
 /// Key of the next free id.
 pub(crate) const NEXT_ID_KEY: &[u8] = b"\0next";
 
-/// Key of the newest id that was given to a node after the founding of the group.
+/// Key of the newest node id given out after the founding of the group.
 pub(crate) const NODE_ID_KEY: &[u8] = b"\0node";
 
-/// The id that [`NODE_ID_KEY`] keeps: 0 while only founders have one.
+/// The id stored under [`NODE_ID_KEY`]: 0 while only founders have one.
 ///
 /// # Errors
-/// [`EngineError::Corrupt`] when the value is none: an id that was given might be given again.
+/// [`EngineError::Corrupt`] when the value is not an id: an id might be given out twice.
 pub(crate) fn decode_node_id(value: Option<&Bytes>) -> Result<NodeId, EngineError> {
     let Some(value) = value else {
         return Ok(NodeId(0));
@@ -51,16 +51,16 @@ pub(crate) fn decode_node_id(value: Option<&Bytes>) -> Result<NodeId, EngineErro
     Ok(NodeId(u64::from_le_bytes(bytes)))
 }
 
-/// How the keys begin that keep which name an id was given to.
+/// Prefix of the keys that map an id to the name it was given to.
 const ID_PREFIX: &[u8] = b"\0id";
 
 /// The id of the first database.
 pub(crate) const FIRST_ID: DatabaseId = DatabaseId(CATALOG.0 + 1);
 
-/// Entries of the engine's catalog that are looked at in one step.
+/// Entries of the engine's catalog read in one step.
 const STEP: ScanLimit = ScanLimit::keys(256);
 
-/// The name as a key of the catalog.
+/// Turns a name into its catalog key.
 ///
 /// # Errors
 /// [`ReadError::DatabaseName`] when no database can have it.
@@ -77,7 +77,7 @@ pub(crate) fn check_name(name: &str) -> Result<Bytes, ReadError> {
 /// The id after `id`.
 ///
 /// # Errors
-/// [`ReadError::DatabaseName`] when `name` asks for an id and 2^32 have been given.
+/// [`ReadError::DatabaseName`] when `name` asks for an id and none is left.
 pub(crate) fn id_after(id: DatabaseId, name: &Bytes) -> Result<DatabaseId, ReadError> {
     let next = id.0.checked_add(1).map(DatabaseId);
     let next = next.filter(|next| *next < DIGESTS);
@@ -88,13 +88,13 @@ pub(crate) fn encode_id(id: DatabaseId) -> Bytes {
     Bytes::copy_from_slice(&id.0.to_le_bytes())
 }
 
-/// Key of the name that `id` was given to. The log has changes of databases that were dropped later:
-/// whoever reads them there asks for their names.
+/// Key of the name that `id` was given to. The log has changes to databases that were dropped
+/// later: readers of the log look up their names here.
 pub(crate) fn id_key(id: DatabaseId) -> Bytes {
     Bytes::from([ID_PREFIX, &id.0.to_be_bytes()].concat())
 }
 
-/// The id whose name is kept under `key`; `None` for any other key.
+/// The id whose name is stored under `key`; `None` for any other key.
 pub(crate) fn parse_id_key(key: &[u8]) -> Option<DatabaseId> {
     let id = key.strip_prefix(ID_PREFIX)?.try_into().ok()?;
     Some(DatabaseId(u32::from_be_bytes(id)))
@@ -143,10 +143,10 @@ fn visit_entries(
     }
 }
 
-/// The id in the value of an entry of the catalog.
+/// The id in the value of a catalog entry.
 ///
 /// # Errors
-/// [`EngineError::Corrupt`] when it is none.
+/// [`EngineError::Corrupt`] when it is not an id.
 pub(crate) fn id_in_entry(key: &[u8], value: &[u8]) -> Result<DatabaseId, EngineError> {
     let bytes = value.try_into().map_err(|_| EngineError::Corrupt {
         what: format!("the catalog's entry of {:?}", text(key)),
@@ -157,7 +157,7 @@ pub(crate) fn id_in_entry(key: &[u8], value: &[u8]) -> Result<DatabaseId, Engine
 /// The names in the engine's catalog, with their databases.
 ///
 /// # Errors
-/// When the engine cannot be read, or its catalog holds something else than ids.
+/// When the engine cannot be read, or its catalog holds anything other than ids.
 pub(crate) fn named(
     engine: &dyn StorageEngine,
 ) -> Result<BTreeMap<Bytes, DatabaseId>, EngineError> {
@@ -171,11 +171,11 @@ pub(crate) fn named(
     Ok(named)
 }
 
-/// The databases in the engine that no name stands for, and none ever will: their id has been given
-/// and is not in the engine's catalog. Between two batches the engine is the state at one VLSN.
+/// The databases in the engine that have no name and never will: their id has been given and is not
+/// in the engine's catalog. Between two batches the engine holds the state at one VLSN.
 ///
 /// # Errors
-/// When the engine cannot be read, or its catalog holds something else than ids.
+/// When the engine cannot be read, or its catalog holds anything other than ids.
 pub(crate) fn nameless(engine: &dyn StorageEngine) -> Result<Vec<DatabaseId>, EngineError> {
     let (mut named, mut next) = (BTreeSet::from([CATALOG]), FIRST_ID);
     visit_entries(engine, |key, value| {
@@ -187,7 +187,7 @@ pub(crate) fn nameless(engine: &dyn StorageEngine) -> Result<Vec<DatabaseId>, En
         Ok(())
     })?;
     let mut databases = engine.databases()?;
-    // An engine may make a database before the batch that puts its first key into it.
+    // An engine may create a database before the batch that puts its first key into it.
     databases.retain(|id| *id < next && !named.contains(id));
     Ok(databases)
 }
@@ -227,7 +227,7 @@ mod tests {
         assert_eq!(decode_node_id(None).expect("none was given"), NodeId(0));
     }
 
-    /// Also where an engine has made a database whose creation has not reached it yet.
+    /// Also covers a database that an engine has created before its creation was applied there.
     #[test]
     fn what_has_an_entry_or_an_id_that_has_not_been_given_is_not_nameless() {
         let engine = MemoryStore::new()

@@ -11,15 +11,15 @@
 //!                            └─► evicted once no reader is left that began before
 //! ```
 //!
-//! A batch takes marks until it has [`BATCH_CHANGES_BEST`] different keys: Noxu's cost per change
-//! grows with the batch, and a key that is written again and again counts once. Or until it has
-//! [`BATCH_BYTES_BEST`].
+//! A batch takes marks until it has [`BATCH_CHANGES_BEST`] different keys, or [`BATCH_BYTES_BEST`]
+//! bytes. Noxu's cost per change grows with the batch, and a key that is written repeatedly counts
+//! once.
 //!
-//! Between batches it gives up what dropped databases leave behind (`txn/reclaim.rs`), and counts what the
-//! engine holds (`txn/audit/`).
+//! Between batches the flush reclaims the data of dropped databases (`txn/reclaim.rs`) and counts
+//! the rows of the engine (`txn/audit/`).
 //!
-//! The engine never gets ahead of this node's own log: a mark is used only when its entry is
-//! persisted here, so that after a crash the log always continues where the engine ends.
+//! The engine never gets ahead of this node's own log: a mark is flushed only when its entry is
+//! persisted here, so after a crash the log always continues where the engine ends.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,27 +47,27 @@ use crate::txn::reclaim::Reclaim;
 use crate::txn::sequencer::Sequencer;
 use crate::txn::window::{Version, VersionKey, Window};
 
-/// Bounds of the flush, see `RepConfig` for their meaning to a user.
+/// Bounds of the flush. See `RepConfig` for what they mean to a user.
 #[derive(Clone, Debug)]
 pub(crate) struct FlushLimits {
-    /// The window may hold this many bytes; over it, writers wait.
+    /// Maximum size of the window, in bytes; above it, writers wait.
     pub(crate) window_bytes_max: usize,
-    /// A flush begins when the window holds this many bytes that the engine does not.
+    /// A flush begins when the window holds this many bytes that the engine does not hold.
     pub(crate) flush_bytes: usize,
-    /// Nothing applied stays out of the engine longer than this, readers permitting.
+    /// Maximum time before an applied version reaches the engine, readers permitting.
     pub(crate) flush_interval: Duration,
     /// A reader older than this is ended.
     pub(crate) snapshot_age_max: Duration,
 }
 
-/// How often the flush looks after ages and evictions while nothing else wakes it.
+/// How often the flush checks ages and evictions when nothing else wakes it.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The same while there is space to give up or something to count: that takes a part of the engine's
-/// time, not all.
+/// The same while there is space to reclaim or there are rows to count: the work takes part of the
+/// engine's time, not all of it.
 const WORK_TICK: Duration = Duration::from_millis(10);
 
-/// How long the flush waits for its engine before that is no slowness any more.
+/// How long the engine may be busy before it counts as hung rather than slow.
 const ENGINE_HANGS: Duration = Duration::from_secs(10);
 
 /// One applied entry.
@@ -76,15 +76,15 @@ pub(crate) struct Mark {
     pub(crate) log_id: LogId,
     /// The last VLSN applied with it.
     pub(crate) vlsn: Vlsn,
-    /// The membership that is in force from this entry on, where it changes it.
+    /// The membership in force from this entry on, if the entry changes it.
     pub(crate) membership: Option<Bytes>,
-    /// What the entry put into the window.
+    /// The versions that the entry put into the window.
     pub(crate) versions: Vec<VersionKey>,
     /// Size of the entry.
     pub(crate) bytes: usize,
 }
 
-/// Versions that the engine holds, and from when on no reader can miss them in the window.
+/// Flushed versions, evictable once every open reader began at or after `mark`.
 #[derive(Debug)]
 struct Eviction {
     mark: ReaderId,
@@ -96,7 +96,7 @@ struct State {
     marks: VecDeque<Mark>,
     membership: Bytes,
     evictions: VecDeque<Eviction>,
-    /// Bytes of the window that the engine holds already.
+    /// Bytes of the window that the engine already holds.
     evictable_bytes: usize,
     last_run: Instant,
 }
@@ -111,15 +111,15 @@ pub(crate) struct Flush {
     limits: FlushLimits,
     state: Mutex<State>,
     wake: Notify,
-    /// Whether somebody waits for what is visible to be in the engine.
+    /// Whether somebody waits for the visible state to reach the engine.
     is_wanted: AtomicBool,
     room: Notify,
     ended: AtomicBool,
-    /// Whether the engine has no space for what it was given last.
+    /// Whether the engine had no space for the last batch.
     is_full: AtomicBool,
-    /// Why nobody waits for room any more.
+    /// Why waiting for room was given up.
     given_up: OnceLock<&'static str>,
-    /// When the engine last gave control back.
+    /// When the engine last returned control.
     turned: Mutex<Instant>,
 }
 
@@ -138,7 +138,7 @@ pub(crate) enum FlushError {
 pub(crate) struct FlushEnded;
 
 impl Flush {
-    /// Goes on from what the engine holds.
+    /// Continues from what the engine holds.
     ///
     /// # Errors
     /// When the engine cannot be read.
@@ -189,7 +189,7 @@ impl Flush {
         }
     }
 
-    /// Has everything flushed that may be, soon.
+    /// Requests a prompt flush of everything that may be flushed.
     pub(crate) fn want(&self) {
         self.is_wanted.store(true, Ordering::Release);
         self.wake.notify_one();
@@ -205,7 +205,7 @@ impl Flush {
         self.is_full.load(Ordering::Acquire)
     }
 
-    /// Notes why what was applied waits for room no longer.
+    /// Notes why applied entries no longer wait for room.
     pub(crate) fn give_up(&self, why: &'static str) {
         self.given_up.set(why).ok();
     }
@@ -214,23 +214,23 @@ impl Flush {
         self.given_up.get().copied()
     }
 
-    /// Waits until there may be more room, a tick at the most: room also comes from where nobody
-    /// tells of it.
+    /// Waits until there may be more room, for at most one tick: not every change that makes room
+    /// is signalled.
     ///
     /// # Errors
-    /// When the flush has ended, so that none will come of it.
+    /// When the flush has ended: it will make no more room.
     pub(crate) async fn more_room(&self) -> Result<(), FlushEnded> {
         let freed = self.room.notified();
         if self.ended.load(Ordering::Acquire) {
             return Err(FlushEnded);
         }
         self.wake.notify_one();
-        // Told or not, the caller looks again.
+        // Signalled or not, the caller checks again.
         tokio::time::timeout(TICK, freed).await.ok();
         Ok(())
     }
 
-    /// Flushes until `stop` says so, then flushes what is left.
+    /// Flushes until `stop` is set, then flushes what is left.
     ///
     /// # Errors
     /// When the engine fails. Nothing is retried: the node must be opened again.
@@ -240,7 +240,7 @@ impl Flush {
         persisted: watch::Receiver<Option<LogId>>,
         mut stop: watch::Receiver<bool>,
     ) -> Result<(), FlushError> {
-        // What an engine holds when it is opened is durable.
+        // Whatever an engine holds when it is opened is durable.
         self.reclaim.look()?;
         loop {
             let tick = if self.reclaim.has_work() || auditor.has_work() {
@@ -253,7 +253,7 @@ impl Flush {
                 () = self.wake.notified() => false,
                 () = tokio::time::sleep(tick) => false,
                 stopped = stop.wait_for(|stop| *stop) => {
-                    // A sender that is gone says the same as one that says so.
+                    // A dropped sender means stop, too.
                     drop(stopped);
                     true
                 }
@@ -269,17 +269,17 @@ impl Flush {
             }
             auditor.step()?;
             if auditor.found_wrong() {
-                // Nobody reads any more from what is wrong.
+                // Nobody may read wrong data any more.
                 self.readers.end_all();
             } else if auditor.found_right_before() {
-                // By a catalog that lacks a name, a database would be given up that has one.
+                // A catalog that has lost a name would cause a live database to be reclaimed.
                 self.reclaim.step()?;
             }
         }
     }
 
-    /// The age that a snapshot may have. The fuller the window is, the less, where a snapshot keeps it
-    /// full: nobody who reads may hold up what is committed.
+    /// The maximum age of a snapshot. It shrinks as the window fills up, if a snapshot keeps the
+    /// window full: no reader may hold up commits.
     fn snapshot_age_max(&self) -> Duration {
         let bytes = self.window.bytes();
         let of_full = |parts: usize| self.limits.window_bytes_max / 8 * parts;
@@ -304,14 +304,14 @@ impl Flush {
         *lock(&self.turned) = Instant::now();
     }
 
-    /// For how long the engine has not finished what it was given, once that is no slowness any more.
+    /// How long the engine has been busy, if that is too long to count as merely slow.
     pub(crate) fn hangs_for(&self) -> Option<Duration> {
         let turned = *lock(&self.turned);
         let hangs = turned.elapsed() >= ENGINE_HANGS && !self.ended.load(Ordering::Acquire);
         hangs.then(|| turned.elapsed())
     }
 
-    /// Tells whoever waits for room that none will come any more.
+    /// Wakes those who wait for room: there will be no more.
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::Release);
         self.room.notify_waiters();
@@ -328,16 +328,16 @@ impl Flush {
                 || bytes > self.limits.window_bytes_max)
     }
 
-    /// Flushes everything that may be flushed by now, and syncs once. What comes meanwhile waits for the
-    /// next run: writers that never pause would put the sync off for ever, and with it the purge of
-    /// the log.
+    /// Flushes everything that may be flushed at this point, and syncs once. Later entries wait for
+    /// the next run: otherwise writers that never pause would put off the sync for ever, and with
+    /// it the purge of the log.
     async fn flush_all(
         &self,
         auditor: &mut Auditor,
         persisted: &watch::Receiver<Option<LogId>>,
     ) -> Result<(), FlushError> {
         let mut flushed = false;
-        // Copied out: a borrow that lasts holds up the log's writer.
+        // Copied: a long borrow blocks the log's writer.
         let persisted = *persisted.borrow();
         loop {
             let limit = self.readers.flush_limit(|| self.sequencer.visible());
@@ -358,7 +358,7 @@ impl Flush {
         Ok(())
     }
 
-    /// The oldest marks that may be flushed, as many as make one batch.
+    /// The oldest marks that may be flushed, up to the size of one batch.
     fn take_marks(&self, limit: Vlsn, persisted: Option<LogId>) -> Vec<Mark> {
         let Some(persisted) = persisted else {
             return Vec::new();
@@ -384,8 +384,8 @@ impl Flush {
         taken
     }
 
-    /// Puts the marks into the engine as one batch. `false` when there is no space for it: the
-    /// marks are back in their place then.
+    /// Writes the marks to the engine as one batch. `false` when the engine has no space for it:
+    /// then the marks are back in the queue.
     fn flush_marks(&self, auditor: &mut Auditor, marks: Vec<Mark>) -> Result<bool, FlushError> {
         let Some(last) = marks.last() else {
             return Ok(false);
@@ -475,7 +475,7 @@ impl Flush {
         changes
     }
 
-    /// Takes flushed versions out of the window, as far as readers permit.
+    /// Evicts flushed versions from the window, as far as readers permit.
     fn evict(&self) {
         loop {
             let mut state = self.lock();
@@ -518,17 +518,17 @@ mod tests {
     use crate::txn::view::View;
 
     const TERM: Term = Term(1);
-    /// As the catalog has them. A test says which one by its place here.
+    /// As in the catalog. Tests refer to them by index.
     const NAMES: [&str; 2] = ["a", "b"];
     /// Few, so that every key is overwritten, deleted and flushed again and again.
     const KEYS: u8 = 8;
 
     type Model = BTreeMap<(usize, Bytes), Bytes>;
 
-    /// What a step does to a key of the database at a place of [`NAMES`].
+    /// A step's change to a key, in the database whose name has this index in [`NAMES`].
     type Write = (usize, Bytes, Option<Bytes>);
 
-    /// Everything between the log and a reader, with the flush in the hands of the test.
+    /// Everything between the log and a reader, with the flush driven by the test.
     struct Rig {
         window: Arc<Window>,
         readers: Arc<Readers>,
@@ -617,7 +617,7 @@ mod tests {
             self.model.retain(|(of, _), _| *of != name);
         }
 
-        /// Applies one transaction as an entry of the log; `true` when it is on disk already.
+        /// Applies one transaction as a log entry, which is on disk already if `is_persisted`.
         fn commit(&mut self, operations: &[Operation], is_persisted: bool) {
             let first = self.sequencer.visible().next();
             let mut builder = BatchBuilder::new(first);
@@ -782,7 +782,7 @@ mod tests {
                 held.iter().try_for_each(Held::check)?;
             }
             held.clear();
-            // Whatever is left unpersisted becomes persisted, and nothing stays in the window.
+            // Everything left unpersisted becomes persisted, and nothing stays in the window.
             rig.apply(&[], true);
             rig.flush();
             rig.flush.evict();
@@ -790,7 +790,7 @@ mod tests {
             while rig.flush.reclaim.has_work() {
                 rig.flush.reclaim.step().expect("an engine in memory");
             }
-            // Nothing is left that has no name.
+            // Nothing without a name is left.
             let held = rig.engine.databases().expect("an engine in memory");
             let named = |id: &DatabaseId| [CATALOG, DIGESTS].contains(id) || rig.ids.contains(id);
             prop_assert!(held.iter().all(named), "{held:?}");

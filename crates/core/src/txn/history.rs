@@ -1,19 +1,19 @@
-//! Where in the log a transaction stands.
+//! Finds a transaction's entry in the log.
 //!
-//! A position holds a batch, so a VLSN is looked for by the first number of the batches, from the
-//! end of the log backwards in growing steps and then by halves. What makes that more than a binary
-//! search are batches that were numbered in vain: they are in the log, and every node passes over
-//! them.
+//! An entry holds a batch, so the search compares a VLSN with the first number of each batch:
+//! backwards from the end of the log in growing steps, and then by bisection. It is more than a
+//! binary search because the log contains batches that were numbered in vain, which every node
+//! skips.
 //!
 //! ```text
 //!  position   7        8         9 (in vain)   10        11       12
 //!           │ 1..=2 │ (blank) │ 5..=6        │ (blank) │ 3..=4 │ 5..=5 │
 //! ```
 //!
-//! Any batch, in vain or not, begins above every number that was applied before it. So the batch
-//! that was applied with a number is the *last* one in the log that begins at or below it. A probe
-//! that hits a batch in vain may turn too early, never too late, and what it missed is near: a
-//! session begins with a blank entry, and leaves fewer batches in vain than may be in flight.
+//! Any batch, in vain or not, begins above every number applied before it. So the batch that was
+//! applied with a number is the *last* one in the log that begins at or below it. A probe that hits
+//! a batch in vain may turn too early, never too late, and what it missed is near: a session begins
+//! with a blank entry, and leaves fewer batches in vain than may be in flight.
 
 use std::ops::Range;
 
@@ -22,13 +22,13 @@ use crate::limits::BATCHES_IN_FLIGHT_MAX;
 use crate::log::{Entry, EntryKind, Log, LogError, LogId};
 use crate::txn::batch::{Batch, BatchError};
 
-/// Bytes that are read at once where one batch after the other is looked at.
+/// Bytes per read when batches are examined one after another.
 const WALK_BYTES: usize = 256 << 10;
 
 /// Why a transaction cannot be found in the log.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HistoryError {
-    /// The log begins later.
+    /// The log begins after the transaction.
     #[error("the log reaches back to VLSN {oldest} only")]
     Gone { oldest: Vlsn },
     #[error(transparent)]
@@ -37,37 +37,37 @@ pub(crate) enum HistoryError {
     Batch(#[from] BatchError),
 }
 
-/// A batch and the entry that it is.
+/// A batch and its log entry.
 #[derive(Clone, Debug)]
 pub(crate) struct Numbered {
     pub(crate) id: LogId,
     pub(crate) batch: Batch,
 }
 
-/// The transactions of a log up to a certain one.
+/// The transactions in a log, up to a given one.
 pub(crate) struct History {
     log: Log,
     /// The last applied transaction.
     visible: Vlsn,
-    /// Behind the entry that has it.
+    /// The end of the search: a position past the entry that holds it.
     end: u64,
 }
 
-/// A batch on the way through the log.
+/// One batch of a walk through the log.
 struct Step {
     found: Numbered,
-    /// There was a blank entry before it.
+    /// Whether a blank entry precedes it.
     begins_session: bool,
 }
 
 impl History {
-    /// Everything up to `visible`, which stands at most one entry behind `applied`.
+    /// Everything up to `visible`, which is at most one entry behind `applied`.
     pub(crate) fn new(log: Log, visible: Vlsn, applied: Option<LogPosition>) -> Self {
         let end = applied.map_or(0, |applied| applied.0 + 2);
         Self { log, visible, end }
     }
 
-    /// The batch that was applied with `vlsn`, which was visible when this was made.
+    /// The batch in which `vlsn` was applied. It was visible when this was created.
     ///
     /// # Errors
     /// See [`HistoryError`].
@@ -94,7 +94,7 @@ impl History {
         }
     }
 
-    /// The first transaction that the log still has; the next one to come, where it has none.
+    /// The first transaction that the log still has, or the next one to come if it has none.
     ///
     /// # Errors
     /// See [`HistoryError`].
@@ -105,13 +105,13 @@ impl History {
             && let Some(step) = walk.next().await?
         {
             batches = if step.begins_session { 1 } else { batches + 1 };
-            // One in vain begins above the next that was applied.
+            // A batch in vain begins above the next one that was applied.
             oldest = oldest.min(step.found.batch.first());
         }
         Ok(oldest)
     }
 
-    /// The first position that is kept.
+    /// The first position that the log still has.
     pub(crate) fn first(&self) -> LogPosition {
         let purged = self.log.state().purged;
         LogPosition(purged.map_or(0, |purged| purged.position.0 + 1))
@@ -146,7 +146,7 @@ impl History {
 
     /// The first batch at or after position `at` and before `end`.
     async fn batch_at_or_after(&self, at: u64, end: u64) -> Result<Option<Step>, HistoryError> {
-        // One byte at most means one entry.
+        // A limit of one byte yields one entry.
         Walk::new(&self.log, at..end, 1).next().await
     }
 
@@ -156,14 +156,14 @@ impl History {
     }
 }
 
-/// Batches in the order of the log.
+/// Batches in log order.
 struct Walk<'a> {
     log: &'a Log,
     /// What has not been read yet.
     range: Range<u64>,
-    /// Most bytes of one read, unless one entry is larger.
+    /// Maximum bytes of one read, unless a single entry is larger.
     bytes_max: usize,
-    /// Read, and not looked at yet.
+    /// Read, but not yet examined.
     ahead: std::vec::IntoIter<Entry>,
 }
 
@@ -229,9 +229,9 @@ mod tests {
     /// What a master does with the next batch of its session.
     #[derive(Clone, Copy, Debug)]
     enum Act {
-        /// A batch of so many transactions enters the log.
+        /// A batch of this many transactions enters the log.
         Commit(u8),
-        /// The batch is refused; so many later ones of the session enter the log in vain.
+        /// The batch is refused; this many later ones of the session enter the log in vain.
         Refuse(u8),
         /// A new master, or the same one again.
         Session,
@@ -248,7 +248,7 @@ mod tests {
         proptest::collection::vec(act, 1..60)
     }
 
-    /// A log, and where each transaction stands in it.
+    /// A log, and the position of each transaction in it.
     #[derive(Default)]
     struct Written {
         entries: Vec<Entry>,

@@ -1,8 +1,8 @@
-//! Who still needs the log from where on: subscriptions, and nodes that copy the state.
+//! Which part of the log is still needed, by subscriptions and by nodes that copy the state.
 //!
-//! A hold keeps the purge (`consensus/purge.rs`) from the entries after a position, as far as the
-//! log's bounds in bytes permit. One that is over them is passed over: its owner finds the entries
-//! gone, and says so.
+//! A hold keeps the purge (`consensus/purge.rs`) from the entries after a position, within the
+//! log's limits in bytes. The purge passes over a hold that exceeds them: its owner finds the
+//! entries gone, and reports that.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -36,7 +36,7 @@ impl Holds {
         }
     }
 
-    /// The lowest position after which somebody needs the entries.
+    /// The lowest position after which entries are needed.
     pub(crate) fn lowest(&self) -> Option<LogPosition> {
         self.lock().held.values().copied().min()
     }
@@ -46,7 +46,7 @@ impl Holds {
     }
 }
 
-/// One hold; dropping it ends it.
+/// One hold; dropping it releases it.
 #[derive(Debug)]
 pub(crate) struct Hold {
     holds: Arc<Holds>,
@@ -54,7 +54,7 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
-    /// Needs only what comes after `after` from here on.
+    /// From now on, holds only the entries after `after`.
     pub(crate) fn advance(&self, after: LogPosition) {
         self.holds.lock().held.insert(self.id, after);
     }

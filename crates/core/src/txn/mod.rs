@@ -1,5 +1,5 @@
-//! Transactions: the window of recent versions, the sequencer that numbers them, the flush, what the
-//! flush does with databases that have no name any more, and how the engine is held against the log.
+//! Transactions: the window of recent versions, the sequencer that numbers them, the flush, the
+//! reclaiming of databases without a name, and the audit of the engine against the log.
 
 pub(crate) mod audit;
 pub(crate) mod batch;

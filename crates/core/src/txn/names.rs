@@ -1,5 +1,5 @@
-//! Which database a name stands for, remembered: it saves a read-only snapshot one look into the
-//! engine. Filled by snapshots, and emptied by each change of the catalog before that is visible.
+//! Cache from names to databases: it saves a read-only snapshot one engine read. Filled by
+//! snapshots, and emptied by each catalog change before the change is visible.
 
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::ids::{DatabaseId, Vlsn};
 
-/// Names that are remembered. With one more, all are forgotten.
+/// Maximum number of names. One more clears the cache.
 const NAMES_MAX: usize = 1024;
 
 /// See the module.
@@ -19,13 +19,13 @@ pub(crate) struct Names {
 
 #[derive(Debug, Default)]
 struct Known {
-    /// The last transaction that changed the catalog: snapshots before it see other names.
+    /// The last transaction that changed the catalog: earlier snapshots see other names.
     since: Vlsn,
     ids: BTreeMap<Bytes, DatabaseId>,
 }
 
 impl Names {
-    /// The database of this name in the snapshot at `at`; `None` when it is not remembered.
+    /// The database of this name in the snapshot at `at`; `None` when it is not cached.
     pub(crate) fn find(&self, name: &[u8], at: Vlsn) -> Option<DatabaseId> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let is_valid = at >= known.since;
@@ -44,7 +44,7 @@ impl Names {
         known.ids.insert(name, id);
     }
 
-    /// Forgets everything: the transaction `by`, which is not visible yet, changes the catalog.
+    /// Clears the cache: transaction `by`, which is not visible yet, changes the catalog.
     pub(crate) fn changed(&self, by: Vlsn) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         *known = Known {
@@ -69,7 +69,7 @@ mod tests {
         );
         names.changed(Vlsn(7));
         assert_eq!((find(6), find(7)), (None, None));
-        // A reader from before the change comes late.
+        // A snapshot from before the change comes late.
         names.remember(name.clone(), DatabaseId(1), Vlsn(6));
         assert_eq!((find(6), find(7)), (None, None));
         names.remember(name.clone(), DatabaseId(2), Vlsn(8));

@@ -1,9 +1,9 @@
-//! Who is reading at which VLSN, so that the flush never overtakes a reader.
+//! The open readers and their VLSNs, so that the flush never overtakes a reader.
 //!
-//! Two facts are kept here. The engine must not hold a version newer than an open reader's VLSN:
-//! the flush asks [`Readers::flush_limit`]. And a version that was flushed must stay in the window
-//! until every reader has ended that could have looked at the engine before: the flush remembers
-//! [`Readers::now`] after it has applied, and evicts once [`Readers::all_began_after`] says so.
+//! Two invariants depend on this. The engine must not hold a version newer than an open reader's
+//! VLSN: the flush asks [`Readers::flush_limit`]. And a flushed version must stay in the window
+//! until every reader has ended that could have read the engine before: the flush remembers
+//! [`Readers::now`] after it has applied, and evicts once [`Readers::all_began_after`] holds.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,19 +16,19 @@ use tokio::time::Instant;
 
 use crate::ids::Vlsn;
 
-/// Number of a reader, in the order in which readers began.
+/// Sequence number of a reader, in the order in which readers began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ReaderId(u64);
 
 #[derive(Debug, Default)]
 struct State {
     next: ReaderId,
-    /// In the order in which they began. A reader takes and leaves its place in a fraction of a
+    /// In the order in which they began. A reader must be registered and removed in a fraction of a
     /// microsecond, so nothing is allocated for it and no clock is read.
     active: VecDeque<(ReaderId, Vlsn)>,
-    /// At some moments, the reader that was the next to begin.
+    /// Samples: the id of the next reader to begin at some moments in time.
     moments: VecDeque<(ReaderId, Instant)>,
-    /// The highest limit that the flush was given: the engine may hold everything up to it.
+    /// The highest limit that the flush was given: the engine may hold everything up to there.
     flushed: Vlsn,
 }
 
@@ -38,20 +38,20 @@ pub(crate) struct Readers {
     state: Mutex<State>,
     /// Readers before this one were ended.
     ended_before: AtomicU64,
-    /// The age over which the last of them were, in milliseconds.
+    /// The age limit for which the last of them were ended, in milliseconds.
     age_max_ms: AtomicU64,
 }
 
 impl Readers {
     /// Begins a reader at the VLSN that `at` returns. `at` runs under the lock that the flush
-    /// takes, so that the flush sees the reader or the reader sees the flush; it must be quick.
+    /// takes, so either the flush sees the reader or the reader sees the flush; it must be quick.
     pub(crate) fn begin(self: &Arc<Self>, at: impl FnOnce() -> Vlsn) -> ReaderGuard {
         let mut state = self.lock();
         let at = at();
         self.register(&mut state, at)
     }
 
-    /// Begins a reader at `at`, which lies at or below what is visible. `None` when the engine may
+    /// Begins a reader at `at`, which is at or below the visible VLSN. `None` when the engine may
     /// hold something newer.
     pub(crate) fn begin_at(self: &Arc<Self>, at: Vlsn) -> Option<ReaderGuard> {
         let mut state = self.lock();
@@ -70,8 +70,8 @@ impl Readers {
     }
 
     /// The VLSN through which the engine may be brought: `visible`, or that of the oldest reader if
-    /// it is lower. A transaction that reads what is pending stands above `visible`, and the next
-    /// snapshot may begin at it.
+    /// lower. A transaction that reads pending versions stands above `visible`, and the next
+    /// snapshot may begin at `visible`.
     pub(crate) fn flush_limit(&self, visible: impl FnOnce() -> Vlsn) -> Vlsn {
         let mut state = self.lock();
         let oldest = state.active.iter().map(|(_, at)| *at).min();
@@ -81,7 +81,7 @@ impl Readers {
         limit
     }
 
-    /// A mark in the order of readers.
+    /// A mark in the sequence of readers.
     pub(crate) fn now(&self) -> ReaderId {
         self.lock().next
     }
@@ -92,8 +92,8 @@ impl Readers {
         state.active.front().is_none_or(|(first, _)| *first >= mark)
     }
 
-    /// Whether a reader keeps the versions that were flushed before `mark`, or the flush from what was
-    /// committed after it began, up to `next`.
+    /// Whether a reader prevents the eviction of versions flushed before `mark`, or the flush of
+    /// what was committed after the reader began, up to `next`.
     pub(crate) fn hold(&self, mark: Option<ReaderId>, next: Option<Vlsn>) -> bool {
         let state = self.lock();
         let oldest = state.active.front();
@@ -101,8 +101,8 @@ impl Readers {
             || next.is_some_and(|next| state.active.iter().any(|(_, at)| *at < next))
     }
 
-    /// Ends readers that are older than `age_max`: their next read says so. Called again and again; a
-    /// reader may get older than that by the time between two calls.
+    /// Ends readers that are older than `age_max`: their next read reports it. Called periodically;
+    /// a reader may exceed the age by the time between two calls.
     pub(crate) fn end_older_than(&self, age_max: Duration) {
         let now = Instant::now();
         let mut state = self.lock();
@@ -127,7 +127,7 @@ impl Readers {
         }
     }
 
-    /// Ends all readers, and those that are still to begin: what the engine holds cannot be relied upon.
+    /// Ends all readers, and any that begin later: the engine's data cannot be relied upon.
     pub(crate) fn end_all(&self) {
         self.lock().active.clear();
         self.ended_before.store(u64::MAX, Ordering::Release);
@@ -151,8 +151,8 @@ impl ReaderGuard {
         self.at
     }
 
-    /// The age over which the reader was ended, if it was. What it read since then cannot be
-    /// trusted, so this is asked after each look at the engine, not before.
+    /// The age limit for which the reader was ended, if it was. What it read after that cannot be
+    /// trusted, so callers check this after each read of the engine, not before.
     pub(crate) fn ended_at_age(&self) -> Option<Duration> {
         let ended_before = self.readers.ended_before.load(Ordering::Acquire);
         let age_max = self.readers.age_max_ms.load(Ordering::Relaxed);
@@ -163,7 +163,7 @@ impl ReaderGuard {
 impl Drop for ReaderGuard {
     fn drop(&mut self) {
         let mut state = self.readers.lock();
-        // It may have been ended.
+        // It may have been ended already.
         if let Ok(place) = state.active.binary_search_by_key(&self.id, |(id, _)| *id) {
             state.active.remove(place);
         }

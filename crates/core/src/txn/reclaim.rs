@@ -1,13 +1,13 @@
-//! Gives up the space of databases that no name stands for any more, in bounded steps.
+//! Reclaims the space of databases that no longer have a name, in bounded steps.
 //!
-//! Dropping or truncating a database changes its entry in the catalog and nothing else. What it held
-//! lies in the engine under an id that is never given again. When the change has reached the engine
-//! and is durable there, nobody can read that id: the engine is never brought past an open reader,
-//! so every reader stands where the name is gone. From then on the keys go, a step at a time, between
-//! the batches of the flush.
+//! Dropping or truncating a database changes its catalog entry and nothing else. Its data stays in
+//! the engine under an id that is never given again. Once the change is durable in the engine,
+//! nobody can read that id: the engine is never brought past an open reader, so every reader's
+//! snapshot is at a point where the name is gone. From then on the keys are deleted, a step at a
+//! time, between the batches of the flush.
 //!
-//! Nothing has to be remembered over a crash: which databases have no name is seen in the engine
-//! itself. Nodes may be at different steps: nobody sees the difference.
+//! Nothing needs to survive a crash: the engine itself shows which databases have no name. Nodes
+//! may be at different steps; nobody sees the difference.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,14 +18,14 @@ use crate::engine::{BATCH_CHANGES_BEST, EngineError, StorageEngine};
 use crate::ids::DatabaseId;
 use crate::txn::catalog;
 
-/// Keys that one step gives up: the batch of the flush that waits for it is as large.
+/// Keys deleted per step: as many as in a flush batch, which may have to wait for the step.
 const STEP_KEYS: usize = BATCH_CHANGES_BEST;
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whether the catalog may have changed since the last look at it.
+    /// Whether the catalog may have changed since it was last read.
     is_due: bool,
-    /// What is given up, oldest id first.
+    /// Databases to reclaim, oldest id first.
     nameless: VecDeque<DatabaseId>,
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct Reclaim {
 }
 
 impl Reclaim {
-    /// Goes on from what the engine holds.
+    /// Continues from what the engine holds.
     pub(crate) fn new(engine: Arc<dyn StorageEngine>) -> Self {
         let state = State {
             is_due: true,
@@ -48,13 +48,13 @@ impl Reclaim {
         }
     }
 
-    /// Notes that a batch of the engine has changed the catalog.
+    /// Notes that an engine batch has changed the catalog.
     pub(crate) fn catalog_changed(&self) {
         self.lock().is_due = true;
     }
 
-    /// Looks which databases have no name, if the catalog has changed. Called when everything that
-    /// the engine holds is durable, so that no crash can bring back a name.
+    /// Finds the databases without a name, if the catalog has changed. Called when everything that
+    /// the engine holds is durable, so that no crash can bring a name back.
     ///
     /// # Errors
     /// When the engine cannot be read.
@@ -66,13 +66,13 @@ impl Reclaim {
         Ok(())
     }
 
-    /// Whether there is something to give up.
+    /// Whether there is anything to reclaim.
     pub(crate) fn has_work(&self) -> bool {
         !self.lock().nameless.is_empty()
     }
 
-    /// Gives up a bounded number of keys, if there is something to give up, and syncs after the
-    /// last. On a disk that is too full it waits for the next change of the catalog.
+    /// Deletes a bounded number of keys, if there are any to reclaim, and syncs after the last.
+    /// When the disk is too full it waits for the next catalog change.
     ///
     /// # Errors
     /// When the engine fails.

@@ -17,11 +17,11 @@ pub(crate) enum Source<'a> {
     Transaction(&'a Transaction),
 }
 
-/// An iterator over keys and values that fetches them in chunks: whatever the range holds, it keeps
-/// a few megabytes of it in memory.
+/// An iterator over keys and values that fetches them in chunks: however large the range, it keeps
+/// a few megabytes in memory.
 ///
-/// [`Scan::reverse`] and [`Scan::limit`] are said before the first item is taken. Writes that a
-/// transaction makes while it scans may or may not be seen by that scan.
+/// Call [`Scan::reverse`] and [`Scan::limit`] before taking the first item. A scan may or may not
+/// see writes that its transaction makes while it runs.
 pub struct Scan<'a> {
     source: Source<'a>,
     database: Option<DatabaseId>,
@@ -52,7 +52,7 @@ impl<'a> Scan<'a> {
         self
     }
 
-    /// Yields `count` keys at most.
+    /// Yields at most `count` keys.
     #[must_use]
     pub fn limit(mut self, count: usize) -> Self {
         self.left = count;

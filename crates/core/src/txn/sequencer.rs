@@ -9,16 +9,16 @@
 //!         └──► visible VLSN moves ──► the waiters of the batch return
 //! ```
 //!
-//! Transactions are numbered in a *session*: the time during which this node is master of one
-//! term and knows every earlier transaction. A term has one session, so (term, VLSN) names one
-//! transaction for ever. When the session ends, whatever was pending leaves the window again; what
-//! was committed after all comes back through [`Sequencer::apply`].
+//! Transactions are numbered in a *session*: the period in which this node is master of one term
+//! and knows every earlier transaction. A term has one session, so (term, VLSN) names one
+//! transaction for ever. When the session ends, pending versions leave the window; those that were
+//! committed after all come back through [`Sequencer::apply`].
 //!
-//! A batch that consensus refuses keeps its numbers and is proposed again; none after it is proposed
-//! before the log has it.
+//! A batch that consensus refuses keeps its numbers and is proposed again; no later batch is
+//! proposed before the log has it.
 //!
-//! Because the master's log order is the order of numbering, a transaction may read versions that
-//! are still in flight: it commits only if they do.
+//! The master's log order is the order of numbering, so a transaction may read versions that are
+//! still in flight: it commits only if they do.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Bound;
@@ -42,7 +42,7 @@ use crate::txn::names::Names;
 use crate::txn::readers::ReaderGuard;
 use crate::txn::window::{VersionKey, Window};
 
-/// What a transaction read: a commit is valid while none of it has a newer version.
+/// What a transaction read. A commit is valid while none of it has a newer version.
 #[derive(Debug, Default)]
 pub(crate) struct ReadSet {
     pub(crate) keys: BTreeSet<(DatabaseId, Bytes)>,
@@ -50,7 +50,7 @@ pub(crate) struct ReadSet {
 }
 
 impl ReadSet {
-    /// Adds a part of a scan; one that goes on where the last one ended becomes one with it.
+    /// Adds a part of a scan, merging it with the last one if the two adjoin.
     pub(crate) fn add_range(&mut self, database: DatabaseId, range: KeyRange) {
         if let Some((last_database, last)) = self.ranges.last_mut()
             && *last_database == database
@@ -82,20 +82,20 @@ pub(crate) struct SessionId {
     pub(crate) term: Term,
 }
 
-/// A transaction that has done its reads and writes and asks for its number.
+/// A transaction whose reads and writes are done, and which asks for its number.
 #[derive(Debug)]
 pub(crate) struct Finished {
     /// The session in which it read.
     pub(crate) session: SessionId,
-    /// Its snapshot, open until the transaction has its number: what came after it must still be
-    /// in the window to be found.
+    /// Its snapshot, held open until the transaction has its number: versions newer than the
+    /// snapshot must still be in the window for validation to find them.
     pub(crate) reader: ReaderGuard,
     pub(crate) reads: ReadSet,
     /// Sorted by (database, key), each key once.
     pub(crate) operations: Vec<Operation>,
 }
 
-/// Why a transaction got no number. Nothing of it was done.
+/// Why a transaction got no number. It had no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SubmitError {
     #[error("something that the transaction read has changed")]
@@ -109,7 +109,7 @@ pub(crate) enum SubmitError {
 /// How a numbered transaction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It is committed, by this entry.
+    /// Committed, by this entry.
     Committed(LogId),
     /// The batch never entered the log.
     NotCommitted,
@@ -117,18 +117,18 @@ pub(crate) enum Outcome {
     Unknown,
 }
 
-/// Terms for which the first VLSN is remembered. Others are looked up in the log.
+/// Number of terms whose first VLSN is remembered. Others are looked up in the log.
 const RUNS_MAX: usize = 1024;
 
 #[derive(Debug)]
 struct InFlight {
     batch: Batch,
-    /// The entry that it is, once the log has it.
+    /// The batch's log entry, once the log has it.
     place: Option<LogId>,
-    /// Whether its last proposal was refused, and there is no other yet.
+    /// Whether its last proposal was refused and it has not been proposed again.
     is_refused: bool,
     waiters: Waiters,
-    /// What the batch put into the window, to take it out again.
+    /// The versions that the batch put into the window, kept so that they can be removed.
     versions: Vec<VersionKey>,
 }
 
@@ -147,7 +147,7 @@ struct Waiters {
 }
 
 impl Waiters {
-    /// A waiter that is gone has stopped caring; its transaction ends all the same.
+    /// Ignores waiters that have gone away: their transactions end all the same.
     fn end(self, outcome: Outcome) {
         for waiter in self.outcome {
             waiter.send(outcome).ok();
@@ -159,11 +159,11 @@ impl Waiters {
 struct Session {
     id: SessionId,
     began: Instant,
-    /// The last number given.
+    /// The last number assigned.
     numbered: Vlsn,
-    /// Batches that wait to be proposed, oldest first; all but the last are full.
+    /// Batches waiting to be proposed, oldest first; all but the last are full.
     open: VecDeque<OpenBatch>,
-    /// Batches handed out to be proposed, oldest first.
+    /// Batches handed out for proposal, oldest first.
     in_flight: VecDeque<InFlight>,
 }
 
@@ -184,8 +184,8 @@ pub(crate) struct Sequencer {
 }
 
 impl Sequencer {
-    /// `applied` is the last VLSN that the engine holds. A batch that has `batch_bytes_max` takes no
-    /// further transaction.
+    /// `applied` is the last VLSN that the engine holds. A batch that has reached `batch_bytes_max`
+    /// takes no further transaction.
     pub(crate) fn new(window: Arc<Window>, applied: Vlsn, batch_bytes_max: usize) -> Self {
         Self {
             window,
@@ -198,7 +198,7 @@ impl Sequencer {
         }
     }
 
-    /// Which database a name stands for, as far as that is remembered.
+    /// The cache of database names.
     pub(crate) fn names(&self) -> Arc<Names> {
         Arc::clone(&self.names)
     }
@@ -221,7 +221,7 @@ impl Sequencer {
         Some(*term)
     }
 
-    /// Begins to number transactions. The caller has seen an entry of its own in `term` applied
+    /// Begins to number transactions. The caller has seen an entry of its own in `term` applied,
     /// after everything that was ever proposed in an earlier session.
     pub(crate) fn begin_session(&self, term: Term) {
         let mut session = self.lock();
@@ -236,8 +236,8 @@ impl Sequencer {
         });
     }
 
-    /// Ends the session, if one is open: pending versions leave the window, and waiters learn
-    /// what is known of their transactions.
+    /// Ends the session, if one is open: pending versions leave the window, and waiters learn what
+    /// is known about their transactions.
     pub(crate) fn end_session(&self) {
         self.drop_pending(&mut self.lock());
     }
@@ -247,16 +247,16 @@ impl Sequencer {
         self.lock().as_ref().map(|session| session.began)
     }
 
-    /// The open session and its newest number: where a write transaction begins.
-    /// `None` when the node is not master, or not ready as master yet.
+    /// The open session and its newest number, at which a write transaction begins. `None` when the
+    /// node is not master, or not yet ready as master.
     pub(crate) fn newest(&self) -> Option<(SessionId, Vlsn)> {
         self.lock()
             .as_ref()
             .map(|session| (session.id, session.numbered))
     }
 
-    /// Validates and numbers a transaction and adds it to the open batch. Returns its number and
-    /// what will tell how it ended.
+    /// Validates and numbers a transaction and adds it to the open batch. Returns its number and a
+    /// receiver for its outcome.
     ///
     /// # Errors
     /// See [`SubmitError`].
@@ -271,7 +271,7 @@ impl Sequencer {
             .filter(|session| session.id == finished.session);
         let session = session.ok_or(SubmitError::NotMaster)?;
         let has_conflict = self.has_conflict(&finished);
-        // Asked after the look into the window, which is complete only for a reader that stands.
+        // Checked after reading the window, which is complete only for a reader still open.
         if let Some(age_max) = finished.reader.ended_at_age() {
             return Err(SubmitError::TooOld { age_max });
         }
@@ -309,8 +309,8 @@ impl Sequencer {
         self.ready.notified().await;
     }
 
-    /// The oldest batch that waits to be proposed, if fewer than `in_flight_max` are in flight.
-    /// `committed_at_ms` is the wall clock.
+    /// The oldest batch waiting to be proposed, if fewer than `in_flight_max` are in flight.
+    /// `committed_at_ms` is the wall-clock time.
     pub(crate) fn take_batch(&self, in_flight_max: usize, committed_at_ms: u64) -> Option<Batch> {
         let mut guard = self.lock();
         let session = guard
@@ -328,8 +328,8 @@ impl Sequencer {
         Some(batch)
     }
 
-    /// Notes whether the last batch handed out was refused, and has not been proposed again yet: it
-    /// is not in the log then.
+    /// Notes whether the last batch handed out was refused and has not been proposed again yet:
+    /// then it is not in the log.
     pub(crate) fn note_refused(&self, is_refused: bool) {
         let mut guard = self.lock();
         let last = guard.as_mut().and_then(|s| s.in_flight.back_mut());
@@ -339,8 +339,8 @@ impl Sequencer {
         }
     }
 
-    /// Notes that `batch` has been given to the log of this node as entry `id`. Called in log
-    /// order, once for each entry.
+    /// Notes that `batch` was given to this node's log as entry `id`. Called in log order, once for
+    /// each entry.
     pub(crate) fn placed(&self, id: LogId, batch: &Batch) {
         let mut guard = self.lock();
         let Some(session) = guard.as_mut().filter(|session| session.id.term == id.term) else {
@@ -358,8 +358,8 @@ impl Sequencer {
         }
     }
 
-    /// Tells which entry the transaction `vlsn` of this session is, as soon as the log has it. The
-    /// receiver fails when the session ends before, or the transaction has been applied.
+    /// Reports the log entry of transaction `vlsn` of this session, as soon as the log has it. The
+    /// receiver fails if the session ends first, or if the transaction has already been applied.
     pub(crate) fn place_of(&self, session: SessionId, vlsn: Vlsn) -> oneshot::Receiver<LogId> {
         let (sender, receiver) = oneshot::channel();
         let mut guard = self.lock();
@@ -385,15 +385,15 @@ impl Sequencer {
         receiver
     }
 
-    /// Whether `batch`, committed in `term`, is in flight here, so that the window has its versions.
+    /// Whether `batch`, committed in `term`, is in flight here: then the window has its versions.
     pub(crate) fn is_in_flight(&self, term: Term, batch: &Batch) -> bool {
         self.lock()
             .as_ref()
             .is_some_and(|session| session.is_next(term, batch))
     }
 
-    /// Makes a committed batch, entry `id`, visible, and returns what it put into the window. Called
-    /// in log order, once for each batch.
+    /// Makes a committed batch, entry `id`, visible, and returns the versions that it put into the
+    /// window. Called in log order, once for each batch.
     ///
     /// # Panics
     /// When the batch does not follow the last applied one: numbers are dense.
@@ -412,7 +412,7 @@ impl Sequencer {
         let (versions, waiters) = if let Some(own) = own {
             (own.versions, own.waiters)
         } else {
-            // Somebody else's batch: whatever is pending here was numbered in vain.
+            // Another master's batch: whatever is pending here was numbered in vain.
             self.drop_pending(&mut guard);
             (self.insert_all(batch), Waiters::default())
         };
@@ -449,8 +449,8 @@ impl Sequencer {
         versions
     }
 
-    /// Works under the lock: a batch that comes back through the log puts versions into the
-    /// window under the very keys that are taken out here, and must do so afterwards.
+    /// Must run under the lock: a batch that comes back through the log inserts versions under the
+    /// very keys that are removed here, and must do so afterwards.
     fn drop_pending(&self, session: &mut Option<Session>) {
         let Some(session) = session.take() else {
             return;

@@ -1,4 +1,4 @@
-//! What a user's function sees: databases of a read-only snapshot, or of a write transaction.
+//! What a user's function sees: the databases of a read-only snapshot, or of a write transaction.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, RangeBounds};
@@ -22,8 +22,8 @@ use crate::txn::scan::{Scan, Source};
 use crate::txn::sequencer::{Finished, ReadSet, SessionId};
 use crate::txn::view::{Chunk, View, ViewError, lay_over};
 
-/// What a transaction may take of the catalog beside the bytes that it may write, as a part of those: a
-/// batch, the transaction that overfills it and its names fit into a segment of the log.
+/// A transaction's catalog changes may take 1/n of its byte limit, on top of it: so a batch, the
+/// transaction that overfills it and its names fit into a segment of the log.
 const CATALOG_SHARE: usize = 4;
 
 impl From<ViewError> for ReadError {
@@ -58,7 +58,7 @@ impl Snapshot {
     /// [`ReadError::DatabaseName`] for an impossible name, and the errors of a read.
     pub fn database(&self, name: &str) -> Result<SnapshotDatabase<'_>, ReadError> {
         let at = self.view.at();
-        // What is remembered was a possible name.
+        // Only valid names are remembered.
         let mut id = self.names.find(name.as_bytes(), at);
         if id.is_none() {
             let name = check_name(name)?;
@@ -80,7 +80,7 @@ impl Snapshot {
         catalog::names(entries)
     }
 
-    /// The catalog of databases itself, as it is kept.
+    /// The raw entries of the catalog.
     pub(crate) fn catalog(&self, range: KeyRange) -> Scan<'_> {
         Scan::new(Source::Snapshot(&self.view), Some(CATALOG), range)
     }
@@ -139,23 +139,23 @@ impl<'a> IntoIterator for &SnapshotDatabase<'a> {
 struct Journal {
     reads: ReadSet,
     writes: BTreeMap<(DatabaseId, Bytes), Option<Bytes>>,
-    /// What it writes to databases, and what that takes of the catalog.
+    /// What it writes to databases, and to the catalog.
     written: Tally,
     cataloged: Tally,
-    /// Databases that it creates, truncates or drops, each time.
+    /// Number of times it creates, truncates or drops a database.
     databases_changed: usize,
-    /// Entries of the catalog among what it reads.
+    /// Catalog entries among its reads.
     catalog_reads: usize,
-    /// The databases that the transaction has asked for by name, as it has them by now: `None` is
+    /// The databases that the transaction has looked up by name, in their current state: `None` is
     /// one that does not exist.
     databases: BTreeMap<Bytes, Option<DatabaseId>>,
 }
 
-/// A part of what a transaction writes.
+/// The size of a part of a transaction's writes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     keys: usize,
-    /// In a batch.
+    /// Encoded, in a batch.
     bytes: usize,
 }
 
@@ -172,7 +172,7 @@ impl Journal {
         }
     }
 
-    /// Changes nothing when a limit is exceeded. `bytes_max` is that of the keys and values of users.
+    /// Changes nothing when a limit is exceeded. `bytes_max` is the limit on user keys and values.
     fn write(
         &mut self,
         database: DatabaseId,
@@ -222,7 +222,7 @@ impl Journal {
         self.check_reads()
     }
 
-    /// What is read of the catalog is bounded by itself: one entry for each name that is used.
+    /// Catalog reads are bounded separately: there is one entry for each name that is used.
     fn check_reads(&self) -> Result<(), ReadError> {
         let max = TRANSACTION_READS_MAX;
         let of_databases = self.reads.len() - self.catalog_reads;
@@ -232,8 +232,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Lets `name` stand for a database that holds nothing. `next` is the next free id as the
-    /// transaction found it.
+    /// Gives `name` to a new, empty database. `next` is the next free id as the transaction found
+    /// it.
     fn create(
         &mut self,
         name: &Bytes,
@@ -241,7 +241,7 @@ impl Journal {
         bytes_max: usize,
     ) -> Result<DatabaseId, WriteError> {
         let next_key = Bytes::from_static(catalog::NEXT_ID_KEY);
-        // What another thread of this transaction has created since.
+        // Another thread of this transaction may have created a database since.
         let own = self.writes.get(&(CATALOG, next_key.clone())).cloned();
         let id = match own.flatten() {
             Some(own) => database_id(&next_key, &own)?,
@@ -249,7 +249,7 @@ impl Journal {
         };
         let after = catalog::id_after(id, name)?;
         self.change_database()?;
-        // First of all the id is taken: whatever fails from here on, nobody else gets it.
+        // Take the id first: whatever fails from here on, nobody else gets it.
         self.write(
             CATALOG,
             next_key,
@@ -279,7 +279,7 @@ impl Journal {
 
 /// A serializable read-write transaction. It sees its own writes; others see them when it commits.
 ///
-/// Threads may share one; what they do in it happens in some order.
+/// Threads may share one; their operations happen in some order.
 pub struct Transaction {
     view: View,
     session: SessionId,
@@ -321,8 +321,8 @@ impl Transaction {
         Ok(catalog::names(entries)?)
     }
 
-    /// Removes a database with all that it holds, of any size, together with whatever else the
-    /// transaction does. Returns whether there was one. A later `put` creates it anew.
+    /// Removes a database and all its data, whatever its size, atomically with the rest of the
+    /// transaction. Returns whether it existed. A later `put` creates it anew.
     ///
     /// # Errors
     /// [`ReadError::DatabaseName`] for an impossible name, [`WriteError::TooManyDatabases`] and
@@ -341,8 +341,8 @@ impl Transaction {
         Ok(true)
     }
 
-    /// Empties a database, of any size, together with whatever else the transaction does. Returns
-    /// whether there was one.
+    /// Empties a database, whatever its size, atomically with the rest of the transaction. Returns
+    /// whether it existed.
     ///
     /// # Errors
     /// As [`Transaction::drop_database`].
@@ -362,7 +362,7 @@ impl Transaction {
         Ok(true)
     }
 
-    /// Notes that the id of a node was given. Returns the newest that was.
+    /// Records that a node id was given out. Returns the newest id given out so far.
     ///
     /// # Errors
     /// Those of a read and of a write.
@@ -398,13 +398,13 @@ impl Transaction {
         }
     }
 
-    /// What has been written so far takes this many bytes in a batch.
+    /// Encoded size of the writes so far, in bytes.
     pub(crate) fn written_bytes(&self) -> usize {
         let journal = self.lock();
         journal.written.bytes + journal.cataloged.bytes
     }
 
-    /// Puts or deletes a key of the database of this name, which [`Transaction::find`] has found.
+    /// Puts or deletes a key in a database that [`Transaction::find`] has looked up.
     fn set(&self, name: &Bytes, key: Bytes, value: Option<Bytes>) -> Result<(), WriteError> {
         check_size("a key", key.len(), KEY_BYTES_MAX)?;
         let value_bytes = value.as_ref().map_or(0, Bytes::len);
@@ -419,13 +419,13 @@ impl Transaction {
         let id = match (journal.id(name), next) {
             (Some(id), _) => id,
             (None, Some(next)) => journal.create(name, next, self.bytes_max)?,
-            // Another thread of this transaction has just dropped it: the write came before that.
+            // Another thread of this transaction has just dropped it: this write comes first.
             (None, None) => return Ok(()),
         };
         journal.write(id, key, value, self.bytes_max)
     }
 
-    /// Finds the database of this name, once for the transaction.
+    /// Looks up the database of this name, once per transaction.
     fn find(&self, name: &Bytes) -> Result<(), ReadError> {
         if self.lock().databases.contains_key(name) {
             return Ok(());
@@ -490,7 +490,7 @@ impl Transaction {
     }
 
     fn lock(&self) -> MutexGuard<'_, Journal> {
-        // A panic under this lock can only come from an allocation that failed.
+        // Only a failed allocation can panic under this lock.
         lock(&self.journal)
     }
 }
@@ -502,7 +502,7 @@ pub struct TransactionDatabase<'a> {
 }
 
 impl<'a> TransactionDatabase<'a> {
-    /// Its id, if it exists by now.
+    /// Its id, if it exists at this point.
     fn id(&self) -> Option<DatabaseId> {
         self.transaction.lock().id(&self.name)
     }
@@ -533,7 +533,7 @@ impl<'a> TransactionDatabase<'a> {
         )
     }
 
-    /// Removes `key`; nothing happens when it is not there.
+    /// Removes `key`; does nothing when it is not there.
     ///
     /// # Errors
     /// As [`TransactionDatabase::put`].
@@ -581,7 +581,7 @@ fn database_id(key: &Bytes, entry: &Bytes) -> Result<DatabaseId, ReadError> {
     catalog::id_in_entry(key, entry).map_err(ReadError::Engine)
 }
 
-/// What a write takes in a batch.
+/// Encoded size of a write in a batch.
 fn write_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
     OPERATION_HEADER_BYTES + key.len() + value.map_or(0, Bytes::len)
 }

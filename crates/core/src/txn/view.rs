@@ -21,8 +21,8 @@ use crate::planted::{self, Bug};
 use crate::txn::readers::ReaderGuard;
 use crate::txn::window::{Version, Window, WindowRow};
 
-/// What one look at a scanned range fetches from the engine, and from the window. Enough keys that
-/// the cost of a look vanishes, and not more bytes than a scan may hold in memory beside one value.
+/// Limit of one read of a range, from engine and window each: enough keys to make its cost
+/// negligible, no more bytes than a scan may hold in memory beside one value.
 const CHUNK: ScanLimit = ScanLimit {
     keys: 256,
     bytes: 1024 * 1024,
@@ -37,7 +37,7 @@ pub(crate) enum ViewError {
     Engine(#[from] EngineError),
 }
 
-/// See the module. Cheap to make; ends its reader when dropped.
+/// See the module. Cheap to create; dropping it ends its reader.
 pub(crate) struct View {
     window: Arc<Window>,
     engine: Arc<dyn StorageEngine>,
@@ -48,9 +48,9 @@ pub(crate) struct View {
 pub(crate) struct Chunk {
     /// Keys and values in the order of the scan.
     pub(crate) rows: Vec<(Bytes, Bytes)>,
-    /// The part of the asked range that `rows` answers for completely.
+    /// The part of the requested range that `rows` covers completely.
     pub(crate) covered: KeyRange,
-    /// What is left of the asked range; `None` when the scan is over.
+    /// The rest of the requested range; `None` when the scan is over.
     pub(crate) rest: Option<KeyRange>,
 }
 
@@ -109,7 +109,7 @@ impl View {
         range: &KeyRange,
         direction: Direction,
     ) -> Result<Chunk, ViewError> {
-        // The window first: a version that leaves it afterwards is in the engine by then.
+        // The window first: a version that leaves it afterwards is already in the engine.
         let (mut window, is_whole) =
             self.window
                 .scan(database, range, self.at(), (direction, CHUNK));
@@ -124,7 +124,7 @@ impl View {
             window.retain(|(_, value)| value.is_some());
         }
         let mut rows = lay_over(engine, window, direction);
-        // Only one side can go on behind the end of what is covered, and it is in order.
+        // Only one side can extend beyond the covered range, and it is in order.
         while rows.last().is_some_and(|(key, _)| !covered.contains(key)) {
             rows.pop();
         }
@@ -141,7 +141,7 @@ impl View {
         })
     }
 
-    /// `read`, unless the reader was ended meanwhile: the flush may have overtaken it then.
+    /// `read`, unless the reader was ended meanwhile: then the flush may have overtaken it.
     fn still_valid<T>(&self, read: T) -> Result<T, ViewError> {
         match self.reader.ended_at_age() {
             Some(age_max) => Err(ViewError::TooOld { age_max }),
@@ -150,8 +150,7 @@ impl View {
     }
 }
 
-/// The rows of both, in the order of the scan that both have: `over` wins, and what it has deleted is
-/// not there.
+/// Merges both, which are in the order of `direction`. `over` wins, and its deletions remove rows.
 pub(crate) fn lay_over(
     rows: Vec<(Bytes, Bytes)>,
     over: impl IntoIterator<Item = WindowRow>,
@@ -174,7 +173,7 @@ pub(crate) fn lay_over(
     merged
 }
 
-/// Where the first of two cut-off sides ends; `None` when neither was cut off.
+/// The end of whichever cut-off side ends first; `None` when neither was cut off.
 fn nearer_end(direction: Direction, a: Option<&Bytes>, b: Option<&Bytes>) -> Option<Bytes> {
     let ends = a.into_iter().chain(b);
     match direction {
@@ -183,7 +182,7 @@ fn nearer_end(direction: Direction, a: Option<&Bytes>, b: Option<&Bytes>) -> Opt
     }
 }
 
-/// Splits `range` behind the key `end` (in the order of the scan).
+/// Splits `range` after the key `end`, in the order of the scan.
 fn split(
     range: &KeyRange,
     end: Option<Bytes>,

@@ -1,13 +1,13 @@
 //! The window: versions newer than what the engine holds.
 //!
 //! An ordered concurrent map from (database, key, VLSN descending) to a value or a tombstone
-//! (`None`). A read at a snapshot takes the newest version at or below it, here or else in the
-//! engine. The order makes both the read of one key and the flush of everything one walk.
+//! (`None`). A read at a snapshot takes the newest version at or below it, from here or else from
+//! the engine. In this order, reading one key and flushing everything are each a single walk.
 //!
-//! Entries come from the sequencer (pending, on the master) and from the log (committed), and
+//! Entries come from the sequencer (pending, on the master) and from the log (committed). They
 //! leave when the flush has moved them into the engine and no reader can miss them, or when the
-//! node loses its mastership and drops what was pending. The window does not know which of its
-//! versions are committed: readers bring the VLSN up to which they may see.
+//! node loses mastership and drops what was pending. The window does not know which of its versions
+//! are committed: each reader supplies the VLSN up to which it may see.
 
 use std::cmp::Reverse;
 use std::ops::{Bound, RangeBounds};
@@ -21,10 +21,10 @@ use crate::engine::{Direction, KeyRange, ScanLimit};
 use crate::ids::{DatabaseId, Vlsn};
 use crate::txn::batch::Operation;
 
-/// Memory that one version takes beside its key and value: map node, tower and handles.
+/// Memory that one version takes besides its key and value: map node, tower and handles.
 const VERSION_OVERHEAD_BYTES: usize = 160;
 
-/// Place of one version. The order of the fields is the order of the map.
+/// Key of one version. The order of the fields is the order of the map.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct VersionKey {
     pub(crate) database: DatabaseId,
@@ -33,7 +33,7 @@ pub(crate) struct VersionKey {
 }
 
 impl VersionKey {
-    /// The place of what a transaction numbered `vlsn` did by `operation`.
+    /// The key of the version that `operation` of transaction `vlsn` writes.
     pub(crate) fn of(vlsn: Vlsn, operation: &Operation) -> Self {
         Self {
             database: operation.database,
@@ -43,7 +43,7 @@ impl VersionKey {
     }
 }
 
-/// What a transaction left of a key.
+/// What a transaction left at a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Version {
     Value(Bytes),
@@ -61,7 +61,7 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// Adds what a transaction numbered `vlsn` did to one key.
+    /// Adds the change that transaction `vlsn` makes to one key.
     pub(crate) fn insert(&self, vlsn: Vlsn, operation: Operation) {
         let Operation {
             database,
@@ -80,8 +80,7 @@ impl Window {
         );
     }
 
-    /// Takes one version out again and returns the memory that it held, in bytes; 0 when it was
-    /// not there.
+    /// Removes one version and returns the memory that it held, in bytes; 0 when it was not there.
     pub(crate) fn remove(&self, version: &VersionKey) -> usize {
         let removed = self.versions.remove(version);
         let bytes = removed.map_or(0, |entry| {
@@ -99,7 +98,7 @@ impl Window {
         })
     }
 
-    /// The newest version of `key` at or below `at`; `None` says that the window has none and the
+    /// The newest version of `key` at or below `at`. `None` means that the window has none and the
     /// engine must be asked.
     pub(crate) fn newest(&self, database: DatabaseId, key: &Bytes, at: Vlsn) -> Option<Version> {
         let from = VersionKey {
@@ -109,8 +108,8 @@ impl Window {
         };
         loop {
             let entry = self.versions.lower_bound(Bound::Included(&from))?;
-            // The map's search may settle on an entry that leaves while it runs. A newer version of
-            // the key leaves only later, so what is still there now is the newest; else look again.
+            // The search may return an entry that is being removed. Newer versions of the key are
+            // removed later, so an entry still there now is the newest; otherwise search again.
             if entry.is_removed() {
                 continue;
             }
@@ -145,7 +144,7 @@ impl Window {
     }
 
     /// The first keys of `range` with their newest version at or below `at`, in the order of
-    /// `direction`, and whether they are all: otherwise the limit was reached with the last of them.
+    /// `direction`, and whether these are all: if not, the last one reached the limit.
     pub(crate) fn scan(
         &self,
         database: DatabaseId,
@@ -165,8 +164,8 @@ impl Window {
                 continue;
             }
             last_seen = Some(key.clone());
-            // Versions are evicted while this walks, the older ones first: what the walk meets of a
-            // key need not be its newest. Only the key is taken from it.
+            // Versions are evicted during the walk, older ones first, so the version it meets need
+            // not be the newest of its key. Only the key is taken from it.
             let value = match self.newest(database, key, at) {
                 Some(Version::Value(value)) => Some(value),
                 Some(Version::Deleted) => None,
@@ -180,7 +179,8 @@ impl Window {
 
     /// Every version of every key of `range`, in the order of `direction`.
     ///
-    /// Not by the map's own `range`, which never frees what it has passed (crossbeam-skiplist 0.1.3).
+    /// Avoids the map's own `range`, which never frees what it has passed (crossbeam-skiplist
+    /// 0.1.3).
     fn walk(
         &self,
         database: DatabaseId,
@@ -199,25 +199,25 @@ impl Window {
         .take_while(move |entry| bounds.contains(entry.key()))
     }
 
-    /// What this very version says of its key: the outer `None` when it is not in the window.
+    /// The content of exactly this version; the outer `None` means that it is not in the window.
     pub(crate) fn version(&self, version: &VersionKey) -> Option<Version> {
         let entry = self.versions.get(version)?;
         let value = entry.value().clone();
         Some(value.map_or(Version::Deleted, Version::Value))
     }
 
-    /// Memory held, in bytes, estimated.
+    /// Estimated memory held, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 }
 
-/// Memory that one version of this size takes, estimated.
+/// Estimated memory that one version of this size takes.
 fn version_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
     key.len() + value.map_or(0, Bytes::len) + VERSION_OVERHEAD_BYTES
 }
 
-/// The bounds in the map that hold every version of every key of `range`.
+/// The map bounds that enclose every version of every key of `range`.
 fn version_bounds(
     database: DatabaseId,
     range: &KeyRange,
@@ -269,7 +269,7 @@ mod tests {
         }
     }
 
-    /// A value that is counted while it is in memory.
+    /// A value that is counted as long as it is in memory.
     struct Counted(Arc<AtomicUsize>);
 
     impl AsRef<[u8]> for Counted {
@@ -312,7 +312,7 @@ mod tests {
                 assert_ne!(window.remove(version), 0);
             }
         };
-        // The map frees with a delay: what a thread has removed when it ends, others free.
+        // The map frees with a delay: after a thread ends, others free what it removed.
         std::thread::scope(|scope| scope.spawn(come_and_go).join()).expect("scanned");
         for _ in 0..100_000 {
             if in_memory.load(Ordering::Relaxed) == 0 {

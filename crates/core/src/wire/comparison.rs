@@ -1,4 +1,4 @@
-//! The messages with which the data of nodes is compared, as parts of `NODE_STATE` and ELECTION.
+//! The messages that compare the data of nodes, as parts of `NODE_STATE` and ELECTION.
 
 use bytes::Bytes;
 use prost::Message;
@@ -15,13 +15,13 @@ pub(crate) struct RangeRequest {
     /// The first key.
     #[prost(bytes = "bytes", tag = "3")]
     pub(crate) from: Bytes,
-    /// The key before which the range ends; absent for the end of the database.
+    /// The exclusive end of the range; absent for the end of the database.
     #[prost(bytes = "bytes", optional, tag = "4")]
     pub(crate) to: Option<Bytes>,
-    /// The range ends before the key after so many rows; 0 for no such limit.
+    /// The range ends after this many rows; 0 for no such limit.
     #[prost(uint64, tag = "5")]
     pub(crate) rows_max: u64,
-    /// Instead of a range: the running digest of all databases, for which no row is read.
+    /// Requests the running digest of all databases instead of a range; no row is read for it.
     #[prost(bool, tag = "6")]
     pub(crate) is_running: bool,
 }
@@ -31,7 +31,7 @@ pub(crate) struct RangeRequest {
 pub(crate) struct RangeReply {
     #[prost(enumeration = "RangeOutcome", tag = "1")]
     pub(crate) outcome: i32,
-    /// Why there is no digest, for people.
+    /// Why there is no digest, for a human reader.
     #[prost(string, tag = "2")]
     pub(crate) text: String,
     #[prost(uint64, tag = "3")]
@@ -41,18 +41,18 @@ pub(crate) struct RangeReply {
     pub(crate) digest: String,
     #[prost(uint64, tag = "5")]
     pub(crate) rows: u64,
-    /// The key before which the range ends, where `rows_max` has cut it off.
+    /// The exclusive end of the range, if `rows_max` has cut it off.
     #[prost(bytes = "bytes", optional, tag = "6")]
     pub(crate) to: Option<Bytes>,
     /// For the catalog: the names of all databases.
     #[prost(string, repeated, tag = "7")]
     pub(crate) databases: Vec<String>,
-    /// Of a running digest: each database, by its name.
+    /// For a running digest: each database, by name.
     #[prost(message, repeated, tag = "8")]
     pub(crate) running: Vec<DatabaseDigestMessage>,
 }
 
-/// What one database has to hold.
+/// What one database should hold.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct DatabaseDigestMessage {
     /// Empty for the catalog.
@@ -70,18 +70,18 @@ pub(crate) struct DatabaseDigestMessage {
 #[repr(i32)]
 pub(crate) enum RangeOutcome {
     Done = 0,
-    /// The node has not come so far in time.
+    /// The node has not got that far in time.
     Behind = 1,
-    /// The node does not have that state any more.
+    /// The node no longer has that state.
     Gone = 2,
     /// The node has no data, or cannot read it.
     Failed = 3,
 }
 
-/// What became of a check of all files.
+/// The result of a check of all files.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct CheckReply {
-    /// The file, the place and what is wrong there; empty when everything holds.
+    /// The file, the place and the problem; empty when everything is intact.
     #[prost(string, tag = "1")]
     pub(crate) problem: String,
     #[prost(uint64, tag = "2")]
@@ -90,7 +90,7 @@ pub(crate) struct CheckReply {
     pub(crate) engine_bytes: u64,
 }
 
-/// The master tells a node what a comparison has found of it.
+/// The master tells a node what a comparison has found about it.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct Diverged {
     #[prost(uint64, tag = "1")]
@@ -98,7 +98,7 @@ pub(crate) struct Diverged {
     /// In words; empty when the node has what the others have.
     #[prost(string, tag = "2")]
     pub(crate) what: String,
-    /// The incarnation of the node that was compared: of a later one this says nothing.
+    /// The incarnation that was compared: this says nothing about a later one.
     #[prost(fixed64, tag = "3")]
     pub(crate) incarnation: u64,
 }
@@ -114,7 +114,7 @@ pub(crate) struct DivergenceMessage {
     pub(crate) to: Option<Bytes>,
     #[prost(uint64, tag = "4")]
     pub(crate) vlsn: u64,
-    /// Names of the nodes that have something else than a majority.
+    /// Names of the nodes that differ from a majority.
     #[prost(string, repeated, tag = "5")]
     pub(crate) nodes: Vec<String>,
 }

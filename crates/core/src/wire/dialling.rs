@@ -1,5 +1,5 @@
-//! Dialling a member wherever it may be: what an operator has said, the address in the membership, and
-//! the one that worked last. The hello tells whether it is the member that answers.
+//! Dials a member at each address it may have: the one given by an operator, the one in the
+//! membership, and the one that worked last. The hello shows whether the member itself answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::wire::RESTORE;
 use crate::wire::hello::{Caller, DialError, Session};
 use crate::wire::messages::Refusal;
 
-/// Which part of the time for a dial one address has to itself before the next is tried beside it.
+/// An address has 1/n of the dial timeout to itself before the next is tried in parallel.
 const HEAD_START_PART: u32 = 4;
 
 /// Dials members of the group.
@@ -24,15 +24,15 @@ pub(crate) struct Dialler {
     pub(crate) caller: Caller,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) addresses: Arc<Addresses>,
-    /// How long a dial may take, the hello included.
+    /// How long a dial may take, including the hello.
     pub(crate) timeout: Duration,
 }
 
 impl Dialler {
-    /// A session with this member, whose address in the membership is `address`.
+    /// Opens a session with this member, whose address in the membership is `address`.
     ///
     /// # Errors
-    /// What came of the likeliest address, or what the member itself has said.
+    /// The first failure, unless the member itself has refused: then its refusal.
     pub(crate) async fn dial(
         &self,
         (address, id): (&str, NodeId),
@@ -63,18 +63,18 @@ impl Dialler {
         }
     }
 
-    /// Whether this member is at this very address.
+    /// Checks that this member is at exactly this address.
     ///
     /// # Errors
-    /// Why that is not known.
+    /// Why this could not be confirmed.
     pub(crate) async fn prove(&self, address: &str, id: NodeId) -> Result<(), DialError> {
         let deadline = Instant::now() + self.timeout;
-        // A connection to this service that asks nothing means nothing.
+        // A connection to this service without a request has no effect.
         let proved = self.dial_only((address, id), RESTORE, deadline);
         proved.await.map(drop)
     }
 
-    /// Makes sure that it is known where this member is.
+    /// Makes sure that this member's address is known.
     ///
     /// # Errors
     /// As [`Dialler::dial`].
@@ -97,7 +97,7 @@ impl Dialler {
     }
 }
 
-/// Whether it is the member that was meant who has refused.
+/// Whether the refusal came from the intended member.
 fn is_of_member(error: &DialError) -> bool {
     let DialError::Refused { refusal, .. } = error else {
         return false;

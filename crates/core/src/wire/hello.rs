@@ -1,7 +1,7 @@
-//! The hello: who is calling, whom it means, and whether it may.
+//! The hello: who is calling, whom it wants to reach, and whether it may.
 //!
-//! It is the first frame on every connection of our services. A refused caller changes no state
-//! here and is told why, in a reason that it can act on and a text for people.
+//! It is the first frame on every connection to our services. A refused caller changes no state
+//! here, and gets a reason that it can act on and a text for people.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,19 +20,19 @@ use crate::wire::messages::{
 };
 use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, SUBSCRIPTION};
 
-/// How long a caller may keep a connection on which it asks nothing: it takes the place of another one.
+/// How long a caller may keep a connection without a request: it takes the place of another one.
 const REQUEST_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// A connection on which the hello was accepted.
 pub(crate) struct Session {
     pub(crate) sender: FrameSender,
     pub(crate) receiver: FrameReceiver,
-    /// Where the other end is.
+    /// Address of the other end.
     pub(crate) peer: String,
 }
 
 impl Session {
-    /// The next request; `None` when the caller closed, or asked nothing for 10 s.
+    /// The next request; `None` when the caller closed, or sent none for 10 s.
     ///
     /// # Errors
     /// As [`FrameReceiver::receive`].
@@ -42,7 +42,7 @@ impl Session {
     }
 }
 
-/// Why a peer could not be talked to.
+/// Why communication with a peer failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
     #[error(transparent)]
@@ -57,20 +57,20 @@ pub(crate) enum DialError {
     Timeout(Duration),
 }
 
-/// Called with the own epoch and a later one, when a peer shows that the group was recovered
+/// Called with this node's epoch and a later one, when a peer shows that the group was recovered
 /// without this node.
 pub(crate) type Superseded = Arc<dyn Fn(GroupEpoch, GroupEpoch) + Send + Sync>;
 
-/// What a caller says of itself.
+/// How a caller identifies itself.
 #[derive(Clone)]
 pub(crate) enum Caller {
     Node(Arc<Identity>, Superseded),
-    /// A program that is no node; it may ask for the state of one, and subscribe.
+    /// A program that is not a node; it may ask for a node's state, and subscribe.
     Client,
 }
 
 impl Caller {
-    /// Connects to `service` of the node `receiver` (0: whoever answers) and says hello.
+    /// Connects to `service` of the node `receiver` (0 for any node) and says hello.
     ///
     /// # Errors
     /// See [`DialError`].
@@ -149,7 +149,7 @@ pub(crate) struct Gate {
     newest_id: NewestId,
 }
 
-/// Says the newest id that was given to a node that joined, as far as this node knows.
+/// Returns the newest id given to a node that joined, as far as this node knows.
 pub(crate) type NewestId = Arc<dyn Fn() -> NodeId + Send + Sync>;
 
 /// A refusal with its text for people.
@@ -176,7 +176,7 @@ impl Gate {
     /// `None` for a client.
     ///
     /// # Errors
-    /// When the hello is refused (the caller has been told) or does not come.
+    /// When the hello is refused (the caller has been told) or does not arrive.
     pub(crate) async fn accept(
         &self,
         connection: Connection,
@@ -216,7 +216,7 @@ impl Gate {
                 metrics::counter!("steadfast_hello_refused_total", "reason" => format!("{refusal:?}"))
                     .increment(1);
                 if refusal == Refusal::NotFormed {
-                    // A member that is on its way in: the others try until it is there.
+                    // A member that is being admitted: the others retry until it is ready.
                     tracing::debug!(%peer, service, text, "refused a hello for now");
                 } else {
                     tracing::warn!(%peer, service, ?refusal, text, "refused a hello");
@@ -242,8 +242,8 @@ impl Gate {
                 "the hello names another service".to_owned(),
             ));
         }
-        // The state of a node is shown to anyone: it is what an operator looks at first. Which group
-        // a subscriber or an operator means is a part of the request.
+        // A node shows its state to anyone: an operator looks at it first. Subscribers and
+        // operators name their group in the request.
         if [NODE_STATE, SUBSCRIPTION, EVENTS, ADMIN].contains(&service) {
             return Ok(None);
         }
@@ -268,8 +268,8 @@ impl Gate {
         self.check_sender(hello, service)
     }
 
-    /// Nodes of different epochs have nothing to say to each other: they could disagree about what
-    /// was acknowledged. The older one ends its work.
+    /// Nodes of different epochs must not communicate: they could disagree about what was
+    /// acknowledged. The node of the older epoch stops.
     fn check_epoch(&self, hello: &Hello, own: GroupEpoch) -> Result<(), Refused> {
         let caller = GroupEpoch::from_number(hello.epoch);
         if caller == own {
@@ -290,7 +290,7 @@ impl Gate {
         Err((refusal, text))
     }
 
-    /// The newest id of which this node knows that it was given. A removed node has none above it.
+    /// The newest node id that this node knows to be given out. A removed node has no higher id.
     fn newest_known(&self, members: &Members) -> NodeId {
         let identity = self.identity.borrow();
         let founders = identity.founders.iter().map(|(id, _)| *id);
@@ -305,8 +305,8 @@ impl Gate {
             name, incarnation, ..
         }) = members.get(&sender)
         else {
-            // One that was let in after anything that this node has heard of may be the very master
-            // that has to tell it. Until then it can do that, and nothing else.
+            // A sender admitted after everything that this node has heard of may be the very master
+            // that has to tell it so. Until then it may do that, and nothing else.
             let may_tell = [FEEDER, ELECTION].contains(&service);
             if may_tell && sender > self.newest_known(&members) {
                 return Ok(Some(sender));
@@ -316,8 +316,8 @@ impl Gate {
                 format!("node {sender} is not a member"),
             ));
         };
-        // One that has repaired itself since this node last heard of it may be the very master that has
-        // to tell it: its directory remembers the life that was let in. One that was wiped does not.
+        // A sender that has repaired itself since this node last heard of it may be the very master
+        // that has to tell it so: its directory remembers the admitted life. A wiped one does not.
         let mut lives = hello.earlier_incarnations.iter();
         let is_same = *incarnation == Incarnation(hello.sender_incarnation)
             || lives.any(|life| *incarnation == Incarnation(*life));
@@ -348,12 +348,12 @@ mod tests {
         }
     }
 
-    /// What node 1 of epoch `own` answers to node 2 of epoch `theirs`, and what ended it.
+    /// What node 1 of epoch `own` answers node 2 of epoch `theirs`, and the epochs that ended it.
     fn meet(own: u64, theirs: u64) -> (Option<Refusal>, Vec<(u64, u64)>) {
         meet_as(2, (own, theirs), 2)
     }
 
-    /// The same with another caller, when the newest id that is known is `newest`.
+    /// The same with another caller, when the newest known id is `newest`.
     fn meet_as(
         caller: u64,
         (own, theirs): (u64, u64),

@@ -4,8 +4,8 @@
 //! frame   | kind: u8 | 0: [u8; 3] | crc32c of kind and body: u32 LE | body (protobuf) |
 //! ```
 //!
-//! The checksum finds what TCP's does not. Unknown fields are ignored, so that a field can be
-//! added while old and new nodes talk to each other; a new meaning needs a new protocol version.
+//! The checksum finds errors that TCP's misses. Unknown fields are ignored, so a field can be added
+//! while old and new nodes talk to each other; a new meaning needs a new protocol version.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
@@ -22,7 +22,7 @@ pub(crate) const PROTOCOL_VERSION_MAX: u32 = 1;
 const CHECKSUM_OFFSET: usize = 4;
 const BODY_OFFSET: usize = 8;
 
-/// What a frame holds.
+/// The content of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
@@ -43,7 +43,7 @@ pub(crate) enum Kind {
     RestoreReply = 31,
 }
 
-/// Why a frame from a peer was not understood. The connection is closed; nothing was changed.
+/// Why a frame from a peer was rejected. The connection is closed; nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WireError {
     #[error("frame of {0} bytes has no room for its envelope")]
@@ -66,7 +66,7 @@ impl From<Impossible> for WireError {
     }
 }
 
-/// Puts `message` into the envelope.
+/// Wraps `message` in the envelope.
 pub(crate) fn encode(kind: Kind, message: &impl Message) -> Bytes {
     let mut frame = BytesMut::with_capacity(BODY_OFFSET + message.encoded_len());
     frame.put_u32_le(u32::from(kind as u8));
@@ -115,24 +115,24 @@ pub(crate) struct Hello {
     pub(crate) version_min: u32,
     #[prost(uint32, tag = "2")]
     pub(crate) version_max: u32,
-    /// UUID of the group, 16 bytes; empty from a client that belongs to none.
+    /// UUID of the group, 16 bytes; empty from a caller that belongs to none.
     #[prost(bytes = "bytes", tag = "3")]
     pub(crate) group: Bytes,
-    /// 0 from a client that is no node.
+    /// 0 from a caller that is not a node.
     #[prost(uint64, tag = "4")]
     pub(crate) sender: u64,
     #[prost(fixed64, tag = "5")]
     pub(crate) sender_incarnation: u64,
-    /// The node that the sender means to reach; 0 for whoever answers.
+    /// The node that the sender wants to reach; 0 for any node.
     #[prost(uint64, tag = "6")]
     pub(crate) receiver: u64,
     /// Name of the service.
     #[prost(string, tag = "7")]
     pub(crate) purpose: String,
-    /// Epoch of the sender's group; 0 stands for the first.
+    /// Epoch of the sender's group; 0 means the first.
     #[prost(uint64, tag = "8")]
     pub(crate) epoch: u64,
-    /// The lives of that directory before this one.
+    /// Earlier lives of the sender's directory.
     #[prost(fixed64, repeated, tag = "9")]
     pub(crate) earlier_incarnations: Vec<u64>,
 }
@@ -145,7 +145,7 @@ pub(crate) struct HelloReply {
     pub(crate) version: u32,
     #[prost(enumeration = "Refusal", tag = "2")]
     pub(crate) refusal: i32,
-    /// What to tell people.
+    /// A text for people.
     #[prost(string, tag = "3")]
     pub(crate) text: String,
     /// Epoch of the answering node's group.
@@ -203,7 +203,7 @@ pub(crate) struct Append {
     pub(crate) committed: Option<LogIdRecord>,
     #[prost(message, repeated, tag = "4")]
     pub(crate) entries: Vec<EntryMessage>,
-    /// With a heartbeat: some member may need the entries after this position.
+    /// In a heartbeat: some member may need the entries after this position.
     #[prost(uint64, optional, tag = "5")]
     pub(crate) needed: Option<u64>,
 }
@@ -221,7 +221,7 @@ pub(crate) enum AppendResult {
     /// The log matches the master's up to here, durably.
     #[prost(message, tag = "1")]
     Matched(LogIdRecord),
-    /// The log matches where nothing stands yet.
+    /// The log matches at its beginning, before any entry.
     #[prost(bool, tag = "2")]
     MatchedNothing(bool),
     /// The log has another entry, or none, at `prev`.
@@ -238,7 +238,7 @@ pub(crate) struct VoteRequestMessage {
     pub(crate) vote: Option<VoteMessage>,
     #[prost(message, optional, tag = "2")]
     pub(crate) last: Option<LogIdRecord>,
-    /// The candidate was told by the master, or knows from a majority, that no lease stands.
+    /// The candidate was told by the master, or knows from a majority, that no lease is in force.
     #[prost(bool, tag = "3")]
     pub(crate) lease_is_over: bool,
 }
@@ -253,7 +253,7 @@ pub(crate) struct VoteReplyMessage {
     pub(crate) last: Option<LogIdRecord>,
 }
 
-/// Asks whether the receiver, too, has lost every connection from this master.
+/// Asks whether the receiver has lost every connection from this master too.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub(crate) struct MasterGone {
     #[prost(uint64, tag = "1")]
@@ -265,7 +265,7 @@ pub(crate) struct MasterGone {
     pub(crate) last: Option<LogIdRecord>,
 }
 
-/// Asks the master for a position that every acknowledged write stands at or below.
+/// Asks the master for a position at or above every acknowledged write.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub(crate) struct BarrierRequest {}
 
@@ -276,17 +276,17 @@ pub(crate) struct BarrierReply {
     pub(crate) position: Option<u64>,
 }
 
-/// The master asks the receiver to stand for election, without regard to the master's lease.
+/// The master asks the receiver to stand for election, regardless of the master's lease.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub(crate) struct TakeOver {
     #[prost(message, optional, tag = "1")]
     pub(crate) vote: Option<VoteMessage>,
-    /// The master's last entry; the receiver has to have it.
+    /// The master's last entry; the receiver must have it.
     #[prost(message, optional, tag = "2")]
     pub(crate) last: Option<LogIdRecord>,
 }
 
-/// The master tells the receiver that it is no member any more.
+/// The master tells the receiver that it is no longer a member.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub(crate) struct Removed {
     #[prost(uint64, tag = "1")]
@@ -315,7 +315,7 @@ pub(crate) struct ReachedMessage {
     /// The master's, or a newer one that the receiver knows.
     #[prost(message, optional, tag = "1")]
     pub(crate) vote: Option<VoteMessage>,
-    /// The receiver has the entry on disk, or what came of it.
+    /// Whether the receiver has the entry on disk, or the state that resulted from it.
     #[prost(bool, tag = "2")]
     pub(crate) has: bool,
 }
@@ -367,8 +367,8 @@ pub(crate) enum ElectionAnswer {
     Vote(VoteReplyMessage),
     #[prost(message, tag = "3")]
     Append(AppendReply),
-    /// To [`ElectionCall::MasterGone`]: whether the receiver agrees and would vote for the sender. To
-    /// [`ElectionCall::TakeOver`] and [`ElectionCall::Removed`]: whether it does as it was told.
+    /// To [`ElectionCall::MasterGone`]: whether the receiver agrees and would vote for the sender.
+    /// To calls like [`ElectionCall::TakeOver`], [`ElectionCall::Removed`]: whether it complies.
     #[prost(bool, tag = "4")]
     Agrees(bool),
     #[prost(message, tag = "5")]
@@ -386,15 +386,15 @@ pub(crate) struct NodeStateRequest {
     /// Also compute the digest of a range of keys.
     #[prost(message, optional, tag = "2")]
     pub(crate) range: Option<RangeRequest>,
-    /// Also read all files and hold their checksums against them.
+    /// Also read all files and verify their checksums.
     #[prost(bool, tag = "3")]
     pub(crate) check: bool,
-    /// Also add up the files of the engine.
+    /// Also add up the sizes of the engine's files.
     #[prost(bool, tag = "4")]
     pub(crate) size: bool,
 }
 
-/// What a node says of itself, also while it has no master or belongs to no group yet.
+/// What a node reports about itself, even while it has no master or belongs to no group yet.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct NodeStateMessage {
     #[prost(string, tag = "1")]
@@ -405,7 +405,7 @@ pub(crate) struct NodeStateMessage {
     /// The node itself.
     #[prost(message, optional, tag = "3")]
     pub(crate) node: Option<MemberRecord>,
-    /// While the node belongs to no group: a digest of the list that it expects.
+    /// While the node belongs to no group: a digest of the member list that it expects.
     #[prost(fixed64, tag = "4")]
     pub(crate) expects: u64,
     #[prost(message, repeated, tag = "5")]
@@ -422,7 +422,7 @@ pub(crate) struct NodeStateMessage {
     pub(crate) persisted: Option<LogIdRecord>,
     #[prost(message, optional, tag = "11")]
     pub(crate) applied: Option<LogIdRecord>,
-    /// On the master: how far each replica has persisted, and when it was last heard.
+    /// On the master: how far each replica has persisted the log, and when it was last heard.
     #[prost(message, repeated, tag = "12")]
     pub(crate) replicas: Vec<ReplicaProgress>,
     #[prost(uint64, tag = "13")]
@@ -431,87 +431,87 @@ pub(crate) struct NodeStateMessage {
     pub(crate) disk_total_bytes: u64,
     #[prost(string, tag = "15")]
     pub(crate) version: String,
-    /// Digest of everything visible, as of `vlsn`, where it was asked for.
+    /// Digest of everything visible, as of `vlsn`, if requested.
     #[prost(string, tag = "16")]
     pub(crate) digest: String,
     #[prost(uint64, tag = "17")]
     pub(crate) window_bytes: u64,
-    /// What the node waits for, in words; empty when it is ready.
+    /// What the node is waiting for, in words; empty when it is ready.
     #[prost(string, tag = "18")]
     pub(crate) waiting_for: String,
-    /// The members that vote at the moment.
+    /// The members that currently vote.
     #[prost(uint64, repeated, tag = "20")]
     pub(crate) voters: Vec<u64>,
-    /// 0 stands for the first.
+    /// 0 means the first.
     #[prost(uint64, tag = "19")]
     pub(crate) epoch: u64,
-    /// Why the node takes no writes of users, in words; empty when it does.
+    /// Why the node takes no writes from users, in words; empty when it does.
     #[prost(string, tag = "21")]
     pub(crate) read_only: String,
-    /// Less of the volume is free than the node was told to warn of.
+    /// Whether free space on the volume is below the configured warning threshold.
     #[prost(bool, tag = "22")]
     pub(crate) disk_is_low: bool,
-    /// The digest of a range, where it was asked for.
+    /// The digest of a range, if requested.
     #[prost(message, optional, tag = "23")]
     pub(crate) range: Option<RangeReply>,
-    /// What became of the check of all files, where it was asked for.
+    /// The result of the check of all files, if requested.
     #[prost(message, optional, tag = "24")]
     pub(crate) check: Option<CheckReply>,
-    /// Why the node's own data is known to be wrong; empty while nothing is known.
+    /// Why the node's own data is known to be wrong; empty if it is not.
     #[prost(string, tag = "25")]
     pub(crate) damage: String,
-    /// On the master: what the last comparison of all nodes has found.
+    /// On the master: the findings of the last comparison of all nodes.
     #[prost(message, repeated, tag = "26")]
     pub(crate) divergences: Vec<DivergenceMessage>,
-    /// How long 99 of 100 of the last syncs of the log have taken, in microseconds.
+    /// 99th percentile of the durations of the last log syncs, in microseconds.
     #[prost(uint64, optional, tag = "27")]
     pub(crate) sync_p99_us: Option<u64>,
-    /// What the node's clock says, in milliseconds since 1970.
+    /// The node's clock, in milliseconds since 1970.
     #[prost(uint64, tag = "28")]
     pub(crate) clock_ms: u64,
-    /// Bytes of the engine's files, where they were asked for.
+    /// Bytes of the engine's files, if requested.
     #[prost(uint64, optional, tag = "29")]
     pub(crate) data_bytes: Option<u64>,
-    /// Up to this transaction the node has counted all rows and found them right since it opened its engine.
+    /// The node has counted all rows and found them correct up to here since opening its engine.
     #[prost(uint64, optional, tag = "30")]
     pub(crate) checked: Option<u64>,
-    /// Rows that the node has put right from its log when it opened its engine.
+    /// Rows that the node put right from its log when it opened its engine.
     #[prost(uint64, tag = "31")]
     pub(crate) put_right: u64,
-    /// The node's engine does not hold what it should, and its log does not help.
+    /// Whether the node's engine is wrong and its log cannot put it right.
     #[prost(bool, tag = "32")]
     pub(crate) needs_state: bool,
-    /// Descriptors that the process may still have, and its limit.
+    /// File descriptors that the process has left, and its limit.
     #[prost(uint64, optional, tag = "33")]
     pub(crate) descriptors_left: Option<u64>,
     #[prost(uint64, optional, tag = "34")]
     pub(crate) descriptors_max: Option<u64>,
-    /// Little more are left than what the node keeps from strangers.
+    /// Whether hardly more are left than the node keeps from strangers.
     #[prost(bool, tag = "35")]
     pub(crate) descriptors_are_few: bool,
-    /// The node copies the state of a peer.
+    /// Set while the node copies the state of a peer.
     #[prost(message, optional, tag = "40")]
     pub(crate) restore: Option<RestoreProgressMessage>,
-    /// Nodes to which this one sends its state.
+    /// Number of nodes to which this one sends its state.
     #[prost(uint32, tag = "41")]
     pub(crate) copies: u32,
-    /// For how long the disk of the log, or that of the engine, has not finished what it was given, in
-    /// milliseconds; absent while both work.
+    /// How long the disk of the log, or of the engine, has not finished its work, in milliseconds;
+    /// absent while both work.
     #[prost(uint64, optional, tag = "42")]
     pub(crate) disk_hangs_ms: Option<u64>,
-    /// When the node, which is not master, has heard one, in milliseconds ago; absent when it has not since
-    /// it was started.
+    /// On a node that is not master: how long ago it last heard one, in milliseconds; absent if it
+    /// has not since its start.
     #[prost(uint64, optional, tag = "43")]
     pub(crate) master_heard_ms_ago: Option<u64>,
 }
 
-/// How far a copy of the state has got.
+/// Progress of a copy of the state.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub(crate) struct RestoreProgressMessage {
-    /// The node that it comes from; 0 while there is none.
+    /// The source node; 0 while there is none.
     #[prost(uint64, tag = "1")]
     pub(crate) source: u64,
-    /// Of keys and values, so far.
+    /// Bytes of keys and values so far.
     #[prost(uint64, tag = "2")]
     pub(crate) bytes: u64,
     /// The source's estimate; 0 while there is none.
@@ -527,14 +527,14 @@ pub(crate) struct ReplicaProgress {
     pub(crate) node: u64,
     #[prost(message, optional, tag = "2")]
     pub(crate) persisted: Option<LogIdRecord>,
-    /// Absent when it was never heard in this term.
+    /// Absent if it was never heard in this term.
     #[prost(uint64, optional, tag = "3")]
     pub(crate) heard_ms_ago: Option<u64>,
-    /// How long half of the last heartbeats have taken to be answered, in microseconds.
+    /// Median round-trip time of the last heartbeats, in microseconds.
     #[prost(uint64, optional, tag = "4")]
     pub(crate) round_trip_p50_us: Option<u64>,
-    /// For how long the first entry that it lacks has been there, in milliseconds; absent where that is
-    /// longer than is remembered. And the bytes that it lacks, as far as is remembered.
+    /// Age of the first entry that it lacks, in milliseconds; absent if older than is remembered.
+    /// Below, the bytes that it lacks, as far as remembered.
     #[prost(uint64, optional, tag = "5")]
     pub(crate) behind_ms: Option<u64>,
     #[prost(uint64, tag = "6")]

@@ -10,13 +10,13 @@ pub(crate) mod node_state;
 pub(crate) const FEEDER: &str = "FEEDER";
 /// Votes, pre-votes, heartbeats and read barriers.
 pub(crate) const ELECTION: &str = "ELECTION";
-/// A copy of the whole state, for a node that the log cannot bring up.
+/// A copy of the whole state, for a node that the log cannot bring up to date.
 pub(crate) const RESTORE: &str = "RESTORE";
-/// Changes of the group, asked by operators and by nodes that join.
+/// Changes of the group, requested by operators and joining nodes.
 pub(crate) const ADMIN: &str = "ADMIN";
-/// The change feed, to whoever asks.
+/// The change feed, for any client.
 pub(crate) const SUBSCRIPTION: &str = "SUBSCRIPTION";
-/// What a node sees of its group, to whoever watches it.
+/// A node's view of its group, for any watcher.
 pub(crate) const EVENTS: &str = "EVENTS";
-/// State of one node, answered also while it has no master.
+/// State of one node, available even while it has no master.
 pub(crate) const NODE_STATE: &str = "NODE_STATE";

@@ -1,4 +1,4 @@
-//! `NODE_STATE`: what a node says of itself, also while it has no master or no group.
+//! `NODE_STATE`: what a node reports about itself, even while it has no master or no group.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::wire::NODE_STATE;
 use crate::wire::hello::{Caller, DialError, Session};
 use crate::wire::messages::{Kind, NodeStateMessage, NodeStateRequest, decode, encode};
 
-/// Asks the node at `address` for its state; `true` for a digest too.
+/// Asks the node at `address` for its state, and for a digest if `digest` is set.
 ///
 /// # Errors
-/// When it cannot be reached, or answers nonsense.
+/// When it cannot be reached, or its answer is invalid.
 pub(crate) async fn ask(
     transport: &dyn Transport,
     address: &str,
@@ -27,10 +27,10 @@ pub(crate) async fn ask(
     ask_for(transport, address, &request, timeout).await
 }
 
-/// Asks the node at `address` for its state and what else is in `request`.
+/// Asks the node at `address` for its state and whatever else `request` names.
 ///
 /// # Errors
-/// When it cannot be reached, or answers nonsense.
+/// When it cannot be reached, or its answer is invalid.
 pub(crate) async fn ask_for(
     transport: &dyn Transport,
     address: &str,
@@ -52,11 +52,11 @@ pub(crate) async fn ask_for(
         .unwrap_or(Err(DialError::Timeout(timeout)))
 }
 
-/// Answers requests with `describe` until the caller closes, or asks nothing for a while. What a request asks for beside the state
-/// may take long.
+/// Answers requests with `describe` until the caller closes, or sends none for a while. Whatever a
+/// request asks for besides the state may take long.
 ///
 /// # Errors
-/// When the caller sends nonsense or goes away.
+/// When the caller sends invalid data or goes away.
 pub(crate) async fn serve<F>(
     describe: impl Fn(NodeStateRequest) -> F,
     mut session: Session,
@@ -79,7 +79,7 @@ mod tests {
     use crate::admin::client;
     use crate::admin::messages::AdminAnswer;
 
-    /// A session whose caller says nothing, and goes on to be there.
+    /// A session whose caller stays connected and says nothing.
     fn silent() -> (Session, tokio::io::DuplexStream) {
         let (near, far) = tokio::io::duplex(1024);
         let connection = Connection::new(Box::new(near), "n1".to_owned());

@@ -1,12 +1,12 @@
-//! Counts all rows of the engine and holds them against what it has to hold, database by database.
+//! Counts all rows of the engine and compares them with what it should hold, database by database.
 //!
 //! ```text
 //!   rows a … f   counted: a change of one of them changes the count as it changes the running digest
 //!   rows g … z   still to come, as they will be then
 //! ```
 //!
-//! So no snapshot is held, and at the end of a database the count is of one moment. Only the flush
-//! writes the engine, and it is the flush that counts, between two batches.
+//! So no snapshot is held, and the finished count of a database is of one moment. Only the flush
+//! writes the engine, and the flush itself counts, between two batches.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -18,7 +18,7 @@ use crate::ids::DatabaseId;
 use crate::txn::audit::digest::{Counted, RunningDigest};
 use crate::txn::catalog::CATALOG;
 
-/// Rows that one step counts: about a millisecond of reading.
+/// Rows counted per step: about a millisecond of reading.
 const STEP: ScanLimit = ScanLimit {
     keys: 1024,
     bytes: 1024 * 1024,
@@ -27,13 +27,13 @@ const STEP: ScanLimit = ScanLimit {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Count {
-    /// The database that is counted; `None` at the end.
+    /// The database being counted; `None` at the end.
     database: Option<DatabaseId>,
     upto: Option<Bytes>,
     found: RowDigest,
-    /// What was found in those that are done.
+    /// Results of the databases that are done.
     done: BTreeMap<DatabaseId, RowDigest>,
-    /// What does not hold, for people.
+    /// The mismatches, described for people.
     wrong: Vec<String>,
 }
 
@@ -57,7 +57,7 @@ impl Count {
         self.database.map(|database| Counted { database, upto })
     }
 
-    /// Accounts for a batch that was made.
+    /// Accounts for a batch that the engine has applied.
     pub(super) fn made(&mut self, counted: RowDigest) {
         self.found.add_all(counted);
     }
@@ -93,7 +93,7 @@ impl Count {
 
     fn end_database(&mut self, database: DatabaseId, expected: &RunningDigest) {
         let found = std::mem::take(&mut self.found);
-        // Of one that has lost its name meanwhile nothing is expected.
+        // Nothing is expected of a database that has lost its name meanwhile.
         if let Some(right) = expected.database(database)
             && right != found
         {
@@ -105,12 +105,12 @@ impl Count {
         self.database = expected.next_database(database);
     }
 
-    /// What does not hold, in words.
+    /// The mismatches, in words.
     pub(super) fn wrong(&self) -> Option<String> {
         (!self.wrong.is_empty()).then(|| self.wrong.join("; "))
     }
 
-    /// What was found.
+    /// The counted digests.
     pub(super) fn into_found(self) -> BTreeMap<DatabaseId, RowDigest> {
         self.done
     }
@@ -199,7 +199,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is written between the steps, before or behind them.
+        /// Holds for any writes between the steps, behind the count or ahead of it.
         #[test]
         fn a_count_beside_writes_finds_what_is_there(
             writes in proptest::collection::vec((0..3_000_u16, any::<Option<u8>>()), 1..60),
@@ -250,7 +250,7 @@ mod tests {
             (CATALOG, "name".into(), Change::Put(catalog::encode_id(new))),
             (new, key(1), Change::Put(key(2))),
         ]);
-        // What is left of the old one belongs to nobody.
+        // The remains of the old database belong to nobody.
         rig.engine.reclaim(DB, usize::MAX).unwrap();
         while !rig.count.is_done() {
             rig.step();

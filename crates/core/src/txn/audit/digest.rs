@@ -1,10 +1,10 @@
-//! What the engine has to hold, by the log alone: of each database the number of its rows and the sum
-//! of their hashes.
+//! What the engine should hold, derived from the log alone: the number of rows of each database,
+//! and the sum of their hashes.
 //!
-//! Each batch of the engine changes them by what it takes away and adds. They are a function of the state
-//! at one position of the log, so every node has the same there. They lie in the engine as well, in a
-//! database of their own that changes in the same batch; what vouches for them is the total in
-//! [`DigestFile`](super::file::DigestFile), which the engine never sees.
+//! Each engine batch changes them by the rows that it removes and adds. They are a function of the
+//! state at one log position, so they are the same on every node there. They are stored in the
+//! engine too, in a database of their own that changes in the same batch. They are vouched for by
+//! the total in [`DigestFile`](super::file::DigestFile), which the engine never sees.
 //!
 //! ```text
 //! database DIGESTS
@@ -13,7 +13,7 @@
 //!   id: u32, big-endian     | rows: u64 | sum: u128 |                               one database
 //! ```
 //!
-//! A database counts as long as it has a name. What a dropped one leaves behind is given up by each node
+//! A database counts as long as it has a name. Each node reclaims the remains of a dropped database
 //! in its own time.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,10 +30,10 @@ use crate::txn::catalog::{self, CATALOG, DIGESTS};
 const DIGEST_BYTES: usize = 8 + 16;
 const TOTAL_BYTES: usize = 8 + 8 + DIGEST_BYTES;
 
-/// The changes of a batch, as an engine takes them.
+/// The changes of a batch, in the engine's form.
 pub(crate) type Changes = Vec<(DatabaseId, Bytes, Change)>;
 
-/// The digest of all databases that have a name, at one position of the log.
+/// The digest of all named databases, at one log position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Point {
     pub(crate) position: LogPosition,
@@ -70,22 +70,22 @@ fn decode(value: &[u8]) -> Option<RowDigest> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RunningDigest {
     names: BTreeMap<Bytes, DatabaseId>,
-    /// The catalog, and what has a name in it.
+    /// The catalog, and every database named in it.
     databases: BTreeMap<DatabaseId, RowDigest>,
 }
 
-/// What a batch makes of the digest, before the engine has taken it.
+/// A batch's effect on the digest, before the engine has applied the batch.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     names: Option<BTreeMap<Bytes, DatabaseId>>,
     /// `None` for a database that has lost its name.
     databases: BTreeMap<DatabaseId, Option<RowDigest>>,
-    /// What the batch changes of the rows that have been counted, see [`Counted`].
+    /// The batch's effect on the rows counted so far, see [`Counted`].
     pub(crate) counted: RowDigest,
     pub(crate) total: RowDigest,
 }
 
-/// How far a count has got: the rows of a database up to a key.
+/// Progress of a count: the rows of a database up to a key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counted<'a> {
     pub(crate) database: DatabaseId,
@@ -99,7 +99,7 @@ impl Counted<'_> {
 }
 
 impl RunningDigest {
-    /// The digest of an engine that has these databases and names, as they were counted.
+    /// The digest of an engine with these names and counted databases.
     pub(crate) fn of(
         names: BTreeMap<Bytes, DatabaseId>,
         counted: &BTreeMap<DatabaseId, RowDigest>,
@@ -109,10 +109,10 @@ impl RunningDigest {
         Self { names, databases }
     }
 
-    /// What the engine says that it has to hold, and as of when. Nothing vouches for it yet.
+    /// The engine's own account of what it should hold, and as of when. Nothing vouches for it yet.
     ///
     /// # Errors
-    /// When the engine cannot be read, or its catalog holds something else than ids.
+    /// When the engine cannot be read, or its catalog holds anything other than ids.
     pub(crate) fn read(engine: &dyn StorageEngine) -> Result<Option<(Self, Point)>, EngineError> {
         let rows = engine.scan(
             DIGESTS,
@@ -139,7 +139,7 @@ impl RunningDigest {
         Ok(Some((digest, point)))
     }
 
-    /// Whether it is of the databases that the catalog names, and of this total.
+    /// Whether it covers exactly the databases that the catalog names, and has this total.
     pub(crate) fn is_of(&self, total: RowDigest) -> bool {
         let named: BTreeSet<_> = self.names.values().copied().chain([CATALOG]).collect();
         self.databases.keys().all(|id| named.contains(id))
@@ -153,7 +153,7 @@ impl RunningDigest {
         total
     }
 
-    /// It, and where it is of.
+    /// Its total, with the position and VLSN that it belongs to.
     pub(crate) fn point(&self, applied: &Applied) -> Point {
         Point {
             position: applied.position,
@@ -162,7 +162,7 @@ impl RunningDigest {
         }
     }
 
-    /// Each database by its name, the catalog first and without one.
+    /// Each database by name; the catalog comes first, with an empty name.
     pub(crate) fn by_name(&self) -> impl Iterator<Item = (String, RowDigest)> {
         let names = self.names.iter();
         let names = names.map(|(name, id)| (String::from_utf8_lossy(name).into_owned(), *id));
@@ -170,7 +170,7 @@ impl RunningDigest {
         all.filter_map(|(name, id)| Some((name, self.database(id)?)))
     }
 
-    /// What this database has to hold; `None` where it has no name.
+    /// What this database should hold; `None` if it has no name.
     pub(crate) fn database(&self, id: DatabaseId) -> Option<RowDigest> {
         self.databases.get(&id).copied()
     }
@@ -191,10 +191,10 @@ impl RunningDigest {
         }
     }
 
-    /// What becomes of the digest by these changes, which `engine` has not made yet.
+    /// The effect of these changes, which `engine` has not applied yet, on the digest.
     ///
     /// # Errors
-    /// When the engine cannot be read, or an entry of the catalog is none.
+    /// When the engine cannot be read, or a catalog entry is invalid.
     pub(crate) fn prepare(
         &self,
         engine: &dyn StorageEngine,
@@ -237,7 +237,7 @@ impl RunningDigest {
         Ok(prepared)
     }
 
-    /// The names that the changes leave, if they change any.
+    /// The names after the changes, if they change any.
     fn names_after(
         &self,
         changes: &Changes,
@@ -259,7 +259,7 @@ impl RunningDigest {
         Ok(names)
     }
 
-    /// The databases that come or go with these names.
+    /// The databases that appear or disappear with these names.
     fn databases_after(
         &self,
         names: Option<&BTreeMap<Bytes, DatabaseId>>,
@@ -285,7 +285,7 @@ impl RunningDigest {
         total
     }
 
-    /// The digest after a batch that was made.
+    /// Moves on to the digest after a batch that the engine has applied.
     pub(crate) fn made(&mut self, prepared: Prepared) {
         for (id, digest) in prepared.databases {
             match digest {
@@ -298,13 +298,13 @@ impl RunningDigest {
         }
     }
 
-    /// All of it as rows of an engine.
+    /// The whole digest, as engine rows.
     pub(crate) fn rows(&self, applied: &Applied) -> Changes {
         let all = self.databases.iter().map(|(id, of)| (*id, Some(*of)));
         rows(all, applied, self.total())
     }
 
-    /// What the engine's own account of it has to be changed by, to be right.
+    /// The changes that correct the engine's own account.
     ///
     /// # Errors
     /// When the engine cannot be read.
@@ -333,14 +333,14 @@ impl RunningDigest {
 }
 
 impl Prepared {
-    /// What changes of the digest, as rows of the engine.
+    /// The changed parts of the digest, as engine rows.
     pub(crate) fn rows(&self, applied: &Applied) -> Changes {
         let changed = self.databases.iter().map(|(id, of)| (*id, *of));
         rows(changed, applied, self.total)
     }
 }
 
-/// Nothing before the first transaction: an arbiter never has one.
+/// Empty before the first transaction: an arbiter never has one.
 fn rows(
     digests: impl Iterator<Item = (DatabaseId, Option<RowDigest>)>,
     applied: &Applied,
@@ -360,7 +360,7 @@ fn rows(
     };
     std::iter::once(point).chain(digests.map(row)).collect()
 }
-/// Whether the engine has an account of what it holds, or what is left of one.
+/// Whether the engine has an account of what it holds, or the remains of one.
 ///
 /// # Errors
 /// When it cannot be read.

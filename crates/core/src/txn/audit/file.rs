@@ -1,5 +1,5 @@
-//! What the engine has to hold, in a file of ours: the engine never sees it, and it is there when the
-//! engine is not.
+//! What the engine should hold, in a file of our own: the engine never sees it, and it survives the
+//! loss of the engine.
 //!
 //! ```text
 //! sector of 512 bytes     0   1   2   3   …   63
@@ -11,8 +11,8 @@
 //!        | rows: u64 | sum: u128 | checked vlsn: u64 |                little-endian, 64 bytes
 //! ```
 //!
-//! A slot that does not hold is none: a power cut may leave some like that, and what it takes is in
-//! the engine's own account, which is held against all rows then.
+//! A slot with a bad checksum is ignored. A power cut may leave such slots; what they recorded is
+//! in the engine's own account, which is then checked against all rows.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ const FILE_BYTES: usize = SLOTS * SECTOR_BYTES;
 #[error("{} could not be {doing}", .path.display())]
 pub(crate) struct FileError {
     path: PathBuf,
-    /// To be read after "could not be".
+    /// Completes "could not be".
     doing: &'static str,
     source: io::Error,
 }
@@ -47,14 +47,14 @@ pub(crate) struct FileError {
 pub(crate) struct DigestFile {
     file: Box<dyn DiskFile>,
     path: PathBuf,
-    /// What was found when it was opened, in the order in which it was written.
+    /// Slots found when the file was opened, in the order of writing.
     found: Vec<Slot>,
     durable_found: Option<Point>,
     /// Number of the next slot.
     next: u64,
-    /// Which of the durable ones is written next.
+    /// Index of the durable slot to be written next.
     next_durable: usize,
-    /// The newest transaction up to which everything was found right.
+    /// The newest transaction up to which everything was found correct.
     checked: Vlsn,
 }
 
@@ -106,7 +106,7 @@ impl Slot {
 }
 
 impl DigestFile {
-    /// The file at `path`, durably there from now on.
+    /// Opens the file at `path`, or creates it durably.
     ///
     /// # Errors
     /// See [`FileError`].
@@ -161,7 +161,7 @@ impl DigestFile {
         })
     }
 
-    /// What the engine has to hold at this position, if that was noted.
+    /// What the engine should hold at this position, if that was noted.
     pub(crate) fn found_at(&self, position: LogPosition) -> Option<Point> {
         let mut newest_first = self.found.iter().rev().map(|slot| slot.point);
         newest_first.find(|point| point.position == position)
@@ -173,22 +173,22 @@ impl DigestFile {
         points.max_by_key(|point| point.position)
     }
 
-    /// Up to where the engine was synced before the file was opened.
+    /// The point up to which the engine was synced before the file was opened.
     pub(crate) fn durable_found(&self) -> Option<Point> {
         self.durable_found
     }
 
-    /// The newest transaction up to which everything was found right, in this life or an earlier one.
+    /// The newest transaction up to which everything was found correct, in any life.
     pub(crate) fn checked(&self) -> Vlsn {
         self.checked
     }
 
-    /// Notes up to where everything was found right. It is written with the next point.
+    /// Notes up to where everything was found correct. Written with the next point.
     pub(crate) fn note_checked(&mut self, checked: Vlsn) {
         self.checked = self.checked.max(checked);
     }
 
-    /// Notes what the engine will hold, before it is given that. Not synced.
+    /// Notes what the engine will hold after its next batch. Not synced.
     ///
     /// # Errors
     /// See [`FileError`].
@@ -197,7 +197,7 @@ impl DigestFile {
         self.write(SLOTS_DURABLE as u64 + slot, point)
     }
 
-    /// Notes what the engine durably holds, durably.
+    /// Durably notes what the engine durably holds.
     ///
     /// # Errors
     /// See [`FileError`].
@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(cut.found_at(LogPosition(200)), Some(point(200)));
         assert_eq!(cut.found_at(LogPosition(201)), None);
         assert_eq!(cut.checked(), Vlsn(200));
-        // What is written next is newer than all that was there.
+        // The next slot is numbered above all that were there.
         cut.note_durable(point(7)).await.unwrap();
         drop(cut);
         let again = DigestFile::open(&shared, path).await.unwrap();

@@ -1,4 +1,4 @@
-//! No engine is believed: what it holds is held against what the log gave it.
+//! No engine is trusted: its data is checked against what the log gave it.
 //!
 //! ```text
 //!                 log                          engine
@@ -6,17 +6,17 @@
 //!                              │    │
 //!       a file of ours ◄───────┘    └──────► the same at one VLSN on every node
 //!        (file.rs)
-//!   at an open    what the log did last to each key is looked up, and put right    (retrace.rs)
-//!                 then all rows are counted                                        (count.rs)
-//!   at work       they are counted again: at an interval, and before the log goes
+//!   on open       the last change of each key in the log is looked up, and put right (retrace.rs)
+//!                 then all rows are counted                                          (count.rs)
+//!   while open    they are counted again: at an interval, and before the log is purged
 //! ```
 //!
-//! An engine that has lost a row, kept one that was deleted, or has another value has another count. A
-//! lost row that is written again makes the running digest wrong for good, because what is taken away is
-//! what the engine says was there: that is found by the next count, or by the comparison of nodes.
+//! An engine that has lost a row, kept a deleted one, or has another value gives a different count.
+//! A lost row that is written again makes the running digest wrong for good, as it subtracts what
+//! the engine reports as the old row: the next count, or the comparison of nodes, finds that.
 //!
-//! Counting costs at most a tenth of a core while it goes on, a third until the engine was found right for
-//! the first time, and [`PAUSE`] keeps it from going on all the time.
+//! A count takes at most a tenth of a core, or a third until the engine was first found correct.
+//! [`PAUSE`] keeps counts from running all the time.
 
 pub(crate) mod count;
 pub(crate) mod digest;
@@ -46,20 +46,20 @@ use crate::txn::audit::file::{DigestFile, FileError};
 use crate::txn::audit::retrace::{RetraceError, Retraced, retrace};
 use crate::txn::catalog;
 
-/// How much one step counts at most, and for how many times as long as that took it rests.
+/// How much one step counts at most, and its rest afterwards, as a multiple of the step's duration.
 const PACE: Pace = Pace { slices: 1, rest: 9 };
-/// The same of the first count, until which nothing vouches for the engine, and of one that the log waits for
-/// that is over its bound.
+/// The same for the first count, until which nothing vouches for the engine, and for a count that
+/// holds up the purge of a log that is over its bound.
 const PACE_FAST: Pace = Pace { slices: 4, rest: 2 };
-/// After a count that was wanted for the log it rests for so many times as long as it has worked: it
-/// takes a fiftieth of a core.
+/// Pause after a count before the log may request another, as a multiple of the time it worked:
+/// counts take a fiftieth of a core.
 const PAUSE: u32 = 50;
-/// The least such pause.
+/// The shortest such pause.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
-/// Digests that are remembered for those who compare: of the last syncs.
+/// Number of digests remembered for comparisons: those of the last syncs.
 const RECENT: usize = 16;
 
-/// Why the engine cannot be worked with.
+/// Why the engine cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AuditError {
     #[error(transparent)]
@@ -72,39 +72,39 @@ pub(crate) enum AuditError {
     Differs(String),
 }
 
-/// What is known of the engine of a node.
+/// What is known about a node's engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Findings {
-    /// Up to here everything was found right since the engine was opened.
+    /// The point up to which everything was found correct since the engine was opened.
     pub(crate) checked: Option<Checked>,
-    /// What the engine does not hold, for people.
+    /// The mismatch found in the engine, described for people.
     pub(crate) differs: Option<String>,
-    /// Keys that were put right from the log when the engine was opened.
+    /// Keys put right from the log when the engine was opened.
     pub(crate) put_right: u64,
-    /// Counts that were begun, and that have ended.
+    /// Number of counts begun, and ended.
     pub(crate) begun: u64,
     pub(crate) ended: u64,
-    /// Whether nobody counts any more: the node has stopped.
+    /// Whether counting has ended because the node has stopped.
     pub(crate) is_over: bool,
 }
 
-/// A place in the log up to which the engine is right.
+/// A point in the log up to which the engine is correct.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Checked {
     pub(crate) position: LogPosition,
     pub(crate) vlsn: Vlsn,
 }
 
-/// What others ask of the audit, and are told.
+/// Requests to the audit, and its results.
 #[derive(Default)]
 pub(crate) struct Audit {
     findings: watch::Sender<Findings>,
     /// The digests at the last syncs.
     recent: watch::Sender<VecDeque<(Vlsn, Arc<RunningDigest>)>>,
-    /// Whether the log waits for a count, and has grown over its bound meanwhile.
+    /// Whether the log waits for a count, and whether it is over its bound meanwhile.
     is_wanted: AtomicBool,
     is_urgent: AtomicBool,
-    /// Whether somebody waits for one.
+    /// Whether a caller waits for a count.
     is_demanded: AtomicBool,
 }
 
@@ -113,14 +113,14 @@ impl Audit {
         self.findings.subscribe()
     }
 
-    /// Has the rows counted when the last count is long enough ago, or soon and faster.
+    /// Requests a count once the last one is long enough ago, or soon and faster if urgent.
     pub(crate) fn want_count(&self, is_urgent: bool) {
         self.is_urgent.store(is_urgent, Ordering::Release);
         self.is_wanted.store(true, Ordering::Release);
     }
 
-    /// Has all rows counted, from the first one on, and waits for the end. Returns what does not hold;
-    /// `None` also when the node has stopped meanwhile.
+    /// Has all rows counted from the first one on, and waits for the end. Returns the mismatch, or
+    /// `None`, also when the node has stopped meanwhile.
     pub(crate) async fn count(&self) -> Option<String> {
         let mut findings = self.findings();
         let number = findings.borrow_and_update().begun + 1;
@@ -131,19 +131,19 @@ impl Audit {
         ended.ok().and_then(|found| found.differs.clone())
     }
 
-    /// What the engine has to hold as of this transaction, as soon as the flush stands there. It stops there
-    /// as long as a reader is open at it. `None` when the node ends before.
+    /// What the engine should hold as of this transaction, once the flush stands exactly there. A
+    /// reader open at it makes the flush stop there. `None` when the node ends first.
     pub(crate) async fn digest_at(&self, vlsn: Vlsn) -> Option<Arc<RunningDigest>> {
         let found = self.remembered(|at| at == vlsn).await?;
         Some(found.1)
     }
 
-    /// The same as of this transaction or a later one, at which an entry of the log ends.
+    /// The same as of this transaction or a later one that ends a log entry.
     pub(crate) async fn digest_from(&self, vlsn: Vlsn) -> Option<(Vlsn, Arc<RunningDigest>)> {
         self.remembered(|at| at >= vlsn).await
     }
 
-    /// The newest of those that suit, as soon as there is one.
+    /// The newest digest that `suits` accepts, as soon as there is one.
     async fn remembered(&self, suits: impl Fn(Vlsn) -> bool) -> Option<(Vlsn, Arc<RunningDigest>)> {
         let find = |recent: &VecDeque<(Vlsn, Arc<RunningDigest>)>| {
             recent.iter().rev().find(|(at, _)| suits(*at)).cloned()
@@ -169,32 +169,32 @@ struct Pace {
     rest: u32,
 }
 
-/// What an audit begins with.
+/// The inputs of an audit.
 pub(crate) struct Opening<'a> {
     pub(crate) disk: &'a Arc<dyn Disk>,
     pub(crate) path: &'a Path,
     pub(crate) log: &'a Log,
     pub(crate) engine: &'a Arc<dyn StorageEngine>,
-    /// Whether the engine was found wrong: then it is counted to the end.
+    /// Whether the engine was found wrong: then the count runs to its end.
     pub(crate) is_suspect: bool,
-    /// How long it is counted otherwise. What is left then is counted beside the work of the node.
+    /// Maximum time of the count otherwise. The rest is counted while the node runs.
     pub(crate) count_max: Duration,
-    /// How often the rows are counted, beside the times when the log wants it.
+    /// How often the rows are counted, besides when the log requests it.
     pub(crate) interval: Option<Duration>,
 }
 
-/// Holds the engine against the log. One task has it: the flush, which is the only one that writes
-/// the engine.
+/// Checks the engine against the log. Owned by one task, the flush, which is the only writer of the
+/// engine.
 pub(crate) struct Auditor {
     engine: Arc<dyn StorageEngine>,
     digest: Arc<RunningDigest>,
     file: DigestFile,
-    /// Where the engine stands.
+    /// The engine's current point.
     at: Option<Point>,
     count: Option<Count>,
-    /// Where the engine stood when the count was begun.
+    /// The engine's point when the count began.
     count_began: Checked,
-    /// How long the steps of the count have taken.
+    /// Total time of the count's steps.
     busy: Duration,
     rests_until: Instant,
     ended_at: Instant,
@@ -203,11 +203,11 @@ pub(crate) struct Auditor {
 }
 
 impl Auditor {
-    /// Holds the engine that was just opened against the log, puts right what the log tells, and counts
-    /// all rows as far as there is time.
+    /// Checks a newly opened engine against the log, puts right what the log can, and counts all
+    /// rows as far as time permits.
     ///
     /// # Errors
-    /// [`AuditError::Differs`] when the engine does not hold what it should, and the log does not help.
+    /// [`AuditError::Differs`] when the engine is wrong, and the log cannot put it right.
     pub(crate) async fn open(opening: Opening<'_>, audit: Arc<Audit>) -> Result<Self, AuditError> {
         let Opening {
             disk,
@@ -279,7 +279,7 @@ impl Auditor {
         Ok(auditor)
     }
 
-    /// Notes an account that only the engine had, as that of a copy, once it was found right.
+    /// Notes an account that only the engine has, as after a copy, once it was found correct.
     async fn note_what_was_counted(&mut self) -> Result<(), FileError> {
         match self.at {
             Some(at) if self.count.is_none() && self.file.found_at(at.position).is_none() => {
@@ -289,7 +289,7 @@ impl Auditor {
         }
     }
 
-    /// What the engine has to hold, by the file as far as that goes.
+    /// What the engine should hold, according to the file where it knows.
     fn expected(&mut self, applied: &Applied) -> Result<Expected, AuditError> {
         if applied.vlsn == Vlsn(0) {
             return Ok(Expected::Known(RunningDigest::clone(&self.digest)));
@@ -305,7 +305,7 @@ impl Auditor {
             }
             (Some(noted), _) => Expected::Total(noted.total),
             (None, Some((digest, _))) => Expected::Known(digest),
-            // A directory of an earlier version.
+            // The directory was written by an earlier version.
             (None, None)
                 if self.file.furthest_found().is_none() && !has_account(&*self.engine)? =>
             {
@@ -318,7 +318,7 @@ impl Auditor {
         })
     }
 
-    /// Counts until it is too long, and beside the work of the node from then on.
+    /// Counts for at most `count_max`; the rest is counted while the node runs.
     fn count_at_open(&mut self, count_max: Duration) -> Result<(), AuditError> {
         self.begin_count();
         let began = Instant::now();
@@ -337,7 +337,7 @@ impl Auditor {
         }
     }
 
-    /// Takes what the engine holds for what it has to hold, once it is of this total, where that is known.
+    /// Accepts the engine's rows as correct, provided that they have this total, if one is known.
     fn take_over(&mut self, total: Option<RowTotal>) -> Result<(), AuditError> {
         tracing::info!("all rows of the engine are counted");
         let names = catalog::named(&*self.engine)?;
@@ -374,7 +374,7 @@ impl Auditor {
         Ok(())
     }
 
-    /// What the engine does not hold, with what is known beside.
+    /// The error for this mismatch, with what else is known.
     fn differs(&self, what: &str) -> AuditError {
         let checked = self.file.checked();
         let text = format!("the engine does not hold what the log gave it: {what}");
@@ -386,7 +386,7 @@ impl Auditor {
         })
     }
 
-    /// What becomes of the digest by these changes, which the engine has not made yet.
+    /// The effect of these changes, which the engine has not applied yet, on the digest.
     ///
     /// # Errors
     /// When the engine cannot be read.
@@ -395,7 +395,7 @@ impl Auditor {
         self.digest.prepare(&*self.engine, changes, counted)
     }
 
-    /// Notes what the engine will hold, before it is given that.
+    /// Notes what the engine will hold after its next batch.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -403,7 +403,7 @@ impl Auditor {
         self.file.note(point)
     }
 
-    /// The engine has made a batch.
+    /// Notes that the engine has applied a batch.
     pub(crate) fn made(&mut self, prepared: Prepared, point: Point) {
         if let Some(count) = &mut self.count {
             count.made(prepared.counted);
@@ -412,7 +412,7 @@ impl Auditor {
         self.at = Some(point);
     }
 
-    /// Everything that the engine was given is durable.
+    /// Notes that everything the engine was given is durable.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -427,12 +427,12 @@ impl Auditor {
         self.audit.findings.borrow().differs.is_some()
     }
 
-    /// Whether everything was counted and found right since the engine was opened.
+    /// Whether everything was counted and found correct since the engine was opened.
     pub(crate) fn found_right_before(&self) -> bool {
         self.audit.findings.borrow().checked.is_some()
     }
 
-    /// Whether rows are counted, or should be.
+    /// Whether rows are being counted, or should be.
     pub(crate) fn has_work(&self) -> bool {
         self.count.is_some() || self.is_due()
     }
@@ -467,7 +467,7 @@ impl Auditor {
         findings.send_modify(|found| found.begun += 1);
     }
 
-    /// Counts for a moment, when it is time to.
+    /// Counts briefly, if it is time to.
     ///
     /// # Errors
     /// When the engine cannot be read.
@@ -517,7 +517,7 @@ impl Auditor {
         Ok(())
     }
 
-    /// Has the engine's own account say what was counted: the count looks at all rows but these.
+    /// Corrects the engine's own account to what was counted: a count covers all rows but these.
     fn put_account_right(&self) -> Result<(), EngineError> {
         let Some(applied) = self.engine.applied()? else {
             return Ok(());
@@ -551,7 +551,7 @@ impl Drop for Auditor {
     }
 }
 
-/// Says so when the engine is not even where it was synced.
+/// Reports an engine that is not even at the point where it was synced.
 fn tell_of_lost_syncs(file: &DigestFile, applied: Option<&Applied>) {
     let has = applied.map_or(Vlsn(0), |applied| applied.vlsn);
     let Some(synced) = file.durable_found().filter(|synced| has < synced.vlsn) else {
@@ -568,10 +568,10 @@ fn tell_of_lost_syncs(file: &DigestFile, applied: Option<&Applied>) {
 /// The number of rows and the sum of their hashes, over all databases.
 type RowTotal = crate::engine::RowDigest;
 
-/// What is known of what an engine has to hold, when it is opened.
+/// What is known, when an engine is opened, about what it should hold.
 enum Expected {
     Known(RunningDigest),
-    /// Only the whole, by our own file.
+    /// Only the total, from our own file.
     Total(RowTotal),
     Unknown,
 }

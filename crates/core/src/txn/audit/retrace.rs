@@ -1,9 +1,9 @@
-//! Puts right from the log what an engine has lost: what the log did last to each key is looked up, and
-//! written again where the engine has something else.
+//! Puts right from the log what an engine has lost: looks up the last change of each key in the
+//! log, and writes it again where the engine differs.
 //!
-//! The log is read from the engine's position backwards, so that the first change of a key that is met
-//! is its last one. Batches that were numbered in vain are passed over as in `txn/history.rs`: seen from
-//! the end, they begin above the transaction that is looked for.
+//! The log is read backwards from the engine's position, so the first change of a key that is met
+//! is its last one. Batches numbered in vain are skipped as in `txn/history.rs`: seen from the end,
+//! they begin above the transaction that is looked for.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use crate::log::{Entry, EntryKind, Log, LogError};
 use crate::txn::batch::{Batch, BatchError, Operation};
 use crate::txn::catalog::{self, CATALOG};
 
-/// Entries that are read at once; they may be large.
+/// Entries read at once; they may be large.
 const BLOCK: u64 = 32;
-/// Different keys that are looked up: some 150 MB of memory, and more than the log has that is kept
-/// by default. Beyond that a node in doubt copies the state of a peer.
+/// Maximum number of different keys looked up: some 150 MB of memory, and more keys than a log of
+/// the default size has. Beyond that a node in doubt copies the state of a peer.
 const KEYS_MAX: usize = 4_000_000;
 
-/// So many keys one thread looks up alone: a millisecond or two. More are shared out.
+/// Fewer keys than this are looked up by one thread, in a millisecond or two.
 const LOOK_UP_ALONE: usize = 1_000;
 const LOOK_UP_THREADS_MAX: usize = 8;
 
@@ -39,17 +39,17 @@ pub(crate) enum RetraceError {
     Batch(#[from] BatchError),
 }
 
-/// What became of it.
+/// The result of retracing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Retraced {
-    /// Keys that were looked up.
+    /// Keys looked up.
     pub(crate) keys: u64,
-    /// Keys that the engine had wrong, and that were put right.
+    /// Keys that were wrong in the engine and were put right.
     pub(crate) put_right: u64,
 }
 
-/// Looks up what the log did last to each key, as far as it is kept and `engine` has been brought to it, and
-/// puts right what differs, durably.
+/// Looks up the last change of each key in the part of the log that is kept and applied to
+/// `engine`, and durably puts right what differs.
 ///
 /// # Errors
 /// See [`RetraceError`].
@@ -73,7 +73,7 @@ pub(crate) async fn retrace(
         trace.run(log, &applied).await?;
         retraced.keys = retraced.keys.max(trace.seen.len() as u64);
         retraced.put_right += trace.put_right;
-        // With another catalog other databases count.
+        // With a corrected catalog, other databases count.
         if !trace.is_catalog_wrong {
             break;
         }
@@ -84,7 +84,7 @@ pub(crate) async fn retrace(
     Ok(retraced)
 }
 
-/// The databases whose rows count. A catalog that holds nonsense is put right first.
+/// The databases whose rows count. An invalid catalog is put right first.
 fn named(engine: &dyn StorageEngine) -> Result<BTreeSet<DatabaseId>, EngineError> {
     let names = match catalog::named(engine) {
         Err(EngineError::Corrupt { .. }) => BTreeMap::new(),
@@ -96,9 +96,9 @@ fn named(engine: &dyn StorageEngine) -> Result<BTreeSet<DatabaseId>, EngineError
 struct Trace<'a> {
     engine: &'a dyn StorageEngine,
     named: BTreeSet<DatabaseId>,
-    /// The last transaction before what was looked at.
+    /// The last transaction before those examined.
     vlsn: Vlsn,
-    /// Hashes of the keys that were met.
+    /// Hashes of the keys met so far.
     seen: HashSet<u128>,
     put_right: u64,
     is_catalog_wrong: bool,
@@ -119,8 +119,8 @@ impl Trace<'_> {
         Ok(())
     }
 
-    /// What these entries did last to each key that no later entry has changed, where the engine has
-    /// something else.
+    /// The last change in these entries of each key not changed by a later entry, where the engine
+    /// differs.
     fn wrong(&mut self, entries: Vec<Entry>) -> Result<Vec<Operation>, RetraceError> {
         let mut last = Vec::new();
         for entry in entries.into_iter().rev() {
@@ -141,13 +141,13 @@ impl Trace<'_> {
                 }
             }
         }
-        // In the order in which the engine has them.
+        // In the engine's order.
         last.sort_unstable_by(|a, b| (a.database, &a.key).cmp(&(b.database, &b.key)));
         Ok(look_up(self.engine, &last)?)
     }
 
-    /// Has the engine make these changes, each key once and in its order, with nothing else than it has
-    /// applied.
+    /// Applies these changes to the engine, each key once and in the engine's order, leaving its
+    /// applied point as it is.
     fn put_right(&mut self, applied: &Applied, wrong: Vec<Operation>) -> Result<(), EngineError> {
         self.put_right += wrong.len() as u64;
         let mut wrong = wrong.into_iter().peekable();
@@ -169,7 +169,7 @@ impl Trace<'_> {
     }
 }
 
-/// Those of these operations, in their order, of which the engine has something else.
+/// The operations, in their order, whose key has another value in the engine.
 fn look_up(engine: &dyn StorageEngine, last: &[Operation]) -> Result<Vec<Operation>, EngineError> {
     let differ = |part: &[Operation]| {
         let mut wrong = Vec::new();
@@ -200,7 +200,7 @@ fn look_up(engine: &dyn StorageEngine, last: &[Operation]) -> Result<Vec<Operati
     Ok(wrong)
 }
 
-/// A key by its hash: two keys are as likely to be taken for one as a digest is to miss a row.
+/// The hash that identifies a key: two keys collide as rarely as a digest misses a row.
 fn hash(operation: &Operation) -> u128 {
     xxh3_128_with_seed(&operation.key, operation.database.0.into())
 }

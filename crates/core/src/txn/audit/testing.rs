@@ -1,4 +1,4 @@
-//! What tests of the audit share: a log on a disk in memory, and an engine that is given what it has.
+//! Shared by audit tests: a log on an in-memory disk, and an engine that is given its changes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,7 +64,7 @@ impl World {
         }
     }
 
-    /// The engine opened again, after a crash that takes everything that was not synced.
+    /// Reopens the engine after a crash that loses everything unsynced.
     pub(crate) fn crash(&mut self) {
         self.store.crash(0);
         self.engine = self.store.open(Path::new("/engine")).expect("an engine");
@@ -88,7 +88,7 @@ impl World {
         Auditor::open(opening, Arc::clone(audit)).await
     }
 
-    /// Puts a batch into the log, without the engine; `vlsn` is its number.
+    /// Appends a batch numbered `vlsn` to the log only, not to the engine.
     pub(crate) async fn append(&mut self, vlsn: u64, changes: &[(DatabaseId, &str, Option<&str>)]) {
         self.last += 1;
         let mut batch = BatchBuilder::new(Vlsn(vlsn));
@@ -118,7 +118,7 @@ impl World {
         synced.await.expect("answered").expect("synced");
     }
 
-    /// Puts a batch into the log, and has the engine make it as the flush does.
+    /// Appends a batch to the log, and applies it to the engine as the flush does.
     pub(crate) async fn write(
         &mut self,
         auditor: &mut Auditor,

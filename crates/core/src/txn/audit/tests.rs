@@ -1,4 +1,4 @@
-//! What an open finds of an engine that has lost, altered or kept what it should not.
+//! What opening finds in an engine that has lost or altered rows, or kept deleted ones.
 
 use std::sync::Arc;
 
@@ -110,7 +110,7 @@ async fn what_no_log_has_any_more_is_told() {
 
 #[tokio::test]
 async fn the_account_of_the_engine_is_not_believed() {
-    // A total of another engine, a row of another database, no total at all.
+    // Another engine's total, another database's row, no total at all.
     for key in ["", "\0\0\0\x01"] {
         let world = written().await;
         world.falsify_in(DIGESTS, key, Some(Bytes::from(vec![1; 24])));
@@ -129,14 +129,14 @@ async fn an_engine_that_has_lost_its_account_of_a_copy_is_not_taken_for_one_of_a
     let digest = std::path::Path::new("/data/digest");
     for key in ["", "\0\0\0\x01"] {
         let world = written().await;
-        // As a copy begins: with the account that came with it, and a file of its own that has none.
+        // As a copy begins: with the account that came with it, and an empty file of its own.
         crate::log::Disk::remove(&world.disk, digest).expect("removed");
         put_right(&world).await;
         world.purge(5).await;
         world.falsify_in(DIGESTS, key, Some(Bytes::from(vec![1; 24])));
         world.falsify("b", Some("1"));
         assert!(matches!(open(&world).await, Err(AuditError::Differs(_))));
-        // Also where the file is gone with the account.
+        // The same when the file is lost with the account.
         crate::log::Disk::remove(&world.disk, digest).expect("removed");
         assert!(matches!(open(&world).await, Err(AuditError::Differs(_))));
     }
@@ -158,7 +158,7 @@ async fn a_directory_of_an_earlier_version_is_taken_over_as_the_log_leaves_it() 
     crate::log::Disk::remove(&world.disk, std::path::Path::new("/data/digest")).expect("removed");
     world.falsify("d", None);
     assert_eq!(put_right(&world).await, 1);
-    // From then on it is held against what it had.
+    // From then on it is checked against that.
     world.purge(5).await;
     world.falsify("d", None);
     assert!(matches!(open(&world).await, Err(AuditError::Differs(_))));
@@ -232,7 +232,7 @@ async fn an_account_that_goes_wrong_at_work_is_written_anew_by_the_next_count() 
         }
         assert!(!auditor.found_wrong());
         drop(auditor);
-        // The file with the numbers is gone with its volume: the account alone has to do.
+        // The digest file is lost with its volume: the account alone has to do.
         world.purge(5).await;
         crate::log::Disk::remove(&world.disk, std::path::Path::new("/data/digest"))
             .expect("removed");
