@@ -1,5 +1,5 @@
 //! What is committed after a given transaction: the entries of the log, one by one, as far as they
-//! are applied. Batches that were never committed are skipped, as in applying.
+//! are applied. Batches numbered in vain are skipped, as when applying.
 
 use std::collections::VecDeque;
 use std::iter;
