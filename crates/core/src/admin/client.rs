@@ -30,8 +30,7 @@ pub(crate) struct AdminRefusal {
     pub(crate) what: String,
     /// What to do.
     pub(crate) to_do: String,
-    /// Whether the refusal is temporary: the group lacks a majority, say, but the call itself is
-    /// valid.
+    /// Whether it is temporary: the group lacks a majority, say, but the call itself is valid.
     pub(crate) passes: bool,
     /// Whether the change may still have been made, or may yet be. Otherwise nothing was changed.
     pub(crate) may_be_done: bool,
@@ -136,8 +135,7 @@ impl Client<'_> {
             may_be_done: may_be_done.load(Ordering::Relaxed),
         };
         let mut next: VecDeque<String> = self.addresses.iter().cloned().collect();
-        // Addresses asked in this round. Two nodes that name each other as master are asked once
-        // per round.
+        // Addresses asked in this round: two nodes that name each other are asked once in each.
         let mut asked_before = BTreeSet::new();
         loop {
             let Some(address) = next.pop_front() else {
@@ -174,8 +172,7 @@ impl Client<'_> {
         }
     }
 
-    /// Asks one node; `is_open` is set while it may have carried out a call that it has not
-    /// answered.
+    /// Asks one node; `is_open` is set while it may have carried out an unanswered call.
     async fn ask(
         &self,
         address: &str,

@@ -1,5 +1,4 @@
-//! Group events: members that join, leave or change, changes of master, nodes that fail and come
-//! back.
+//! Group events: changes of members and of the master, nodes that fail and come back.
 //!
 //! ```text
 //!   master ──view of the group, whenever it changes──► GroupEvents: what has changed since the last view

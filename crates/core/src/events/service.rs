@@ -43,8 +43,7 @@ pub(crate) struct ViewMessage {
     pub(crate) sees_nodes: bool,
     #[prost(uint64, repeated, tag = "8")]
     pub(crate) down: Vec<u64>,
-    /// Whose data is known to be wrong: from a master, all members; from other nodes, only
-    /// themselves.
+    /// Members whose data is known to be wrong; a node that is not master reports only itself.
     #[prost(message, repeated, tag = "9")]
     pub(crate) damaged: Vec<DamagedMessage>,
 }

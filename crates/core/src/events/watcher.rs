@@ -49,7 +49,7 @@ pub struct GroupEvents {
     given: Vec<String>,
     session: Option<(String, Session)>,
     silent_at: Instant,
-    /// Since when no node was reached; `None` while one is.
+    /// Since when no node has been reached; `None` while one is.
     lost: Option<Instant>,
     is_out_of_sight: bool,
     view: Option<GroupView>,
@@ -170,7 +170,7 @@ impl GroupEvents {
     ///
     /// # Errors
     /// [`FeedError::WrongGroup`], when another group is found at an address; [`FeedError::Closed`],
-    /// when the environment whose events these are has closed. It is final: later calls return it
+    /// when the environment of these events has closed. The error is the last item, and comes
     /// again.
     pub async fn next_async(&mut self) -> Result<GroupEvent, FeedError> {
         let (ground, phase) = (self.ground.clone(), self.phase.clone());

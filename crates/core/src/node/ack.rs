@@ -104,7 +104,7 @@ pub(crate) async fn acknowledge(
 /// Why a durability was not met.
 enum Lost {
     NotCommitted,
-    /// This node has lost its mastership, or takes no part any more.
+    /// This node has lost mastership, or no longer takes part.
     Master,
 }
 

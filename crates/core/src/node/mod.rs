@@ -126,8 +126,7 @@ pub(crate) struct Surroundings {
     pub(crate) may_stand: bool,
     /// Called when the group turns out to have been recovered without this node.
     pub(crate) superseded: Superseded,
-    /// Whether the engine was found wrong while the node was running: then it is counted in full
-    /// first.
+    /// Whether the engine was found wrong at work: then it is counted in full first.
     pub(crate) is_suspect: bool,
 }
 
@@ -648,8 +647,8 @@ async fn audit(
     Ok((auditor, audit))
 }
 
-/// The engine never gets what is not in the log on disk, and the log never purges what the engine
-/// does not have on disk. If the two do not meet, one has lost synced data.
+/// The engine never gets what is not in the log on disk, and the log never drops what the engine
+/// does not have on disk. If the two do not meet, one of them has lost synced data.
 pub(crate) fn check_log_reaches(
     log: LogState,
     held: Option<&Applied>,

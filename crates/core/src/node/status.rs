@@ -31,8 +31,9 @@ pub struct NodeStatus {
     pub node: NodeAddress,
     /// All members, this node included; empty until the group has formed.
     pub members: Vec<MemberStatus>,
-    /// "master", "replica", "unknown" or "detached"; "stand-in" of a node of priority 0 that leads in place of
-    /// a master: it brings the others up to date, has members changed, and takes no writes.
+    /// "master", "replica", "unknown" or "detached"; "stand-in" for a node of priority 0 that leads
+    /// in place of a master: it brings the others up to date and changes members, but takes no
+    /// writes.
     pub role: String,
     /// The newest term that the node knows.
     pub term: Term,
@@ -52,8 +53,7 @@ pub struct NodeStatus {
     pub disk_total_bytes: u64,
     /// Whether the free bytes are below `disk_free_warn_bytes`.
     pub disk_is_low: bool,
-    /// Why the node takes no writes of users, also while another one is master: its volume is
-    /// nearly full.
+    /// Why the node takes no user writes, whether or not it is master: its volume is nearly full.
     pub read_only: Option<String>,
     /// Version of the program.
     pub version: String,
@@ -152,8 +152,8 @@ pub struct ReplicaStatus {
     pub heard_ms_ago: Option<u64>,
     /// The median round trip of recent heartbeats, in microseconds.
     pub round_trip_p50_us: Option<u64>,
-    /// For how long the first entry of the log that it lacks has been there, in milliseconds: so long at
-    /// least. 0 when it lacks none; `None` when it was there before the master was opened.
+    /// For how long the first log entry that it lacks has existed, in milliseconds: a lower bound.
+    /// 0 if it lacks none; `None` if that entry is older than the opening of the master.
     pub behind_ms: Option<u64>,
     /// Bytes of log that it lacks: a lower bound.
     pub behind_bytes: u64,

@@ -1,5 +1,4 @@
-//! One write from closure to token: run, submit, wait; again on a conflict, and alone after
-//! several.
+//! One write from closure to token: run, submit, wait; again on conflict, alone after several.
 
 mod nested;
 mod slow;

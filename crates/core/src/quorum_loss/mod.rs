@@ -58,8 +58,8 @@ pub struct RecoveryPlan {
     pub epoch: GroupEpoch,
     /// All voting members.
     pub voters: Vec<NodeId>,
-    /// What is left: the one that it goes on from first, which is the one with most of those that have
-    /// data, then the others, the one with most first.
+    /// The survivors: first the one to continue from, which has the most among those with data,
+    /// then the others, the one with the most first.
     pub survivors: Vec<Survivor>,
     /// The members of which nothing was found.
     pub missing: Vec<Missing>,
@@ -93,7 +93,7 @@ pub struct Survivor {
 /// Log entries that a node without data knows of, and the first survivor lacks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct KnownLost {
-    /// Who knows of them.
+    /// The node that knows of them.
     pub node: NodeAddress,
     /// The last of them.
     pub last: LogId,
