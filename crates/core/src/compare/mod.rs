@@ -244,7 +244,7 @@ impl Comparing<'_> {
             at += 1;
         }
         if found.divergent == 0 {
-            // They read the same rows, but not those that the log gave them.
+            // They read the same rows, yet not what each should hold by its running digest.
             for divergence in whole {
                 note(found, divergence);
             }

@@ -394,9 +394,8 @@ async fn remove(node: &Node, request: RemoveRequest) -> Done {
 async fn leave(consensus: &Consensus, members: &Members, others: &[NodeId]) -> Done {
     let id = consensus.own_id();
     let member = &members[&id];
-    // Otherwise the new master would hand mastership straight back if this node is preferred. Not
-    // below the others: while it is a member, it may be the only one with everything that was
-    // written.
+    // Otherwise the new master hands straight back to this node if it is preferred. Not below the
+    // others: while it is a member, it may be the only one with all that was written.
     let least = others.iter().map(|other| members[other].priority).min();
     if let Some(priority) = least.filter(|least| *least < member.priority) {
         let leaving = Member {
@@ -479,8 +478,7 @@ async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {
     Ok(done(what.join(", ")))
 }
 
-/// Whether the member loses its vote while the caller waits: only then may the next node be
-/// stopped.
+/// Whether the member loses its vote in time: only then may the next node be stopped.
 async fn is_without_vote(consensus: &Consensus, id: NodeId) -> bool {
     let deadline = Instant::now() + MAJORITY_WAIT;
     let votes = || consensus.voters().contains(&id);

@@ -125,10 +125,10 @@ async fn what_ends_a_node_or_its_data_is_taken_from_the_master_that_it_follows_a
     let (master, stranger) = (masters[0].status(), NodeId(99));
     let of = |node: &ReplicatedEnvironment| node.status().node.id;
     for (told, by, life) in [
-        // The master by a replica, a replica by the other one.
+        // A replica forges to the master, and one replica to the other.
         (masters[0], of(replicas[0]), life_of(replicas[0])),
         (replicas[0], of(replicas[1]), life_of(replicas[1])),
-        // Both by an unknown node.
+        // An unknown node forges to both.
         (masters[0], stranger, 1),
         (replicas[0], stranger, 1),
     ] {

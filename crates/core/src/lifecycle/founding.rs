@@ -58,9 +58,8 @@ fn draw(seed: u64) -> (u64, GroupUuid) {
     )
 }
 
-/// Finds the group, then starts work. A close ends the waiting for others; but once this node has
-/// begun to create its log, threads work in its directory, and it continues until they can be
-/// stopped.
+/// Finds the group, then starts work. A close ends the waiting for others; once this node has begun
+/// to make its log, threads work in its directory, and it goes on until they can be stopped.
 pub(super) async fn form(lifecycle: Arc<Lifecycle>) {
     let identity = Identity::clone(&lifecycle.identity.borrow());
     let mut phase = lifecycle.phase.subscribe();

@@ -1,5 +1,4 @@
-//! The latest members and their addresses, kept in the data directory for when nothing else is
-//! readable.
+//! The latest members and their addresses, kept on disk for when the node can read nothing else.
 
 use std::sync::{Arc, Mutex, Weak};
 

@@ -20,10 +20,9 @@
 //! others. Any candidate that could win with a forgotten vote of this node needs the vote of one of
 //! that majority, and so has that entry, which voids the forgotten vote.
 //!
-//! A node at work carries on with its data until the group would readmit it. Whatever it
-//! acknowledges until then it really has: its log was whole when it was opened, and what it has
-//! learned since is not read from the disk. A master hands over first, so that it asks another
-//! node.
+//! A node at work carries on with its data until the group would readmit it. What it acknowledges
+//! until then it really has: its log was whole when opened, and what it has learned since is not
+//! read from disk. A master hands over first, so that it asks another node.
 //!
 //! Only proven damage is repaired: proven by checksums, or by a majority of nodes that agree with
 //! each other and differ from this one. A disk that fails to read or sync proves nothing about the

@@ -40,8 +40,7 @@ use crate::node::phase::Phase;
 use crate::wire::messages::NodeStateMessage;
 use crate::wire::node_state;
 
-/// How often the disk is checked. At 500 MB/s, the default minimum of free space is used up in that
-/// time.
+/// How often the disk is checked: at 500 MB/s, the default minimum of free space lasts this long.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a master looks for a successor before it turns users away.
@@ -116,7 +115,7 @@ impl Room {
 
 /// What follows from this many free bytes, given the previous standing.
 fn judge(before: Standing, free_bytes: u64, (warn, read_only): (u64, u64)) -> Standing {
-    // A limit once crossed is left only with a margin above it, or each write would cross it anew.
+    // A limit once crossed is cleared only a quarter above it, or each write would cross it anew.
     let is_below = |limit: u64, was: bool| {
         free_bytes < limit || (was && free_bytes < limit.saturating_add(limit / 4))
     };

@@ -70,8 +70,7 @@ impl Shutdown {
     /// # Errors
     /// [`WriteError::NotCommitted`] while the group is being shut down.
     pub(super) fn write(&self) -> Result<Writing<'_>, WriteError> {
-        // Counted before the check, so that either the shutdown sees the write or the write the
-        // shutdown.
+        // Counted before the check: the shutdown sees the write, or the write the shutdown.
         self.writing.fetch_add(1, Ordering::SeqCst);
         let writing = Writing(self);
         if *self.is_under_way.borrow() {
@@ -199,8 +198,7 @@ impl Lifecycle {
         }
     }
 
-    /// Tells the replicas to stop, and waits for them. Returns the names of those that have
-    /// stopped.
+    /// Tells the replicas to stop, and waits for them. Returns those that have, by name.
     async fn stop_all(
         &self,
         node: &Node,

@@ -1,6 +1,5 @@
-//! The machine on which a plan is made: it reads the real disk, and discards its changes when it
-//! ends. So a plan does everything that opening a node does, including completing a recovery that
-//! was begun.
+//! The machine on which a plan is made: it reads the real disk, and its changes are gone when it
+//! ends. So a plan can do all that an opening node does, even complete a recovery that was begun.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use crate::engine::{EngineError, EngineFactory, StorageEngine};
 use crate::log::OverlayDisk;
 use crate::machine::Machine;
 
-/// As `machine`, with disks and engines whose contents never change.
+/// As `machine`, but nothing is changed on its disks and engines.
 pub(super) fn of(machine: &Machine) -> Machine {
     Machine {
         disk: Arc::new(OverlayDisk::new(Arc::clone(&machine.disk))),

@@ -269,8 +269,7 @@ async fn follow_upto(
     Err(StagedError::Nonsense("a state at another transaction").into())
 }
 
-/// Takes the next entries, at most up to a transaction. Returns whether the source has applied no
-/// more.
+/// Takes the next entries, at most up to `upto`; returns whether the source had no more.
 async fn follow(
     client: &mut RestoreClient,
     staged: &mut Staged,

@@ -182,7 +182,7 @@ impl Source {
         }
         let next = begin.next.map_or(durable.position.0 + 1, |next| next);
         self.hold = Some(self.node.holds.hold(LogPosition(next.saturating_sub(1))));
-        // Read only now that it can no longer be purged.
+        // Read once the hold prevents a purge.
         let purged = self.node.log.state().purged;
         let reaches = |next: u64| purged.is_none_or(|purged| purged.position.0 < next);
         let goes_on = begin.next.is_some_and(reaches);
@@ -252,8 +252,7 @@ impl Source {
         }))
     }
 
-    /// The rows come from an engine that may have lost some; the account of what must be there does
-    /// not.
+    /// The rows were read from an engine that may have lost some; the expected digest was not.
     async fn finish(&self, vlsn: Vlsn) -> Result<RestoreAnswer, SourceError> {
         let mut manifest = ManifestMessage {
             sent: Some(RowsMessage::of(self.sent)),

@@ -189,8 +189,7 @@ impl Staged {
         let Some((database, after)) = self.rest.clone() else {
             return nonsense("rows that nobody asked for");
         };
-        // Otherwise the chunk could lack changes that the copy has skipped because a chunk was to
-        // bring them.
+        // Otherwise it could lack changes that the copy has skipped in expectation of a chunk.
         if Vlsn(chunk.vlsn) < self.vlsn {
             return nonsense("rows that are older than the copy");
         }
@@ -319,8 +318,7 @@ impl Staged {
         Ok(self.engine.sync()?)
     }
 
-    /// Reads everything back and checks it against what was taken; returns the digest of each
-    /// database.
+    /// Reads everything back and checks it against what was taken; returns each database's digest.
     ///
     /// # Errors
     /// [`StagedError::Lost`].
@@ -365,8 +363,7 @@ impl Staged {
     /// Turns a complete copy that holds `databases` into a node's engine, durably.
     ///
     /// # Errors
-    /// When the engine fails, or the data is not what the log has produced, according to the
-    /// source.
+    /// When the engine fails, or the data is not what the log has made, by the source's account.
     ///
     /// # Panics
     /// When the copy is not complete.
@@ -381,7 +378,7 @@ impl Staged {
             ..self.applied()
         };
         let digest = RunningDigest::of(catalog::named(&*self.engine)?, databases);
-        // This planted bug is to be found by others.
+        // This planted bug must be found by other means.
         let expected = expected.filter(|_| !planted::is(Bug::RestoreSkipsEntries));
         if let Some(expected) = expected.filter(|expected| *expected != digest.total()) {
             return Err(StagedError::Contradicted {
