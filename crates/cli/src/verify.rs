@@ -1,4 +1,5 @@
-//! `steadfast verify`: whether the nodes of a group hold the same, and whether their files hold.
+//! `steadfast verify`: whether the nodes of a group hold the same data, and whether their files are
+//! intact.
 
 use std::process::ExitCode;
 
@@ -31,7 +32,7 @@ pub(crate) struct Arguments {
     ask: Ask,
 }
 
-/// Compares, and prints what was found.
+/// Compares, and prints the result.
 ///
 /// # Errors
 /// When no node can be read.

@@ -1,5 +1,5 @@
-//! `steadfast bench`: how fast the group is on this machine, the master in this process, as an
-//! embedding application has it, and the replicas in processes of their own.
+//! `steadfast bench`: how fast a group is on this machine, with the master in this process, as in
+//! an embedding application, and each replica in a process of its own.
 
 mod load;
 mod probe;
@@ -24,14 +24,14 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 /// Elections that this process may lose before the benchmark gives up.
 const ELECTIONS_MAX: usize = 10;
-/// The replicas wait so long before they stand for election that this process stands first.
+/// Election timeouts of the replicas, long enough that this process stands first.
 const REPLICA_ELECTION_MS: (u32, u32) = (2000, 3000);
 const TICKS_PER_SECOND: f64 = 100.0;
 /// With this interval nothing is flushed while the benchmark runs.
 const KEEP_IN_WINDOW_MS: u64 = 3_600_000;
-/// How often it is looked whether everything has been flushed.
+/// How often to check whether everything has been flushed.
 const FLUSH_LOOK: Duration = Duration::from_millis(20);
-/// Cache of the engine when it is measured alone: what a node gives it by default.
+/// Cache of the engine when it is measured alone: a node's default.
 const ENGINE_CACHE_BYTES: u64 = 128 << 20;
 
 /// Measure a group of nodes on this machine
