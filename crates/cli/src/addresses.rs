@@ -17,8 +17,7 @@ const CACHE_BYTES: u64 = 1024 * 1024;
 
 const UNCHANGED: &str = "nothing was changed";
 
-/// Records in the directory what `words` say, each `NODE=HOST:PORT`, or several separated by
-/// commas.
+/// Records `words` in the directory, each `NODE=HOST:PORT`, or several separated by commas.
 ///
 /// # Errors
 /// When the words make no sense, or the directory is not that of a stopped member.

@@ -1,5 +1,4 @@
-//! `steadfast verify`: whether the nodes of a group hold the same data, and whether their files are
-//! intact.
+//! `steadfast verify`: whether a group's nodes hold the same data, and their files are intact.
 
 use std::process::ExitCode;
 
@@ -75,7 +74,7 @@ pub(crate) async fn run(Arguments { deep, at, mut ask }: Arguments) -> Result<Ex
     })
 }
 
-/// The node that the others are compared with, and the others.
+/// The reference node, and the others.
 fn whom(survey: &Survey) -> Result<(NodeAddress, Vec<NodeAddress>), Failure> {
     let with_data = survey.nodes.iter().filter(|node| node.has_data());
     let answering = with_data.filter(|node| node.status.is_ok());

@@ -7,8 +7,7 @@
 //! manifest.json  written last: a directory without it is no backup
 //! ```
 //!
-//! Databases are ordered by name, keys ascending. A chunk is read as a whole, and is
-//! self-contained.
+//! Databases are ordered by name, keys ascending. A chunk is self-contained, and read whole.
 
 use std::fmt::Write;
 use std::fs::{self, File};

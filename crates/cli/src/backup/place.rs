@@ -37,7 +37,7 @@ const OF_A_NODE: [&str; 8] = [
 /// See the module.
 pub(super) struct Place {
     dir: PathBuf,
-    /// Whether there is a directory for the log already.
+    /// Whether a directory for the log exists already.
     has_log_dir: bool,
 }
 

@@ -52,7 +52,7 @@ struct NodeView {
     is_master: bool,
     is_resting: bool,
     term: u64,
-    /// The first acknowledgement that this life gave, and its term.
+    /// The first acknowledgement of this life, and its term.
     acknowledged: Option<(u64, Instant)>,
     is_killed: bool,
     holding: Holding,

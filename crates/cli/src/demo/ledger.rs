@@ -23,8 +23,8 @@ pub(super) struct Ledger {
     refused: HashSet<String>,
     /// Term and VLSN of every acknowledged transaction.
     vlsns: BTreeMap<u64, u64>,
-    /// Who acknowledged in each term. A master that was killed and restarted is another one: it
-    /// no longer knows what it sent, so a term of its former life must not go on.
+    /// Who acknowledged in each term. A master that was killed and restarted counts as another one:
+    /// it no longer knows what it sent, so it must not continue a term of its former life.
     masters: BTreeMap<u64, HashSet<Process>>,
     payments: u64,
     /// When the first and the last acknowledgement of each term arrived.
@@ -99,7 +99,7 @@ impl Ledger {
         self.refused.insert(id);
     }
 
-    /// Notes when an acknowledgement was seen.
+    /// Records when an acknowledgement was seen.
     pub(super) fn note_time(&mut self, term: u64, at: Instant) {
         let (_, last) = self.times.entry(term).or_insert((at, at));
         *last = at;

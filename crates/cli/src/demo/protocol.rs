@@ -57,20 +57,20 @@ pub(super) enum Report {
     Uncertain { id: String },
     /// The append was refused: the record must never be seen.
     Refused { id: String },
-    /// Nothing of the workload is under way.
+    /// None of the workload is under way.
     Resting,
-    /// What a read found: the last number of each stream, how many accounts there are, and what they
-    /// hold together.
+    /// The result of a read: the last number of each stream, the number of accounts, and the sum of
+    /// their balances.
     Read {
         numbers: Vec<(u32, u64)>,
         accounts: u32,
         sum: i64,
     },
-    /// The read was refused, for a reason that passes.
+    /// The read was refused, for a temporary reason.
     Unread(String),
     /// Some of the records that the node holds.
     Rows(Vec<Row>),
-    /// The end of what a node tells, all of it as of one VLSN.
+    /// The end of a node's report, all of it as of one VLSN.
     Told {
         vlsn: u64,
         accounts: u32,

@@ -15,12 +15,10 @@ use crate::status::{
 /// A disk whose syncs take longer, in microseconds, is slow: an SSD takes 0.1 to 5 ms.
 const SYNC_SLOW_US: u64 = 100_000;
 
-/// A slower heartbeat round trip, in microseconds, is slow: half the interval is half of this by
-/// default.
+/// A median heartbeat round trip above this, the default interval, is slow; in microseconds.
 const ROUND_TRIP_SLOW_US: u64 = 50_000;
 
-/// Silence, in milliseconds, after which a node unheard by its master but answering here is
-/// reported.
+/// Silence towards its master, in milliseconds, after which a node that answers here is reported.
 const UNHEARD_MS: u64 = 3_000;
 
 /// Lag, in milliseconds, that is no longer accidental.

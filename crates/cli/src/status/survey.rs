@@ -168,7 +168,7 @@ impl Survey {
             .members
             .iter()
             .map(|member| {
-                // An address may have been written in another form, such as a host name.
+                // The address may have been written in another form, such as a host name.
                 let key = answers
                     .iter()
                     .find(|(_, answer)| {
@@ -254,7 +254,7 @@ impl Survey {
         self.problems = problems;
     }
 
-    /// Where the master has found nodes that hold something else.
+    /// Where the master has found nodes that differ from the others.
     fn diverging(&self) -> Vec<Problem> {
         let found = self.master.iter().flat_map(|master| &master.divergences);
         let problem = |divergence: &Divergence| Problem {
@@ -268,7 +268,7 @@ impl Survey {
         found.map(problem).collect()
     }
 
-    /// An even number of voting nodes costs a node and survives no more.
+    /// An even number of voting nodes costs one node more and survives no more failures.
     fn too_even(&self) -> Option<Problem> {
         let voters = self.nodes.iter().filter(|node| node.member.votes).count();
         let is_even = self.health != Health::Forming && voters > 0 && voters.is_multiple_of(2);
@@ -288,12 +288,12 @@ impl Survey {
         working.filter_map(|node| node.status.as_ref().ok())
     }
 
-    /// Those of them that take no writes of users.
+    /// The working nodes that take no user writes.
     pub(crate) fn read_only(&self) -> impl Iterator<Item = &NodeStatus> {
         self.working().filter(|status| status.read_only.is_some())
     }
 
-    /// The newest term that a node knows.
+    /// The newest term that any node knows.
     pub(crate) fn term(&self) -> Term {
         self.working()
             .map(|status| status.term)
@@ -301,7 +301,7 @@ impl Survey {
             .unwrap_or_default()
     }
 
-    /// The newest transaction that a node has.
+    /// The newest transaction that any node has.
     pub(crate) fn vlsn(&self) -> Vlsn {
         self.working()
             .map(|status| status.vlsn)
@@ -382,7 +382,7 @@ fn is_of(status: &NodeStatus, member: &NodeAddress) -> bool {
     status.node.name == member.name
 }
 
-/// The answer from a member's address, unless somebody else gave it.
+/// The answer from a member's address, unless another node gave it.
 fn check(
     status: NodeStatus,
     newest: &NodeStatus,
@@ -469,7 +469,7 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
             remedy: remedy_of_damage(status),
         });
     }
-    // A node that copies the state of another one is detached as well, and comes back.
+    // A node that copies another one's state is detached as well, and comes back.
     if status.role == "detached" && status.restore.is_none() && status.group.is_some() {
         return Some(Problem {
             what: format!("{name} has stopped: {}", status.waiting_for),
@@ -525,7 +525,7 @@ mod tests {
 
     use super::*;
 
-    /// A node that says so of itself.
+    /// A node with this status.
     fn node(role: &str, waiting_for: &str, restore: Option<&RestoreProgress>) -> SurveyedNode {
         let status = json!({
             "group_name": "g", "group": "f9858012-f9cf-4200-91e8-8ecb6b6c023d", "epoch": 1,
