@@ -36,7 +36,7 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When the directory cannot be used or a process cannot be started.
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
-    // Its nodes serve others than the readers of its output.
+    // Its nodes must not depend on who reads its output.
     output::detach()?;
     let mut stop = Stop::new(false)?;
     let temporary = if arguments.dir.is_some() {

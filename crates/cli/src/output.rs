@@ -8,9 +8,9 @@
 //! ```
 //!
 //! No output error ends the program in the middle of its work. A reader that went away is not an
-//! error: further output is dropped. If a device accepts nothing, the verb whose answer it should
-//! have got fails at the end ([`end`]). A node serves others than the readers of its output:
-//! [`detach`] gives its lines to a thread; when that is stuck, they are dropped and counted.
+//! error: further output is dropped. A device that accepts nothing fails, in the end, the verb whose
+//! answer it was to get ([`end`]). A node's work must not depend on who reads its output: [`detach`]
+//! gives its lines to a thread; when that is stuck, they are dropped and counted.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IsTerminal, Write};

@@ -578,7 +578,7 @@ impl ReadError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FeedError {
-    /// The log is too short. Begin with the state, or from a token at or after `oldest`.
+    /// The log reaches back to `oldest` only: begin with the state, or from a token at or after it.
     #[error("the log reaches back to VLSN {oldest} only; begin with StartAt::Start")]
     HistoryGone {
         /// The first transaction in the log.

@@ -60,8 +60,8 @@ number! {
     DatabaseId(u32)
 }
 number! {
-    /// Counts a group's recoveries from a lost quorum, starting at 1. A node of an earlier epoch
-    /// takes no part: writes it has acknowledged may be lost.
+    /// 1 plus the number of times a group was recovered from a lost quorum. A node of an earlier
+    /// epoch takes no part: writes it has acknowledged may be lost.
     GroupEpoch(u64)
 }
 number! {

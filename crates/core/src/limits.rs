@@ -17,7 +17,7 @@ pub const TRANSACTION_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const TRANSACTION_KEYS_MAX: usize = 100_000;
 
 /// Most databases that one transaction may create, truncate or drop. Each takes up to three entries
-/// in the catalog, which every transaction reads.
+/// in the catalog, which everyone reads.
 pub const TRANSACTION_DATABASES_MAX: usize = 30_000;
 
 /// Most distinct keys and ranges that one transaction may read. They are checked against other

@@ -57,7 +57,7 @@ struct Link {
     /// Known once a node has answered.
     group: Option<GroupUuid>,
     options: SubscribeOptions,
-    /// In the last round, the error of a node that answered but would not serve.
+    /// The error of a node that answered in the last round but would not serve.
     refused: Option<FeedError>,
 }
 

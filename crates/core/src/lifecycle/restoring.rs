@@ -33,8 +33,7 @@ use crate::wire::node_state;
 /// Pause before a node looks for a source again.
 const RETRY: Duration = Duration::from_millis(300);
 
-/// How long a node that works without an interrupted copy keeps it: it may soon be told that it
-/// needs one.
+/// How long a node at work keeps an interrupted copy: it may soon be told that it needs one.
 const KEEP_COPY: Duration = Duration::from_mins(10);
 
 /// Why a node at work has to copy a peer's state.

@@ -14,8 +14,8 @@
 //! become master for a while, it stands as a last resort: it may be the only one that has what a
 //! majority acknowledged, and as master it brings the others up to date and hands over.
 //!
-//! Nothing is remembered: each look at the disk decides anew. If the disk fills up before this
-//! acts, a write fails, and the node stops, as after any failed write.
+//! Nothing is stored: each look at the disk decides. If the disk fills up before this acts, a write
+//! fails, and the node stops, as after any failed write.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};

@@ -2,6 +2,7 @@
 //!
 //! The log itself knows nothing of this. There is one writer, and one fdatasync per group of
 //! records, whatever durability is asked for; a policy only decides how long a caller waits:
+//!
 //! ```text
 //!  numbered ──► proposed ──► in the log ──► handed to the system ──► synced here
 //!                                │ NoSync          │ WriteNoSync         │ Sync

@@ -686,7 +686,7 @@ fn start_flush(
     let (failed, stopping) = (Arc::clone(&around.failed), stop.clone());
     let ended = machine.run("steadfast-flush", async move {
         let result = flush.run(auditor, persisted, stop).await;
-        // Whoever stops the node gets the error by `stop`, and knows how to handle it.
+        // Whoever stops the node gets the error from `stop`, and knows how to handle it.
         if let Err(error) = &result
             && !*stopping.borrow()
         {

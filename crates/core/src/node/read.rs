@@ -26,7 +26,7 @@ use crate::planted::{self, Bug};
 use crate::policy::ConsistencyPolicy;
 use crate::token::CommitToken;
 
-/// Pause before a read that found no master to ask asks again.
+/// Pause of a read that found no master before it asks again.
 const BARRIER_RETRY: Duration = Duration::from_millis(20);
 
 /// Waits until a snapshot of this node is as fresh as `policy` requires, for at most `timeout`.

@@ -225,8 +225,8 @@ fn of_system(kind: ErrorKind) -> Unreachable {
 }
 
 impl JoinToken {
-    /// A token for a node of this type, from what a member says of its group. `None` when it belongs
-    /// to none yet.
+    /// A token for a node of this type, from a member's status. `None` while that member belongs to
+    /// no group yet.
     pub fn new(status: &NodeStatus, node_type: NodeType) -> Option<Self> {
         let addresses = status.members.iter().map(|m| m.node.address.clone());
         Some(Self {

@@ -214,7 +214,7 @@ impl Members {
         self.is_majority(&away)
     }
 
-    /// Whether a majority of the participants would elect one of them that has data.
+    /// Whether those that take part include a majority that would elect one of them with data.
     fn can_elect(&self, survivors: &[Survivor]) -> bool {
         let takes_part = |left: &&Survivor| left.standing == Standing::Member;
         let electorate = self.voters();

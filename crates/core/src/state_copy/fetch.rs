@@ -1,6 +1,6 @@
 //! Copies a peer's state into an engine beside the node's own.
 //!
-//! It asks one question at a time, so one answer bounds its memory. Any failure ends the attempt;
+//! One question at a time, so that memory is bounded by one answer. Any failure ends the attempt;
 //! the next one resumes the copy, from whichever source suits best by then.
 
 use std::collections::BTreeMap;

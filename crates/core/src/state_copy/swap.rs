@@ -10,7 +10,7 @@
 //! A crash before the first step is durable leaves the old state; after it, the next open of the
 //! directory completes the rest. The log is the same before and after, so a vote once given stays
 //! given. Entries above the copy's position stay if they follow it: they may have been
-//! acknowledged. If a different entry is at that position, they were never committed.
+//! acknowledged. If the log has another entry at that position, they were never committed.
 
 use tokio::sync::oneshot;
 
