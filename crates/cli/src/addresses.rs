@@ -1,5 +1,5 @@
-//! `steadfast node address --data-dir`: tells a stopped node where the others are, when all addresses have
-//! changed and there is no master to ask.
+//! `steadfast node address --data-dir`: tells a stopped node the others' addresses, when all
+//! addresses have changed and there is no master to ask.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,10 +17,10 @@ const CACHE_BYTES: u64 = 1024 * 1024;
 
 const UNCHANGED: &str = "nothing was changed";
 
-/// Says to the directory what `words` say, each `NODE=HOST:PORT`, several of them divided by commas.
+/// Records `words` in the directory, each `NODE=HOST:PORT`, or several separated by commas.
 ///
 /// # Errors
-/// When the words make no sense, or the directory is not one of a stopped member.
+/// When the words make no sense, or the directory is not that of a stopped member.
 pub(crate) async fn say(
     directory: &Path,
     words: &[String],

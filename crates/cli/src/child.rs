@@ -1,7 +1,7 @@
 //! Child processes that never outlive this one: this program again, with another verb.
 //!
-//! What all children say arrives in one queue, in order per child, with the time at which it was
-//! read. A child's end comes after everything that it said. Dropping a [`Child`] kills it.
+//! The output of all children arrives in one queue, in order per child, with the time at which it
+//! was read. A child's end comes after all of its output. Dropping a [`Child`] kills it.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -15,19 +15,19 @@ use tokio::time::Instant;
 
 use crate::failure::Failure;
 
-/// Lines of children that wait to be read; over it, the children wait.
+/// Lines of children that wait to be read; beyond this, the children wait.
 const QUEUE_LINES_MAX: usize = 4096;
 
 /// Something that a child did.
 #[derive(Debug)]
 pub(crate) struct ChildEvent {
-    /// Who, as given to [`Child::start`].
+    /// Which child, as given to [`Child::start`].
     pub(crate) who: usize,
-    /// The life of it.
+    /// Which life of that child.
     pub(crate) life: u64,
     /// When it was seen.
     pub(crate) at: Instant,
-    /// What.
+    /// What it did.
     pub(crate) what: ChildNews,
 }
 
@@ -36,11 +36,11 @@ pub(crate) struct ChildEvent {
 pub(crate) enum ChildNews {
     /// A line on stdout.
     Line(String),
-    /// The end. Nothing comes from this life any more.
+    /// The end. Nothing more comes from this life.
     Ended(ExitStatus),
 }
 
-/// The queue of what all children do.
+/// The queue of all children's events.
 pub(crate) type ChildEvents = mpsc::Receiver<ChildEvent>;
 
 /// Makes the queue.
@@ -84,7 +84,7 @@ impl Child {
         tokio::spawn(follow(child, killed, move |what| {
             let (events, at) = (events.clone(), Instant::now());
             async move {
-                // Nobody listens any more when this program is about to end.
+                // Nobody is listening any more when this program is about to end.
                 events
                     .send(ChildEvent {
                         who,
@@ -108,12 +108,12 @@ impl Child {
         self.pid
     }
 
-    /// Sends SIGKILL. Its end is told as an event.
+    /// Sends SIGKILL. An event reports its end.
     pub(crate) fn kill(&mut self) {
         self.kill.take();
     }
 
-    /// Writes a line to its stdin; false when the child is gone or on its way to be.
+    /// Writes a line to its stdin; false when the child has ended or is ending.
     pub(crate) async fn tell(&mut self, line: &str) -> bool {
         let Some(stdin) = &mut self.stdin else {
             return false;
@@ -124,13 +124,13 @@ impl Child {
             .is_ok()
     }
 
-    /// Ends its stdin, which asks it to close and end. Its end is told as an event.
+    /// Closes its stdin, which asks it to close and end. An event reports its end.
     pub(crate) fn ask_to_end(&mut self) {
         self.stdin.take();
     }
 }
 
-/// Reads what the child says until it ends; kills it when the other end of `killed` is dropped.
+/// Reads the child's output until it ends; kills it when the other end of `killed` is dropped.
 async fn follow<F: Future<Output = ()>>(
     mut child: tokio::process::Child,
     mut killed: oneshot::Receiver<()>,
@@ -144,7 +144,7 @@ async fn follow<F: Future<Output = ()>>(
             biased;
             _ = &mut killed, if !is_killed => {
                 is_killed = true;
-                // An error says that it has ended already.
+                // An error means that it has already ended.
                 child.start_kill().ok();
             }
             line = lines.next_line() => match line {

@@ -1,4 +1,4 @@
-//! `steadfast dev`: a group of node processes to play with.
+//! `steadfast dev`: a group of node processes to experiment with.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -31,12 +31,12 @@ pub(crate) struct Arguments {
     dir: Option<PathBuf>,
 }
 
-/// Runs the group until it is told to stop.
+/// Runs the group until told to stop.
 ///
 /// # Errors
 /// When the directory cannot be used or a process cannot be started.
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
-    // Its nodes work for others than those who read its lines.
+    // Its nodes must not depend on who reads its output.
     output::detach()?;
     let mut stop = Stop::new(false)?;
     let temporary = if arguments.dir.is_some() {
@@ -72,8 +72,8 @@ fn config_file(dir: &Path, index: usize) -> PathBuf {
     dir.join(format!("{}.toml", name(index)))
 }
 
-/// Writes one configuration per node, unless they are there from an earlier run: the addresses of
-/// a group that has formed do not change. Returns the addresses.
+/// Writes one configuration per node, unless they exist from an earlier run: the addresses of a
+/// group that has formed do not change. Returns the addresses.
 #[expect(
     clippy::disallowed_methods,
     reason = "a directory to play with is made here"
@@ -137,7 +137,7 @@ fn introduce(dir: &Path, addresses: &[String], children: &[Option<Child>]) {
     println!("Ctrl-C ends all\n");
 }
 
-/// Prints what the nodes say, and when one ends. Returns when all have ended.
+/// Prints the nodes' output and when each ends. Returns when all have ended.
 async fn forward(events: &mut ChildEvents, children: &mut [Option<Child>], dir: &Path) {
     while children.iter().any(Option::is_some)
         && let Some(ChildEvent { who, what, .. }) = events.recv().await

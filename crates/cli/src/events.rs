@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
     ask: Ask,
 }
 
-/// Prints events until it is told to stop.
+/// Prints events until told to stop.
 ///
 /// # Errors
 /// When no node answers, or another group does.
@@ -38,7 +38,7 @@ pub(crate) async fn run(Arguments { at, mut ask }: Arguments) -> Result<ExitCode
     }
 }
 
-/// Until nobody reads any more.
+/// Runs until nobody reads any more.
 async fn watch(ask: &Ask) -> Result<(), Failure> {
     let group_name = ask.survey().await?.group_name;
     let connected = GroupEvents::connect_async(ask.addresses().iter().cloned(), &group_name).await;

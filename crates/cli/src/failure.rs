@@ -1,4 +1,4 @@
-//! Errors as people read them: what happened, what it means for the data, what to do.
+//! Errors for people: what happened, what it means for the data, what to do.
 
 use std::error::Error;
 use std::fmt::Display;
@@ -13,18 +13,18 @@ use steadfast::{OpenError, ReadyError};
 
 /// Exit code of a command that failed.
 pub(crate) const FAILED: u8 = 1;
-/// Exit code of a command that was given something unusable.
+/// Exit code of a command with unusable arguments.
 pub(crate) const USAGE: u8 = 2;
-/// Exit code of a look at a group that works, but survives fewer failures than it was made for.
+/// Exit code of a check of a group that works, but survives fewer failures than it was made for.
 pub(crate) const DEGRADED: u8 = 3;
-/// Exit code of a look at a group that takes no writes.
+/// Exit code of a check of a group that takes no writes.
 pub(crate) const NO_QUORUM: u8 = 4;
 
 const UNTOUCHED: &str = "nothing was changed";
 const ELSEWHERE: &str =
     "this node takes no part; nothing acknowledged is lost while a majority of the others has it";
 
-/// Why a verb ends without having done its work.
+/// Why a verb ended without having done its work.
 #[derive(Debug)]
 pub(crate) struct Failure {
     exit: u8,
@@ -47,13 +47,13 @@ impl Failure {
         }
     }
 
-    /// Something of the machine was refused: a thread, a file, a process.
+    /// The system refused something: a thread, a file, a process.
     pub(crate) fn system(what: &str, error: &dyn Display) -> Self {
         let remedy = "see to the cause, then try again";
         Self::new(format!("{what}: {error}"), UNTOUCHED, remedy)
     }
 
-    /// What was given on the command line cannot be used.
+    /// The command line cannot be used.
     pub(crate) fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             exit: USAGE,
@@ -156,7 +156,7 @@ impl From<OpenError> for Failure {
     }
 }
 
-/// Whether it is for want of space alone.
+/// Whether the only cause is lack of space.
 fn is_full(error: &OpenError) -> bool {
     match error {
         OpenError::Engine(EngineError::DiskFull { .. }) => true,
@@ -244,7 +244,7 @@ impl From<ReadyError> for Failure {
     }
 }
 
-/// An error with everything below it, where its own text does not say it already.
+/// An error followed by its causes, except those that its own text already states.
 pub(crate) fn with_sources(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -33,7 +33,7 @@ pub(crate) struct NodeArguments {
     ask: Ask,
 }
 
-/// What is said of a change of which it is not known whether it was made.
+/// Said of a change that may or may not have been made.
 const MAY_BE_MADE: &str = "the change may have been made; nothing acknowledged is lost either way";
 
 const ADDRESS_HELP: &str = "\
@@ -262,7 +262,7 @@ pub(crate) async fn run_node(arguments: NodeArguments) -> Result<ExitCode, Failu
     ask.at(at).send(&command).await
 }
 
-/// Refuses an address that the others would be given in vain.
+/// Refuses an address at which the others could never reach the node.
 fn check_reachable(node: &str, address: &str) -> Result<(), Failure> {
     if !is_unspecified(address) {
         return Ok(());
@@ -332,7 +332,7 @@ async fn replace(ask: &Ask, node: String, force: bool) -> Result<ExitCode, Failu
     let survey = ask.survey().await?;
     let mut nodes = survey.nodes.iter().map(|node| &node.member);
     let known = nodes.find(|member| member.node.name == node).cloned();
-    // Its successor is told where the others are: better refused before the node is out than after.
+    // Its successor is told these addresses: better refused before the node is removed than after.
     for member in survey.nodes.iter().map(|other| &other.member.node) {
         if member.name != node {
             check_reachable(&member.name, &member.address)?;
@@ -343,7 +343,7 @@ async fn replace(ask: &Ask, node: String, force: bool) -> Result<ExitCode, Failu
         force,
     })
     .await?;
-    // The survey was taken before; whoever it did not know would have been refused.
+    // The survey was taken before the removal; a node unknown to it would have been refused.
     let (node_type, priority, address) = known.map_or(
         (
             NodeType::Electable,

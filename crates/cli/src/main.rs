@@ -1,8 +1,8 @@
-//! The `steadfast` program: runs a node, shows the state of a group, starts groups to play with,
-//! and proves and measures the library.
+//! The `steadfast` program: runs a node, shows the state of a group, starts groups to experiment
+//! with, and tests and measures the library.
 //!
-//! Each verb is one module. A verb that fails returns a [`Failure`], which says what happened,
-//! what it means for the data and what to do, and carries the exit code.
+//! Each verb is one module. A verb that fails returns a [`Failure`], which says what happened, what
+//! it means for the data and what to do, and carries the exit code.
 
 #![deny(
     clippy::print_stdout,
@@ -41,12 +41,12 @@ use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
 
-/// One that uses memory again which another thread has given back: with glibc's, a node that serves a
-/// copy grows by nearly its cache once more (`docs/engines.md`).
+/// Reuses memory that another thread has freed: with glibc's allocator, a node that serves a copy
+/// grows by nearly another cache size (`docs/engines.md`).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What is logged unless `STEADFAST_LOG` says otherwise.
+/// The log filter unless `STEADFAST_LOG` sets another.
 const LOG_DEFAULT: &str = "warn,openraft=error";
 
 /// Replication and high availability for Noxu DB.
@@ -101,7 +101,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // Each connection and each file takes one; the default of most systems is meant for less.
+    // Each connection and each file takes one; the default of most systems is meant for fewer.
     let raised = Descriptors::raise_limit();
     let filter =
         EnvFilter::try_from_env("STEADFAST_LOG").unwrap_or_else(|_| EnvFilter::new(LOG_DEFAULT));
@@ -143,7 +143,7 @@ fn on_runtime(verb: impl Future<Output = Result<ExitCode, Failure>>) -> Result<E
         .build()
         .map_err(|error| Failure::system("no runtime could be started", &error))?;
     let done = runtime.block_on(verb);
-    // Nothing that is left may hold up the end, such as a thread that waits for a line of stdin.
+    // Nothing left over may delay the end, such as a thread that waits for a line of stdin.
     runtime.shutdown_background();
     done
 }

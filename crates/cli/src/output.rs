@@ -1,5 +1,5 @@
-//! Everything that the program prints. The macros of this module stand before those of the standard
-//! library in the whole crate, which panic when a line cannot be written.
+//! All output of the program. In the whole crate, the macros of this module shadow those of the
+//! standard library, which panic when a line cannot be written.
 //!
 //! ```text
 //!                         ┌─ a verb that asks ──────────► stdout, stderr
@@ -7,10 +7,10 @@
 //!   the log, progress ────┴─ a node ──► queue ─► thread ► stdout, stderr
 //! ```
 //!
-//! Nothing of it ends the program in the middle of its work. A reader that went away is no error: what
-//! else is said is for nobody. A device that takes nothing fails a verb whose answer it was to get, in
-//! the end ([`end`]). A node works for others than those who read its lines: [`detach`] gives them to a
-//! thread, and when that is stuck they are dropped, and counted.
+//! No output error ends the program in the middle of its work. A reader that went away is not an
+//! error: further output is dropped. A device that accepts nothing fails, in the end, the verb whose
+//! answer it was to get ([`end`]). A node's work must not depend on who reads its output: [`detach`]
+//! gives its lines to a thread; when that is stuck, they are dropped and counted.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use crate::failure::Failure;
 
-/// Bytes of lines that wait for their reader; over it, lines are dropped.
+/// Bytes of lines waiting for their reader; beyond this, lines are dropped.
 const QUEUE_BYTES_MAX: usize = 1024 * 1024;
 
 /// How long the end of the program waits for a reader that takes nothing.
@@ -29,37 +29,37 @@ const END_PATIENCE: Duration = Duration::from_secs(1);
 static STDOUT: Stream = Stream::new(|| Box::new(io::stdout()));
 static STDERR: Stream = Stream::new(|| Box::new(io::stderr()));
 
-/// As the standard library's, and never panics.
+/// As in the standard library, but never panics.
 macro_rules! print {
     ($($words:tt)*) => { $crate::output::out(&format!($($words)*)) };
 }
 
-/// As the standard library's, and never panics.
+/// As in the standard library, but never panics.
 macro_rules! println {
     ($($words:tt)*) => { $crate::output::out(&format!("{}\n", format_args!($($words)*))) };
 }
 
-/// As the standard library's, and never panics.
+/// As in the standard library, but never panics.
 macro_rules! eprint {
     ($($words:tt)*) => { $crate::output::err(&format!($($words)*)) };
 }
 
-/// As the standard library's, and never panics.
+/// As in the standard library, but never panics.
 macro_rules! eprintln {
     ($($words:tt)*) => { $crate::output::err(&format!("{}\n", format_args!($($words)*))) };
 }
 
-/// Says `text` on stdout, as it is.
+/// Writes `text` to stdout, unchanged.
 pub(crate) fn out(text: &str) {
     STDOUT.say(text.as_bytes());
 }
 
-/// Says `text` on stderr, as it is.
+/// Writes `text` to stderr, unchanged.
 pub(crate) fn err(text: &str) {
     STDERR.say(text.as_bytes());
 }
 
-/// Whether nobody reads stdout any more, or can.
+/// Whether stdout has lost its reader or device.
 pub(crate) fn is_lost() -> bool {
     STDOUT.lost.get().is_some()
 }
@@ -73,8 +73,8 @@ pub(crate) fn detach() -> Result<(), Failure> {
     detach_log()
 }
 
-/// The same of stderr alone, for a process whose stdout is read line by line: a node in a program that
-/// drives it.
+/// The same for stderr alone, for a process whose stdout is read line by line: a node inside a
+/// program that drives it.
 ///
 /// # Errors
 /// When no thread can be started.
@@ -82,12 +82,12 @@ pub(crate) fn detach_log() -> Result<(), Failure> {
     STDERR.detach()
 }
 
-/// Whether people look at stderr as it is written.
+/// Whether people watch stderr as it is written.
 pub(crate) fn is_watched() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Brings out what was said, as far as it is taken; returns how the program ends.
+/// Flushes all output, as far as it is taken; returns how the program ends.
 pub(crate) fn end(code: ExitCode) -> ExitCode {
     STDOUT.drain();
     let code = match STDOUT.lost.get() {
@@ -105,7 +105,7 @@ pub(crate) fn end(code: ExitCode) -> ExitCode {
     code
 }
 
-/// What the log is written to: a line that cannot be written is dropped.
+/// The log's writer: a line that cannot be written is dropped.
 pub(crate) struct Log;
 
 impl Write for Log {
@@ -121,11 +121,11 @@ impl Write for Log {
 
 type Open = fn() -> Box<dyn Write>;
 
-/// One of the two.
+/// One of the two streams.
 struct Stream {
     open: Open,
     queue: OnceLock<Queue>,
-    /// Set when it takes nothing any more; why, unless its reader went away.
+    /// Set when it no longer takes anything: the reason, unless its reader went away.
     lost: OnceLock<Option<String>>,
 }
 
@@ -184,14 +184,14 @@ struct Queue {
 struct Waiting {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// Lines that found no room since one was written.
+    /// Lines dropped for lack of room since the last one was written.
     dropped: u64,
     is_writing: bool,
 }
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // A panic elsewhere leaves the lines whole.
+        // A panic elsewhere leaves the lines intact.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -207,8 +207,8 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Writes what comes, for ever. What is not taken is dropped: a device that is full may have room
-    /// again.
+    /// Writes lines as they arrive, forever. A line that is not taken is dropped: a full device may
+    /// have room again.
     fn run(&self, to: &mut dyn Write) {
         loop {
             let line = self.next();
@@ -231,7 +231,7 @@ impl Queue {
         format!("{dropped} lines were dropped here: nobody took what was written\n").into_bytes()
     }
 
-    /// Waits until all is written, or nothing is for so long.
+    /// Waits until all lines are written, or none has been for `patience`.
     fn drain(&self, patience: Duration) {
         let mut waiting = self.lock();
         while !waiting.lines.is_empty() || waiting.is_writing || waiting.dropped > 0 {
@@ -247,7 +247,7 @@ impl Queue {
     }
 }
 
-/// All of it, at once.
+/// Writes all of it at once.
 fn write(to: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
     to.write_all(bytes).and_then(|()| to.flush())
 }
@@ -258,7 +258,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes a write each time that it is allowed to.
+    /// Lets each write through only when allowed.
     struct Gate(Receiver<()>, std::sync::mpsc::Sender<Vec<u8>>);
 
     impl Write for Gate {

@@ -6,20 +6,20 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Ports are taken from below the range out of which the system gives ports to outgoing
-/// connections: one of those could otherwise take the port of a node between its two lives.
+/// Ports are taken from below the system's range for outgoing connections: such a connection could
+/// otherwise take a node's port between two of its lives.
 const FIRST: u16 = 10_000;
 const COUNT: u16 = 22_000;
 
-/// The next port that is tried. A process begins anywhere and gives no port twice: what was found
-/// free is not in use until its node has started.
+/// The next port to try. A process starts at a random port and never returns a port twice: a port
+/// found free is not in use until its node has started.
 static NEXT: LazyLock<AtomicU64> =
     LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(0) >> 1));
 
-/// Addresses on which nothing listens at the moment.
+/// Addresses on which nothing is currently listening.
 ///
 /// # Errors
-/// When there are not `count` of them.
+/// When fewer than `count` are free.
 pub(crate) fn free_addresses(count: usize) -> io::Result<Vec<String>> {
     let free: Vec<_> = (0..COUNT)
         .map(|_| NEXT.fetch_add(1, Ordering::Relaxed) % u64::from(COUNT))

@@ -14,7 +14,7 @@ use steadfast::quorum_loss::{
 use crate::failure::Failure;
 use crate::status::{Output, aligned, grouped};
 
-/// Cache of a storage engine that is opened to be asked how far it is.
+/// Cache of a storage engine that is opened only to read how far it has got.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
 const UNCHANGED: &str = "nothing was changed";
@@ -65,10 +65,10 @@ enum Verb {
     },
 }
 
-/// Plans, or recovers.
+/// Plans or recovers.
 ///
 /// # Errors
-/// When nothing can be, or may be, recovered.
+/// When nothing can or may be recovered.
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let machine = Machine::real(CACHE_BYTES)?;
     match arguments.verb {
@@ -200,7 +200,7 @@ fn kept(last: Vlsn) -> String {
     }
 }
 
-/// As one word of a shell.
+/// As a single word for a shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }

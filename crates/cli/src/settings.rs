@@ -1,5 +1,5 @@
-//! The configuration of one node out of a TOML file, environment variables and flags, the later
-//! over the earlier. The keys are those of [`KEYS`] everywhere.
+//! The configuration of one node from a TOML file, environment variables and flags, in increasing
+//! priority. The keys are those of [`KEYS`] everywhere.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use toml::Value;
 
 use crate::failure::Failure;
 
-/// Environment variables that set a key begin so: `STEADFAST_DATA_DIR`.
+/// Environment variables that set a key begin with this: `STEADFAST_DATA_DIR`.
 const VARIABLE_PREFIX: &str = "STEADFAST_";
 
 /// The flags that configure a node.
@@ -57,7 +57,7 @@ impl Flags {
     /// The checked configuration.
     ///
     /// # Errors
-    /// When the file cannot be read, or a value cannot be used; exits as wrong usage.
+    /// When the file cannot be read, or a value cannot be used; exits with the usage code.
     pub(crate) fn load(&self) -> Result<RepConfig, Failure> {
         let mut settings = Settings::default();
         if let Some(path) = &self.config {
@@ -117,7 +117,7 @@ impl Settings {
         Ok(())
     }
 
-    /// A value as the file has it.
+    /// A value from the file.
     fn add(&mut self, key: &str, value: Value) -> Result<(), ConfigError> {
         let wrong = |expected: &str| ConfigError::new(key, format!("must be {expected}"));
         let setting = match (known(key)?, value) {
@@ -140,7 +140,7 @@ impl Settings {
         Ok(())
     }
 
-    /// A value as a flag or an environment variable has it.
+    /// A value from a flag or an environment variable.
     fn add_text(&mut self, key: &str, text: &str) -> Result<(), ConfigError> {
         let value = match known(key)? {
             key if is_text(key) => Value::String(text.to_owned()),
@@ -181,7 +181,7 @@ impl Settings {
                 }
                 ("advertise", Setting::Text(address)) => builder.advertise(address),
                 ("repair", Setting::Text(repair)) => builder.repair(repair.parse()?),
-                // The others were taken before.
+                // The others were handled above.
                 (_, Setting::Text(name)) => {
                     let durability = name.parse::<Durability>();
                     let refused =

@@ -1,4 +1,4 @@
-//! `steadfast start`: one node, until it is told to stop.
+//! `steadfast start`: one node, until told to stop.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::output;
 use crate::settings::Flags;
 use crate::stop::Stop;
 
-/// How often a node that is not ready says what it waits for.
+/// How often a node that is not ready reports what it waits for.
 const REMINDER: Duration = Duration::from_secs(10);
 
-/// How often a node that has stopped on a full disk looks for room.
+/// How often a node that has stopped on a full disk checks for room.
 const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Run one node of a group, until Ctrl-C or SIGTERM
@@ -50,11 +50,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How one life of a node has ended, when nothing is wrong with it.
+/// How one life of a node ended, if nothing is wrong with it.
 enum End {
-    /// It was told to.
+    /// It was told to stop.
     Closed,
-    /// A write failed on a full disk, and there is room.
+    /// A write failed on a full disk, and there is room again.
     DiskFull,
 }
 
@@ -91,7 +91,7 @@ async fn run_once(config: &RepConfig, stop: &mut Stop) -> Result<End, Failure> {
     ended
 }
 
-/// Waits until the disk of a node that has stopped has room.
+/// Waits until there is room on the disk of a node that has stopped.
 async fn room(env: &ReplicatedEnvironment) {
     let mut interval = tokio::time::interval(ROOM_INTERVAL);
     while env.status().read_only.is_some() {
@@ -99,7 +99,7 @@ async fn room(env: &ReplicatedEnvironment) {
     }
 }
 
-/// One line for each role, until the node is closed.
+/// Prints one line for each role, until the node is closed.
 async fn print_roles(env: &ReplicatedEnvironment, node: &str) {
     let mut states = env.state_changes();
     while let Some(RoleState { role, term, master }) = states.next_async().await {
@@ -116,7 +116,7 @@ async fn print_roles(env: &ReplicatedEnvironment, node: &str) {
     }
 }
 
-/// Why a node takes no part any more that nobody has told to stop.
+/// Why a node no longer takes part although nobody has told it to stop.
 async fn why_detached(env: &ReplicatedEnvironment) -> Result<End, Failure> {
     match env.wait_ready_async(Duration::ZERO).await {
         Err(error @ (ReadyError::Refused { .. } | ReadyError::Stopped { .. })) => Err(error.into()),
@@ -124,8 +124,8 @@ async fn why_detached(env: &ReplicatedEnvironment) -> Result<End, Failure> {
     }
 }
 
-/// Says what the node waits for while it is not ready; returns how it has ended: closed, if the whole
-/// group was shut down.
+/// Reports what the node waits for while it is not ready; returns how it ended: closed, if the
+/// whole group was shut down.
 async fn watch(env: &ReplicatedEnvironment, node: &str) -> Result<End, Failure> {
     let takes_part = |state: &RoleState| matches!(state.role, Role::Master | Role::Replica);
     loop {

@@ -1,4 +1,4 @@
-//! When a verb that runs until it is told to stop is told so.
+//! Tells a verb that runs until stopped when to stop.
 
 use std::io::Read;
 
@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use crate::failure::Failure;
 
-/// Ctrl-C, SIGTERM, and where it was asked for the end of stdin.
+/// Ctrl-C, SIGTERM and, if requested, the end of stdin.
 pub(crate) struct Stop {
     interrupt: Signal,
     terminate: Signal,
@@ -18,7 +18,7 @@ impl Stop {
     /// From here on neither signal ends the process by itself.
     ///
     /// # Errors
-    /// When the system has no handler to give.
+    /// When the system cannot install a handler.
     pub(crate) fn new(with_stdin: bool) -> Result<Self, Failure> {
         let handler = |kind| {
             signal(kind).map_err(|error| Failure::system("cannot listen for signals", &error))
@@ -34,7 +34,7 @@ impl Stop {
     pub(crate) async fn wait(&mut self) {
         let stdin_closed = async {
             match &mut self.stdin_closed {
-                // An error is the end of the thread that reads, which is the end of stdin.
+                // An error means that the reading thread has ended, and so has stdin.
                 Some(closed) => {
                     closed.await.ok();
                 }
@@ -55,7 +55,7 @@ fn stdin_closed() -> Result<oneshot::Receiver<()>, Failure> {
     let read = move || {
         let mut sink = [0; 1024];
         while matches!(std::io::stdin().read(&mut sink), Ok(count) if count > 0) {}
-        // Nobody waits any more when the node ended for another reason.
+        // Nobody is waiting any more if the node ended for another reason.
         closed.send(()).ok();
     };
     let started = std::thread::Builder::new()

@@ -1,4 +1,4 @@
-//! `steadfast verify`: whether the nodes of a group hold the same, and whether their files hold.
+//! `steadfast verify`: whether a group's nodes hold the same data, and their files are intact.
 
 use std::process::ExitCode;
 
@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     ask: Ask,
 }
 
-/// Compares, and prints what was found.
+/// Compares, and prints the result.
 ///
 /// # Errors
 /// When no node can be read.
@@ -74,7 +74,7 @@ pub(crate) async fn run(Arguments { deep, at, mut ask }: Arguments) -> Result<Ex
     })
 }
 
-/// The node that the others are compared with, and the others.
+/// The reference node, and the others.
 fn whom(survey: &Survey) -> Result<(NodeAddress, Vec<NodeAddress>), Failure> {
     let with_data = survey.nodes.iter().filter(|node| node.has_data());
     let answering = with_data.filter(|node| node.status.is_ok());

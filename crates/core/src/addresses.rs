@@ -1,9 +1,9 @@
-//! What an operator says to stopped nodes about where the members of their group are from now on: the way
-//! out when all addresses have changed at once, and nobody reaches anybody.
+//! Tells stopped nodes the new addresses of their group's members: the way out when all addresses
+//! have changed at once and no node reaches another.
 //!
-//! Nothing of the group is changed: no epoch begins, and nothing that it holds is lost. A node that is
-//! started dials what was said first, and whoever answers has to prove that it is the member that is
-//! meant. The master then puts the addresses into the membership, each as soon as its node answers there.
+//! The group itself is unchanged: no epoch begins, and no data is lost. A started node dials the
+//! new addresses first, and whatever answers must prove that it is the member meant. The master
+//! then puts each address into the membership as soon as its node answers there.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::member::NodeAddress;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressesError {
-    /// There is no directory of a node here that belongs to a group.
+    /// The directory holds no node that belongs to a group.
     #[error(
         "{dir} is not the data directory of a node that belongs to a group; nothing was changed; name the directory of a stopped node"
     )]
@@ -35,12 +35,12 @@ pub enum AddressesError {
     /// The directory knows no such member.
     #[error("no member is called {name:?}; nothing was changed; name some of {}", members.join(", "))]
     Unknown {
-        /// What was said.
+        /// The name given.
         name: String,
-        /// Who are members.
+        /// The names of all members.
         members: Vec<String>,
     },
-    /// Nobody can be reached at the address.
+    /// The address cannot be reached by anyone.
     #[error("the address of {name}: {why}; nothing was changed; correct it")]
     Address {
         /// The member.
@@ -48,7 +48,7 @@ pub enum AddressesError {
         /// What is wrong with it.
         why: String,
     },
-    /// One member would have two addresses, or one address two members.
+    /// One member was given two addresses, or two members the same one.
     #[error("{what}; nothing was changed; give each node one address of its own")]
     Twice {
         /// Which one.
@@ -56,8 +56,8 @@ pub enum AddressesError {
     },
 }
 
-/// Notes in the directory of a node, which does not run, where members are from now on. Returns all
-/// members, each with the address at which the node will look for it first. It is durable then.
+/// Records the members' new addresses in the directory of a stopped node, durably. Returns all
+/// members, each with the address at which the node will look for it first.
 ///
 /// # Errors
 /// See [`AddressesError`].

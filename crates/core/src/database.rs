@@ -1,4 +1,4 @@
-//! Single operations on one database, and batches of writes, for what needs no transaction function.
+//! Single operations on one database, and batches of writes, for uses that need no closure.
 
 use std::sync::Arc;
 
@@ -10,11 +10,11 @@ use crate::policy::ConsistencyPolicy;
 use crate::token::CommitToken;
 use crate::txn::transaction::Transaction;
 
-/// One database of an environment, for operations that are a transaction each. Clones are the same
-/// database.
+/// One database of an environment, for operations that are each one transaction. Clones are the
+/// same database.
 ///
-/// It is a name, and costs nothing to make: the database comes into being with its first `put`, and
-/// if it is dropped and created again the handle goes on with the new one.
+/// It is only a name, and free to make: the first `put` creates the database, and if the database
+/// is dropped and created again, the handle refers to the new one.
 ///
 /// ```
 /// # use steadfast::{CompareAndSet, ConsistencyPolicy, ReplicatedEnvironment};
@@ -51,7 +51,7 @@ impl Database {
         &self.name
     }
 
-    /// The value of `key`, if it has one, on a state as fresh as `policy` says.
+    /// The value of `key`, if any, in a state as fresh as `policy` requires.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -103,7 +103,7 @@ impl Database {
         self.environment.write_async(put).await
     }
 
-    /// Removes `key`; nothing happens when it is not there.
+    /// Removes `key`; does nothing if the key is absent.
     ///
     /// # Errors
     /// See [`WriteError`]; never `Conflict`.
@@ -144,10 +144,10 @@ impl Database {
         self.compare_and_set_async(key, None, value).await
     }
 
-    /// Sets `key` to `value` if its value is `expected`; `None` expects that it has none.
+    /// Sets `key` to `value` if its current value is `expected`; `None` means no value.
     ///
     /// # Errors
-    /// See [`WriteError`]; never `Conflict`. Another value than the expected one is no error.
+    /// See [`WriteError`]; never `Conflict`. A mismatch is not an error.
     pub fn compare_and_set(
         &self,
         key: impl AsRef<[u8]>,
@@ -161,7 +161,7 @@ impl Database {
     /// As [`Database::compare_and_set`].
     ///
     /// # Errors
-    /// See [`WriteError`]; never `Conflict`. Another value than the expected one is no error.
+    /// See [`WriteError`]; never `Conflict`. A mismatch is not an error.
     pub async fn compare_and_set_async(
         &self,
         key: impl AsRef<[u8]>,
@@ -176,7 +176,7 @@ impl Database {
             if current.as_deref() == expected {
                 return database.put(&key, &value);
             }
-            // Committed without a write: the value that it saw may be one that never was until then.
+            // Committed without a write: only then is the value that it saw proven to have existed.
             refused = Some(current);
             Ok(())
         };
@@ -188,13 +188,13 @@ impl Database {
     }
 }
 
-/// What came of a write with a condition.
+/// The result of a conditional write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "it says whether the value was set"]
 pub enum CompareAndSet {
     /// The value was set.
     Done(CommitToken),
-    /// Nothing was written: the key had another value than the expected one.
+    /// Nothing was written: the key's value was not the expected one.
     Refused {
         /// Its value, if it had one.
         current: Option<Bytes>,
@@ -203,7 +203,7 @@ pub enum CompareAndSet {
     },
 }
 
-/// Puts and deletes that are done together or not at all. Of several on one key the last counts.
+/// Puts and deletes that are applied atomically. The last one on a key wins.
 #[derive(Clone, Debug, Default)]
 pub struct WriteBatch {
     operations: Vec<(Arc<str>, Bytes, Option<Bytes>)>,
@@ -231,7 +231,7 @@ impl WriteBatch {
         self.add(database, key.as_ref(), None)
     }
 
-    /// Does all of it in the transaction.
+    /// Applies the batch in the transaction.
     pub(crate) fn run(&self, txn: &Transaction) -> Result<(), WriteError> {
         for (database, key, value) in &self.operations {
             txn.database(database)?.set(key.clone(), value.clone())?;

@@ -1,4 +1,4 @@
-//! The environment: what users open, write, read and close. Delegates only.
+//! The environment: what users open, write, read and close. It only delegates.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -31,9 +31,9 @@ use crate::txn::transaction::{Snapshot, Transaction};
 /// A node of a replicated group, in this process. Clones are the same node; the last one dropped
 /// closes it.
 ///
-/// Every call has a blocking form and an `_async` twin. Blocking calls work on any thread, and
-/// block it; within an async task of the application they hold up its worker, so prefer the twins
-/// there. The functions given to `write` and `read` run on the caller's thread; what they read from
+/// Every call has a blocking form and an `_async` twin. A blocking call works on any thread and
+/// blocks it; inside the application's async tasks it would hold up the worker, so prefer the twin
+/// there. The closures passed to `write` and `read` run on the caller's thread; their reads from
 /// the engine may wait for the disk.
 #[derive(Clone)]
 pub struct ReplicatedEnvironment {
@@ -45,25 +45,25 @@ struct EnvironmentHandle {
     ground: Ground,
     /// `None` on the application's runtime, and when closed.
     own: Mutex<Option<Arc<OwnRuntime>>>,
-    /// Whether the application closes the environment. A node that its group shuts down does so without.
+    /// Whether the application has closed the environment. A group shutdown does not set it.
     closes: watch::Sender<bool>,
 }
 
 impl ReplicatedEnvironment {
     /// Opens the node that `config` describes, on this machine.
     ///
-    /// Returns when the node listens and, where it belongs to a group already, has replayed its
-    /// log. See [`ReplicatedEnvironment::wait_ready`] for when it can be used.
+    /// Returns once the node listens and, if it already belongs to a group, has replayed its log.
+    /// [`ReplicatedEnvironment::wait_ready`] waits until it can be used.
     ///
     /// # Errors
-    /// See [`OpenError`]: nothing was changed then.
+    /// See [`OpenError`]; nothing was changed.
     pub fn open(config: RepConfig) -> Result<Self, OpenError> {
         let machine = Machine::real(config.tuning.engine_cache_bytes)?;
         Self::open_on_own_runtime(config, machine)
     }
 
-    /// As [`ReplicatedEnvironment::open`], from an async task. When the future is dropped before it
-    /// is done, the node is closed in the background as soon as it is open.
+    /// As [`ReplicatedEnvironment::open`], from an async task. If the future is dropped before it
+    /// completes, the node is closed in the background as soon as it is open.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -73,8 +73,8 @@ impl ReplicatedEnvironment {
         Opening::start(config, machine, ground, own).done().await
     }
 
-    /// Opens a node on a machine that is handed in, on the runtime of the caller. For tests and
-    /// simulators: nothing else is used of the real machine. A dropped future is as with
+    /// Opens a node on the given machine, on the caller's runtime. For tests and simulators:
+    /// nothing else of the real machine is used. A dropped future behaves as in
     /// [`ReplicatedEnvironment::open_async`].
     ///
     /// # Errors
@@ -84,11 +84,11 @@ impl ReplicatedEnvironment {
         Opening::start(config, machine, ground, None).done().await
     }
 
-    /// A group of `nodes` connected nodes in this process, on disks in memory, for tests of an
-    /// application. Returns when it has a master.
+    /// A group of `nodes` connected nodes in this process, with in-memory disks, for an
+    /// application's tests. Returns once it has a master.
     ///
     /// # Errors
-    /// When the nodes cannot be started, or find no master within 30 s.
+    /// When the nodes cannot be started, or know no master within 30 s.
     pub fn in_memory_group(nodes: usize) -> Result<Vec<Self>, OpenError> {
         let network = MemoryNetwork::new();
         let list: Vec<_> = (1..=nodes).map(|n| format!("n{n}=n{n}:7400")).collect();
@@ -120,7 +120,7 @@ impl ReplicatedEnvironment {
     /// master.
     ///
     /// # Errors
-    /// See [`ReadyError`]; on a timeout it says what is missing, and whom the node waits for.
+    /// See [`ReadyError`]; a timeout says what is missing, and which nodes it waits for.
     pub fn wait_ready(&self, timeout: Duration) -> Result<(), ReadyError> {
         self.block_on(self.wait_ready_async(timeout))
     }
@@ -133,20 +133,21 @@ impl ReplicatedEnvironment {
         self.handle.lifecycle.wait_ready(timeout).await
     }
 
-    /// Runs `transaction` and commits what it did, as durably as the configuration says: on the disks
-    /// of a majority of the nodes, if it says nothing.
+    /// Runs `transaction` and commits it with the configured durability; by default, on the disks
+    /// of a majority of the nodes.
     ///
-    /// The function sees one consistent state and its own writes. It is run again when something
-    /// that it read was changed by another transaction before it could commit, so it must have no
-    /// effect but through the transaction; after some conflicts, with a short wait after each, it runs
-    /// with all others held off, for a second at the most, and so gets through. It must not write to
-    /// the same environment by other means than the transaction: that is [`WriteError::Nested`] on its
-    /// own thread, and may end as [`WriteError::Overtaken`] when it waits for another. An error that it
-    /// returns aborts the transaction and comes back; see [`WriteError::abort`] for errors of your own.
+    /// The closure sees one consistent state and its own writes. On a conflict, when another
+    /// transaction has changed something it read, it is run again, so it must have no effects
+    /// outside the transaction. After several conflicts, with a short wait after each, it runs with
+    /// all other writes held off, for at most a second, and so gets through. It must not write to
+    /// the same environment except through the transaction: that is [`WriteError::Nested`] on its
+    /// own thread, and may end as [`WriteError::Overtaken`] if it waits for another thread. An
+    /// error it returns aborts the transaction and is returned; see [`WriteError::abort`] for your
+    /// own errors.
     ///
     /// # Errors
-    /// See [`WriteError`]: in every case but `OutcomeUnknown` and `InsufficientAcks` nothing was
-    /// written.
+    /// See [`WriteError`]; nothing was written, except possibly with `OutcomeUnknown` and
+    /// `InsufficientAcks`.
     pub fn write(
         &self,
         transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
@@ -165,8 +166,8 @@ impl ReplicatedEnvironment {
         self.handle.lifecycle.write(None, transaction).await
     }
 
-    /// As [`ReplicatedEnvironment::write`], as durably as `durability` says. See [`Durability`] for
-    /// what a failover may do to a write that no majority has acknowledged.
+    /// As [`ReplicatedEnvironment::write`], with the given durability. [`Durability`] says what a
+    /// failover may do to a write that no majority has acknowledged.
     ///
     /// # Errors
     /// See [`WriteError`].
@@ -191,15 +192,15 @@ impl ReplicatedEnvironment {
         lifecycle.write(Some(durability), transaction).await
     }
 
-    /// What became of the write of a token: one of an error, or one that was acknowledged without
-    /// a majority. Any node of the group can be asked, as far back as its log reaches.
+    /// The outcome of the write that a token names: from an error, or from a write acknowledged
+    /// without a majority. Any node of the group can answer, as far back as its log reaches.
     ///
-    /// A node that does not know asks how far the group is, and waits until it has come so far,
-    /// `read_timeout_ms` at the most.
+    /// A node that does not know asks how far the group has come, and waits until it has caught up,
+    /// for at most `read_timeout_ms`.
     ///
     /// # Errors
-    /// [`ReadError::ForeignToken`] for a token of another group; [`ReadError::HistoryGone`], and
-    /// those of a read.
+    /// [`ReadError::ForeignToken`] for a token of another group; [`ReadError::HistoryGone`]; and
+    /// the errors of a read.
     pub fn outcome(&self, token: CommitToken) -> Result<TokenOutcome, ReadError> {
         self.block_on(self.outcome_async(token))
     }
@@ -212,8 +213,8 @@ impl ReplicatedEnvironment {
         self.handle.lifecycle.outcome(token).await
     }
 
-    /// Begins a transaction that is committed by a call, for code that cannot be a function that is
-    /// run again.
+    /// Begins a transaction that a later call commits, for code that cannot be a closure that may
+    /// be run again.
     ///
     /// # Errors
     /// See [`WriteError`]: [`WriteError::NotMaster`] on a replica.
@@ -230,17 +231,18 @@ impl ReplicatedEnvironment {
         Ok(OpenTransaction::new(self.clone(), transaction))
     }
 
-    /// The database of this name, for operations that are a transaction each. Its name is looked at
-    /// when it is used.
+    /// The database of this name, for operations that are each one transaction. The name is checked
+    /// on use.
     pub fn database(&self, name: &str) -> Database {
         Database::new(self.clone(), name)
     }
 
-    /// Does everything in `batch` together, durably on a majority of the nodes. It reads nothing and
-    /// conflicts with nobody.
+    /// Applies everything in `batch` atomically, with the configured durability. It reads nothing
+    /// and never conflicts.
     ///
     /// # Errors
-    /// See [`WriteError`]: in every case but `OutcomeUnknown` nothing was written.
+    /// See [`WriteError`]; nothing was written, except possibly with `OutcomeUnknown` and
+    /// `InsufficientAcks`.
     pub fn write_batch(&self, batch: &WriteBatch) -> Result<CommitToken, WriteError> {
         self.block_on(self.write_batch_async(batch))
     }
@@ -253,8 +255,8 @@ impl ReplicatedEnvironment {
         self.write_async(|txn| batch.run(txn)).await
     }
 
-    /// Runs `read` on a consistent snapshot of all databases that is as fresh as `policy` says, and
-    /// returns what it returns. A policy may come with a timeout: `policy.within(…)`.
+    /// Runs `read` on a consistent snapshot of all databases, as fresh as `policy` requires, and
+    /// returns its result. A policy can carry a timeout: `policy.within(…)`.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -265,7 +267,7 @@ impl ReplicatedEnvironment {
     ) -> Result<T, ReadError> {
         let (options, lifecycle) = (policy.into(), &self.handle.lifecycle);
         let snapshot = match options.policy {
-            // Nothing to wait for, and so no runtime needed.
+            // Nothing to wait for, so no runtime is needed.
             ConsistencyPolicy::Eventual => lifecycle.snapshot_at_hand()?,
             _ => self.block_on(lifecycle.snapshot(options))?,
         };
@@ -285,8 +287,8 @@ impl ReplicatedEnvironment {
         read(&snapshot)
     }
 
-    /// Has the group carry out a change of itself: nodes out, types, priorities, addresses, the master.
-    /// Any node can be asked. Returns what was done, in words.
+    /// Has the group change itself: membership, types, priorities, addresses, the master. Any node
+    /// can be asked. Returns a description of what was done.
     ///
     /// # Errors
     /// See [`AdminError`].
@@ -310,18 +312,18 @@ impl ReplicatedEnvironment {
         tokio::select! {
             biased;
             done = self.handle.lifecycle.administer(command) => done,
-            // The sender is a part of this.
+            // The sender is part of `self`.
             _ = closes.wait_for(|closes| *closes) => Err(closed()),
         }
     }
 
-    /// Shuts the whole group down: the master takes no more writes, waits until every node that answers
-    /// has all of them on disk, `within` at the most, and then all close, the master last. Any node can
-    /// be asked. Returns what was done, in words; this node closes by itself then, and
-    /// [`ReplicatedEnvironment::state_changes`] ends.
+    /// Shuts down the whole group: the master stops taking writes, waits, for at most `within`,
+    /// until every node that answers has all of them on disk, and then all nodes close, the master
+    /// last. Any node can be asked. Returns a description of what was done; this node then closes
+    /// by itself, and [`ReplicatedEnvironment::state_changes`] ends.
     ///
     /// # Errors
-    /// See [`AdminError`]: when it is refused, the group goes on as before.
+    /// See [`AdminError`]; after a refusal the group carries on as before.
     pub fn shutdown_group(&self, within: Duration) -> Result<String, AdminError> {
         self.block_on(self.shutdown_group_async(within))
     }
@@ -335,39 +337,40 @@ impl ReplicatedEnvironment {
             .await
     }
 
-    /// A token with which a new node of this type comes into the group: see [`Bootstrap::join`].
-    /// `None` until this node belongs to a group.
+    /// A token that lets a new node of this type join the group: see [`Bootstrap::join`]. `None`
+    /// until this node belongs to a group.
     pub fn join_token(&self, node_type: NodeType) -> Option<JoinToken> {
         JoinToken::new(&self.status(), node_type)
     }
 
-    /// The states of this node from now on, the present one first.
+    /// The states of this node from now on, starting with the current one.
     pub fn state_changes(&self) -> StateChanges {
         StateChanges::new(self.handle.lifecycle.role(), self.handle.ground.clone())
     }
 
-    /// The transactions that this node applies, from where `options` says, whole and in order, each
-    /// once. Served alike by masters and replicas; it goes on while masters change. Does not wait.
+    /// The transactions that this node applies, starting where `options` says: whole, in order,
+    /// each once. Masters and replicas alike serve it, and it survives changes of master. Does not
+    /// block.
     ///
     /// # Errors
     /// [`FeedError::WrongGroup`], [`FeedError::Filter`], [`FeedError::TooMany`],
-    /// [`FeedError::NotReady`], [`FeedError::Stopped`], [`FeedError::Closed`]. Whatever else can be
-    /// wrong with where it begins comes as its first item.
+    /// [`FeedError::NotReady`], [`FeedError::Stopped`], [`FeedError::Closed`]. Any other problem
+    /// with the starting point is its first item.
     pub fn subscribe(&self, options: impl Into<SubscribeOptions>) -> Result<Feed, FeedError> {
         let ground = self.handle.ground.clone();
         self.handle.lifecycle.subscribe(options.into(), ground)
     }
 
-    /// The events of the group, from the present on, as its master sees it: also of members that come
-    /// and go, and of nodes that fail and come back. It connects to the nodes as a watcher from
-    /// elsewhere does ([`GroupEvents::connect`]), and goes on while this node has no master. It ends with
+    /// The events of the group from now on, as its master sees them, including members that join or
+    /// leave and nodes that fail or come back. It connects to the nodes like an outside watcher
+    /// ([`GroupEvents::connect`]), and continues while this node has no master. It ends with
     /// [`FeedError::Closed`] when this environment closes.
     pub fn group_events(&self) -> GroupEvents {
         let lifecycle = &self.handle.lifecycle;
         lifecycle.group_events(self.handle.ground.clone())
     }
 
-    /// This node's role, and the master that it knows.
+    /// This node's role, and the master it knows.
     pub fn state(&self) -> RoleState {
         self.handle.lifecycle.role().borrow().clone()
     }
@@ -377,13 +380,13 @@ impl ReplicatedEnvironment {
         self.handle.lifecycle.listen_address().to_owned()
     }
 
-    /// What the node says of itself.
+    /// The status of this node.
     pub fn status(&self) -> NodeStatus {
         self.handle.lifecycle.status()
     }
 
-    /// A digest of everything that this node has applied, with the last VLSN in it. Nodes that have
-    /// the same VLSN have the same digest. Reads all data.
+    /// A digest of everything this node has applied, with the last VLSN it includes. Nodes at the
+    /// same VLSN have the same digest. Reads all data.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -391,9 +394,8 @@ impl ReplicatedEnvironment {
         self.handle.lifecycle.digest()
     }
 
-    /// Stops the node: waiting writes learn their outcome as far as it is known, what was applied
-    /// is synced, and everything that the node runs has ended when this returns. Closing twice is
-    /// fine.
+    /// Stops the node: waiting writes learn their outcome as far as it is known, applied data is
+    /// synced, and everything the node runs has ended when this returns. Closing twice is allowed.
     ///
     /// # Errors
     /// What could not be written. Nothing acknowledged is lost.
@@ -426,10 +428,10 @@ impl ReplicatedEnvironment {
     }
 }
 
-/// A node that is being opened. Dropped before it is done, it opens and closes in the background: a
-/// node that is half open has threads, files and a port, and only a whole one gives them all back.
+/// A node being opened. If dropped early, it opens and closes in the background: a half-open node
+/// has threads, files and a port, and only a fully open one can release them all.
 struct Opening {
-    /// `None` when it is done.
+    /// `None` when done.
     task: Option<JoinHandle<Result<Arc<Lifecycle>, OpenError>>>,
     ground: Ground,
     own: Option<Arc<OwnRuntime>>,
@@ -470,7 +472,7 @@ impl Drop for Opening {
         let (Some(task), Some(held)) = (self.task.take(), self.ground.hold()) else {
             return;
         };
-        // Dropping the runtime does not wait for it, which allows this in a task, its own included.
+        // Dropping the runtime does not wait for it, so a task may do it, even one on that runtime.
         let own = self.own.take();
         let give_up = async move {
             if let Ok(Ok(lifecycle)) = task.await
@@ -485,7 +487,7 @@ impl Drop for Opening {
 }
 
 impl EnvironmentHandle {
-    /// Ends the runtime, or has the last call that is under way on it do so.
+    /// Ends the runtime, or leaves that to the last call still running on it.
     fn end_runtime(&self) {
         let own = lock(&self.own).take();
         if let Some(own) = own {
@@ -505,7 +507,7 @@ impl Drop for EnvironmentHandle {
         let closing = process::in_current(async move { lifecycle.close().await });
         let closing = held.handle.spawn(closing);
         drop(held);
-        // On a runtime of our own the closing cannot need this thread; on the application's it may.
+        // On our own runtime, closing never needs this thread; on the application's it may.
         if self.own.lock().is_ok_and(|own| own.is_some()) {
             if let Ok(Err(error)) = pollster::block_on(closing) {
                 tracing::error!(error, "the environment was dropped and could not be closed");
@@ -521,8 +523,8 @@ fn runtime(config: &RepConfig) -> Result<(Ground, Option<Arc<OwnRuntime>>), Open
         return Ok((Ground::Guest(handle.clone()), None));
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // Half the cores: the log, the flush and the application have threads of their own, and a
-    // commit that stays on one worker needs no wake-up between its steps.
+    // Half the cores: the log, the flush and the application have their own threads, and a commit
+    // that stays on one worker needs no wake-up between its steps.
     let workers = config
         .tuning
         .worker_threads

@@ -11,22 +11,22 @@ use crate::log::LogError;
 use crate::member::NodeAddress;
 use crate::token::CommitToken;
 
-/// Why a node stops that has been removed.
+/// The reason with which a removed node stops.
 pub(crate) const REMOVED: &str = "this node was removed from the group";
 
-/// What is known of a write after an error.
+/// What is known about a write after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing of it was done, and nothing of it will be.
+    /// None of it was done, and none of it will be.
     NotCommitted,
-    /// It is committed, and is on the disks of fewer nodes than was asked for.
+    /// It is committed, but is on the disks of fewer nodes than requested.
     Committed(CommitToken),
-    /// It may have been committed, or may still be: look before doing it again.
+    /// It may have been committed, or may still be: check before writing it again.
     Unknown(CommitToken),
 }
 
-/// Why an environment could not be opened. Nothing on disk was changed, except that a directory
-/// and an identity may have been made where there were none.
+/// Why an environment could not be opened. Nothing on disk was changed, except that a missing
+/// directory and identity may have been created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
@@ -54,8 +54,8 @@ pub enum OpenError {
         /// The data directory.
         dir: PathBuf,
     },
-    /// The directory is not the one that this node worked in, but a copy of it, or one that was put
-    /// back out of a backup.
+    /// The directory is not the one this node worked in, but a copy of it, or one restored from a
+    /// backup.
     #[error(
         "data directory {dir} is a copy of this node's directory, or was put back out of a backup: \
          votes and writes that the node has acknowledged may be missing in it, and the original may \
@@ -67,7 +67,7 @@ pub enum OpenError {
         /// The data directory.
         dir: PathBuf,
     },
-    /// A group was being restored to the directory, and not all of it is there.
+    /// A group was being restored to the directory, and the restore is incomplete.
     #[error(
         "a restore to {dir} was cut off; nothing was changed. Do it again (steadfast backup restore), or \
          empty the directory"
@@ -79,7 +79,7 @@ pub enum OpenError {
     /// The group was recovered without this node after its quorum was lost.
     #[error("{reason}")]
     Superseded {
-        /// Since which epoch, and what to do.
+        /// The epoch of the recovery, and what to do.
         reason: String,
     },
     /// A file was written by a newer version of the program.
@@ -95,7 +95,7 @@ pub enum OpenError {
         /// The newest version that this program knows.
         known: u32,
     },
-    /// A file holds bytes that were not written so.
+    /// A file holds bytes other than those written.
     #[error(
         "{path} is corrupt at byte {offset}: {what}; this node does not vote or serve until it is \
          repaired. The other nodes have the data: do not delete anything before you have checked \
@@ -104,7 +104,7 @@ pub enum OpenError {
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// Where in it.
+        /// The offset of the damage.
         offset: u64,
         /// What is wrong.
         what: String,
@@ -125,14 +125,14 @@ pub enum OpenError {
     /// The storage engine cannot be opened.
     #[error("the storage engine cannot be opened: {0}")]
     Engine(#[from] EngineError),
-    /// The storage engine does not hold what the log gave it, and the log does not reach back far enough
-    /// to put it right.
+    /// The storage engine does not hold what the log gave it, and the log does not reach back far
+    /// enough to put it right.
     #[error(
         "{what}; this node does not vote or serve with it, and nothing was removed. Where another node has \
          it right, this one copies it (repair = \"auto\"); else a backup or an older data directory is needed"
     )]
     EngineDiffers {
-        /// Which databases, and up to when everything was there.
+        /// Which databases, and up to where everything was present.
         what: String,
     },
     /// The address cannot be listened on.
@@ -146,17 +146,17 @@ pub enum OpenError {
     /// The runtime or consensus could not be started.
     #[error("cannot start: {0}")]
     Start(String),
-    /// The clock of the machine says what cannot be.
+    /// The machine's clock shows an impossible time.
     #[error(
         "the clock of this machine says that it is the year {year}, which cannot be: set it, or its time \
          service, then start again"
     )]
     Clock {
-        /// The year that it says.
+        /// The year it shows.
         year: u64,
     },
-    /// Of a close: the node has ended, and something could not be written. Nothing acknowledged is lost:
-    /// it is in the log.
+    /// Returned by a close: the node has stopped, but not everything could be written. Nothing
+    /// acknowledged is lost: it is in the log.
     #[error("the node has stopped, and not all was written: {0}")]
     Close(String),
 }
@@ -168,9 +168,9 @@ pub enum ReadyError {
     /// The deadline passed.
     #[error("not ready after {after:?}: {waiting_for}")]
     Timeout {
-        /// How long was waited.
+        /// How long the call waited.
         after: Duration,
-        /// What is missing, and whom it is waiting for.
+        /// What is missing, and which nodes it waits for.
         waiting_for: String,
     },
     /// The group does not accept this node.
@@ -191,7 +191,7 @@ pub enum ReadyError {
 }
 
 impl ReadyError {
-    /// Whether the node has stopped because the group goes on without it.
+    /// Whether the node stopped because it was removed from the group.
     pub fn was_removed(&self) -> bool {
         matches!(self, Self::Stopped { reason } if reason == REMOVED)
     }
@@ -204,25 +204,25 @@ pub enum WriteError {
     /// This node is not the master. Nothing was written.
     #[error("this node is not the master{}; nothing was written", master_hint(.master.as_ref()))]
     NotMaster {
-        /// The master, where it is known: write there.
+        /// The master, if known: write there.
         master: Option<NodeAddress>,
     },
-    /// The write was not committed and will not be: it is safe to do it again.
+    /// The write was not committed and will not be: retrying is safe.
     #[error("the write was not committed ({reason}); it is safe to retry")]
     NotCommitted {
         /// Why.
         reason: &'static str,
     },
-    /// The node lost its mastership with the write in flight.
+    /// The node lost mastership with the write in flight.
     #[error(
         "the outcome of the write is unknown: it may have been committed as {token}; \
          ask for the outcome of that token before writing it again"
     )]
     OutcomeUnknown {
-        /// The token that the write has if it was committed.
+        /// The token of the write, if it was committed.
         token: CommitToken,
     },
-    /// Too few nodes are there to acknowledge the write. Nothing was written.
+    /// Too few nodes are available to acknowledge the write. Nothing was written.
     #[error(
         "the write needs {needed} electable nodes and {available} are there; nothing was written; \
          retry when the others are back, or ask for less durability"
@@ -230,12 +230,12 @@ pub enum WriteError {
     InsufficientReplicas {
         /// Electable nodes that must have the write on disk, the master included.
         needed: usize,
-        /// Electable nodes that are there: the master, and those that have answered it within
+        /// Electable nodes available: the master, and those that have answered it within
         /// `election_timeout_max_ms`.
         available: usize,
     },
-    /// The write is in the log, and too few nodes have acknowledged it in time, or before this node
-    /// lost its mastership.
+    /// The write is in the log, but too few nodes acknowledged it in time, or before this node lost
+    /// mastership.
     #[error(
         "{acked} of {needed} nodes have acknowledged the write {token}{}{}",
         if *.lacks_own_disk {
@@ -250,18 +250,18 @@ pub enum WriteError {
         }
     )]
     InsufficientAcks {
-        /// The token that the write has if it was committed.
+        /// The token of the write, if it was committed.
         token: CommitToken,
         /// Electable nodes that should have it on disk, the master included.
         needed: usize,
-        /// Electable nodes that have it on disk as far as the master knows.
+        /// Electable nodes known by the master to have it on disk.
         acked: usize,
-        /// Whether the master's own disk was asked for and does not have it.
+        /// Whether the master's own disk was required and does not have it.
         lacks_own_disk: bool,
         /// Whether a majority has it: then it cannot be lost, whatever the others do.
         is_committed: bool,
     },
-    /// Something is larger than it may be. Nothing was written.
+    /// Something exceeds its size limit. Nothing was written.
     #[error("{what} of {actual} bytes is over the limit of {max}; nothing was written")]
     TooLarge {
         /// What is too large.
@@ -271,13 +271,13 @@ pub enum WriteError {
         /// The largest size in bytes.
         max: usize,
     },
-    /// The transaction writes more keys than one may. Nothing was written.
+    /// The transaction writes more keys than allowed. Nothing was written.
     #[error("a transaction may write {max} keys; nothing was written; split it")]
     TooManyKeys {
         /// The most keys.
         max: usize,
     },
-    /// The transaction creates, truncates and drops more databases than one may. Nothing was written.
+    /// The transaction creates, truncates or drops too many databases. Nothing was written.
     #[error(
         "a transaction may create, truncate or drop {max} databases; nothing was written; split it"
     )]
@@ -285,52 +285,52 @@ pub enum WriteError {
         /// The most databases.
         max: usize,
     },
-    /// The transaction was open for longer than one may be. Nothing was written.
+    /// The transaction was open for longer than allowed. Nothing was written.
     #[error(
         "the transaction was open for more than {age_max:?} (snapshot_age_max_ms); nothing was \
          written; begin it again"
     )]
     TooOld {
-        /// The highest age.
+        /// The maximum age.
         age_max: Duration,
     },
-    /// Something that the transaction read was changed by another one before it could commit.
-    /// Nothing was written.
+    /// Another transaction changed something that this one had read before it could commit. Nothing
+    /// was written.
     #[error(
         "another transaction changed what this one had read; nothing was written; run it again"
     )]
     Conflict,
-    /// The function given to `write` writes to the same environment by other means than its transaction.
-    /// Nothing of either was written.
+    /// The closure given to `write` writes to the same environment other than through its
+    /// transaction. Neither wrote anything.
     #[error(
         "a function given to write may write to its environment by its transaction alone; nothing was \
          written; do both in the transaction, or one after the other"
     )]
     Nested,
-    /// What the function given to `write` had read was changed each time before it could commit, at last
-    /// although all other writes were held off for as long as they can be. Nothing was written.
+    /// Every run of the closure given to `write` conflicted, finally even with all other writes
+    /// held off for as long as allowed. Nothing was written.
     #[error(
         "other transactions changed {conflicts} times what this one had read, at last although all were \
          held off for {held_off:?}: its function takes longer than that, or waits for another write of \
          this environment; nothing was written; make it shorter, or do in the transaction what it waits for"
     )]
     Overtaken {
-        /// How often the function was run.
+        /// How often the closure was run.
         conflicts: u32,
-        /// For how long the others were held off, each of the last times.
+        /// How long the other writes were held off, for each of the last runs.
         held_off: Duration,
     },
     /// A read within the transaction failed. Nothing was written.
     #[error("a read in the transaction failed; nothing was written: {0}")]
     Read(#[source] ReadError),
-    /// The node copies the state of a peer, because the log that it needs is gone. Nothing was
+    /// The node is copying a peer's state, because the log that it needs is gone. Nothing was
     /// written.
     #[error(
         "this node copies the state of a peer and takes no part meanwhile; nothing was written; \
          write on the master, or retry when the copy is in place"
     )]
     Restoring,
-    /// The transaction function gave up. Nothing was written. See [`WriteError::into_aborted`].
+    /// The closure aborted the transaction. Nothing was written. See [`WriteError::into_aborted`].
     #[error("the transaction was aborted; nothing was written: {0}")]
     Aborted(Box<dyn Error + Send + Sync>),
     /// The volume of the master's data directory is nearly full, and no node with room could take
@@ -343,8 +343,8 @@ pub enum WriteError {
     DiskFull {
         /// What is free on the volume, in bytes.
         free_bytes: u64,
-        /// What has to be free: `disk_free_read_only_bytes` of the master, and never less than what its storage
-        /// engine needs.
+        /// What must be free: the master's `disk_free_read_only_bytes`, or what its storage engine
+        /// needs if that is more.
         limit_bytes: u64,
     },
     /// The node has stopped. Nothing was written.
@@ -361,18 +361,18 @@ pub enum WriteError {
 }
 
 impl WriteError {
-    /// Aborts a transaction: return it from the function given to `write`, and `write` returns it.
+    /// Aborts a transaction: return this from the closure given to `write`, and `write` returns it.
     ///
-    /// With `impl From<MyError> for WriteError`, by this function, `?` does so with errors of your
-    /// own; [`WriteError::into_aborted`] gives them back as they were.
+    /// Call it in an `impl From<MyError> for WriteError`, and `?` aborts with your own errors;
+    /// [`WriteError::into_aborted`] gives them back unchanged.
     pub fn abort(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Aborted(reason.into())
     }
 
-    /// The error with which the function aborted the transaction, as it was.
+    /// The error with which the closure aborted the transaction, unchanged.
     ///
     /// # Errors
-    /// This error again, when it is another one.
+    /// This error itself, when it is any other.
     ///
     /// ```
     /// # use steadfast::{ReplicatedEnvironment, WriteError};
@@ -408,7 +408,7 @@ impl WriteError {
         }
     }
 
-    /// What is known of the write.
+    /// What is known about the write.
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::InsufficientAcks {
@@ -423,8 +423,8 @@ impl WriteError {
         }
     }
 
-    /// Whether the same write may succeed later, here or on the master, and cannot be done twice
-    /// by trying.
+    /// Whether the same write may succeed later, here or on the master, with no risk of being done
+    /// twice.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::NotMaster { .. }
@@ -452,28 +452,28 @@ impl From<ReadError> for WriteError {
     }
 }
 
-/// Why a read was not answered.
+/// Why a read failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// No majority, or no master, could be reached in time to prove that the answer is current.
+    /// No majority or master could be reached in time to prove that the answer is current.
     #[error("cannot prove that the answer is current: {reason}; retry, or read with Eventual")]
     NotCurrent {
         /// Why.
         reason: String,
     },
-    /// The node has not applied the transaction of the token in time.
+    /// The node did not apply the token's transaction in time.
     #[error(
         "this node has applied VLSN {vlsn} and not yet {}: it is {} transactions behind; \
          retry, or read on the master", token.vlsn, token.vlsn.0.saturating_sub(vlsn.0)
     )]
     Behind {
-        /// The token that was asked for.
+        /// The requested token.
         token: CommitToken,
         /// The last VLSN that the node has applied.
         vlsn: Vlsn,
     },
-    /// The node could not prove in time that it lags by no more than was asked for.
+    /// The node could not prove in time that it lags by no more than requested.
     #[error(
         "this node may lag by more than {max:?}: {}, and is at VLSN {vlsn} ({reason}); \
          retry, or read with Eventual",
@@ -483,29 +483,29 @@ pub enum ReadError {
         )
     )]
     Lagging {
-        /// The lag that was asked for.
+        /// The requested maximum lag.
         max: Duration,
-        /// How long ago the node was current for certain; `None` when that is not known.
+        /// How long ago the node was last known to be current; `None` if that is unknown.
         lag: Option<Duration>,
         /// The last VLSN that the node has applied.
         vlsn: Vlsn,
-        /// Why it could not be proved.
+        /// Why there is no proof.
         reason: String,
     },
-    /// The token is of another group. VLSNs of two groups have nothing to do with each other.
+    /// The token belongs to another group. VLSNs of different groups are unrelated.
     #[error("the token {token} is of another group; ask a node of that one")]
     ForeignToken {
         /// The token.
         token: CommitToken,
     },
-    /// The write of the token was acknowledged without a majority, and lost at a failover: another
+    /// The token's write was acknowledged without a majority and lost in a failover: another
     /// transaction has its number.
     #[error("the write {token} was rolled back at a failover; do it again if it is still wanted")]
     RolledBack {
         /// The token.
         token: CommitToken,
     },
-    /// The log does not reach back to the token any more.
+    /// The log no longer reaches back to the token.
     #[error("the log no longer reaches back to {token}; look for the effect of the write instead")]
     HistoryGone {
         /// The token.
@@ -514,22 +514,22 @@ pub enum ReadError {
     /// The log on this node's disk cannot be read.
     #[error("the log cannot be read: {0}")]
     Log(#[from] LogError),
-    /// The snapshot is older than it may be: that is `snapshot_age_max_ms`, and less where it kept the
-    /// memory for recent versions (`window_bytes_max`) nearly full.
+    /// The snapshot exceeded its maximum age: `snapshot_age_max_ms`, or less if it kept the memory
+    /// for recent versions (`window_bytes_max`) nearly full.
     #[error(
         "the snapshot was open for more than {age_max:?} (snapshot_age_max_ms, and less when window_bytes_max is nearly used up); begin another one"
     )]
     SnapshotTooOld {
-        /// The highest age at that moment.
+        /// The maximum age at that moment.
         age_max: Duration,
     },
-    /// A transaction reads more than one may.
+    /// A transaction reads more keys and ranges than allowed.
     #[error("a transaction may read {max} different keys and ranges; read ranges, or split it")]
     TooManyReads {
         /// The most keys and ranges.
         max: usize,
     },
-    /// A name cannot be that of a database.
+    /// Not a valid database name.
     #[error("{name:?} cannot be the name of a database: {reason}")]
     DatabaseName {
         /// The name.
@@ -546,7 +546,7 @@ pub enum ReadError {
         /// Why.
         reason: String,
     },
-    /// The node copies the state of a peer, because the log that it needs is gone.
+    /// The node is copying a peer's state, because the log that it needs is gone.
     #[error(
         "this node copies the state of a peer and cannot be read meanwhile; read on another node, \
          or retry when the copy is in place"
@@ -574,24 +574,24 @@ impl ReadError {
     }
 }
 
-/// Why a subscription cannot begin, or ended.
+/// Why a subscription could not begin, or ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FeedError {
-    /// The log does not reach back so far. Begin with the state, or from a token at or after `oldest`.
+    /// The log reaches back to `oldest` only: begin with the state, or from a token at or after it.
     #[error("the log reaches back to VLSN {oldest} only; begin with StartAt::Start")]
     HistoryGone {
-        /// The first transaction that the log has.
+        /// The first transaction in the log.
         oldest: Vlsn,
     },
-    /// The token, or the subscription, is meant for another group.
+    /// The token or the subscription is meant for another group.
     #[error("another group is meant: {reason}")]
     WrongGroup {
-        /// Which, and which it is.
+        /// Which group was meant, and which one this is.
         reason: String,
     },
-    /// The token is of a write that was never committed: another transaction has its number. What
-    /// was made of that write elsewhere must be undone.
+    /// The token's write was never committed: another transaction has its number. Undo whatever was
+    /// derived from that write elsewhere.
     #[error(
         "{token} was never committed: the transaction of this number is of term {committed};          begin with StartAt::Start"
     )]
@@ -607,23 +607,23 @@ pub enum FeedError {
         /// Why.
         reason: String,
     },
-    /// The state was not taken within `snapshot_age_max_ms`, or kept the memory for recent versions
-    /// (`window_bytes_max`) full. Begin again, and take it faster.
+    /// The state was not consumed within `snapshot_age_max_ms`, or it kept the memory for recent
+    /// versions (`window_bytes_max`) full. Begin again, and consume it faster.
     #[error("the state was not taken before its snapshot got too old; begin again")]
     SnapshotTooOld,
-    /// The node serves as many subscriptions as it may. End one, or ask another node.
+    /// The node is at its limit of subscriptions. End one, or ask another node.
     #[error("the node has {max} subscriptions, which is the limit (subscriptions_max)")]
     TooMany {
         /// The limit.
         max: usize,
     },
-    /// No node of the list could be reached in time. Go on from `resume` when one can.
+    /// No listed node could be reached in time. Resume from `resume` when one can.
     #[error("no node goes on with it ({reason}); {}", resume_hint(.resume.as_ref()))]
     Disconnected {
-        /// Everything up to this token has been given out. `None` while the state is not complete:
-        /// begin with it again.
+        /// Everything up to this token has been delivered. `None` while the state is incomplete:
+        /// begin again with the state.
         resume: Option<CommitToken>,
-        /// What the last one tried said.
+        /// What the last node tried said.
         reason: String,
     },
     /// The log cannot be read.
@@ -632,14 +632,14 @@ pub enum FeedError {
     /// The storage engine cannot be read.
     #[error("the storage engine cannot be read: {0}")]
     Engine(EngineError),
-    /// The node copies the state of a peer, because the log that it needs is gone. Go on with the
+    /// The node is copying a peer's state, because the log that it needs is gone. Resume from the
     /// resume token on another node, or when the copy is in place.
     #[error(
         "this node copies the state of a peer; go on with the resume token on another node, or when \
          the copy is in place"
     )]
     Restoring,
-    /// The node belongs to no group yet: wait until it is ready.
+    /// The node does not belong to a group yet: wait until it is ready.
     #[error("the node belongs to no group yet; wait until it is ready")]
     NotReady,
     /// This node is an arbiter.

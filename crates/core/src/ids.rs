@@ -1,4 +1,4 @@
-//! The words of the glossary as types, so that a term is never passed where a position is meant.
+//! The glossary's numbers as types, so that a term is never passed where a position is meant.
 
 use std::fmt;
 use std::str::FromStr;
@@ -43,16 +43,16 @@ number! {
     Vlsn(u64)
 }
 number! {
-    /// Election epoch. At most one master acts in a term.
+    /// Number of an election. At most one master acts in a term.
     Term(u64)
 }
 number! {
-    /// Place of one entry (a batch of transactions) in the replicated log. The first entry of a
-    /// group stands at position 0.
+    /// Place of one entry (a batch of transactions) in the replicated log. A group's first entry is
+    /// at position 0.
     LogPosition(u64)
 }
 number! {
-    /// One member of a group. Given out by the group and never used again.
+    /// One member of a group. Assigned by the group and never reused.
     NodeId(u64)
 }
 number! {
@@ -60,20 +60,20 @@ number! {
     DatabaseId(u32)
 }
 number! {
-    /// Counts the times that a group was recovered after its quorum was lost, from 1. A node of an
-    /// earlier epoch takes no part: what it has acknowledged may be lost.
+    /// 1 plus the number of times a group was recovered from a lost quorum. A node of an earlier
+    /// epoch takes no part: writes it has acknowledged may be lost.
     GroupEpoch(u64)
 }
 number! {
-    /// One life of a node's data directory: a wiped directory comes back with another one.
+    /// One life of a node's data directory: a wiped directory comes back as a new incarnation.
     Incarnation(u64)
 }
 
 impl Vlsn {
-    /// The number that follows this one.
+    /// The number after this one.
     ///
     /// # Panics
-    /// When 2^64 transactions have been numbered, which no group lives to see.
+    /// After 2^64 transactions, which no group reaches.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0.checked_add(1).expect("VLSNs do not run out"))
@@ -84,7 +84,7 @@ impl GroupEpoch {
     /// The epoch in which every group begins.
     pub const FIRST: Self = Self(1);
 
-    /// An epoch as it is written and sent, where nothing stands for the first.
+    /// The epoch from its stored or sent number, where 0 means the first.
     pub(crate) fn from_number(number: u64) -> Self {
         Self(number).max(Self::FIRST)
     }
@@ -96,13 +96,13 @@ impl GroupEpoch {
 pub struct GroupUuid(pub uuid::Uuid);
 
 impl GroupUuid {
-    /// Its 16 bytes, as they travel.
+    /// Its 16 bytes, as sent.
     pub(crate) fn to_bytes(self) -> bytes::Bytes {
         bytes::Bytes::copy_from_slice(self.0.as_bytes())
     }
 
     /// # Errors
-    /// When there are not 16 bytes.
+    /// When there are not exactly 16 bytes.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, uuid::Error> {
         uuid::Uuid::from_slice(bytes).map(Self)
     }

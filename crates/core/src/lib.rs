@@ -1,9 +1,9 @@
 //! Replication and high availability for Noxu DB, as an embedded library.
 //!
-//! One master takes writes, its replicas hold the same data, and when the master dies another
-//! takes over by itself with nothing lost that was acknowledged. A write returns when it is on the
-//! disks of a majority; transactions are strictly serializable; a read on any node sees every write
-//! that was acknowledged before it began, unless it asks for less.
+//! One master takes writes, and its replicas hold the same data. When the master dies, another node
+//! takes over automatically; no acknowledged write is lost. A write returns once it is on the disks
+//! of a majority. Transactions are strictly serializable. A read on any node sees every write
+//! acknowledged before the read began, unless it asks for less.
 //!
 //! ```
 //! use steadfast::{ConsistencyPolicy, ReplicatedEnvironment, Role};
@@ -29,8 +29,8 @@
 //! }
 //! ```
 //!
-//! A node of a real group has a directory, an address, and the list of nodes out of which the
-//! group forms:
+//! A node of a real group has a directory, an address, and the list of nodes from which the group
+//! forms:
 //!
 //! ```no_run
 //! # use std::time::Duration;
@@ -51,34 +51,34 @@
 //! # }
 //! ```
 //!
-//! What it does not do: encrypt or authenticate connections.
+//! Steadfast does not encrypt or authenticate connections.
 //!
 //! | module | holds |
 //! | --- | --- |
 //! | `env` | [`ReplicatedEnvironment`]: open, write, read, close |
-//! | `database`, `open_transaction` | single operations and batches; transactions without a function |
-//! | [`config`], [`limits`] | what can be configured, and every bound that cannot |
-//! | `runtime`, `tasks` | the runtime that calls run on, and when it ends; tasks that end with what started them |
+//! | `database`, `open_transaction` | single operations and batches; transactions without a closure |
+//! | [`config`], [`limits`] | everything that can be configured, and every bound that cannot |
+//! | `runtime`, `tasks` | the runtime for calls, and its lifetime; tasks that end with their owner |
 //! | [`error`], `token`, `listener` | errors, commit tokens, state changes |
 //! | `lifecycle` | a node from open to close |
 //! | `node` | the parts of a node at work: write path, read path, acknowledgements |
 //! | `txn` | window, sequencer, flush |
-//! | `consensus` | who is master and what is committed; the only place that names openraft |
-//! | [`log`] | the replicated log of this node, on disk |
-//! | [`engine`] | where the data lies: the contract, Noxu, and an engine in memory |
-//! | `group` | members, the identity of a data directory |
-//! | `wire` | what travels between nodes: hello, envelope, messages |
-//! | `admin` | changes of the group, asked of any member |
-//! | `feed` | the change feed, in this process and from another |
-//! | `events` | what happens to a group, for those who watch it |
-//! | `state_copy` | a copy of the whole state, for a node that the log cannot bring up |
-//! | `compare` | digests, nodes compared with each other |
-//! | [`addresses`] | what to do when all addresses have changed |
-//! | [`quorum_loss`] | what to do when a quorum is lost for good |
-//! | [`machine`] | disk, network, engine, clock, chance and threads: the edge |
+//! | `consensus` | who is master and what is committed; the only module that names openraft |
+//! | [`log`] | this node's replicated log, on disk |
+//! | [`engine`] | where the data is stored: the contract, Noxu, and an in-memory engine |
+//! | `group` | members; the identity of a data directory |
+//! | `wire` | what is sent between nodes: hello, envelope, messages |
+//! | `admin` | changes to the group, requested from any member |
+//! | `feed` | the change feed, within this process and from another |
+//! | `events` | events of a group, for its watchers |
+//! | `state_copy` | a full copy of the state, for a node that the log cannot bring up to date |
+//! | `compare` | digests; comparing nodes with each other |
+//! | [`addresses`] | recovery when all addresses have changed |
+//! | [`quorum_loss`] | recovery when a quorum is lost for good |
+//! | [`machine`] | disk, network, engine, clock, randomness and threads: the edge |
 //! | [`ids`] | terms, numbers and positions as types |
 //!
-//! The write path and the read path through these modules are in `ARCHITECTURE.md`.
+//! `ARCHITECTURE.md` follows the write path and the read path through these modules.
 
 #![deny(
     clippy::print_stdout,
@@ -149,7 +149,7 @@ pub use token::{CommitToken, ParseTokenError, TokenOutcome};
 pub use txn::scan::Scan;
 pub use txn::transaction::{Snapshot, SnapshotDatabase, Transaction, TransactionDatabase};
 
-/// The examples of the README and of the guide, run with those of the documentation.
+/// The examples in the README and the guide, run with the documentation's own.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 #[doc = include_str!("../../../docs/guide.md")]

@@ -1,4 +1,4 @@
-//! State changes: who is master, as a stream of which the newest state is never missed.
+//! State changes: who is master, as a stream that never misses the newest state.
 
 use std::fmt;
 
@@ -10,11 +10,11 @@ use crate::ids::Term;
 use crate::member::NodeAddress;
 use crate::runtime::Ground;
 
-/// What a node is in its group at the moment.
+/// A node's current role in its group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// No master is known, or the one that was known has been silent for several election timeouts.
+    /// No master is known, or the known one has been silent for several election timeouts.
     #[default]
     Unknown,
     /// This node is the master and takes writes.
@@ -36,27 +36,26 @@ impl fmt::Display for Role {
     }
 }
 
-/// A node's role, with the term and the master that it knows.
+/// A node's role, with the term and the master it knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoleState {
     /// The role.
     pub role: Role,
     /// The newest term that the node knows.
     pub term: Term,
-    /// The master of that term, where one is known.
+    /// The master of that term, if known.
     pub master: Option<NodeAddress>,
 }
 
-/// The states of a node, from the present one on. States that come and go while nobody looks are
-/// skipped; the newest is always seen. Ends when the environment is closed.
+/// The states of a node, starting with the current one. States that pass between two calls are
+/// skipped; the newest is always delivered. Ends when the environment is closed.
 ///
 /// As an iterator it blocks; [`StateChanges::next_async`] waits, and [`StateChanges::into_stream`]
-/// makes a stream. Nothing is held locked between two states, so whoever takes his time with one
-/// stalls nobody.
+/// makes a stream. No lock is held between two states, so a slow consumer stalls nobody.
 pub struct StateChanges {
     states: watch::Receiver<RoleState>,
     ground: Ground,
-    /// What was given out last; `None` before the first.
+    /// The last role delivered; `None` before the first.
     last: Option<Role>,
 }
 
@@ -69,7 +68,7 @@ impl StateChanges {
         }
     }
 
-    /// The next state; the present one at first. `None` after [`Role::Detached`].
+    /// The next state; initially the current one. `None` after [`Role::Detached`].
     pub async fn next_async(&mut self) -> Option<RoleState> {
         match self.last {
             None => {}
@@ -81,7 +80,7 @@ impl StateChanges {
         Some(state)
     }
 
-    /// The same as a stream.
+    /// The same, as a stream.
     pub fn into_stream(self) -> impl Stream<Item = RoleState> + Send + use<> {
         stream::unfold(self, |mut changes| async move {
             let state = changes.next_async().await?;

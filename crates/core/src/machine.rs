@@ -1,7 +1,7 @@
-//! The machine under a node: disk, network, engine, clock, chance and threads.
+//! The machine under a node: disk, network, engine, clock, randomness and threads.
 //!
-//! This is the edge: the only place that names the real ones. Tests and the simulator hand in
-//! their own, and everything else in the crate runs unchanged.
+//! This is the edge: the only place that names the real ones. Tests and the simulator pass in their
+//! own, and the rest of the crate runs unchanged.
 
 use std::future::Future;
 use std::ops::RangeInclusive;
@@ -32,15 +32,15 @@ pub struct Machine {
     pub transport: Arc<dyn Transport>,
     /// What opens the storage engine.
     pub engines: Arc<dyn EngineFactory>,
-    /// Wall-clock time. Nothing that must be right rests on it.
+    /// Wall-clock time. Correctness never depends on it.
     pub clock: Arc<dyn Clock>,
-    /// Source of all chance: election timeouts, incarnations, UUIDs.
+    /// Seed of all randomness: election timeouts, incarnations, UUIDs.
     pub seed: u64,
-    /// Who runs what blocks.
+    /// Where blocking work runs.
     pub threads: Threads,
 }
 
-/// Who runs the parts that block on a disk.
+/// Where work that blocks on a disk runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Threads {
     /// One OS thread for the log and one for the flush.
@@ -49,11 +49,11 @@ pub enum Threads {
     Tasks,
 }
 
-/// What a clock can say, in milliseconds since 1970: from the start of 2020 to the end of 2099. One that
-/// was never set is before that.
+/// The times accepted from a clock, in milliseconds since 1970: the start of 2020 to the end of
+/// 2099. A clock that was never set shows an earlier time.
 const CLOCK_MS: RangeInclusive<u64> = 1_577_836_800_000..=4_102_444_799_999;
 
-/// The length of a year, in milliseconds, on the average of 400.
+/// The average length of a year over 400 years, in milliseconds.
 const YEAR_MS: u64 = 31_556_952_000;
 
 struct SystemClock;
@@ -72,7 +72,7 @@ impl Machine {
     /// The machine that this process runs on, with a cache of `cache_bytes` for the engine.
     ///
     /// # Errors
-    /// When the system has no entropy to give, and [`OpenError::Clock`].
+    /// When the system cannot provide entropy; [`OpenError::Clock`].
     pub fn real(cache_bytes: u64) -> Result<Self, OpenError> {
         check_clock(&SystemClock)?;
         Ok(Self {
@@ -85,11 +85,10 @@ impl Machine {
         })
     }
 
-    /// A machine whose disk and engine are in memory and which reaches others over `network`, as
-    /// `host`.
+    /// A machine with an in-memory disk and engine that reaches others over `network`, as `host`.
     ///
     /// # Errors
-    /// When the system has no entropy to give.
+    /// When the system cannot provide entropy.
     pub fn in_memory(network: &MemoryNetwork, host: &str) -> Result<Self, OpenError> {
         Ok(Self {
             disk: Arc::new(MemoryDisk::new()),
@@ -101,7 +100,7 @@ impl Machine {
         })
     }
 
-    /// Runs `work` to its end where it may block; the receiver tells its result.
+    /// Runs `work` to completion where it may block; the receiver gets its result.
     pub(crate) fn run<T: Send + 'static>(
         &self,
         name: &str,
@@ -109,7 +108,7 @@ impl Machine {
     ) -> Result<oneshot::Receiver<T>, OpenError> {
         let (done, result) = oneshot::channel();
         let work = async move {
-            // Nobody may be waiting any more; the work is done all the same.
+            // The caller may have stopped waiting; the work is done all the same.
             done.send(work.await).ok();
         };
         match self.threads {
@@ -138,7 +137,7 @@ fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), 
         .map_err(|error| OpenError::Start(format!("thread {name}: {error}")))
 }
 
-/// Refuses what no clock can say: parts that this library uses rest on it.
+/// Refuses impossible times: parts of this library depend on the clock.
 fn check_clock(clock: &dyn Clock) -> Result<(), OpenError> {
     let now_ms = clock.now_ms();
     if CLOCK_MS.contains(&now_ms) {

@@ -1,4 +1,4 @@
-//! Who belongs to a group, as values: addresses, types of node, and what a new node brings with it.
+//! The members of a group as values: addresses, node types, and what a new node brings with it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{GroupUuid, NodeId};
 
-/// Where a node of the group is found.
+/// Where to reach a node of the group.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NodeAddress {
-    /// Its id, never used again after it.
+    /// Its id, never reused.
     pub id: NodeId,
-    /// Its name, unique within the group at any time.
+    /// Its name, unique within the group at any one time.
     pub name: String,
     /// Where the others reach it: `host:port`.
     pub address: String,
 }
 
-/// What a node does for its group.
+/// A node's part in its group.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -27,16 +27,16 @@ pub enum NodeType {
     /// Has the data, votes, counts for acknowledgements, and can be master.
     #[default]
     Electable,
-    /// Has the data; neither votes nor counts. Can be promoted.
+    /// Has the data; neither votes nor counts for acknowledgements. Can be promoted.
     Secondary,
-    /// Votes and counts, and has no data: the positions and terms of the log alone. Never master.
+    /// Votes and counts, but has no data, only the positions and terms of the log. Never master.
     Arbiter,
 }
 
 impl NodeType {
     const ALL: [Self; 3] = [Self::Electable, Self::Secondary, Self::Arbiter];
 
-    /// The type as it is written and sent; `None` for one that this version does not know.
+    /// The type from its number on disk and on the wire; `None` for one unknown to this version.
     pub(crate) fn from_number(number: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|known| *known as u32 == number)
     }
@@ -62,7 +62,7 @@ impl fmt::Display for NodeType {
     }
 }
 
-/// The text names no type of node.
+/// The text is not a node type.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not electable, secondary or arbiter")]
 pub struct ParseNodeTypeError(String);
@@ -77,37 +77,37 @@ impl FromStr for NodeType {
     }
 }
 
-/// Priority of a node for which none was given.
+/// Priority of a node that was given none.
 pub const PRIORITY_DEFAULT: u32 = 1;
 
-/// One line of the list out of which a group forms.
+/// One entry of the list from which a group forms.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Expected {
     pub(crate) name: String,
     pub(crate) address: String,
 }
 
-/// The form of token that this version writes and reads.
+/// The token format that this version writes and reads.
 const FORM: &str = "steadfast-join/1";
 
-/// What a new node needs to come into a group, as text: which group, where its members are, and as
-/// what the node comes. It holds no secret: whoever reaches the members' addresses can join.
+/// What a new node needs to join a group, as text: which group, where its members are, and the
+/// node's own role in it. It holds no secret: anyone who can reach the members can join.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JoinToken {
     /// Name of the group.
     pub group_name: String,
     /// The group.
     pub group: GroupUuid,
-    /// What the node is to be.
+    /// The type of the new node.
     pub node_type: NodeType,
     /// Its priority, if it is electable.
     pub priority: u32,
-    /// Where members can be asked, `host:port` each.
+    /// Addresses of members to ask, each `host:port`.
     pub addresses: Vec<String>,
 }
 
 impl JoinToken {
-    /// The same for a node of this priority.
+    /// The same, for a node of this priority.
     #[must_use]
     pub fn with_priority(self, priority: u32) -> Self {
         Self { priority, ..self }
@@ -133,7 +133,7 @@ impl fmt::Display for JoinToken {
     }
 }
 
-/// The text is no join token.
+/// The text is not a join token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a join token, or one that was cut or changed; `steadfast token create` prints one")]
 pub struct ParseJoinTokenError;

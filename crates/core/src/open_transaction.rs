@@ -1,4 +1,4 @@
-//! Transactions that are begun and committed by calls, without a function to run.
+//! Transactions that are begun and committed by calls, without a closure.
 
 use std::ops::Deref;
 
@@ -10,15 +10,15 @@ use crate::txn::transaction::Transaction;
 
 /// A transaction that is open until it is committed or aborted; dropping it aborts it.
 ///
-/// It reads and writes as a [`Transaction`], which it derefs to: what takes a `&Transaction` works
-/// in the function given to `write` as well as here. It may be kept across awaits and used from any
-/// thread.
+/// It reads and writes like a [`Transaction`], to which it derefs: code that takes a `&Transaction`
+/// works both in the closure given to `write` and here. It may be held across awaits and used from
+/// any thread.
 ///
-/// Nobody runs it again after a conflict but its owner, and what is written under contention is
-/// better written with [`ReplicatedEnvironment::write`], which gets through in the end. It keeps its
-/// node open, and its snapshot alive: what others write in the meantime stays in memory, up to
-/// `window_bytes_max`, over which writers wait. So keep it short; it ends with
-/// [`WriteError::TooOld`] when it is open for longer than `snapshot_age_max_ms`.
+/// After a conflict only its owner can run it again; under contention prefer
+/// [`ReplicatedEnvironment::write`], which gets through in the end. It keeps its node open and its
+/// snapshot alive: what others write meanwhile stays in memory, up to `window_bytes_max`, beyond
+/// which writers wait. So keep it short; it ends with [`WriteError::TooOld`] once it has been open
+/// for longer than `snapshot_age_max_ms`.
 #[must_use = "a transaction that is dropped is aborted"]
 pub struct OpenTransaction {
     environment: ReplicatedEnvironment,
@@ -33,13 +33,13 @@ impl OpenTransaction {
         }
     }
 
-    /// Commits what the transaction did, as durably as the environment's configuration says.
+    /// Commits the transaction with the durability that the environment is configured with.
     ///
     /// # Errors
-    /// [`WriteError::Conflict`] when something that it read was changed by another one since it
-    /// began; [`WriteError::NotCommitted`] or [`WriteError::NotMaster`] when the node has lost its
-    /// mastership since; [`WriteError::TooOld`]. In every case but `OutcomeUnknown` and
-    /// `InsufficientAcks` nothing was written.
+    /// [`WriteError::Conflict`] when another transaction has changed something that this one read;
+    /// [`WriteError::NotCommitted`] or [`WriteError::NotMaster`] when the node has lost mastership
+    /// since it began; [`WriteError::TooOld`]. Nothing was written, except possibly with
+    /// `OutcomeUnknown` and `InsufficientAcks`.
     pub fn commit(self) -> Result<CommitToken, WriteError> {
         let environment = self.environment.clone();
         environment.block_on(self.commit_async())
@@ -54,7 +54,7 @@ impl OpenTransaction {
         lifecycle.commit(None, self.transaction).await
     }
 
-    /// Commits what the transaction did, as durably as `durability` says.
+    /// Commits the transaction with the given durability.
     ///
     /// # Errors
     /// As [`OpenTransaction::commit`].
@@ -75,7 +75,7 @@ impl OpenTransaction {
         lifecycle.commit(Some(durability), self.transaction).await
     }
 
-    /// Ends the transaction. Nothing of it was done.
+    /// Aborts the transaction. None of it is done.
     pub fn abort(self) {}
 }
 

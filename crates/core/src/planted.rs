@@ -1,9 +1,9 @@
-//! Bugs that are planted on purpose, to show that the simulator finds them.
+//! Bugs planted on purpose, to show that the simulator finds them.
 //!
-//! Each stands as one [`is`] beside the line that it breaks. Without the feature `planted`, which
-//! no build that is meant for use has, [`is`] is a constant `false` and none of them is compiled;
-//! with it, a build without debug assertions does not compile. One bug at most is switched on in
-//! a process, by its name, before any node opens.
+//! Each is one [`is`] call beside the line that it breaks. Without the feature `planted`, which no
+//! build meant for use has, [`is`] is a constant `false` and none of them is compiled; with it, a
+//! build without debug assertions does not compile. At most one bug is switched on per process, by
+//! its name, before any node opens.
 #![cfg_attr(
     not(feature = "planted"),
     expect(unreachable_pub, reason = "only the feature makes the module public")
@@ -14,8 +14,8 @@ compile_error!(
     "the feature `planted` breaks the library on purpose: it is never built for release"
 );
 
-/// One line for each bug: what it is called, within how many seeds the simulator has to find it,
-/// and what it breaks.
+/// One line per bug: its name, the number of seeds within which the simulator has to find it, and
+/// what it breaks.
 macro_rules! bugs {
     ($($bug:ident = $name:literal, $seeds:literal, $breaks:literal;)*) => {
         /// A bug that can be planted.
@@ -113,7 +113,7 @@ mod switch {
 
     static PLANTED: OnceLock<Bug> = OnceLock::new();
 
-    /// Switches a bug on for the rest of this process.
+    /// Switches on a bug for the rest of this process.
     ///
     /// # Panics
     /// When one is on already.
@@ -122,7 +122,7 @@ mod switch {
         planted.expect("one bug in a process");
     }
 
-    /// The bug that is on.
+    /// The bug that is on, if any.
     pub fn planted() -> Option<Bug> {
         PLANTED.get().copied()
     }

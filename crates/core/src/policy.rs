@@ -1,4 +1,4 @@
-//! What a caller asks of a write and of a read: how durable, how fresh, and how long it waits for that.
+//! What a caller asks of a write or a read: how durable, how fresh, and how long to wait for it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,27 +11,27 @@ use crate::token::CommitToken;
 pub enum SyncPolicy {
     /// The master has synced it.
     Sync,
-    /// The master has handed it to its system: it survives an end of the process, and no power cut.
+    /// The master has handed it to the OS: it survives a process crash, but not a power cut.
     WriteNoSync,
-    /// The master has it in memory, on the way to its disk.
+    /// The master has it in memory, on its way to disk.
     NoSync,
 }
 
 /// Which other nodes must have a write on disk before it is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReplicaAckPolicy {
-    /// A majority of the electable nodes has synced it: it is committed.
+    /// A majority of the electable nodes have synced it: it is committed.
     SimpleMajority,
-    /// Every electable node, the master included, has synced it. It waits while one is down.
+    /// Every electable node, the master included, has synced it. Waits while any is down.
     All,
-    /// None. Until it is committed, the write can be rolled back at a failover.
+    /// No other node. Until it is committed, a failover can roll the write back.
     None,
 }
 
 /// How durable a write must be before its caller is told.
 ///
-/// Whatever is chosen, a write is visible to readers only when a majority has synced it, and its
-/// [`CommitToken`] later tells what became of it: [`crate::ReplicatedEnvironment::outcome`].
+/// Regardless of the choice, a write becomes visible to readers only when a majority has synced it,
+/// and its [`CommitToken`] tells its outcome later: [`crate::ReplicatedEnvironment::outcome`].
 ///
 /// | | the caller is told when | a failover can lose it |
 /// | --- | --- | --- |
@@ -44,11 +44,11 @@ pub enum ReplicaAckPolicy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Durability {
-    /// What the master's disk must have done.
+    /// What the master's own disk must have done.
     pub local_sync: SyncPolicy,
-    /// Which nodes must have synced.
+    /// Which nodes must have synced it.
     pub ack: ReplicaAckPolicy,
-    /// How long to wait for that; `None` for `commit_timeout_ms` of the configuration.
+    /// How long to wait for that; `None` means the configured `commit_timeout_ms`.
     pub timeout: Option<Duration>,
 }
 
@@ -71,7 +71,7 @@ impl Durability {
         }
     }
 
-    /// The same, given up after `timeout`.
+    /// The same, with a timeout.
     #[must_use]
     pub const fn within(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
@@ -93,7 +93,7 @@ const PRESETS: [(&str, Durability); 4] = [
     ("none", Durability::NONE),
 ];
 
-/// The text names no durability.
+/// The text is not the name of a durability.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is none of majority, all, local and none")]
 pub struct ParseDurabilityError(String);
@@ -124,25 +124,24 @@ impl fmt::Display for Durability {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConsistencyPolicy {
-    /// The read sees every write that was acknowledged with [`crate::Durability::MAJORITY`] or
-    /// more before it began, on any node. Costs a question to a majority, which reads that arrive
-    /// together share.
+    /// The read sees every write acknowledged with [`crate::Durability::MAJORITY`] or more before
+    /// it began, on any node. Costs a round trip to a majority, shared by reads that arrive
+    /// together.
     #[default]
     Linearizable,
-    /// The read sees the transaction of this token, and all before it.
+    /// The read sees this token's transaction and all before it.
     AtLeast(CommitToken),
-    /// The read sees every write that was acknowledged this long before it began, or earlier. One
-    /// question to a majority serves all such reads until it is that old; with a lag of 0 this is
-    /// `Linearizable`. The time is that of this node's monotonic clock: a clock that is slow by one
-    /// part in a thousand lets a lag grow by as much, and a machine that was suspended may not count
-    /// that time.
+    /// The read sees every write acknowledged at least this long before it began. One round trip to
+    /// a majority serves all such reads until it is that old; with a lag of 0 this is
+    /// `Linearizable`. Time is that of this node's monotonic clock: a clock that runs slow by one
+    /// part in a thousand lets the lag grow by as much, and time spent suspended may not count.
     MaxLag(Duration),
-    /// The read sees what this node has applied: a prefix of the group's transactions, whole.
+    /// The read sees what this node has applied: a prefix of the group's whole transactions.
     Eventual,
 }
 
 impl ConsistencyPolicy {
-    /// The same, given up after `timeout` instead of `read_timeout_ms`.
+    /// The same, with `timeout` instead of `read_timeout_ms`.
     pub fn within(self, timeout: Duration) -> ReadOptions {
         ReadOptions {
             policy: self,
@@ -151,13 +150,13 @@ impl ConsistencyPolicy {
     }
 }
 
-/// How a read is done. A [`ConsistencyPolicy`] becomes one by itself.
+/// Options of a read. A [`ConsistencyPolicy`] converts into them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReadOptions {
     /// How fresh it must be.
     pub policy: ConsistencyPolicy,
-    /// How long to wait for that; `None` for `read_timeout_ms` of the configuration.
+    /// How long to wait for that; `None` means the configured `read_timeout_ms`.
     pub timeout: Option<Duration>,
 }
 

@@ -1,4 +1,4 @@
-//! How long something has taken of late.
+//! Recent durations of something.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use steadfast_net::lock;
 
-/// So many times are kept: at one sync for each heartbeat, the last few seconds.
+/// How many durations are kept: with one sync per heartbeat, the last few seconds.
 const KEPT: usize = 256;
 
-/// The last times, for a look at their tail.
+/// The last durations, for a look at their tail.
 #[derive(Debug, Default)]
 pub(crate) struct Recent(Mutex<VecDeque<Duration>>);
 
@@ -22,7 +22,7 @@ impl Recent {
         times.push_back(took);
     }
 
-    /// What so many of 100 stayed within; `None` before the first.
+    /// The duration at this percentile; `None` before the first.
     pub(crate) fn within(&self, percent: usize) -> Option<Duration> {
         let times = lock(&self.0);
         let mut sorted: Vec<_> = times.iter().copied().collect();

@@ -1,8 +1,9 @@
-//! What an environment, its iterators and its calls run on: a runtime of their own, or the application's.
+//! What an environment, its iterators and its calls run on: a runtime of their own, or the
+//! application's.
 //!
-//! A timer or socket that is polled on a runtime that has ended panics. So every call holds its runtime
-//! while it is under way, and one of our own ends when its environment has closed *and* the last such
-//! call has returned. What is called after that finds it gone, and says so.
+//! Polling a timer or socket whose runtime has ended panics. So every call holds its runtime until
+//! it returns, and a runtime of our own ends once its environment has closed *and* the last such
+//! call has returned. Later calls find it gone, and say so.
 
 use std::future::Future;
 use std::sync::{Arc, Weak};
@@ -11,15 +12,15 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 
-/// How long the end of a runtime that has nothing left to run may take.
+/// How long shutting down an idle runtime may take.
 const END_MAX: Duration = Duration::from_secs(1);
 
-/// A runtime of our own. Dropped, it ends without being waited for, which is allowed anywhere.
+/// A runtime of our own. Dropping it does not wait for it to end, so it may be dropped anywhere.
 pub(crate) struct OwnRuntime(Option<Runtime>);
 
 impl OwnRuntime {
     /// # Errors
-    /// When the system has no threads to give.
+    /// When the system cannot start threads.
     pub(crate) fn new(threads: &str, workers: usize) -> std::io::Result<Arc<Self>> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(workers)
@@ -29,8 +30,8 @@ impl OwnRuntime {
         Ok(Arc::new(Self(Some(runtime))))
     }
 
-    /// Gives the runtime up. Where nobody else holds it and this thread may wait, its threads have ended
-    /// when this returns; an async task may not wait.
+    /// Gives up the runtime. If this is the last holder and this thread may block, the runtime's
+    /// threads have ended when this returns; in an async task it must not block.
     pub(crate) fn end(self: Arc<Self>) {
         let may_wait = Handle::try_current().is_err();
         if may_wait
@@ -41,7 +42,7 @@ impl OwnRuntime {
         }
     }
 
-    /// What runs on this runtime for as long as it lasts.
+    /// A ground that uses this runtime for as long as it exists.
     pub(crate) fn ground(self: &Arc<Self>) -> Ground {
         Ground::Own(Arc::downgrade(self))
     }
@@ -60,8 +61,8 @@ impl Drop for OwnRuntime {
     }
 }
 
-/// What calls run on, whoever polls them. Not a handle of our own runtime: that would keep its descriptors
-/// open when it has ended.
+/// What calls run on, whoever polls them. It holds no handle to our own runtime, because a handle
+/// would keep its descriptors open after it has ended.
 #[derive(Clone)]
 pub(crate) enum Ground {
     Own(Weak<OwnRuntime>),
@@ -76,7 +77,7 @@ pub(crate) struct Held {
 }
 
 impl Ground {
-    /// Holds the runtime; `None` when it has ended with its environment.
+    /// Holds the runtime; `None` once it has ended with its environment.
     pub(crate) fn hold(&self) -> Option<Held> {
         let own = match self {
             Self::Own(own) => own.upgrade()?,
@@ -93,11 +94,11 @@ impl Ground {
         })
     }
 
-    /// `work` with its timers and sockets on this runtime, wherever it is polled. Where the runtime has
-    /// ended, `work` may need none.
+    /// `work` with its timers and sockets on this runtime, wherever it is polled. Once the runtime
+    /// has ended, `work` must need none.
     pub(crate) async fn run<T>(&self, work: impl Future<Output = T>) -> T {
         let held = self.hold();
-        // Entered for each poll, not for as long as it takes.
+        // Entered for each poll, not across awaits.
         tokio::pin!(work);
         std::future::poll_fn(|context| {
             let _runtime = held.as_ref().map(|held| held.handle.enter());
@@ -111,11 +112,12 @@ impl Ground {
         self.wait_for(self.run(work))
     }
 
-    /// Waits on this thread for what finds its runtime itself. As a guest on the application's runtime,
-    /// a worker of it first hands its other tasks to another one: the environment's may be among them.
+    /// Waits on this thread for work that brings its own runtime. On a worker of the application's
+    /// runtime, it first hands that worker's other tasks to another one: the environment's may be
+    /// among them.
     pub(crate) fn wait_for<T>(&self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
-        // What has nothing to wait for, as most reads, needs nobody who would wake it.
+        // Work that is ready at once, as most reads are, needs no waker.
         let context = &mut Context::from_waker(Waker::noop());
         if let Poll::Ready(done) = work.as_mut().poll(context) {
             return done;

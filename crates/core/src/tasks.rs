@@ -1,23 +1,23 @@
-//! Tasks that end with what started them.
+//! Tasks that end with their owner.
 
 use steadfast_net::process;
 use tokio::sync::watch;
 
-/// The tasks of one part of a node. Dropped without [`Tasks::end`], it leaves them running.
+/// The tasks of one part of a node. Dropping it without [`Tasks::end`] leaves them running.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
-    /// Whether they are to end. Each of them has a receiver for as long as it lasts.
+    /// Whether they are to end. Each task holds a receiver for as long as it runs.
     end: watch::Sender<bool>,
 }
 
 impl Tasks {
-    /// Starts a task on the current runtime that is dropped at the end, at whatever it waits for.
+    /// Starts a task on the current runtime; at the end it is dropped, whatever it waits for.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut end = self.end.subscribe();
         process::spawn(async move {
             tokio::select! {
                 biased;
-                // A sender that is gone has not said so.
+                // A dropped sender does not mean the end.
                 () = ended(&mut end) => {}
                 () = task => {}
             }
@@ -25,7 +25,7 @@ impl Tasks {
         });
     }
 
-    /// Starts a task that ends by itself when all is over, and is only waited for.
+    /// Starts a task that ends by itself when everything else has; `end` only waits for it.
     pub(crate) fn spawn_whole(&self, task: impl Future<Output = ()> + Send + 'static) {
         let alive = self.end.subscribe();
         process::spawn(async move {
@@ -34,7 +34,7 @@ impl Tasks {
         });
     }
 
-    /// Ends the tasks, and waits until all have ended. Not to be called by one of them.
+    /// Ends the tasks and waits until all have ended. Must not be called from one of them.
     pub(crate) async fn end(&self) {
         self.end.send_replace(true);
         self.end.closed().await;

@@ -1,4 +1,4 @@
-//! Commit tokens: proof of a commit, handed to whoever must read it elsewhere.
+//! Commit tokens: proof of a commit, handed to a reader on another node.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,18 +8,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::ids::{GroupUuid, Term, Vlsn};
 
 /// Names one transaction: (group UUID, term, VLSN). Printed and parsed as `<uuid>:<term>:<vlsn>`,
-/// and serialized so too where the format is for people.
+/// and serialized the same way in human-readable formats.
 ///
-/// Tokens of one group are ordered by term and VLSN, which is the order of the committed ones: who
-/// has several to wait for waits for the greatest. Tokens of different groups are ordered by the
-/// groups' UUIDs, which says nothing but keeps sets of them sorted.
+/// Tokens of one group are ordered by term and VLSN, which is the order in which they committed: to
+/// wait for several, wait for the greatest. Tokens of different groups are ordered by their groups'
+/// UUIDs; this has no meaning, but keeps sets of them sorted.
 ///
-/// A token that came with [`crate::Durability::LOCAL`] or `NONE`, or out of an error, may be that of
-/// a write which was rolled back: [`crate::ReplicatedEnvironment::outcome`] tells.
+/// A token from a write with [`crate::Durability::LOCAL`] or `NONE`, or from an error, may belong
+/// to a write that was rolled back: [`crate::ReplicatedEnvironment::outcome`] tells.
 #[must_use = "a token proves the commit to readers; drop it on purpose if nobody needs it"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CommitToken {
-    /// The group that committed.
+    /// The group that committed the transaction.
     pub group: GroupUuid,
     /// The term of the master that numbered the transaction.
     pub term: Term,
@@ -54,18 +54,18 @@ impl<'de> Deserialize<'de> for CommitToken {
     }
 }
 
-/// What became of the write of a token.
+/// What became of a token's write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenOutcome {
-    /// A majority has it on disk: it stays.
+    /// A majority has it on disk: it stays committed.
     Committed,
     /// It is not committed and never will be.
     NotCommitted,
-    /// It is under way, or this node cannot find out now: ask again.
+    /// It is under way, or this node cannot find out at present: ask again.
     StillUnknown,
 }
 
-/// The text is not that of a commit token.
+/// The text is not a commit token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a commit token (<group uuid>:<term>:<vlsn>)")]
 pub struct ParseTokenError(String);

@@ -1,4 +1,4 @@
-//! Taking a backup: the state with which a subscription begins, written down.
+//! Taking a backup: writes down the state with which a subscription begins.
 
 use std::path::Path;
 
@@ -15,7 +15,8 @@ use crate::status::{ANSWER_TIMEOUT, Ask, Health, Survey, grouped};
 /// Copies the state into `dir`.
 ///
 /// # Errors
-/// When no node can be read, none is known to be current and `stale` is false, or a file cannot be written.
+/// When no node can be read, none is known to be current and `stale` is false, or a file cannot be
+/// written.
 pub(super) async fn create(ask: &Ask, dir: &Path, stale: bool) -> Result<Manifest, Failure> {
     let survey = ask.survey().await?;
     let source = source(&survey)?;
@@ -31,7 +32,7 @@ pub(super) async fn create(ask: &Ask, dir: &Path, stale: bool) -> Result<Manifes
     }
     make_empty(dir)?;
     let address = source.node.address.clone();
-    // Before the first byte moves: it only tells how much there is to come.
+    // Before the first byte moves: it is only an estimate of the total.
     let total = NodeStatus::ask_data_bytes(&address, ANSWER_TIMEOUT).await;
     let mut progress = Progress::new("copied", total.unwrap_or(0));
     let connected =
@@ -59,8 +60,8 @@ pub(super) async fn create(ask: &Ask, dir: &Path, stale: bool) -> Result<Manifes
     Ok(writer.end(&survey, &source, complete)?)
 }
 
-/// The node to read: one that knows of no damage of its own, has most, and is not the master, which has
-/// enough to do.
+/// The node to read: one that knows of no damage of its own, has the most, and is not the master,
+/// which is busy enough.
 fn source(survey: &Survey) -> Result<NodeStatus, Failure> {
     let with_data = survey.nodes.iter().filter(|node| node.has_data());
     let working = with_data.filter(|node| node.is_working());
@@ -76,7 +77,7 @@ fn source(survey: &Survey) -> Result<NodeStatus, Failure> {
     })
 }
 
-/// How old the state of this node is, and on whose word; an error where nobody's word counts.
+/// How old this node's state is, and on whose word; an error if nobody's word counts.
 fn word(survey: &Survey, source: &NodeStatus) -> Result<String, String> {
     let (name, vlsn) = (&source.node.name, grouped(source.vlsn.0));
     match &survey.master {

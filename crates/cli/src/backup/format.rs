@@ -7,7 +7,7 @@
 //! manifest.json  written last: a directory without it is no backup
 //! ```
 //!
-//! Databases in the order of their names, keys ascending. A chunk is read whole, and is whole by itself.
+//! Databases are ordered by name, keys ascending. A chunk is self-contained, and read whole.
 
 use std::fmt::Write;
 use std::fs::{self, File};
@@ -35,10 +35,10 @@ const HASH_BYTES: usize = blake3::OUT_LEN;
 const DATABASE: u8 = 1;
 const ROW: u8 = 2;
 const MANIFEST: &str = "manifest.json";
-/// What file systems keep in the root of a volume.
+/// The directory that file systems keep in the root of a volume.
 pub(super) const VOLUME_ROOT_FILE: &str = "lost+found";
 
-/// What a backup holds.
+/// The contents of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Manifest {
@@ -48,7 +48,7 @@ pub(crate) struct Manifest {
     pub(crate) group: String,
     /// The last transaction in it.
     pub(crate) vlsn: u64,
-    /// The same as a commit token.
+    /// The same, as a commit token.
     pub(crate) token: String,
     /// When it was begun, in milliseconds since 1970.
     pub(crate) created_at_ms: u64,
@@ -61,8 +61,8 @@ pub(crate) struct Manifest {
     pub(crate) chunks: Vec<Chunk>,
     /// xxh3-128 of everything, as every node computes it at this VLSN, in hexadecimal.
     pub(crate) digest: String,
-    /// The running digest of the group as of `vlsn`, in hexadecimal, with which the rows agreed when they were
-    /// read; absent where the node could not tell it.
+    /// The group's running digest as of `vlsn`, in hexadecimal, which the rows matched when they
+    /// were read; absent if the node could not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) running_digest: Option<String>,
     /// BLAKE3 of the manifest without this field, in hexadecimal.
@@ -78,7 +78,7 @@ pub(crate) struct BackedUp {
     pub(crate) rows: u64,
 }
 
-/// One file; its name follows from its place in the list.
+/// One file; its name follows from its position in the list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Chunk {
@@ -118,7 +118,7 @@ pub(super) fn io_error(path: &Path) -> impl Fn(io::Error) -> BackupError + use<>
     }
 }
 
-/// Where the chunk of this number, from 1, is kept.
+/// The path of the chunk with this number, from 1.
 pub(super) fn chunk_path(dir: &Path, number: usize) -> PathBuf {
     dir.join(format!("chunk-{number:06}"))
 }
@@ -138,7 +138,7 @@ impl Digest {
     }
 }
 
-/// Gathers one chunk.
+/// Collects one chunk.
 pub(super) struct ChunkBuilder {
     bytes: Vec<u8>,
 }
@@ -179,7 +179,7 @@ impl ChunkBuilder {
         self.bytes.extend(length.to_le_bytes());
     }
 
-    /// Writes the chunk, durably but for its name.
+    /// Writes the chunk, durably except for its name.
     pub(super) fn write(mut self, path: &Path) -> Result<Chunk, BackupError> {
         let hash = blake3::hash(&self.bytes);
         self.bytes.extend(hash.as_bytes());
@@ -197,7 +197,7 @@ pub(super) enum Record<'a> {
     Row(&'a [u8], &'a [u8]),
 }
 
-/// Reads a chunk that the manifest names, verified, and gives its records to `each`.
+/// Reads and verifies a chunk that the manifest names, and passes its records to `each`.
 pub(super) fn read_chunk(
     dir: &Path,
     (number, chunk): (usize, &Chunk),
@@ -346,7 +346,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), BackupError> {
     written.map_err(io_error(path))
 }
 
-/// Gives a file or directory another name, durably.
+/// Renames a file or directory, durably.
 #[expect(
     clippy::disallowed_methods,
     reason = "a backup is files of this program"
@@ -358,7 +358,7 @@ pub(super) fn rename_synced(from: &Path, to: &Path) -> Result<(), BackupError> {
     renamed.map_err(io_error(to))
 }
 
-/// Makes a directory that is empty, or the root of an empty volume.
+/// Creates a directory, or accepts an empty one or the root of an empty volume.
 #[expect(
     clippy::disallowed_methods,
     reason = "a backup is files of this program"
@@ -371,12 +371,12 @@ pub(super) fn make_empty(dir: &Path) -> Result<(), BackupError> {
     made.map_err(io_error(dir))
 }
 
-/// What a directory in which something is to be made holds already.
+/// The error for a directory that should be empty.
 pub(super) fn not_empty(name: &str) -> io::Error {
     io::Error::other(format!("the directory is not empty: it holds {name}"))
 }
 
-/// What is in a directory, as far as anybody put it there. One that does not exist holds nothing.
+/// The names that people have put into a directory. A missing directory has none.
 #[expect(
     clippy::disallowed_methods,
     reason = "a directory of the user is looked at"

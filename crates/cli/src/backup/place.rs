@@ -6,8 +6,8 @@
 //!       log -> ../log    where there is a directory for the log already
 //! ```
 //!
-//! The identity moves last: a crash before that leaves what is no node's directory, and what the next try
-//! takes away.
+//! The identity moves last: a crash before that leaves no valid node directory, only remains that
+//! the next attempt removes.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,7 +22,7 @@ use crate::backup::format::{BackupError, io_error, names_in, not_empty};
 const LOG: &str = "log";
 const IDENTITY: &str = "identity";
 
-/// What a node has in its directory: a try that was cut off may have left some of it.
+/// The entries of a node's directory: an interrupted attempt may have left some of them.
 const OF_A_NODE: [&str; 8] = [
     LOG,
     "engine",
@@ -37,12 +37,12 @@ const OF_A_NODE: [&str; 8] = [
 /// See the module.
 pub(super) struct Place {
     dir: PathBuf,
-    /// Whether there is a directory for the log already.
+    /// Whether a directory for the log exists already.
     has_log_dir: bool,
 }
 
 impl Place {
-    /// Looks whether a group can be restored here. Changes nothing.
+    /// Checks whether a group can be restored here. Changes nothing.
     ///
     /// # Errors
     /// When something is here already, or the directory cannot be read.
@@ -69,7 +69,7 @@ impl Place {
     /// Bytes that may be written here.
     ///
     /// # Errors
-    /// When the volume does not say.
+    /// When the volume does not report it.
     pub(super) fn free_bytes(&self) -> Result<u64, BackupError> {
         let there = self.dir.ancestors().find(|dir| dir.exists());
         let there = there.filter(|dir| !dir.as_os_str().is_empty());
@@ -78,7 +78,7 @@ impl Place {
         Ok(space.free_bytes)
     }
 
-    /// Takes away what an earlier try has left, and returns where the node is to be made.
+    /// Removes what an earlier attempt has left; returns where the node is to be created.
     ///
     /// # Errors
     /// When the directory cannot be written.
@@ -95,7 +95,7 @@ impl Place {
         Ok(stage)
     }
 
-    /// Moves what was made to its place, durably.
+    /// Moves the finished node into place, durably.
     ///
     /// # Errors
     /// When the directory cannot be written.
@@ -121,7 +121,7 @@ impl Place {
         sync(&self.dir)
     }
 
-    /// Takes everything away that a try has made, which may have been cut off anywhere.
+    /// Removes everything that an attempt has created, wherever it was interrupted.
     ///
     /// # Errors
     /// When the directory cannot be written.
@@ -130,7 +130,7 @@ impl Place {
     }
 
     fn remove_all(&self) -> io::Result<()> {
-        // The stage last: it says what the rest is.
+        // The stage last: it shows what the rest is.
         for name in names_in(&self.dir)?.iter().filter(|name| *name != STAGE) {
             let path = self.dir.join(name);
             if name == LOG {
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
     use crate::backup::format::VOLUME_ROOT_FILE;
 
-    /// What a node would make.
+    /// The files that a node would create.
     fn make(stage: &Path) {
         for name in ["log", "engine"] {
             fs::create_dir_all(stage.join(name)).expect("made");
@@ -221,7 +221,7 @@ mod tests {
             if has_log_dir {
                 fs::create_dir_all(log.join(VOLUME_ROOT_FILE)).expect("made");
             }
-            // Cut off while it was made, and while it was moved.
+            // Interrupted while it was made, and while it was moved.
             for moved in [&[][..], &["origin"], &["origin", "engine"]] {
                 let stage = Place::look(dir).expect("empty").begin().expect("begun");
                 make(&stage);

@@ -1,5 +1,5 @@
-//! How far a backup is, on stderr: one live line with rate and time left on a terminal, and a plain
-//! line now and then elsewhere.
+//! Progress of a backup, on stderr: one live line with rate and time left on a terminal, otherwise
+//! an occasional plain line.
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -15,7 +15,7 @@ const MIB: u64 = 1024 * 1024;
 /// See the module.
 pub(super) struct Progress {
     what: &'static str,
-    /// Bytes that there will be, about; 0 when that is not known.
+    /// Approximate total in bytes; 0 if unknown.
     total_bytes: u64,
     is_live: bool,
     began: Instant,
@@ -34,7 +34,7 @@ impl Progress {
         }
     }
 
-    /// Shows how far it is, when it is time to.
+    /// Shows the progress, when it is time to.
     pub(super) fn update(&mut self, bytes: u64) {
         let interval = if self.is_live {
             LIVE_INTERVAL
@@ -79,7 +79,7 @@ fn line((what, bytes, total): (&str, u64, u64), took: Duration) -> String {
 
 fn write(text: &str) {
     let mut stderr = std::io::stderr().lock();
-    // Progress that nobody can see is no reason to end.
+    // Progress that nobody can see is no reason to stop.
     stderr
         .write_all(text.as_bytes())
         .and_then(|()| stderr.flush())

@@ -1,7 +1,7 @@
-//! A new group of one node out of a backup.
+//! A new group of one node from a backup.
 //!
-//! It is made within the directory that is asked for, compared with the backup's digest, and comes to its
-//! place last (`place.rs`): a crash leaves what is no node's directory.
+//! It is made within the requested directory, compared with the backup's digest, and moved into
+//! place last (`place.rs`): a crash leaves no valid node directory.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::backup::verify;
 use crate::failure::{Failure, with_sources};
 use crate::status::Output;
 
-/// How long a new node may take to come to work.
+/// How long a new node may take to become ready.
 const READY_MAX: Duration = Duration::from_mins(1);
 
-/// Bytes and rows of one transaction, about.
+/// Approximate bytes and rows of one transaction.
 const TRANSACTION_BYTES: usize = 4 * 1024 * 1024;
 const TRANSACTION_ROWS: usize = 10_000;
 
@@ -46,9 +46,9 @@ pub(super) struct Arguments {
 }
 
 /// # Errors
-/// When the backup is damaged, or the node cannot be made. Nothing is at the data directory then.
+/// When the backup is damaged, or the node cannot be made. The data directory then holds nothing.
 pub(super) async fn restore(arguments: Arguments) -> Result<(Output, Manifest), Failure> {
-    // All that stands against it comes before any work.
+    // All possible objections come before any work.
     let place = Place::look(&arguments.data_dir)?;
     let manifest = Manifest::read(&arguments.directory)?;
     let group = arguments.group.as_deref().unwrap_or(&manifest.group_name);
@@ -76,7 +76,7 @@ pub(super) async fn restore(arguments: Arguments) -> Result<(Output, Manifest), 
 fn configure(group: &str, arguments: &Arguments, dir: &Path) -> Result<RepConfig, Failure> {
     let config = RepConfig::builder(group, &arguments.node)
         .data_dir(dir)
-        // Nobody is to reach it before it is whole.
+        // Nobody may reach it before it is complete.
         .listen("127.0.0.1:0")
         .advertise(&arguments.listen)
         .bootstrap(Bootstrap::single())
@@ -84,7 +84,7 @@ fn configure(group: &str, arguments: &Arguments, dir: &Path) -> Result<RepConfig
     Ok(config)
 }
 
-/// Makes the node, all of it.
+/// Makes the whole node.
 async fn make(
     config: RepConfig,
     arguments: &Arguments,
@@ -98,7 +98,7 @@ async fn make(
 }
 
 /// # Errors
-/// When the volume has not even the room for what the backup holds.
+/// When the volume has not even room for the contents of the backup.
 fn check_room(place: &Place, manifest: &Manifest) -> Result<(), Failure> {
     let free_bytes = place.free_bytes()?;
     if free_bytes >= manifest.bytes {
@@ -179,7 +179,7 @@ fn batches(dir: &Path, chunk: (usize, &super::format::Chunk)) -> Result<Vec<Batc
     Ok(batches)
 }
 
-/// A database that holds nothing comes into being with a row that goes again.
+/// Creates an empty database by writing a row and deleting it.
 async fn create_empty(env: &ReplicatedEnvironment, name: &str) -> Result<(), WriteError> {
     let made = env.write_async(|txn| txn.database(name)?.put("", ""));
     let _token = made.await?;

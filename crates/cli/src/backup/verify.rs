@@ -1,11 +1,11 @@
-//! Reading a backup, all of it.
+//! Reading back a whole backup.
 
 use std::path::Path;
 
 use crate::backup::format::{BackedUp, BackupError, Digest, Manifest, Record, read_chunk};
 use crate::backup::progress::Progress;
 
-/// Reads all of it, and holds order, numbers, checksums and digest against it.
+/// Reads all of it, and checks order, numbers, checksums and digest.
 ///
 /// # Errors
 /// What is wrong, and where.
@@ -14,7 +14,7 @@ pub(super) fn verify(dir: &Path) -> Result<Manifest, BackupError> {
     let mut progress = Progress::new("verified", manifest.bytes);
     let mut seen = Seen::default();
     for (number, chunk) in (1..).zip(&manifest.chunks) {
-        // What a chunk holds it names anew.
+        // Each chunk names its databases anew.
         seen.is_within = false;
         read_chunk(dir, (number, chunk), |record| seen.take(&record))?;
         progress.update(seen.bytes);

@@ -13,17 +13,17 @@ use super::{Consistency, Workload};
 use crate::demo::scramble;
 
 const DATABASE: &str = "bench";
-/// Where the engine keeps which id a database has.
+/// The engine's catalog, which maps names of databases to ids.
 const CATALOG: DatabaseId = DatabaseId(0);
-/// Keys that one transaction of the preparation writes.
+/// Keys written by one transaction of the preparation.
 const KEYS_PER_TRANSACTION: u64 = 500;
-/// Of ten operations of the mixed workload, so many are writes.
+/// Writes per ten operations of the mixed workload.
 const MIXED_WRITES_OF_TEN: u64 = 2;
-/// A counter is the beginning of a value.
+/// A counter is stored at the beginning of a value.
 const COUNTER_BYTES: usize = 8;
-/// What the preparation leaves in each counter.
+/// The initial value of each counter.
 const COUNTER_FIRST: u64 = 0x1111_1111_1111_1111;
-/// Latencies are kept with so many digits.
+/// Significant digits kept of latencies.
 const DIGITS: u8 = 3;
 
 /// What the threads do.
@@ -34,15 +34,15 @@ pub(super) struct Load {
     pub(super) value_bytes: usize,
     /// Keys that are written and read.
     pub(super) keys: u64,
-    /// Threads that put beside the clients, and are not measured.
+    /// Threads that put alongside the clients, and are not measured.
     pub(super) writers: u64,
 }
 
-/// What came of it.
+/// The result of a run.
 pub(super) struct Measured {
     pub(super) latencies_us: Histogram<u64>,
     pub(super) errors: u64,
-    /// What the writers beside the clients have written.
+    /// Puts by the writers alongside the clients.
     pub(super) puts_beside: u64,
     pub(super) elapsed: Duration,
 }
@@ -51,7 +51,7 @@ impl Load {
     /// Writes every key once.
     ///
     /// # Errors
-    /// What the environment says.
+    /// The environment's error.
     pub(super) fn prepare(&self, env: &ReplicatedEnvironment) -> Result<(), String> {
         let value = vec![0x11; self.value_bytes.max(COUNTER_BYTES)];
         for first in (0..self.keys).step_by(usize::try_from(KEYS_PER_TRANSACTION).unwrap_or(1)) {
@@ -65,10 +65,10 @@ impl Load {
         Ok(())
     }
 
-    /// Sum of all counters, less what they began with.
+    /// Sum of all counters, less their initial values.
     ///
     /// # Errors
-    /// What the environment says.
+    /// The environment's error.
     pub(super) fn counted(&self, env: &ReplicatedEnvironment) -> Result<u64, String> {
         let read = env.read(ConsistencyPolicy::Linearizable, |snapshot| {
             let database = snapshot.database(DATABASE)?;
@@ -82,7 +82,8 @@ impl Load {
         read.map_err(|error| error.to_string())
     }
 
-    /// Runs `clients` threads for `time`, each with one operation of the workload after the other.
+    /// Runs `clients` threads for `time`, each performing one operation of the workload after the
+    /// other.
     pub(super) fn run(
         &self,
         env: &ReplicatedEnvironment,
@@ -94,10 +95,10 @@ impl Load {
         drive((clients, &operate), (self.writers, &put), time)
     }
 
-    /// Gets from the bare engine of a node that is closed, as many and as random as `run` does.
+    /// Gets from the bare engine of a closed node, as many and as random as in `run`.
     ///
     /// # Errors
-    /// What the engine says.
+    /// The engine's error.
     pub(super) fn run_on_engine(
         &self,
         engine: &dyn StorageEngine,
@@ -152,7 +153,7 @@ impl Load {
         written.is_ok()
     }
 
-    /// Adds one to the client's counter, which it may share with others.
+    /// Increments the client's counter, which it may share with others.
     fn count(&self, env: &ReplicatedEnvironment, client: u64) -> bool {
         let key = (client % self.keys).to_be_bytes();
         let written = env.write(|txn| {
@@ -177,11 +178,11 @@ impl Load {
     }
 }
 
-/// One operation of a client, by the client's number and a random one: whether it succeeded.
+/// One operation of a client, given the client's number and a random one: whether it succeeded.
 type Operation<'a> = &'a (dyn Fn(u64, u64) -> bool + Sync);
 
-/// Runs so many threads of the one and of the other operation for `time`. Only the one is measured.
-/// Operations that are under way at its end count.
+/// Runs the given numbers of threads of both operations for `time`. Only the first is measured.
+/// Operations under way at the end count.
 fn drive(
     (clients, operate): (u64, Operation<'_>),
     (writers, beside): (u64, Operation<'_>),
@@ -219,7 +220,8 @@ fn drive(
     total
 }
 
-/// Operates until it is told to stop. Returns latencies in microseconds, and how many failed.
+/// Repeats the operation until told to stop. Returns latencies in microseconds, and the number of
+/// failures.
 fn repeat(client: u64, operate: Operation<'_>, stop: &AtomicBool) -> (Histogram<u64>, u64) {
     let (mut latencies, mut errors, mut round) = (new_histogram(), 0, 0);
     while !stop.load(Ordering::Relaxed) {
@@ -238,7 +240,7 @@ fn repeat(client: u64, operate: Operation<'_>, stop: &AtomicBool) -> (Histogram<
     (latencies, errors)
 }
 
-/// The counter in a value; 0 when it is too short for one.
+/// The counter in a value; 0 if the value is too short.
 fn counter(value: &[u8]) -> u64 {
     value.first_chunk().copied().map_or(0, u64::from_be_bytes)
 }

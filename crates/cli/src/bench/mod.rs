@@ -1,5 +1,5 @@
-//! `steadfast bench`: how fast the group is on this machine, the master in this process, as an
-//! embedding application has it, and the replicas in processes of their own.
+//! `steadfast bench`: how fast a group is on this machine, with the master in this process, as in
+//! an embedding application, and each replica in a process of its own.
 
 mod load;
 mod probe;
@@ -24,14 +24,14 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 /// Elections that this process may lose before the benchmark gives up.
 const ELECTIONS_MAX: usize = 10;
-/// The replicas wait so long before they stand for election that this process stands first.
+/// Election timeouts of the replicas, long enough that this process stands first.
 const REPLICA_ELECTION_MS: (u32, u32) = (2000, 3000);
 const TICKS_PER_SECOND: f64 = 100.0;
 /// With this interval nothing is flushed while the benchmark runs.
 const KEEP_IN_WINDOW_MS: u64 = 3_600_000;
-/// How often it is looked whether everything has been flushed.
+/// How often to check whether everything has been flushed.
 const FLUSH_LOOK: Duration = Duration::from_millis(20);
-/// Cache of the engine when it is measured alone: what a node gives it by default.
+/// Cache of the engine when it is measured alone: a node's default.
 const ENGINE_CACHE_BYTES: u64 = 128 << 20;
 
 /// Measure a group of nodes on this machine
@@ -163,7 +163,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The master in this process and its replicas.
+/// The master in this process, and its replicas.
 struct BenchGroup {
     env: ReplicatedEnvironment,
     config: RepConfig,
@@ -224,15 +224,15 @@ impl BenchGroup {
         Ok(group)
     }
 
-    /// Opens this node anew, so that its engine is no other than one that is opened alone: what it has
-    /// in memory was read from its files, and not written a moment ago.
+    /// Reopens this node, so that its engine is in the same state as one opened alone: what it has
+    /// in memory was read from its files, not written a moment ago.
     fn reopen(&mut self) -> Result<(), Failure> {
         self.env.close()?;
         self.env = ReplicatedEnvironment::open(self.config.clone())?;
         Ok(self.env.wait_ready(READY_TIMEOUT)?)
     }
 
-    /// Waits until this process is master; what the replicas say is of no interest.
+    /// Waits until this process is master; the replicas' output does not matter.
     async fn wait_master(&mut self) -> Result<(), Failure> {
         let (env, events) = (&self.env, &mut self.events);
         let leads = async {
@@ -320,7 +320,7 @@ fn wait_flushed(env: &ReplicatedEnvironment) -> Result<(), Failure> {
 }
 
 impl Arguments {
-    /// Whether the engine is measured alone as well.
+    /// Whether the engine is also measured alone.
     fn has_engine_alone(&self) -> bool {
         let gets_alone = self.workload == Workload::Get && self.writers == 0;
         gets_alone && self.from == Some(Source::Engine)
@@ -372,7 +372,7 @@ fn describe(arguments: &Arguments, measured: &Measured, ticks: u64) -> Value {
     })
 }
 
-/// What the machine needs at least, and how many times that a commit takes.
+/// The minimum that the machine needs, and a commit's time as a multiple of that.
 #[expect(clippy::cast_precision_loss, reason = "figures for people and plots")]
 fn add_ratio(line: &mut Value, sync: Duration, round_trip: Duration) {
     let p50 = line["p50_us"].as_u64().unwrap_or(0) as f64;

@@ -1,5 +1,5 @@
-//! What the machine itself takes for the two things that a commit cannot do without: one sync of
-//! the disk and one round trip of the network.
+//! The machine's own times for the two things that no commit can do without: one disk sync and one
+//! network round trip.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -14,10 +14,10 @@ const FILE_BLOCKS: u64 = 256;
 const SYNCS: u64 = 300;
 const ROUND_TRIPS: usize = 2000;
 
-/// Median of an fdatasync after a 4 KiB overwrite in a file whose blocks are there already.
+/// Median of an fdatasync after a 4 KiB overwrite in a file whose blocks are already allocated.
 ///
 /// # Errors
-/// What the disk says.
+/// The disk's error.
 #[expect(clippy::disallowed_methods, reason = "the disk itself is measured")]
 pub(super) fn fdatasync(dir: &Path) -> std::io::Result<Duration> {
     let path = dir.join("probe");
@@ -41,7 +41,7 @@ pub(super) fn fdatasync(dir: &Path) -> std::io::Result<Duration> {
 /// Median round trip of 64 bytes over a TCP connection on the loopback interface.
 ///
 /// # Errors
-/// What the network says.
+/// The network's error.
 #[expect(clippy::disallowed_methods, reason = "the network itself is measured")]
 pub(super) fn round_trip() -> std::io::Result<Duration> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;

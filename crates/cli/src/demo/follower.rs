@@ -1,5 +1,5 @@
 //! The subscriber of the demo: it follows the change feed over the network while nodes are killed,
-//! and what it was told is held against the ledger.
+//! and what it received is checked against the ledger.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use super::ledger::Ledger;
 use super::protocol::JOURNAL;
 use crate::failure::Failure;
 
-/// What the subscriber was told, in the order in which it was.
+/// What the subscriber received, in the order of arrival.
 #[derive(Default)]
 pub(super) struct Told {
     /// Term of each transaction, from the first VLSN on.
     terms: Vec<u64>,
-    /// VLSN before the first one.
+    /// The VLSN before the first one.
     began: u64,
-    /// VLSN at which each record was put.
+    /// The VLSN at which each record was put.
     records: HashMap<String, u64>,
     pub(super) violations: Vec<String>,
 }
@@ -27,15 +27,15 @@ pub(super) struct Told {
 /// See the module.
 pub(super) struct Follower {
     task: JoinHandle<Told>,
-    /// The last VLSN that it was told of.
+    /// The last VLSN received.
     told: watch::Receiver<u64>,
 }
 
 impl Follower {
-    /// Subscribes to whichever node answers, with the whole state first.
+    /// Subscribes to whichever node answers, starting with the whole state.
     ///
     /// # Errors
-    /// When none does.
+    /// When no node answers.
     pub(super) async fn start(addresses: &[String]) -> Result<Self, Failure> {
         let connected = Subscription::connect_async(addresses, "demo", StartAt::Start).await;
         let subscription = connected.map_err(|error| failure(&error))?;
@@ -44,8 +44,8 @@ impl Follower {
         Ok(Self { task, told })
     }
 
-    /// Waits until it has been told of everything that was acknowledged, and checks that. Returns
-    /// how many transactions it was told of.
+    /// Waits until it has received everything that was acknowledged, and checks that. Returns how
+    /// many transactions it received.
     pub(super) async fn check(mut self, ledger: &mut Ledger, patience: Duration) -> usize {
         let target = ledger.vlsn();
         let complete = self.told.wait_for(|vlsn| *vlsn >= target);
@@ -69,13 +69,13 @@ impl Follower {
 }
 
 impl Told {
-    /// The term of a transaction, and `None` for one it was not told of.
+    /// The term of a transaction; `None` if it was not received.
     pub(super) fn term(&self, vlsn: u64) -> Option<u64> {
         let at = usize::try_from(vlsn.checked_sub(self.began + 1)?).ok()?;
         self.terms.get(at).copied()
     }
 
-    /// Where a record was put.
+    /// The VLSN at which a record was put.
     pub(super) fn record(&self, id: &str) -> Option<u64> {
         self.records.get(id).copied()
     }
@@ -104,7 +104,7 @@ impl Told {
     }
 }
 
-/// Until nobody is interested any more.
+/// Runs until nobody is interested any more.
 async fn follow(mut subscription: Subscription, sender: watch::Sender<u64>) -> Told {
     let mut told = Told::default();
     loop {

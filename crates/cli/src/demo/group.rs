@@ -22,9 +22,9 @@ pub(super) const GROUP: &str = "demo";
 const NODES: usize = 3;
 /// How long any single step may take before the demo gives up.
 pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often a condition that no report tells is looked at again.
+/// How often a condition that no report covers is checked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// How long a node may take to close in the end.
+/// How long a node may take to close at the end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// See the module.
@@ -52,7 +52,7 @@ struct NodeView {
     is_master: bool,
     is_resting: bool,
     term: u64,
-    /// The first acknowledgement that this life gave, and its term.
+    /// The first acknowledgement of this life, and its term.
     acknowledged: Option<(u64, Instant)>,
     is_killed: bool,
     holding: Holding,
@@ -64,7 +64,7 @@ pub(super) fn name(node: usize) -> String {
 }
 
 impl Group {
-    /// Starts nothing yet.
+    /// Does not start anything yet.
     ///
     /// # Errors
     /// When there are no free ports.
@@ -95,7 +95,7 @@ impl Group {
         &self.addresses
     }
 
-    /// Starts a node: a new life over the same directory.
+    /// Starts a node: a new life on the same directory.
     ///
     /// # Errors
     /// When the process cannot be started.
@@ -131,11 +131,11 @@ impl Group {
         }
     }
 
-    /// Tells every node.
+    /// Sends a command to every node.
     pub(super) async fn command(&mut self, command: Command) {
         let line = serde_json::to_string(&command).expect("a command is plain data");
         for child in self.children.iter_mut().flatten() {
-            // A child that cannot be told is gone, which is reported as its end.
+            // A child that cannot be told has ended, which is reported as its end.
             child.tell(&line).await;
         }
     }
@@ -172,7 +172,7 @@ impl Group {
         Ok(())
     }
 
-    /// Follows the group until `deadline`, or one report earlier.
+    /// Follows the group until `deadline`, or until the next report.
     async fn follow_until(&mut self, deadline: Instant) {
         if let Ok(Some(event)) = tokio::time::timeout_at(deadline, self.events.recv()).await {
             self.handle(event);
@@ -185,13 +185,13 @@ impl Group {
         self.progress.update(acked, &master, self.ledger.term());
     }
 
-    /// Follows the group until then.
+    /// Follows the group until `deadline`.
     pub(super) async fn follow_to(&mut self, deadline: Instant) {
         self.follow_for(deadline.saturating_duration_since(Instant::now()))
             .await;
     }
 
-    /// Follows the group until something else is done.
+    /// Follows the group until `work` is done.
     pub(super) async fn follow_while<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         loop {
@@ -202,7 +202,7 @@ impl Group {
         }
     }
 
-    /// Follows the group for some time.
+    /// Follows the group for `time`.
     pub(super) async fn follow_for(&mut self, time: Duration) {
         let deadline = Instant::now() + time;
         while Instant::now() < deadline {
@@ -256,7 +256,7 @@ impl Group {
             }
             Report::Uncertain { id } => self.ledger.add_uncertain(id),
             Report::Refused { id } => self.ledger.add_refused(id),
-            // The demo asks for none.
+            // The demo never asks for these.
             Report::Read { .. } | Report::Unread(_) => {}
             Report::Rows(rows) => node.holding.rows.extend(rows),
             Report::Told {
@@ -288,7 +288,7 @@ impl Group {
     }
 
     /// Waits until a master of a term after `term` has acknowledged something; returns when it did,
-    /// and who.
+    /// and which one.
     ///
     /// # Errors
     /// When that takes too long.
@@ -321,8 +321,8 @@ impl Group {
         .await
     }
 
-    /// Waits until all nodes are ready, one of them is master, and all have what was acknowledged
-    /// when they were.
+    /// Waits until all nodes are ready, one of them is master, and all have what had been
+    /// acknowledged by then.
     ///
     /// # Errors
     /// When that takes too long.
@@ -337,7 +337,7 @@ impl Group {
         .await
     }
 
-    /// Waits until nothing moves any more: the load has ended and all nodes have the same.
+    /// Waits until nothing changes any more: the load has ended and all nodes have the same data.
     ///
     /// # Errors
     /// When that takes too long.
@@ -375,11 +375,11 @@ impl Group {
         }
     }
 
-    /// Asks every node for everything that it holds, and checks it; returns how many acknowledged
+    /// Asks every node for everything it holds, and checks it; returns how many acknowledged
     /// records are lost.
     ///
     /// # Errors
-    /// When a node does not tell in time.
+    /// When a node does not report in time.
     pub(super) async fn verify(&mut self) -> Result<usize, Failure> {
         self.command(Command::Tell).await;
         let has_told = |group: &Self| group.nodes.iter().all(|node| node.has_told);

@@ -1,4 +1,4 @@
-//! What was acknowledged, kept outside of the nodes, and what must hold of it.
+//! What was acknowledged, recorded outside the nodes, and the properties that must hold of it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -8,13 +8,13 @@ use tokio::time::Instant;
 use super::follower::Told;
 use super::protocol::{ACCOUNT_COUNT, ACCOUNT_START, Row};
 
-/// Violations of one kind that are spelled out; the rest is counted.
+/// Violations of one kind that are spelled out; the rest are counted.
 const EXAMPLES_MAX: usize = 5;
 
 /// A process of the demo: node and life.
 pub(super) type Process = (usize, u64);
 
-/// Everything that the nodes have acknowledged, refused, or could not say.
+/// Everything that the nodes have acknowledged, refused, or left uncertain.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     /// Id of each acknowledged record, with its VLSN.
@@ -23,11 +23,11 @@ pub(super) struct Ledger {
     refused: HashSet<String>,
     /// Term and VLSN of every acknowledged transaction.
     vlsns: BTreeMap<u64, u64>,
-    /// Who acknowledged in each term. A master that was killed and restarted is another one: it
-    /// no longer knows what it sent, so a term of its former life must not go on.
+    /// Who acknowledged in each term. A master that was killed and restarted counts as another one:
+    /// it no longer knows what it sent, so it must not continue a term of its former life.
     masters: BTreeMap<u64, HashSet<Process>>,
     payments: u64,
-    /// When the first and the last acknowledgement of each term came.
+    /// When the first and the last acknowledgement of each term arrived.
     times: BTreeMap<u64, (Instant, Instant)>,
     violations: Vec<String>,
 }
@@ -54,7 +54,7 @@ impl Ledger {
         self.payments
     }
 
-    /// Records of which nobody was told whether they were written.
+    /// Records whose outcome is unknown.
     pub(super) fn uncertain(&self) -> usize {
         self.uncertain.len()
     }
@@ -69,7 +69,7 @@ impl Ledger {
         self.vlsns.keys().next_back().copied().unwrap_or(0)
     }
 
-    /// Something that must never happen has.
+    /// Records something that must never happen.
     pub(super) fn violation(&mut self, what: String) {
         self.violations.push(what);
     }
@@ -99,14 +99,14 @@ impl Ledger {
         self.refused.insert(id);
     }
 
-    /// Notes when an acknowledgement was seen.
+    /// Records when an acknowledgement was seen.
     pub(super) fn note_time(&mut self, term: u64, at: Instant) {
         let (_, last) = self.times.entry(term).or_insert((at, at));
         *last = at;
     }
 
-    /// From the last acknowledgement up to `term` to the first one after it; zero where the two
-    /// masters' came in one moment, and `None` while there is none after it.
+    /// From the last acknowledgement up to `term` to the first one after it; zero if both arrived
+    /// in the same moment, and `None` while there is none after it.
     pub(super) fn gap_after(&self, term: u64) -> Option<Duration> {
         let (_, (_, last)) = self.times.range(..=term).next_back()?;
         let (_, (first, _)) = self.times.range(term + 1..).next()?;
@@ -181,7 +181,7 @@ impl Ledger {
         lost
     }
 
-    /// Checks that a subscriber was told of everything that was acknowledged, as it was.
+    /// Checks that a subscriber received everything that was acknowledged, as it was.
     pub(super) fn check_told(&mut self, told: &Told) {
         let mut wrong = told.violations.clone();
         for (id, vlsn) in &self.appended {
@@ -208,7 +208,7 @@ impl Ledger {
         self.violations.extend(named);
     }
 
-    /// Checks that the nodes hold the same, and that terms follow one another as VLSNs do.
+    /// Checks that the nodes hold the same data, and that terms are ordered as VLSNs are.
     pub(super) fn check_together(&mut self, holdings: &[Holding]) {
         let states: HashSet<_> = holdings
             .iter()

@@ -1,5 +1,5 @@
-//! `steadfast demo`: three processes under load, of which the master is killed again and again;
-//! in the end every acknowledged write is looked for on every node.
+//! `steadfast demo`: three processes under load, whose master is killed again and again; at the
+//! end, every node is searched for every acknowledged write.
 //!
 //! ```text
 //!  demo (this process)                       demo-node, three times
@@ -10,8 +10,8 @@
 //!  against what each node holds     stdout   tells everything it holds when asked
 //! ```
 //!
-//! The nodes are never asked whether they are right: what they hold is compared with the ledger,
-//! which is kept outside of them.
+//! The nodes are never asked whether they are right: their contents are compared with the ledger,
+//! which is kept outside them.
 
 mod follower;
 mod group;
@@ -40,7 +40,7 @@ pub(crate) use self::workload::scramble;
 
 /// How long a killed node stays down after the failover.
 const DOWN_TIME: Duration = Duration::from_millis(300);
-/// Exit code after Ctrl-C, as shells have it.
+/// Exit code after Ctrl-C, as in shells.
 const INTERRUPTED: u8 = 130;
 
 /// Kill masters under load, and prove that nothing acknowledged is lost
@@ -77,14 +77,14 @@ pub(crate) struct Arguments {
     keep: bool,
 }
 
-/// What came of it.
+/// The result of the demo.
 #[derive(Debug, Default, Serialize)]
 struct Summary {
     acked: usize,
     payments: u64,
     uncertain: usize,
     lost: usize,
-    /// Transactions that the subscriber was told of.
+    /// Transactions that the subscriber received.
     fed: usize,
     /// From the last acknowledgement before each transfer of mastership to the first after it.
     transfer_ms: Vec<f64>,
@@ -138,7 +138,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     })
 }
 
-/// The whole run, up to what every node holds.
+/// The whole run, up to checking what every node holds.
 async fn play(
     group: &mut Group,
     arguments: &Arguments,
@@ -173,7 +173,7 @@ async fn play(
     summary.all_killed_ms = Some(kill_all(group).await?);
     group.follow_to(start + Duration::from_secs(seconds)).await;
     group.wait_still().await?;
-    // Now that everything that was acknowledged has been heard.
+    // Now that every acknowledgement has been heard.
     let gaps = transferred_after.into_iter();
     let gaps = gaps.filter_map(|term| group.ledger.gap_after(term));
     summary.transfer_ms = gaps.map(|gap| gap.as_secs_f64() * 1e3).collect();
@@ -185,7 +185,7 @@ async fn play(
     Ok(())
 }
 
-/// Transfers mastership to whichever replica has most; returns the term that ends with it, when its
+/// Transfers mastership to the most caught-up replica; returns the term that this ends, once the
 /// successor has acknowledged something.
 async fn transfer(group: &mut Group) -> Result<u64, Failure> {
     let term = group.ledger.term();
@@ -204,8 +204,8 @@ async fn transfer(group: &mut Group) -> Result<u64, Failure> {
     Ok(term)
 }
 
-/// Kills the master and brings it back; returns the milliseconds from the kill to the first
-/// acknowledgement of its successor.
+/// Kills the master and restarts it; returns the milliseconds from the kill to its successor's
+/// first acknowledgement.
 async fn kill_master(group: &mut Group, kill: u32) -> Result<u64, Failure> {
     group
         .wait_for("a master", |group| group.master().is_some())
@@ -227,8 +227,8 @@ async fn kill_master(group: &mut Group, kill: u32) -> Result<u64, Failure> {
     Ok(took)
 }
 
-/// Kills all nodes at once and brings them back; returns the milliseconds from the kill to the
-/// first acknowledgement.
+/// Kills all nodes at once and restarts them; returns the milliseconds from the kill to the first
+/// acknowledgement.
 async fn kill_all(group: &mut Group) -> Result<u64, Failure> {
     let term = group.ledger.term();
     let killed = Instant::now();
@@ -236,7 +236,7 @@ async fn kill_all(group: &mut Group) -> Result<u64, Failure> {
     for node in Group::all() {
         group.wait_ended(node).await?;
     }
-    // What was under way may have been acknowledged in the newest term while the kill went out.
+    // Writes under way may have been acknowledged in the newest term while the kill went out.
     let term = term.max(group.ledger.term());
     restart_load(group, Group::all()).await?;
     let (at, new) = group.wait_acknowledged(term).await?;
@@ -310,7 +310,7 @@ fn print(summary: &Summary) {
     }
 }
 
-/// The least of these, in order, that so many of a hundred do not exceed.
+/// The given percentile of these, in order.
 fn of<T: Copy>(sorted: &[T], of_hundred: usize) -> Option<T> {
     let rank = (sorted.len() * of_hundred).div_ceil(100);
     sorted.get(rank.saturating_sub(1)).copied()

@@ -13,7 +13,7 @@ use crate::output;
 use crate::settings::Flags;
 
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Records that are told in one line.
+/// Records reported in one line.
 const ROWS_PER_LINE: usize = 1000;
 
 /// One node of the demo
@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
 /// Runs the node until its stdin ends.
 ///
 /// # Errors
-/// When the node cannot be opened, or does not come to work.
+/// When the node cannot be opened, or does not become ready.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     output::detach_log()?;
     let env = ReplicatedEnvironment::open(arguments.flags.load()?)?;
@@ -78,7 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes one line, which waits for its reader: none may be missing. Where nobody reads any more, stdin
+/// Writes one line, and waits for its reader: none may be missing. If nobody reads any more, stdin
 /// ends as well.
 fn say(report: &Report) {
     let line = serde_json::to_string(report).expect("a report is plain data");
@@ -106,13 +106,13 @@ fn say_when_ready(env: &ReplicatedEnvironment) {
     }
 }
 
-/// Reads what must never go back: the last number of each stream, and what all accounts hold.
+/// Reads what must never go back: the last number of each stream, and the sum of all accounts.
 fn read(env: &ReplicatedEnvironment) -> Report {
     let found = env.read(ConsistencyPolicy::Linearizable, |snapshot| {
         let mut numbers = Vec::new();
         for row in &snapshot.database(COUNTERS)? {
             let (stream, number) = row?;
-            // What is no number is told as the least one, which is found to have gone back.
+            // An invalid number is reported as the lowest, which is detected as having gone back.
             let stream = stream[..].try_into().map_or(u32::MAX, u32::from_be_bytes);
             let number = number[..].try_into().map_or(0, u64::from_be_bytes);
             numbers.push((stream, number));
@@ -126,7 +126,7 @@ fn read(env: &ReplicatedEnvironment) -> Report {
             accounts,
             sum,
         },
-        // A node that was removed is asked until its removal is seen.
+        // A removed node is asked until its removal is seen.
         Err(error @ (ReadError::Stopped { .. } | ReadError::Closed)) => {
             Report::Unread(error.to_string())
         }
@@ -135,7 +135,7 @@ fn read(env: &ReplicatedEnvironment) -> Report {
     }
 }
 
-/// Tells every record; returns the rest of what the node holds.
+/// Reports every record; returns the rest of what the node holds.
 fn tell(env: &ReplicatedEnvironment) -> Result<Report, ReadError> {
     let (vlsn, accounts, sum) = env.read(ConsistencyPolicy::Eventual, |snapshot| {
         let mut rows = Vec::new();
@@ -160,7 +160,7 @@ fn tell(env: &ReplicatedEnvironment) -> Result<Report, ReadError> {
     })
 }
 
-/// A record; what cannot be one is told as it is, for the demo to complain about.
+/// A record; an invalid one is reported as it is, for the demo to complain about.
 fn parse_row((key, value): (impl AsRef<[u8]>, impl AsRef<[u8]>)) -> Row {
     let id = String::from_utf8_lossy(value.as_ref()).into_owned();
     match key.as_ref().split_at_checked(4) {
@@ -178,7 +178,7 @@ fn balance(snapshot: &Snapshot) -> Result<(u32, i64), ReadError> {
     let (mut count, mut sum) = (0, 0);
     for row in &snapshot.database(ACCOUNTS)? {
         let (_, value) = row?;
-        // A balance of another length would change the sum, which is what gives it away.
+        // A balance of another length changes the sum, which gives it away.
         sum += value[..]
             .try_into()
             .map_or(i64::MAX / 2, i64::from_le_bytes);

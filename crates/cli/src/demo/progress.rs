@@ -1,5 +1,5 @@
-//! What the demo shows while it runs, on stderr: one live line on a terminal, plain lines
-//! otherwise, and a line for each thing that happens.
+//! What the demo shows on stderr while it runs: one live line on a terminal, plain lines otherwise,
+//! and a line for each event.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use crate::output;
 
-/// How often the live line changes.
+/// How often the live line is updated.
 const LIVE_INTERVAL: Duration = Duration::from_millis(200);
-/// How often there is a plain line.
+/// How often a plain line is printed.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 
 /// See the module.
@@ -31,7 +31,7 @@ impl Progress {
         }
     }
 
-    /// Shows how far it is, when it is time to.
+    /// Shows the progress, when it is time to.
     pub(super) fn update(&mut self, acked: u64, master: &str, term: u64) {
         let since = self.shown.elapsed();
         let interval = if self.is_live {

@@ -1,5 +1,5 @@
-//! What the demo and its nodes say to each other: one JSON object per line, commands on the
-//! node's stdin, reports on its stdout.
+//! The protocol between the demo and its nodes: one JSON object per line, commands on the node's
+//! stdin, reports on its stdout.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,27 +12,27 @@ pub(super) const COUNTERS: &str = "counters";
 pub(super) const ACCOUNTS: &str = "accounts";
 /// How many accounts there are.
 pub(super) const ACCOUNT_COUNT: u32 = 100;
-/// What each account holds at first.
+/// The initial balance of each account.
 pub(super) const ACCOUNT_START: i64 = 1000;
 
-/// To a node.
+/// Sent to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Command {
     /// Run the workload whenever this node is master.
     Load,
-    /// End the workload, and say when nothing of it is under way any more.
+    /// End the workload, and report when none of it is under way any more.
     Rest,
-    /// Read the state as it is now, with a linearizable read.
+    /// Read the current state, with a linearizable read.
     Read,
-    /// Tell everything that this node holds.
+    /// Report everything that this node holds.
     Tell,
 }
 
 /// One appended record as a node holds it: stream, number, id.
 pub(super) type Row = (u32, u64, String);
 
-/// From a node.
+/// Sent by a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Report {
@@ -57,20 +57,20 @@ pub(super) enum Report {
     Uncertain { id: String },
     /// The append was refused: the record must never be seen.
     Refused { id: String },
-    /// Nothing of the workload is under way.
+    /// None of the workload is under way.
     Resting,
-    /// What a read found: the last number of each stream, how many accounts there are, and what they
-    /// hold together.
+    /// The result of a read: the last number of each stream, the number of accounts, and the sum of
+    /// their balances.
     Read {
         numbers: Vec<(u32, u64)>,
         accounts: u32,
         sum: i64,
     },
-    /// The read was refused, for a reason that passes.
+    /// The read was refused, for a temporary reason.
     Unread(String),
     /// Some of the records that the node holds.
     Rows(Vec<Row>),
-    /// The end of what a node tells, all of it as of one VLSN.
+    /// The end of a node's report, all of it as of one VLSN.
     Told {
         vlsn: u64,
         accounts: u32,

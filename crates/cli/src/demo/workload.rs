@@ -1,5 +1,5 @@
-//! What the nodes of the demo do while they are master: each worker appends records to its own
-//! stream and moves money between accounts that all workers share, one transaction at a time.
+//! The load that a demo node runs while it is master: each worker appends records to its own stream
+//! and moves money between accounts that all workers share, one transaction at a time.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use steadfast::{CommitToken, ReplicatedEnvironment, Transaction, WriteError};
 
 use super::protocol::{ACCOUNT_COUNT, ACCOUNT_START, ACCOUNTS, COUNTERS, JOURNAL, Report};
 
-/// A worker whose write was refused waits so long for a change of role before it tries again.
+/// How long a worker whose write was refused waits for a change of role before it retries.
 const REFUSED_PAUSE: Duration = Duration::from_millis(5);
 
 /// Whether the workers should work, and how many do.
@@ -55,8 +55,8 @@ impl Switch {
         self.change(|state| state.busy -= 1);
     }
 
-    /// Waits for a moment, or until the workload is to begin or to end: other workers that begin and end
-    /// are no reason to try again.
+    /// Waits for a moment, or until the workload is to begin or end: other workers that begin and
+    /// end are no reason to retry.
     pub(super) fn pause(&self) {
         let state = self.lock();
         let was = (state.is_wanted, state.is_master);
@@ -77,7 +77,7 @@ impl Switch {
     }
 }
 
-/// One worker: a stream of its own, and ids that no other worker of any life gives.
+/// One worker: a stream of its own, and ids that no other worker of any life uses.
 pub(super) struct Worker {
     pub(super) life: u64,
     pub(super) stream: u32,
@@ -85,7 +85,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Works while the switch lets it, for ever.
+    /// Works while the switch allows it, forever.
     pub(super) fn run(
         mut self,
         env: &ReplicatedEnvironment,
@@ -95,7 +95,7 @@ impl Worker {
         loop {
             switch.begin();
             self.tries += 1;
-            // Each try has an id of its own: one whose outcome is unknown may still appear.
+            // Each attempt has an id of its own: one whose outcome is unknown may still appear.
             let id = format!("{}-{}-{}", self.life, self.stream, self.tries);
             let mut number = 0;
             let appended = env.write(|txn| {
@@ -147,7 +147,7 @@ fn told(appended: Result<CommitToken, WriteError>, id: String, number: u64) -> R
     }
 }
 
-/// Appends `id` to the stream under the number after its last, which it returns.
+/// Appends `id` to the stream under the number after its last; returns that number.
 fn append(txn: &Transaction, stream: u32, id: &str) -> Result<u64, WriteError> {
     let (counters, journal) = (txn.database(COUNTERS)?, txn.database(JOURNAL)?);
     let last = counters.get(stream.to_be_bytes())?;
@@ -160,7 +160,7 @@ fn append(txn: &Transaction, stream: u32, id: &str) -> Result<u64, WriteError> {
     Ok(number)
 }
 
-/// Moves `amount`; makes the accounts where there are none yet.
+/// Moves `amount`; creates the accounts if there are none yet.
 fn pay(txn: &Transaction, (from, to): (u32, u32), amount: i64) -> Result<(), WriteError> {
     let accounts = txn.database(ACCOUNTS)?;
     if accounts.get(from.to_be_bytes())?.is_none() {

@@ -1,4 +1,4 @@
-//! From what the nodes say to what is wrong. Nothing in here asks anybody anything.
+//! From the nodes' answers to the findings. Nothing in here sends a request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,19 +12,19 @@ use crate::status::{
     remedy_of_hang, remedy_of_stop,
 };
 
-/// A disk that takes longer to sync, in microseconds, is slow: an SSD takes 0.1 to 5 ms.
+/// A disk whose syncs take longer, in microseconds, is slow: an SSD takes 0.1 to 5 ms.
 const SYNC_SLOW_US: u64 = 100_000;
 
-/// The same of a heartbeat and its answer: half of a heartbeat's interval, by default twice that.
+/// A median heartbeat round trip above this, the default interval, is slow; in microseconds.
 const ROUND_TRIP_SLOW_US: u64 = 50_000;
 
-/// A node that its master has not heard for so long, in milliseconds, and that answers here.
+/// Silence towards its master, in milliseconds, after which a node that answers here is reported.
 const UNHEARD_MS: u64 = 3_000;
 
-/// Milliseconds by which a node lags that does not lag by chance.
+/// Lag, in milliseconds, that is no longer accidental.
 const LAG_MAX_MS: u64 = 5_000;
 
-/// Milliseconds by which a clock is off that people notice.
+/// Clock offset, in milliseconds, that people notice.
 const CLOCK_OFF_MS: i64 = 1_000;
 
 /// How bad it is.
@@ -33,7 +33,7 @@ const CLOCK_OFF_MS: i64 = 1_000;
 pub(super) enum Severity {
     /// No writes are possible, or data is wrong.
     Critical,
-    /// It works, and will not for long, or not well.
+    /// It works, but not for long, or not well.
     Warning,
     /// Good to know.
     Information,
@@ -49,7 +49,7 @@ impl fmt::Display for Severity {
     }
 }
 
-/// One thing that was found.
+/// One finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Finding {
     pub(super) severity: Severity,
@@ -78,7 +78,7 @@ impl Finding {
     }
 }
 
-/// Everything that is wrong, the worst first.
+/// Everything that is wrong, worst first.
 pub(super) fn diagnose(survey: &Survey) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(no_master(survey));
@@ -166,7 +166,7 @@ fn unseen(survey: &Survey) -> Vec<Finding> {
     findings
 }
 
-/// What to do if a node has another address than the group knows.
+/// What to do if a node's address is not the one that the group knows.
 fn moved(survey: &Survey, name: &str) -> String {
     if survey.health == Health::NoQuorum {
         return IF_ALL_MOVED.to_owned();
@@ -321,7 +321,7 @@ fn room(survey: &Survey) -> Vec<Finding> {
     survey.working().filter_map(find).collect()
 }
 
-/// Nodes that have few descriptors left: for each connection and each file they need one.
+/// Nodes that have few descriptors left: they need one for each connection and each file.
 fn descriptors(survey: &Survey) -> Vec<Finding> {
     let find = |status: &NodeStatus| {
         let few = status
@@ -345,7 +345,7 @@ fn descriptors(survey: &Survey) -> Vec<Finding> {
     answering.filter_map(find).collect()
 }
 
-/// Members at an address at which no other machine reaches anybody.
+/// Members with an address that no other machine can reach.
 fn addresses(survey: &Survey) -> Vec<Finding> {
     let find = |node: &SurveyedNode| {
         let (name, address) = (&node.member.node.name, &node.member.node.address);
@@ -364,7 +364,7 @@ fn addresses(survey: &Survey) -> Vec<Finding> {
     survey.nodes.iter().filter_map(find).collect()
 }
 
-/// A group in which an arbiter stands in for a copy.
+/// A group in which an arbiter stands in for a copy of the data.
 fn one_copy(survey: &Survey) -> Option<Finding> {
     let voters = survey.nodes.iter().filter(|node| node.member.votes);
     let (arbiters, data): (Vec<_>, Vec<_>) =
@@ -411,7 +411,7 @@ fn slow_disks(survey: &Survey) -> Vec<Finding> {
     survey.working().filter_map(find).collect()
 }
 
-/// What the master sees of its replicas.
+/// The replicas as seen by the master.
 fn from_the_master(survey: &Survey) -> Vec<Finding> {
     let Some(master) = &survey.master else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! Whom verbs ask, and how they print the answer.
+//! Which nodes verbs ask, and how they print the answer.
 
 use crate::failure::Failure;
 use crate::status::{Output, Survey};
@@ -30,7 +30,7 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    /// The same, asked of the nodes that stand among the arguments, if any do.
+    /// The same, but asking the nodes given as arguments, if any.
     pub(crate) fn at(&mut self, at: At) -> &Self {
         if !at.addresses.is_empty() {
             self.ask = at.addresses;

@@ -1,11 +1,11 @@
-//! Why a group takes no writes, and the way out.
+//! Why a group takes no writes, and what to do about it.
 
 use steadfast::ids::LogPosition;
 use steadfast::{NodeStatus, NodeType};
 
 use crate::status::{Survey, SurveyedNode};
 
-/// The way out when nobody reaches anybody.
+/// What to do when no node reaches any other.
 pub(crate) const IF_ALL_MOVED: &str = "if all addresses have changed, stop the nodes and tell each where the others are: `steadfast node \
      address --data-dir DIR NODE=HOST:PORT...`";
 
@@ -24,7 +24,7 @@ impl Cause {
         }
     }
 
-    /// Why nobody in this group takes writes, as far as the nodes' words tell.
+    /// Why nobody in this group takes writes, as far as the nodes' answers tell.
     pub(crate) fn of(survey: &Survey) -> Self {
         let voters = survey.nodes.iter().filter(|node| node.member.votes);
         let (up, down): (Vec<_>, Vec<_>) = voters.partition(|node| node.persists());
@@ -111,7 +111,7 @@ fn too_few(survey: &Survey, (up, down): (&[&SurveyedNode], &[&SurveyedNode])) ->
     )
 }
 
-/// A majority works, of arbiters and nodes of priority 0.
+/// A majority works, but consists of arbiters and nodes of priority 0.
 fn of_no_priority(up: &[&SurveyedNode], down: &[&SurveyedNode]) -> Cause {
     let what = format!(
         "no node is master: a majority works ({}), and none of them may be master",
@@ -146,8 +146,8 @@ fn of_no_priority(up: &[&SurveyedNode], down: &[&SurveyedNode]) -> Cause {
     )
 }
 
-/// Whether nodes that are up know of entries that no node which is up, and has data, holds: an arbiter
-/// stood for a copy that is not there.
+/// Whether nodes that are up know of entries that no node up and with data holds: an arbiter stood
+/// in for a copy that is missing.
 fn lost_newest(up: &[&SurveyedNode], down: &[&SurveyedNode]) -> Option<Cause> {
     let persisted = |node: &SurveyedNode| -> Option<LogPosition> {
         node.status

@@ -1,4 +1,4 @@
-//! `steadfast status`: how a group is, asked of any of its nodes.
+//! `steadfast status`: the state of a group, obtained from any of its nodes.
 
 mod ask;
 mod masterless;
@@ -21,7 +21,7 @@ pub(crate) use table::{aligned, grouped, headline, push};
 use crate::failure::Failure;
 pub(crate) use ask::{Ask, At};
 
-/// Deadline of one node's answer.
+/// Deadline for one node's answer.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Show the state of a group, asked of one or more of its nodes
@@ -51,7 +51,7 @@ pub(crate) enum Output {
     Json,
 }
 
-/// Asks, and prints what was answered.
+/// Asks, and prints the answer.
 ///
 /// # Errors
 /// When no node answers.
@@ -60,7 +60,7 @@ pub(crate) async fn run(Arguments { at, mut ask }: Arguments) -> Result<ExitCode
     Ok(print_survey(&survey, ask.output()))
 }
 
-/// Prints a survey; returns the exit code that says how the group is.
+/// Prints a survey; returns the exit code for the group's health.
 pub(crate) fn print_survey(survey: &Survey, output: Output) -> ExitCode {
     match output {
         Output::Table => print!("{}", table::render(survey)),

@@ -1,4 +1,4 @@
-//! Asks every node of a group that can be found, and judges the answers.
+//! Asks every node of a group that can be found, and evaluates the answers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,12 +15,12 @@ use steadfast::{
 use crate::failure::{DEGRADED, NO_QUORUM, with_sources};
 use crate::status::{ANSWER_TIMEOUT, Cause, IF_ALL_MOVED};
 
-/// How a group is.
+/// The health of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Health {
     /// All nodes work, and no data is known to be wrong.
     Healthy,
-    /// Writes are possible, and some node does not work, or has wrong data.
+    /// Writes are possible, but some node does not work, or has wrong data.
     Degraded,
     /// No writes are possible.
     NoQuorum,
@@ -47,17 +47,17 @@ impl Health {
     }
 }
 
-/// One node, as far as it could be seen.
+/// One node, as far as it could be observed.
 #[derive(Debug)]
 pub(crate) struct SurveyedNode {
     pub(crate) member: MemberStatus,
-    /// What it says of itself, or why it says nothing that counts.
+    /// Its own status, or why it gave none that counts.
     pub(crate) status: Result<NodeStatus, Unseen>,
-    /// By how much its clock is ahead of this machine's, in milliseconds, and how exactly that is known.
+    /// How far its clock is ahead of this machine's, and how precisely that is known.
     pub(crate) clock: Option<ClockOffset>,
 }
 
-/// Why a node says nothing that counts.
+/// Why a node gave no status that counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unseen {
     pub(crate) text: String,
@@ -85,11 +85,11 @@ impl fmt::Display for Unseen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ClockOffset {
     pub(crate) ahead_ms: i64,
-    /// It may be as much more or less.
+    /// The possible error in either direction.
     pub(crate) error_ms: i64,
 }
 
-/// One answer to a question.
+/// One node's answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: Result<NodeStatus, Unseen>,
@@ -106,9 +106,9 @@ impl SurveyedNode {
         self.status.as_ref().is_ok_and(works)
     }
 
-    /// Whether what it is sent comes to be on its disk.
+    /// Whether what it is sent reaches its disk.
     pub(crate) fn persists(&self) -> bool {
-        // One whose log is damaged waits without a log until a majority lets it in again.
+        // A node whose log is damaged waits without a log until a majority readmits it.
         let does_not = |status: &NodeStatus| {
             let is_without_log = status.persisted.is_none() && !status.waiting_for.is_empty();
             status.disk_hangs_ms.is_some() || is_without_log
@@ -117,20 +117,20 @@ impl SurveyedNode {
     }
 }
 
-/// What was found.
+/// The result of a survey.
 #[derive(Debug)]
 pub(crate) struct Survey {
     pub(crate) group_name: String,
     pub(crate) nodes: Vec<SurveyedNode>,
     pub(crate) health: Health,
-    /// How many further nodes may fail while writes stay possible.
+    /// How many further nodes may fail with writes still possible.
     pub(crate) survives: usize,
-    /// The master of the newest term that any node names, as it sees the group.
+    /// The master of the newest term that any node names, with its view of the group.
     pub(crate) master: Option<NodeStatus>,
     pub(crate) problems: Vec<Problem>,
 }
 
-/// Something that is wrong, and what to do about it.
+/// A problem, and what to do about it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
     pub(crate) what: String,
@@ -141,7 +141,7 @@ impl Survey {
     /// Asks the nodes at `addresses`, and every member that they name.
     ///
     /// # Errors
-    /// When none of them answers: why, for each.
+    /// When none of them answers: the reason for each.
     pub(crate) async fn take(addresses: &[String]) -> Result<Self, Vec<String>> {
         let first = ask_all(addresses).await;
         let newest = first
@@ -168,7 +168,7 @@ impl Survey {
             .members
             .iter()
             .map(|member| {
-                // An address may have been written in another form, such as a host name.
+                // The address may have been written in another form, such as a host name.
                 let key = answers
                     .iter()
                     .find(|(_, answer)| {
@@ -254,7 +254,7 @@ impl Survey {
         self.problems = problems;
     }
 
-    /// Where the master has found nodes that hold something else.
+    /// Where the master has found nodes that differ from the others.
     fn diverging(&self) -> Vec<Problem> {
         let found = self.master.iter().flat_map(|master| &master.divergences);
         let problem = |divergence: &Divergence| Problem {
@@ -268,7 +268,7 @@ impl Survey {
         found.map(problem).collect()
     }
 
-    /// An even number of voting nodes costs a node and survives no more.
+    /// An even number of voting nodes costs one node more and survives no more failures.
     fn too_even(&self) -> Option<Problem> {
         let voters = self.nodes.iter().filter(|node| node.member.votes).count();
         let is_even = self.health != Health::Forming && voters > 0 && voters.is_multiple_of(2);
@@ -288,12 +288,12 @@ impl Survey {
         working.filter_map(|node| node.status.as_ref().ok())
     }
 
-    /// Those of them that take no writes of users.
+    /// The working nodes that take no user writes.
     pub(crate) fn read_only(&self) -> impl Iterator<Item = &NodeStatus> {
         self.working().filter(|status| status.read_only.is_some())
     }
 
-    /// The newest term that a node knows.
+    /// The newest term that any node knows.
     pub(crate) fn term(&self) -> Term {
         self.working()
             .map(|status| status.term)
@@ -301,7 +301,7 @@ impl Survey {
             .unwrap_or_default()
     }
 
-    /// The newest transaction that a node has.
+    /// The newest transaction that any node has.
     pub(crate) fn vlsn(&self) -> Vlsn {
         self.working()
             .map(|status| status.vlsn)
@@ -382,7 +382,7 @@ fn is_of(status: &NodeStatus, member: &NodeAddress) -> bool {
     status.node.name == member.name
 }
 
-/// The answer from a member's address, unless somebody else gave it.
+/// The answer from a member's address, unless another node gave it.
 fn check(
     status: NodeStatus,
     newest: &NodeStatus,
@@ -469,7 +469,7 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
             remedy: remedy_of_damage(status),
         });
     }
-    // A node that copies the state of another one is detached as well, and comes back.
+    // A node that copies another one's state is detached as well, and comes back.
     if status.role == "detached" && status.restore.is_none() && status.group.is_some() {
         return Some(Problem {
             what: format!("{name} has stopped: {}", status.waiting_for),
@@ -525,7 +525,7 @@ mod tests {
 
     use super::*;
 
-    /// A node that says so of itself.
+    /// A node with this status.
     fn node(role: &str, waiting_for: &str, restore: Option<&RestoreProgress>) -> SurveyedNode {
         let status = json!({
             "group_name": "g", "group": "f9858012-f9cf-4200-91e8-8ecb6b6c023d", "epoch": 1,

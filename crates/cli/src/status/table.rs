@@ -18,7 +18,7 @@ const COLUMNS: [&str; 7] = [
     "VERSION",
 ];
 
-/// The whole text, each line ended.
+/// The whole text, each line terminated.
 pub(super) fn render(survey: &Survey) -> String {
     let mut text = headline(survey);
     let mut rows = vec![COLUMNS.map(str::to_owned)];
@@ -33,7 +33,7 @@ pub(super) fn render(survey: &Survey) -> String {
     text
 }
 
-/// Rows with their columns one below the other, each line ended.
+/// Rows with aligned columns, each line terminated.
 pub(crate) fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: [usize; COLUMNS] = std::array::from_fn(|column| width(column).unwrap_or(0));
@@ -48,12 +48,12 @@ pub(crate) fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> Strin
     text
 }
 
-/// Adds to `text`.
+/// Appends to `text`.
 pub(crate) fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     text.write_fmt(arguments).expect("a string grows");
 }
 
-/// How the group is, in a line.
+/// The group's health, in one line.
 pub(crate) fn headline(survey: &Survey) -> String {
     let total = survey.nodes.len();
     let down = total - survey.working().count();
@@ -104,7 +104,7 @@ fn row(survey: &Survey, node: &SurveyedNode) -> [String; 7] {
             dash(),
         ];
     };
-    // An arbiter has no transactions, so it is at none.
+    // An arbiter has no transactions, and so no VLSN.
     let has_data = node.member.node_type.has_data();
     let of_data = |text: String| if has_data { text } else { dash() };
     let free = (status.disk_free_bytes * 100).checked_div(status.disk_total_bytes);
@@ -119,7 +119,7 @@ fn row(survey: &Survey, node: &SurveyedNode) -> [String; 7] {
     ]
 }
 
-/// The type, with what is not usual about it.
+/// The type, with anything unusual about it.
 fn kind(member: &MemberStatus) -> String {
     let MemberStatus {
         node_type,
@@ -153,7 +153,7 @@ fn state(survey: &Survey, status: &NodeStatus) -> String {
         ("master", _) if survey.master.as_ref().is_some_and(is_master) => "MASTER".to_owned(),
         ("master", _) => "deposed".to_owned(),
         ("stand-in", _) => "stands in".to_owned(),
-        // What it follows is not there any more; it learns of that when another is elected.
+        // The master that it follows is gone; it learns of that when another is elected.
         ("replica", _) if survey.master.is_none() => "no master".to_owned(),
         ("replica", _) => "replica".to_owned(),
         ("detached", _) => "STOPPED".to_owned(),
@@ -161,7 +161,7 @@ fn state(survey: &Survey, status: &NodeStatus) -> String {
     }
 }
 
-/// How far a node is that copies the state of a peer.
+/// The progress of a node that copies a peer's state.
 fn copying(status: &NodeStatus, restore: &RestoreProgress) -> String {
     let of_source = |member: &&MemberStatus| Some(member.node.id) == restore.source;
     let source = status.members.iter().find(of_source);
@@ -197,7 +197,7 @@ fn silence(survey: &Survey, node: &SurveyedNode) -> Option<String> {
     })
 }
 
-/// 1234567 as 1,234,567.
+/// Formats 1234567 as 1,234,567.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

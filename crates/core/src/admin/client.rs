@@ -1,7 +1,7 @@
-//! ADMIN: what changes the group, asked of any member and done by the master.
+//! ADMIN: changes to the group, requested from any member and carried out by the master.
 //!
-//! A member that is not the master says who is, and the caller goes there. A call that gets no
-//! answer may have been carried out; each is made so that it can be made again.
+//! A member that is not the master names the master, and the caller goes there. A call that gets no
+//! answer may have been carried out; every call is safe to repeat.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
@@ -20,19 +20,19 @@ use crate::wire::ADMIN;
 use crate::wire::hello::{Caller, DialError, Session};
 use crate::wire::messages::{Kind, decode, encode};
 
-/// How long a caller waits before it asks all addresses again.
+/// Pause before a caller asks all addresses again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Why a call was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AdminRefusal {
-    /// What stands against it.
+    /// The reason.
     pub(crate) what: String,
     /// What to do.
     pub(crate) to_do: String,
-    /// Whether it is for the moment: the group lacks a majority, say, and the call itself is right.
+    /// Whether it is temporary: the group lacks a majority, say, but the call itself is valid.
     pub(crate) passes: bool,
-    /// Whether what it asks for may have come about all the same, or still may. Nothing was changed otherwise.
+    /// Whether the change may still have been made, or may yet be. Otherwise nothing was changed.
     pub(crate) may_be_done: bool,
 }
 
@@ -46,7 +46,7 @@ impl AdminRefusal {
         }
     }
 
-    /// One for the moment.
+    /// A temporary refusal.
     pub(crate) fn for_now(what: impl Into<String>, to_do: impl Into<String>) -> Self {
         Self {
             passes: true,
@@ -54,7 +54,7 @@ impl AdminRefusal {
         }
     }
 
-    /// Of a change that was begun, and of which it is not known how it ends.
+    /// The refusal of a change that was begun, and whose outcome is unknown.
     pub(crate) fn uncertain(what: impl Into<String>, to_do: impl Into<String>) -> Self {
         Self {
             may_be_done: true,
@@ -107,10 +107,10 @@ impl fmt::Display for AdminRefusal {
 pub(crate) enum Asked<T> {
     Done(T),
     Refused(AdminRefusal),
-    /// Nobody answered in time, or none of them knew a master.
+    /// Nobody answered in time, or no node that answered knew a master.
     NoAnswer {
         why: String,
-        /// Whether somebody was asked who did not answer, and may have carried it out.
+        /// Whether a node was asked that did not answer, and may have carried it out.
         may_be_done: bool,
     },
 }
@@ -118,14 +118,14 @@ pub(crate) enum Asked<T> {
 /// Calls a group.
 pub(crate) struct Client<'a> {
     pub(crate) transport: &'a dyn Transport,
-    /// The group that is meant, where the caller knows it.
+    /// The intended group, if the caller knows it.
     pub(crate) group: Option<(&'a str, GroupUuid)>,
     pub(crate) addresses: &'a [String],
     pub(crate) dial_timeout: Duration,
 }
 
 impl Client<'_> {
-    /// Makes a call, at the master, wherever that is, within `timeout`.
+    /// Makes a call at the master, wherever it is, within `timeout`.
     pub(crate) async fn call(&self, call: AdminCall, timeout: Duration) -> Asked<AdminDone> {
         let deadline = Instant::now() + timeout;
         let mut last = "no address to ask".to_owned();
@@ -135,7 +135,7 @@ impl Client<'_> {
             may_be_done: may_be_done.load(Ordering::Relaxed),
         };
         let mut next: VecDeque<String> = self.addresses.iter().cloned().collect();
-        // Those of this round. Two that name each other as the master are asked once in each.
+        // Addresses asked in this round: two nodes that name each other are asked once in each.
         let mut asked_before = BTreeSet::new();
         loop {
             let Some(address) = next.pop_front() else {
@@ -172,7 +172,7 @@ impl Client<'_> {
         }
     }
 
-    /// Asks one node; `is_open` is set while it may have carried out what it has not answered.
+    /// Asks one node; `is_open` is set while it may have carried out an unanswered call.
     async fn ask(
         &self,
         address: &str,
@@ -203,11 +203,11 @@ impl Client<'_> {
     }
 }
 
-/// Answers requests with `handle`, one after the other, until the caller closes, or asks nothing for a
-/// while.
+/// Answers requests with `handle`, one after the other, until the caller closes or sends no request
+/// for a while.
 ///
 /// # Errors
-/// When the caller sends nonsense or goes away.
+/// When the caller sends nonsense or disconnects.
 pub(crate) async fn serve<F>(
     handle: impl Fn(AdminRequest) -> F,
     mut session: Session,
@@ -237,10 +237,10 @@ mod tests {
     use crate::admin::messages::RemoveRequest;
     use crate::wire::messages::HelloReply;
 
-    /// Calls after which anybody would see that there is no pause.
+    /// A number of calls that only happens without pauses.
     const FAR_TOO_MANY: usize = 1_000;
 
-    /// Names `other` as the master, whoever asks; goes away without an answer where there is none.
+    /// Names `other` as the master to any caller; without one, disconnects without an answer.
     struct Stale {
         other: Option<&'static str>,
         calls: Arc<AtomicUsize>,
@@ -280,7 +280,7 @@ mod tests {
         }
     }
 
-    /// A node at each of these addresses, which names the other address as the master.
+    /// A node at each of these addresses, which names the given address as the master.
     async fn start(
         network: &MemoryNetwork,
         nodes: &[(&str, Option<&'static str>)],
@@ -299,7 +299,7 @@ mod tests {
         dispatchers
     }
 
-    /// Asks for a change at `a`, which nobody makes; whether it may have been made all the same.
+    /// Asks `a` for a change that nobody makes; returns whether it may have been made all the same.
     async fn ask(network: &MemoryNetwork, timeout: Duration) -> bool {
         let client = Client {
             transport: &*network.host("operator"),

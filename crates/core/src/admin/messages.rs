@@ -8,10 +8,10 @@ use crate::group::{LogIdRecord, MemberRecord};
 /// Asks the master to change the group.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct AdminRequest {
-    /// Name of the group that is meant; empty for whichever it is.
+    /// Name of the intended group; empty for any.
     #[prost(string, tag = "1")]
     pub(crate) group_name: String,
-    /// UUID of the group, 16 bytes; empty for whichever it is.
+    /// UUID of the intended group, 16 bytes; empty for any.
     #[prost(bytes = "bytes", tag = "2")]
     pub(crate) group: Bytes,
     #[prost(oneof = "AdminCall", tags = "3, 4, 5, 6, 7, 8")]
@@ -34,7 +34,7 @@ pub(crate) enum AdminCall {
     Readmit(ReadmitRequest),
 }
 
-/// A new node asks to be let in.
+/// A new node asks to join.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct JoinRequest {
     #[prost(string, tag = "1")]
@@ -54,12 +54,12 @@ pub(crate) struct JoinRequest {
 pub(crate) struct RemoveRequest {
     #[prost(string, tag = "1")]
     pub(crate) name: String,
-    /// Although the rest may be left without a majority that answers.
+    /// Even if the rest may be left without a majority that answers.
     #[prost(bool, tag = "2")]
     pub(crate) force: bool,
 }
 
-/// Changes what is set of a member.
+/// Changes a member's settings.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct AlterRequest {
     #[prost(string, tag = "1")]
@@ -70,38 +70,38 @@ pub(crate) struct AlterRequest {
     pub(crate) priority: Option<u32>,
     #[prost(string, optional, tag = "4")]
     pub(crate) address: Option<String>,
-    /// Whether the address is taken although the member may not answer there.
+    /// Whether to accept the address although the member may not answer there.
     #[prost(bool, tag = "5")]
     pub(crate) untried: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct TransferRequest {
-    /// Names of the nodes of which one is to be master; empty for any.
+    /// Names of the candidates for master; empty for any.
     #[prost(string, repeated, tag = "1")]
     pub(crate) to: Vec<String>,
     #[prost(uint64, tag = "2")]
     pub(crate) timeout_ms: u64,
 }
 
-/// A member whose data is damaged asks to be let in again: without a vote, and as a new incarnation.
+/// A member whose data is damaged asks to be readmitted: without a vote, and as a new incarnation.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct ReadmitRequest {
     #[prost(string, tag = "1")]
     pub(crate) name: String,
     #[prost(uint64, tag = "2")]
     pub(crate) node_id: u64,
-    /// The one that was let in, and the one to come.
+    /// The current incarnation, and the new one.
     #[prost(fixed64, tag = "3")]
     pub(crate) before: u64,
     #[prost(fixed64, tag = "4")]
     pub(crate) incarnation: u64,
-    /// Only asks whether it would be.
+    /// Only asks whether it would be readmitted.
     #[prost(bool, tag = "5")]
     pub(crate) is_question: bool,
 }
 
-/// Stops all nodes, when all have everything.
+/// Stops all nodes once all have everything.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub(crate) struct ShutdownRequest {
     #[prost(uint64, tag = "1")]
@@ -121,7 +121,7 @@ pub(crate) enum AdminAnswer {
     /// Nothing was changed.
     #[prost(message, tag = "2")]
     Refused(RefusedMessage),
-    /// The address of the master; empty where none is known.
+    /// The address of the master; empty if none is known.
     #[prost(string, tag = "3")]
     NotMaster(String),
 }
@@ -131,7 +131,7 @@ pub(crate) struct AdminDone {
     /// What was done, for people.
     #[prost(string, tag = "1")]
     pub(crate) text: String,
-    /// To [`AdminCall::Join`].
+    /// In answer to [`AdminCall::Join`].
     #[prost(message, optional, tag = "2")]
     pub(crate) joined: Option<Joined>,
 }
@@ -143,10 +143,10 @@ pub(crate) struct Joined {
     /// All members, the new one included.
     #[prost(message, repeated, tag = "2")]
     pub(crate) members: Vec<MemberRecord>,
-    /// 0 stands for the first.
+    /// 0 means the first.
     #[prost(uint64, tag = "3")]
     pub(crate) epoch: u64,
-    /// To [`AdminCall::Readmit`]: what its copy of the state has to reach.
+    /// In answer to [`AdminCall::Readmit`]: what its copy of the state has to reach.
     #[prost(message, optional, tag = "4")]
     pub(crate) entry: Option<LogIdRecord>,
 }

@@ -13,54 +13,55 @@ use crate::admin::messages::{
 use crate::member::NodeType;
 use client::{AdminRefusal, Asked};
 
-/// A change of the group. Given to [`crate::ReplicatedEnvironment::administer`], or to any member
-/// with [`AdminCommand::send`]; the master carries it out, one at a time, through the log.
+/// A change to the group. Pass it to [`crate::ReplicatedEnvironment::administer`], or to any member
+/// with [`AdminCommand::send`]; the master carries changes out one at a time, through the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminCommand {
-    /// Takes a member out of the group for good. It stops when it hears of it. Refused when too few
-    /// of the rest would answer for a majority, unless it is forced.
+    /// Removes a member from the group for good. The member stops when it learns of this. Refused
+    /// when too few of the rest would answer for a majority, unless forced.
     Remove {
         /// Its name.
         node: String,
-        /// Although the rest may be left without a majority that answers.
+        /// Even if the rest may be left without a majority that answers.
         force: bool,
     },
-    /// Makes a secondary electable, or an electable node a secondary. An arbiter stays one: it has no
-    /// data that it could go on with.
+    /// Makes a secondary electable, or an electable node a secondary. An arbiter stays one, because
+    /// it has no data to continue with.
     SetType {
         /// Its name.
         node: String,
         /// [`NodeType::Electable`] or [`NodeType::Secondary`].
         node_type: NodeType,
     },
-    /// Prefers an electable node as master over those of lower priority; with 0 it never is, and only stands in for one.
+    /// Prefers an electable node as master over those of lower priority; with 0 it only ever stands
+    /// in.
     SetPriority {
         /// Its name.
         node: String,
         /// 0 to [`PRIORITY_MAX`].
         priority: u32,
     },
-    /// Says where the others reach a member from now on. The master tries it first: the member has to
-    /// answer there, unless it is forced.
+    /// Sets the address at which the others reach a member from now on. Unless forced, the master
+    /// first checks that the member answers there.
     SetAddress {
         /// Its name.
         node: String,
         /// `host:port`.
         address: String,
-        /// Although the member may not answer there, or not yet.
+        /// Even if the member may not answer there, or not yet.
         force: bool,
     },
-    /// Makes another node master: the one of these that is most caught up. Writes wait for
-    /// milliseconds; when it fails the master goes on.
+    /// Makes the most caught-up of these nodes master. Writes wait for milliseconds; on failure the
+    /// current master carries on.
     Transfer {
-        /// Names; none for any node that can be master.
+        /// Names; empty for any node that can be master.
         to: Vec<String>,
         /// How long a candidate may take to catch up.
         within: Duration,
     },
-    /// Stops the whole group: the master takes no more writes, waits until every node that answers has
-    /// all of them on disk, and then all close, the master last. When that takes too long, the group
-    /// goes on.
+    /// Stops the whole group: the master stops taking writes, waits until every node that answers
+    /// has all of them on disk, and then all close, the master last. If that takes too long, the
+    /// group carries on.
     Shutdown {
         /// How long the nodes may take to catch up.
         within: Duration,
@@ -70,7 +71,7 @@ pub enum AdminCommand {
 /// The highest priority.
 pub const PRIORITY_MAX: u32 = 1000;
 
-/// How long a change may take beyond what it waits for by itself.
+/// How long a change may take beyond its own wait.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 
 /// How long all nodes of a group may take to close.
@@ -82,7 +83,7 @@ pub enum AdminError {
     /// Nothing was changed.
     #[error("{what}")]
     Refused {
-        /// What stands against it.
+        /// The reason.
         what: String,
         /// What to do.
         to_do: String,
@@ -90,7 +91,7 @@ pub enum AdminError {
     /// The change was begun, and may have been made, or may still be.
     #[error("{what}")]
     Uncertain {
-        /// What came in between.
+        /// What interrupted it.
         what: String,
         /// What to do.
         to_do: String,
@@ -100,15 +101,15 @@ pub enum AdminError {
     NoAnswer {
         /// What was heard last.
         why: String,
-        /// Whether the change may have been made: look at the status of the group. Otherwise nobody was asked
-        /// for it who did not answer.
+        /// Whether the change may have been made: look at the status of the group. If false, every
+        /// node that was asked for it has answered.
         may_be_done: bool,
     },
 }
 
 impl AdminCommand {
-    /// Has the group of the node at one of `addresses` carry this out, over TCP. Returns what was
-    /// done, in words.
+    /// Has the group of the node at one of `addresses` carry this out, over TCP. Returns a
+    /// description of what was done.
     ///
     /// # Errors
     /// See [`AdminError`].

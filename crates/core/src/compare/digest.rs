@@ -79,11 +79,11 @@ pub(crate) fn range_digest(
     })
 }
 
-/// The digest of a node for those who ask over the network: one is computed at a time, and whoever
-/// asked before it began shares it.
+/// A node's digest for remote callers: only one is computed at a time, and everyone who asked
+/// before it began shares it.
 #[derive(Default)]
 pub(crate) struct SharedDigest {
-    /// The last one. Held locked while the next is computed.
+    /// The last digest. Locked while the next one is computed.
     last: Arc<tokio::sync::Mutex<Option<(Vlsn, u128)>>>,
 }
 
@@ -103,7 +103,7 @@ impl SharedDigest {
             return Ok(digest);
         }
         let stopped = |reason: String| ReadError::Stopped { reason };
-        // The lock goes along: whoever asked may go away, and the work goes on all the same.
+        // The work owns the lock: it completes even if the caller goes away.
         let work = async move {
             let digest = compute()?;
             *last = Some(digest);

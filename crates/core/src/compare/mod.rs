@@ -1,5 +1,5 @@
-//! Compares what nodes hold, without stopping writes: first their running digests at one VLSN, which is a
-//! comparison of numbers. Where those differ, range by range, each range at one VLSN.
+//! Compares the data of nodes without stopping writes: first their running digests at one VLSN,
+//! which are just numbers; if those differ, range by range, each range at one VLSN.
 //!
 //! ```text
 //!  the reference node          the others
@@ -10,9 +10,9 @@
 //!                                      or: gone          passed it means: again, at a newer VLSN
 //! ```
 //!
-//! A range is short, so nobody's snapshot holds back a flush for long. Two ranges are compared at two
-//! VLSNs. The catalog is compared as a database without a name, so that a database which only one
-//! node has does not go unseen.
+//! A range is short, so no snapshot holds back a flush for long. Two ranges are compared at two
+//! VLSNs. The catalog is compared as a database without a name, so that a database that only one
+//! node has does not go unnoticed.
 
 pub(crate) mod digest;
 
@@ -37,10 +37,10 @@ use crate::wire::node_state;
 /// Rows of one range: milliseconds of reading.
 const ROWS_MAX: u64 = 16_384;
 
-/// Rows of the ranges into which one that differs is cut, to name the keys.
+/// Rows of the smaller ranges into which a differing one is split, to name the keys.
 const ROWS_FINE: u64 = 64;
 
-/// How often a range is tried at newer VLSNs before a node counts as not comparable.
+/// How often a range is retried at newer VLSNs before a node counts as not comparable.
 const ATTEMPTS_MAX: usize = 8;
 
 /// How long a node may take for one range.
@@ -49,7 +49,7 @@ const RANGE_MAX: Duration = Duration::from_secs(30);
 /// How long a node may take to read all its files.
 const CHECK_MAX: Duration = Duration::from_hours(6);
 
-/// Divergences that one comparison names; more are counted.
+/// Divergences that one comparison names; further ones are only counted.
 const NAMED_MAX: usize = 16;
 
 impl From<DivergenceMessage> for Divergence {
@@ -81,26 +81,26 @@ impl From<Divergence> for DivergenceMessage {
 pub struct ComparedDatabase {
     /// Its name.
     pub name: String,
-    /// Rows of the reference node.
+    /// Number of rows on the reference node.
     pub rows: u64,
-    /// Ranges in which nodes differ.
+    /// Number of ranges in which nodes differ.
     pub divergent: usize,
 }
 
-/// What a check of all files of one node has found.
+/// The result of checking all files of one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckedNode {
     /// Its name.
     pub name: String,
-    /// The file, the place and what is wrong there.
+    /// The file, the offset and what is wrong there.
     pub problem: Option<String>,
-    /// Bytes of the log that hold.
+    /// Bytes of the log that are intact.
     pub log_bytes: u64,
-    /// Bytes of the engine's files that hold.
+    /// Bytes of the engine's files that are intact.
     pub engine_bytes: u64,
 }
 
-/// What a comparison has found.
+/// The result of a comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Comparison {
     /// The newest transaction at which a range was compared.
@@ -111,18 +111,18 @@ pub struct Comparison {
     pub nodes: Vec<String>,
     /// Nodes that could not be compared, and why.
     pub left_out: Vec<(String, String)>,
-    /// Where they differ; the first 16 such ranges.
+    /// Where they differ; only the first 16 such ranges.
     pub divergences: Vec<Divergence>,
     /// In how many ranges they differ.
     pub divergent: usize,
-    /// What the checks of all files have found, where those were asked for.
+    /// The results of checking all files, if requested.
     pub checked: Vec<CheckedNode>,
 }
 
 impl Comparison {
-    /// Compares the data of `others` with that of `reference`, over TCP. With `deep`, a range that
-    /// differs is cut up to name the keys, and each node reads all of its files and holds their
-    /// checksums against them. `progress` is told what is compared next, and how many rows were.
+    /// Compares the data of `others` with that of `reference`, over TCP. With `deep`, a differing
+    /// range is split to name the keys, and each node reads all of its files and verifies their
+    /// checksums. `progress` is told what is compared next, and how many rows have been.
     ///
     /// # Errors
     /// Why the reference node cannot be read.
@@ -135,7 +135,7 @@ impl Comparison {
         Self::run_on(&TcpTransport, reference, others, deep, progress).await
     }
 
-    /// As [`Comparison::run`], on a network of one's own.
+    /// As [`Comparison::run`], over the given network.
     ///
     /// # Errors
     /// As [`Comparison::run`].
@@ -161,7 +161,7 @@ impl Comparison {
         Ok(comparison)
     }
 
-    /// Whether the nodes that were compared have the same, and what was checked holds.
+    /// Whether the compared nodes have the same data, and all checked files are intact.
     pub fn is_clean(&self) -> bool {
         self.divergent == 0 && self.checked.iter().all(|node| node.problem.is_none())
     }
@@ -172,7 +172,7 @@ pub(crate) struct Comparing<'a> {
     pub(crate) transport: &'a dyn Transport,
     pub(crate) reference: &'a NodeAddress,
     pub(crate) deep: bool,
-    /// How many times as long as a range has taken nothing is done after it.
+    /// Pause after each range, as a multiple of its duration.
     pub(crate) rest: u32,
 }
 
@@ -244,7 +244,7 @@ impl Comparing<'_> {
             at += 1;
         }
         if found.divergent == 0 {
-            // What they read is the same, and not what they should have by what each was given.
+            // They read the same rows, yet not what each should hold by its running digest.
             for divergence in whole {
                 note(found, divergence);
             }
@@ -252,7 +252,7 @@ impl Comparing<'_> {
         Ok(())
     }
 
-    /// Compares one database. Returns the names of the others, when it is the catalog.
+    /// Compares one database. If it is the catalog, returns the names of the others.
     async fn database(
         &self,
         name: &str,
@@ -291,7 +291,7 @@ impl Comparing<'_> {
         Ok(names)
     }
 
-    /// Compares one range, and what is in it when it differs.
+    /// Compares one range, and its parts if it differs.
     async fn range(
         &self,
         range: RangeRequest,
@@ -323,13 +323,13 @@ impl Comparing<'_> {
             }
         }
         if found.divergent == before {
-            // Written over since. It was true when it was seen.
+            // Overwritten since. It was true when it was seen.
             note(found, divergence);
         }
         Ok(reply)
     }
 
-    /// Asks the reference node, then all others for the same.
+    /// Asks the reference node, then all others for the same range.
     async fn compare(
         &self,
         range: RangeRequest,
@@ -342,12 +342,12 @@ impl Comparing<'_> {
             let reply = reply.and_then(digest_of);
             let reply = match reply {
                 Ok(reply) => reply,
-                // It was elected or flushed in between.
+                // A new master was elected, or a flush has passed it meanwhile.
                 Err(Unusable::Moved(_)) if attempt < ATTEMPTS_MAX => continue,
                 Err(why) => return Err(format!("{name} cannot be compared: {why}")),
             };
             if reply.vlsn == 0 {
-                // Nothing was ever written; to the others 0 would say "as of now".
+                // Nothing was ever written; to the others 0 would mean "as of now".
                 return Ok((reply, None));
             }
             let same = RangeRequest {
@@ -400,7 +400,7 @@ fn note(found: &mut Comparison, divergence: Divergence) {
     }
 }
 
-/// The first database of which two running digests are not the same.
+/// The first database for which two running digests differ.
 fn first_difference(one: &RangeReply, other: &RangeReply) -> Option<String> {
     let mut all = one.running.iter().chain(&other.running);
     let differs =
@@ -408,7 +408,7 @@ fn first_difference(one: &RangeReply, other: &RangeReply) -> Option<String> {
     all.find(differs).map(|database| database.name.clone())
 }
 
-/// Who has something else than the majority; everybody, where there is none.
+/// The nodes that differ from the majority; all of them if there is none.
 fn differing(digests: &[(String, String)]) -> Vec<String> {
     let mut by_digest: BTreeMap<&str, usize> = BTreeMap::new();
     for (_, digest) in digests {
@@ -451,7 +451,7 @@ async fn ask(
     let state = asked.map_err(|error| Unusable::Other(error.to_string()))?;
     let missing = || Unusable::Other("its version cannot be asked".to_owned());
     let reply = state.range.ok_or_else(missing)?;
-    // To a version that has no running digest it was a question for a range.
+    // To a version without running digests, this was a request for a range.
     let is_answer = !is_running || reply.outcome() != RangeOutcome::Done;
     (is_answer || !reply.running.is_empty())
         .then_some(reply)

@@ -1,13 +1,13 @@
-//! What each key of the configuration is, in words.
+//! A description of each configuration key.
 
-/// One key of the configuration, described.
+/// The description of one configuration key.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
     /// Its name.
     pub name: &'static str,
     /// Unit or form of its value.
     pub unit: &'static str,
-    /// Default, in words where it has none.
+    /// Default; in words if there is no default value.
     pub default: &'static str,
     /// What it does.
     pub help: &'static str,

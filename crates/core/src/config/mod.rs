@@ -1,7 +1,7 @@
-//! Configuration: what a node is, where it keeps its data, and its limits. Every bad value is a
-//! named error before anything is touched.
+//! Configuration: what a node is, where it keeps its data, and its limits. Every bad value is
+//! reported by name before anything is touched.
 //!
-//! The keys are the same in the program's TOML file; [`KEYS`] describes each.
+//! The program's TOML file uses the same keys; [`KEYS`] describes each.
 
 mod keys;
 
@@ -22,7 +22,7 @@ pub use keys::{KEYS, Key};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("config: {key}: {problem}")]
 pub struct ConfigError {
-    /// The key, as the program's file has it.
+    /// The key, as written in the program's file.
     pub key: String,
     /// What is wrong, and what would be right.
     pub problem: String,
@@ -38,7 +38,7 @@ impl ConfigError {
     }
 }
 
-/// How a node with an empty data directory comes to a group.
+/// How a node with an empty data directory finds its group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bootstrap(How);
 
@@ -54,17 +54,17 @@ impl Bootstrap {
         Self(How::Expect(Vec::new()))
     }
 
-    /// The group of the token lets the node in. It gets the data first, and a vote when it has caught
-    /// up, if it is of a type that votes.
+    /// Joins the token's group. The node gets the data first, and its vote once it has caught up,
+    /// if its type votes.
     pub fn join(token: JoinToken) -> Self {
         Self(How::Join(token))
     }
 
-    /// The group forms out of these nodes, each written `name=host:port`, when all have started, in
+    /// The group forms from these nodes, each written `name=host:port`, once all have started, in
     /// any order. Every node is given the same list.
     ///
     /// # Errors
-    /// When an item has another form.
+    /// When an item is not of that form.
     pub fn expect<I: AsRef<str>>(nodes: impl IntoIterator<Item = I>) -> Result<Self, ConfigError> {
         let parse = |node: I| {
             let node = node.as_ref();
@@ -90,13 +90,13 @@ impl Bootstrap {
     }
 }
 
-/// What a node does when checksums, or a majority of the nodes, say that its own data is damaged.
+/// What a node does when checksums, or a majority of the nodes, show that its own data is damaged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Repair {
-    /// It gives up its vote, copies the state of a peer, and gets its vote back.
+    /// It gives up its vote, copies a peer's state, and gets its vote back.
     #[default]
     Auto,
-    /// It does not open. When it works already it goes on, and says what is known.
+    /// It does not open. If it is already running, it carries on and reports the damage.
     Never,
 }
 
@@ -122,13 +122,13 @@ pub struct RepConfig {
     pub(crate) node: String,
     pub(crate) data_dir: PathBuf,
     pub(crate) listen: String,
-    /// Where the others reach this node, where that is not `listen`.
+    /// The address at which the others reach this node, if not `listen`.
     pub(crate) advertise: Option<String>,
-    /// Every node of the group to be, this one included; empty with a token.
+    /// Every founding node of the group, this one included; empty with a token.
     pub(crate) expected: Vec<Expected>,
-    /// Lets the node into a group that exists.
+    /// Lets the node join an existing group.
     pub(crate) token: Option<JoinToken>,
-    /// Of writes that say nothing else.
+    /// Default durability for writes that specify none.
     pub(crate) durability: Durability,
     /// What the node does when its own data is damaged.
     pub(crate) repair: Repair,
@@ -160,7 +160,7 @@ pub(crate) struct Tuning {
     pub(crate) log_retain: Duration,
     pub(crate) restore_bytes_per_s_max: u64,
     pub(crate) engine_cache_bytes: u64,
-    /// `None` when the nodes are not compared.
+    /// `None` when nodes are not compared.
     pub(crate) digest_interval: Option<Duration>,
     pub(crate) open_count_max: Duration,
     pub(crate) disk_free_warn_bytes: u64,
@@ -196,7 +196,7 @@ impl Default for Tuning {
             engine_cache_bytes: 128 * 1024 * 1024,
             digest_interval: Some(Duration::from_hours(1)),
             open_count_max: Duration::from_secs(1),
-            // Two segments of the log and a flush, with the engine's own reserve of 128 MiB.
+            // Two log segments and a flush, plus the engine's own reserve of 128 MiB.
             disk_free_warn_bytes: 1024 * 1024 * 1024,
             disk_free_read_only_bytes: 256 * 1024 * 1024,
             subscriptions_max: 64,
@@ -243,7 +243,7 @@ impl RepConfig {
     }
 }
 
-/// Collects a [`RepConfig`]; nothing is checked before [`RepConfigBuilder::build`].
+/// Builds a [`RepConfig`]; nothing is checked before [`RepConfigBuilder::build`].
 #[derive(Clone, Debug)]
 pub struct RepConfigBuilder {
     group: String,
@@ -259,7 +259,7 @@ pub struct RepConfigBuilder {
 }
 
 impl RepConfigBuilder {
-    /// Directory of this node's log and engine. Made if missing.
+    /// Directory of this node's log and engine. Created if missing.
     #[must_use]
     pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.data_dir = Some(dir.into());
@@ -273,21 +273,21 @@ impl RepConfigBuilder {
         self
     }
 
-    /// Where the others reach this node; the address on which it listens, if nothing is said.
+    /// Address at which the others reach this node; by default, the address on which it listens.
     #[must_use]
     pub fn advertise(mut self, address: impl Into<String>) -> Self {
         self.advertise = Some(address.into());
         self
     }
 
-    /// How the node comes to a group while its directory is empty.
+    /// How the node finds its group while its directory is empty.
     #[must_use]
     pub fn bootstrap(mut self, bootstrap: Bootstrap) -> Self {
         self.bootstrap = bootstrap;
         self
     }
 
-    /// How durable a write must be that says nothing else.
+    /// Default durability for writes that specify none.
     #[must_use]
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
@@ -301,25 +301,25 @@ impl RepConfigBuilder {
         self
     }
 
-    /// Sets a number by the name of its key, see [`KEYS`]: `.set("flush_interval_ms", 1000)`.
+    /// Sets a number by its key, see [`KEYS`]: `.set("flush_interval_ms", 1000)`.
     #[must_use]
     pub fn set(mut self, key: impl Into<String>, value: u64) -> Self {
         self.numbers.push((key.into(), value));
         self
     }
 
-    /// Runs the environment on the application's runtime, which must be a multi-threaded one and outlive
-    /// the environment, instead of one of its own.
+    /// Runs the environment on the application's runtime instead of one of its own. It must be
+    /// multi-threaded and outlive the environment.
     #[must_use]
     pub fn runtime(mut self, runtime: tokio::runtime::Handle) -> Self {
         self.runtime = Some(runtime);
         self
     }
 
-    /// Checks everything.
+    /// Checks every value.
     ///
     /// # Errors
-    /// The first value that cannot be used.
+    /// The first unusable value.
     pub fn build(self) -> Result<RepConfig, ConfigError> {
         check_name("group", &self.group)?;
         check_name("node", &self.node)?;
@@ -374,7 +374,7 @@ impl RepConfigBuilder {
     }
 }
 
-/// A runtime of one thread is at a standstill while that thread waits for the environment.
+/// A current-thread runtime stands still while its thread waits for the environment.
 fn check_runtime(runtime: &tokio::runtime::Handle) -> Result<(), ConfigError> {
     match runtime.runtime_flavor() {
         RuntimeFlavor::CurrentThread => Err(ConfigError::new(
@@ -387,7 +387,7 @@ fn check_runtime(runtime: &tokio::runtime::Handle) -> Result<(), ConfigError> {
     }
 }
 
-/// An unknown key, with the nearest known one.
+/// The error for an unknown key, with the nearest known one.
 pub fn unknown_key(key: &str) -> ConfigError {
     let near = KEYS
         .iter()
@@ -534,8 +534,8 @@ pub(crate) fn check_address(key: &str, address: &str) -> Result<(), ConfigError>
     }
 }
 
-/// Whether an address, `host:port`, stands for every address of a machine: one can listen there, and
-/// nobody can be reached there.
+/// Whether an address, `host:port`, is the wildcard address: a node can listen on it, but nobody
+/// can reach it there.
 pub fn is_unspecified(address: &str) -> bool {
     let parsed = address.parse::<SocketAddr>();
     parsed.is_ok_and(|address| address.ip().to_canonical().is_unspecified())
@@ -552,7 +552,7 @@ fn check_reachable(key: &str, address: &str) -> Result<(), ConfigError> {
     Err(ConfigError::new(key, problem))
 }
 
-/// Where the others reach a node that says so itself.
+/// Where the others reach a node that announces its own address.
 fn advertised(listen: &str, advertise: Option<&String>) -> Result<String, ConfigError> {
     if let Some(address) = advertise {
         return Ok(address.clone());
@@ -659,7 +659,7 @@ mod tests {
         assert!(problem(everywhere().advertise("[::]:7400")).contains("every address"));
         let list = Bootstrap::expect(["n1=0.0.0.0:1"]).unwrap();
         assert!(problem(builder().bootstrap(list)).contains("config: bootstrap"));
-        // Where the others are told another one, it may listen everywhere.
+        // With another address to advertise, it may listen everywhere.
         assert!(joining.advertise("h:7400").build().is_ok());
         assert!(everywhere().advertise("h:7400").build().is_ok());
         assert!(everywhere().bootstrap(listed).build().is_ok());

@@ -1,13 +1,13 @@
-//! Group events: members that come, go and change, masters, nodes that fail and come back.
+//! Group events: changes of members and of the master, nodes that fail and come back.
 //!
 //! ```text
 //!   master ──view of the group, whenever it changes──► GroupEvents: what has changed since the last view
 //! ```
 //!
-//! A node sends what it sees, whole; the one who watches compares it with what it saw before. So it can
-//! go on at any other node, and what came and went while it was away is left out: the newest state is
-//! never missed. Only a master knows which nodes are up, so the watcher goes to it, and stays with
-//! another while there is none.
+//! A node sends its whole view; the watcher compares it with the previous one. So the watcher can
+//! continue at any other node. Changes that came and went while it was away are left out, but the
+//! newest state is never missed. Only a master knows which nodes are up, so the watcher moves to
+//! the master, and stays with another node while there is none.
 
 pub(crate) mod service;
 mod watcher;
@@ -25,11 +25,11 @@ pub use watcher::GroupEvents;
 /// A member, and whether its master hears it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberView {
-    /// What it is.
+    /// The member itself.
     #[serde(flatten)]
     pub member: MemberStatus,
-    /// Whether the master has heard it within four times `election_timeout_max_ms`; `None` while no
-    /// master has said so.
+    /// Whether the master has heard it within four times `election_timeout_max_ms`; `None` until a
+    /// master has said.
     pub is_up: Option<bool>,
     /// Why its data is known to be wrong.
     #[serde(default)]
@@ -69,7 +69,7 @@ impl GroupView {
         damaged.map(|of| of.member.node.clone()).collect()
     }
 
-    /// How many more nodes may fail while writes stay possible; `None` while they are not.
+    /// How many more nodes may fail with writes still possible; `None` while they are not.
     pub fn survives(&self) -> Option<usize> {
         let voters = self.members.iter().filter(|of| of.member.votes);
         let majority = voters.clone().count() / 2 + 1;
@@ -92,38 +92,38 @@ impl GroupView {
     }
 }
 
-/// How a group is.
+/// The health of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupHealth {
     /// There is a master, it hears all members, and no data is known to be wrong.
     Healthy,
-    /// Writes are possible, and members are down or have wrong data.
+    /// Writes are possible, but members are down or have wrong data.
     Degraded {
-        /// Those that are down.
+        /// The members that are down.
         down: Vec<NodeAddress>,
-        /// Those that have wrong data.
+        /// The members whose data is wrong.
         #[serde(default)]
         damaged: Vec<NodeAddress>,
-        /// How many more nodes may fail while writes stay possible.
+        /// How many more nodes may fail with writes still possible.
         survives: usize,
     },
     /// No writes are possible.
     NoMaster,
 }
 
-/// What has happened to a group.
+/// Something that has happened to a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum GroupEvent {
-    /// How the group is when it is first seen. Always the first event, and no later one.
+    /// The group as first seen. Always the first event, and never a later one.
     Present(GroupView),
-    /// A node has come into the group.
+    /// A node has joined the group.
     MemberAdded(MemberStatus),
     /// A node has left the group for good.
     MemberRemoved(MemberStatus),
-    /// Type, priority, address or vote of a member have changed.
+    /// A member's type, priority, address or vote has changed.
     MemberChanged(MemberStatus),
     /// Another node is master, or none is.
     MasterChanged {
@@ -134,9 +134,9 @@ pub enum GroupEvent {
     },
     /// The master hears this member again.
     NodeUp(NodeAddress),
-    /// The master does not hear this member any more.
+    /// The master no longer hears this member.
     NodeDown(NodeAddress),
-    /// The data of this member turns out to be wrong.
+    /// This member's data was found to be wrong.
     NodeDamaged {
         /// The member.
         node: NodeAddress,
@@ -145,11 +145,11 @@ pub enum GroupEvent {
     },
     /// The data of this member is right again.
     NodeRepaired(NodeAddress),
-    /// How the group is, when that has changed.
+    /// The group's health, when it has changed.
     Health(GroupHealth),
-    /// No node can be reached. Watching goes on.
+    /// No node can be reached. Watching continues.
     OutOfSight {
-        /// What was tried last.
+        /// The last failure.
         why: String,
     },
 }
@@ -223,7 +223,7 @@ impl fmt::Display for GroupEvent {
     }
 }
 
-/// What lies between two views, in the order in which people would tell it.
+/// The events between two views, in the order in which people would tell them.
 fn between(before: &GroupView, after: &GroupView) -> Vec<GroupEvent> {
     let mut events = Vec::new();
     let gone = before

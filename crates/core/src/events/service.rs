@@ -1,4 +1,4 @@
-//! EVENTS: what a node sees of its group, sent whenever it changes, to whoever asks.
+//! EVENTS: a node's view of its group, sent to any watcher whenever it changes.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::node::phase::Phase;
 use crate::wire::hello::{DialError, Session};
 use crate::wire::messages::{Kind, WireError, encode};
 
-/// How often a node looks whom it hears, and the longest that a change of that is late.
+/// How often a node checks whom it hears, and the longest delay of such a change.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often a node says what it sees although nothing has changed.
+/// How often a node sends its view although nothing has changed.
 pub(crate) const STANDING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a watcher may take for one view.
@@ -38,12 +38,12 @@ pub(crate) struct ViewMessage {
     pub(crate) members: Vec<MemberRecord>,
     #[prost(uint64, repeated, tag = "6")]
     pub(crate) voters: Vec<u64>,
-    /// Whether `down` says who is: only a master does.
+    /// Whether `down` is meaningful: only a master knows who is down.
     #[prost(bool, tag = "7")]
     pub(crate) sees_nodes: bool,
     #[prost(uint64, repeated, tag = "8")]
     pub(crate) down: Vec<u64>,
-    /// Whose data is known to be wrong: on a master of all members, on others of the node itself.
+    /// Members whose data is known to be wrong; a node that is not master reports only itself.
     #[prost(message, repeated, tag = "9")]
     pub(crate) damaged: Vec<DamagedMessage>,
 }
@@ -58,10 +58,10 @@ pub(crate) struct DamagedMessage {
     pub(crate) what: String,
 }
 
-/// Sends what `look` sees until the caller closes or the node does.
+/// Sends what `look` returns until the caller or the node closes.
 ///
 /// # Errors
-/// When the caller sends something, goes away, or does not take what it is sent.
+/// When the caller sends anything, disconnects, or does not take what it is sent.
 pub(crate) async fn serve(
     mut session: Session,
     mut phase: watch::Receiver<Phase>,

@@ -1,4 +1,4 @@
-//! Watching a group over the network: one connection at a time, to its master where there is one.
+//! Watching a group over the network: one connection at a time, to its master if there is one.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,48 +22,49 @@ use crate::wire::EVENTS;
 use crate::wire::hello::{Caller, DialError, Session};
 use crate::wire::messages::{Kind, decode};
 
-/// How long one node may take to be connected to.
+/// How long connecting to one node may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A node that says nothing for so long is left. One that stands says something every second.
+/// A node silent for this long is left. An idle node sends something every second.
 const SILENCE_MAX: Duration = STANDING_INTERVAL.saturating_mul(3);
 
 /// Pause after every known node has been tried.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a group may be out of reach before the first view, or before that is an event.
+/// How long a group may be unreachable before connecting fails, or before that becomes an event.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The events of a group, from the present on. What watches is no member: it has no data, no vote and
-/// no directory.
+/// The events of a group, from now on. A watcher is not a member: it has no data, no vote and no
+/// directory.
 ///
-/// It goes on at another node by itself, also at one that it was not told of, and ends with its first
-/// error alone; one of an environment in this process ends with [`FeedError::Closed`] when that closes.
-/// What came and went while it could reach no node is left out. As an iterator it blocks;
-/// [`GroupEvents::next_async`] waits, and [`GroupEvents::into_stream`] makes a stream.
+/// It moves to another node by itself, even to one that it was not given, and ends only with its
+/// first error; the events of an environment in this process end with [`FeedError::Closed`] when
+/// that closes. Changes that came and went while it could reach no node are left out. As an
+/// iterator it blocks; [`GroupEvents::next_async`] waits, and [`GroupEvents::into_stream`] makes a
+/// stream.
 pub struct GroupEvents {
     transport: Arc<dyn Transport>,
     group_name: String,
-    /// Those that were given, which are tried when no member can be reached.
+    /// The addresses given, tried when no member can be reached.
     given: Vec<String>,
     session: Option<(String, Session)>,
     silent_at: Instant,
-    /// Since when no node was reached; `None` while one is.
+    /// Since when no node has been reached; `None` while one is.
     lost: Option<Instant>,
     is_out_of_sight: bool,
     view: Option<GroupView>,
-    /// Events that were not given out yet: those between two views.
+    /// Events not delivered yet: those between two views.
     pending: VecDeque<GroupEvent>,
     has_ended: bool,
-    /// Of the environment with which it ends.
+    /// The phase of the environment with which it ends.
     phase: Option<watch::Receiver<Phase>>,
     ground: Ground,
-    /// Of one that was connected by a blocking call.
+    /// The runtime, if connected by a blocking call.
     _own: Option<Arc<OwnRuntime>>,
 }
 
 impl GroupEvents {
-    /// Watches the group of the name `group` by whichever of `addresses` (`host:port`) answers, over
+    /// Watches the group named `group` through whichever of `addresses` (`host:port`) answers, over
     /// TCP.
     ///
     /// # Errors
@@ -84,7 +85,7 @@ impl GroupEvents {
         })
     }
 
-    /// As [`GroupEvents::connect`], on the runtime of the caller.
+    /// As [`GroupEvents::connect`], on the caller's runtime.
     ///
     /// # Errors
     /// As there.
@@ -96,7 +97,7 @@ impl GroupEvents {
         Self::connect_on(Arc::new(TcpTransport), addresses, group).await
     }
 
-    /// As [`GroupEvents::connect_async`], over a network that is handed in. For tests and simulators.
+    /// As [`GroupEvents::connect_async`], over the given network. For tests and simulators.
     ///
     /// # Errors
     /// As there.
@@ -127,7 +128,7 @@ impl GroupEvents {
         }
     }
 
-    /// One that connects when it is asked for its first event.
+    /// Connects when it is asked for its first event.
     pub(crate) fn unconnected(
         transport: Arc<dyn Transport>,
         given: Vec<String>,
@@ -151,7 +152,7 @@ impl GroupEvents {
         }
     }
 
-    /// The same, until an environment closes.
+    /// The same, ending when an environment closes.
     pub(crate) fn until(self, phase: watch::Receiver<Phase>) -> Self {
         Self {
             phase: Some(phase),
@@ -159,17 +160,18 @@ impl GroupEvents {
         }
     }
 
-    /// The group as it was seen last; `None` before the first event.
+    /// The group as last seen; `None` before the first event.
     pub fn view(&self) -> Option<&GroupView> {
         self.view.as_ref()
     }
 
-    /// The next event; waits until there is one. A call that is dropped before it is done loses
+    /// The next event; waits until there is one. Dropping the future before it completes loses
     /// nothing.
     ///
     /// # Errors
-    /// [`FeedError::WrongGroup`], when another group is found at an address; [`FeedError::Closed`], when
-    /// the environment of which these are the events has closed. It is the last, and comes again.
+    /// [`FeedError::WrongGroup`], when another group is found at an address; [`FeedError::Closed`],
+    /// when the environment of these events has closed. The error is the last item, and comes
+    /// again.
     pub async fn next_async(&mut self) -> Result<GroupEvent, FeedError> {
         let (ground, phase) = (self.ground.clone(), self.phase.clone());
         let Some(_held) = ground.hold() else {
@@ -226,7 +228,7 @@ impl GroupEvents {
         }
     }
 
-    /// Whom to try: the master that is known, then the members, then those that were given.
+    /// Whom to try: the known master, then the members, then the given addresses.
     fn candidates(&self) -> Vec<String> {
         let mut addresses = Vec::new();
         if let Some(view) = &self.view {
@@ -240,7 +242,7 @@ impl GroupEvents {
         addresses
     }
 
-    /// Connects to the first that can be. The inner error says why none can.
+    /// Connects to the first reachable node. The inner error says why none is.
     async fn try_all(&mut self) -> Result<Result<(), String>, FeedError> {
         let mut why = "there is no address to try".to_owned();
         for address in self.candidates() {
@@ -256,7 +258,7 @@ impl GroupEvents {
         Ok(Err(why))
     }
 
-    /// Takes one view. The inner error says why the connection is of no use any more.
+    /// Takes one view. The inner error says why the connection is no longer usable.
     async fn receive(&mut self) -> Result<Result<(), String>, FeedError> {
         let Some((address, session)) = self.session.as_mut() else {
             return Ok(Err("there is no connection".to_owned()));
@@ -286,7 +288,7 @@ impl GroupEvents {
         Ok(Ok(()))
     }
 
-    /// Compares a view with the last one. One of an older term is of a node that has been left behind.
+    /// Compares a view with the last one. A view of an older term comes from a node left behind.
     fn take(&mut self, message: ViewMessage) {
         (self.lost, self.is_out_of_sight) = (None, false);
         let term = Term(message.term);
@@ -350,7 +352,7 @@ impl GroupEvents {
         }
     }
 
-    /// Leaves `address` for the master, should that be another one and answer.
+    /// Moves from `address` to the master, if that is another node and answers.
     async fn go_to_master(&mut self, address: &str) {
         let master = self.view.as_ref().and_then(|view| view.master.clone());
         let Some(master) = master.filter(|master| master.address != address) else {
@@ -371,7 +373,7 @@ impl GroupEvents {
         }
     }
 
-    /// Ends watching, and waits until the node has been told, as far as it can be reached.
+    /// Stops watching, and waits until the node has been told if it can be reached.
     pub async fn close_async(mut self) {
         self.end().await;
     }

@@ -8,7 +8,7 @@ use crate::engine::KeyRange;
 use crate::error::FeedError;
 use crate::limits::{DATABASE_NAME_BYTES_MAX, KEY_BYTES_MAX, SUBSCRIPTION_FILTERS_MAX};
 
-/// Prefixes by database, of which none begins with another; empty lets everything through.
+/// Prefixes by database, none of which begins with another; an empty filter matches everything.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Filter {
     prefixes: BTreeMap<String, Vec<Bytes>>,
@@ -68,7 +68,7 @@ impl Filter {
         self.is_all() || self.prefixes.get(database).is_some_and(begins)
     }
 
-    /// The keys of a database that it lets through, ascending, each once.
+    /// The key ranges of a database that match, ascending and disjoint.
     pub(super) fn ranges(&self, database: &str) -> Vec<KeyRange> {
         if self.is_all() {
             return vec![KeyRange::all()];

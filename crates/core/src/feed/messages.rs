@@ -12,7 +12,7 @@ use crate::ids::{GroupUuid, Term, Vlsn};
 use crate::token::CommitToken;
 use crate::wire::messages::WireError;
 
-/// What the client asks for, once.
+/// The client's one request.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct SubscribeMessage {
     #[prost(string, tag = "1")]
@@ -63,7 +63,7 @@ pub(crate) struct FeedMessage {
 
 #[derive(Clone, PartialEq, Eq, prost::Oneof)]
 pub(crate) enum FeedItem {
-    /// The subscription stands.
+    /// The subscription has begun.
     #[prost(message, tag = "1")]
     Begun(StandingMessage),
     #[prost(message, tag = "2")]
@@ -74,7 +74,7 @@ pub(crate) enum FeedItem {
     Transaction(TransactionMessage),
     #[prost(message, tag = "5")]
     Progress(TokenMessage),
-    /// There is nothing to send.
+    /// The node is idle.
     #[prost(message, tag = "6")]
     Standing(StandingMessage),
     /// Nothing more will come.
@@ -86,7 +86,7 @@ pub(crate) enum FeedItem {
 pub(crate) struct StandingMessage {
     #[prost(bytes = "bytes", tag = "1")]
     pub(crate) group: Bytes,
-    /// Where the subscription goes on from here, where that is known.
+    /// The current resume position, if known.
     #[prost(message, optional, tag = "2")]
     pub(crate) token: Option<TokenMessage>,
 }
@@ -99,7 +99,7 @@ pub(crate) struct StateMessage {
     pub(crate) rows: Vec<RowMessage>,
 }
 
-/// A [`TokenMessage`], and the digest of the state.
+/// A [`TokenMessage`], plus the digest of the state.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct StateCompleteMessage {
     #[prost(bytes = "bytes", tag = "1")]
@@ -108,7 +108,7 @@ pub(crate) struct StateCompleteMessage {
     pub(crate) term: u64,
     #[prost(uint64, tag = "3")]
     pub(crate) vlsn: u64,
-    /// 16 bytes, little-endian; empty where the node does not know it.
+    /// 16 bytes, little-endian; empty if the node does not know it.
     #[prost(bytes = "bytes", tag = "4")]
     pub(crate) digest: Bytes,
 }
@@ -155,8 +155,8 @@ pub(crate) struct TransactionMessage {
     pub(crate) token: Option<TokenMessage>,
     #[prost(uint64, tag = "2")]
     pub(crate) committed_at_ms: u64,
-    /// The databases that the changes name by their index: a name for each change could be longer
-    /// than all the rest.
+    /// The database names, which the changes refer to by index: repeating the name in each change
+    /// could take more space than everything else.
     #[prost(string, repeated, tag = "3")]
     pub(crate) databases: Vec<String>,
     #[prost(message, repeated, tag = "4")]
@@ -180,7 +180,7 @@ pub(crate) struct ChangeMessage {
 pub(crate) struct EndedMessage {
     #[prost(enumeration = "EndReason", tag = "1")]
     pub(crate) reason: i32,
-    /// What to tell people.
+    /// The message for people.
     #[prost(string, tag = "2")]
     pub(crate) text: String,
     /// The oldest VLSN, the term of the committed transaction, or the limit.
@@ -418,10 +418,10 @@ impl TryFrom<EndedMessage> for FeedError {
     }
 }
 
-/// What a client makes of a message.
+/// A message as the client interprets it.
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// Nothing to give out; the group, and where the subscription stands, where that is known.
+    /// Nothing to deliver; the group, and the current position, if known.
     Standing(GroupUuid, Option<CommitToken>),
     Event(FeedEvent),
     Ended(FeedError),

@@ -6,9 +6,9 @@
 //! ```
 //!
 //! A feed pulls. It reads the entries that the node has applied, from the log's cache while it is
-//! close behind and from the segments otherwise, and holds nothing but its position and the part
-//! that it has read: one entry, or 1 MiB of smaller ones. A slow subscriber costs the node nothing
-//! else. [`Feed`] is one on a node in this process, [`Subscription`] one on a node elsewhere.
+//! close behind and otherwise from the segments. It holds nothing but its position and the part it
+//! has read: one entry, or 1 MiB of smaller ones. A slow subscriber costs the node nothing else. A
+//! [`Feed`] subscribes to a node in this process, a [`Subscription`] to nodes elsewhere.
 
 mod filter;
 pub(crate) mod messages;
@@ -41,24 +41,24 @@ pub use remote::Subscription;
 use state::StateScan;
 use tail::Tail;
 
-/// How long a subscription tries to reach a node. Far longer than a failover or a restart.
+/// How long a subscription tries to reach a node. Far longer than a failover or a restart takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where a subscription begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartAt {
-    /// After the last transaction that the node has applied when the subscription is made.
+    /// After the last transaction that the node has applied when the subscription begins.
     Now,
-    /// With the whole state as of one transaction, then every later one.
+    /// With the whole state as of one transaction, followed by every later transaction.
     Start,
     /// After this transaction. A node that has not applied it yet waits until it has.
     Token(CommitToken),
 }
 
-/// What is subscribed to: where it begins, and of which databases and keys.
+/// What to subscribe to: where to begin, and which databases and keys.
 ///
-/// Without a database or prefix it is everything. Otherwise changes of anything else are left out,
-/// and so are transactions that change nothing else.
+/// By default, everything. If databases or prefixes are added, all other changes are left out, and
+/// so are transactions without a matching change.
 #[derive(Clone, Debug)]
 pub struct SubscribeOptions {
     pub(crate) from: StartAt,
@@ -77,7 +77,7 @@ impl SubscribeOptions {
     }
 
     /// How long a [`Subscription`] that has lost its node tries to reach one before it ends with
-    /// [`FeedError::Disconnected`]; 30 s unless said otherwise. Without a meaning for a [`Feed`].
+    /// [`FeedError::Disconnected`]; 30 s by default. Has no effect on a [`Feed`].
     #[must_use]
     pub fn patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
@@ -124,7 +124,7 @@ pub enum Change {
         /// The key.
         key: Bytes,
     },
-    /// The database begins empty: it was created, or everything in it was dropped.
+    /// The database is now empty: it was created, or truncated.
     Created {
         /// The database.
         database: Arc<str>,
@@ -151,12 +151,12 @@ impl Change {
 /// A committed transaction, as far as the subscription's filter lets it through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommittedTransaction {
-    /// Its token, with its VLSN. A subscription from this token goes on with the next transaction.
+    /// Its token, which includes its VLSN. A subscription from this token continues after it.
     pub token: CommitToken,
-    /// The wall clock of its master when it was proposed, in milliseconds since 1970.
+    /// The master's wall clock when it was proposed, in milliseconds since 1970.
     pub committed_at_ms: u64,
-    /// What it changed: databases created and dropped first, then keys, each once, in the order of
-    /// databases and keys.
+    /// What it changed: first databases created and dropped, then keys, each once, ordered by
+    /// database and key.
     pub changes: Vec<Change>,
 }
 
@@ -164,36 +164,37 @@ pub struct CommittedTransaction {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FeedEvent {
-    /// A part of the state with which [`StartAt::Start`] begins: up to 1 MiB, or one larger row. Databases
-    /// in the order of their names, keys ascending, each once; at least one part for each database.
+    /// A part of the initial state of [`StartAt::Start`]: up to 1 MiB, or one larger row. Databases
+    /// come in order of their names, keys ascending, each once; at least one part per database.
     State {
         /// The database.
         database: Arc<str>,
         /// Keys with their values.
         rows: Vec<(Bytes, Bytes)>,
     },
-    /// The parts before are the whole state as of this transaction. What follows comes after it.
+    /// The parts so far are the whole state as of this transaction. What follows comes after it.
     StateComplete {
         /// The last transaction in the state; VLSN 0 when there is none yet.
         token: CommitToken,
-        /// The running digest of all databases as of that transaction, on every node the same, with
-        /// which the rows agree. `None` where a filter left some out, or the node could not tell in time.
+        /// The running digest of all databases as of that transaction, the same on every node,
+        /// which the rows match. `None` if a filter left some out, or the node could not tell in
+        /// time.
         digest: Option<u128>,
     },
     /// The next transaction.
     Transaction(CommittedTransaction),
-    /// The filter has left out every transaction since the last event up to this one, and they
-    /// were many. A subscription that begins with this token need not pass over them again.
+    /// The filter has left out every transaction since the last event up to this one, and there
+    /// were many. A subscription from this token skips them.
     Progress {
-        /// The last transaction that was passed over.
+        /// The last transaction left out.
         token: CommitToken,
     },
 }
 
-/// A subscription to a node of this process.
+/// A subscription to a node in this process.
 ///
 /// As an iterator it blocks; [`Feed::next_async`] waits. It ends after its first error, and with
-/// [`FeedError::Closed`] when the environment closes. It goes on while masters change.
+/// [`FeedError::Closed`] when the environment closes. It survives changes of master.
 pub struct Feed {
     source: Option<Source>,
     resume: Option<CommitToken>,
@@ -204,9 +205,9 @@ pub struct Feed {
 struct Source {
     node: Arc<Node>,
     phase: watch::Receiver<Phase>,
-    /// The place among the subscriptions of the node.
+    /// This feed's slot among the node's subscriptions.
     _place: OwnedSemaphorePermit,
-    /// Keeps what of the log has not been read.
+    /// Keeps the part of the log that has not been read yet.
     hold: Hold,
     stage: Stage,
     filter: Filter,
@@ -214,20 +215,20 @@ struct Source {
 }
 
 enum Stage {
-    /// After this number, of this term where one is known.
+    /// After this number; of this term, if known.
     Begin(Vlsn, Option<Term>),
     /// Before the state.
     Start,
     /// A part of the state is being read.
     State(oneshot::Receiver<(StateScan, StatePart)>),
-    /// The whole state has been given out, and is held against its digest.
+    /// The whole state has been delivered, and is being checked against its digest.
     Vouch(StateScan),
     /// It is complete: its last transaction, its names and its digest.
     Complete(Vlsn, Names, Option<u128>),
     Tail(Tail),
 }
 
-/// The next part of the state; `None` behind the last one.
+/// The next part of the state; `None` after the last one.
 type StatePart = Result<Option<FeedEvent>, FeedError>;
 
 impl Feed {
@@ -253,7 +254,7 @@ impl Feed {
                 Stage::Begin(token.vlsn, Some(token.term))
             }
         };
-        // Until it is known where the subscription begins, everything is needed.
+        // Until the starting point is known, the whole log is needed.
         let purged = node.log.state().purged;
         let hold = node
             .holds
@@ -274,15 +275,15 @@ impl Feed {
         })
     }
 
-    /// The token from which a subscription goes on where this one stands: everything up to it has
-    /// been given out, or left out by the filter. `None` while the state of [`StartAt::Start`] is
-    /// not complete, and before the first event of [`StartAt::Now`].
+    /// The token with which a new subscription continues after this one: everything up to it has
+    /// been delivered, or left out by the filter. `None` while the state of [`StartAt::Start`] is
+    /// incomplete, and before the first event of [`StartAt::Now`].
     pub fn resume_token(&self) -> Option<CommitToken> {
         self.resume
     }
 
-    /// The next event; waits until there is one. `None` after an error. A call that is dropped
-    /// before it is done loses nothing.
+    /// The next event; waits until there is one. `None` after an error. Dropping the future before
+    /// it completes loses nothing.
     ///
     /// # Errors
     /// See [`FeedError`].
@@ -292,7 +293,7 @@ impl Feed {
             Some(_held) => {
                 let next = source.next(&mut self.resume);
                 let event = self.ground.run(next).await;
-                // Whatever a part of a node says that is being taken apart.
+                // Once the node is closing, any error of a part being torn down means closed.
                 event.map_err(|error| {
                     if source.has_closed() {
                         FeedError::Closed
@@ -309,8 +310,8 @@ impl Feed {
         Some(event)
     }
 
-    /// Comes to where the tail begins, so that [`Feed::resume_token`] is known. At once for a feed
-    /// that begins with the state.
+    /// Finds where the tail begins, so that [`Feed::resume_token`] is known. Returns at once for a
+    /// feed that begins with the state.
     ///
     /// # Errors
     /// See [`FeedError`].
@@ -383,7 +384,7 @@ impl Source {
         }
     }
 
-    /// Finds where the tail begins, when that is what comes next.
+    /// Finds where the tail begins, if that is the next step.
     async fn begin(&mut self, resume: &mut Option<CommitToken>) -> Result<(), FeedError> {
         let Stage::Begin(vlsn, term) = self.stage else {
             return Ok(());
@@ -414,7 +415,7 @@ impl Source {
         Ok(FeedEvent::StateComplete { token, digest })
     }
 
-    /// What follows on a transaction that this node has applied.
+    /// What follows a transaction that this node has applied.
     async fn tail_after(
         &self,
         vlsn: Vlsn,
@@ -456,13 +457,13 @@ impl Source {
 
     fn check_running(&self) -> Result<(), FeedError> {
         if self.node.has_ended() && self.phase.borrow().running().is_ok() {
-            // Another one works in its place.
+            // Another one runs in its place.
             return Err(FeedError::Restoring);
         }
         self.phase.borrow().running().map_err(Into::into)
     }
 
-    /// Waits until the last applied entry is such a one, or the node ends.
+    /// Waits until the last applied entry satisfies `is`, or the node ends.
     async fn wait_applied(&mut self, mut is: impl FnMut(&LogId) -> bool) -> Result<(), FeedError> {
         let Self { phase, applied, .. } = self;
         tokio::select! {

@@ -1,7 +1,7 @@
-//! The names of databases, as the catalog has them on the way through the log.
+//! The names of databases, as of the current position in the log.
 //!
-//! An id is given to one name and never again, and the catalog keeps which: also a change of a
-//! database that has been dropped since has a name.
+//! An id is given to one name and never reused, and the catalog keeps the mapping: a change of a
+//! database that was dropped later still has a name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::txn::view::{View, ViewError};
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names {
-    /// Every id that was ever given.
+    /// Every id ever given.
     by_id: BTreeMap<DatabaseId, Arc<str>>,
     present: BTreeMap<Arc<str>, DatabaseId>,
 }
@@ -40,18 +40,18 @@ impl Names {
         Ok(names)
     }
 
-    /// The databases that there are, by name.
+    /// The existing databases, by name.
     pub(super) fn present(&self) -> &BTreeMap<Arc<str>, DatabaseId> {
         &self.present
     }
 
-    /// The name of a database, also of one that is gone.
+    /// The name of a database, even of a dropped one.
     pub(super) fn of(&self, id: DatabaseId) -> Option<&Arc<str>> {
         self.by_id.get(&id)
     }
 
-    /// Takes over a change of the catalog, and tells what it means for its database. `None` for what
-    /// the catalog keeps for itself.
+    /// Applies a change of the catalog, and returns what it means for its database. `None` for the
+    /// catalog's internal entries.
     pub(super) fn follow(&mut self, operation: &Operation) -> Option<Change> {
         if let Some(value) = &operation.value {
             let database = self.put(&operation.key, value)?;
@@ -62,7 +62,7 @@ impl Names {
         Some(Change::Dropped { database })
     }
 
-    /// Takes over an entry of the catalog; returns the name of the database that it creates.
+    /// Applies an entry of the catalog; returns the name of the database that it creates.
     fn put(&mut self, key: &[u8], value: &[u8]) -> Option<Arc<str>> {
         if let Some(id) = parse_id_key(key) {
             self.by_id.insert(id, parse_name(value)?);
@@ -84,7 +84,7 @@ impl From<ViewError> for FeedError {
     }
 }
 
-/// The name in a key of the catalog. What begins with a zero byte is none.
+/// The name in a key of the catalog. A key that begins with a zero byte holds none.
 fn parse_name(key: &[u8]) -> Option<Arc<str>> {
     let name = std::str::from_utf8(key).ok()?;
     (!name.starts_with('\0')).then(|| name.into())

@@ -1,5 +1,5 @@
-//! A subscription to a group from another process: one connection at a time, and another node when
-//! that one is lost.
+//! A subscription to a group in another process: one connection at a time, and another node when
+//! the connection is lost.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,31 +19,31 @@ use crate::wire::SUBSCRIPTION;
 use crate::wire::hello::{Caller, DialError, Session};
 use crate::wire::messages::{Kind, decode, encode};
 
-/// How long one node may take to be connected to.
+/// How long connecting to one node may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
-/// A node that says nothing for this long is given up; one that stands says so every second.
+/// A node silent for this long is given up; an idle node says so every second.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
-/// Pause after every node of the list has been tried.
+/// Pause after every listed node has been tried.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
 
 /// A subscription to a group of nodes in other processes.
 ///
-/// It reads from one node, and when that is lost goes on at the next of its list by itself, where it
-/// stood: without a gap, nothing twice. It holds no events of its own: what is not asked for stays at
-/// the node. As an iterator it blocks; [`Subscription::next_async`] waits. It ends after its first
-/// error. Dropping it closes the connection.
+/// It reads from one node; when that is lost, it continues at the next listed node where it left
+/// off: without gaps or duplicates. It buffers no events: what is not asked for stays at the node.
+/// As an iterator it blocks; [`Subscription::next_async`] waits. It ends after its first error.
+/// Dropping it closes the connection.
 pub struct Subscription {
     link: Link,
     session: Option<Session>,
-    /// When the node counts as gone, should it send nothing until then. Kept here, so that asking with
-    /// short timeouts does not postpone it.
+    /// When the node counts as gone if it has sent nothing by then. Kept here, so that calls with
+    /// short timeouts do not postpone it.
     silent_at: Instant,
-    /// Since when nothing has come, once a connection was lost or not made yet.
+    /// Since when nothing has arrived, after a connection was lost or before the first one.
     lost: Option<Instant>,
     stands: Stands,
     has_ended: bool,
     ground: Ground,
-    /// Of one that was connected by a blocking call.
+    /// The runtime, if connected by a blocking call.
     _own: Option<Arc<OwnRuntime>>,
 }
 
@@ -51,32 +51,32 @@ pub struct Subscription {
 struct Link {
     transport: Arc<dyn Transport>,
     addresses: Vec<String>,
-    /// The one to try next.
+    /// The address to try next.
     next: usize,
     group_name: String,
     /// Known once a node has answered.
     group: Option<GroupUuid>,
     options: SubscribeOptions,
-    /// What a node said in the last round that has an answer, and would not serve.
+    /// The error of a node that answered in the last round but would not serve.
     refused: Option<FeedError>,
 }
 
 /// How far a subscription has come.
 #[derive(Clone, Copy, Debug)]
 enum Stands {
-    /// Nothing was given out.
+    /// Nothing was delivered yet, or all up to this token.
     At(StartAt),
-    /// Within the state, which cannot be gone on with.
+    /// Within the state, which cannot be resumed.
     InState,
 }
 
-/// Why a connection is of no use.
+/// Why a connection is unusable.
 enum Trouble {
-    /// Another node, or the same one later, may do.
+    /// Another node may serve, or the same one later.
     Lost(String),
-    /// This node says so, and another may not.
+    /// This node refuses; another may not.
     Refused(FeedError),
-    /// It is so everywhere.
+    /// Every node would refuse.
     Final(FeedError),
 }
 
@@ -87,7 +87,7 @@ impl<E: Into<DialError>> From<E> for Trouble {
 }
 
 impl Subscription {
-    /// Subscribes to the group of the name `group` at whichever of `addresses` (`host:port`) answers
+    /// Subscribes to the group named `group` at whichever of `addresses` (`host:port`) answers
     /// first, over TCP.
     ///
     /// # Errors
@@ -110,7 +110,7 @@ impl Subscription {
         })
     }
 
-    /// As [`Subscription::connect`], on the runtime of the caller.
+    /// As [`Subscription::connect`], on the caller's runtime.
     ///
     /// # Errors
     /// As there.
@@ -123,8 +123,7 @@ impl Subscription {
         Self::connect_on(Arc::new(TcpTransport), addresses, group, options).await
     }
 
-    /// As [`Subscription::connect_async`], over a network that is handed in. For tests and
-    /// simulators.
+    /// As [`Subscription::connect_async`], over the given network. For tests and simulators.
     ///
     /// # Errors
     /// As there.
@@ -163,8 +162,8 @@ impl Subscription {
         Ok(subscription)
     }
 
-    /// The token from which a subscription goes on where this one stands. `None` while the state of
-    /// [`StartAt::Start`] is not complete.
+    /// The token with which a new subscription continues after this one. `None` while the state of
+    /// [`StartAt::Start`] is incomplete.
     pub fn resume_token(&self) -> Option<CommitToken> {
         match self.stands {
             Stands::At(StartAt::Token(token)) => Some(token),
@@ -172,8 +171,8 @@ impl Subscription {
         }
     }
 
-    /// The next event; waits until there is one. `None` after an error. A call that is dropped
-    /// before it is done loses nothing.
+    /// The next event; waits until there is one. `None` after an error. Dropping the future before
+    /// it completes loses nothing.
     ///
     /// # Errors
     /// See [`FeedError`].
@@ -213,18 +212,18 @@ impl Subscription {
             self.session = None;
             match trouble {
                 Trouble::Final(error) => return Err(error),
-                // Reached again, the node that refuses will say so again.
+                // When reached again, the node that refuses will say so again.
                 Trouble::Lost(reason) => tracing::debug!(reason, "a subscription is lost"),
                 Trouble::Refused(error) => tracing::debug!(%error, "a subscription is ended"),
             }
             if self.lost.is_some() {
-                // Reached, and lost again before anything came.
+                // Reached, and lost again before anything arrived.
                 tokio::time::sleep(ROUND_PAUSE).await;
             }
         }
     }
 
-    /// What a message means, checked against what came before.
+    /// The meaning of a message, checked against what came before.
     fn take(&mut self, received: Received) -> Result<Option<FeedEvent>, Trouble> {
         let event = match received {
             Received::Standing(group, token) => {
@@ -270,7 +269,7 @@ impl Subscription {
         Ok(())
     }
 
-    /// Connects, unless it is connected: to every node in turn, until one serves or the time is up.
+    /// Connects unless connected: tries every node in turn, until one serves or time is up.
     async fn reach(&mut self) -> Result<(), FeedError> {
         if self.session.is_some() {
             return Ok(());
@@ -293,12 +292,12 @@ impl Subscription {
                     }
                     return Ok(());
                 }
-                // Whom nobody serves, nobody will.
+                // If every node refuses, retrying does not help.
                 Err(Trouble::Final(error) | Trouble::Refused(error)) => return Err(error),
                 Err(Trouble::Lost(reason)) => reason,
             };
             if Instant::now() + ROUND_PAUSE >= deadline {
-                // Those that can be reached have said why.
+                // The nodes that can be reached have said why.
                 if let Some(error) = self.link.refused.take() {
                     return Err(error);
                 }
@@ -309,7 +308,7 @@ impl Subscription {
         }
     }
 
-    /// Ends the subscription and waits until the node has been told, as far as it can be reached.
+    /// Ends the subscription, and waits until the node has been told if it can be reached.
     pub async fn close_async(mut self) {
         self.end().await;
     }
@@ -350,8 +349,8 @@ impl fmt::Debug for Subscription {
 }
 
 impl Link {
-    /// Subscribes at the first node of the list that serves, from the next one on. What all of them
-    /// refuse is refused.
+    /// Subscribes at the first listed node that serves, starting with the next one. If all of them
+    /// refuse, so does this.
     async fn try_all(
         &mut self,
         from: StartAt,
@@ -372,8 +371,7 @@ impl Link {
         Err(lost.or_else(|| refused(self)).unwrap_or_else(nobody))
     }
 
-    /// Subscribes at the next node of the list; returns where the subscription begins, where that
-    /// is known.
+    /// Subscribes at the next listed node; returns where the subscription begins, if known.
     async fn try_next(&mut self, from: StartAt) -> Result<(Session, Option<CommitToken>), Trouble> {
         let address = &self.addresses[self.next % self.addresses.len()];
         self.next += 1;
@@ -438,7 +436,7 @@ mod tests {
     use crate::feed::messages::{FeedItem, StandingMessage};
     use crate::wire::messages::HelloReply;
 
-    /// Begins each subscription, and then says nothing.
+    /// Begins each subscription, then stays silent.
     #[derive(Default)]
     struct Silent {
         begun: Arc<AtomicUsize>,

@@ -1,8 +1,8 @@
 //! SUBSCRIPTION: the change feed over the network. The client asks once, then the node sends.
 //!
-//! The node pulls the next event when the socket has taken the last one, so a slow reader costs it
-//! one event and what the socket holds. One that takes nothing for too long is cut off, and resumes
-//! with its token when it reads on.
+//! The node pulls the next event once the socket has taken the last one, so a slow reader costs it
+//! one event plus what the socket buffers. A reader that takes nothing for too long is cut off, and
+//! resumes with its token when it reads again.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::ids::GroupUuid;
 use crate::wire::hello::{DialError, Session};
 use crate::wire::messages::{Kind, WireError, decode, encode};
 
-/// How often a node that has nothing to send says so.
+/// How often an idle node says that it is there.
 pub(crate) const STANDING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is served, and how.
@@ -33,7 +33,7 @@ pub(crate) struct Served {
 /// Serves one subscription, which `subscribe` opens, until either side ends it.
 ///
 /// # Errors
-/// When the caller sends nonsense, goes away, or does not take what it is sent.
+/// When the caller sends nonsense, disconnects, or does not take what it is sent.
 pub(crate) async fn serve(
     mut session: Session,
     served: &Served,
@@ -96,10 +96,10 @@ struct Sending {
 }
 
 impl Sending {
-    /// Sends until the caller ends it, which is nothing, or the feed does, which is why.
+    /// Sends until the caller ends it (`None`), or the feed does (its error).
     async fn run(&mut self) -> Result<Option<FeedError>, DialError> {
         loop {
-            // Lets others run between the events of a long past.
+            // Yields to other tasks while sending a long backlog.
             consume_budget().await;
             let ready = step(&mut self.feed, &mut self.has_begun, self.group).now_or_never();
             let item = match ready {
@@ -118,7 +118,7 @@ impl Sending {
         }
     }
 
-    /// Sends what has gathered and waits for the next item. `None` when the caller has closed.
+    /// Sends what has been buffered and waits for the next item. `None` when the caller has closed.
     async fn wait(&mut self) -> Result<Option<Result<FeedItem, FeedError>>, DialError> {
         let flushed = tokio::time::timeout(self.stall, self.session.sender.flush()).await;
         flushed.map_err(|_| self.cut_off())??;
@@ -146,7 +146,7 @@ impl Sending {
     }
 }
 
-/// What is to be sent next. Dropped before it is done, it loses nothing.
+/// The next item to send. Dropping the future before it completes loses nothing.
 async fn step(
     feed: &mut Feed,
     has_begun: &mut bool,

@@ -1,10 +1,10 @@
 //! The state with which a subscription begins: one snapshot, in parts.
 //!
-//! All of it is added up, and held against what the node's engine has to hold as of that transaction: a
-//! state that contradicts it is never complete.
+//! A digest of all rows is checked against what the node's engine must hold as of that transaction:
+//! a state that contradicts it never completes.
 //!
-//! Each part is read on a thread of its own, since it may wait for the engine's disk. The snapshot is
-//! held meanwhile, and ends as any other does when it gets too old.
+//! Each part is read on a thread of its own, since it may wait for the engine's disk. The snapshot
+//! stays open meanwhile, and ends like any other when it gets too old.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -24,27 +24,27 @@ use crate::txn::view::View;
 
 /// Bytes of keys and values in one part, unless one row is larger.
 const PART_BYTES_MAX: usize = 1024 * 1024;
-/// How long the end of a state waits for its digest: who reads it must not take the node for silent.
+/// How long the end of a state waits for its digest: the reader must not think the node silent.
 const VOUCH_MAX: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(super) struct StateScan {
     view: View,
     names: Names,
-    /// What is left, the present range first.
+    /// The ranges left, the current one first.
     ranges: VecDeque<StateRange>,
-    /// Rows of the present range that have been read.
+    /// Rows read from the current range.
     rows: VecDeque<(Bytes, Bytes)>,
-    /// What was read of each database, where everything is.
+    /// What was read of each database, if everything is read.
     read: Option<BTreeMap<DatabaseId, RowDigest>>,
-    /// How long the end waits for the digest.
+    /// The deadline for the digest at the end.
     vouched_until: Option<Instant>,
 }
 
 struct StateRange {
     database: Arc<str>,
     id: DatabaseId,
-    /// `None` when everything in it has been read.
+    /// `None` once everything in it has been read.
     rest: Option<KeyRange>,
 }
 
@@ -53,7 +53,7 @@ impl StateScan {
     /// Those of a read.
     pub(super) fn begin(node: &Node, filter: &Filter) -> Result<Self, FeedError> {
         let view = node.view();
-        // So that its digest is known when the last row has been read.
+        // So that its digest is known by the time the last row has been read.
         node.flush.want();
         let names = Names::read(&view)?;
         let ranges = names.present().iter().flat_map(|(database, id)| {
@@ -77,10 +77,10 @@ impl StateScan {
         })
     }
 
-    /// Begins to read the next part.
+    /// Starts reading the next part.
     ///
     /// # Errors
-    /// When there is no thread for it.
+    /// When no thread can be started for it.
     pub(super) fn step(
         mut self,
         node: &Node,
@@ -93,12 +93,12 @@ impl StateScan {
         running.map_err(|error| stopped(&error.to_string()))
     }
 
-    /// The digest of the state, which the rows that were read agree with. `None` where not everything was
-    /// read, or the engine does not come to this transaction in time: an older snapshot may hold it back. Can be
-    /// dropped and called again.
+    /// The digest of the state, after checking that the rows read match it. `None` if not
+    /// everything was read, or the engine does not reach this transaction in time: an older
+    /// snapshot may hold it back. May be dropped and called again.
     ///
     /// # Errors
-    /// When what was read is not what the engine has to hold.
+    /// When the rows read are not what the engine must hold.
     pub(super) async fn vouch(&mut self, node: &Node) -> Result<Option<u128>, FeedError> {
         let deadline = Instant::now() + VOUCH_MAX;
         let deadline = *self.vouched_until.get_or_insert(deadline);

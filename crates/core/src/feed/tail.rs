@@ -1,5 +1,5 @@
-//! What is committed after a certain transaction: the entries of the log, one by one, as far as
-//! they are applied. Batches that were numbered in vain are passed over as applying does.
+//! What is committed after a given transaction: the entries of the log, one by one, as far as they
+//! are applied. Batches numbered in vain are skipped, as when applying.
 
 use std::collections::VecDeque;
 use std::iter;
@@ -17,18 +17,18 @@ use crate::txn::batch::{Batch, Operation};
 use crate::txn::catalog::CATALOG;
 use crate::txn::history::Numbered;
 
-/// Payload bytes that one look into the log reads, unless one entry is larger.
+/// Payload bytes per read of the log, unless one entry is larger.
 const READ_BYTES_MAX: usize = 1024 * 1024;
 
-/// Transactions that a filter leaves out before the subscriber is told how far it has come. What
-/// a subscriber passes over again after it resumes is less than this.
+/// Number of filtered-out transactions after which the subscriber is told how far it has come. A
+/// resumed subscription passes over fewer than this again.
 const PROGRESS_TRANSACTIONS: u64 = 1024;
 
 /// See the module.
 pub(super) struct Tail {
-    /// The last transaction that was given out or left out.
+    /// The last transaction delivered or left out.
     token: CommitToken,
-    /// The last VLSN of the batches before `next`, none of them in vain.
+    /// The last VLSN of the batches before `next`, not counting skipped ones.
     read: Vlsn,
     /// The entry to read next.
     next: LogPosition,
@@ -52,7 +52,7 @@ impl Tail {
         }
     }
 
-    /// What follows on `token`, which is a transaction of `found`.
+    /// What follows `token`, which is a transaction of `found`.
     pub(super) fn after(token: CommitToken, found: &Numbered, names: Names) -> Self {
         Self {
             read: Vlsn(found.batch.first().0 - 1),
@@ -60,7 +60,7 @@ impl Tail {
         }
     }
 
-    /// The last transaction that was given out or left out.
+    /// The last transaction delivered or left out.
     pub(super) fn token(&self) -> CommitToken {
         self.token
     }
@@ -70,7 +70,7 @@ impl Tail {
         self.next
     }
 
-    /// The next event; `None` when there is none before a further entry is applied.
+    /// The next event; `None` until another entry is applied.
     ///
     /// # Errors
     /// See [`FeedError`].
@@ -118,7 +118,7 @@ impl Tail {
             let batch = Batch::parse(entry.payload).map_err(|error| FeedError::Stopped {
                 reason: error.to_string(),
             })?;
-            // Any other was numbered in vain.
+            // Any other batch was numbered in vain.
             if batch.first() == self.read.next() {
                 let after = self.token.vlsn;
                 let token = CommitToken { term, ..self.token };
@@ -138,8 +138,8 @@ impl Tail {
         Ok(())
     }
 
-    /// Takes the transactions of a batch after `after`. The names are followed through all of it: they
-    /// are those of a later time, so every change of them comes again in its order.
+    /// Takes the transactions of a batch after `after`. Names are tracked through the whole batch:
+    /// they start from a later time, so every change to them is repeated in its order.
     fn take_batch(&mut self, batch: &Batch, (after, token): (Vlsn, CommitToken), filter: &Filter) {
         let mut operations = Vec::new();
         batch.for_each(|vlsn, operation| operations.push((vlsn, operation)));
@@ -160,7 +160,7 @@ impl Tail {
     }
 }
 
-/// What a transaction changes.
+/// The changes of a transaction.
 fn changes(
     names: &mut Names,
     filter: &Filter,

@@ -1,4 +1,4 @@
-//! Changes of the group, as the master carries them out.
+//! Changes to the group, as the master carries them out.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -35,17 +35,17 @@ use crate::wire::hello::DialError;
 /// How long one change may wait for the majority that commits it.
 const CHANGE_MAX: Duration = Duration::from_secs(10);
 
-/// How long a change waits for one that is under way.
+/// Pause before retrying while another change is under way.
 const BUSY_RETRY: Duration = Duration::from_millis(20);
 
-/// How long a change that takes a vote away waits for a majority of the others to be up and current, and for
-/// the vote to be gone.
+/// How long a change that takes a vote away waits for a majority of the others to be up and
+/// current, and for the vote to be gone.
 const MAJORITY_WAIT: Duration = Duration::from_secs(2);
 
 /// How long a master that is to be removed tries to hand over.
 const HAND_OVER_MAX: Duration = Duration::from_secs(5);
 
-/// Longest wait that a caller may ask for.
+/// Longest wait that a caller may request.
 pub(super) const WITHIN_MAX: Duration = Duration::from_hours(1);
 
 /// Why a call was not carried out here.
@@ -60,7 +60,7 @@ pub(super) fn refused<T>(what: impl Into<String>, to_do: impl Into<String>) -> R
     Err(Undone::Refused(AdminRefusal::new(what, to_do)))
 }
 
-/// Refused for the moment: the same call may be carried out later.
+/// A temporary refusal: the same call may be carried out later.
 pub(super) fn refused_for_now<T>(
     what: impl Into<String>,
     to_do: impl Into<String>,
@@ -96,7 +96,7 @@ impl Lifecycle {
     pub(crate) async fn administer(&self, command: &AdminCommand) -> Result<String, AdminError> {
         let identity = self.identity.borrow().clone();
         let members = self.around.members.borrow().clone();
-        // The own address first: another's is asked when this node is not the master.
+        // This node's own address first: another's is asked when this node is not the master.
         let mut addresses = vec![self.listen_address().to_owned()];
         let known = &self.around.addresses;
         let places = |(id, member): (&NodeId, &Member)| known.candidates(*id, &member.address);
@@ -105,7 +105,7 @@ impl Lifecycle {
         command.send_by(&client).await
     }
 
-    /// Asks the nodes at these addresses for what is done to this group.
+    /// A client that asks the nodes at these addresses for changes to this group.
     pub(super) fn admin_client<'a>(
         &'a self,
         identity: &'a Identity,
@@ -120,7 +120,7 @@ impl Lifecycle {
         }
     }
 
-    /// What ADMIN answers.
+    /// The answer to an ADMIN request.
     pub(super) async fn answer_admin(self: &Arc<Self>, request: AdminRequest) -> AdminAnswer {
         let done = match (self.check_admin(&request), request.call) {
             (Ok(node), Some(AdminCall::Shutdown(request))) if node.consensus.is_master() => {
@@ -148,9 +148,9 @@ impl Lifecycle {
         }
     }
 
-    /// The newest id that was given to a node, as far as this node has applied that: 0 while only
-    /// founders have one. The highest that there is when the catalog cannot be read: nobody is to be
-    /// taken for new because of that.
+    /// The newest node id assigned, as far as this node has applied it: 0 while only founders have
+    /// ids. The highest possible id if the catalog cannot be read, so that a read error makes no
+    /// node look new.
     pub(super) fn newest_node_id(&self) -> NodeId {
         let Ok(node) = self.running() else {
             return NodeId(0);
@@ -188,8 +188,8 @@ impl Lifecycle {
     }
 }
 
-/// Carries a call out; says of no refusal that it is for good before a majority has confirmed that
-/// this node is still the master, and so knows the members.
+/// Carries out a call. Calls a refusal final only if a majority confirms that this node is still
+/// the master, and so knows the members.
 async fn carry_out(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
     let mut done = decide(node, call).await;
     if let Err(Undone::Refused(refusal)) = &mut done
@@ -205,11 +205,11 @@ async fn decide(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
     if let Some(AdminCall::Join(request)) = &call
         && node.consensus.is_master()
     {
-        // Behind the removal of its name it would be let in. It may have ended by then, and its
-        // successor would be refused.
+        // Checked before waiting: if it waited behind the removal of its name, it would be
+        // admitted. By then it may have stopped, and its successor would be refused.
         check_free_name(&node.consensus, &request.name, request.incarnation)?;
     }
-    // What is made of the members as they are must not meet another change of them.
+    // A change computed from the current members must not overlap with another change to them.
     let changes_members = !matches!(call, Some(AdminCall::Transfer(_)));
     let _turn = if changes_members {
         Some(turn(&node.consensus).await?)
@@ -226,7 +226,7 @@ async fn decide(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
         Some(AdminCall::Alter(request)) => alter(&node.consensus, request).await,
         Some(AdminCall::Transfer(request)) => transfer(&node.consensus, request).await,
         Some(AdminCall::Readmit(request)) => repair::readmit(node, request).await,
-        // It was the master's to do.
+        // Only the master's own handler carries it out.
         Some(AdminCall::Shutdown(_)) => Err(Undone::NotMaster),
         None => refused(
             "this version does not know the call",
@@ -235,7 +235,7 @@ async fn decide(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
     }
 }
 
-/// Refuses what takes a write, at a node that takes none.
+/// Refuses a call that needs a write, on a node that takes none.
 fn check_stand_in(node: &Node, call: Option<&AdminCall>) -> Result<(), Undone> {
     let writes = !matches!(call, Some(AdminCall::Alter(_) | AdminCall::Transfer(_)));
     if !writes || !node.consensus.stands_in() {
@@ -251,7 +251,7 @@ fn check_stand_in(node: &Node, call: Option<&AdminCall>) -> Result<(), Undone> {
     )
 }
 
-/// Waits until no other call changes the members.
+/// Waits until no other call is changing the members.
 async fn turn(consensus: &Consensus) -> Result<MutexGuard<'_, ()>, Undone> {
     match tokio::time::timeout(CHANGE_MAX, consensus.turns.call.lock()).await {
         Ok(turn) => Ok(turn),
@@ -298,7 +298,7 @@ async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
     check_free_name(consensus, &wanted.name, wanted.incarnation.0)?;
     let members = consensus.members();
     if let Some((id, member)) = find(&members, &wanted.name) {
-        // It was let in before, by an entry that need not be committed yet.
+        // It was admitted before, by an entry that may not be committed yet.
         change(|| consensus.set_member(id, member.clone())).await?;
         return Ok(let_in(node, &members, (id, member)));
     }
@@ -332,7 +332,7 @@ pub(super) fn let_in(node: &Node, members: &Members, (id, member): (NodeId, &Mem
     }
 }
 
-/// An id that no node has or ever had: the next one is kept with the data.
+/// An id that no node has or ever had; the newest id is stored with the data.
 async fn take_node_id(node: &Node, members: &Members) -> Result<NodeId, Undone> {
     let last = members.keys().next_back().copied().unwrap_or_default();
     let mut taken = last;
@@ -345,7 +345,7 @@ async fn take_node_id(node: &Node, members: &Members) -> Result<NodeId, Undone> 
     Ok(taken)
 }
 
-/// Writes what is kept of the ids of nodes.
+/// Updates what is stored about node ids.
 async fn with_node_ids<T>(
     node: &Node,
     mut work: impl FnMut(&Transaction) -> Result<T, WriteError>,
@@ -384,18 +384,18 @@ async fn remove(node: &Node, request: RemoveRequest) -> Done {
     if id == consensus.own_id() {
         return leave(consensus, &members, &candidates(&rest, &voters)).await;
     }
-    // Its id must not be given again, and may be the highest that anybody knows of.
+    // Its id must never be reused, and may be the highest that anybody knows of.
     with_node_ids(node, |transaction| transaction.note_node_id(id)).await?;
     change(|| consensus.remove_member(id)).await?;
     Ok(done(format!("{} was removed", member.name)))
 }
 
-/// Hands over from this node, which is to be removed, to one of `others`, which then removes it.
+/// Hands over from this node, which is being removed, to one of `others`, which then removes it.
 async fn leave(consensus: &Consensus, members: &Members, others: &[NodeId]) -> Done {
     let id = consensus.own_id();
     let member = &members[&id];
-    // Or the new master would give mastership back at once, if this node is preferred. Not below the
-    // others: as long as it is a member it may be the only one with all that was written.
+    // Otherwise the new master hands straight back to this node if it is preferred. Not below the
+    // others: while it is a member, it may be the only one with all that was written.
     let least = others.iter().map(|other| members[other].priority).min();
     if let Some(priority) = least.filter(|least| *least < member.priority) {
         let leaving = Member {
@@ -478,7 +478,7 @@ async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {
     Ok(done(what.join(", ")))
 }
 
-/// Whether the member loses its vote while the caller waits: the next node may be stopped when it has.
+/// Whether the member loses its vote in time: only then may the next node be stopped.
 async fn is_without_vote(consensus: &Consensus, id: NodeId) -> bool {
     let deadline = Instant::now() + MAJORITY_WAIT;
     let votes = || consensus.voters().contains(&id);
@@ -553,7 +553,7 @@ fn check_given_address(name: &str, address: &str) -> Result<(), Undone> {
     )
 }
 
-/// What went wrong, and what below it, where that is not in the text already.
+/// The error, with its cause unless the text already contains it.
 fn with_cause(error: &DialError) -> String {
     let DialError::Net(error) = error else {
         return error.to_string();
@@ -564,7 +564,7 @@ fn with_cause(error: &DialError) -> String {
     }
 }
 
-/// Whether this master reaches the member at the address that it is to have.
+/// Whether this master reaches the member at its new address.
 async fn check_reached(
     consensus: &Consensus,
     (id, altered): (NodeId, &Member),
@@ -601,14 +601,14 @@ fn takes_the_vote(request: &AlterRequest) -> bool {
     to.is_some_and(|node_type| !node_type.votes())
 }
 
-/// The voting nodes when this one has no vote any more, or none if it has none now.
+/// The voting nodes once this one has lost its vote; `None` if it has none now.
 fn voters_without(consensus: &Consensus, id: NodeId) -> Option<BTreeSet<NodeId>> {
     let mut voters = consensus.voters();
     voters.remove(&id).then_some(voters)
 }
 
-/// Waits for a moment in which a majority without this member is up and current: a busy node is behind
-/// for moments, which is no reason to refuse.
+/// Waits for a moment in which a majority without this member is up and current: a busy node
+/// briefly falls behind, which is no reason to refuse.
 async fn wait_for_majority_without(consensus: &Consensus, name: &str) {
     let is_there = || {
         let members = consensus.members();
@@ -622,7 +622,7 @@ async fn wait_for_majority_without(consensus: &Consensus, name: &str) {
     }
 }
 
-/// Whether enough of the others answer when a member has no vote any more.
+/// Whether enough of the others answer once a member has lost its vote.
 fn check_majority_left(
     consensus: &Consensus,
     (id, member): (NodeId, &Member),

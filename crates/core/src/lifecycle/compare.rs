@@ -1,4 +1,4 @@
-//! Comparing what nodes hold: the node's part in it, and the master's comparison in the background.
+//! Comparing the data of nodes: the node's part in it, and the master's background comparison.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -21,18 +21,18 @@ use crate::wire::comparison::{
     CheckReply, DatabaseDigestMessage, DivergenceMessage, RangeOutcome, RangeReply, RangeRequest,
 };
 
-/// After each range the comparison in the background rests for so many times as long as that took: at
-/// most a fifth of one core goes into it.
+/// Pause after each range of the background comparison, as a multiple of its duration: the
+/// comparison uses at most a fifth of one core.
 const REST: u32 = 4;
 
-/// The running digests are compared so often at least, where nodes are compared at all: no row is read
-/// for it.
+/// Longest interval between comparisons of the running digests, if nodes are compared at all: this
+/// reads no rows.
 const COMPARE_EVERY: Duration = Duration::from_secs(10);
 
-/// What the last comparison has found, and who computes.
+/// The results of the last comparison, and the lock for computing digests.
 pub(super) struct Compared {
     divergences: Mutex<Vec<DivergenceMessage>>,
-    /// The other members that say of themselves that their data is wrong.
+    /// The other members that report their own data as wrong.
     damaged: Mutex<BTreeMap<NodeId, String>>,
     /// One range, or one check of all files, at a time.
     one_at_a_time: Arc<Semaphore>,
@@ -74,7 +74,7 @@ fn running_reply(vlsn: Vlsn, digest: &RunningDigest) -> RangeReply {
 }
 
 impl Lifecycle {
-    /// The digest of a range at a VLSN, or the running digest, when this node has come so far.
+    /// The digest of a range at a VLSN, or the running digest, once this node has reached it.
     pub(super) async fn range_digest(&self, request: RangeRequest) -> RangeReply {
         let node = match self.with_data() {
             Ok(node) => node,
@@ -91,7 +91,7 @@ impl Lifecycle {
             let text = format!("it has not come to VLSN {vlsn} in {timeout:?}");
             return unusable(RangeOutcome::Behind, text);
         }
-        // Before it waits for its turn, or the flush passes it meanwhile.
+        // Taken before waiting for its turn, or the flush would pass it meanwhile.
         let Some(snapshot) = node.snapshot_at(vlsn) else {
             let text = format!("it does not have the state at VLSN {vlsn} any more");
             return unusable(RangeOutcome::Gone, text);
@@ -162,7 +162,7 @@ impl Lifecycle {
         self.around.told.damage.send_if_modified(note);
     }
 
-    /// What was found of data that has been replaced says nothing of what is in its place.
+    /// Findings about data that has been replaced do not apply to its replacement.
     pub(super) fn forget_damage(&self) {
         let own = self.identity.borrow().incarnation;
         self.around.told.damage.send_replace(Damage::none(own));
@@ -175,7 +175,7 @@ impl Lifecycle {
     ) -> Option<T> {
         let turn = Arc::clone(&self.compared.one_at_a_time);
         let turn = turn.acquire_owned().await.ok()?;
-        // The turn goes along: whoever asked may go away, and the work goes on all the same.
+        // The work owns the turn: it completes even if the caller goes away.
         let work = async move {
             let done = work();
             drop(turn);
@@ -184,9 +184,9 @@ impl Lifecycle {
         self.machine.run("steadfast-digest", work).ok()?.await.ok()
     }
 
-    /// This node's data turned out to be bad, or whole again: `None`. The one place that learns of it,
-    /// whoever has found it: a comparison by the master, or a check of the files here. The state of
-    /// the node says why it cannot be relied upon.
+    /// This node's data was found to be bad, or whole again (`None`). The single place that learns
+    /// of it, whatever found it: a comparison by the master, or a check of the files here. The
+    /// node's status says why the data cannot be relied upon.
     fn data_is_bad(&self, reason: Option<&String>) {
         let node = &self.config.node;
         metrics::gauge!("steadfast_damaged").set(f64::from(u8::from(reason.is_some())));
@@ -204,7 +204,7 @@ impl Lifecycle {
         lock(&self.compared.divergences).clone()
     }
 
-    /// Which other members know that their data is wrong, as they said when they were asked last.
+    /// The other members that know their data to be wrong, according to their last answers.
     pub(super) fn damaged_others(&self) -> BTreeMap<NodeId, String> {
         lock(&self.compared.damaged).clone()
     }
@@ -224,7 +224,7 @@ impl Lifecycle {
         node.is_some_and(|node| node.consensus.is_master())
     }
 
-    /// Compares all nodes that have data with this one, and tells each what was found of it.
+    /// Compares all nodes that have data with this one, and tells each its result.
     async fn compare_all(&self, node: &Node) {
         let members = node.consensus.members();
         let with_data = members
@@ -252,7 +252,7 @@ impl Lifecycle {
         }
     }
 
-    /// Tells each of `members`, as they were when the comparison began, what it has found.
+    /// Tells each of `members`, as of the start of the comparison, its result.
     async fn conclude(&self, node: &Node, members: &Members, found: Comparison) {
         for divergence in &found.divergences {
             let nodes = divergence.nodes.join(", ");
@@ -265,7 +265,7 @@ impl Lifecycle {
         *lock(&self.compared.divergences) =
             found.divergences.iter().cloned().map(Into::into).collect();
         let compared = found.nodes.len();
-        // Where no majority agrees nobody knows who is wrong.
+        // Without an agreeing majority, nobody knows which nodes are wrong.
         let is_proven = |nodes: &[String]| nodes.len() * 2 < compared;
         let what = |member: &Member| {
             let mut its = found.divergences.iter();
@@ -281,14 +281,14 @@ impl Lifecycle {
             let what = what(member).unwrap_or_default();
             node.consensus.tell_of_damage(told, what).await;
         }
-        // The last one: it may be about to hand over to one of the others.
+        // This node last: it may be about to hand over to one of the others.
         if let Some(own) = members.get(&own) {
             node.consensus.note_compared(what(own));
         }
     }
 }
 
-/// Compares again and again, while this node is master, until it is closed.
+/// Compares periodically while this node is master, until it is closed.
 pub(super) async fn run(lifecycle: Weak<Lifecycle>, mut phase: watch::Receiver<Phase>) {
     let interval = lifecycle
         .upgrade()
@@ -321,7 +321,7 @@ pub(super) async fn run(lifecycle: Weak<Lifecycle>, mut phase: watch::Receiver<P
     }
 }
 
-/// Acts when this node's data turns out to be bad, and when it is found whole again.
+/// Acts when this node's data is found to be bad, and when it is found whole again.
 pub(super) async fn watch_damage(lifecycle: Weak<Lifecycle>) {
     let damage = lifecycle
         .upgrade()

@@ -1,4 +1,4 @@
-//! What a node says of itself, in every phase of its life.
+//! What a node reports about itself, in every phase of its life.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -22,13 +22,13 @@ use crate::wire::messages::{
 };
 
 impl Lifecycle {
-    /// What `NODE_STATE` answers.
+    /// The answer to `NODE_STATE`.
     pub(super) fn describe(&self) -> NodeStateMessage {
         let identity = self.identity.borrow().clone();
         let members = self.around.members.borrow().clone();
         let mut role = self.around.role.borrow().clone();
         if self.restore.borrow().is_some() {
-            // To those who ask it is not there yet.
+            // To callers, a node that is copying a state is detached.
             role.role = Role::Detached;
         }
         let room = self.room_now();
@@ -71,7 +71,7 @@ impl Lifecycle {
         message
     }
 
-    /// The same with what else is asked for, where the node has it.
+    /// The same, with whatever else is asked for, if the node has it.
     pub(super) async fn describe_for(&self, request: NodeStateRequest) -> NodeStateMessage {
         let digest = if request.digest {
             self.shared_digest().await.ok()

@@ -1,4 +1,4 @@
-//! Subscriptions to a node: their places, and those that come over the network.
+//! Subscriptions to a node: their slots, and those from the network.
 
 use std::sync::Arc;
 
@@ -127,7 +127,7 @@ mod tests {
             self.tokens.push(put.await.expect("committed"));
         }
 
-        /// Drops the log through the last transaction that there is now.
+        /// Drops the log through the current last transaction.
         async fn purge(&self) {
             let node = self.lifecycle.node().expect("at work");
             let upto = node.log.state().last.expect("entries");

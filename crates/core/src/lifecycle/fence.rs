@@ -1,8 +1,8 @@
-//! What ends a node when its group was recovered without it.
+//! Ends a node when its group was recovered without it.
 //!
-//! It learns of that from a peer of a later epoch, by a hello that is refused on either side. From
-//! then on it takes no part, and its directory says so: it does not come to work again, not even
-//! with others of its epoch and while no node of the later one can be reached.
+//! It learns of the recovery from a peer of a later epoch, when either side refuses the other's
+//! hello. From then on it takes no part, and records that in its directory, so that it never works
+//! again, not even with others of its epoch while no node of the later one can be reached.
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,7 +17,7 @@ use crate::wire::hello::Superseded;
 /// Ends the work of one node, once.
 pub(super) struct Fence {
     phase: watch::Sender<Phase>,
-    /// The later epoch, when one has shown itself.
+    /// The later epoch, once one has been seen.
     epoch: OnceLock<GroupEpoch>,
 }
 
@@ -27,7 +27,7 @@ impl Fence {
         Self { phase, epoch }
     }
 
-    /// What is called with the own epoch and the later one.
+    /// A callback to be called with the node's own epoch and the later one.
     pub(super) fn alarm(fence: &Arc<Self>) -> Superseded {
         let fence = Arc::clone(fence);
         Arc::new(move |own, later| fence.close(own, later))
@@ -48,14 +48,14 @@ impl Fence {
 }
 
 impl Lifecycle {
-    /// Writes into the directory that a later epoch has shown itself, if one has. Does nothing once
-    /// the node is closed: closing it has done it.
+    /// Records in the directory that a later epoch has been seen, if so. Does nothing once the node
+    /// is closed: the close has done it.
     pub(super) async fn note_superseded(&self) {
         let _not_closing = self.closing.lock().await;
         self.write_superseded().await;
     }
 
-    /// The same, for whoever closes the node.
+    /// The same, for the caller that closes the node.
     pub(super) async fn write_superseded(&self) {
         let Some(epoch) = self.fence.epoch.get() else {
             return;
@@ -70,7 +70,7 @@ impl Lifecycle {
         let written = dir.write_identity(&*self.machine.disk, &identity).await;
         *lock(&self.dir) = Some(dir);
         if let Err(error) = written {
-            // It takes no part in this life, and a peer tells it again in the next one.
+            // It takes no part in this run, and a peer tells it again in the next one.
             tracing::error!(%error, "a later epoch of the group could not be noted");
         }
     }

@@ -1,4 +1,4 @@
-//! What a node does that is told something by one who may not say it.
+//! How a node reacts to messages from senders that have no right to send them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +38,7 @@ async fn open(network: &MemoryNetwork, name: &str) -> ReplicatedEnvironment {
     opened.await.expect("opened")
 }
 
-/// A caller that says of itself that it is this node.
+/// A caller that claims to be this node.
 fn forge(
     network: &MemoryNetwork,
     of: &NodeStatus,
@@ -69,7 +69,7 @@ fn life_of(node: &ReplicatedEnvironment) -> u64 {
     node.lifecycle().identity.borrow().incarnation.0
 }
 
-/// All that ends a node, its data or its mastership, as of a term that is far away.
+/// Every message that ends a node, its data or its mastership, as of a far later term.
 fn words(of: NodeId, by: NodeId, incarnation: u64) -> Vec<ElectionCall> {
     let vote = |committed| {
         Some(VoteMessage {
@@ -125,10 +125,10 @@ async fn what_ends_a_node_or_its_data_is_taken_from_the_master_that_it_follows_a
     let (master, stranger) = (masters[0].status(), NodeId(99));
     let of = |node: &ReplicatedEnvironment| node.status().node.id;
     for (told, by, life) in [
-        // The master by a replica, a replica by the other one.
+        // A replica forges to the master, and one replica to the other.
         (masters[0], of(replicas[0]), life_of(replicas[0])),
         (replicas[0], of(replicas[1]), life_of(replicas[1])),
-        // Both by one of whom nobody has heard yet.
+        // An unknown node forges to both.
         (masters[0], stranger, 1),
         (replicas[0], stranger, 1),
     ] {

@@ -1,4 +1,4 @@
-//! How a group forms out of one list of nodes, in any order of start, once and never twice.
+//! How a group forms from one list of nodes, started in any order, exactly once.
 //!
 //! ```text
 //!   every listed node                       the listed node that is first by name
@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Only one node can found, and only while no listed node belongs to a group. A node whose
-//! directory was wiped has another incarnation than the group let in, and is refused: it could
-//! have acknowledged writes that it no longer has.
+//! directory was wiped has a different incarnation from the one the group admitted, and is refused:
+//! it could have acknowledged writes that it no longer has.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,10 +32,10 @@ use crate::wire::hello::DialError;
 use crate::wire::messages::NodeStateMessage;
 use crate::wire::node_state;
 
-/// How often the other nodes of the list are asked.
+/// How often the other listed nodes are asked.
 const ASK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Digest of a list, to see that two nodes mean the same one.
+/// Digest of a list, to check that two nodes were given the same one.
 pub(crate) fn digest(group_name: &str, list: &[Expected]) -> u64 {
     let mut lines: Vec<_> = list
         .iter()
@@ -45,28 +45,28 @@ pub(crate) fn digest(group_name: &str, list: &[Expected]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(format!("{group_name}\n{}", lines.concat()).as_bytes())
 }
 
-/// What forms a group.
+/// The formation of a group, as seen by one node.
 pub(crate) struct Formation {
     /// Written to disk already.
     pub(crate) identity: Identity,
-    /// Every node of the group to be, this one included.
+    /// Every founding node, this one included.
     pub(crate) list: Vec<Expected>,
-    /// The UUID to found with, should this node be the founder.
+    /// The UUID to use if this node is the founder.
     pub(crate) group: GroupUuid,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) dial_timeout: Duration,
 }
 
-/// What one round of questions says.
+/// The result of one round of questions.
 pub(super) enum Round {
     /// The node belongs to a group.
     Formed(Box<Identity>),
     Refused(String),
-    /// For what, in words.
+    /// What it waits for, in words.
     Wait(String),
 }
 
-/// Asks again and again, until a round decides. `waiting_for` says whom it waits for.
+/// Asks repeatedly, until a round decides. `waiting_for` says which nodes it waits for.
 ///
 /// # Errors
 /// The reason for which the group refuses this node.
@@ -92,8 +92,8 @@ pub(super) async fn decided<F: Future<Output = Round>>(
 }
 
 impl Formation {
-    /// Asks until the group has formed; returns the completed identity, to be written to disk
-    /// before anything else is done. `waiting_for` says whom it waits for.
+    /// Asks until the group has formed; returns the completed identity, which must be written to
+    /// disk before anything else is done. `waiting_for` says which nodes it waits for.
     ///
     /// # Errors
     /// The reason for which the group refuses this node.
@@ -150,7 +150,7 @@ impl Formation {
         }
     }
 
-    /// Another node of the list belongs to a group already.
+    /// Another listed node already belongs to a group.
     fn meet_group(&self, node: &Expected, state: &NodeStateMessage) -> Round {
         let Identity {
             group_name,
@@ -197,7 +197,7 @@ impl Formation {
         }
     }
 
-    /// Another node of the list that has no group yet, as a member of the group to be.
+    /// Another listed node without a group, as a member of the group to be formed.
     fn check_unformed(&self, node: &Expected, state: &NodeStateMessage) -> Result<Member, String> {
         let named = state
             .node

@@ -1,4 +1,4 @@
-//! How a node with a new directory comes to its group: with a list or with a token, then to work.
+//! How a node with a new directory finds its group, by a list or a token, and starts work.
 
 use std::sync::Arc;
 
@@ -45,7 +45,7 @@ pub(super) async fn own_identity(
     Ok(identity)
 }
 
-/// An incarnation and a group UUID out of a machine's seed.
+/// An incarnation and a group UUID, derived from a machine's seed.
 fn draw(seed: u64) -> (u64, GroupUuid) {
     use rand::{Rng, SeedableRng};
     let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
@@ -58,7 +58,7 @@ fn draw(seed: u64) -> (u64, GroupUuid) {
     )
 }
 
-/// Comes to the group, then to work. A close ends the waiting for others; once this node has begun
+/// Finds the group, then starts work. A close ends the waiting for others; once this node has begun
 /// to make its log, threads work in its directory, and it goes on until they can be stopped.
 pub(super) async fn form(lifecycle: Arc<Lifecycle>) {
     let identity = Identity::clone(&lifecycle.identity.borrow());
@@ -129,7 +129,7 @@ impl Lifecycle {
         let members: Members = Arc::new(identity.founders.iter().cloned().collect());
         self.around.members.send_replace(members);
         self.start_node(Arc::clone(&identity)).await?;
-        // Only now do peers learn of the group here, and are let in.
+        // Only now do peers learn of the group here, and are admitted.
         self.identity.send_replace(identity);
         Ok(())
     }

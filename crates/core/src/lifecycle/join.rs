@@ -1,4 +1,4 @@
-//! How a node comes into a group that exists: with a token, and never with a vote at once.
+//! How a node joins an existing group: with a token, and never with a vote at once.
 //!
 //! ```text
 //!   the new node                               the master
@@ -10,7 +10,7 @@
 //!   works                                        membership entry: it votes, if its type does
 //! ```
 //!
-//! Asking again with the same incarnation changes nothing and is answered the same.
+//! Asking again with the same incarnation changes nothing, and gets the same answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,23 +29,23 @@ use crate::member::JoinToken;
 /// How often the group is asked while it cannot answer.
 const ASK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long the master may take to let a node in.
+/// How long the master may take to admit a node.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 
-/// What comes into a group with a token.
+/// A node joining a group with a token.
 pub(crate) struct Joining {
     /// Written to disk already.
     pub(crate) identity: Identity,
     pub(crate) token: JoinToken,
-    /// Where the others will reach this node.
+    /// The address at which the others will reach this node.
     pub(crate) address: String,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) dial_timeout: Duration,
 }
 
 impl Joining {
-    /// Asks until the group has let this node in; returns the completed identity, to be written to
-    /// disk before anything else is done. `waiting_for` says whom it waits for.
+    /// Asks until the group has admitted this node; returns the completed identity, which must be
+    /// written to disk before anything else is done. `waiting_for` says which nodes it waits for.
     ///
     /// # Errors
     /// The reason for which the group refuses this node.

@@ -1,4 +1,4 @@
-//! The latest members and where they are, kept in the data directory for when the node can read nothing else.
+//! The latest members and their addresses, kept on disk for when the node can read nothing else.
 
 use std::sync::{Arc, Mutex, Weak};
 
@@ -19,19 +19,18 @@ impl Known {
         *lock(&self.0) = Some(steadfast_net::process::spawn(keeping));
     }
 
-    /// Waits until nothing is written any more, when the node closes.
+    /// Waits until nothing more is written, when the node closes.
     pub(super) async fn end(&self) {
         let keeping = lock(&self.0).take();
         if let Some(keeping) = keeping {
-            // It ends because of the phase; a panic in it has been reported.
+            // The phase ends it; a panic in it has been reported.
             keeping.await.ok();
         }
     }
 }
 
 impl Lifecycle {
-    /// The members that the directory has noted, which are those of the beginning where it has noted no
-    /// others.
+    /// The members recorded in the directory; if it has recorded none, the founders.
     fn noted_members(&self) -> Members {
         let identity = self.identity.borrow().clone();
         let mut found = known::read(&*self.machine.disk, &self.config.data_dir, &identity);
@@ -41,7 +40,7 @@ impl Lifecycle {
         Arc::new(found.into_iter().collect())
     }
 
-    /// Knows the noted members again, when the node can read nothing else. Returns how many there are.
+    /// Loads the recorded members, when the node can read nothing else. Returns how many there are.
     pub(super) fn know_latest_members(&self) -> usize {
         let found = self.noted_members();
         let count = found.len();
@@ -61,13 +60,13 @@ impl Lifecycle {
         let identity = self.identity.borrow().clone();
         let (disk, dir) = (&*self.machine.disk, &self.config.data_dir);
         if let Err(error) = known::write(disk, dir, &identity, latest).await {
-            // What was noted before stays, and is of use until it is quite out of date.
+            // The previous record stays, and is useful until all of it is out of date.
             tracing::warn!(%error, "the latest members could not be noted");
         }
     }
 }
 
-/// Writes down the members, and where they are, whenever that has changed, until the node closes or has failed.
+/// Records the members and their addresses on every change, until the node closes or has failed.
 async fn keep(lifecycle: Weak<Lifecycle>) {
     let Some((mut phase, mut members, mut book)) = lifecycle.upgrade().map(|lifecycle| {
         let around = &lifecycle.around;
@@ -77,7 +76,7 @@ async fn keep(lifecycle: Weak<Lifecycle>) {
         return;
     };
     let mut noted: Option<Members> = None;
-    // As it was read.
+    // As read from disk.
     let mut noted_book = book.borrow().clone();
     while !matches!(
         *phase.borrow_and_update(),

@@ -1,4 +1,4 @@
-//! A node from open to close: locks its directory, listens, comes to its group, works, stops.
+//! A node from open to close: locks its directory, listens, finds its group, works, stops.
 //!
 //! ```text
 //!  open ──► Forming ──group formed──► Running ──log or engine failed──► Stopped
@@ -8,8 +8,8 @@
 //!                       Restoring ───────┘
 //! ```
 //!
-//! `NODE_STATE` is answered in every phase; FEEDER, ELECTION, RESTORE and SUBSCRIPTION only by a node
-//! that is running.
+//! `NODE_STATE` is answered in every phase; FEEDER, ELECTION, RESTORE and SUBSCRIPTION only by a
+//! running node.
 
 mod admin;
 mod compare;
@@ -76,28 +76,28 @@ pub(crate) struct Lifecycle {
     identity: watch::Sender<Arc<Identity>>,
     around: Surroundings,
     phase: watch::Sender<Phase>,
-    /// Whom the formation waits for.
+    /// The nodes that formation waits for.
     waiting_for: watch::Sender<String>,
     fence: Arc<Fence>,
     /// How much of the disk is free, and what follows from that.
     room: watch::Sender<Room>,
-    /// The node at work; another one after a copy of the state was put in place.
+    /// The node at work; replaced after a copy of the state is put in place.
     node: Mutex<Option<Arc<Node>>>,
-    /// How far a copy of the state has got that this node makes.
+    /// Progress of the copy of a peer's state that this node is making.
     restore: watch::Sender<Option<Progress>>,
-    /// The task that waits for the need of a copy, and makes it.
+    /// The task that waits until a copy is needed, and makes it.
     restoring: Mutex<Option<JoinHandle<()>>>,
     /// Copies that this node serves.
     copies: Arc<Copies>,
-    /// What `NODE_STATE` gives out.
+    /// The digest that `NODE_STATE` reports.
     digest: SharedDigest,
     compared: Compared,
-    /// Whether the node has to leave mastership to others for the moment.
+    /// Whether the node currently leaves mastership to others.
     gives_way: AtomicBool,
-    /// Rows that engines before the present one have put right from the log.
+    /// Rows put right from the log by engines before the current one.
     put_right_before: AtomicU64,
     shutdown: Shutdown,
-    /// Places for subscriptions.
+    /// Slots for subscriptions.
     subscriptions: Arc<Semaphore>,
     dispatcher: Dispatcher,
     listen_address: OnceLock<String>,
@@ -188,7 +188,7 @@ impl Lifecycle {
         tasks.spawn(room::watch(Weak::clone(&weak), self.phase.subscribe()));
         tasks.spawn(compare::run(Weak::clone(&weak), self.phase.subscribe()));
         tasks.spawn(compare::watch_damage(Weak::clone(&weak)));
-        // It closes the node itself, and so is none of those that a close waits for.
+        // It closes the node itself, so a close must not wait for it.
         let (told, mut phase) = (shutdown::watch(weak), self.phase.subscribe());
         process::spawn(async move {
             tokio::select! {
@@ -327,7 +327,7 @@ impl Lifecycle {
         self.node().ok_or(NotRunning::NotYet)
     }
 
-    /// The node, in whatever phase.
+    /// The node, in any phase.
     fn node(&self) -> Option<Arc<Node>> {
         lock(&self.node).clone()
     }
@@ -390,7 +390,7 @@ impl Lifecycle {
         self.majority_in_words()
     }
 
-    /// Of whom a majority has to work before there is a master.
+    /// The nodes of which a majority must work before there is a master.
     fn majority_in_words(&self) -> String {
         let members = self.around.members.borrow();
         let own = self.identity.borrow().node_id;
@@ -448,7 +448,7 @@ impl Lifecycle {
         committed.map_err(|error| self.why_not_written(error))
     }
 
-    /// The durability that is asked for, or else the environment's, and how long it is waited for.
+    /// The given durability, or else the environment's, and its timeout.
     fn promise(&self, durability: Option<Durability>) -> (Durability, Duration) {
         let durability = durability.unwrap_or(self.config.durability);
         let timeout = durability.timeout;
@@ -458,7 +458,7 @@ impl Lifecycle {
         )
     }
 
-    /// `error`, or the larger truth behind one that says that the node does not write.
+    /// `error`, or the underlying reason if it only says that the node does not write.
     fn why_not_written(&self, error: WriteError) -> WriteError {
         if !matches!(error, WriteError::NotMaster { .. } | WriteError::Closed) {
             return error;
@@ -477,7 +477,7 @@ impl Lifecycle {
         }
     }
 
-    /// The node at work, with data.
+    /// The node at work, if it has data.
     ///
     /// # Errors
     /// As [`Lifecycle::running`]; [`ReadError::NoData`] on an arbiter.
@@ -491,7 +491,7 @@ impl Lifecycle {
         Ok(node)
     }
 
-    /// A snapshot that is as fresh as `options` say.
+    /// A snapshot as fresh as `options` require.
     pub(crate) async fn snapshot(&self, options: ReadOptions) -> Result<Snapshot, ReadError> {
         let node = self.with_data()?;
         if options.policy != ConsistencyPolicy::Eventual {
@@ -502,7 +502,7 @@ impl Lifecycle {
         Ok(node.snapshot())
     }
 
-    /// The result of what changes nothing, or [`ReadError::Closed`] when the node closes before.
+    /// The result of read-only work, or [`ReadError::Closed`] if the node closes first.
     async fn unless_closed<T>(
         &self,
         work: impl Future<Output = Result<T, ReadError>>,
@@ -510,7 +510,7 @@ impl Lifecycle {
         let mut phase = self.phase.subscribe();
         tokio::select! {
             biased;
-            // The sender is a part of this.
+            // The sender is part of `self`.
             _ = phase.wait_for(Phase::is_closing) => Err(ReadError::Closed),
             done = work => done,
         }
@@ -521,7 +521,7 @@ impl Lifecycle {
         Ok(self.with_data()?.snapshot())
     }
 
-    /// What became of the write of a token.
+    /// The outcome of a token's write.
     pub(crate) async fn outcome(&self, token: CommitToken) -> Result<TokenOutcome, ReadError> {
         let node = self.with_data()?;
         let timeout = self.config.tuning.read_timeout;
@@ -553,7 +553,7 @@ impl Lifecycle {
         *self.phase.borrow() == Phase::Closed
     }
 
-    /// Stops everything. Every call waits until it is done.
+    /// Stops everything. Every call waits until that is done.
     pub(crate) async fn close(&self) -> Result<(), String> {
         let _one_at_a_time = self.closing.lock().await;
         if self.is_closed() {
@@ -563,8 +563,7 @@ impl Lifecycle {
         self.tasks.end().await;
         let forming = lock(&self.forming).take();
         if let Some(forming) = forming {
-            // It ends because of the phase, and leaves nothing half made behind. A panic in it has
-            // been reported.
+            // The phase ends it, and it leaves nothing half done. A panic in it has been reported.
             forming.await.ok();
         }
         let restoring = lock(&self.restoring).take();
@@ -589,7 +588,7 @@ impl Lifecycle {
     }
 }
 
-/// Whether other machines can reach the address. What is no socket address is in memory.
+/// Whether other machines can reach the address. Anything but a socket address is in memory.
 fn is_exposed(address: &str) -> bool {
     let parsed = address.parse::<std::net::SocketAddr>();
     parsed.is_ok_and(|address| !address.ip().is_loopback())
@@ -613,15 +612,15 @@ async fn watch_failure(lifecycle: Weak<Lifecycle>, node: Arc<Node>) {
             }
         }
         reason = node.consensus.failure() => {
-            // Of a node that was stopped on purpose it says nothing.
+            // It says nothing about a node that was stopped on purpose.
             if node.has_ended() {
                 return;
             }
-            // Consensus that waited for its state machine knows only that it has ended.
+            // If consensus was waiting for its state machine, it knows only that it has ended.
             failed(node.flush.why_given_up().map_or(reason, str::to_owned));
         }
     }
-    // Whatever failed, this node must neither vote nor acknowledge any more.
+    // Whatever failed, this node must no longer vote or acknowledge.
     node.consensus.shutdown().await;
     if let Some(lifecycle) = lifecycle.upgrade() {
         lifecycle.note_superseded().await;

@@ -1,4 +1,4 @@
-//! Which voting nodes work, for a change of the group that takes a majority of them.
+//! Which voting nodes are up, for a change of the group that needs a majority of them.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -42,7 +42,7 @@ impl fmt::Display for Present {
     }
 }
 
-/// Why nothing can be decided for the moment.
+/// Why nothing can be decided at present.
 pub(super) fn no_majority(consensus: &Consensus) -> Undone {
     let present = Present::of(consensus, &consensus.voters());
     let to_do = match &present.missing[..] {

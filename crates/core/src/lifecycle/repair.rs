@@ -1,4 +1,4 @@
-//! How a node repairs itself whose own data is found damaged, when it opens or while it works.
+//! How a node whose own data is found damaged, on opening or at work, repairs itself.
 //!
 //! ```text
 //!   the log, or the engine, is not what was written: nothing is changed
@@ -15,18 +15,18 @@
 //!      │  caught up                                         master: it has its vote again
 //! ```
 //!
-//! It must not take part with what it has: it may have acknowledged, and voted for, what it no longer
-//! knows. The entry that takes its vote is committed by a majority of the others. Whoever could win
-//! with a vote that this node has forgotten needs a vote of one of that majority, and so has that
-//! entry, by which the forgotten vote is none.
+//! It must not take part with the data it has: it may have acknowledged writes, and cast votes,
+//! that it no longer knows of. The entry that takes its vote away is committed by a majority of the
+//! others. Any candidate that could win with a forgotten vote of this node needs the vote of one of
+//! that majority, and so has that entry, which voids the forgotten vote.
 //!
-//! A node at work goes on with what it has until the group would let it in again. What it acknowledges
-//! until then it has, as far as anybody counts: its log was whole when it was opened, and what it knows
-//! of it since is not read from the disk. A master hands over first, so that it asks another one.
+//! A node at work carries on with its data until the group would readmit it. What it acknowledges
+//! until then it really has: its log was whole when opened, and what it has learned since is not
+//! read from disk. A master hands over first, so that it asks another node.
 //!
-//! Only what is proven is repaired: by checksums, or by a majority of the nodes that have the same and
-//! something else than this one. A disk that refuses to read or to sync says nothing about the data:
-//! that node stops, and is opened again.
+//! Only proven damage is repaired: proven by checksums, or by a majority of nodes that agree with
+//! each other and differ from this one. A disk that fails to read or sync proves nothing about the
+//! data: that node stops, and is opened again.
 
 use std::future::pending;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,19 +53,19 @@ use crate::wire::messages::NodeStateMessage;
 
 /// How long the group may take for one answer.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
-/// How long a node waits before it asks again.
+/// Pause before a node asks again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long a node at work waits before it asks again: meanwhile it goes on.
+/// Pause before a node at work asks again: it carries on meanwhile.
 const RETRY_AT_WORK: Duration = Duration::from_secs(5);
-/// How long a node that was master asks the one that follows it.
+/// How long a former master asks its successor.
 const FOLLOWER_MAX: Duration = Duration::from_secs(5);
-/// How long it waits between two such questions: the new master has to hear the others first.
+/// Pause between two such questions: the new master has to hear the others first.
 const FOLLOWER_RETRY: Duration = Duration::from_millis(50);
 
-/// Tells this use of the machine's seed from others.
+/// Distinguishes this use of the machine's seed from others.
 const SEED: u64 = 0x4e9a;
 
-/// Whether checksums say that the data is damaged.
+/// Whether checksums show that the data is damaged.
 fn is_damage(error: &OpenError) -> bool {
     match error {
         OpenError::Corrupt { .. } => true,
@@ -75,12 +75,12 @@ fn is_damage(error: &OpenError) -> bool {
     }
 }
 
-/// Whether the data of a node is known to be wrong, as it says itself.
+/// Whether a node reports no damage to its data.
 pub(super) fn is_well(state: &NodeStateMessage) -> bool {
     state.damage.is_empty()
 }
 
-/// While it lives the node does not become master.
+/// While this exists, the node does not become master.
 struct GivesWay<'a>(&'a AtomicBool);
 
 impl<'a> GivesWay<'a> {
@@ -96,7 +96,7 @@ impl Drop for GivesWay<'_> {
     }
 }
 
-/// Waits until the data of a node at work is known to be bad, and the group would let it in again.
+/// Waits until the data of a node at work is known to be bad, and the group would readmit it.
 /// Returns what is wrong.
 pub(super) async fn may_begin(lifecycle: Weak<Lifecycle>, node: Arc<Node>) -> String {
     let found = lifecycle.upgrade().and_then(|lifecycle| {
@@ -126,21 +126,21 @@ pub(super) async fn may_begin(lifecycle: Weak<Lifecycle>, node: Arc<Node>) -> St
 }
 
 impl Lifecycle {
-    /// Whether the node repairs itself now that it cannot start: there have to be others, and it has to
-    /// be allowed.
+    /// Whether the node repairs itself now that it cannot start: there must be other members, and
+    /// the configuration must allow it.
     pub(super) fn repairs(&self, error: &OpenError) -> bool {
         let may_repair = self.config.repair == Repair::Auto && is_damage(error);
         may_repair && self.know_latest_members() > 1
     }
 
-    /// Whether the node copies the state of another one when its engine is wrong.
+    /// Whether the node copies another node's state when its engine is wrong.
     pub(super) fn copies_state(&self) -> bool {
         self.know_latest_members();
         self.config.repair == Repair::Auto
     }
 
-    /// Whether the group goes on without this node, which works, and would let it in again. A master
-    /// hands over first: the others have what the majority has.
+    /// Whether the group can go on without this running node, and would readmit it. A master hands
+    /// over first: the others have what the majority has.
     async fn may_leave(&self, node: &Node) -> bool {
         let consensus = &node.consensus;
         if !consensus.is_master() {
@@ -154,7 +154,7 @@ impl Lifecycle {
         if check_goes_on_without(consensus, (own, member)).is_err() {
             return false;
         }
-        // Or it would be given mastership back before it is answered, where it is preferred.
+        // Otherwise, if preferred, it would be given mastership back before it is answered.
         let _gives_way = GivesWay::begin(&self.gives_way);
         consensus.set_may_stand(false);
         let left = async {
@@ -185,7 +185,7 @@ impl Lifecycle {
         }
     }
 
-    /// Repairs a node that worked, and was stopped for this.
+    /// Repairs a node that was at work, and was stopped for this.
     pub(super) async fn repair_stopped(self: Arc<Self>, why: String) {
         let mut identity = Identity::clone(&self.identity.borrow());
         match self.begin_again(&mut identity).await {
@@ -194,7 +194,7 @@ impl Lifecycle {
         }
     }
 
-    /// Repairs the node, in the background, because of `why`.
+    /// Repairs the node in the background, because of `why`.
     pub(super) fn begin_repair(self: &Arc<Self>, why: String) {
         let begins = self.phase.send_if_modified(|phase| {
             let is_forming = *phase == Phase::Forming;
@@ -228,10 +228,10 @@ impl Lifecycle {
         self.end_of_restoring(repaired);
     }
 
-    /// Has the group let a new incarnation in; returns what its copy has to reach.
+    /// Has the group admit a new incarnation; returns the entry that its copy has to reach.
     ///
     /// # Errors
-    /// Why the group does not let it in.
+    /// Why the group does not admit it.
     async fn come_back(&self, why: &str) -> Result<LogId, String> {
         let mut identity = Identity::clone(&self.identity.borrow());
         if identity.damaged.is_none() {
@@ -241,9 +241,9 @@ impl Lifecycle {
         self.ask(why, &identity).await
     }
 
-    /// Ends the life of the directory, durably.
+    /// Ends this incarnation of the directory, durably.
     async fn begin_again(&self, identity: &mut Identity) -> Result<(), String> {
-        // One process may see several lives.
+        // One process may go through several incarnations.
         let seed = self.machine.seed ^ SEED ^ identity.incarnation.0;
         let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
         identity.begin_again(Incarnation(rng.next_u64()));
@@ -278,8 +278,8 @@ impl Lifecycle {
         }
     }
 
-    /// Asks the others to let the node in. As long as the identity does not say that the data is
-    /// damaged, it is only a question.
+    /// Asks the others to readmit the node. Until the identity says that the data is damaged, this
+    /// is only a question.
     async fn ask_once(&self, identity: &Identity, within: Duration) -> Asked<AdminDone> {
         let members = self.around.members.borrow().clone();
         let others = members.iter();
@@ -309,7 +309,7 @@ impl Lifecycle {
     }
 }
 
-/// Takes the vote of a member whose data is damaged, and lets its new incarnation in.
+/// Takes the vote of a member whose data is damaged, and admits its new incarnation.
 pub(super) async fn readmit(node: &Arc<Node>, request: ReadmitRequest) -> Done {
     let consensus = &node.consensus;
     let members = consensus.members();
@@ -342,8 +342,8 @@ pub(super) async fn readmit(node: &Arc<Node>, request: ReadmitRequest) -> Done {
     Ok(done)
 }
 
-/// Whether the others commit, and take the vote of a member, while it acknowledges nothing: they have
-/// to be a majority of each set of voters in which it is.
+/// Whether the others can commit, and so take a member's vote, while it acknowledges nothing: they
+/// have to be a majority of each voter set that includes it.
 fn check_goes_on_without(
     consensus: &Consensus,
     (id, member): (NodeId, &Member),

@@ -1,8 +1,9 @@
-//! How a node whose log was left behind, or whose data is bad, comes back: it stops, copies the state of
-//! a peer beside its own, puts the copy in place, and starts again.
+//! How a node recovers whose log was left behind, or whose data is bad: it stops, copies a peer's
+//! state beside its own, puts the copy in place, and starts again.
 //!
-//! Until the copy is in place, the old state is the node's: a node that is closed, or dies, comes back
-//! with it, takes part with it, and is told again what it needs. The copy goes on where it was.
+//! Until the copy is in place, the node owns the old state: if it is closed or dies, it comes back
+//! with that state, takes part with it, and learns again what it needs. The copy resumes where it
+//! left off.
 
 use std::collections::BTreeSet;
 use std::future::pending;
@@ -29,24 +30,23 @@ use crate::wire::hello::{Caller, DialError};
 use crate::wire::messages::{NodeStateMessage, Refusal};
 use crate::wire::node_state;
 
-/// How long a node waits before it looks for a source again.
+/// Pause before a node looks for a source again.
 const RETRY: Duration = Duration::from_millis(300);
 
-/// How long a copy that was interrupted is kept by a node that works without it: it may be told soon
-/// that it needs one.
+/// How long a node at work keeps an interrupted copy: it may soon be told that it needs one.
 const KEEP_COPY: Duration = Duration::from_mins(10);
 
-/// Why a node at work has to copy the state of a peer.
+/// Why a node at work has to copy a peer's state.
 enum Need {
     /// The log that it needs is gone.
     Copy(Outdated),
-    /// What it has is bad, in words.
+    /// Its data is bad; the description says how.
     Repair(String),
-    /// Its engine does not hold what the log gave it, in words.
+    /// Its engine does not hold what the log gave it; the description says how.
     Reopen(String),
 }
 
-/// A node that may have what is needed.
+/// A node that may have the required state.
 struct Candidate {
     id: NodeId,
     address: String,
@@ -56,8 +56,8 @@ struct Candidate {
     applied: LogPosition,
 }
 
-/// Waits, as long as `node` works, until a master says that it needs a copy, or its own data turns out
-/// to be bad, and makes the copy.
+/// Waits, as long as `node` is at work, until a master says that it needs a copy, or its own data
+/// is found to be bad, and makes the copy.
 ///
 /// Boxed, because it starts the node again, which starts this.
 pub(super) fn watch(lifecycle: Weak<Lifecycle>, node: Arc<Node>) -> BoxFuture<'static, ()> {
@@ -101,9 +101,9 @@ async fn watch_node(lifecycle: Weak<Lifecycle>, node: Arc<Node>) {
     }
 }
 
-/// Waits until a comparison has found that the data is wrong, and the rows have not been counted since.
-/// Once is enough: an engine that is found right then has taken over something wrong, and is replaced
-/// when the group lets the node go.
+/// Waits until a comparison has found the data wrong, with no row count since. Once is enough: an
+/// engine that is then found right has applied something wrong, and is replaced when the group lets
+/// the node leave.
 async fn told_by_the_others(lifecycle: &Weak<Lifecycle>) -> String {
     let damage = lifecycle
         .upgrade()
@@ -124,12 +124,12 @@ async fn told_by_the_others(lifecycle: &Weak<Lifecycle>) -> String {
 
 /// Ends when the node is in another phase.
 async fn left(phase: &mut tokio::sync::watch::Receiver<Phase>, from: &Phase) {
-    // A sender that is gone says the same.
+    // A dropped sender means the same.
     phase.wait_for(|phase| phase != from).await.ok();
 }
 
 impl Lifecycle {
-    /// Ends the work of the node, and has it work again on what a peer has.
+    /// Ends the node's work, and restarts it on a peer's state.
     async fn leave_work(self: Arc<Self>, need: Need) {
         let begins = self.phase.send_if_modified(|phase| {
             let is_running = *phase == Phase::Running;
@@ -201,8 +201,8 @@ impl Lifecycle {
         self.around.told.damage.send_if_modified(note);
     }
 
-    /// Starts the node again, whose engine was found wrong: what the log tells is put right. Where that does
-    /// not help, it copies the state of another node.
+    /// Restarts the node, whose engine was found wrong: the log puts right what it can. If that is
+    /// not enough, the node copies another node's state.
     async fn reopen(self: &Arc<Self>, what: String) -> Result<(), String> {
         let identity = self.identity.borrow().clone();
         match self.start_node(identity).await {
@@ -223,7 +223,7 @@ impl Lifecycle {
         }
     }
 
-    /// Copies the state of another node, in the background, because this node's engine is wrong.
+    /// Copies another node's state in the background, because this node's engine is wrong.
     pub(super) fn begin_copy_of_state(self: &Arc<Self>, what: String) {
         let begins = self.phase.send_if_modified(|phase| {
             let is_forming = *phase == Phase::Forming;
@@ -242,8 +242,8 @@ impl Lifecycle {
         }
     }
 
-    /// Copies the state of another node in the place of an engine that is wrong. The log and the votes in it
-    /// are right, and stay.
+    /// Replaces a wrong engine with a copy of another node's state. The log and the votes in it are
+    /// right, and stay.
     async fn copy_state(self: &Arc<Self>, what: String) -> Result<(), String> {
         tracing::error!(
             what,
@@ -256,7 +256,7 @@ impl Lifecycle {
             .await
     }
 
-    /// What a copy has to reach, so that the log goes on from it.
+    /// What a copy has to reach so that the log follows it without a gap.
     async fn log_begins_after(&self) -> Result<LogId, OpenError> {
         let closed = || OpenError::Start("closed".to_owned());
         let identity = self.identity.borrow().clone();
@@ -273,7 +273,7 @@ impl Lifecycle {
         }))
     }
 
-    /// Why nobody can help this node, whose engine is wrong: all others with data are as badly off.
+    /// Why no node can help this one, whose engine is wrong: all others with data are as badly off.
     fn why_lost(&self, others: &[(Member, Option<NodeStateMessage>)]) -> Option<String> {
         let damage = self.around.told.damage.borrow();
         let differs = damage.differs()?;
@@ -294,7 +294,7 @@ impl Lifecycle {
         })
     }
 
-    /// A node that does not work after all takes no part.
+    /// A node that does not resume work takes no part.
     pub(super) fn end_of_restoring(&self, restored: Result<(), String>) {
         self.restore.send_replace(None);
         if let Err(reason) = restored {
@@ -307,7 +307,7 @@ impl Lifecycle {
     }
 
     /// # Errors
-    /// Why the node cannot go on. That it closes is none.
+    /// Why the node cannot go on. Closing is not an error.
     pub(super) async fn copy_and_start(self: &Arc<Self>, needed: LogId) -> Result<(), String> {
         let Some(last) = self.copy(needed).await? else {
             return Ok(());
@@ -324,7 +324,7 @@ impl Lifecycle {
         started.map_err(|error| error.to_string())
     }
 
-    /// Removes a copy that was begun and is not needed after all.
+    /// Removes a copy that was begun but turned out not to be needed.
     async fn forget_copy(&self) {
         let identity = self.identity.borrow().clone();
         let dir = lock(&self.dir)
@@ -352,10 +352,10 @@ impl Lifecycle {
         *self.phase.borrow() != Phase::Restoring
     }
 
-    /// Copies until there is a whole copy; `None` when the node closes, or is no member any more.
+    /// Copies until the copy is whole; `None` when the node closes, or is no longer a member.
     ///
     /// # Errors
-    /// That no node has what this one needs.
+    /// When no node has what this one needs.
     async fn copy(self: &Arc<Self>, needed: LogId) -> Result<Option<LogId>, String> {
         let mut phase = self.phase.subscribe();
         let mut refusing = BTreeSet::new();
@@ -384,7 +384,7 @@ impl Lifecycle {
         }
     }
 
-    /// Ends the node when half of the members have refused it as a stranger, as in
+    /// Ends the node once half of the members have refused it as a non-member, as in
     /// `consensus/removal.rs`.
     fn note_refusal(&self, refusing: &mut BTreeSet<NodeId>, id: NodeId, error: &FetchError) {
         if let FetchError::Dial(DialError::Refused { refusal, .. }) = error
@@ -397,7 +397,7 @@ impl Lifecycle {
         }
     }
 
-    /// What the other members say of themselves; `None` for those that do not answer.
+    /// The other members' own status; `None` for those that do not answer.
     pub(super) async fn others(&self) -> Vec<(Member, Option<NodeStateMessage>)> {
         let own = self.identity.borrow().clone();
         let members = self.around.members.borrow().clone();
@@ -407,7 +407,7 @@ impl Lifecycle {
         join_all(others.map(|(id, member)| self.state_of(*id, member))).await
     }
 
-    /// What a member says of itself, with where it has answered.
+    /// A member's own status, with the address at which it answered.
     async fn state_of(&self, id: NodeId, member: &Member) -> (Member, Option<NodeStateMessage>) {
         let transport = &*self.machine.transport;
         let timeout = self.config.tuning.dial_timeout;
@@ -424,8 +424,8 @@ impl Lifecycle {
         (member.clone(), None)
     }
 
-    /// Who can be asked of those that know of no damage: those first that have counted their rows, then the
-    /// least loaded, which are those that send no copy to others, and the master last of equals.
+    /// The possible sources, which know of no damage: first those that have counted their rows,
+    /// then the least loaded, by the number of copies they send, and among equals the master last.
     fn candidates(
         &self,
         others: Vec<(Member, Option<NodeStateMessage>)>,
@@ -442,7 +442,7 @@ impl Lifecycle {
                 member.node_type.has_data()
             });
             let applied = state.applied.map_or(0, |applied| applied.position);
-            // Another one may have lost the same, and not know it yet.
+            // Any other may have lost the same, and not know it yet.
             let is_of_use = repair::is_well(state) && (state.checked.is_some() || !differs);
             is_ours
                 && has_data
@@ -471,7 +471,7 @@ impl Lifecycle {
         candidates
     }
 
-    /// One attempt, on a thread of its own: it waits for the engine.
+    /// One attempt, on a thread of its own, since it waits for the engine.
     async fn fetch(
         self: &Arc<Self>,
         candidate: Candidate,

@@ -1,5 +1,5 @@
-//! What a node does when its disk fills up: warn, then take no writes of users, and take them again
-//! by itself when there is room. And when its disk hangs: give mastership to another one.
+//! What a node does when its disk fills up: it warns, then takes no user writes, and takes them
+//! again by itself when there is room. When its disk hangs, it gives mastership to another node.
 //!
 //! ```text
 //!            free < disk_free_warn_bytes        free < disk_free_read_only_bytes
@@ -8,14 +8,14 @@
 //!      └────── a quarter more is free ────┘ └───────── a quarter more is free ────────┘
 //! ```
 //!
-//! Only a master turns users away. A replica below its limit goes on to append and to acknowledge: what
-//! it refused the group would have to do without, and the log grows only as long as some master has
-//! room. It does not stand for election while another node could lead. When none has come to lead for
-//! a while it does, as a last resort: it may be the only one that has what a majority acknowledged, and
-//! as master it brings the others up and hands over.
+//! Only a master turns users away. A replica below its limit continues to append and to
+//! acknowledge: the group would lose whatever it refused, and the log grows only as long as some
+//! master has room. It does not stand for election while another node could lead. If none has
+//! become master for a while, it stands as a last resort: it may be the only one that has what a
+//! majority acknowledged, and as master it brings the others up to date and hands over.
 //!
-//! Nothing is remembered: what holds is what the disk says at each look. A disk that is full before
-//! this acts fails a write, and the node stops, as with any failed write.
+//! Nothing is stored: each look at the disk decides. If the disk fills up before this acts, a write
+//! fails, and the node stops, as after any failed write.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -40,17 +40,17 @@ use crate::node::phase::Phase;
 use crate::wire::messages::NodeStateMessage;
 use crate::wire::node_state;
 
-/// How often the disk is asked. At 500 MB/s that is as much as the least free space of the default.
+/// How often the disk is checked: at 500 MB/s, the default minimum of free space lasts this long.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a master looks for one that takes over before it turns users away.
+/// How long a master looks for a successor before it turns users away.
 const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 
-/// How long a master without room waits before it looks for another one again.
+/// Pause before a master without room looks for a successor again.
 const HAND_OVER_RETRY: Duration = Duration::from_secs(5);
 
-/// Rounds of `election_timeout_max` without a master after which a node without room stands for
-/// election all the same.
+/// Number of `election_timeout_max` periods without a master after which a node without room stands
+/// for election all the same.
 const LAST_RESORT_ROUNDS: u32 = 16;
 
 /// What follows from the free space.
@@ -67,7 +67,7 @@ pub(super) enum Standing {
 pub(super) struct Room {
     pub(super) space: DiskSpace,
     pub(super) standing: Standing,
-    /// Whether the storage engine takes nothing for want of space, whatever the limits are.
+    /// Whether the storage engine refuses writes for lack of space, whatever the limits are.
     is_engine_full: bool,
 }
 
@@ -86,7 +86,7 @@ impl Default for Room {
 }
 
 impl Room {
-    /// In words, while it holds.
+    /// Why the node is read-only, in words, while it is.
     pub(super) fn why_read_only(&self, config: &RepConfig) -> Option<String> {
         (self.standing == Standing::ReadOnly).then(|| {
             let why = if self.is_engine_full {
@@ -102,7 +102,7 @@ impl Room {
         })
     }
 
-    /// What has to be free, in bytes.
+    /// What must be free, in bytes.
     fn limit_bytes(&self, config: &RepConfig) -> u64 {
         let configured = config.tuning.disk_free_read_only_bytes;
         if self.is_engine_full {
@@ -113,9 +113,9 @@ impl Room {
     }
 }
 
-/// What follows from so many free bytes, after what held before.
+/// What follows from this many free bytes, given the previous standing.
 fn judge(before: Standing, free_bytes: u64, (warn, read_only): (u64, u64)) -> Standing {
-    // What was left at a limit is taken again above it, or each write would cross it anew.
+    // A limit once crossed is cleared only a quarter above it, or each write would cross it anew.
     let is_below = |limit: u64, was: bool| {
         free_bytes < limit || (was && free_bytes < limit.saturating_add(limit / 4))
     };
@@ -129,17 +129,17 @@ fn judge(before: Standing, free_bytes: u64, (warn, read_only): (u64, u64)) -> St
 }
 
 impl Lifecycle {
-    /// The volume with the least room of those that the node writes to: its log may have one of its own.
+    /// The volume with the least room among those the node writes to: its log may have its own.
     fn least_space(&self) -> Option<DiskSpace> {
         let dirs = growing_dirs(&self.config.data_dir, &self.identity.borrow());
-        // What is not there yet comes into being in the data directory.
+        // A missing directory will be created in the data directory.
         let spaces = dirs
             .iter()
             .filter_map(|dir| self.machine.disk.space(dir).ok());
         spaces.min_by_key(|space| space.free_bytes)
     }
 
-    /// What the disk says at this moment, and what follows.
+    /// The current free space, and what follows from it.
     fn look_for_room(&self) -> Room {
         let before = *self.room.borrow();
         let Some(space) = self.least_space() else {
@@ -150,7 +150,7 @@ impl Lifecycle {
             tuning.disk_free_warn_bytes,
             tuning.disk_free_read_only_bytes,
         );
-        // A node that has stopped for it comes back when there is enough.
+        // A node that has stopped because of this recovers once there is enough.
         let was_full = before.is_engine_full && space.free_bytes < FREE_DISK_BYTES_MIN;
         let is_engine_full = self.node().map_or(was_full, |node| node.flush.is_full());
         let standing = if is_engine_full {
@@ -168,7 +168,7 @@ impl Lifecycle {
         }
     }
 
-    /// What holds. A node that has stopped may have done so for want of room, just now.
+    /// The current state. A node that has stopped may just have done so for lack of room.
     pub(super) fn room_now(&self) -> Room {
         if matches!(*self.phase.borrow(), Phase::Stopped(_)) {
             return self.look_for_room();
@@ -176,7 +176,7 @@ impl Lifecycle {
         *self.room.borrow()
     }
 
-    /// Looks for the first time: from here on the node knows what it has.
+    /// Looks for the first time: from here on the node knows its free space.
     pub(super) fn begin_with_room(&self) {
         self.publish_room(self.look_for_room());
     }
@@ -198,13 +198,13 @@ impl Lifecycle {
         }
     }
 
-    /// Whether the node may become master: it has room, and does not give way to another one.
+    /// Whether the node may become master: it has room, and does not give way to another.
     pub(super) fn may_stand(&self) -> bool {
         let has_room = self.room.borrow().standing != Standing::ReadOnly;
         has_room && !self.gives_way.load(Ordering::Acquire)
     }
 
-    /// The node at work, to write on. One that is not master says so by itself.
+    /// The node at work, to write on. A node that is not master reports that by itself.
     ///
     /// # Errors
     /// As [`Lifecycle::running`]; [`WriteError::DiskFull`] on a master without room.
@@ -220,7 +220,7 @@ impl Lifecycle {
         Ok(node)
     }
 
-    /// Looks at the disk, and acts upon what it finds.
+    /// Looks at the disk, and acts on what it finds.
     async fn keep_room(&self, watched: &mut Watched) {
         let found = self.look_for_room();
         let node = self.node();
@@ -246,7 +246,7 @@ impl Lifecycle {
         self.publish_room(found);
     }
 
-    /// Whether this node has to stand for election although it has no room.
+    /// Whether this node must stand for election although it has no room.
     fn is_last_resort(&self, node: &Node, watched: &mut Watched) -> bool {
         if self.around.role.borrow().role != Role::Unknown {
             watched.masterless = None;
@@ -262,8 +262,8 @@ impl Lifecycle {
         is_alone || since.elapsed() >= patience
     }
 
-    /// Hands over to another node that has room and `suits`, if there is one that has caught up.
-    /// Returns whether it did.
+    /// Hands over to another node that has room and `suits`, if one has caught up. Returns whether
+    /// it did.
     pub(super) async fn hand_over_to(
         &self,
         node: &Node,
@@ -299,12 +299,12 @@ impl Lifecycle {
     }
 }
 
-/// What is kept between two looks at a disk that is too full, or hangs.
+/// What is kept between two looks at a disk that is too full or hangs.
 #[derive(Default)]
 struct Watched {
-    /// Since when no master is known.
+    /// Since when no master has been known.
     masterless: Option<Instant>,
-    /// When this node, as master, last looked for another one.
+    /// When this node, as master, last looked for a successor.
     handed_over: Option<Instant>,
     /// Whether the disk hangs.
     hangs: bool,
@@ -327,8 +327,8 @@ impl Watched {
     }
 }
 
-/// Looks at the disk again and again, until the node is closed. A node that has stopped goes on to
-/// tell how much is free.
+/// Looks at the disk periodically, until the node is closed. A node that has stopped still reports
+/// how much is free.
 pub(super) async fn watch(lifecycle: Weak<Lifecycle>, mut phase: watch::Receiver<Phase>) {
     let mut watched = Watched::default();
     let is_over = |phase: &Phase| matches!(phase, Phase::Closing | Phase::Closed);

@@ -1,4 +1,4 @@
-//! Our services on the one port: the hello, then the service, of a node in whatever phase.
+//! Our services on the one port: the hello, then the service, of a node in any phase.
 
 use std::sync::{Arc, Weak};
 
@@ -26,7 +26,7 @@ impl AsyncServiceHandler for Service {
         self.name
     }
 
-    /// The hello of these turns away, within `dial_timeout`, whoever is no member.
+    /// The hello of these services rejects callers that are not members, within `dial_timeout`.
     fn is_for_peers(&self) -> bool {
         [FEEDER, ELECTION, RESTORE].contains(&self.name)
     }
@@ -90,7 +90,7 @@ impl Lifecycle {
             };
             return node_state::serve(describe, session).await;
         }
-        // Only a node that takes part has anything to say here.
+        // Only a node that takes part serves these.
         let (Some(caller), Ok(node)) = (caller, self.running()) else {
             return Ok(());
         };

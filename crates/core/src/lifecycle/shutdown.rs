@@ -1,4 +1,4 @@
-//! The shutdown of a whole group: everybody gets everything, then all stop, the master last.
+//! The shutdown of a whole group: every node gets everything, then all stop, the master last.
 //!
 //! ```text
 //!   master                                              replicas
@@ -11,9 +11,9 @@
 //!   answers whoever asked, and closes
 //! ```
 //!
-//! What comes after is a group of nodes that all have the same. Should the time be over before the
-//! replicas have everything, the group goes on as before. So it does where those that do not stop are
-//! enough for another master: a group has stopped when it cannot go on.
+//! All nodes that have stopped then hold the same data. If time runs out before the replicas have
+//! everything, the group carries on as before. The same holds if the nodes that do not stop are
+//! enough to elect another master: a group has stopped only when it cannot go on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,7 +34,7 @@ use crate::lifecycle::admin::{Done, Undone, WITHIN_MAX, done, refused};
 use crate::node::Node;
 use crate::wire::node_state;
 
-/// How often what is waited for is looked at.
+/// Polling interval while waiting.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How long the master waits for the replicas to end before it ends itself.
@@ -43,19 +43,19 @@ const STOP_MAX: Duration = Duration::from_secs(30);
 /// How long the master waits for its answer to be taken.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
-/// Rounds of `election_timeout_max` after which a replica that was not heard is not waited for.
+/// Number of `election_timeout_max` periods after which an unheard replica is not waited for.
 const SILENT_ROUNDS_MAX: u32 = 4;
 
-/// Whether the group is being shut down, and what tells that an answer has left.
+/// Whether the group is being shut down, and a signal that an answer has been sent.
 #[derive(Default)]
 pub(super) struct Shutdown {
     is_under_way: watch::Sender<bool>,
-    /// Writes of users that were let in and have not returned.
+    /// User writes that were admitted and have not returned.
     writing: AtomicUsize,
     pub(super) answered: Notify,
 }
 
-/// One write of a user, until it is dropped.
+/// One user write, until dropped.
 pub(super) struct Writing<'a>(&'a Shutdown);
 
 impl Drop for Writing<'_> {
@@ -65,12 +65,12 @@ impl Drop for Writing<'_> {
 }
 
 impl Shutdown {
-    /// Lets a write in.
+    /// Admits a write.
     ///
     /// # Errors
     /// [`WriteError::NotCommitted`] while the group is being shut down.
     pub(super) fn write(&self) -> Result<Writing<'_>, WriteError> {
-        // Counted before the look, so that a shutdown sees the write or the write the shutdown.
+        // Counted before the check: the shutdown sees the write, or the write the shutdown.
         self.writing.fetch_add(1, Ordering::SeqCst);
         let writing = Writing(self);
         if *self.is_under_way.borrow() {
@@ -82,7 +82,7 @@ impl Shutdown {
     }
 }
 
-/// Lets writes in again unless the group has stopped.
+/// Admits writes again unless the group has stopped.
 struct Refusing<'a>(&'a Shutdown);
 
 impl Drop for Refusing<'_> {
@@ -149,8 +149,8 @@ impl Lifecycle {
         Ok(done(text))
     }
 
-    /// Waits until every replica that is heard has on disk all that this master has. Returns their
-    /// names and addresses.
+    /// Waits until every replica that is heard has on disk everything this master has. Returns
+    /// their names and addresses.
     async fn bring_all_up(
         &self,
         node: &Node,
@@ -198,7 +198,7 @@ impl Lifecycle {
         }
     }
 
-    /// Tells the replicas to stop, and waits until they have. Returns those that have, by their names.
+    /// Tells the replicas to stop, and waits for them. Returns those that have, by name.
     async fn stop_all(
         &self,
         node: &Node,
@@ -270,20 +270,20 @@ async fn confirm(
 fn ends_the_group(node: &Node, mut stopped: BTreeSet<NodeId>) -> bool {
     stopped.insert(node.consensus.own_id());
     let sets = node.consensus.voter_sets();
-    // Who decides needs a majority of each set.
+    // A decision needs a majority of each set.
     sets.iter()
         .any(|set| set.difference(&stopped).count() <= set.len() / 2)
 }
 
-/// Closes the node when whoever asked for it has heard that it will.
+/// Closes the node once the caller that asked for it has heard that it will.
 async fn close_when_answered(lifecycle: Arc<Lifecycle>) {
     let answered = lifecycle.shutdown.answered.notified();
-    // Who does not take the answer holds up nobody.
+    // A caller that does not take the answer holds up nobody.
     tokio::time::timeout(ANSWER_MAX, answered).await.ok();
     close(lifecycle).await;
 }
 
-/// Closes a node whose master tells it to.
+/// Closes a node when its master tells it to.
 pub(super) async fn watch(lifecycle: Weak<Lifecycle>) {
     let told = lifecycle
         .upgrade()

@@ -1,4 +1,4 @@
-//! Mastership is handed over: asked for by an operator, or by a node that should not be master.
+//! Transfer of mastership: requested by an operator, or by a node that should not be master.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::lifecycle::admin::{
 };
 use crate::member::NodeType;
 
-/// For how long writes go on between two tries of a transfer.
+/// How long writes proceed between two attempts at a transfer.
 const TRANSFER_PAUSE: Duration = Duration::from_millis(300);
 
-/// How often it is looked whether a node has gone, or has caught up.
+/// How often to check whether a node has gone, or has caught up.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 pub(super) async fn transfer(consensus: &Consensus, request: TransferRequest) -> Done {
@@ -65,8 +65,8 @@ pub(super) async fn transfer(consensus: &Consensus, request: TransferRequest) ->
     }
 }
 
-/// Transfers mastership, again while there is time: writes are held for so short that a candidate with a
-/// busy disk may miss it. Between two tries they go on.
+/// Transfers mastership, retrying while there is time: writes are held so briefly that a candidate
+/// with a busy disk may miss it. They proceed between two attempts.
 pub(super) async fn hand_over(
     consensus: &Consensus,
     to: &[NodeId],
@@ -90,8 +90,8 @@ fn why_no_master(member: &Member) -> String {
     }
 }
 
-/// Ends, with the reason, when none of these nodes can be handed over to: they have been silent for as long
-/// as a replica waits for its master, or are members no more.
+/// Returns the reason once none of these nodes can take over: they have been silent for as long as
+/// a replica waits for its master, or are no longer members.
 async fn unreachable(consensus: &Consensus, (members, ids): (&Members, &[NodeId])) -> String {
     let since = Instant::now();
     loop {

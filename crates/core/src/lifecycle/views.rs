@@ -1,4 +1,4 @@
-//! What this node sees of its group, for those who watch it.
+//! This node's view of its group, for watchers.
 
 use std::sync::{Arc, Weak};
 
@@ -12,11 +12,11 @@ use crate::lifecycle::{Lifecycle, lock};
 use crate::runtime::Ground;
 use crate::wire::hello::{DialError, Session};
 
-/// Rounds of `election_timeout_max` for which a member that is not heard counts as up.
+/// Number of `election_timeout_max` periods for which an unheard member still counts as up.
 const SILENT_ROUNDS_MAX: u32 = 4;
 
 impl Lifecycle {
-    /// Serves one EVENTS connection. It takes a place among the subscriptions.
+    /// Serves one EVENTS connection, which takes a slot among the subscriptions.
     ///
     /// # Errors
     /// See [`DialError`].
@@ -40,7 +40,7 @@ impl Lifecycle {
             .until(self.phase.subscribe())
     }
 
-    /// `master_since` is when the caller first saw this node as master, should it be.
+    /// `master_since` is when the caller first saw this node as master, if it is.
     fn view(&self, master_since: &mut Option<Instant>) -> ViewMessage {
         let identity = self.identity.borrow().clone();
         let members = self.around.members.borrow().clone();

@@ -1,7 +1,7 @@
 //! Durability per write: what must have happened before the caller is told.
 //!
-//! The log itself knows nothing of this. There is one writer, and one fdatasync for each group,
-//! whatever was asked for; a policy only decides how long a caller waits:
+//! The log itself knows nothing of this. There is one writer, and one fdatasync per group of
+//! records, whatever durability is asked for; a policy only decides how long a caller waits:
 //!
 //! ```text
 //!  numbered ──► proposed ──► in the log ──► handed to the system ──► synced here
@@ -31,8 +31,8 @@ pub(crate) struct Numbered {
     pub(crate) outcome: oneshot::Receiver<Outcome>,
 }
 
-/// Refuses a write that could not get its acknowledgements now. Passes on a node that is not master.
-/// A new master first gives the others one lease to be heard.
+/// Refuses a write that could not get its acknowledgements now. Always passes on a node that is not
+/// master. A new master first gives the others one lease to be heard.
 ///
 /// # Errors
 /// [`WriteError::InsufficientReplicas`].
@@ -65,10 +65,10 @@ pub(crate) async fn check_replicas(node: &Node, ack: ReplicaAckPolicy) -> Result
     })
 }
 
-/// Waits until `durability` is met, `timeout` at the most.
+/// Waits until `durability` is met, for at most `timeout`.
 ///
 /// # Errors
-/// What is known of the write otherwise.
+/// Otherwise, what is known about the write.
 pub(crate) async fn acknowledge(
     node: &Node,
     (durability, timeout): (Durability, Duration),
@@ -105,11 +105,11 @@ pub(crate) async fn acknowledge(
 /// Why a durability was not met.
 enum Lost {
     NotCommitted,
-    /// This node has lost its mastership, or takes no part any more.
+    /// This node has lost mastership, or no longer takes part.
     Master,
 }
 
-/// Waits for what `durability` asks for. `committed` becomes the entry as soon as it is committed.
+/// Waits for what `durability` requires. `committed` is set to the entry as soon as it commits.
 async fn met(
     node: &Node,
     durability: Durability,
@@ -144,7 +144,7 @@ async fn met(
     Ok(())
 }
 
-/// The entry that an outcome names. A sequencer that is gone has lost its mastership.
+/// The entry that an outcome names. A dropped sequencer means that mastership is lost.
 fn entry(outcome: Option<Outcome>) -> Result<LogId, Lost> {
     match outcome {
         Some(Outcome::Committed(at)) => Ok(at),
@@ -153,8 +153,8 @@ fn entry(outcome: Option<Outcome>) -> Result<LogId, Lost> {
     }
 }
 
-/// Waits until `reached` has come to entry `at`. While that is not committed, it may be replaced by
-/// an entry of a later term at the same position.
+/// Waits until `reached` has come to entry `at`. Until `at` is committed, an entry of a later term
+/// may replace it at the same position.
 async fn own_disk(
     node: &Node,
     mut reached: watch::Receiver<Option<LogId>>,
@@ -179,7 +179,7 @@ async fn own_disk(
     }
 }
 
-/// The error of a write that was not acknowledged by enough nodes, or not by this node's own disk.
+/// The error for a write that too few nodes, or not this node's own disk, acknowledged.
 fn insufficient(
     node: &Node,
     durability: Durability,

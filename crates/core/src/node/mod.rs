@@ -1,4 +1,4 @@
-//! One member at work: the parts of a node that belongs to a group, put together and taken apart.
+//! One member at work: the parts of a node that belongs to a group, assembled and taken apart.
 //!
 //! ```text
 //!   log writer (thread) ◄── consensus ──► peers            flush (thread) ──► engine
@@ -51,10 +51,10 @@ use crate::txn::window::Window;
 use crate::wire::dialling::Dialler;
 use crate::wire::hello::{Caller, Superseded};
 
-/// Bytes of one group of log records, about: what one write and one fdatasync carry.
+/// Approximate size of one group of log records, which share one write and one fdatasync.
 const LOG_GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// How often who waits for the flush asks for it again.
+/// How often a waiter for the flush asks for it again.
 const WANT_AGAIN: Duration = Duration::from_millis(100);
 
 /// See the module.
@@ -77,7 +77,7 @@ pub(crate) struct Node {
     /// Bytes of writes that may wait for their commit.
     pub(crate) budget: Semaphore,
     pub(crate) budget_bytes: usize,
-    /// What one transaction may write.
+    /// Most bytes that one transaction may write.
     pub(crate) transaction_bytes_max: usize,
     pub(crate) turns: Turns,
     pub(crate) slow_writes: SlowWrites,
@@ -86,14 +86,14 @@ pub(crate) struct Node {
     has_ended: AtomicBool,
 }
 
-/// What was read, and holds.
+/// How much was read and found intact.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Checked {
     pub(crate) log_bytes: u64,
     pub(crate) engine_bytes: u64,
 }
 
-/// What does not hold, or could not be read.
+/// What is damaged, or could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckError {
     #[error(transparent)]
@@ -116,25 +116,25 @@ impl CheckError {
 pub(crate) struct Surroundings {
     pub(crate) members: watch::Sender<Members>,
     pub(crate) role: watch::Sender<RoleState>,
-    /// Where the members are, as far as the membership does not say it.
+    /// Where the members are, where this differs from the membership.
     pub(crate) addresses: Arc<Addresses>,
-    /// Told why the node has failed, should it.
+    /// Called with the reason if the node fails.
     pub(crate) failed: Arc<dyn Fn(String) + Send + Sync>,
     /// What the master tells the node.
     pub(crate) told: Told,
-    /// Whether the node may stand for election from the start, as far as its disk goes.
+    /// Whether the node may stand for election from the start, as far as its disk is concerned.
     pub(crate) may_stand: bool,
-    /// Told when the group turns out to have been recovered without this node.
+    /// Called when the group turns out to have been recovered without this node.
     pub(crate) superseded: Superseded,
-    /// Whether the engine was found wrong while the node worked: then all of it is counted first.
+    /// Whether the engine was found wrong at work: then it is counted in full first.
     pub(crate) is_suspect: bool,
 }
 
 impl Node {
-    /// The transactions that this node has applied by now.
+    /// The transactions applied by this node so far.
     pub(crate) fn history(&self) -> History {
-        // In this order. The position follows the number: what is visible stands at most one
-        // entry behind the position read afterwards.
+        // In this order: the position follows the number, so what is visible is at most one entry
+        // behind the position read afterwards.
         let visible = self.sequencer.visible();
         let applied = *self.consensus.applied().borrow();
         History::new(self.log.clone(), visible, applied.map(|id| id.position))
@@ -284,20 +284,20 @@ impl Node {
         Snapshot::new(self.view(), self.sequencer.names())
     }
 
-    /// A snapshot at exactly this transaction, which is visible. `None` when the engine may be past it.
+    /// A snapshot at exactly this visible transaction. `None` when the engine may be past it.
     pub(crate) fn snapshot_at(&self, vlsn: Vlsn) -> Option<Snapshot> {
         let reader = self.readers.begin_at(vlsn)?;
         let view = View::new(Arc::clone(&self.window), Arc::clone(&self.engine), reader);
         Some(Snapshot::new(view, self.sequencer.names()))
     }
 
-    /// For how long a disk, that of the log or that of the engine, has not finished what it was given.
+    /// How long a disk, the log's or the engine's, has not finished what it was given.
     pub(crate) fn hangs_for(&self) -> Option<Duration> {
         self.log.hangs_for().max(self.flush.hangs_for())
     }
 
-    /// What the engine has to hold as of this transaction, at which a reader is open; `None` when it does not
-    /// come there before `deadline`.
+    /// What the engine must hold as of this transaction, at which a reader is open; `None` when it
+    /// does not get there before `deadline`.
     pub(crate) async fn digest_at(
         &self,
         vlsn: Vlsn,
@@ -307,7 +307,7 @@ impl Node {
             .await
     }
 
-    /// The same as of this transaction or a later one, at which an entry of the log ends.
+    /// The same, as of this transaction or a later one at which a log entry ends.
     pub(crate) async fn digest_from(
         &self,
         vlsn: Vlsn,
@@ -317,7 +317,7 @@ impl Node {
             .await
     }
 
-    /// What is there when the flush has come far enough.
+    /// The digest, once the flush has come far enough.
     async fn once_flushed<T, F: Future<Output = Option<T>>>(
         &self,
         digest: impl Fn() -> F,
@@ -334,11 +334,11 @@ impl Node {
         None
     }
 
-    /// Reads everything that the node has on disk and holds its checksums against it. Takes as long as
-    /// that takes; run it where that may block. Returns how much was read.
+    /// Reads everything the node has on disk and verifies its checksums. Blocks for as long as that
+    /// takes; run it where it may. Returns how much was read.
     ///
     /// # Errors
-    /// What does not hold, with the file and the place; or why that could not be read.
+    /// The damage, with its file and place; or why something could not be read.
     pub(crate) fn check_files(&self, log_dir: &Path) -> Result<Checked, CheckError> {
         let log_bytes = self
             .log
@@ -349,8 +349,8 @@ impl Node {
         })
     }
 
-    /// Stops everything, in the order in which the parts rest on each other, and leaves the engine
-    /// and the log synced.
+    /// Stops everything, each part before the parts it depends on, and leaves the engine and the
+    /// log synced.
     ///
     /// # Errors
     /// What could not be written. Nothing acknowledged is lost: it is in the log.
@@ -365,7 +365,7 @@ impl Node {
         };
         let closed_log = self.log.close().await;
         let engine = Arc::clone(&self.engine);
-        // It gives space back, which takes its time.
+        // It frees space, which may take long.
         let closing = self
             .machine
             .run("steadfast-close", async move { engine.close() });
@@ -381,7 +381,7 @@ impl Node {
     }
 }
 
-/// Gives up what was opened for a node that cannot start, so that the next try finds it free.
+/// Gives up what was opened for a node that cannot start, so that the next attempt finds it free.
 pub(crate) async fn abandon(
     log: &Log,
     engine: Option<&dyn StorageEngine>,
@@ -396,7 +396,7 @@ pub(crate) async fn abandon(
     error
 }
 
-/// A batch and the transaction that overfills it must fit into a segment of the log together.
+/// A batch and the transaction that overfills it must fit into one log segment.
 fn batch_bytes_max(config: &RepConfig) -> usize {
     BATCH_BYTES_MAX.min(config.tuning.log_segment_bytes as usize / 4)
 }
@@ -476,7 +476,7 @@ async fn open_log(
     .await?;
     let (failed, watched) = (Arc::clone(&around.failed), log.clone());
     process::spawn(async move {
-        // However the writer ended, closing says why.
+        // Whatever ended the writer, closing says why.
         ended.await.ok();
         if let Err(error) = watched.close().await {
             failed(format!("the log failed: {error}"));
@@ -485,7 +485,7 @@ async fn open_log(
     Ok(log)
 }
 
-/// Opens the log of a node that is not going to work.
+/// Opens the log of a node that is not going to run.
 ///
 /// # Errors
 /// See [`OpenError`].
@@ -516,8 +516,8 @@ fn check_has_log(machine: &Machine, dir: &DataDir, identity: &Identity) -> Resul
     })
 }
 
-/// Makes the log of a node whose group has just formed, before its identity says so: an identity
-/// without a log is a log that was lost.
+/// Creates the log of a node whose group has just formed, before its identity says so: an identity
+/// without a log means a lost log.
 ///
 /// # Errors
 /// See [`OpenError`].
@@ -543,7 +543,7 @@ fn whose(identity: &Identity) -> LogIdentity {
     }
 }
 
-/// Opens the log in `path` with its writer on a thread; the receiver tells when that has ended.
+/// Opens the log in `path` with its writer on a thread; the receiver reports when that has ended.
 async fn start_log(
     log_config: LogConfig,
     machine: &Machine,
@@ -601,10 +601,10 @@ pub(crate) async fn open_engine(
 
 type FlushEnd = oneshot::Receiver<Result<(), FlushError>>;
 
-/// An engine that was held against the log, and who goes on doing so.
+/// An engine that was checked against the log, and the auditor that continues to check it.
 type Audited = (Auditor, Arc<Audit>);
 
-/// Holds the engine against the log, which may take long.
+/// Checks the engine against the log, which may take long.
 async fn audit(
     config: &RepConfig,
     machine: &Machine,
@@ -643,8 +643,8 @@ async fn audit(
     Ok((auditor, audit))
 }
 
-/// The engine never gets what is not in the log on disk, and the log never loses what the engine does
-/// not have on disk. If the two do not meet, one of them has lost what it had synced.
+/// The engine never gets what is not in the log on disk, and the log never drops what the engine
+/// does not have on disk. If the two do not meet, one of them has lost synced data.
 pub(crate) fn check_log_reaches(
     log: LogState,
     held: Option<&Applied>,
@@ -682,7 +682,7 @@ fn start_flush(
     let (failed, stopping) = (Arc::clone(&around.failed), stop.clone());
     let ended = machine.run("steadfast-flush", async move {
         let result = flush.run(auditor, persisted, stop).await;
-        // Whoever stops the node is told by `stop`, and knows what to make of it.
+        // Whoever stops the node gets the error from `stop`, and knows how to handle it.
         if let Err(error) = &result
             && !*stopping.borrow()
         {

@@ -1,8 +1,8 @@
-//! What became of a write, found by its token.
+//! The outcome of a write, found by its token.
 //!
-//! (Term, VLSN) names one transaction: a term has one master, and a master gives a number once. So
-//! the question is in which term this VLSN was committed. The sequencer remembers that for what was
-//! applied since the start. For the rest the log is asked.
+//! (Term, VLSN) names one transaction: a term has one master, and a master assigns a number once.
+//! So the question is in which term this VLSN was committed. The sequencer remembers the terms of
+//! whatever was applied since startup; the log knows the rest.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::node::read::{check_group, current};
 use crate::token::{CommitToken, TokenOutcome};
 use crate::txn::history::HistoryError;
 
-/// The outcome of the write that was given `token`. When this node does not know it yet, it asks
-/// how far the group is, and waits until it has applied that, `timeout` at the most.
+/// The outcome of the write with this `token`. If this node does not know it yet, it asks how far
+/// the group has come, and waits until it has applied that, for at most `timeout`.
 ///
 /// # Errors
 /// See [`ReadError`].
@@ -39,10 +39,10 @@ pub(crate) async fn outcome(
 /// What this node's own committed log says.
 async fn known(node: &Node, token: CommitToken) -> Result<TokenOutcome, ReadError> {
     let applied = node.consensus.applied();
-    // Before the visible VLSN, which is at least what has been applied by then.
+    // Read before the visible VLSN, which then covers at least what was applied.
     let before = *applied.borrow();
     if token.vlsn > node.sequencer.visible() {
-        // Every entry of an earlier term that can be committed comes before one of a later term.
+        // Any committed entry of an earlier term precedes all entries of later terms.
         let is_past = before.is_some_and(|last| last.term > token.term);
         return Ok(if is_past {
             TokenOutcome::NotCommitted

@@ -1,19 +1,19 @@
-//! Where a node stands between open and close.
+//! The phases of a node between open and close.
 
 use crate::error::{ReadError, WriteError};
 
-/// Where a node stands.
+/// A node's phase.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Forming,
     Running,
-    /// It copies the state of a peer, and takes no part meanwhile.
+    /// It copies a peer's state, and takes no part meanwhile.
     Restoring,
-    /// The group does not let the node in, or goes on without it.
+    /// The group does not admit the node, or goes on without it.
     Refused(String),
     /// The disk or the engine failed.
     Stopped(String),
-    /// On the way to closed: what stops now was meant to.
+    /// Closing: whatever stops now was meant to.
     Closing,
     Closed,
 }

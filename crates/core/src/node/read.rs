@@ -7,9 +7,9 @@
 //! | `MaxLag` | the position of a barrier asked for at most that long before the read began |
 //! | `Eventual` | nothing |
 //!
-//! No policy compares the clocks of two nodes. A barrier is dated by when this node asked for it, on
-//! its own monotonic clock, and what it gives covers everything acknowledged until then. A process
-//! that was stopped for a while finds its barriers that much older.
+//! No policy compares the clocks of two nodes. A barrier is dated by when this node asked for it,
+//! on its own monotonic clock, and it covers everything acknowledged until then. After a pause of
+//! the process, its barriers are that much older.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -28,10 +28,10 @@ use crate::planted::{self, Bug};
 use crate::policy::ConsistencyPolicy;
 use crate::token::CommitToken;
 
-/// How long a read that found no master to ask waits before it asks again.
+/// Pause of a read that found no master before it asks again.
 const BARRIER_RETRY: Duration = Duration::from_millis(20);
 
-/// Waits until a snapshot of this node is as fresh as `policy` asks for, `timeout` at the most.
+/// Waits until a snapshot of this node is as fresh as `policy` requires, for at most `timeout`.
 ///
 /// # Errors
 /// See [`ReadError`]. It says how far behind the node is.
@@ -76,7 +76,7 @@ async fn at_least(node: &Node, token: CommitToken, timeout: Duration) -> Result<
     let reached = async {
         tokio::select! {
             biased;
-            // The sender is a part of the node, so the wait cannot fail.
+            // The sender is part of the node, so the wait cannot fail.
             _ = visible.wait_for(|visible| *visible >= token.vlsn) => Ok(()),
             () = node.consensus.detached() => Err(ended()),
         }
@@ -92,8 +92,8 @@ async fn at_least(node: &Node, token: CommitToken, timeout: Duration) -> Result<
     }
 }
 
-/// Waits until this node has applied the position of a barrier that is not older than `lag_max`, or
-/// is asked for now. The inner error says why it has not in time.
+/// Waits until this node has applied the position of a barrier that is at most `lag_max` old, or
+/// requested now. The inner error says why it has not in time.
 pub(crate) async fn current(
     node: &Node,
     role: watch::Receiver<RoleState>,
@@ -132,8 +132,8 @@ pub(crate) async fn current(
     )))
 }
 
-/// A position at or above every write that was acknowledged before the call; asks again while there
-/// is no master to ask. `why_not` holds the reason for which it waits.
+/// A position at or above every write acknowledged before the call; retries while there is no
+/// master to ask. `why_not` holds the reason for waiting.
 async fn barrier(
     node: &Node,
     mut role: watch::Receiver<RoleState>,
@@ -149,14 +149,14 @@ async fn barrier(
                 *why_not = other.to_string();
             }
         }
-        // A new master ends the wait early; an end of the role's sender shows in the next answer.
+        // A new master ends the wait early; a dropped role sender shows in the next answer.
         tokio::time::timeout(BARRIER_RETRY, role.changed())
             .await
             .ok();
     }
 }
 
-/// How long ago this node was current for certain; `None` when that is not known.
+/// How long ago this node was known to be current; `None` if that is unknown.
 fn lag(node: &Node) -> Option<Duration> {
     let last = node.barriers.last()?;
     let applied = node.consensus.applied();

@@ -1,4 +1,4 @@
-//! The state of a node as data: what the command line, JSON and metrics all render.
+//! A node's state as data, which the command line, JSON and metrics all render.
 
 use std::error::Error;
 use std::fmt;
@@ -18,21 +18,22 @@ use crate::wire::messages::{
 };
 use crate::wire::node_state;
 
-/// What one node says of itself, also while it has no master or belongs to no group yet.
+/// What one node reports about itself, even while it has no master or belongs to no group yet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// Name of the group.
     pub group_name: String,
     /// The group; `None` until it has formed.
     pub group: Option<GroupUuid>,
-    /// How often the group was recovered after a lost quorum, and 1.
+    /// 1 plus the number of times the group was recovered after a lost quorum.
     pub epoch: GroupEpoch,
     /// The node. Its id is 0 until the group has formed.
     pub node: NodeAddress,
     /// All members, this node included; empty until the group has formed.
     pub members: Vec<MemberStatus>,
-    /// "master", "replica", "unknown" or "detached"; "stand-in" of a node of priority 0 that leads in place of
-    /// a master: it brings the others up to date, has members changed, and takes no writes.
+    /// "master", "replica", "unknown" or "detached"; "stand-in" for a node of priority 0 that leads
+    /// in place of a master: it brings the others up to date and changes members, but takes no
+    /// writes.
     pub role: String,
     /// The newest term that the node knows.
     pub term: Term,
@@ -40,9 +41,9 @@ pub struct NodeStatus {
     pub master: Option<NodeId>,
     /// The last visible transaction.
     pub vlsn: Vlsn,
-    /// The last log position that is on this node's disk.
+    /// The last log position on this node's disk.
     pub persisted: Option<LogPosition>,
-    /// The last log position that this node has applied.
+    /// The last log position applied by this node.
     pub applied: Option<LogPosition>,
     /// On the master: every other member.
     pub replicas: Vec<ReplicaStatus>,
@@ -50,10 +51,9 @@ pub struct NodeStatus {
     pub disk_free_bytes: u64,
     /// Size of that volume in bytes.
     pub disk_total_bytes: u64,
-    /// Whether that is less than `disk_free_warn_bytes`.
+    /// Whether the free bytes are below `disk_free_warn_bytes`.
     pub disk_is_low: bool,
-    /// Why the node takes no writes of users, also while another one is master: its volume is
-    /// nearly full.
+    /// Why the node takes no user writes, whether or not it is master: its volume is nearly full.
     pub read_only: Option<String>,
     /// Version of the program.
     pub version: String,
@@ -61,56 +61,55 @@ pub struct NodeStatus {
     pub window_bytes: u64,
     /// What the node waits for, in words; empty when it is ready.
     pub waiting_for: String,
-    /// Why the data of this node is known to be wrong: what a comparison or a check has found.
+    /// Why this node's data is known to be wrong, according to a comparison or a check.
     pub damage: Option<String>,
-    /// Whether the node's log does not tell all that its engine lacks: it needs the state of another node.
+    /// Whether the log lacks part of what the engine needs, so the node needs another node's state.
     pub needs_state: bool,
-    /// Up to this transaction the node has counted all of its rows and found them right, since it
-    /// opened its engine.
+    /// The transaction up to which the node has counted all of its rows and found them right, since
+    /// it opened its engine.
     pub checked: Option<Vlsn>,
-    /// Rows that the node has put right from its log since it was opened.
+    /// Rows put right from the log since the node was opened.
     pub put_right: u64,
-    /// On the master: where the nodes differed when they were compared last.
+    /// On the master: where the nodes differed in the last comparison.
     pub divergences: Vec<Divergence>,
-    /// What 99 of 100 of the last syncs of the log have taken, at the most, in microseconds.
+    /// The 99th percentile of recent log syncs, in microseconds.
     pub sync_p99_us: Option<u64>,
-    /// For how long a disk has not finished what it was given, in milliseconds: that of the log from 3 s on, that
-    /// of the engine from 10 s on. Meanwhile the node counts for nothing: what it does not persist is not
-    /// acknowledged.
+    /// How long a disk has not finished what it was given, in milliseconds: the log's from 3 s on,
+    /// the engine's from 10 s on. Meanwhile the node counts for nothing: what it does not persist
+    /// is not acknowledged.
     pub disk_hangs_ms: Option<u64>,
-    /// How long ago the node has heard a master, in milliseconds; `None` on a master, and when it has not since
-    /// it was started.
+    /// How long ago the node last heard a master, in milliseconds; `None` on a master, and if it
+    /// has heard none since it was started.
     pub master_heard_ms_ago: Option<u64>,
-    /// The clock of the node, in milliseconds since 1970; 0 from a version that does not tell.
+    /// The node's clock, in milliseconds since 1970; 0 from a version that does not report it.
     pub clock_ms: u64,
-    /// Digest of everything visible as of `vlsn`, in hexadecimal, where it was asked for.
+    /// Digest of everything visible as of `vlsn`, in hexadecimal, if requested.
     pub digest: Option<String>,
-    /// Files and connections that the process of the node may still open; `None` where that is not
-    /// known.
+    /// Files and connections that the node's process may still open; `None` if unknown.
     pub descriptors_left: Option<u64>,
-    /// How many it may have open at a time.
+    /// Most files and connections that it may have open at a time.
     pub descriptors_max: Option<u64>,
-    /// Whether little more are left than what the node keeps for its files and its peers.
+    /// Whether hardly more are left than the node reserves for its files and its peers.
     #[serde(default)]
     pub descriptors_are_few: bool,
-    /// The copy of a peer's state that the node makes: it takes no part meanwhile.
+    /// The copy of a peer's state in progress, during which the node takes no part.
     pub restore: Option<RestoreProgress>,
-    /// Nodes to which this one sends its state.
+    /// Nodes to which this one is sending its state.
     pub copies: u32,
 }
 
-/// How far a copy of a peer's state has got.
+/// Progress of a copy of a peer's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreProgress {
-    /// The node that it comes from; `None` while none was found.
+    /// The source node; `None` until one is found.
     pub source: Option<NodeId>,
     /// Bytes of keys and values so far.
     pub bytes: u64,
-    /// What the source takes the whole for; 0 while that is not known.
+    /// The source's estimate of the total; 0 while unknown.
     pub bytes_total: u64,
-    /// Bytes per second since the copy was begun, or went on.
+    /// Bytes per second since the copy was begun or resumed.
     pub bytes_per_s: u64,
-    /// Seconds until it is whole, at that rate; `None` while that is not known.
+    /// Estimated seconds left at that rate; `None` while unknown.
     pub eta_s: Option<u64>,
 }
 
@@ -127,18 +126,18 @@ impl From<RestoreProgressMessage> for RestoreProgress {
     }
 }
 
-/// A member of the group, as the asked node knows it.
+/// A member of the group, as known by the node that was asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberStatus {
-    /// Who and where it is.
+    /// Its id, name and address.
     #[serde(flatten)]
     pub node: NodeAddress,
-    /// What it does for the group.
+    /// Its part in the group.
     #[serde(rename = "type")]
     pub node_type: NodeType,
-    /// Of electable nodes: a higher one is preferred as master, 0 never is.
+    /// For electable nodes: a higher priority is preferred as master; one of 0 never is.
     pub priority: u32,
-    /// Whether it votes at the moment: a new node does not before it has caught up.
+    /// Whether it votes now: a new node does not until it has caught up.
     pub votes: bool,
 }
 
@@ -147,20 +146,20 @@ pub struct MemberStatus {
 pub struct ReplicaStatus {
     /// The replica.
     pub node: NodeId,
-    /// The last log position that is on its disk.
+    /// The last log position on its disk.
     pub persisted: Option<LogPosition>,
-    /// Milliseconds since it was last heard; `None` when it was never heard in this term.
+    /// Milliseconds since it was last heard; `None` if never in this term.
     pub heard_ms_ago: Option<u64>,
-    /// What half of the last heartbeats have taken to be answered, at the most, in microseconds.
+    /// The median round trip of recent heartbeats, in microseconds.
     pub round_trip_p50_us: Option<u64>,
-    /// For how long the first entry of the log that it lacks has been there, in milliseconds: so long at
-    /// least. 0 when it lacks none; `None` when it was there before the master was opened.
+    /// For how long the first log entry that it lacks has existed, in milliseconds: a lower bound.
+    /// 0 if it lacks none; `None` if that entry is older than the opening of the master.
     pub behind_ms: Option<u64>,
-    /// Bytes of the log that it lacks: so many at least.
+    /// Bytes of log that it lacks: a lower bound.
     pub behind_bytes: u64,
 }
 
-/// Why a node's status could not be had.
+/// Why a node's status could not be obtained.
 #[derive(Debug, thiserror::Error)]
 #[error("{address} does not answer: {source}")]
 pub struct StatusError {
@@ -168,24 +167,24 @@ pub struct StatusError {
     source: Box<dyn Error + Send + Sync>,
 }
 
-/// Why a node cannot be asked, as far as the one who asks can tell.
+/// Why a node could not be asked, as far as the caller can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unreachable {
-    /// Its machine is there, and no process listens.
+    /// Its machine is up, but no process listens.
     Refused,
-    /// The name in its address stands for no address.
+    /// The host name in its address does not resolve.
     NotResolved,
     /// Nothing came back in time.
     Silent,
-    /// Something answers that is no node, or one of another version.
+    /// The answer is not from a node, or from one of another version.
     Nonsense,
-    /// Something else, which the error's text says.
+    /// Something else; see the error's text.
     Other,
 }
 
 impl StatusError {
-    /// What kind of reason it is.
+    /// The kind of failure.
     pub fn reason(&self) -> Unreachable {
         let mut error: Option<&(dyn Error + 'static)> = Some(&*self.source);
         while let Some(this) = error {
@@ -226,8 +225,8 @@ fn of_system(kind: ErrorKind) -> Unreachable {
 }
 
 impl JoinToken {
-    /// A token for a node of this type, from what a member says of its group. `None` when it belongs
-    /// to none yet.
+    /// A token for a node of this type, from a member's status. `None` while that member belongs to
+    /// no group yet.
     pub fn new(status: &NodeStatus, node_type: NodeType) -> Option<Self> {
         let addresses = status.members.iter().map(|m| m.node.address.clone());
         Some(Self {
@@ -241,7 +240,7 @@ impl JoinToken {
 }
 
 impl NodeStatus {
-    /// Whether the node has stopped because the group goes on without it.
+    /// Whether the node stopped because it was removed from the group.
     pub fn was_removed(&self) -> bool {
         self.waiting_for == REMOVED
     }
@@ -255,7 +254,7 @@ impl NodeStatus {
         Self::ask_on(&TcpTransport, address, digest, timeout).await
     }
 
-    /// As [`NodeStatus::ask`], on a network of one's own.
+    /// As [`NodeStatus::ask`], over the given network.
     ///
     /// # Errors
     /// As [`NodeStatus::ask`].
@@ -273,8 +272,8 @@ impl NodeStatus {
         Self::from_message(state.map_err(|source| error(source.into()))?).map_err(error)
     }
 
-    /// About how many bytes the node at `address` holds, with what its engine has not given up yet; `None`
-    /// where it does not say.
+    /// The approximate number of bytes that the node at `address` holds, including space its engine
+    /// has not freed yet; `None` if it does not report it.
     pub async fn ask_data_bytes(address: &str, timeout: Duration) -> Option<u64> {
         let request = NodeStateRequest {
             size: true,
@@ -352,7 +351,7 @@ impl NodeStatus {
     }
 }
 
-/// A range of keys in which nodes differ, all of them at the same transaction.
+/// A range of keys in which nodes differ at the same transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Divergence {
     /// Name of the database; empty for the list of databases itself.
@@ -363,8 +362,8 @@ pub struct Divergence {
     pub to: Option<Vec<u8>>,
     /// The transaction at which they were compared.
     pub vlsn: Vlsn,
-    /// Names of the nodes that have something else than the majority of those compared; of all that
-    /// were compared, where there is no such majority.
+    /// Names of the nodes that differ from the majority of those compared; without such a majority,
+    /// of all nodes compared.
     pub nodes: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! One write from function to token: run, submit, wait; again on a conflict, and alone after some.
+//! One write from closure to token: run, submit, wait; again on conflict, alone after several.
 
 mod nested;
 mod slow;
@@ -26,14 +26,14 @@ use turns::{Alone, HOLD_OFF_MAX, Turn};
 /// Conflicts after which a transaction runs with all others held off, so that it gets through.
 const CONFLICTS_MAX: u32 = 8;
 
-/// How often it does. Once is enough for a function that ends within [`HOLD_OFF_MAX`].
+/// How often that is tried. Once is enough for a closure that ends within [`HOLD_OFF_MAX`].
 const ALONE_MAX: u32 = 3;
 
-/// What a transaction takes of the queue beside the bytes that it writes.
+/// What a transaction takes of the queue in addition to the bytes it writes.
 const TRANSACTION_OVERHEAD_BYTES: usize = 256;
 
-/// Runs and commits a transaction, again after a conflict. Waits for the durability for as long as
-/// the `Duration` says.
+/// Runs and commits a transaction, retrying after conflicts. Waits for the durability for at most
+/// the given `Duration`.
 ///
 /// # Errors
 /// See [`WriteError`]. `NotMaster` comes without the master's address.
@@ -80,8 +80,8 @@ pub(crate) async fn begin(node: &Node) -> Result<Transaction, WriteError> {
     start(node)
 }
 
-/// Commits a transaction. It does not wait for room in the window: its own snapshot may be what
-/// holds the window full.
+/// Commits a transaction. It does not wait for room in the window, since its own snapshot may be
+/// what keeps the window full.
 ///
 /// # Errors
 /// See [`WriteError`]. `NotMaster` comes without the master's address.
@@ -95,7 +95,7 @@ pub(crate) async fn commit(
     submit(node, promise, transaction, None).await
 }
 
-/// Waits while the window is full, as long as this node is master and its engine takes what leaves it.
+/// Waits while the window is full, as long as this node is master and its engine accepts flushes.
 async fn wait_for_room(node: &Node) -> Result<(), WriteError> {
     while !node.flush.has_room() {
         if node.sequencer.newest().is_none() {
@@ -131,7 +131,7 @@ fn start(node: &Node) -> Result<Transaction, WriteError> {
     Ok(Transaction::new(view, session, node.transaction_bytes_max))
 }
 
-/// Asks for a number and waits for the commit.
+/// Gets a number and waits for the commit.
 async fn submit(
     node: &Node,
     promise: (Durability, Duration),
@@ -140,8 +140,8 @@ async fn submit(
 ) -> Result<CommitToken, WriteError> {
     let bytes = transaction.written_bytes() + TRANSACTION_OVERHEAD_BYTES;
     let finished = transaction.finish();
-    // The gate before the budget: nobody who holds a part of the budget waits for the gate, or one
-    // that runs alone and those that it holds off would wait for each other.
+    // The gate before the budget: nobody holding budget may wait for the gate, or a transaction
+    // that runs alone and those it holds off would deadlock.
     let turn = match alone {
         Some(alone) => alone,
         None => {
@@ -151,8 +151,8 @@ async fn submit(
         }
     };
     let session = finished.session;
-    // Held until the outcome is known: this is what bounds the bytes in flight. What is larger
-    // than the whole budget takes all of it.
+    // Held until the outcome is known: this bounds the bytes in flight. A transaction larger than
+    // the whole budget takes all of it.
     let permits = u32::try_from(bytes.min(node.budget_bytes)).unwrap_or(u32::MAX);
     let budget = node.budget.acquire_many(permits);
     let budget = node
@@ -178,7 +178,7 @@ async fn submit(
             let acknowledged = acknowledge(node, promise, numbered);
             node.slow_writes.watch("its durability", acknowledged).await
         }
-        // Its reads were of a session that is over, and a new one has begun here.
+        // Its reads belong to an ended session, and a new session has begun here.
         Err(SubmitError::NotMaster) if node.sequencer.newest().is_some() => {
             Err(WriteError::NotCommitted {
                 reason: "the master changed since the transaction began",

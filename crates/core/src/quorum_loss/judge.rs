@@ -1,13 +1,13 @@
-//! Who has most, whether there is a quorum, and what may be lost.
+//! Who has the most, whether there is a quorum, and what may be lost.
 //!
-//! Let a write be acknowledged by a majority. If the missing voters are no majority, some survivor
-//! has it; and the survivor whose last entry is of the highest term, and the longest of those, has
-//! everything that any of them has and that a majority has, for the reason for which a vote is
-//! given to no other (Raft, 5.4). If the missing are a majority, they may have acknowledged what
-//! nobody else has, and nobody can tell.
+//! Suppose a majority has acknowledged a write. If the missing voters are not a majority, some
+//! survivor has it; and the survivor whose last entry has the highest term, and among those the
+//! highest position, has everything that any survivor has and a majority acknowledged, by the same
+//! argument that restricts votes (Raft, 5.4). If the missing are a majority, they may have
+//! acknowledged writes that nobody else has, and nobody can tell.
 //!
-//! An arbiter has acknowledged without a copy. Where it knows of more than every survivor with data, a
-//! majority may be there that elects nobody, and what is between the two is lost.
+//! An arbiter acknowledges without a copy. If it knows of more than every survivor with data, a
+//! majority may be present that can elect nobody, and the difference is lost.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -51,7 +51,7 @@ pub(super) fn judge(survey: &Survey) -> Result<RecoveryPlan, RecoverError> {
     } else {
         refuse_master(&survey.answers, &running)?;
     }
-    // An arbiter stands for a copy and is none.
+    // An arbiter counts as a copy, but holds none.
     let has_data = |left: &Survivor| members.has_data(left.node.id);
     if let Some(first) = survivors.iter().position(has_data) {
         survivors[..=first].rotate_right(1);
@@ -88,7 +88,7 @@ fn next_step(group_name: &str, first: &Survivor) -> NextStep {
     }
 }
 
-/// What others know of that the first survivor lacks. They have no data, or it would not be the first.
+/// What others know of and the first survivor lacks. They have no data, or they would be first.
 fn known_lost(survivors: &[Survivor]) -> Option<KnownLost> {
     let first = &survivors[0];
     let members = survivors
@@ -104,7 +104,7 @@ fn known_lost(survivors: &[Survivor]) -> Option<KnownLost> {
     })
 }
 
-/// A master that some node hears is not lost, although it cannot be reached from here.
+/// A master that some node hears is not lost, even if it cannot be reached from here.
 fn refuse_master(answers: &[Answer], running: &[Survivor]) -> Result<(), RecoverError> {
     for left in running {
         let is_of = |answer: &&Answer| left.place == Place::Address(answer.address.clone());
@@ -119,7 +119,7 @@ fn refuse_master(answers: &[Answer], running: &[Survivor]) -> Result<(), Recover
     Ok(())
 }
 
-/// A node that runs in a later epoch is where the group goes on.
+/// The group goes on wherever a node runs in a later epoch.
 fn refuse_superseded(survey: &Survey, best: &Directory) -> Result<(), RecoverError> {
     let later = survey.answers.iter().find_map(|answer| {
         let epoch = answer.epoch_in(best.group)?;
@@ -131,7 +131,7 @@ fn refuse_superseded(survey: &Survey, best: &Directory) -> Result<(), RecoverErr
     }
 }
 
-/// What orders survivors.
+/// The order of survivors.
 fn rank(last: LogId) -> (Term, LogPosition) {
     (last.term, last.position)
 }
@@ -168,10 +168,10 @@ fn of_directory(directory: &Directory, members: &Members, newest: GroupEpoch) ->
     }
 }
 
-/// The members as the best directory has them.
+/// The members according to the best directory.
 struct Members {
     all: Vec<MemberRecord>,
-    /// Each of these needs a majority.
+    /// Each of these sets needs a majority.
     sets: Vec<BTreeSet<NodeId>>,
 }
 
@@ -203,7 +203,7 @@ impl Members {
         self.sets.iter().flatten().copied().collect()
     }
 
-    /// Whether these nodes are a majority of every set of voters.
+    /// Whether these nodes are a majority of every voter set.
     fn is_majority(&self, nodes: &BTreeSet<NodeId>) -> bool {
         let mut sets = self.sets.iter();
         sets.all(|set| 2 * set.intersection(nodes).count() > set.len())
@@ -214,7 +214,7 @@ impl Members {
         self.is_majority(&away)
     }
 
-    /// Whether a majority of those that take part would vote for one of them that has data.
+    /// Whether those that take part include a majority that would elect one of them with data.
     fn can_elect(&self, survivors: &[Survivor]) -> bool {
         let takes_part = |left: &&Survivor| left.standing == Standing::Member;
         let electorate = self.voters();
@@ -276,7 +276,7 @@ impl Members {
             .collect()
     }
 
-    /// The members that answer and take part, each once; the other addresses, and why not.
+    /// The members that answer and take part, each once; the other addresses, each with the reason.
     fn sort_answers(
         &self,
         answers: &[Answer],
@@ -293,7 +293,7 @@ impl Members {
         (running, silent)
     }
 
-    /// The member that answers, where it takes part; else why it does not.
+    /// The member that answered, if it takes part; otherwise the reason.
     fn running(&self, answer: &Answer, best: &Directory) -> Result<Survivor, String> {
         let state = answer.said.as_ref().map_err(Clone::clone)?;
         let address = &answer.address;
@@ -306,7 +306,7 @@ impl Members {
             .iter()
             .find(|member| (member.id, member.incarnation) == (own.id, own.incarnation));
         let record = record.ok_or_else(|| format!("{} answers at {address}", own.name))?;
-        // One whose log is damaged waits without a log until a majority lets it in again.
+        // A node whose log is damaged waits without a log until a majority readmits it.
         let is_without_log = state.persisted.is_none() && !state.waiting_for.is_empty();
         let is_detached = state.role == Role::Detached.to_string();
         if is_detached || is_without_log || epoch < best.identity.epoch {

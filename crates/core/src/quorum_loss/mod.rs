@@ -1,4 +1,5 @@
-//! Recovery of a group that has lost its quorum for good: one survivor goes on alone, in a new epoch.
+//! Recovery of a group that has lost its quorum for good: one survivor goes on alone, in a new
+//! epoch.
 //!
 //! ```text
 //!  plan    reads the directories of stopped nodes and asks running ones: who has most, who is
@@ -9,14 +10,15 @@
 //!          identity   epoch 2
 //! ```
 //!
-//! A crash before the first step is durable leaves everything as it was; after it, whoever opens the
-//! directory next does the rest. The epoch fences the nodes that were not there: whatever they have
-//! acknowledged without the survivor is no part of the group any more (`lifecycle/fence.rs`).
+//! A crash before the first step is durable leaves everything as it was; after it, the next open of
+//! the directory completes the rest. The epoch fences off the nodes that were not part of it:
+//! whatever they acknowledged without the survivor no longer belongs to the group
+//! (`lifecycle/fence.rs`).
 //!
 //! A majority of the old members can still form a quorum among themselves, as long as none of them
-//! reaches a node of the new epoch. So nothing is recovered while a majority is there that can elect one
-//! of its own: one that an arbiter is part of cannot where only the arbiter knows of the newest entries. A node
-//! that has heard of a later epoch does not come to work again.
+//! reaches a node of the new epoch. So recovery is refused while a majority is present that can
+//! elect one of its own: one that includes an arbiter cannot if only the arbiter knows the newest
+//! entries. A node that has heard of a later epoch never works again.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -45,57 +47,57 @@ use crate::member::NodeAddress;
 pub(crate) use rewrite::finish;
 use survey::Survey;
 
-/// What is left of a group, and how it goes on from there.
+/// What is left of a group, and how to continue from there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RecoveryPlan {
     /// Name of the group.
     pub group_name: String,
     /// The group.
     pub group: GroupUuid,
-    /// The epoch that it is in; a recovery begins a later one.
+    /// The current epoch; a recovery begins a later one.
     pub epoch: GroupEpoch,
-    /// Everybody with a vote.
+    /// All voting members.
     pub voters: Vec<NodeId>,
-    /// What is left: the one that it goes on from first, which is the one with most of those that have
-    /// data, then the others, the one with most first.
+    /// The survivors: first the one to continue from, which has the most among those with data,
+    /// then the others, the one with the most first.
     pub survivors: Vec<Survivor>,
-    /// The members of which nothing is left that was shown here.
+    /// The members of which nothing was found.
     pub missing: Vec<Missing>,
     /// Whether the missing voters are a majority by themselves: then they may have acknowledged
-    /// writes that no survivor has. Otherwise every such write is with the first survivor.
+    /// writes that no survivor has. Otherwise the first survivor has every such write.
     pub may_lose: bool,
-    /// What is lost for certain as far as it was acknowledged: an arbiter knows of it, and no survivor has
+    /// What is certainly lost, if it was acknowledged: an arbiter knows of it, but no survivor has
     /// it.
     pub known_lost: Option<KnownLost>,
-    /// How it goes on.
+    /// The next step.
     pub next: NextStep,
 }
 
-/// A node, or a directory of one, of which something is left.
+/// A node, or the directory of one, that has survived.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Survivor {
     /// The node.
     pub node: NodeAddress,
-    /// Where it was seen.
+    /// Where it was found.
     pub place: Place,
-    /// The epoch in which it is.
+    /// Its epoch.
     pub epoch: GroupEpoch,
-    /// Its last entry. The greater its term, and in one term its position, the more the node has.
+    /// Its last entry. The higher its term, or its position within a term, the more the node has.
     pub last: Option<LogId>,
-    /// The last transaction that it keeps. Of a running node, the last one that it shows.
+    /// The last transaction that it keeps; for a running node, the last visible one.
     pub vlsn: Vlsn,
     /// Whether it may take part as it is.
     pub standing: Standing,
 }
 
-/// Entries of the log that a node without data knows of, and the first survivor lacks.
+/// Log entries that a node without data knows of, and the first survivor lacks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct KnownLost {
-    /// Who knows of them.
+    /// The node that knows of them.
     pub node: NodeAddress,
     /// The last of them.
     pub last: LogId,
-    /// How many there are at most; each may hold several transactions, or none.
+    /// The maximum number of them; each may hold several transactions, or none.
     pub entries_max: u64,
 }
 
@@ -105,7 +107,7 @@ pub struct KnownLost {
 pub enum Place {
     /// In a directory that no process has open.
     Directory(PathBuf),
-    /// It runs, and listens here.
+    /// A node that runs and listens at this address.
     Address(String),
 }
 
@@ -113,13 +115,13 @@ pub enum Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
-    /// It is a copy of a directory, or of an earlier epoch: it has data, and no vote.
+    /// It is a copied directory, or of an earlier epoch: it has data, but no vote.
     Fenced,
-    /// It may.
+    /// It may take part.
     Member,
 }
 
-/// A member of which nothing is left that was shown.
+/// A member of which nothing was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Missing {
     /// The node.
@@ -128,18 +130,18 @@ pub struct Missing {
     pub why: String,
 }
 
-/// How a recovery goes on.
+/// The next step of a recovery.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NextStep {
-    /// [`apply`] to the directory of the first survivor, with this text.
+    /// [`apply`] to the directory of the first survivor, with this confirmation.
     Apply {
         /// The directory.
         directory: PathBuf,
-        /// What has to be said.
+        /// The required confirmation.
         confirm: String,
     },
-    /// The first survivor runs: stop it, and plan again with its directory.
+    /// The first survivor is running: stop it, and plan again with its directory.
     Stop {
         /// Its name.
         node: String,
@@ -159,11 +161,11 @@ pub struct Recovered {
     pub vlsn: Vlsn,
 }
 
-/// Why nothing was recovered. Nothing was changed, but where [`RecoverError::Begun`] says so.
+/// Why nothing was recovered. Nothing was changed, unless it is [`RecoverError::Begun`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecoverError {
-    /// There is no directory of a node here.
+    /// The directory holds no node that belongs to a group.
     #[error(
         "{dir} is not the data directory of a node that belongs to a group; nothing was changed; name the directory of a survivor"
     )]
@@ -174,8 +176,8 @@ pub enum RecoverError {
     /// The directory cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The directory was being recovered when an error came. What it says is done when the
-    /// directory is opened the next time, or nothing was done.
+    /// An error interrupted the recovery of the directory. Either nothing was done, or the next
+    /// open of the directory completes it.
     #[error(
         "the recovery was begun and not finished ({source}); the directory is as it was, or is recovered when it is opened; see to the cause, then plan again"
     )]
@@ -183,7 +185,7 @@ pub enum RecoverError {
         /// Why.
         source: OpenError,
     },
-    /// The directories are of more than one group.
+    /// The directories belong to more than one group.
     #[error(
         "{one} and {other} are of different groups; nothing was changed; name directories of one group"
     )]
@@ -193,14 +195,14 @@ pub enum RecoverError {
         /// Another one.
         other: PathBuf,
     },
-    /// A majority is there.
+    /// A majority is present.
     #[error("{there} of {voters} voters are there ({}), which is a majority: no recovery is needed, and none is allowed; nothing was changed; start them", names.join(", "))]
     NotNeeded {
         /// Voters that may take part.
         there: usize,
         /// All voters.
         voters: usize,
-        /// Who is there.
+        /// Their names.
         names: Vec<String>,
     },
     /// A node hears a master.
@@ -216,12 +218,12 @@ pub enum RecoverError {
         "the node at {address} is in epoch {epoch} of the group: it was recovered already; nothing was changed; let the other nodes in anew (steadfast token create)"
     )]
     Superseded {
-        /// Where.
+        /// The address of a node.
         address: String,
         /// Its epoch.
         epoch: GroupEpoch,
     },
-    /// What is left has no vote, or no data.
+    /// The survivor has no vote, or no data.
     #[error(
         "{name} has no vote or no data, so the group cannot go on from it; nothing was changed; name the directory of a node that has both"
     )]
@@ -235,7 +237,7 @@ pub enum RecoverError {
         /// The node.
         name: String,
     },
-    /// What was said is not what has to be said.
+    /// The confirmation is not the required one.
     #[error(
         "the confirmation is not the text for this group, node and state; nothing was changed; make \
          a plan, read it, and give the text that it prints"
@@ -243,14 +245,14 @@ pub enum RecoverError {
     Unconfirmed,
 }
 
-/// What is left of the group of these directories of stopped nodes, and how it goes on from there.
-/// `nodes` and all members that are not among the directories are asked for their state.
+/// Plans the recovery of the group to which these directories of stopped nodes belong. Asks
+/// `nodes`, and all members without a directory here, for their state.
 ///
-/// Nothing is changed, and the directories may be on a volume that is mounted for reading alone. The
-/// storage engine is copied into the system's directory for temporary files while it is read.
+/// Nothing is changed, and the directories may be on a volume mounted read-only. While it is read,
+/// the storage engine is copied into the system's temporary directory.
 ///
 /// # Errors
-/// See [`RecoverError`]; [`RecoverError::NotNeeded`] when a majority is there.
+/// See [`RecoverError`]; [`RecoverError::NotNeeded`] when a majority is present.
 ///
 /// # Panics
 /// Without a directory.
@@ -265,10 +267,10 @@ pub async fn plan(
     judge::judge(&survey)
 }
 
-/// Makes the node of this directory, which does not run, the only member of its group, in a new
-/// epoch. Members that run are asked first, as [`plan`] asks them.
+/// Makes the stopped node of this directory the only member of its group, in a new epoch. Running
+/// members are asked first, as in [`plan`].
 ///
-/// When it returns everything is durable: the node is master as soon as it is started.
+/// When it returns, everything is durable, and the node is master as soon as it starts.
 ///
 /// # Errors
 /// See [`RecoverError`]; [`RecoverError::Unconfirmed`] when `confirm` is not the text of the plan.
@@ -278,7 +280,7 @@ pub async fn apply(
     confirm: &str,
 ) -> Result<Recovered, RecoverError> {
     let directories = [directory.to_owned()];
-    // To open a log and an engine changes them: only what is confirmed is opened.
+    // Opening a log and an engine changes them: only what is confirmed is opened.
     check_confirmed(plan(machine, &directories, &[]).await?, confirm)?;
     let mut survey = Survey::take(machine, &directories, &[]).await?;
     check_confirmed(judge::judge(&survey)?, confirm)?;

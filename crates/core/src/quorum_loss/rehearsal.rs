@@ -1,5 +1,5 @@
-//! The machine on which a plan is made: it reads what is there, and what it changes is gone when it
-//! ends. So a plan does all that an opening node does, a recovery that was begun included.
+//! The machine on which a plan is made: it reads the real disk, and its changes are gone when it
+//! ends. So a plan can do all that an opening node does, even complete a recovery that was begun.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::engine::{EngineError, EngineFactory, StorageEngine};
 use crate::log::OverlayDisk;
 use crate::machine::Machine;
 
-/// As `machine`, with disks and engines on which nothing is changed.
+/// As `machine`, but nothing is changed on its disks and engines.
 pub(super) fn of(machine: &Machine) -> Machine {
     Machine {
         disk: Arc::new(OverlayDisk::new(Arc::clone(&machine.disk))),
@@ -17,7 +17,7 @@ pub(super) fn of(machine: &Machine) -> Machine {
     }
 }
 
-/// Copies of the engines that are there.
+/// Opens copies of the existing engines.
 struct Copies(Arc<dyn EngineFactory>);
 
 impl EngineFactory for Copies {

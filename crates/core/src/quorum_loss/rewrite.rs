@@ -1,4 +1,4 @@
-//! The change of one directory: identity, log, identity.
+//! The change to one directory: identity, log, identity.
 
 use std::io;
 
@@ -14,12 +14,12 @@ use crate::node;
 use crate::quorum_loss::survey::Directory;
 use crate::quorum_loss::{RecoverError, Recovered};
 
-/// Terms between the last one that the survivor knows and the first one of the new epoch. Nodes that
-/// are missing may have had masters in later terms than the survivor knows, and a term and a VLSN
-/// name one transaction in all epochs. No group comes to so many terms without one of its nodes.
+/// Gap between the last term that the survivor knows and the first term of the new epoch. Missing
+/// nodes may have had masters in later terms than that, and a term and a VLSN name one transaction
+/// across all epochs. No group gets through this many terms without one of its nodes.
 const TERMS_SKIPPED: u64 = 1_000_000;
 
-/// Makes the node of the directory the only member of its group, in a new epoch.
+/// Makes the directory's node the only member of its group, in a new epoch.
 ///
 /// # Errors
 /// [`RecoverError::NoVote`], and [`RecoverError::Begun`] from the first write on.
@@ -43,7 +43,7 @@ pub(super) async fn begin(
     let newest = identity.superseded_by.max(Some(identity.epoch));
     let epoch = GroupEpoch(newest.map_or(0, |epoch| epoch.0) + 1);
     let node = member.node_address(id);
-    // It is the only one that can be master.
+    // It is the only node that can be master.
     let member = Member {
         priority: member.priority.max(1),
         ..member
@@ -73,10 +73,10 @@ pub(super) async fn begin(
     })
 }
 
-/// Does what is left of a recovery that the identity says was begun; returns the identity after it.
+/// Completes a recovery that the identity says was begun; returns the resulting identity.
 ///
 /// # Errors
-/// See [`OpenError`]. It can be done again.
+/// See [`OpenError`]. Safe to repeat.
 pub(crate) async fn finish(
     machine: &Machine,
     dir: &DataDir,
@@ -97,14 +97,14 @@ pub(crate) async fn finish(
     Ok(finished)
 }
 
-/// Puts the entry that makes the founders of the epoch the members at the end of the log, unless it
-/// stands there.
+/// Appends the entry that makes the epoch's founders the members, unless the log already ends with
+/// it.
 async fn append(log: &Log, id: LogId, identity: &Identity) -> Result<(), LogError> {
     let state = log.state();
     if state.last == Some(id) {
         return Ok(());
     }
-    // A log has no entry of a term of which it knows no vote.
+    // A log has no entry of a term for which it knows no vote.
     if state.vote.is_none_or(|vote| vote.term < id.term) {
         let vote = Vote {
             term: id.term,
@@ -131,9 +131,9 @@ async fn append(log: &Log, id: LogId, identity: &Identity) -> Result<(), LogErro
         payload: membership.encode_bytes(),
     };
     let (done, synced) = oneshot::channel::<io::Result<()>>();
-    // Nobody waits any more when the log was closed below.
+    // If the log was closed below, nobody is waiting any more.
     let done = Box::new(move |result| drop(done.send(result)));
     log.append(vec![entry], done).await?;
-    // However it ended, closing says why.
+    // Whatever the result, closing the log reports it.
     synced.await.map_or(Ok(()), |_| Ok(()))
 }

@@ -1,4 +1,4 @@
-//! What directories of stopped nodes hold, and what running nodes say.
+//! What the directories of stopped nodes hold, and what running nodes report.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -23,10 +23,10 @@ use crate::wire::node_state;
 
 /// How long a node may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Bytes of the log that are read at once.
+/// Bytes of the log per read.
 const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Everything that was seen.
+/// Everything that was found.
 pub(super) struct Survey {
     /// At least one, all of one group.
     pub(super) directories: Vec<Directory>,
@@ -39,22 +39,22 @@ pub(super) struct Directory {
     pub(super) dir: DataDir,
     pub(super) identity: Identity,
     pub(super) group: GroupUuid,
-    /// False for a copy.
+    /// False for a copied directory.
     pub(super) is_original: bool,
     pub(super) held: Held,
 }
 
-/// What a directory holds when everything in its log counts.
+/// What a directory holds, counting everything in its log.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Held {
     pub(super) last: Option<LogId>,
-    /// The highest term of which the log knows.
+    /// The highest term known to the log.
     pub(super) term: Term,
     pub(super) vlsn: Vlsn,
     pub(super) membership: MembershipRecord,
 }
 
-/// What was heard at an address.
+/// The answer from one address.
 pub(super) struct Answer {
     pub(super) address: String,
     pub(super) said: Result<NodeStateMessage, String>,
@@ -99,7 +99,7 @@ impl Survey {
     }
 }
 
-/// Where the members are of which there is no directory that could be opened.
+/// Where to find the members without an original directory here.
 fn elsewhere(opened: &[Directory], membership: &MembershipRecord) -> Vec<String> {
     let is_here = |member: &&MemberRecord| {
         let mut originals = opened.iter().filter(|directory| directory.is_original);
@@ -124,7 +124,7 @@ async fn open(machine: &Machine, path: &Path) -> Result<Directory, RecoverError>
         let identity = swap::finish(&LogConfig::default(), machine, &dir, identity).await?;
         rewrite::finish(machine, &dir, identity).await?
     } else {
-        // Finishing would make it the original.
+        // Finishing would turn it into the original.
         identity
     };
     let log = node::open_idle_log(&LogConfig::default(), machine, &dir, &identity).await?;
@@ -145,7 +145,7 @@ async fn open(machine: &Machine, path: &Path) -> Result<Directory, RecoverError>
     })
 }
 
-/// What the engine holds, and what the log has after it.
+/// What the engine holds, and what follows in the log.
 async fn held(
     machine: &Machine,
     (dir, identity): (&DataDir, &Identity),

@@ -114,12 +114,12 @@ fn confirmation(plan: RecoveryPlan) -> String {
     }
 }
 
-/// The entry that a recovery adds, and the identity, when the recovery was done.
+/// The entry that a recovery adds, and the identity, if the recovery took place.
 async fn recovered(disk: &MemoryDisk) -> (Identity, Entry) {
     let machine = machine(disk, &MemoryStore::new());
     let dir = DataDir::open(disk, Path::new(DIR)).unwrap();
     let identity = dir.find_identity(disk).await.unwrap().unwrap();
-    // Nothing but an open, and another recovery, does what is left of one.
+    // Only an open, or another recovery, completes one that was begun.
     let identity = finish(&machine, &dir, identity).await.unwrap();
     let log = node::open_idle_log(&LogConfig::default(), &machine, &dir, &identity)
         .await
@@ -140,7 +140,7 @@ async fn a_crash_at_any_step_leaves_the_old_group_or_the_new_one() {
         let machine = machine(&disk, &MemoryStore::new());
         disk.fail_after(steps);
         let applied = apply(&machine, Path::new(DIR), CONFIRM).await;
-        // The half of what waits for its sync survives.
+        // Half of what waits for its sync survives.
         disk.crash_keeping(1, |_, offset| if offset % 1024 == 0 { 512 } else { 0 });
         match planned(&disk).await {
             Ok(plan) => {
@@ -173,7 +173,7 @@ async fn a_crash_at_any_step_leaves_the_old_group_or_the_new_one() {
 async fn a_copy_can_be_recovered_from_and_is_the_original_from_then_on() {
     let disk = MemoryDisk::new();
     written(&disk, 3).await;
-    // What makes it a copy: another file `origin`.
+    // Another file `origin` makes it a copy.
     let origin = Path::new(DIR).join("origin");
     disk.remove(&origin).unwrap();
     let machine = machine(&disk, &MemoryStore::new());

@@ -1,7 +1,7 @@
-//! Copies the state of a peer into an engine beside the node's own.
+//! Copies a peer's state into an engine beside the node's own.
 //!
-//! One question at a time, so that memory is bounded by one answer. Whatever goes wrong ends the
-//! attempt; the next one goes on where the copy is, with the source that suits best then.
+//! One question at a time, so that memory is bounded by one answer. Any failure ends the attempt;
+//! the next one resumes the copy, from whichever source suits best by then.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,13 +23,13 @@ use crate::state_copy::staged::{Staged, StagedError};
 use crate::wire::hello::{Caller, DialError};
 use crate::wire::messages::WireError;
 
-/// Chunks after which the copy follows the log and becomes durable: what an interruption can cost,
-/// and what the source keeps of its log meanwhile.
+/// Number of chunks after which the copy follows the log and is synced: this bounds what an
+/// interruption can cost, and how much log the source keeps meanwhile.
 const CHUNKS_PER_SYNC: usize = 16;
-/// How often the log says how far the copy is.
+/// How often the log reports the progress of the copy.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// How far a copy has got.
+/// Progress of a copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
     /// 0 while there is none.
@@ -49,7 +49,7 @@ pub(crate) enum FetchError {
     Refused(String),
     #[error(transparent)]
     Staged(#[from] StagedError),
-    /// What was copied so far cannot go on.
+    /// The partial copy cannot be resumed.
     #[error("the entries that the copy needs next are gone; it begins anew")]
     Gone,
     #[error("the copy was given up: the node closes")]
@@ -73,12 +73,12 @@ pub(crate) struct Fetch {
     pub(crate) caller: Caller,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) source: (NodeId, String),
-    /// Of dialling, and of an answer.
+    /// For dialling, and for an answer.
     pub(crate) timeouts: (Duration, Duration),
     pub(crate) engines: Arc<dyn EngineFactory>,
-    /// Where the copy grows.
+    /// Where the copy is built.
     pub(crate) dir: PathBuf,
-    /// What the copy has to reach.
+    /// The entry that the copy has to reach.
     pub(crate) entry: LogId,
     /// Whether this node has data.
     pub(crate) has_data: bool,
@@ -88,10 +88,10 @@ pub(crate) struct Fetch {
 }
 
 impl Fetch {
-    /// The last entry of a copy that is complete, verified, durable and closed.
+    /// Returns the last entry of a copy that is complete, verified, durable and closed.
     ///
     /// # Errors
-    /// See [`FetchError`]. What was copied so far is kept, unless it cannot go on.
+    /// See [`FetchError`]. The partial copy is kept, unless it cannot be resumed.
     pub(crate) async fn run(mut self) -> Result<LogId, FetchError> {
         let engine = self.open()?;
         let mut ended = self.ended.clone();
@@ -100,7 +100,7 @@ impl Fetch {
             _ = ended.wait_for(|ended| *ended) => Err(FetchError::Ended),
             copied = self.copy(&engine) => copied,
         };
-        // Closing syncs: what was copied is there when the next attempt begins.
+        // Closing syncs: the next attempt finds everything copied so far.
         let closed = engine.close();
         if matches!(copied, Err(FetchError::Gone)) {
             self.engines.remove(&self.dir)?;
@@ -121,7 +121,7 @@ impl Fetch {
         Ok(last)
     }
 
-    /// What lies there and cannot be opened is worth nothing.
+    /// A partial copy that cannot be opened is worthless.
     fn open(&self) -> Result<Arc<dyn StorageEngine>, FetchError> {
         match self.engines.open(&self.dir) {
             Err(EngineError::Corrupt { what }) => {
@@ -133,7 +133,7 @@ impl Fetch {
         }
     }
 
-    /// Returns what the whole has to come to, by the account of the source.
+    /// Returns the digest that the whole must have, according to the source.
     async fn copy(
         &mut self,
         engine: &Arc<dyn StorageEngine>,
@@ -194,7 +194,7 @@ impl Fetch {
         Ok(expected)
     }
 
-    /// Follows the log to where the source says what the whole comes to.
+    /// Follows the log up to where the source has stated the digest of the whole.
     async fn expected(
         &self,
         client: &mut RestoreClient,
@@ -269,7 +269,7 @@ async fn follow_upto(
     Err(StagedError::Nonsense("a state at another transaction").into())
 }
 
-/// Takes the next entries, up to a transaction at the most; whether these were all that the source has applied.
+/// Takes the next entries, at most up to `upto`; returns whether the source had no more.
 async fn follow(
     client: &mut RestoreClient,
     staged: &mut Staged,
@@ -298,7 +298,7 @@ fn unexpected(answer: RestoreAnswer) -> FetchError {
     }
 }
 
-/// Tells how fast the copy grows.
+/// Reports how fast the copy grows.
 struct Meter<'a> {
     progress: &'a watch::Sender<Option<Progress>>,
     source: NodeId,

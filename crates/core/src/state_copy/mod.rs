@@ -1,4 +1,4 @@
-//! A copy of the whole state from a peer, for a node that needs entries which are in no log any more.
+//! A copy of the whole state from a peer, for a node that needs entries no longer in any log.
 //!
 //! ```text
 //!   source (any node with the data)                   the node in need, its own state aside
@@ -10,14 +10,14 @@
 //!   so many rows, this digest           ──manifest►   read back, compared, put in place
 //! ```
 //!
-//! No snapshot is held: each chunk is read as of its own moment, in order, and what was committed in
-//! the meantime follows from the log. `docs/decisions/restore.md` shows why that gives the state as
-//! of one transaction. Putting and deleting can be done twice, which is what it rests on.
+//! No snapshot is held: the chunks are read in order, each as of its own moment, and the log adds
+//! what was committed in the meantime. `docs/decisions/restore.md` shows why this yields the state
+//! as of one transaction. It relies on puts and deletes being idempotent.
 //!
-//! The copy grows in an engine of its own beside the node's. How far it has got is a part of every
-//! batch of that engine (`staged.rs`), so a copy that was interrupted goes on where it was, and from
-//! any source whose log still reaches back to its position. One write of the identity puts it in
-//! the place of the old state (`swap.rs`).
+//! The copy is built in an engine of its own beside the node's. Every batch of that engine includes
+//! how far the copy has got (`staged.rs`), so an interrupted copy resumes where it left off, from
+//! any source whose log still reaches back to its position. A single write of the identity puts it
+//! in place of the old state (`swap.rs`).
 //!
 //! | file | what |
 //! | --- | --- |

@@ -41,7 +41,7 @@ pub(crate) struct BeginMessage {
     /// The source must have applied this entry.
     #[prost(message, optional, tag = "1")]
     pub(crate) entry: Option<LogIdRecord>,
-    /// The entry that a copy which was begun needs next.
+    /// The entry that a partial copy needs next.
     #[prost(uint64, optional, tag = "2")]
     pub(crate) next: Option<u64>,
     /// The source must have applied this transaction: the copy holds it.
@@ -49,7 +49,7 @@ pub(crate) struct BeginMessage {
     pub(crate) vlsn: u64,
 }
 
-/// A place in the state: behind a key of a database, or at its begin.
+/// A place in the state: after a key of a database, or at its beginning.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct PlaceMessage {
     #[prost(uint32, tag = "1")]
@@ -65,7 +65,7 @@ pub(crate) struct NextMessage {
     pub(crate) next: u64,
 }
 
-/// All rows are there, and the log was followed.
+/// All rows have been copied, and the log has been followed.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub(crate) struct FinishMessage {
     /// The last transaction that the copy holds.
@@ -89,10 +89,10 @@ pub(crate) enum RestoreAnswer {
     Entries(EntriesMessage),
     #[prost(message, tag = "4")]
     Manifest(ManifestMessage),
-    /// Ask the same again: the source is not allowed to send faster.
+    /// Ask again: the source has reached its rate limit.
     #[prost(bool, tag = "5")]
     Wait(bool),
-    /// Why the source has nothing to give.
+    /// Why the source cannot serve the copy.
     #[prost(string, tag = "6")]
     Refused(String),
 }
@@ -102,24 +102,24 @@ pub(crate) struct BegunMessage {
     /// Whether the caller gets the data: an arbiter does not.
     #[prost(bool, tag = "1")]
     pub(crate) has_data: bool,
-    /// Whether the copy that was begun goes on.
+    /// Whether the partial copy can be resumed.
     #[prost(bool, tag = "2")]
     pub(crate) goes_on: bool,
-    /// Where a new copy begins: the entry that its log is to go on after.
+    /// Where a new copy begins: the entry after which its log continues.
     #[prost(message, optional, tag = "3")]
     pub(crate) entry: Option<LogIdRecord>,
     /// The last transaction up to there.
     #[prost(uint64, tag = "4")]
     pub(crate) vlsn: u64,
-    /// The membership there, see `MembershipRecord`.
+    /// The membership at that entry, see `MembershipRecord`.
     #[prost(bytes = "bytes", tag = "5")]
     pub(crate) membership: Bytes,
-    /// About how much there is.
+    /// The approximate size of the state.
     #[prost(uint64, tag = "6")]
     pub(crate) bytes_total: u64,
 }
 
-/// Everything between the place that was asked for and `rest`, as of one transaction.
+/// Everything between the requested place and `rest`, as of one transaction.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct ChunkMessage {
     #[prost(message, repeated, tag = "1")]
@@ -129,7 +129,7 @@ pub(crate) struct ChunkMessage {
     /// The sum of the rows' hashes, see `engine/row_digest.rs`; 16 bytes.
     #[prost(bytes = "bytes", tag = "3")]
     pub(crate) digest: Bytes,
-    /// Where it goes on; absent at the end of the state.
+    /// Where to continue; absent at the end of the state.
     #[prost(message, optional, tag = "4")]
     pub(crate) rest: Option<PlaceMessage>,
 }
@@ -143,7 +143,7 @@ pub(crate) struct EntriesMessage {
     pub(crate) is_all: bool,
 }
 
-/// What was sent in all chunks of this connection, and what the whole has to come to.
+/// What all chunks on this connection contained, and what the whole must amount to.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct ManifestMessage {
     #[prost(message, optional, tag = "3")]
@@ -175,7 +175,7 @@ impl RowsMessage {
     }
 }
 
-/// What the log has made of all databases that have a name.
+/// What the log has produced in all named databases.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct StateMessage {
     /// As of this transaction, which ends an entry of the log.
@@ -230,7 +230,7 @@ impl RestoreClient {
 /// Answers questions until the caller closes.
 ///
 /// # Errors
-/// When the caller sends nonsense, goes away, or takes nothing of an answer for long.
+/// When the caller sends nonsense, disconnects, or takes nothing of an answer for long.
 pub(crate) async fn serve(mut session: Session, source: &mut Source) -> Result<(), DialError> {
     while let Some(frame) = session.receiver.receive().await? {
         let request: RestoreRequest = decode(Kind::RestoreRequest, frame)?;

@@ -1,8 +1,7 @@
-//! Answers a node that copies the state of this one.
+//! Answers a node that copies this one's state.
 //!
-//! Each chunk is one look at the newest state, on a thread of its own, and nothing is held between two
-//! of them but a hold on the log. A commit waits for none of it; what it costs is the reading, which
-//! is bounded by [`Pace`].
+//! Each chunk reads the newest state, on a thread of its own; between two chunks nothing is held
+//! but a hold on the log. No commit waits for this; its cost is the reading, which [`Pace`] limits.
 
 use std::ops::Bound;
 use std::sync::{Arc, Mutex};
@@ -37,13 +36,13 @@ const CHUNK_ROWS: usize = 1000;
 const CHUNK_BYTES: usize = 1024 * 1024;
 /// Payload bytes of the entries in one answer, unless one entry is larger.
 const ENTRIES_BYTES: usize = 1024 * 1024;
-/// How long an answer may be held back. A caller that has to wait longer asks again.
+/// How long an answer may be delayed. A caller that has to wait longer asks again.
 const WAIT_MAX: Duration = Duration::from_secs(1);
-/// How long the log is kept for a caller that is gone: it comes back, or gets the entries that follow
-/// from the master.
+/// How long the log is kept for a caller that has disconnected: it reconnects, or gets the
+/// following entries from the master.
 const HOLD_AFTER: Duration = Duration::from_secs(30);
 
-/// What all copies that a node serves share.
+/// Shared by all copies that a node serves.
 pub(crate) struct Copies {
     places: Arc<Semaphore>,
     pace: Pace,
@@ -57,7 +56,7 @@ impl Copies {
         }
     }
 
-    /// How many are under way.
+    /// The number of copies under way.
     pub(crate) fn count(&self) -> usize {
         COPIES_MAX - self.places.available_permits()
     }
@@ -66,7 +65,7 @@ impl Copies {
 /// Spreads bytes over time.
 struct Pace {
     bytes_per_s_max: u64,
-    /// When what was sent is paid for.
+    /// When the rate limit allows the next bytes.
     free_at: Mutex<Option<Instant>>,
 }
 
@@ -78,7 +77,7 @@ impl Pace {
         }
     }
 
-    /// Waits until the next bytes may be sent, up to [`WAIT_MAX`]; whether they may.
+    /// Waits until the next bytes may be sent, for at most [`WAIT_MAX`]; returns whether they may.
     async fn pass(&self) -> bool {
         let free_at = *lock(&self.free_at);
         let Some(free_at) = free_at else { return true };
@@ -101,7 +100,7 @@ impl Pace {
 pub(crate) struct Source {
     node: Arc<Node>,
     copies: Arc<Copies>,
-    /// Whether the caller gets the data; `None` when this node does not know it yet.
+    /// Whether the caller gets the data; `None` while this node does not know.
     to_data_node: Option<bool>,
     place: Option<OwnedSemaphorePermit>,
     hold: Option<Hold>,
@@ -159,14 +158,14 @@ impl Source {
 
     fn begin(&mut self, begin: BeginMessage) -> Result<RestoreAnswer, SourceError> {
         let refused = Err(SourceError::Refused("this node is not far enough itself"));
-        // The caller may have been let in by an entry that has not come here.
+        // The caller may have been admitted by an entry that has not arrived here yet.
         let Some(to_data_node) = self.to_data_node else {
             return refused;
         };
         let entry = begin.entry.map(LogId::try_from).transpose();
         let entry = entry.map_err(|_| SourceError::Refused("no such entry"))?;
         let position = entry.map(|entry| entry.position);
-        // In this order: what is visible is applied in the end.
+        // In this order: what is visible is applied eventually.
         let visible = self.node.sequencer.visible();
         let applied = *self.node.consensus.applied().borrow();
         if applied.map(|id| id.position) < position || visible.0 < begin.vlsn {
@@ -185,7 +184,7 @@ impl Source {
         }
         let next = begin.next.map_or(durable.position.0 + 1, |next| next);
         self.hold = Some(self.node.holds.hold(LogPosition(next.saturating_sub(1))));
-        // Looked at when it cannot be purged any more.
+        // Read once the hold prevents a purge.
         let purged = self.node.log.state().purged;
         let reaches = |next: u64| purged.is_none_or(|purged| purged.position.0 < next);
         let goes_on = begin.next.is_some_and(reaches);
@@ -255,7 +254,7 @@ impl Source {
         }))
     }
 
-    /// The rows were read from an engine that may have lost some, the account of what there has to be was not.
+    /// The rows were read from an engine that may have lost some; the expected digest was not.
     async fn finish(&self, vlsn: Vlsn) -> Result<RestoreAnswer, SourceError> {
         let mut manifest = ManifestMessage {
             sent: Some(RowsMessage::of(self.sent)),
@@ -295,7 +294,7 @@ impl Drop for Source {
     }
 }
 
-/// The rows behind a place as of one transaction, their digest, and their bytes.
+/// The rows after a place as of one transaction, their digest, and their size in bytes.
 fn read_chunk(
     view: &View,
     place: PlaceMessage,
@@ -346,7 +345,7 @@ fn begin_of(database: DatabaseId) -> PlaceMessage {
     }
 }
 
-/// The next database that a name stands for, by id.
+/// The next database with a name, by id.
 fn next_database(view: &View, after: DatabaseId) -> Result<Option<DatabaseId>, SourceError> {
     let mut next: Option<DatabaseId> = None;
     let mut rest = Some(KeyRange::all());

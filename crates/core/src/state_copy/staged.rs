@@ -1,8 +1,9 @@
 //! A copy under way: an engine beside the node's own, and how far it has got.
 //!
-//! The engine keeps that itself, where it keeps the membership otherwise, so it changes together with
-//! the rows: a crash leaves a copy that is as far as it says. A copy is *complete* when every row has
-//! been copied and the log has been followed to the newest transaction that any chunk has seen.
+//! The engine stores that progress where it otherwise keeps the membership, so it changes together
+//! with the rows: after a crash, the copy is exactly as far as it says. A copy is *complete* when
+//! every row has been copied and the log has been followed to the newest transaction that any chunk
+//! has seen.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -24,22 +25,22 @@ use crate::txn::audit::digest::RunningDigest;
 use crate::txn::batch::{Batch, BatchError, Operation};
 use crate::txn::catalog::{self, CATALOG, DIGESTS};
 
-/// Tells the account of a copy from a membership.
+/// Distinguishes the progress record of a copy from a membership.
 const FORMAT: u32 = 1;
-/// What is read back at once.
+/// How much is read back at once.
 const VERIFY: ScanLimit = ScanLimit {
     keys: 1000,
     bytes: 1024 * 1024,
 };
 
-/// How far a copy is, in the place of the membership. See `docs/format.md`.
+/// How far a copy is, stored in place of the membership. See `docs/format.md`.
 #[derive(Clone, PartialEq, Eq, Message)]
 struct StagedRecord {
     #[prost(uint32, tag = "20")]
     format: u32,
     #[prost(bytes = "bytes", tag = "21")]
     membership: Bytes,
-    /// Where the rows go on; absent when all are there.
+    /// Where the rows continue; absent once all have been copied.
     #[prost(message, optional, tag = "22")]
     rest: Option<PlaceMessage>,
     /// The newest transaction that a chunk has seen.
@@ -49,7 +50,7 @@ struct StagedRecord {
     rows: u64,
     #[prost(bytes = "bytes", tag = "25")]
     digest: Bytes,
-    /// Of keys and values that came in chunks.
+    /// Size of the keys and values received in chunks.
     #[prost(uint64, tag = "26")]
     bytes: u64,
 }
@@ -88,7 +89,7 @@ pub(super) struct Staged {
     id: LogId,
     vlsn: Vlsn,
     membership: Bytes,
-    /// Everything before it has been copied.
+    /// Everything before this has been copied.
     rest: Option<Place>,
     newest: Vlsn,
     digest: RowDigest,
@@ -96,7 +97,7 @@ pub(super) struct Staged {
 }
 
 impl Staged {
-    /// A copy without a row, at an entry of the log. An arbiter's is complete as it is.
+    /// An empty copy, at an entry of the log. An arbiter's is already complete.
     pub(super) fn begin(
         engine: Arc<dyn StorageEngine>,
         (id, vlsn): (LogId, Vlsn),
@@ -117,7 +118,7 @@ impl Staged {
         Ok(staged)
     }
 
-    /// The copy that the engine holds, if it holds one.
+    /// The copy that the engine holds, if any.
     ///
     /// # Errors
     /// When the engine cannot be read.
@@ -161,12 +162,12 @@ impl Staged {
         self.bytes
     }
 
-    /// What a source must have applied.
+    /// The transaction that a source must have applied.
     pub(super) fn newest(&self) -> Vlsn {
         self.newest.max(self.vlsn)
     }
 
-    /// Where the rows go on; `None` when all are there.
+    /// Where the rows continue; `None` once all have been copied.
     pub(super) fn rest(&self) -> Option<PlaceMessage> {
         self.rest.clone().map(|(database, after)| PlaceMessage {
             database: database.0,
@@ -179,16 +180,16 @@ impl Staged {
         self.rest.is_none() && self.vlsn >= self.newest
     }
 
-    /// Takes the rows that were asked for; returns their digest.
+    /// Takes the requested rows; returns their digest.
     ///
     /// # Errors
-    /// When they are not what was asked for: nothing was taken.
+    /// When they are not the requested ones: nothing was taken.
     pub(super) fn take_chunk(&mut self, chunk: ChunkMessage) -> Result<RowDigest, StagedError> {
         let nonsense = |what| Err(StagedError::Nonsense(what));
         let Some((database, after)) = self.rest.clone() else {
             return nonsense("rows that nobody asked for");
         };
-        // Or the chunk could lack what the copy has passed over because a chunk was to bring it.
+        // Otherwise it could lack changes that the copy has skipped in expectation of a chunk.
         if Vlsn(chunk.vlsn) < self.vlsn {
             return nonsense("rows that are older than the copy");
         }
@@ -221,8 +222,8 @@ impl Staged {
         Ok(digest)
     }
 
-    /// Follows the log, up to a transaction at the most. What it changes of rows that are not copied yet comes
-    /// with them.
+    /// Follows the log, at most up to a transaction. Changes to rows that have not been copied yet
+    /// come with those rows.
     ///
     /// # Errors
     /// When the entries do not follow, or no entry ends there: nothing was taken.
@@ -249,7 +250,7 @@ impl Staged {
                 EntryKind::Membership => membership = in_force(entry)?,
                 EntryKind::Transactions => {
                     let batch = Batch::parse(entry.payload)?;
-                    // Any other was numbered in vain.
+                    // Any other batch was numbered in vain.
                     if batch.first() == vlsn.next() {
                         vlsn = batch.last();
                         if upto.is_some_and(|upto| vlsn > upto) {
@@ -268,7 +269,7 @@ impl Staged {
         self.apply(changes)
     }
 
-    /// Notes what becomes of a row, if it has been copied.
+    /// Records the latest value of a row, if the row has been copied.
     fn collect(
         &self,
         changes: &mut BTreeMap<(DatabaseId, Bytes), Option<Bytes>>,
@@ -288,7 +289,7 @@ impl Staged {
         }
     }
 
-    /// Brings the digest to what it is after these changes.
+    /// Updates the digest for these changes.
     fn account(
         &mut self,
         changes: BTreeMap<(DatabaseId, Bytes), Option<Bytes>>,
@@ -309,7 +310,7 @@ impl Staged {
         Ok(accounted)
     }
 
-    /// Makes everything durable that has been taken.
+    /// Makes everything taken so far durable.
     ///
     /// # Errors
     /// When the engine fails.
@@ -317,7 +318,7 @@ impl Staged {
         Ok(self.engine.sync()?)
     }
 
-    /// Reads everything back and holds it against what was taken; returns what was found in each database.
+    /// Reads everything back and checks it against what was taken; returns each database's digest.
     ///
     /// # Errors
     /// [`StagedError::Lost`].
@@ -359,13 +360,13 @@ impl Staged {
         })
     }
 
-    /// Makes a copy that is complete, and holds `databases`, into the engine of a node, durably.
+    /// Turns a complete copy that holds `databases` into a node's engine, durably.
     ///
     /// # Errors
-    /// When the engine fails, or when that is not what the log has made, by the account of the source.
+    /// When the engine fails, or the data is not what the log has made, by the source's account.
     ///
     /// # Panics
-    /// When it is not complete.
+    /// When the copy is not complete.
     pub(super) fn finish(
         self,
         databases: &BTreeMap<DatabaseId, RowDigest>,
@@ -377,7 +378,7 @@ impl Staged {
             ..self.applied()
         };
         let digest = RunningDigest::of(catalog::named(&*self.engine)?, databases);
-        // What is planted there is to be found by others.
+        // This planted bug must be found by other means.
         let expected = expected.filter(|_| !planted::is(Bug::RestoreSkipsEntries));
         if let Some(expected) = expected.filter(|expected| *expected != digest.total()) {
             return Err(StagedError::Contradicted {
@@ -421,7 +422,7 @@ impl Staged {
     }
 }
 
-/// As they are told to people.
+/// The form shown to people.
 fn parts(digest: RowDigest) -> (u64, Bytes) {
     (digest.rows, digest.to_bytes())
 }
@@ -430,7 +431,7 @@ fn place(message: PlaceMessage) -> Place {
     (DatabaseId(message.database), message.after)
 }
 
-/// The membership of an entry, as an engine keeps it.
+/// The membership of an entry, as an engine stores it.
 fn in_force(entry: Entry) -> Result<Bytes, StagedError> {
     let LogId { term, position } = entry.id();
     let record = MembershipRecord::decode(entry.payload);

@@ -1,4 +1,4 @@
-//! Puts a finished copy in the place of the old state.
+//! Puts a finished copy in place of the old state.
 //!
 //! ```text
 //!   identity   copy 3, its log begins after 140@8     ◄─ from here on the copy is the state
@@ -7,10 +7,10 @@
 //!   engine-2   is removed
 //! ```
 //!
-//! A crash before the first step is durable leaves the old state; after it, whoever opens the
-//! directory next does the rest. The log is the same one before and after, so that a vote that was
-//! given stays given. Entries above the copy's position stay where they follow on it: they may have
-//! been acknowledged. Where another entry stands at that position, they were never committed.
+//! A crash before the first step is durable leaves the old state; after it, the next open of the
+//! directory completes the rest. The log is the same before and after, so a vote once given stays
+//! given. Entries above the copy's position stay if they follow it: they may have been
+//! acknowledged. If the log has another entry at that position, they were never committed.
 
 use tokio::sync::oneshot;
 
@@ -22,11 +22,10 @@ use crate::log::{Entry, Log, LogConfig, LogError, LogId};
 use crate::machine::Machine;
 use crate::node;
 
-/// Makes the copy beside the state of `identity`, which ends with `last` and is durable, the state of
-/// the node.
+/// Makes the durable copy beside the state of `identity`, ending with `last`, the node's state.
 ///
 /// # Errors
-/// See [`OpenError`]. What is left to do is done when the directory is opened.
+/// See [`OpenError`]. Whatever remains is done when the directory is opened.
 pub(crate) async fn swap(
     config: &RepConfig,
     machine: &Machine,
@@ -36,7 +35,7 @@ pub(crate) async fn swap(
     let swapped = Identity {
         copy: identity.copy + 1,
         log_begins_after: Some(last),
-        // What is damaged is not gone on with.
+        // A damaged log is not continued.
         log: identity.log + u64::from(identity.damaged.is_some()),
         damaged: None,
         ..identity.clone()
@@ -45,10 +44,10 @@ pub(crate) async fn swap(
     finish(&node::log_config(config), machine, dir, swapped).await
 }
 
-/// Does what is left of a swap; returns the identity after it.
+/// Completes a swap; returns the resulting identity.
 ///
 /// # Errors
-/// See [`OpenError`]. It can be done again.
+/// See [`OpenError`]. Safe to repeat.
 pub(crate) async fn finish(
     log_config: &LogConfig,
     machine: &Machine,
@@ -87,7 +86,7 @@ pub(crate) async fn finish(
     Ok(finished)
 }
 
-/// Lets the log go on after `last`, which is committed.
+/// Makes the log continue after `last`, which is committed.
 async fn begin_after(log: &Log, last: LogId) -> Result<(), LogError> {
     let state = log.state();
     if state
@@ -99,7 +98,7 @@ async fn begin_after(log: &Log, last: LogId) -> Result<(), LogError> {
     let range = last.position..LogPosition(last.position.0 + 1);
     let found = log.read(range, 1).await?;
     if found.first().map(Entry::id) != Some(last) {
-        // First, so that nothing is left after a purge that does not follow on it.
+        // First, so that nothing remains that does not follow the purged part.
         log.truncate_after(state.purged).await?;
     }
     log.purge(last).await
@@ -181,8 +180,8 @@ mod tests {
         log.close().await.unwrap();
     }
 
-    /// The log after a swap to a copy that ends with `last`, with the power cut after every number of
-    /// steps first.
+    /// The log after a swap to a copy that ends with `last`, after power cuts at every number of
+    /// steps.
     async fn swapped(last: LogId) -> (Option<LogId>, Option<LogId>) {
         for steps in 0.. {
             let disk = MemoryDisk::new();

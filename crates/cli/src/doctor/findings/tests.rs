@@ -102,7 +102,7 @@ impl Rig {
         diagnose(&self.survey())
     }
 
-    /// The one thing that is wrong.
+    /// The only finding.
     fn only(&self) -> Finding {
         let mut findings = self.findings();
         assert_eq!(findings.len(), 1, "{findings:#?}");

@@ -1,8 +1,8 @@
-//! Which functions given to `write` run on this thread.
+//! Which closures given to `write` run on this thread.
 //!
-//! A write of the same environment within one cannot see what the function has written, conflicts with
-//! it as a rule, and may wait for it without an end. On the function's own thread that is known at
-//! once, also in a task, for the function is never suspended.
+//! A write to the same environment within one cannot see what the closure has written, usually
+//! conflicts with it, and may wait for it forever. On the closure's own thread this is detected at
+//! once, even in a task, because the closure is never suspended.
 
 use std::cell::RefCell;
 
@@ -10,18 +10,18 @@ use crate::error::WriteError;
 use crate::node::Node;
 
 thread_local! {
-    /// The nodes, by address, that functions on this thread write to; the innermost last.
+    /// The nodes, by address, to which closures on this thread write; the innermost last.
     static RUNNING: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs a function that writes to `node`.
+/// Runs a closure that writes to `node`.
 pub(super) fn within<T>(node: &Node, function: impl FnOnce() -> T) -> T {
     let _running = Running::enter(node);
     function()
 }
 
 /// # Errors
-/// [`WriteError::Nested`] when a function that writes to `node` runs on this thread.
+/// [`WriteError::Nested`] when a closure that writes to `node` runs on this thread.
 pub(super) fn check(node: &Node) -> Result<(), WriteError> {
     let address = address(node);
     if RUNNING.with_borrow(|running| running.contains(&address)) {
@@ -31,7 +31,7 @@ pub(super) fn check(node: &Node) -> Result<(), WriteError> {
     }
 }
 
-/// Until dropped, also by a panic of the function.
+/// Until dropped, even when the closure panics.
 struct Running;
 
 impl Running {

@@ -1,4 +1,4 @@
-//! A word about writes that wait for long, while they do.
+//! Reports writes that wait for long, while they wait.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use steadfast_net::lock;
 
 use tokio::time::{Instant, timeout};
 
-/// A wait of a write that is longer than this is told of.
+/// A write that waits longer than this is reported.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// How often the log tells of such waits. The metric counts each.
+/// How often the log reports such waits. The metric counts each.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// The long waits of a node's writes.
@@ -22,12 +22,12 @@ pub(crate) struct SlowWrites {
 #[derive(Debug, Default)]
 struct Told {
     last: Option<Instant>,
-    /// Waits that were not told of yet.
+    /// Waits not reported yet.
     waits: u64,
 }
 
 impl SlowWrites {
-    /// What `wait` returns. `what_for` says what it waits for, as metrics have it.
+    /// Returns what `wait` returns. `what_for` says what it waits for, as metrics have it.
     pub(super) async fn watch<T>(
         &self,
         what_for: &'static str,
@@ -49,7 +49,7 @@ impl SlowWrites {
         wait.await
     }
 
-    /// Notes a long wait; how many there were since the last word, when it is time for one.
+    /// Counts a long wait; returns the number since the last report, when another one is due.
     fn note(&self) -> Option<u64> {
         let mut told = lock(&self.told);
         told.waits += 1;

@@ -1,7 +1,7 @@
 //! Who may ask for a number: everybody together, or one alone, for a moment.
 //!
-//! A transaction that has met too many conflicts runs with all others held off, so that it meets none.
-//! What it runs is the user's, and may take its time, or even wait for one of those that are held off. So
+//! A transaction that has had too many conflicts runs with all others held off, so that it meets
+//! none. It runs a user's closure, which may be slow, or even wait for a write that is held off. So
 //! the others wait for [`HOLD_OFF_MAX`] and no longer.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,10 +14,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::task::AbortHandle;
 
-/// How long a function that runs alone holds the others off.
+/// How long a closure that runs alone holds the others off.
 pub(super) const HOLD_OFF_MAX: Duration = Duration::from_secs(1);
 
-/// Longest time, in milliseconds, that a transaction steps back after a conflict: several commits.
+/// Longest time, in milliseconds, that a transaction backs off after a conflict: several commits.
 /// It doubles from 1 ms with each conflict.
 const STEP_BACK_MS_MAX: u64 = 16;
 
@@ -26,12 +26,12 @@ const STEP_BACK_MS_MAX: u64 = 16;
 pub(crate) struct Turns {
     gate: Arc<RwLock<()>>,
     chance: Mutex<StdRng>,
-    /// Where the others are let in again, whatever becomes of the caller's thread.
+    /// Where the others are let in again, even if the caller's thread blocks.
     runtime: Handle,
 }
 
 impl Turns {
-    /// On the current runtime. `seed` is where the times to step back come from.
+    /// On the current runtime. `seed` seeds the random back-off times.
     pub(crate) fn new(seed: u64) -> Self {
         Self {
             gate: Arc::default(),
@@ -40,14 +40,14 @@ impl Turns {
         }
     }
 
-    /// Waits for the turn of everybody.
+    /// Waits for a turn shared with everybody.
     pub(super) async fn together(&self) -> Turn {
         Turn::Together {
             _gate: Arc::clone(&self.gate).read_owned().await,
         }
     }
 
-    /// Waits until nobody asks for a number, and holds the others off.
+    /// Waits until nobody is asking for a number, and holds the others off.
     pub(super) async fn alone(&self) -> Alone {
         let gate = Arc::clone(&self.gate).write_owned().await;
         let gate = Arc::new(Mutex::new(Some(gate)));
@@ -62,7 +62,7 @@ impl Turns {
         }
     }
 
-    /// Waits for a moment after a conflict, so that those who met do not meet again.
+    /// Backs off after a conflict, so that the same transactions do not collide again.
     pub(super) async fn step_back(&self, conflicts: u32) {
         let most = 1_u64.checked_shl(conflicts - 1).unwrap_or(u64::MAX);
         let most = most.min(STEP_BACK_MS_MAX);
@@ -79,14 +79,14 @@ impl Turns {
     }
 }
 
-/// Leave to ask for a number, as long as it is held.
+/// Permission to ask for a number, as long as it is held.
 #[derive(Debug)]
 pub(super) enum Turn {
     Together { _gate: OwnedRwLockReadGuard<()> },
     Alone { _gate: OwnedRwLockWriteGuard<()> },
 }
 
-/// All others held off, until this is dropped or [`HOLD_OFF_MAX`] is over.
+/// Holds all others off, until dropped or [`HOLD_OFF_MAX`] has passed.
 #[derive(Debug)]
 pub(super) struct Alone {
     gate: Arc<Mutex<Option<OwnedRwLockWriteGuard<()>>>>,
