@@ -593,7 +593,7 @@ pub enum FeedError {
     /// The token's write was never committed: another transaction has its number. Undo whatever was
     /// derived from that write elsewhere.
     #[error(
-        "{token} was never committed: the transaction of this number is of term {committed};          begin with StartAt::Start"
+        "{token} was never committed: the transaction of this number is of term {committed}; begin with StartAt::Start"
     )]
     NotCommitted {
         /// The token.
