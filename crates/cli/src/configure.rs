@@ -62,7 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
 
 fn explain(key: &Key) {
     println!(
-        "{}  ({}; default: {})\n    {}",
-        key.name, key.unit, key.default, key.help
+        "{}  ({key}; default: {})\n    {}",
+        key.name, key.default, key.help
     );
 }

@@ -1,4 +1,21 @@
-//! A description of each configuration key.
+//! Every configuration key, in one table: its name, form, range, default, meaning, and the field that holds it.
+
+#![expect(
+    clippy::unreadable_literal,
+    reason = "defaults are shown as they stand in the table"
+)]
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::config::{ConfigError, unknown_key};
+use crate::limits::BATCHES_IN_FLIGHT_MAX;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+const TIB: u64 = 1024 * GIB;
+const PIB: u64 = 1024 * TIB;
 
 /// The description of one configuration key.
 #[derive(Clone, Copy, Debug)]
@@ -7,228 +24,251 @@ pub struct Key {
     pub name: &'static str,
     /// Unit or form of its value.
     pub unit: &'static str,
+    /// The numbers it accepts; `None` where the value is text.
+    pub range: Option<Range>,
     /// Default; in words if there is no default value.
     pub default: &'static str,
     /// What it does.
     pub help: &'static str,
 }
 
-/// Every key, in the order of the documentation.
-pub const KEYS: &[Key] = &[
-    Key {
-        name: "group",
-        unit: "name",
-        default: "required",
-        help: "Name of the group; the same on all its nodes.",
-    },
-    Key {
-        name: "node",
-        unit: "name",
-        default: "required",
-        help: "Name of this node; one of the names in `bootstrap`.",
-    },
-    Key {
-        name: "data_dir",
-        unit: "path",
-        default: "required",
-        help: "Directory of this node's log and engine. Created if missing (mode 0700).",
-    },
-    Key {
-        name: "listen",
-        unit: "host:port",
-        default: "required",
-        help: "Address this node listens on for the others.",
-    },
-    Key {
-        name: "bootstrap",
-        unit: "list of name=host:port",
-        default: "this node alone",
-        help: "The nodes that form the group. Used only while data_dir is empty, ignored afterwards.",
-    },
-    Key {
-        name: "join",
-        unit: "token",
-        default: "none",
-        help: "Token from `steadfast token create`, instead of `bootstrap`: lets this node join an existing group. Used only while data_dir is empty.",
-    },
-    Key {
-        name: "advertise",
-        unit: "host:port",
-        default: "the address of `listen`",
-        help: "Where the others reach this node: the address it gives them when it joins or founds the group. Required if it listens on every address (0.0.0.0) and has no `bootstrap`.",
-    },
-    Key {
-        name: "worker_threads",
-        unit: "threads",
-        default: "half the cores, 1 to 4",
-        help: "Threads of the environment's own async runtime.",
-    },
-    Key {
-        name: "heartbeat_interval_ms",
-        unit: "ms, 5 to 10000",
-        default: "50",
-        help: "How often the master sends a heartbeat.",
-    },
-    Key {
-        name: "election_timeout_min_ms",
-        unit: "ms, at least 3 heartbeats",
-        default: "200",
-        help: "The shortest time a replica waits, after the lease of election_timeout_max_ms, before it asks for votes.",
-    },
-    Key {
-        name: "election_timeout_max_ms",
-        unit: "ms, above the minimum",
-        default: "300",
-        help: "The longest such wait, and how long a replica takes a silent master to be alive. A master whose connections close is replaced without this wait.",
-    },
-    Key {
-        name: "dial_timeout_ms",
-        unit: "ms, 10 to 60000",
-        default: "1000",
-        help: "Deadline for connecting to a node, hello included.",
-    },
-    Key {
-        name: "silence_max_ms",
-        unit: "ms, 100 to 600000",
-        default: "5000",
-        help: "A connection on which an answer is due and no byte moves for this long is dropped.",
-    },
-    Key {
-        name: "durability",
-        unit: "majority, all, local or none",
-        default: "majority",
-        help: "Default durability for writes that specify none. A failover may roll back writes acknowledged with local or none; see docs/durability.md.",
-    },
-    Key {
-        name: "repair",
-        unit: "auto or never",
-        default: "auto",
-        help: "What a node does when its own data is damaged. auto: it gives up its vote, copies a peer's state and gets its vote back. never: it does not open; damage found while it runs is only reported.",
-    },
-    Key {
-        name: "commit_timeout_ms",
-        unit: "ms, 10 to 3600000",
-        default: "10000",
-        help: "A write that waits this long for its acknowledgements returns InsufficientAcks.",
-    },
-    Key {
-        name: "read_timeout_ms",
-        unit: "ms, 10 to 3600000",
-        default: "5000",
-        help: "How long a read waits for this node to be fresh enough. After that it returns an error that says how far behind the node is.",
-    },
-    Key {
-        name: "batches_in_flight_max",
-        unit: "batches, 1 to 64",
-        default: "4",
-        help: "Batches proposed but not yet applied; the next batch fills while they travel.",
-    },
-    Key {
-        name: "commit_queue_bytes_max",
-        unit: "bytes, 1 MiB to 1 GiB",
-        default: "67108864",
-        help: "Bytes of writes waiting to commit; above it, writers wait.",
-    },
-    Key {
-        name: "window_bytes_max",
-        unit: "bytes, 64 KiB to 64 GiB",
-        default: "268435456",
-        help: "Memory for versions that the engine does not hold yet; above it, writers wait.",
-    },
-    Key {
-        name: "flush_bytes",
-        unit: "bytes, at most half of window_bytes_max",
-        default: "33554432",
-        help: "A flush to the engine starts once this much has been applied.",
-    },
-    Key {
-        name: "flush_interval_ms",
-        unit: "ms, 1 to 3600000",
-        default: "5000",
-        help: "The longest time an applied write stays out of the engine.",
-    },
-    Key {
-        name: "snapshot_age_max_ms",
-        unit: "ms, 10 to 86400000",
-        default: "60000",
-        help: "A snapshot older than this ends with SnapshotTooOld; sooner if it keeps window_bytes_max nearly full.",
-    },
-    Key {
-        name: "log_segment_bytes",
-        unit: "bytes, 64 KiB to 1 GiB",
-        default: "67108864",
-        help: "Size of a log segment. A transaction of the largest size fits into 64 MiB.",
-    },
-    Key {
-        name: "log_cache_bytes_max",
-        unit: "bytes, up to 16 GiB",
-        default: "67108864",
-        help: "Memory for log entries that replicas may need next.",
-    },
-    Key {
-        name: "log_keep_bytes",
-        unit: "bytes, 0 to 1 TiB",
-        default: "268435456",
-        help: "Always keep this much of the newest log. Older segments are purged once the engine has them on disk and nobody needs them.",
-    },
-    Key {
-        name: "log_retain_bytes_max",
-        unit: "bytes, at least log_keep_bytes, to 16 TiB",
-        default: "8589934592",
-        help: "Keep up to this much log for replicas, subscriptions and state copies under way. A replica further behind gets a copy of the state, a subscription HistoryGone.",
-    },
-    Key {
-        name: "log_retain_ms_max",
-        unit: "ms, 100 to 604800000",
-        default: "3600000",
-        help: "Keep log for a replica that has been silent for less than this. One that returns later may get a copy of the state instead.",
-    },
-    Key {
-        name: "restore_bytes_per_s_max",
-        unit: "bytes/s, 64 KiB to 64 GiB",
-        default: "67108864",
-        help: "Maximum rate at which this node sends copies of its state, all copies together.",
-    },
-    Key {
-        name: "subscriptions_max",
-        unit: "subscriptions, 1 to 4096",
-        default: "64",
-        help: "Maximum number of change feeds this node serves at once; one more gets TooMany.",
-    },
-    Key {
-        name: "subscription_stall_ms",
-        unit: "ms, 100 to 600000",
-        default: "30000",
-        help: "A remote subscriber that has not taken what it was sent within this time is cut off.",
-    },
-    Key {
-        name: "digest_interval_ms",
-        unit: "ms, 0 or 100 to 604800000",
-        default: "3600000",
-        help: "How often a node counts its rows against its running digest. Nodes compare digests as often, or every 10 s if that is sooner. 0: never.",
-    },
-    Key {
-        name: "open_count_max_ms",
-        unit: "ms, 0 to 86400000",
-        default: "1000",
-        help: "How long a node counts its rows before it serves; the rest is counted in the background.",
-    },
-    Key {
-        name: "disk_free_warn_bytes",
-        unit: "bytes, 0 to 1 PiB",
-        default: "1073741824",
-        help: "Warn when the volume of data_dir has less than this free. 0: never.",
-    },
-    Key {
-        name: "disk_free_read_only_bytes",
-        unit: "bytes, 0 or 1 MiB to 1 PiB, at most disk_free_warn_bytes",
-        default: "268435456",
-        help: "Take no user writes with less than this free: a master hands over to a node that has room, or refuses them. Writes resume when a quarter more is free. 0: never.",
-    },
-    Key {
-        name: "engine_cache_bytes",
-        unit: "bytes, 1 MiB to 1 TiB",
-        default: "134217728",
-        help: "Cache of the storage engine. Scattered writes are slow unless it holds all keys plus about 60 bytes each.",
-    },
-];
+impl fmt::Display for Key {
+    /// Unit and range: `ms, 5 to 10000`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(range) = self.range else {
+            return f.write_str(self.unit);
+        };
+        let shown = |number: u64| match self.unit {
+            "bytes" | "bytes/s" => bytes(number),
+            _ => number.to_string(),
+        };
+        let zero = if range.or_zero { "0 or " } else { "" };
+        let (min, max) = (shown(range.min), shown(range.max));
+        write!(f, "{}, {zero}{min} to {max}", self.unit)
+    }
+}
+
+/// `1 MiB`, in the largest unit that divides it.
+fn bytes(number: u64) -> String {
+    let units = [
+        (PIB, "PiB"),
+        (TIB, "TiB"),
+        (GIB, "GiB"),
+        (MIB, "MiB"),
+        (KIB, "KiB"),
+    ];
+    let whole = |(unit, _): &&(u64, &str)| number > 0 && number.is_multiple_of(*unit);
+    match units.iter().find(whole) {
+        Some((unit, name)) => format!("{} {name}", number / unit),
+        None => number.to_string(),
+    }
+}
+
+/// The numbers that a key accepts, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Whether 0, which switches something off, is accepted beside them.
+    pub or_zero: bool,
+    /// The smallest.
+    pub min: u64,
+    /// The largest.
+    pub max: u64,
+}
+
+const fn within(min: u64, max: u64) -> Range {
+    let or_zero = false;
+    Range { or_zero, min, max }
+}
+
+const fn zero_or(min: u64, max: u64) -> Range {
+    let or_zero = true;
+    Range { or_zero, min, max }
+}
+
+fn ms(number: u64) -> Duration {
+    Duration::from_millis(number)
+}
+
+fn ms_or_never(number: u64) -> Option<Duration> {
+    (number > 0).then(|| ms(number))
+}
+
+fn number(number: u64) -> u64 {
+    number
+}
+
+fn count(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn count_or_auto(number: u64) -> Option<usize> {
+    (number > 0).then(|| count(number))
+}
+
+fn whole_pages(number: u64) -> u32 {
+    u32::try_from(number.next_multiple_of(4096)).unwrap_or(u32::MAX)
+}
+
+/// The default of a number as text: its digits, unless words say it better.
+macro_rules! shown {
+    ($default:literal) => {
+        stringify!($default)
+    };
+    ($default:literal $shown:literal) => {
+        $shown
+    };
+}
+
+macro_rules! keys {
+    (
+        $($text:literal, $form:literal, $required:literal, $text_help:literal;)*
+        =>
+        $($name:literal, $unit:literal, $range:expr, $help:literal,
+            $field:ident: $type:ty = $convert:ident($default:literal) $(shown as $shown:literal)?;)*
+    ) => {
+        /// Every key, in the order of the documentation.
+        pub const KEYS: &[Key] = &[
+            $(Key { name: $text, unit: $form, range: None, default: $required, help: $text_help },)*
+            $(Key { name: $name, unit: $unit, range: Some($range), default: shown!($default $($shown)?), help: $help },)*
+        ];
+
+        /// The numbers among the keys.
+        #[derive(Clone, Debug)]
+        pub(crate) struct Tuning {
+            $(pub(crate) $field: $type,)*
+        }
+
+        impl Default for Tuning {
+            fn default() -> Self {
+                Self { $($field: $convert($default),)* }
+            }
+        }
+
+        impl Tuning {
+            /// Sets a key.
+            ///
+            /// # Errors
+            /// When there is no such key, or the number is out of its range.
+            pub(super) fn set(&mut self, key: &str, value: u64) -> Result<(), ConfigError> {
+                match key {
+                    $($name => self.$field = $convert(check(key, $range, value)?),)*
+                    _ => return Err(unknown_key(key)),
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+fn check(key: &str, range: Range, value: u64) -> Result<u64, ConfigError> {
+    let Range { or_zero, min, max } = range;
+    if (min..=max).contains(&value) || or_zero && value == 0 {
+        return Ok(value);
+    }
+    let problem = format!("{value} is not within {min} to {max}");
+    Err(ConfigError::new(key, problem))
+}
+
+keys! {
+    "group", "name", "required",
+        "Name of the group; the same on all its nodes.";
+    "node", "name", "required",
+        "Name of this node; one of the names in `bootstrap`.";
+    "data_dir", "path", "required",
+        "Directory of this node's log and engine. Created if missing (mode 0700).";
+    "listen", "host:port", "required",
+        "Address this node listens on for the others.";
+    "bootstrap", "list of name=host:port", "this node alone",
+        "The nodes that form the group. Used only while data_dir is empty, ignored afterwards.";
+    "join", "token", "none",
+        "Token from `steadfast token create`, instead of `bootstrap`: lets this node join an existing group. Used only while data_dir is empty.";
+    "advertise", "host:port", "the address of `listen`",
+        "Where the others reach this node: the address it gives them when it joins or founds the group. Required if it listens on every address (0.0.0.0) and has no `bootstrap`.";
+    "durability", "majority, all, local or none", "majority",
+        "Default durability for writes that specify none. A failover may roll back writes acknowledged with local or none; see docs/durability.md.";
+    "repair", "auto or never", "auto",
+        "What a node does when its own data is damaged. auto: it gives up its vote, copies a peer's state and gets its vote back. never: it does not open; damage found while it runs is only reported.";
+    =>
+    "worker_threads", "threads", within(1, 1024),
+        "Threads of the environment's own async runtime.",
+        worker_threads: Option<usize> = count_or_auto(0) shown as "half the cores, 1 to 4";
+    "heartbeat_interval_ms", "ms", within(5, 10_000),
+        "How often the master sends a heartbeat.",
+        heartbeat_interval: Duration = ms(50);
+    "election_timeout_min_ms", "ms", within(15, 60_000),
+        "The shortest time a replica waits, after the lease of election_timeout_max_ms, before it asks for votes. At least three heartbeats.",
+        election_timeout_min: Duration = ms(200);
+    "election_timeout_max_ms", "ms", within(16, 120_000),
+        "The longest such wait, and how long a replica takes a silent master to be alive. A master whose connections close is replaced without this wait. Above the minimum.",
+        election_timeout_max: Duration = ms(300);
+    "dial_timeout_ms", "ms", within(10, 60_000),
+        "Deadline for connecting to a node, hello included.",
+        dial_timeout: Duration = ms(1000);
+    "silence_max_ms", "ms", within(100, 600_000),
+        "A connection on which an answer is due and no byte moves for this long is dropped.",
+        silence_max: Duration = ms(5000);
+    "commit_timeout_ms", "ms", within(10, 3_600_000),
+        "A write that waits this long for its acknowledgements returns InsufficientAcks.",
+        commit_timeout: Duration = ms(10000);
+    "read_timeout_ms", "ms", within(10, 3_600_000),
+        "How long a read waits for this node to be fresh enough. After that it returns an error that says how far behind the node is.",
+        read_timeout: Duration = ms(5000);
+    "batches_in_flight_max", "batches", within(1, BATCHES_IN_FLIGHT_MAX as u64),
+        "Batches proposed but not yet applied; the next batch fills while they travel.",
+        batches_in_flight_max: usize = count(4);
+    "commit_queue_bytes_max", "bytes", within(MIB, GIB),
+        "Bytes of writes waiting to commit; above it, writers wait.",
+        commit_queue_bytes_max: usize = count(67108864);
+    "window_bytes_max", "bytes", within(64 * KIB, 64 * GIB),
+        "Memory for versions that the engine does not hold yet; above it, writers wait.",
+        window_bytes_max: usize = count(268435456);
+    "flush_bytes", "bytes", within(KIB, 32 * GIB),
+        "A flush to the engine starts once this much has been applied. At most half of window_bytes_max.",
+        flush_bytes: usize = count(33554432);
+    "flush_interval_ms", "ms", within(1, 3_600_000),
+        "The longest time an applied write stays out of the engine.",
+        flush_interval: Duration = ms(5000);
+    "snapshot_age_max_ms", "ms", within(10, 86_400_000),
+        "A snapshot older than this ends with SnapshotTooOld; sooner if it keeps window_bytes_max nearly full.",
+        snapshot_age_max: Duration = ms(60000);
+    "log_segment_bytes", "bytes", within(64 * KIB, GIB),
+        "Size of a log segment. A transaction of the largest size fits into 64 MiB.",
+        log_segment_bytes: u32 = whole_pages(67108864);
+    "log_cache_bytes_max", "bytes", within(0, 16 * GIB),
+        "Memory for log entries that replicas may need next.",
+        log_cache_bytes_max: usize = count(67108864);
+    "log_keep_bytes", "bytes", within(0, TIB),
+        "Always keep this much of the newest log. Older segments are purged once the engine has them on disk and nobody needs them.",
+        log_keep_bytes: u64 = number(268435456);
+    "log_retain_bytes_max", "bytes", within(0, 16 * TIB),
+        "Keep up to this much log for replicas, subscriptions and state copies under way. A replica further behind gets a copy of the state, a subscription HistoryGone. At least log_keep_bytes.",
+        log_retain_bytes_max: u64 = number(8589934592);
+    "log_retain_ms_max", "ms", within(100, 604_800_000),
+        "Keep log for a replica that has been silent for less than this. One that returns later may get a copy of the state instead.",
+        log_retain: Duration = ms(3600000);
+    "restore_bytes_per_s_max", "bytes/s", within(64 * KIB, 64 * GIB),
+        "Maximum rate at which this node sends copies of its state, all copies together.",
+        restore_bytes_per_s_max: u64 = number(67108864);
+    "subscriptions_max", "subscriptions", within(1, 4096),
+        "Maximum number of change feeds this node serves at once; one more gets TooMany.",
+        subscriptions_max: usize = count(64);
+    "subscription_stall_ms", "ms", within(100, 600_000),
+        "A remote subscriber that has not taken what it was sent within this time is cut off.",
+        subscription_stall: Duration = ms(30000);
+    "digest_interval_ms", "ms", zero_or(100, 604_800_000),
+        "How often a node counts its rows against its running digest. Nodes compare digests as often, or every 10 s if that is sooner. 0: never.",
+        digest_interval: Option<Duration> = ms_or_never(3600000);
+    "open_count_max_ms", "ms", within(0, 86_400_000),
+        "How long a node counts its rows before it serves; the rest is counted in the background.",
+        open_count_max: Duration = ms(1000);
+    "disk_free_warn_bytes", "bytes", within(0, PIB),
+        "Warn when the volume of data_dir has less than this free. 0: never.",
+        disk_free_warn_bytes: u64 = number(1073741824);
+    // Two log segments and a flush, plus the engine's own reserve of 128 MiB.
+    "disk_free_read_only_bytes", "bytes", zero_or(MIB, PIB),
+        "Take no user writes with less than this free: a master hands over to a node that has room, or refuses them. Writes resume when a quarter more is free. 0: never. At most disk_free_warn_bytes.",
+        disk_free_read_only_bytes: u64 = number(268435456);
+    "engine_cache_bytes", "bytes", within(MIB, TIB),
+        "Cache of the storage engine. Scattered writes are slow unless it holds all keys plus about 60 bytes each.",
+        engine_cache_bytes: u64 = number(134217728);
+}

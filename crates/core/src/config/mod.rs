@@ -8,15 +8,15 @@ mod keys;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use tokio::runtime::RuntimeFlavor;
 
-use crate::limits::{BATCHES_IN_FLIGHT_MAX, NAME_BYTES_MAX, NODES_MAX};
+use crate::limits::{NAME_BYTES_MAX, NODES_MAX};
 use crate::member::{Expected, JoinToken};
 use crate::policy::Durability;
 
-pub use keys::{KEYS, Key};
+pub(crate) use keys::Tuning;
+pub use keys::{KEYS, Key, Range};
 
 /// What is wrong with a configuration. Nothing was touched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -134,75 +134,6 @@ pub struct RepConfig {
     pub(crate) repair: Repair,
     pub(crate) tuning: Tuning,
     pub(crate) runtime: Option<tokio::runtime::Handle>,
-}
-
-/// The keys that have defaults. See [`KEYS`].
-#[derive(Clone, Debug)]
-pub(crate) struct Tuning {
-    pub(crate) worker_threads: Option<usize>,
-    pub(crate) heartbeat_interval: Duration,
-    pub(crate) election_timeout_min: Duration,
-    pub(crate) election_timeout_max: Duration,
-    pub(crate) dial_timeout: Duration,
-    pub(crate) silence_max: Duration,
-    pub(crate) commit_timeout: Duration,
-    pub(crate) read_timeout: Duration,
-    pub(crate) snapshot_age_max: Duration,
-    pub(crate) flush_interval: Duration,
-    pub(crate) batches_in_flight_max: usize,
-    pub(crate) commit_queue_bytes_max: usize,
-    pub(crate) window_bytes_max: usize,
-    pub(crate) flush_bytes: usize,
-    pub(crate) log_segment_bytes: u32,
-    pub(crate) log_cache_bytes_max: usize,
-    pub(crate) log_keep_bytes: u64,
-    pub(crate) log_retain_bytes_max: u64,
-    pub(crate) log_retain: Duration,
-    pub(crate) restore_bytes_per_s_max: u64,
-    pub(crate) engine_cache_bytes: u64,
-    /// `None` when nodes are not compared.
-    pub(crate) digest_interval: Option<Duration>,
-    pub(crate) open_count_max: Duration,
-    pub(crate) disk_free_warn_bytes: u64,
-    pub(crate) disk_free_read_only_bytes: u64,
-    pub(crate) subscriptions_max: usize,
-    pub(crate) subscription_stall: Duration,
-}
-
-impl Default for Tuning {
-    fn default() -> Self {
-        const MIB: usize = 1024 * 1024;
-        Self {
-            worker_threads: None,
-            heartbeat_interval: Duration::from_millis(50),
-            election_timeout_min: Duration::from_millis(200),
-            election_timeout_max: Duration::from_millis(300),
-            dial_timeout: Duration::from_secs(1),
-            silence_max: Duration::from_secs(5),
-            commit_timeout: Duration::from_secs(10),
-            read_timeout: Duration::from_secs(5),
-            snapshot_age_max: Duration::from_mins(1),
-            flush_interval: Duration::from_secs(5),
-            batches_in_flight_max: 4,
-            commit_queue_bytes_max: 64 * MIB,
-            window_bytes_max: 256 * MIB,
-            flush_bytes: 32 * MIB,
-            log_segment_bytes: 64 * 1024 * 1024,
-            log_cache_bytes_max: 64 * MIB,
-            log_keep_bytes: 256 * 1024 * 1024,
-            log_retain_bytes_max: 8 * 1024 * 1024 * 1024,
-            log_retain: Duration::from_hours(1),
-            restore_bytes_per_s_max: 64 * 1024 * 1024,
-            engine_cache_bytes: 128 * 1024 * 1024,
-            digest_interval: Some(Duration::from_hours(1)),
-            open_count_max: Duration::from_secs(1),
-            // Two log segments and a flush, plus the engine's own reserve of 128 MiB.
-            disk_free_warn_bytes: 1024 * 1024 * 1024,
-            disk_free_read_only_bytes: 256 * 1024 * 1024,
-            subscriptions_max: 64,
-            subscription_stall: Duration::from_secs(30),
-        }
-    }
 }
 
 impl RepConfig {
@@ -419,67 +350,6 @@ fn edit_distance(a: &str, b: &str) -> usize {
 }
 
 impl Tuning {
-    fn set(&mut self, key: &str, value: u64) -> Result<(), ConfigError> {
-        const MIB: u64 = 1024 * 1024;
-        const GIB: u64 = 1024 * MIB;
-        const PIB: u64 = 1024 * 1024 * GIB;
-        let within = |min: u64, max: u64| {
-            if (min..=max).contains(&value) {
-                Ok(value)
-            } else {
-                Err(ConfigError::new(
-                    key,
-                    format!("{value} is not within {min} to {max}"),
-                ))
-            }
-        };
-        let ms = |min, max| within(min, max).map(Duration::from_millis);
-        let bytes =
-            |min, max| within(min, max).map(|value| usize::try_from(value).unwrap_or(usize::MAX));
-        match key {
-            "worker_threads" => self.worker_threads = Some(bytes(1, 1024)?),
-            "heartbeat_interval_ms" => self.heartbeat_interval = ms(5, 10_000)?,
-            "election_timeout_min_ms" => self.election_timeout_min = ms(15, 60_000)?,
-            "election_timeout_max_ms" => self.election_timeout_max = ms(16, 120_000)?,
-            "dial_timeout_ms" => self.dial_timeout = ms(10, 60_000)?,
-            "silence_max_ms" => self.silence_max = ms(100, 600_000)?,
-            "commit_timeout_ms" => self.commit_timeout = ms(10, 3_600_000)?,
-            "read_timeout_ms" => self.read_timeout = ms(10, 3_600_000)?,
-            "snapshot_age_max_ms" => self.snapshot_age_max = ms(10, 86_400_000)?,
-            "flush_interval_ms" => self.flush_interval = ms(1, 3_600_000)?,
-            "batches_in_flight_max" => {
-                self.batches_in_flight_max = bytes(1, BATCHES_IN_FLIGHT_MAX as u64)?;
-            }
-            "commit_queue_bytes_max" => self.commit_queue_bytes_max = bytes(MIB, GIB)?,
-            "window_bytes_max" => self.window_bytes_max = bytes(64 * 1024, 64 * GIB)?,
-            "flush_bytes" => self.flush_bytes = bytes(1024, 32 * GIB)?,
-            "log_segment_bytes" => {
-                let value = within(64 * 1024, GIB)?.next_multiple_of(4096);
-                self.log_segment_bytes = u32::try_from(value).unwrap_or(u32::MAX);
-            }
-            "log_cache_bytes_max" => self.log_cache_bytes_max = bytes(0, 16 * GIB)?,
-            "log_keep_bytes" => self.log_keep_bytes = within(0, 1024 * GIB)?,
-            "log_retain_bytes_max" => {
-                self.log_retain_bytes_max = within(0, 16 * 1024 * GIB)?;
-            }
-            "log_retain_ms_max" => self.log_retain = ms(100, 604_800_000)?,
-            "restore_bytes_per_s_max" => {
-                self.restore_bytes_per_s_max = within(64 * 1024, 64 * GIB)?;
-            }
-            "engine_cache_bytes" => self.engine_cache_bytes = within(MIB, 1024 * GIB)?,
-            "digest_interval_ms" if value == 0 => self.digest_interval = None,
-            "digest_interval_ms" => self.digest_interval = Some(ms(100, 604_800_000)?),
-            "open_count_max_ms" => self.open_count_max = ms(0, 86_400_000)?,
-            "disk_free_warn_bytes" => self.disk_free_warn_bytes = within(0, PIB)?,
-            "disk_free_read_only_bytes" if value == 0 => self.disk_free_read_only_bytes = 0,
-            "disk_free_read_only_bytes" => self.disk_free_read_only_bytes = within(MIB, PIB)?,
-            "subscriptions_max" => self.subscriptions_max = bytes(1, 4096)?,
-            "subscription_stall_ms" => self.subscription_stall = ms(100, 600_000)?,
-            _ => return Err(unknown_key(key)),
-        }
-        Ok(())
-    }
-
     fn check(&self) -> Result<(), ConfigError> {
         if self.election_timeout_min < self.heartbeat_interval * 3 {
             let problem = "must be at least three times heartbeat_interval_ms";
