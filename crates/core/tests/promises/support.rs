@@ -309,7 +309,13 @@ impl Group {
 
     /// Opens another node, which the group admits; returns its index.
     pub(crate) fn join(&mut self, node_type: NodeType) -> usize {
-        let token = self.master().join_token(node_type).expect("a group");
+        // A founder can be master a moment before it belongs to its group.
+        let mut token = None;
+        eventually("a group", || {
+            token = self.master().join_token(node_type);
+            token.is_some()
+        });
+        let token = token.expect("just made");
         self.storages.push(Storage::memory());
         self.engines.push(Engine::default());
         self.nodes.push(None);
