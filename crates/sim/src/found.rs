@@ -110,4 +110,9 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "a flipped bit in the length of a frame: a subscriber waited for 16 MiB, and was content as long as \
          heartbeats of the feed came in",
     ),
+    (
+        610_497,
+        "the simulator itself: it counted transactions from the start of the log to find one, and five entries \
+         in between were on no disk any more, purged by all nodes",
+    ),
 ];

@@ -171,6 +171,12 @@ pub fn transactions(
     Ok(transactions)
 }
 
+/// Whether the entry is a batch that has the transaction of this number.
+pub fn holds(entry: &LogEntry, vlsn: u64) -> bool {
+    let batch = (entry.kind == 2).then(|| batch(0, entry)).flatten();
+    batch.is_some_and(|batch| batch.iter().any(|(number, _)| *number == vlsn))
+}
+
 fn batch(position: u64, entry: &LogEntry) -> Option<Vec<(u64, LoggedTransaction)>> {
     let bytes = &entry.payload;
     let (count, first) = (u32_at(bytes, 4)?, u64_at(bytes, 8)?);

@@ -41,12 +41,13 @@ pub fn check(world: &World, id: usize, (term, vlsn): (u64, u64)) {
     }
 }
 
-/// Position and term of the entry that holds this transaction.
+/// Position and term of the entry that holds this transaction. (Term, VLSN) names one transaction, so
+/// nothing before the entry is needed: every node may have purged it.
 fn place_of(logs: &[Log], (term, vlsn): (u64, u64)) -> Option<(u64, u64)> {
     let all = check::union(logs.iter());
-    let transactions = logfile::transactions(&all, u64::MAX).ok()?;
-    let logged = transactions.get(&vlsn)?;
-    (logged.term == term).then_some((logged.position, term))
+    let mut newest_first = all.iter().rev().filter(|(_, entry)| entry.term == term);
+    let found = newest_first.find(|(_, entry)| logfile::holds(entry, vlsn));
+    found.map(|(position, _)| (*position, term))
 }
 
 /// Whether the node has the entry in its log, or the result of it in its engine.
