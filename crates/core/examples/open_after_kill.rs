@@ -25,7 +25,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const VALUE_BYTES: usize = 256;
 const BATCH: u64 = 1_000;
 const PATIENCE: Duration = Duration::from_mins(10);
-/// In this time the rows are counted and the log is purged of what nobody needs, as in a node at work.
+/// How long the node goes on without writes before it is killed.
 const REST: Duration = Duration::from_secs(20);
 
 fn open(dir: &Path) -> Result<ReplicatedEnvironment, Box<dyn Error>> {

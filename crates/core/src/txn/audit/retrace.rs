@@ -24,10 +24,6 @@ const BLOCK: u64 = 32;
 /// the default size has. Beyond that a node in doubt copies the state of a peer.
 const KEYS_MAX: usize = 4_000_000;
 
-/// Fewer keys than this are looked up by one thread, in a millisecond or two.
-const LOOK_UP_ALONE: usize = 1_000;
-const LOOK_UP_THREADS_MAX: usize = 8;
-
 /// Why the log could not be traced.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RetraceError {
@@ -143,7 +139,13 @@ impl Trace<'_> {
         }
         // In the engine's order.
         last.sort_unstable_by(|a, b| (a.database, &a.key).cmp(&(b.database, &b.key)));
-        Ok(look_up(self.engine, &last)?)
+        let mut wrong = Vec::new();
+        for operation in last {
+            if self.engine.get(operation.database, &operation.key)? != operation.value {
+                wrong.push(operation);
+            }
+        }
+        Ok(wrong)
     }
 
     /// Applies these changes to the engine, each key once and in the engine's order, leaving its
@@ -167,37 +169,6 @@ impl Trace<'_> {
         }
         Ok(())
     }
-}
-
-/// The operations, in their order, whose key has another value in the engine.
-fn look_up(engine: &dyn StorageEngine, last: &[Operation]) -> Result<Vec<Operation>, EngineError> {
-    let differ = |part: &[Operation]| {
-        let mut wrong = Vec::new();
-        for operation in part {
-            if engine.get(operation.database, &operation.key)? != operation.value {
-                wrong.push(operation.clone());
-            }
-        }
-        Ok(wrong)
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = threads.min(LOOK_UP_THREADS_MAX);
-    if threads == 1 || last.len() < LOOK_UP_ALONE {
-        return differ(last);
-    }
-    let parts: Vec<_> = std::thread::scope(|scope| {
-        let parts = last.chunks(last.len().div_ceil(threads));
-        let parts: Vec<_> = parts.map(|part| scope.spawn(|| differ(part))).collect();
-        parts
-            .into_iter()
-            .map(std::thread::ScopedJoinHandle::join)
-            .collect()
-    });
-    let mut wrong = Vec::new();
-    for part in parts {
-        wrong.extend(part.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-    }
-    Ok(wrong)
 }
 
 /// The hash that identifies a key: two keys collide as rarely as a digest misses a row.
