@@ -419,21 +419,23 @@ pub fn check_word(world: &World, host: &Host, status: &NodeStatus) {
     }
 }
 
-/// Since it was opened, a running node has verified everything that its log has purged.
+/// A running node has verified everything that its log has purged since its engine was opened. Until
+/// its first count it has verified nothing, and cannot be held to it: what was purged until then was
+/// purged with an earlier engine, or replaced by the copy that it opened on.
 pub fn check_purge(world: &World, host: &Host) {
     let env = host.life().and_then(|life| life.env);
     let Some(env) = env.filter(|_| takes_part(host)) else {
         return;
     };
-    let checked = env.status().checked.map_or(0, |checked| checked.0);
-    let Some(purged) = host.log().ok().and_then(|log| log.purged) else {
+    let purged = host.log().ok().and_then(|log| log.purged);
+    let (Some(checked), Some(purged)) = (env.status().checked, purged) else {
         return;
     };
     let logs: Vec<_> = world.hosts.iter().flat_map(Host::log).collect();
     let log = check::union(logs.iter());
     let last = logfile::transactions(&log, purged).unwrap_or_default();
     let last = last.last_key_value().map_or(0, |(vlsn, _)| *vlsn);
-    if last > checked {
+    if last > checked.0 {
         let name = &host.name;
         world.story.violation(format!(
             "{name} has purged its log up to VLSN {last}, and found right what it has up to {checked}"

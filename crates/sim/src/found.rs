@@ -115,4 +115,13 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "the simulator itself: it counted transactions from the start of the log to find one, and five entries \
          in between were on no disk any more, purged by all nodes",
     ),
+    (
+        613_964,
+        "a log that was verified while a truncation of it was not yet synced: the node was said to be damaged",
+    ),
+    (
+        613_942,
+        "the simulator itself: a node that had just opened on a copy, and had not counted its rows yet, was \
+         held to what its log had purged before",
+    ),
 ];

@@ -28,7 +28,6 @@ pub(super) struct Appender {
     /// Records not yet written; they belong at `buffer_start` of the tail.
     buffer: Vec<u8>,
     buffer_start: u32,
-    /// Everything below this is synced.
     synced: Place,
     /// Checksum of the last record.
     chain: u32,
@@ -68,6 +67,11 @@ impl Appender {
 
     pub(super) fn head(&self) -> Head {
         self.head
+    }
+
+    /// Everything below this is synced.
+    pub(super) fn synced(&self) -> Place {
+        self.synced
     }
 
     pub(super) fn segments(&self) -> &Segments {

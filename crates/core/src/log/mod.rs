@@ -138,8 +138,8 @@ impl Log {
         (writing >= DISK_HANGS).then_some(writing)
     }
 
-    /// Reads and verifies every record of this log's files in `dir`. Returns how many bytes are
-    /// valid. Blocks where the disk blocks.
+    /// Reads and verifies every synced record of this log's files in `dir`. Returns how many bytes
+    /// are valid. Blocks where the disk blocks.
     ///
     /// # Errors
     /// [`LogError::Corrupt`] with the file and the offset; [`LogError::Io`].
@@ -149,12 +149,11 @@ impl Log {
         dir: &Path,
         identity: LogIdentity,
     ) -> Result<u64, LogError> {
-        let persisted = || self.state().persisted.map(|id| id.position);
         let check = || {
             let whose = (dir.to_owned(), identity, *self.shared.config());
-            recovery::check(Arc::clone(disk), whose, persisted)
+            recovery::check(Arc::clone(disk), whose, self.shared.synced())
         };
-        // Retried once, because files may have been retired or begun meanwhile.
+        // Retried once, because files may have been retired meanwhile.
         check().or_else(|_| check())
     }
 

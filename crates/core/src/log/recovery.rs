@@ -101,37 +101,33 @@ pub(super) async fn recover(
     })
 }
 
-/// Reads and verifies every record of an open log. Returns how many bytes are valid. Changes
-/// nothing: the log's writer is using the files.
+/// Reads and verifies every record of an open log up to `synced`: what is below that never changes,
+/// whatever its writer does meanwhile. Returns how many bytes are valid. Changes nothing.
 ///
 /// # Errors
-/// As opening it. A log whose files change meanwhile may be misread: read it again.
+/// As opening it. A log whose oldest files are retired meanwhile may be misread: read it again.
 pub(super) fn check(
     disk: Arc<dyn Disk>,
     (dir, identity, config): (PathBuf, LogIdentity, LogConfig),
-    persisted: impl Fn() -> Option<LogPosition>,
+    synced: Place,
 ) -> Result<u64, LogError> {
-    let before = persisted();
     if planted::is(Bug::CheckRemovesSpares) {
         remove_spares(&*disk, &dir).ok();
     }
-    let sequences = segments_in(&*disk, &dir).map_err(|error| refused(&dir, error))?;
+    let mut sequences = segments_in(&*disk, &dir).map_err(|error| refused(&dir, error))?;
+    sequences.retain(|sequence| *sequence <= synced.segment);
     let files = Files::new(disk, dir, identity, config.segment_bytes);
+    if sequences.last() != Some(&synced.segment) {
+        let path = files.dir.join(segment_name(synced.segment));
+        return Err(corrupt(&path, 0, Damage::Sequence));
+    }
     let opened = open_segments(&files, &sequences, OpenMode::Read)?;
     let mut replay = Replay::default();
-    let (mut bytes, mut end) = (0, RECORDS_START);
+    let mut bytes = 0;
     for (at, (segment, header)) in opened.iter().enumerate() {
         let following = opened.get(at + 1);
-        let end_stated = following.map(|(_, header)| header.previous_end);
-        end = replay.segment(segment, header, end_stated)?;
-        bytes += u64::from(end);
-    }
-    // Entries that were cut off or synced meanwhile are not lost.
-    let promised = before.min(persisted());
-    if let Some((last, _)) = opened.last()
-        && replay.head.last.map(|last| last.position) < promised
-    {
-        return Err(corrupt(&last.path, end.into(), Damage::Record));
+        let end = following.map_or(synced.offset, |(_, header)| header.previous_end);
+        bytes += u64::from(replay.segment(segment, header, Some(end))?);
     }
     Ok(bytes)
 }

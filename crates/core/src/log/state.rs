@@ -53,6 +53,7 @@ impl Shared {
                 cache: Cache::default(),
                 index,
                 segments: recovered.appender.segments().clone(),
+                synced: recovered.appender.synced(),
                 head,
                 queue: VecDeque::new(),
                 tickets: 0,
@@ -246,6 +247,7 @@ impl Shared {
         {
             state.segments = durable.segments.clone();
         }
+        state.synced = durable.synced;
         drop(state);
         self.room.add_permits(room);
         self.persisted.send_if_modified(|last| {
@@ -253,6 +255,11 @@ impl Shared {
             *last = durable.last;
             changed
         });
+    }
+
+    /// Everything in the files below this is synced, and does not change while they exist.
+    pub(super) fn synced(&self) -> Place {
+        self.lock().synced
     }
 
     /// Forgets segments that the writer has retired.
@@ -322,6 +329,7 @@ pub(super) struct Room<'a>(tokio::sync::SemaphorePermit<'a>);
 /// What the appender knows after a sync.
 pub(super) struct Durable<'a> {
     pub(super) last: Option<LogId>,
+    pub(super) synced: Place,
     pub(super) segments: &'a Segments,
 }
 
@@ -389,6 +397,7 @@ struct State {
     cache: Cache,
     index: Index,
     segments: Segments,
+    synced: Place,
     /// As requested, except for the vote, which is as synced.
     head: Head,
     queue: VecDeque<(Queued, Done)>,

@@ -111,6 +111,7 @@ impl LogWriter {
 
         let durable = Durable {
             last: self.appender.head().last,
+            synced: self.appender.synced(),
             segments: self.appender.segments(),
         };
         self.shared

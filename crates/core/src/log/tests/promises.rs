@@ -520,6 +520,25 @@ async fn reads_follow_a_truncation_that_is_not_yet_written() {
 }
 
 #[tokio::test]
+async fn a_truncation_that_is_not_yet_synced_is_no_damage() {
+    let disk = MemoryDisk::new();
+    let node = Node::open(&disk, TINY).await.unwrap();
+    let old = (0..6).map(|p| entry(0, p, b"old")).collect();
+    append(&node.log, old).await.unwrap();
+    let check = |log: &Log| log.check(&(Arc::new(disk.clone()) as _), &dir(), IDENTITY);
+    let bytes = check(&node.log).unwrap();
+    let before = disk.syncs();
+    disk.hold_syncs(true);
+    let log = node.log.clone();
+    let truncated = tokio::spawn(async move { log.truncate_after(Some(id(0, 2))).await });
+    until(|| disk.syncs() > before).await;
+    assert_eq!(check(&node.log).unwrap(), bytes, "what is synced");
+    disk.hold_syncs(false);
+    truncated.await.unwrap().unwrap();
+    assert!(check(&node.log).unwrap() > bytes);
+}
+
+#[tokio::test]
 #[should_panic(expected = "entries follow on each other")]
 async fn a_gap_is_a_mistake_of_the_caller() {
     let node = Node::open(&MemoryDisk::new(), TINY).await.unwrap();
