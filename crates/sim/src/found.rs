@@ -124,4 +124,9 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "the simulator itself: a node that had just opened on a copy, and had not counted its rows yet, was \
          held to what its log had purged before",
     ),
+    (
+        620_673,
+        "the engine's account of its rows, wrong for one database and with one of a database that is gone: \
+         its correction was not in order, and the audit panicked",
+    ),
 ];

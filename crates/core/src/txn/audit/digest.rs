@@ -319,16 +319,20 @@ impl RunningDigest {
             Direction::Forward,
             ScanLimit::NONE,
         )?;
-        let mut there: BTreeMap<_, _> = there.into_iter().collect();
-        let mut changes = self.rows(applied);
-        changes.retain(|(_, key, change)| match (there.remove(key), change) {
-            (Some(value), Change::Put(right)) => value != *right,
-            (None, Change::Delete) => false,
-            _ => true,
-        });
-        let foreign = there.into_keys();
-        changes.extend(foreign.map(|key| (DIGESTS, key, Change::Delete)));
-        Ok(changes)
+        let there: BTreeMap<_, _> = there.into_iter().collect();
+        let foreign = there.keys().map(|key| (key.clone(), Change::Delete));
+        let mut corrections: BTreeMap<_, _> = foreign.collect();
+        for (_, key, change) in self.rows(applied) {
+            let is_right = |right: &Bytes| there.get(&key) == Some(right);
+            if matches!(&change, Change::Put(right) if is_right(right)) {
+                corrections.remove(&key);
+            } else {
+                corrections.insert(key, change);
+            }
+        }
+        let in_order = corrections.into_iter();
+        let in_order = in_order.map(|(key, change)| (DIGESTS, key, change));
+        Ok(in_order.collect())
     }
 }
 

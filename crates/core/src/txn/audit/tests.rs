@@ -218,14 +218,19 @@ async fn what_goes_wrong_at_work_is_found_by_the_next_count() {
 
 #[tokio::test]
 async fn an_account_that_goes_wrong_at_work_is_written_anew_by_the_next_count() {
-    for (key, value) in [
-        ("", None),
-        ("\0\0\0\x01", Some(vec![1; 24])),
-        ("\0\0\0\x09", Some(vec![1; 24])),
+    let wrong = || Some(Bytes::from(vec![1; 24]));
+    for rows in [
+        &[("", None)][..],
+        &[("\0\0\0\x01", wrong())],
+        &[("\0\0\0\x09", wrong())],
+        // One of a database that is no more, before one of a database that is.
+        &[("\0", wrong()), ("\0\0\0\x01", wrong())],
     ] {
         let world = written().await;
         let mut auditor = open(&world).await.expect("right");
-        world.falsify_in(DIGESTS, key, value.map(Bytes::from));
+        for (key, value) in rows {
+            world.falsify_in(DIGESTS, key, value.clone());
+        }
         auditor.begin_count();
         while auditor.has_work() {
             auditor.step().expect("an engine in memory");
@@ -238,6 +243,6 @@ async fn an_account_that_goes_wrong_at_work_is_written_anew_by_the_next_count() 
             .expect("removed");
         open(&world)
             .await
-            .unwrap_or_else(|error| panic!("{key:?}: {error}"));
+            .unwrap_or_else(|error| panic!("{rows:?}: {error}"));
     }
 }
