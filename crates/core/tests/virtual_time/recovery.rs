@@ -1,11 +1,15 @@
 //! A group that has lost its quorum continues from one survivor, without the others.
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use steadfast::quorum_loss::{self, NextStep, RecoverError, RecoveryPlan};
 use steadfast::{
     CommitToken, ConsistencyPolicy, Durability, OpenError, ReadyError, Role, TokenOutcome,
 };
+use steadfast_net::{Connected, Listener, NetError, Result as NetResult, Transport};
 
 use crate::world::World;
 use crate::{SILENCE, paused};
@@ -136,6 +140,13 @@ fn a_majority_of_the_old_epoch_that_comes_back_ends_and_stays_out() {
             );
             world.close(at).await;
         }
+        let refused = plan(&mut world, others[0]).await.expect_err("it goes on");
+        assert!(
+            matches!(refused, RecoverError::Superseded { .. }),
+            "{refused:?}"
+        );
+        let text = refused.to_string();
+        assert!(text.contains("steadfast token create"), "{text}");
         // They are a majority of the group they know, and nobody is up to stop them.
         world.close(survivor).await;
         for at in others {
@@ -197,5 +208,63 @@ fn half_of_an_even_group_has_everything_that_was_acknowledged() {
         world.restart(0).await;
         let plan = plan(&mut world, 1).await.expect("two of four");
         assert!(!plan.may_lose, "any three have one of these two among them");
+    });
+}
+
+/// Reaches one host only.
+struct OneWay {
+    transport: Arc<dyn Transport>,
+    address: String,
+}
+
+impl Transport for OneWay {
+    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, NetResult<Connected>> {
+        if address == self.address {
+            return self.transport.connect(address);
+        }
+        Box::pin(async move {
+            Err(NetError::Io {
+                doing: format!("connect to {address}"),
+                source: io::ErrorKind::HostUnreachable.into(),
+            })
+        })
+    }
+
+    fn bind<'a>(&'a self, address: &'a str) -> BoxFuture<'a, NetResult<Box<dyn Listener>>> {
+        self.transport.bind(address)
+    }
+}
+
+#[test]
+fn nothing_is_recovered_while_a_node_hears_a_master_that_cannot_be_reached_from_here() {
+    paused().block_on(async {
+        let mut world = World::of(5, 25).await;
+        world.write("everything").await;
+        let master = world.master().await;
+        let (here, witness) = ((master + 1) % 5, (master + 2) % 5);
+        world.close(here).await;
+        let machine = world.machine(here);
+        let mut cut_off = machine.clone();
+        cut_off.transport = Arc::new(OneWay {
+            transport: machine.transport,
+            address: format!("{}:7400", world.hosts[witness].name),
+        });
+        let refused = quorum_loss::plan(&cut_off, &[directory().to_owned()], &[]).await;
+        let Err(RecoverError::Works { name }) = &refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(*name, world.hosts[witness].name);
+
+        // Without a master it is the two of five that count.
+        for at in (0..5).filter(|at| ![here, witness].contains(at)) {
+            world.close(at).await;
+        }
+        let mut states = world.hosts[witness].env().state_changes();
+        let mut state = world.hosts[witness].env().state();
+        while matches!(state.role, Role::Master | Role::Replica) {
+            state = states.next_async().await.expect("it stays open");
+        }
+        let plan = quorum_loss::plan(&cut_off, &[directory().to_owned()], &[]).await;
+        assert_eq!(plan.expect("two of five").missing.len(), 3);
     });
 }
