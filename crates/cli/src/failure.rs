@@ -63,10 +63,16 @@ impl Failure {
 
     /// Prints the three parts on stderr; returns the exit code.
     pub(crate) fn print(&self) -> ExitCode {
-        eprintln!("error: {}", self.what);
-        eprintln!("  data:  {}", self.data);
-        eprintln!("  to do: {}", self.remedy);
+        eprintln!("{self}");
         ExitCode::from(self.exit)
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "error: {}", self.what)?;
+        writeln!(f, "  data:  {}", self.data)?;
+        write!(f, "  to do: {}", self.remedy)
     }
 }
 

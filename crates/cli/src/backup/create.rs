@@ -222,3 +222,28 @@ impl<'a> Writer<'a> {
         manifest.write(self.dir)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_that_fails_is_told_of_as_one() {
+        let went = failed(&FeedError::Disconnected {
+            resume: None,
+            reason: "n2 has closed".to_owned(),
+        });
+        let text = went.to_string();
+        assert!(
+            text.contains("the node that is backed up does not go on: n2 has closed"),
+            "{text}"
+        );
+        assert!(text.contains("--ask"), "{text}");
+        let slow = failed(&FeedError::SnapshotTooOld).to_string();
+        assert!(slow.contains("snapshot_age_max_ms"), "{slow}");
+        for text in [text, slow] {
+            assert!(text.contains("the backup is not whole"), "{text}");
+            assert!(!text.contains("subscription"), "{text}");
+        }
+    }
+}
