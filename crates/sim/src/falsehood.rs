@@ -23,12 +23,13 @@ use steadfast::ids::DatabaseId;
 use steadfast::{NodeStatus, ReadyError, ReplicatedEnvironment, Role};
 
 use crate::check::{self, CATALOG};
+use crate::hardware::DATA_DIR;
 use crate::history::FalseRow;
 use crate::logfile;
 use crate::nemesis::{Event, restart};
 use crate::plan::Fault;
 use crate::workload::read_all;
-use crate::world::{DATA_DIR, Host, World, is_waited_for, wait, where_it_is};
+use crate::world::{Host, World, is_waited_for, wait, where_it_is};
 
 /// How often to check whether a node has reported.
 const LOOK_EVERY: Duration = Duration::from_millis(5);

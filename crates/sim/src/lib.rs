@@ -5,6 +5,7 @@ pub mod disk;
 pub mod falsehood;
 pub mod faults;
 pub mod gone;
+pub mod hardware;
 pub mod history;
 pub mod logfile;
 pub mod nemesis;

@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::disk::{Damage, DiskFaults};
 use crate::faults::disk_faults;
+use crate::hardware::DATA_DIR;
 use crate::plan::Fault;
-use crate::world::{DATA_DIR, End, Host, PORT, World, wait};
+use crate::world::{End, Host, PORT, World, wait};
 
 /// How often the operator looks for nodes that have stopped by themselves.
 const WATCH_EVERY: Duration = Duration::from_millis(50);

@@ -19,10 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::check::marker;
 use crate::faults::disk_faults;
+use crate::hardware::DATA_DIR;
 use crate::history::{Fate, MARKERS};
 use crate::plan::Fault;
 use crate::workload::mark;
-use crate::world::{DATA_DIR, End, Host, World, wait, where_it_is};
+use crate::world::{End, Host, World, wait, where_it_is};
 
 /// Time limit for each step.
 const BOUND: Duration = Duration::from_secs(20);

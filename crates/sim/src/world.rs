@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -12,23 +11,23 @@ use steadfast_net::lock;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use steadfast::engine::MemoryStore;
-use steadfast::log::{Disk, OpenMode};
+use steadfast::log::Disk;
 use steadfast::machine::{Clock, Machine, Threads};
 use steadfast::{Bootstrap, JoinToken, RepConfig, Repair, ReplicatedEnvironment, Role};
 use steadfast_net::process::Process;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::{DirectoryCopy, SimDisk};
 use crate::faults;
+use crate::hardware::{
+    DATA_DIR, Hardware, SimClock, file_name, newest_log, read_file, settle_archive,
+};
 use crate::history::History;
 use crate::logfile::{self, Log};
 use crate::net::SimNet;
 use crate::plan::{Fault, Plan};
 use crate::story::Story;
 
-/// Where each node keeps its data on its own disk.
-pub const DATA_DIR: &str = "/data";
 /// Port of every node.
 pub const PORT: u16 = 7400;
 
@@ -63,80 +62,6 @@ pub struct Host {
     token: Mutex<Option<JoinToken>>,
     /// Logs as they were before the disk was damaged or replaced.
     former: Mutex<Vec<Log>>,
-}
-
-#[derive(Clone)]
-struct Hardware {
-    disk: SimDisk,
-    store: MemoryStore,
-    archive: Archive,
-}
-
-/// Completed log segments, by path, as they were when completed. The node purges them; the checkers
-/// need the whole log.
-type Archive = Arc<Mutex<BTreeMap<PathBuf, Vec<u8>>>>;
-
-/// Archives the segments before `newest`, which has just been given its name.
-fn archive_segments(disk: &SimDisk, archive: &Archive, newest: &Path) {
-    let (Some(dir), Some(newest)) = (newest.parent(), file_name(newest)) else {
-        return;
-    };
-    if logfile::sequence_of(newest).is_none() {
-        return;
-    }
-    for name in disk.list(dir).unwrap_or_default() {
-        let is_older = logfile::sequence_of(&name).is_some() && *name < *newest;
-        let path = dir.join(&name);
-        if is_older
-            && !lock(archive).contains_key(&path)
-            && let Ok(bytes) = read_file(disk, &path)
-        {
-            lock(archive).insert(path, bytes);
-        }
-    }
-}
-
-/// Adjusts the archive to what a power cut has left: the newest segment is written further, even if
-/// it was archived and its successor's name was lost; the ones before it are not. If the power
-/// failed while a segment was being named, none of them had been archived.
-fn settle_archive(disk: &SimDisk, archive: &Archive) {
-    let dir = newest_log(disk);
-    let mut names = disk.list(&dir).unwrap_or_default();
-    names.retain(|name| logfile::sequence_of(name).is_some());
-    if let Some(newest) = names.iter().max() {
-        let newest = dir.join(newest);
-        lock(archive).remove(&newest);
-        archive_segments(disk, archive, &newest);
-    }
-}
-
-/// Where the node's current log is: each log given up as damaged has used up a number.
-fn newest_log(disk: &SimDisk) -> PathBuf {
-    let dir = |number| match number {
-        0 => Path::new(DATA_DIR).join("log"),
-        number => Path::new(DATA_DIR).join(format!("log-{number}")),
-    };
-    let has_log = |dir: &PathBuf| {
-        let names = disk.list(dir).unwrap_or_default();
-        names
-            .iter()
-            .any(|name| logfile::sequence_of(name).is_some())
-    };
-    let mut dirs = (0..64).rev().map(dir);
-    dirs.find(has_log).unwrap_or_else(|| dir(0))
-}
-
-fn file_name(path: &Path) -> Option<&str> {
-    path.file_name()?.to_str()
-}
-
-fn read_file(disk: &SimDisk, path: &Path) -> io::Result<Vec<u8>> {
-    let file = disk.open(path, OpenMode::Read)?;
-    let length = usize::try_from(file.len()?).map_err(io::Error::other)?;
-    let mut bytes = vec![0; length];
-    let read = file.read_at(&mut bytes, 0)?;
-    bytes.truncate(read);
-    Ok(bytes)
 }
 
 /// A node's disk contents at an earlier moment.
@@ -547,72 +472,6 @@ impl Host {
         let there = read(&disk, &dir)?.into_iter();
         files.extend(there.filter(|(name, _)| logfile::sequence_of(name).is_some()));
         Ok(files)
-    }
-}
-
-impl Hardware {
-    fn new(plan: &Plan, at: usize, rng: &mut StdRng, story: &Story) -> Self {
-        let disk = SimDisk::new(rng.random(), faults::disk_faults(plan, at));
-        let (tapped, name) = (story.clone(), Plan::host(at));
-        let archive = Archive::default();
-        let (own, kept) = (disk.clone(), Arc::clone(&archive));
-        disk.set_tap(Box::new(
-            move |op: &str, path: &Path, offset: u64, len: u64| {
-                if op == "rename" {
-                    archive_segments(&own, &kept, path);
-                }
-                tapped.trace(&[
-                    op.as_bytes(),
-                    name.as_bytes(),
-                    path.as_os_str().as_encoded_bytes(),
-                    &offset.to_le_bytes(),
-                    &len.to_le_bytes(),
-                ]);
-            },
-        ));
-        Self {
-            disk,
-            store: MemoryStore::new(),
-            archive,
-        }
-    }
-}
-
-/// The wall clock of one machine, which may be wrong and run at another speed.
-pub struct SimClock {
-    started: Instant,
-    offset_ms: AtomicI64,
-    /// Speed, in thousandths of the true one.
-    speed: AtomicU64,
-}
-
-impl SimClock {
-    fn new(drift: Option<&mut StdRng>) -> Self {
-        let speed = drift.map_or(1000, |rng| rng.random_range(500..=2000));
-        Self {
-            started: Instant::now(),
-            offset_ms: AtomicI64::new(1_800_000_000_000),
-            speed: AtomicU64::new(speed),
-        }
-    }
-
-    /// Sets the clock forward or back.
-    pub fn jump(&self, ms: i64) {
-        self.offset_ms.fetch_add(ms, Ordering::Relaxed);
-    }
-
-    /// How long a timer of `ms` on this machine really takes.
-    fn timer_ms(&self, ms: u64) -> u64 {
-        ms * 1000 / self.speed.load(Ordering::Relaxed)
-    }
-}
-
-impl Clock for SimClock {
-    fn now_ms(&self) -> u64 {
-        let elapsed = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let shown = elapsed * self.speed.load(Ordering::Relaxed) / 1000;
-        let offset = self.offset_ms.load(Ordering::Relaxed);
-        shown.saturating_add_signed(offset)
     }
 }
 

@@ -34,8 +34,10 @@
 //! | `recovery.rs` | opening: replay, torn tail or corruption |
 
 mod appender;
+mod cache;
 mod disk;
 mod format;
+mod index;
 mod lag;
 mod reader;
 mod recovery;

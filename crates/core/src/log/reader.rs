@@ -11,8 +11,9 @@ use bytes::Bytes;
 use crate::ids::LogPosition;
 
 use super::format::{Place, Record, decode_record};
+use super::index::Slot;
 use super::segment::Segment;
-use super::state::{Located, Shared, Slot};
+use super::state::{Located, Shared};
 use super::{Damage, Entry, LogError};
 
 /// Largest gap between two entries, in bytes, that is read through rather than skipped.

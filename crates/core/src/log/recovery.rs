@@ -30,8 +30,8 @@ use super::format::{
     Head, Invalid, Parsed, Place, RECORD_ALIGNMENT, RECORDS_START, Record, SegmentHeader, VERSION,
     decode_record,
 };
+use super::index::{Index, Slot, next};
 use super::segment::{Files, Segment, remove_spares, segment_name, segments_in};
-use super::state::{Index, Slot, next};
 use super::{Damage, LogConfig, LogError, LogIdentity};
 
 const LOCK_NAME: &str = "lock";

@@ -20,10 +20,11 @@ use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::ids::LogPosition;
-use crate::planted::{self, Bug};
 
 use super::appender::Segments;
+use super::cache::Cache;
 use super::format::{Head, Place};
+use super::index::{Index, Slot, next};
 use super::lag::{Appended, Lag};
 use super::recovery::Recovered;
 use super::segment::Segment;
@@ -524,126 +525,4 @@ impl State {
         }
         Ok(located)
     }
-}
-
-/// Approximate size of an entry in memory, without its payload.
-const ENTRY_OVERHEAD_BYTES: usize = 160;
-
-fn bytes_in_memory(entry: &Entry) -> usize {
-    entry.payload.len() + ENTRY_OVERHEAD_BYTES
-}
-
-/// Entries at the end of the log, without gaps.
-#[derive(Default)]
-struct Cache {
-    entries: VecDeque<(Entry, u64)>,
-    /// See [`bytes_in_memory`].
-    bytes: usize,
-}
-
-impl Cache {
-    fn first(&self) -> Option<LogPosition> {
-        self.entries.front().map(|(entry, _)| entry.position)
-    }
-
-    fn push(&mut self, entry: Entry, ticket: u64) {
-        self.bytes += bytes_in_memory(&entry);
-        self.entries.push_back((entry, ticket));
-    }
-
-    fn truncate(&mut self, last: Option<LogPosition>) {
-        while let Some((entry, _)) = self.entries.back()
-            && last.is_none_or(|last| entry.position > last)
-        {
-            self.bytes -= bytes_in_memory(entry);
-            self.entries.pop_back();
-        }
-    }
-
-    fn purge(&mut self, upto: LogPosition) {
-        self.pop_while(|_, entry, _| entry.position <= upto);
-    }
-
-    /// Drops the oldest entries until at most `bytes_max` is left, as far as they are durable.
-    fn trim(&mut self, durable: u64, bytes_max: usize) {
-        let durable = if planted::is(Bug::CacheDropsUnsynced) {
-            u64::MAX
-        } else {
-            durable
-        };
-        self.pop_while(|bytes, _, ticket| bytes > bytes_max && ticket <= durable);
-    }
-
-    fn pop_while(&mut self, drop: impl Fn(usize, &Entry, u64) -> bool) {
-        while let Some((entry, ticket)) = self.entries.front()
-            && drop(self.bytes, entry, *ticket)
-        {
-            self.bytes -= bytes_in_memory(entry);
-            self.entries.pop_front();
-        }
-    }
-
-    /// The entries at these positions, all of which are cached.
-    fn range(&self, positions: Range<u64>) -> impl Iterator<Item = &Entry> {
-        let first = self.first().unwrap_or_default().0;
-        let skip = usize::try_from(positions.start.saturating_sub(first)).unwrap_or(usize::MAX);
-        let entries = self.entries.iter().map(|(entry, _)| entry).skip(skip);
-        entries.take_while(move |entry| entry.position.0 < positions.end)
-    }
-}
-
-/// Where an entry is on disk. Costs twelve bytes for each entry that the log keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Slot {
-    pub(super) place: Place,
-    /// Bytes of its record.
-    pub(super) bytes: u32,
-}
-
-/// The place of each entry on disk, by position.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Index {
-    pub(super) first: LogPosition,
-    slots: VecDeque<Slot>,
-}
-
-impl Index {
-    /// The position of the next entry; `None` (any) for an empty index.
-    pub(super) fn next(&self) -> Option<LogPosition> {
-        (!self.slots.is_empty()).then(|| LogPosition(self.first.0 + self.slots.len() as u64))
-    }
-
-    /// # Panics
-    /// When the position is not the next one.
-    pub(super) fn push(&mut self, position: LogPosition, slot: Slot) {
-        match self.next() {
-            None => self.first = position,
-            Some(next) => assert_eq!(next, position, "the index has no gaps"),
-        }
-        self.slots.push_back(slot);
-    }
-
-    pub(super) fn truncate(&mut self, last: Option<LogPosition>) {
-        let kept = last.map_or(0, |last| (last.0 + 1).saturating_sub(self.first.0));
-        self.slots
-            .truncate(usize::try_from(kept).unwrap_or(usize::MAX));
-    }
-
-    pub(super) fn purge(&mut self, upto: LogPosition) {
-        let gone = (upto.0 + 1).saturating_sub(self.first.0);
-        let gone = usize::try_from(gone)
-            .unwrap_or(usize::MAX)
-            .min(self.slots.len());
-        self.slots.drain(..gone);
-        self.first = self.first.max(next(upto));
-    }
-
-    fn find(&self, position: LogPosition) -> Option<Slot> {
-        let slot = usize::try_from(position.0.checked_sub(self.first.0)?).ok()?;
-        self.slots.get(slot).copied()
-    }
-}
-
-pub(super) fn next(position: LogPosition) -> LogPosition {
-    LogPosition(position.0 + 1)
 }

@@ -5,6 +5,7 @@ mod disk;
 mod format;
 mod promises;
 mod real;
+mod refusals;
 mod scarce;
 
 use std::future::Future;

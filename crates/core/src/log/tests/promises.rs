@@ -3,9 +3,9 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::super::format::{RECORDS_START, record_bytes};
+use super::super::Disk;
+use super::super::format::RECORDS_START;
 use super::super::reader::read_located;
-use super::super::{Damage, Disk, OpenMode};
 use super::*;
 
 #[tokio::test]
@@ -536,111 +536,6 @@ async fn a_truncation_that_is_not_yet_synced_is_no_damage() {
     disk.hold_syncs(false);
     truncated.await.unwrap().unwrap();
     assert!(check(&node.log).unwrap() > bytes);
-}
-
-#[tokio::test]
-#[should_panic(expected = "entries follow on each other")]
-async fn a_gap_is_a_mistake_of_the_caller() {
-    let node = Node::open(&MemoryDisk::new(), TINY).await.unwrap();
-    append(&node.log, vec![entry(0, 5, b"a")]).await.unwrap();
-    append(&node.log, vec![entry(0, 7, b"b")]).await.unwrap();
-}
-
-#[tokio::test]
-async fn entries_without_their_vote_are_told() {
-    let disk = MemoryDisk::new();
-    let node = Node::open(&disk, TINY).await.unwrap();
-    node.log.save_vote(vote(2)).await.unwrap();
-    append(&node.log, vec![entry(3, 0, b"a")]).await.unwrap();
-    node.close().await;
-    match Node::open(&disk, TINY).await.err().unwrap() {
-        LogError::VoteMissing { last, vote: found } => {
-            assert_eq!((last, found), (id(3, 0), Some(vote(2))));
-        }
-        other => panic!("{other}"),
-    }
-}
-
-#[tokio::test]
-async fn a_log_of_another_node_is_refused() {
-    let disk = MemoryDisk::new();
-    Node::open(&disk, TINY).await.unwrap().close().await;
-    for identity in [
-        LogIdentity {
-            group: GroupUuid(uuid::Uuid::from_u128(8)),
-            ..IDENTITY
-        },
-        LogIdentity {
-            node: NodeId(2),
-            ..IDENTITY
-        },
-        LogIdentity {
-            incarnation: Incarnation(2),
-            ..IDENTITY
-        },
-    ] {
-        let error = Node::open_as(&disk, TINY, identity).await.err().unwrap();
-        assert!(matches!(error, LogError::Foreign { .. }), "{error}");
-    }
-}
-
-#[tokio::test]
-async fn a_newer_format_is_named() {
-    let disk = MemoryDisk::new();
-    let node = Node::open(&disk, TINY).await.unwrap();
-    append(&node.log, vec![entry(0, 0, b"a")]).await.unwrap();
-    node.close().await;
-    let whole = disk.bytes(&segment_path(1)).unwrap();
-
-    let mut header = whole.clone();
-    header[12] = 2;
-    let seed = crc32c::crc32c(&header[..8]);
-    let checksum = crc32c::crc32c_append(seed, &header[12..128]);
-    header[8..12].copy_from_slice(&checksum.to_le_bytes());
-    let mut record = whole;
-    let start = RECORDS_START as usize;
-    record[start + 8] = 2;
-    let checksum = crc32c::crc32c(&record[start + 4..start + record_bytes(1)]);
-    record[start..start + 4].copy_from_slice(&checksum.to_le_bytes());
-    for newer in [header, record] {
-        disk.plant(&segment_path(1), &newer);
-        let error = Node::open(&disk, TINY).await.err().unwrap();
-        assert!(
-            matches!(error, LogError::NewerVersion { version: 2, .. }),
-            "{error}"
-        );
-    }
-}
-
-#[tokio::test]
-async fn a_missing_segment_is_corruption() {
-    let disk = MemoryDisk::new();
-    let node = Node::open(&disk, TINY).await.unwrap();
-    for position in 0..30 {
-        append(&node.log, vec![entry(0, position, &[1; 500])])
-            .await
-            .unwrap();
-    }
-    node.close().await;
-    for missing in 1..=3 {
-        let path = segment_path(missing);
-        let bytes = disk.bytes(&path).unwrap();
-        disk.remove(&path).unwrap();
-        let error = Node::open(&disk, TINY).await.err().unwrap();
-        assert!(
-            matches!(
-                error,
-                LogError::Corrupt {
-                    damage: Damage::Sequence,
-                    ..
-                }
-            ),
-            "without segment {missing}: {error}"
-        );
-        drop(disk.open(&path, OpenMode::CreateNew).unwrap());
-        disk.plant(&path, &bytes);
-    }
-    Node::open(&disk, TINY).await.unwrap();
 }
 
 #[tokio::test]
