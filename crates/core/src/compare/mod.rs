@@ -31,8 +31,8 @@ use crate::node::status::Divergence;
 use crate::wire::comparison::{
     CheckReply, DatabaseDigestMessage, DivergenceMessage, RangeOutcome, RangeReply, RangeRequest,
 };
-use crate::wire::messages::NodeStateRequest;
 use crate::wire::node_state;
+use crate::wire::node_state::NodeStateRequest;
 
 /// Rows of one range: milliseconds of reading.
 const ROWS_MAX: u64 = 16_384;

@@ -17,7 +17,7 @@ use crate::listener::Role;
 use crate::node::Node;
 use crate::recent::micros;
 use crate::state_copy::fetch::Progress;
-use crate::wire::messages::{
+use crate::wire::node_state::{
     NodeStateMessage, NodeStateRequest, ReplicaProgress, RestoreProgressMessage,
 };
 

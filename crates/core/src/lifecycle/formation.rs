@@ -29,8 +29,8 @@ use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId};
 use crate::member::Expected;
 use crate::planted::{self, Bug};
 use crate::wire::hello::DialError;
-use crate::wire::messages::NodeStateMessage;
 use crate::wire::node_state;
+use crate::wire::node_state::NodeStateMessage;
 
 /// How often the other listed nodes are asked.
 const ASK_INTERVAL: Duration = Duration::from_millis(50);

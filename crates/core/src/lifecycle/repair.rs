@@ -49,7 +49,7 @@ use crate::log::LogId;
 use crate::node::Node;
 use crate::node::phase::Phase;
 use crate::state_copy::fetch::Progress;
-use crate::wire::messages::NodeStateMessage;
+use crate::wire::node_state::NodeStateMessage;
 
 /// How long the group may take for one answer.
 const ANSWER_MAX: Duration = Duration::from_secs(15);

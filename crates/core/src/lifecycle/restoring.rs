@@ -27,8 +27,9 @@ use crate::node::phase::Phase;
 use crate::state_copy::fetch::{Fetch, FetchError, Progress};
 use crate::state_copy::swap;
 use crate::wire::hello::{Caller, DialError};
-use crate::wire::messages::{NodeStateMessage, Refusal};
+use crate::wire::messages::Refusal;
 use crate::wire::node_state;
+use crate::wire::node_state::NodeStateMessage;
 
 /// Pause before a node looks for a source again.
 const RETRY: Duration = Duration::from_millis(300);

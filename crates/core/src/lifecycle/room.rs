@@ -37,8 +37,8 @@ use crate::listener::Role;
 use crate::log::DiskSpace;
 use crate::node::Node;
 use crate::node::phase::Phase;
-use crate::wire::messages::NodeStateMessage;
 use crate::wire::node_state;
+use crate::wire::node_state::NodeStateMessage;
 
 /// How often the disk is checked: at 500 MB/s, the default minimum of free space lasts this long.
 const INTERVAL: Duration = Duration::from_millis(500);

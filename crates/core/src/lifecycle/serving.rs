@@ -11,7 +11,7 @@ use crate::lifecycle::Lifecycle;
 use crate::state_copy::service;
 use crate::state_copy::source::Source;
 use crate::wire::hello::{DialError, Gate, Session};
-use crate::wire::messages::NodeStateMessage;
+use crate::wire::node_state::NodeStateMessage;
 use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, node_state};
 
 /// One of our services, as the dispatcher sees it.

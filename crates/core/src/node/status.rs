@@ -13,10 +13,10 @@ use crate::group::MemberRecord;
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term, Vlsn};
 use crate::member::{JoinToken, NodeAddress, NodeType, PRIORITY_DEFAULT};
 use crate::wire::hello::DialError;
-use crate::wire::messages::{
+use crate::wire::node_state;
+use crate::wire::node_state::{
     NodeStateMessage, NodeStateRequest, ReplicaProgress, RestoreProgressMessage,
 };
-use crate::wire::node_state;
 
 /// What one node reports about itself, even while it has no master or belongs to no group yet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -18,8 +18,8 @@ use crate::node;
 use crate::quorum_loss::{RecoverError, rewrite};
 use crate::state_copy::swap;
 use crate::txn::batch::Batch;
-use crate::wire::messages::NodeStateMessage;
 use crate::wire::node_state;
+use crate::wire::node_state::NodeStateMessage;
 
 /// How long a node may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);

@@ -10,10 +10,10 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 
-use crate::group::{Impossible, LogIdRecord, MemberRecord, check_headroom};
+use crate::group::{Impossible, LogIdRecord, check_headroom};
 use crate::ids::{NodeId, Term};
 use crate::log::{self, EntryKind, LogId};
-use crate::wire::comparison::{CheckReply, Diverged, DivergenceMessage, RangeReply, RangeRequest};
+use crate::wire::comparison::Diverged;
 
 /// The protocol versions that this program speaks.
 pub(crate) const PROTOCOL_VERSION_MIN: u32 = 1;
@@ -377,170 +377,6 @@ pub(crate) enum ElectionAnswer {
     Reached(ReachedMessage),
 }
 
-/// Asks for [`NodeStateMessage`].
-#[derive(Clone, PartialEq, Eq, Message)]
-pub(crate) struct NodeStateRequest {
-    /// Also compute the digest of the node's visible state.
-    #[prost(bool, tag = "1")]
-    pub(crate) digest: bool,
-    /// Also compute the digest of a range of keys.
-    #[prost(message, optional, tag = "2")]
-    pub(crate) range: Option<RangeRequest>,
-    /// Also read all files and verify their checksums.
-    #[prost(bool, tag = "3")]
-    pub(crate) check: bool,
-    /// Also add up the sizes of the engine's files.
-    #[prost(bool, tag = "4")]
-    pub(crate) size: bool,
-}
-
-/// What a node reports about itself, even while it has no master or belongs to no group yet.
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct NodeStateMessage {
-    #[prost(string, tag = "1")]
-    pub(crate) group_name: String,
-    /// UUID of the group, 16 bytes; empty while the node has none.
-    #[prost(bytes = "bytes", tag = "2")]
-    pub(crate) group: Bytes,
-    /// The node itself.
-    #[prost(message, optional, tag = "3")]
-    pub(crate) node: Option<MemberRecord>,
-    /// While the node belongs to no group: a digest of the member list that it expects.
-    #[prost(fixed64, tag = "4")]
-    pub(crate) expects: u64,
-    #[prost(message, repeated, tag = "5")]
-    pub(crate) members: Vec<MemberRecord>,
-    #[prost(string, tag = "6")]
-    pub(crate) role: String,
-    #[prost(uint64, tag = "7")]
-    pub(crate) term: u64,
-    #[prost(uint64, optional, tag = "8")]
-    pub(crate) master: Option<u64>,
-    #[prost(uint64, tag = "9")]
-    pub(crate) vlsn: u64,
-    #[prost(message, optional, tag = "10")]
-    pub(crate) persisted: Option<LogIdRecord>,
-    #[prost(message, optional, tag = "11")]
-    pub(crate) applied: Option<LogIdRecord>,
-    /// On the master: how far each replica has persisted the log, and when it was last heard.
-    #[prost(message, repeated, tag = "12")]
-    pub(crate) replicas: Vec<ReplicaProgress>,
-    #[prost(uint64, tag = "13")]
-    pub(crate) disk_free_bytes: u64,
-    #[prost(uint64, tag = "14")]
-    pub(crate) disk_total_bytes: u64,
-    #[prost(string, tag = "15")]
-    pub(crate) version: String,
-    /// Digest of everything visible, as of `vlsn`, if requested.
-    #[prost(string, tag = "16")]
-    pub(crate) digest: String,
-    #[prost(uint64, tag = "17")]
-    pub(crate) window_bytes: u64,
-    /// What the node is waiting for, in words; empty when it is ready.
-    #[prost(string, tag = "18")]
-    pub(crate) waiting_for: String,
-    /// The members that currently vote.
-    #[prost(uint64, repeated, tag = "20")]
-    pub(crate) voters: Vec<u64>,
-    /// 0 means the first.
-    #[prost(uint64, tag = "19")]
-    pub(crate) epoch: u64,
-    /// Why the node takes no writes from users, in words; empty when it does.
-    #[prost(string, tag = "21")]
-    pub(crate) read_only: String,
-    /// Whether free space on the volume is below the configured warning threshold.
-    #[prost(bool, tag = "22")]
-    pub(crate) disk_is_low: bool,
-    /// The digest of a range, if requested.
-    #[prost(message, optional, tag = "23")]
-    pub(crate) range: Option<RangeReply>,
-    /// The result of the check of all files, if requested.
-    #[prost(message, optional, tag = "24")]
-    pub(crate) check: Option<CheckReply>,
-    /// Why the node's own data is known to be wrong; empty if it is not.
-    #[prost(string, tag = "25")]
-    pub(crate) damage: String,
-    /// On the master: the findings of the last comparison of all nodes.
-    #[prost(message, repeated, tag = "26")]
-    pub(crate) divergences: Vec<DivergenceMessage>,
-    /// 99th percentile of the durations of the last log syncs, in microseconds.
-    #[prost(uint64, optional, tag = "27")]
-    pub(crate) sync_p99_us: Option<u64>,
-    /// The node's clock, in milliseconds since 1970.
-    #[prost(uint64, tag = "28")]
-    pub(crate) clock_ms: u64,
-    /// Bytes of the engine's files, if requested.
-    #[prost(uint64, optional, tag = "29")]
-    pub(crate) data_bytes: Option<u64>,
-    /// The node has counted all rows and found them correct up to here since opening its engine.
-    #[prost(uint64, optional, tag = "30")]
-    pub(crate) checked: Option<u64>,
-    /// Rows that the node put right from its log when it opened its engine.
-    #[prost(uint64, tag = "31")]
-    pub(crate) put_right: u64,
-    /// Whether the node's engine is wrong and its log cannot put it right.
-    #[prost(bool, tag = "32")]
-    pub(crate) needs_state: bool,
-    /// File descriptors that the process has left, and its limit.
-    #[prost(uint64, optional, tag = "33")]
-    pub(crate) descriptors_left: Option<u64>,
-    #[prost(uint64, optional, tag = "34")]
-    pub(crate) descriptors_max: Option<u64>,
-    /// Whether hardly more are left than the node keeps from strangers.
-    #[prost(bool, tag = "35")]
-    pub(crate) descriptors_are_few: bool,
-    /// Set while the node copies the state of a peer.
-    #[prost(message, optional, tag = "40")]
-    pub(crate) restore: Option<RestoreProgressMessage>,
-    /// Number of nodes to which this one sends its state.
-    #[prost(uint32, tag = "41")]
-    pub(crate) copies: u32,
-    /// How long the disk of the log, or of the engine, has not finished its work, in milliseconds;
-    /// absent while both work.
-    #[prost(uint64, optional, tag = "42")]
-    pub(crate) disk_hangs_ms: Option<u64>,
-    /// On a node that is not master: how long ago it last heard one, in milliseconds; absent if it
-    /// has not since its start.
-    #[prost(uint64, optional, tag = "43")]
-    pub(crate) master_heard_ms_ago: Option<u64>,
-}
-
-/// Progress of a copy of the state.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(crate) struct RestoreProgressMessage {
-    /// The source node; 0 while there is none.
-    #[prost(uint64, tag = "1")]
-    pub(crate) source: u64,
-    /// Bytes of keys and values so far.
-    #[prost(uint64, tag = "2")]
-    pub(crate) bytes: u64,
-    /// The source's estimate; 0 while there is none.
-    #[prost(uint64, tag = "3")]
-    pub(crate) bytes_total: u64,
-    #[prost(uint64, tag = "4")]
-    pub(crate) bytes_per_s: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(crate) struct ReplicaProgress {
-    #[prost(uint64, tag = "1")]
-    pub(crate) node: u64,
-    #[prost(message, optional, tag = "2")]
-    pub(crate) persisted: Option<LogIdRecord>,
-    /// Absent if it was never heard in this term.
-    #[prost(uint64, optional, tag = "3")]
-    pub(crate) heard_ms_ago: Option<u64>,
-    /// Median round-trip time of the last heartbeats, in microseconds.
-    #[prost(uint64, optional, tag = "4")]
-    pub(crate) round_trip_p50_us: Option<u64>,
-    /// Age of the first entry that it lacks, in milliseconds; absent if older than is remembered.
-    /// Below, the bytes that it lacks, as far as remembered.
-    #[prost(uint64, optional, tag = "5")]
-    pub(crate) behind_ms: Option<u64>,
-    #[prost(uint64, tag = "6")]
-    pub(crate) behind_bytes: u64,
-}
-
 impl From<log::Vote> for VoteMessage {
     fn from(vote: log::Vote) -> Self {
         Self {
@@ -609,44 +445,4 @@ impl TryFrom<EntryMessage> for log::Entry {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flipped_bit_anywhere_in_a_frame_is_refused() {
-        let message = LogIdRecord {
-            term: 3,
-            position: 77,
-        };
-        let frame = encode(Kind::Append, &message);
-        let read: LogIdRecord = decode(Kind::Append, frame.clone()).unwrap();
-        assert_eq!(read, message);
-        for bit in 0..frame.len() * 8 {
-            let mut flipped = BytesMut::from(&frame[..]);
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(
-                decode::<LogIdRecord>(Kind::Append, flipped.freeze()).is_err(),
-                "bit {bit}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_frame_of_another_kind_is_refused() {
-        let frame = encode(Kind::Append, &BarrierRequest {});
-        assert!(matches!(
-            decode::<BarrierRequest>(Kind::Hello, frame),
-            Err(WireError::Kind {
-                expected: Kind::Hello,
-                found: 3
-            })
-        ));
-    }
-
-    #[test]
-    fn terms_and_positions_near_the_end_of_their_range_are_refused() {
-        for (term, position) in [(u64::MAX, 0), (0, u64::MAX), (1 << 63, 1 << 63)] {
-            assert!(LogId::try_from(LogIdRecord { term, position }).is_err());
-        }
-    }
-}
+mod tests;
