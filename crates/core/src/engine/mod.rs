@@ -19,6 +19,7 @@
 //! that batch. The window above it holds every key of a batch that is being applied, and is read
 //! first.
 
+mod error;
 mod memory;
 mod noxu;
 mod row_digest;
@@ -26,11 +27,12 @@ mod row_digest;
 mod suite;
 
 use std::ops::{Bound, RangeBounds};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use self::error::{EngineError, Result};
 pub use self::memory::{Falsehood, Falsified, MemoryEngine, MemoryStore};
 pub use self::noxu::{
     BATCH_BYTES_BEST, BATCH_CHANGES_BEST, FREE_DISK_BYTES_MIN, NoxuEngine, NoxuFactory, NoxuSizes,
@@ -38,9 +40,6 @@ pub use self::noxu::{
 pub(crate) use self::row_digest::RowDigest;
 use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
 pub use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
-
-/// What engine calls return.
-pub type Result<T> = std::result::Result<T, EngineError>;
 
 /// Ordered databases of keys and values that survive a crash as a prefix of whole batches.
 ///
@@ -370,53 +369,6 @@ pub struct EngineStats {
     pub bytes_on_disk: u64,
     /// Databases that have been written and not reclaimed.
     pub databases: usize,
-}
-
-/// Why an engine call failed.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    /// What is on disk cannot be what was written. Restore this node from a peer.
-    #[error("the engine's data is corrupt ({what}): restore this node from a peer")]
-    Corrupt {
-        /// What was found.
-        what: String,
-    },
-    /// The volume is too full. Nothing was changed: try again when there is space.
-    #[error("too little space for the engine ({source}); nothing was changed")]
-    DiskFull {
-        /// The engine's own error.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A file could not be read or written. Close the engine and open it again; replay the log from
-    /// the position that it then holds.
-    #[error("the engine could not {doing}: {source}")]
-    Io {
-        /// What it was doing, to be read after "could not".
-        doing: &'static str,
-        /// The engine's own error.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// An earlier call failed in a way that leaves the state on disk unknown. Close and open again.
-    #[error("the engine has failed before: close it and open it again")]
-    Failed,
-    /// Another engine has the directory open. End that process first.
-    #[error("the engine in {} is in use", .directory.display())]
-    InUse {
-        /// The directory.
-        directory: PathBuf,
-    },
-    /// [`StorageEngine::close`] has been called, or the engine's store has crashed.
-    #[error("the engine is closed")]
-    Closed,
-}
-
-impl EngineError {
-    /// Whether data is damaged, rather than unreachable.
-    pub(crate) fn is_damage(&self) -> bool {
-        matches!(self, Self::Corrupt { .. })
-    }
 }
 
 #[cfg(test)]

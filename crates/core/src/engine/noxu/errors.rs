@@ -4,7 +4,7 @@ use std::path::Path;
 
 use noxu::{EnvironmentFailureReason, NoxuError};
 
-use crate::engine::EngineError;
+use crate::engine::error::EngineError;
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
