@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use steadfast_net::Transport;
 
-use crate::ids::NodeId;
 use crate::wire::NODE_STATE;
-use crate::wire::hello::{Caller, DialError, Session};
+use crate::wire::hello::{Callee, Caller, DialError, Session};
 use crate::wire::messages::{Kind, NodeStateMessage, NodeStateRequest, decode, encode};
 
 /// Asks the node at `address` for its state, and for a digest if `digest` is set.
@@ -38,9 +37,8 @@ pub(crate) async fn ask_for(
     timeout: Duration,
 ) -> Result<NodeStateMessage, DialError> {
     let asked = async {
-        let anyone = (address, NodeId(0));
         let mut session = Caller::Client
-            .dial(transport, anyone, NODE_STATE, timeout)
+            .dial(transport, Callee::any(address), NODE_STATE, timeout)
             .await?;
         let request = encode(Kind::NodeStateRequest, request);
         session.sender.send(request).await?;
