@@ -61,7 +61,8 @@ impl Child {
     /// # Errors
     /// When the process cannot be started.
     pub(crate) fn start<A: AsRef<OsStr>>(
-        (who, life): (usize, u64),
+        who: usize,
+        life: u64,
         arguments: impl IntoIterator<Item = A>,
         log: &Path,
         events: mpsc::Sender<ChildEvent>,

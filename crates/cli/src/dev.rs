@@ -121,7 +121,7 @@ fn start_all(
         let config = file.to_string_lossy();
         let arguments = ["start", "--until-stdin-closes", "--config", &*config];
         let log = dir.join(format!("{}.log", name(index)));
-        Child::start((index, 1), arguments, &log, events.clone()).map(Some)
+        Child::start(index, 1, arguments, &log, events.clone()).map(Some)
     };
     (0..addresses.len()).map(start).collect()
 }

@@ -125,13 +125,13 @@ impl Event {
             return None;
         }
         let (store, dir) = engine(host)?;
-        let kept = is_kept.then(|| kept(world, host, (&store, &dir)));
+        let kept = is_kept.then(|| kept(world, host, &store, &dir));
         let may = |database: DatabaseId, key: &[u8]| {
             let is_wanted = wanted.is_none_or(|(there, row)| *there == database && *row == *key);
             let key = || (database.0, Bytes::copy_from_slice(key));
             is_wanted && kept.as_ref().is_none_or(|kept| kept.contains_key(&key()))
         };
-        let row = self.falsify_row(host, (&store, &dir), may)?;
+        let row = self.falsify_row(host, &store, &dir, may)?;
         Some((row.database, row.key))
     }
 
@@ -153,7 +153,7 @@ impl Event {
         let rows = world.history().false_rows.len();
         for _ in 0..world.chance(|rng| rng.random_range(1..=ROWS_MAX)) {
             let is_none_of_names = |database: DatabaseId, _: &[u8]| database.0 != CATALOG;
-            let row = self.falsify_row(host, (&store, &dir), is_none_of_names);
+            let row = self.falsify_row(host, &store, &dir, is_none_of_names);
             let Some(row) = row.filter(|row| row.database != OWN) else {
                 continue;
             };
@@ -180,7 +180,8 @@ impl Event {
     fn falsify_row(
         &self,
         host: &Host,
-        (store, dir): (&MemoryStore, &Path),
+        store: &MemoryStore,
+        dir: &Path,
         may: impl Fn(DatabaseId, &[u8]) -> bool,
     ) -> Option<Falsified> {
         let world = &self.world;
@@ -249,7 +250,8 @@ fn has_right_other(world: &World, at: usize) -> bool {
 pub(crate) fn kept(
     world: &World,
     host: &Host,
-    (store, dir): (&MemoryStore, &Path),
+    store: &MemoryStore,
+    dir: &Path,
 ) -> BTreeMap<(u32, Bytes), u64> {
     let (Ok(own), Some(applied)) = (host.log(), store.applied(dir)) else {
         return BTreeMap::new();

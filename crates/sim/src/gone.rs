@@ -85,7 +85,7 @@ fn unkept_row(world: &World) -> Option<(DatabaseId, Bytes)> {
     let ids = check::database_ids(&log, applied).ok()?;
     for host in &world.hosts {
         let (store, dir) = engine(host)?;
-        let kept = kept(world, host, (&store, &dir));
+        let kept = kept(world, host, &store, &dir);
         let has = |(database, key): &(u32, Bytes)| {
             let is_there = store.row(&dir, DatabaseId(*database), key).is_some();
             is_there && !kept.contains_key(&(*database, key.clone()))

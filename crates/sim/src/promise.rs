@@ -13,7 +13,7 @@ use crate::world::{Host, World};
 const EVERY_MIN: usize = 32;
 
 /// Checks transaction `id`, which has just been acknowledged.
-pub fn check(world: &World, id: usize, (term, vlsn): (u64, u64)) {
+pub fn check(world: &World, id: usize, term: u64, vlsn: u64) {
     let every = (id / 2).next_power_of_two().max(EVERY_MIN);
     if !id.is_multiple_of(every) {
         return;
@@ -26,9 +26,11 @@ pub fn check(world: &World, id: usize, (term, vlsn): (u64, u64)) {
         .iter()
         .map(|host| host.durable_log().unwrap_or_default());
     let logs: Vec<Log> = logs.collect();
-    let place = place_of(&logs, (term, vlsn));
-    let is_there =
-        |host: &&Host| is_excused(host) || place.is_some_and(|at| is_durable(&logs[host.at()], at));
+    let position = position_of(&logs, term, vlsn);
+    let is_there = |host: &&Host| {
+        let has = |position| is_durable(&logs[host.at()], position, term);
+        is_excused(host) || position.is_some_and(has)
+    };
     // A node that the operator has changed may have had no vote.
     let voters = world.hosts.iter().filter(|host| !host.state().outside);
     let (nodes, voters) = (world.hosts.len(), voters.count());
@@ -41,17 +43,17 @@ pub fn check(world: &World, id: usize, (term, vlsn): (u64, u64)) {
     }
 }
 
-/// Position and term of the entry that holds this transaction. (Term, VLSN) names one transaction, so
+/// Position of the entry that holds this transaction. (Term, VLSN) names one transaction, so
 /// nothing before the entry is needed: every node may have purged it.
-fn place_of(logs: &[Log], (term, vlsn): (u64, u64)) -> Option<(u64, u64)> {
+fn position_of(logs: &[Log], term: u64, vlsn: u64) -> Option<u64> {
     let all = check::union(logs.iter());
     let mut newest_first = all.iter().rev().filter(|(_, entry)| entry.term == term);
     let found = newest_first.find(|(_, entry)| logfile::holds(entry, vlsn));
-    found.map(|(position, _)| (*position, term))
+    found.map(|(position, _)| *position)
 }
 
 /// Whether the node has the entry in its log, or the result of it in its engine.
-fn is_durable(log: &Log, (position, term): (u64, u64)) -> bool {
+fn is_durable(log: &Log, position: u64, term: u64) -> bool {
     let entry = log.entries.get(&position);
     entry.is_some_and(|entry| entry.term == term)
         || (entry.is_none() && log.purged.is_some_and(|purged| purged >= position))

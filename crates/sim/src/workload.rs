@@ -274,10 +274,10 @@ async fn ask<T>(life: &Life, call: impl Future<Output = T>) -> Option<T> {
 /// Runs one transaction, and now and then a rival.
 async fn transaction(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
     if rng.random_range(0..RIVAL_EVERY) > 0 {
-        return write(world, rng, (at, life), || {}).await;
+        return write(world, rng, at, life, || {}).await;
     }
     let mut rng_of_rival = StdRng::seed_from_u64(rng.random());
-    let rival = write(world, &mut rng_of_rival, (at, life), || {});
+    let rival = write(world, &mut rng_of_rival, at, life, || {});
     let rival: Mutex<Option<Rival<'_>>> = Mutex::new(Some(Box::pin(rival)));
     let poll = |context: &mut Context<'_>| {
         let mut rival = lock(&rival);
@@ -292,7 +292,7 @@ async fn transaction(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Lif
         // Whether it has ended is found out below.
         poll(&mut Context::from_waker(Waker::noop())).is_ready();
     };
-    let own = write(world, rng, (at, life), come_between);
+    let own = write(world, rng, at, life, come_between);
     tokio::join!(own, std::future::poll_fn(poll));
 }
 
@@ -301,19 +301,14 @@ async fn transaction(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Lif
 type Rival<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 /// Runs one transaction. `between` is called after its reads.
-async fn write(
-    world: &Arc<World>,
-    rng: &mut StdRng,
-    (at, life): (usize, &Life),
-    between: impl Fn(),
-) {
+async fn write(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life, between: impl Fn()) {
     let Some(env) = &life.env else { return };
     let id = world.history().begin(at);
     let durability = durability(rng);
     let script = Script::draw(world, rng, Some(id));
     let run = |txn: &Txn| script.run(world, id, txn, &between);
     let answer = ask(life, env.write_with_async(durability, run)).await;
-    end(world, (at, id), durability, answer.as_ref());
+    end(world, at, id, durability, answer.as_ref());
     if durability == Durability::ALL
         && matches!(answer, Some(Ok(_)))
         && rng.random_range(0..16) == 0
@@ -354,7 +349,7 @@ async fn open_transaction(world: &Arc<World>, rng: &mut StdRng, at: usize, life:
         open.commit_with_async(durability).await
     };
     let answer = ask(life, run).await;
-    end(world, (at, id), durability, answer.as_ref());
+    end(world, at, id, durability, answer.as_ref());
 }
 
 /// A single-operation transaction: a put, or a conditional one.
@@ -417,7 +412,7 @@ async fn single(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
         Some(Err(error)) => Some(Err(error)),
         None => None,
     };
-    end(world, (at, id), Durability::MAJORITY, answer.as_ref());
+    end(world, at, id, Durability::MAJORITY, answer.as_ref());
 }
 
 /// A transaction that only leaves its mark, on a node that may be master.
@@ -433,14 +428,15 @@ pub async fn mark(world: &World, env: &ReplicatedEnvironment) -> Option<CommitTo
 /// Records a node's answer.
 fn end(
     world: &World,
-    (at, id): (usize, usize),
+    at: usize,
+    id: usize,
     durability: Durability,
     answer: Option<&Result<CommitToken, WriteError>>,
 ) {
     let fate = answer.map_or(Fate::Unknown, |answer| fate(durability, answer));
     world.history().end(id, fate, world.story.now_us());
     if let Fate::Committed { term, vlsn } = fate {
-        promise::check(world, id, (term, vlsn));
+        promise::check(world, id, term, vlsn);
     }
     world.story.tell(|| {
         let answer = match answer {
@@ -546,11 +542,11 @@ async fn outcome(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) {
         return;
     };
     if let Some(Ok(outcome)) = ask(life, env.outcome_async(token)).await {
-        note_outcome(world, (at, id), outcome);
+        note_outcome(world, at, id, outcome);
     }
 }
 
-fn note_outcome(world: &World, (node, id): (usize, usize), outcome: TokenOutcome) {
+fn note_outcome(world: &World, node: usize, id: usize, outcome: TokenOutcome) {
     world.story.trace(&[b"outcome", &[outcome as u8]]);
     let is_committed = match outcome {
         TokenOutcome::Committed => true,
@@ -586,7 +582,7 @@ pub async fn settle_outcomes(world: &World, at: usize, env: &ReplicatedEnvironme
                 "n{} does not know what became of transaction {id}, {term}/{vlsn}",
                 at + 1
             )),
-            Ok(outcome) => note_outcome(world, (at, id), outcome),
+            Ok(outcome) => note_outcome(world, at, id, outcome),
             // The log is purged past it.
             Err(ReadError::HistoryGone { .. }) => {}
             Err(error) => world
@@ -596,34 +592,31 @@ pub async fn settle_outcomes(world: &World, at: usize, env: &ReplicatedEnvironme
     }
 }
 
-/// A policy, with the VLSN that a read under it must include.
-fn policy(
-    world: &World,
-    rng: &mut StdRng,
-    env: &ReplicatedEnvironment,
-) -> (ConsistencyPolicy, Option<u64>) {
+fn policy(world: &World, rng: &mut StdRng, env: &ReplicatedEnvironment) -> ConsistencyPolicy {
     match rng.random_range(0..6) {
-        0 | 1 => (
-            ConsistencyPolicy::Linearizable,
-            Some(world.history().acknowledged),
-        ),
+        0 | 1 => ConsistencyPolicy::Linearizable,
         2 => {
             let is_open = rng.random_range(0..4) == 0;
             let token = pick_token(world, rng, is_open);
             let token = token.and_then(|(_, term, vlsn)| token_of(env, term, vlsn));
-            match token {
-                Some(token) => (ConsistencyPolicy::AtLeast(token), Some(token.vlsn.0)),
-                None => (ConsistencyPolicy::Eventual, None),
-            }
+            token.map_or(ConsistencyPolicy::Eventual, ConsistencyPolicy::AtLeast)
         }
-        3 => {
-            let lag = Duration::from_millis(rng.random_range(0..3000));
+        3 => ConsistencyPolicy::MaxLag(Duration::from_millis(rng.random_range(0..3000))),
+        _ => ConsistencyPolicy::Eventual,
+    }
+}
+
+/// The VLSN that a read under this policy must include, if it begins now.
+fn floor(world: &World, policy: ConsistencyPolicy) -> Option<u64> {
+    match policy {
+        ConsistencyPolicy::Linearizable => Some(world.history().acknowledged),
+        ConsistencyPolicy::AtLeast(token) => Some(token.vlsn.0),
+        ConsistencyPolicy::MaxLag(lag) => {
             let lag_us = u64::try_from(lag.as_micros()).unwrap_or(u64::MAX);
             let at_us = world.story.now_us().saturating_sub(lag_us);
-            let floor = world.history().acknowledged_before(at_us);
-            (ConsistencyPolicy::MaxLag(lag), Some(floor))
+            Some(world.history().acknowledged_before(at_us))
         }
-        _ => (ConsistencyPolicy::Eventual, None),
+        _ => None,
     }
 }
 
@@ -631,7 +624,7 @@ async fn snapshot(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life) 
     let Some(env) = &life.env else { return };
     let script = Script::draw(world, rng, None);
     let policy = policy(world, rng, env);
-    read(world, (at, life), &script, policy).await;
+    read(world, at, life, &script, policy).await;
 }
 
 /// Reads everything from the node, as of its last transaction. Returns whether it could be read.
@@ -650,18 +643,19 @@ pub async fn read_all(world: &World, at: usize, life: &Life) -> bool {
         changes: Vec::new(),
         writes: Vec::new(),
     };
-    let policy = (ConsistencyPolicy::Eventual, None);
-    read(world, (at, life), &script, policy).await
+    read(world, at, life, &script, ConsistencyPolicy::Eventual).await
 }
 
-/// Reads a snapshot under a policy, with the VLSN it must include, and records the result.
+/// Reads a snapshot under a policy, and records the result.
 async fn read(
     world: &World,
-    (at, life): (usize, &Life),
+    at: usize,
+    life: &Life,
     script: &Script,
-    (policy, floor): (ConsistencyPolicy, Option<u64>),
+    policy: ConsistencyPolicy,
 ) -> bool {
     let Some(env) = &life.env else { return false };
+    let floor = floor(world, policy);
     let began = world.history().tick();
     let run = |snapshot: &Snapshot| {
         let reads = script.read(|| snapshot.list_databases(), |name| snapshot.database(name))?;

@@ -39,7 +39,7 @@ pub(super) async fn create(ask: &Ask, dir: &Path, stale: bool) -> Result<Manifes
         Subscription::connect_async([address], &survey.group_name, StartAt::Start).await;
     let mut state = connected.map_err(|error| failed(&error))?;
     let mut writer = Writer::new(dir);
-    let complete = loop {
+    let (token, digest) = loop {
         match state.next_async().await {
             Some(Ok(FeedEvent::State { database, rows })) => {
                 writer.part(&database, &rows)?;
@@ -51,13 +51,13 @@ pub(super) async fn create(ask: &Ask, dir: &Path, stale: bool) -> Result<Manifes
         }
     };
     state.close_async().await;
-    if complete.1.is_none() {
+    if digest.is_none() {
         eprintln!(
             "note: {} could not tell in time what its state has to be, so the rows were not held against it",
             source.node.name
         );
     }
-    Ok(writer.end(&survey, &source, complete)?)
+    Ok(writer.end(&survey, &source, token, digest)?)
 }
 
 /// The node to read: one that knows of no damage of its own, has the most, and is not the master,
@@ -198,7 +198,8 @@ impl<'a> Writer<'a> {
         mut self,
         survey: &Survey,
         source: &NodeStatus,
-        (token, digest): (CommitToken, Option<u128>),
+        token: CommitToken,
+        digest: Option<u128>,
     ) -> Result<Manifest, BackupError> {
         if !self.builder.is_empty() {
             self.next_chunk()?;

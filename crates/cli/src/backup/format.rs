@@ -200,7 +200,8 @@ pub(super) enum Record<'a> {
 /// Reads and verifies a chunk that the manifest names, and passes its records to `each`.
 pub(super) fn read_chunk(
     dir: &Path,
-    (number, chunk): (usize, &Chunk),
+    number: usize,
+    chunk: &Chunk,
     mut each: impl FnMut(Record<'_>) -> Result<(), BackupError>,
 ) -> Result<(), BackupError> {
     let path = chunk_path(dir, number);
@@ -414,7 +415,7 @@ mod tests {
 
     fn read(dir: &Path, chunk: &Chunk) -> Result<Vec<String>, BackupError> {
         let mut seen = Vec::new();
-        read_chunk(dir, (1, chunk), |record| {
+        read_chunk(dir, 1, chunk, |record| {
             seen.push(match record {
                 Record::Database(name) => name.to_owned(),
                 Record::Row(key, value) => format!("{key:?} {value:?}"),

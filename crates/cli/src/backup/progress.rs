@@ -45,7 +45,7 @@ impl Progress {
             return;
         }
         self.shown = Instant::now();
-        let text = line((self.what, bytes, self.total_bytes), self.began.elapsed());
+        let text = line(self.what, bytes, self.total_bytes, self.began.elapsed());
         if self.is_live {
             write(&format!("\r\x1b[K{text}"));
         } else {
@@ -62,7 +62,7 @@ impl Drop for Progress {
     }
 }
 
-fn line((what, bytes, total): (&str, u64, u64), took: Duration) -> String {
+fn line(what: &str, bytes: u64, total: u64, took: Duration) -> String {
     let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
     let per_s = bytes.saturating_mul(1000) / ms;
     let done = format!("{what} {} MiB, {} MiB/s", grouped(bytes / MIB), per_s / MIB);
@@ -92,9 +92,9 @@ mod tests {
 
     #[test]
     fn the_rate_and_the_time_left_follow_from_what_is_done() {
-        let half = line(("wrote", 50 * MIB, 100 * MIB), Duration::from_secs(100));
+        let half = line("wrote", 50 * MIB, 100 * MIB, Duration::from_secs(100));
         assert_eq!(half, "wrote 50 MiB, 0 MiB/s, 50 %, 1:40 left");
-        let unknown = line(("wrote", 2048 * MIB, 0), Duration::from_secs(2));
+        let unknown = line("wrote", 2048 * MIB, 0, Duration::from_secs(2));
         assert_eq!(unknown, "wrote 2,048 MiB, 1024 MiB/s");
     }
 }

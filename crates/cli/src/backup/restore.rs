@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use steadfast::{Bootstrap, RepConfig, ReplicatedEnvironment, WriteBatch, WriteError};
 
-use crate::backup::format::{BackupError, Manifest, Record, read_chunk};
+use crate::backup::format::{BackupError, Chunk, Manifest, Record, read_chunk};
 use crate::backup::place::Place;
 use crate::backup::progress::Progress;
 use crate::backup::verify;
@@ -124,7 +124,7 @@ async fn fill(env: &ReplicatedEnvironment, dir: &Path, manifest: &Manifest) -> R
             .map_err(|error| failed(&error))?;
     }
     for (number, chunk) in (1..).zip(&manifest.chunks) {
-        for batch in batches(dir, (number, chunk))? {
+        for batch in batches(dir, number, chunk)? {
             let written = env.write_batch_async(&batch.writes).await;
             let _token = written.map_err(|error| failed(&error))?;
             bytes += batch.bytes as u64;
@@ -154,9 +154,9 @@ struct Batch {
 }
 
 /// The rows of a chunk as transactions.
-fn batches(dir: &Path, chunk: (usize, &super::format::Chunk)) -> Result<Vec<Batch>, BackupError> {
+fn batches(dir: &Path, number: usize, chunk: &Chunk) -> Result<Vec<Batch>, BackupError> {
     let (mut batches, mut database) = (vec![Batch::default()], String::new());
-    read_chunk(dir, chunk, |record| {
+    read_chunk(dir, number, chunk, |record| {
         match record {
             Record::Database(name) => name.clone_into(&mut database),
             Record::Row(key, value) => {

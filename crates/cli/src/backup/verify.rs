@@ -16,7 +16,7 @@ pub(super) fn verify(dir: &Path) -> Result<Manifest, BackupError> {
     for (number, chunk) in (1..).zip(&manifest.chunks) {
         // Each chunk names its databases anew.
         seen.is_within = false;
-        read_chunk(dir, (number, chunk), |record| seen.take(&record))?;
+        read_chunk(dir, number, chunk, |record| seen.take(&record))?;
         progress.update(seen.bytes);
     }
     seen.check(&manifest)?;

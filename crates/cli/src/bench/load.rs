@@ -92,7 +92,7 @@ impl Load {
     ) -> Measured {
         let operate = |client, chance| self.operate(env, client, chance);
         let put = |_, chance| self.write(env, chance, &vec![0x22; self.value_bytes]);
-        drive((clients, &operate), (self.writers, &put), time)
+        drive(clients, &operate, self.writers, &put, time)
     }
 
     /// Gets from the bare engine of a closed node, as many and as random as in `run`.
@@ -116,7 +116,7 @@ impl Load {
             matches!(engine.get(database, &key), Ok(Some(_)))
         };
         let nothing = |_, _| true;
-        Ok(drive((clients, &get), (0, &nothing), time))
+        Ok(drive(clients, &get, 0, &nothing, time))
     }
 
     fn key(&self, chance: u64) -> [u8; 8] {
@@ -184,8 +184,10 @@ type Operation<'a> = &'a (dyn Fn(u64, u64) -> bool + Sync);
 /// Runs the given numbers of threads of both operations for `time`. Only the first is measured.
 /// Operations under way at the end count.
 fn drive(
-    (clients, operate): (u64, Operation<'_>),
-    (writers, beside): (u64, Operation<'_>),
+    clients: u64,
+    operate: Operation<'_>,
+    writers: u64,
+    beside: Operation<'_>,
     time: Duration,
 ) -> Measured {
     let stop = AtomicBool::new(false);

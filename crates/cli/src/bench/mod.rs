@@ -202,7 +202,7 @@ impl BenchGroup {
                 .into_iter()
                 .chain(arguments.into_iter().flatten());
             let log = dir.join(format!("{name}.log"));
-            Child::start((index - 1, 1), arguments, &log, sender.clone()).map(Some)
+            Child::start(index - 1, 1, arguments, &log, sender.clone()).map(Some)
         };
         let replicas = (1..nodes).map(start).collect::<Result<_, _>>()?;
         let mut config = RepConfig::builder("bench", "n1")

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use steadfast::NodeStatus;
 use tokio::time::Instant;
 
-use super::ledger::{Holding, Ledger};
+use super::ledger::{Holding, Ledger, Process};
 use super::progress::Progress;
 use super::protocol::{Command, Report};
 use crate::child::{self, Child, ChildEvent, ChildEvents, ChildNews};
@@ -117,7 +117,7 @@ impl Group {
         ];
         let arguments = std::iter::once("demo-node").chain(arguments.into_iter().flatten());
         let log = self.dir.join(format!("{}.log", name(node)));
-        let child = Child::start((node, self.lives), arguments, &log, self.sender.clone())?;
+        let child = Child::start(node, self.lives, arguments, &log, self.sender.clone())?;
         self.children[node] = Some(child);
         self.nodes[node] = NodeView::default();
         Ok(())
@@ -235,7 +235,7 @@ impl Group {
         }
     }
 
-    fn take_report(&mut self, process: (usize, u64), at: Instant, report: Report) {
+    fn take_report(&mut self, process: Process, at: Instant, report: Report) {
         let node = &mut self.nodes[process.0];
         match report {
             Report::Ready => node.is_ready = true,
@@ -247,7 +247,7 @@ impl Group {
             Report::Appended { id, term, vlsn, .. } => {
                 node.acknowledge(term, at);
                 self.ledger.note_time(term, at);
-                self.ledger.add_record(process, &id, (term, vlsn));
+                self.ledger.add_record(process, &id, term, vlsn);
             }
             Report::Paid { term, vlsn } => {
                 node.acknowledge(term, at);

@@ -78,7 +78,7 @@ impl Ledger {
         &self.violations
     }
 
-    pub(super) fn add_record(&mut self, process: Process, id: &str, (term, vlsn): (u64, u64)) {
+    pub(super) fn add_record(&mut self, process: Process, id: &str, term: u64, vlsn: u64) {
         self.acknowledge(process, term, vlsn);
         if let Some(before) = self.appended.insert(id.to_owned(), vlsn) {
             let what = format!("record {id} was acknowledged as {before} and as {vlsn}");
@@ -245,8 +245,8 @@ mod tests {
 
     fn ledger() -> Ledger {
         let mut ledger = Ledger::default();
-        ledger.add_record((0, 1), "1-0-1", (1, 1));
-        ledger.add_record((0, 1), "1-0-2", (1, 2));
+        ledger.add_record((0, 1), "1-0-1", 1, 1);
+        ledger.add_record((0, 1), "1-0-2", 1, 2);
         ledger.add_refused("1-0-3".to_owned());
         ledger
     }

@@ -125,7 +125,7 @@ impl Worker {
         let from = account(chance);
         let to = (from + 1 + account(chance >> 16) % (ACCOUNT_COUNT - 1)) % ACCOUNT_COUNT;
         let amount = i64::from(account(chance >> 32));
-        env.write(|txn| pay(txn, (from, to), amount))
+        env.write(|txn| pay(txn, from, to, amount))
     }
 }
 
@@ -161,7 +161,7 @@ fn append(txn: &Transaction, stream: u32, id: &str) -> Result<u64, WriteError> {
 }
 
 /// Moves `amount`; creates the accounts if there are none yet.
-fn pay(txn: &Transaction, (from, to): (u32, u32), amount: i64) -> Result<(), WriteError> {
+fn pay(txn: &Transaction, from: u32, to: u32, amount: i64) -> Result<(), WriteError> {
     let accounts = txn.database(ACCOUNTS)?;
     if accounts.get(from.to_be_bytes())?.is_none() {
         for account in 0..ACCOUNT_COUNT {

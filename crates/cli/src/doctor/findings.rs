@@ -63,7 +63,8 @@ pub(super) struct Finding {
 
 impl Finding {
     fn new(
-        (severity, kind): (Severity, &'static str),
+        severity: Severity,
+        kind: &'static str,
         what: impl Into<String>,
         data: impl Into<String>,
         to_do: impl Into<String>,
@@ -105,8 +106,8 @@ fn no_master(survey: &Survey) -> Option<Finding> {
     }
     let Cause { what, to_do } = Cause::of(survey);
     let data = "no write is possible; nothing acknowledged is lost; reads with Eventual go on";
-    let critical = (Severity::Critical, "no_master");
-    Some(Finding::new(critical, what, data, to_do))
+    let critical = Severity::Critical;
+    Some(Finding::new(critical, "no_master", what, data, to_do))
 }
 
 fn unseen(survey: &Survey) -> Vec<Finding> {
@@ -160,8 +161,8 @@ fn unseen(survey: &Survey) -> Vec<Finding> {
                 format!("see to the way to {address}"),
             ),
         };
-        let severity = (Severity::Warning, kind);
-        findings.push(Finding::new(severity, what, survives(survey), to_do));
+        let (warning, data) = (Severity::Warning, survives(survey));
+        findings.push(Finding::new(warning, kind, what, data, to_do));
     }
     findings
 }
@@ -191,6 +192,7 @@ fn survives(survey: &Survey) -> String {
 }
 
 fn not_working(survey: &Survey) -> Vec<Finding> {
+    let warning = Severity::Warning;
     let mut findings = Vec::new();
     for node in &survey.nodes {
         let Ok(status) = &node.status else { continue };
@@ -202,24 +204,24 @@ fn not_working(survey: &Survey) -> Vec<Finding> {
                 "give {name} its old data directory back, or replace it: `steadfast node replace \
                  {name}`"
             );
-            let warning = (Severity::Warning, "not_let_in");
-            findings.push(Finding::new(warning, what, survives(survey), to_do));
+            let data = survives(survey);
+            findings.push(Finding::new(warning, "not_let_in", what, data, to_do));
         } else if status.role == "detached" {
             let what = format!("{name} has stopped: {why}");
             let to_do = remedy_of_stop(status);
-            let warning = (Severity::Warning, "stopped");
-            findings.push(Finding::new(warning, what, survives(survey), to_do));
+            let data = survives(survey);
+            findings.push(Finding::new(warning, "stopped", what, data, to_do));
         } else if status.role == "unknown" && survey.health != Health::NoQuorum {
             let what = format!("{name} works and knows no master: it waits for {why}");
             let to_do = format!("see to the way between {name} and the master");
-            let warning = (Severity::Warning, "masterless");
-            findings.push(Finding::new(warning, what, survives(survey), to_do));
+            let data = survives(survey);
+            findings.push(Finding::new(warning, "masterless", what, data, to_do));
         } else if node.member.node_type.votes() && !node.member.votes {
             let what = format!("{name} has no vote yet: it is being brought up");
             let to_do = "nothing: it gets its vote when it has caught up";
-            let note = (Severity::Information, "no_vote_yet");
             findings.push(Finding::new(
-                note,
+                Severity::Information,
+                "no_vote_yet",
                 what,
                 "it counts for no commit yet",
                 to_do,
@@ -230,7 +232,6 @@ fn not_working(survey: &Survey) -> Vec<Finding> {
 }
 
 fn bad_data(survey: &Survey) -> Vec<Finding> {
-    let critical = |kind| (Severity::Critical, kind);
     let mut findings = Vec::new();
     let answering = survey
         .nodes
@@ -245,7 +246,8 @@ fn bad_data(survey: &Survey) -> Vec<Finding> {
                 "nothing that the others hold is lost; what this node serves may be wrong"
             };
             findings.push(Finding::new(
-                critical("damage"),
+                Severity::Critical,
+                "damage",
                 format!("the data of {name} is bad: {damage}"),
                 data,
                 remedy_of_damage(status),
@@ -253,7 +255,8 @@ fn bad_data(survey: &Survey) -> Vec<Finding> {
         }
         if status.put_right > 0 {
             findings.push(Finding::new(
-                (Severity::Warning, "put_right"),
+                Severity::Warning,
+                "put_right",
                 format!(
                     "the engine of {name} did not hold {} rows as its log gave them, when it was opened",
                     grouped(status.put_right)
@@ -265,7 +268,8 @@ fn bad_data(survey: &Survey) -> Vec<Finding> {
     }
     for divergence in survey.master.iter().flat_map(|master| &master.divergences) {
         findings.push(Finding::new(
-            critical("divergence"),
+            Severity::Critical,
+            "divergence",
             format!(
                 "{} holds something else than the others: {divergence}",
                 divergence.nodes.join(" or ")
@@ -283,7 +287,8 @@ fn hangs(survey: &Survey) -> Vec<Finding> {
         let seconds = status.disk_hangs_ms? / 1_000;
         let name = &status.node.name;
         Some(Finding::new(
-            (Severity::Critical, "disk_hangs"),
+            Severity::Critical,
+            "disk_hangs",
             format!("the disk of {name} has not finished a write for {seconds} s"),
             "nothing acknowledged is lost; the node counts for nothing meanwhile: the group survives one \
              failure less, and a master hands over",
@@ -309,13 +314,13 @@ fn room(survey: &Survey) -> Vec<Finding> {
                 Severity::Warning
             };
             let what = format!("{name} is read-only: {reason}");
-            return Some(Finding::new((severity, "read_only"), what, data, to_do));
+            return Some(Finding::new(severity, "read_only", what, data, to_do));
         }
         status.disk_is_low.then(|| {
             let free = status.disk_free_bytes >> 20;
             let what = format!("{name} has {free} MiB of disk left");
             let data = "nothing is lost; below disk_free_read_only_bytes it takes no writes";
-            Finding::new((Severity::Warning, "low_disk"), what, data, to_do)
+            Finding::new(Severity::Warning, "low_disk", what, data, to_do)
         })
     };
     survey.working().filter_map(find).collect()
@@ -330,7 +335,8 @@ fn descriptors(survey: &Survey) -> Vec<Finding> {
         let name = &status.node.name;
         let max = status.descriptors_max.unwrap_or_default();
         Some(Finding::new(
-            (Severity::Warning, "descriptors"),
+            Severity::Warning,
+            "descriptors",
             format!(
                 "{name} can open {few} more files and connections, of {} at a time",
                 grouped(max)
@@ -351,7 +357,8 @@ fn addresses(survey: &Survey) -> Vec<Finding> {
         let (name, address) = (&node.member.node.name, &node.member.node.address);
         is_unspecified(address).then(|| {
             Finding::new(
-                (Severity::Warning, "address"),
+                Severity::Warning,
+                "address",
                 format!(
                     "{name} is known to the group as {address}, which stands for every address of a \
                      machine: no other node reaches it"
@@ -379,7 +386,7 @@ fn one_copy(survey: &Survey) -> Option<Finding> {
              are they"
         );
         let to_do = "bring another data node back, or replace it";
-        Finding::new((Severity::Warning, "one_copy"), what, data, to_do)
+        Finding::new(Severity::Warning, "one_copy", what, data, to_do)
     })
 }
 
@@ -401,12 +408,8 @@ fn slow_disks(survey: &Survey) -> Vec<Finding> {
         } else {
             "find what else uses its disk, or give the node a faster one".to_owned()
         };
-        Some(Finding::new(
-            (Severity::Warning, "slow_disk"),
-            what,
-            data,
-            to_do,
-        ))
+        let warning = Severity::Warning;
+        Some(Finding::new(warning, "slow_disk", what, data, to_do))
     };
     survey.working().filter_map(find).collect()
 }
@@ -424,7 +427,7 @@ fn from_the_master(survey: &Survey) -> Vec<Finding> {
         let Some(replica) = master.replicas.iter().find(|replica| replica.node == id) else {
             continue;
         };
-        let warning = |kind| (Severity::Warning, kind);
+        let warning = Severity::Warning;
         if replica.heard_ms_ago.is_none_or(|ago| ago > UNHEARD_MS) {
             let what = format!(
                 "{name} answers here, and its master {from} does not hear it: something is wrong \
@@ -435,7 +438,8 @@ fn from_the_master(survey: &Survey) -> Vec<Finding> {
                 node.member.node.address
             );
             findings.push(Finding::new(
-                warning("unheard"),
+                warning,
+                "unheard",
                 what,
                 survives(survey),
                 to_do,
@@ -452,7 +456,7 @@ fn from_the_master(survey: &Survey) -> Vec<Finding> {
                 "nothing is lost; writes wait for it, and a master may be replaced for nothing";
             let to_do = "see to the network and to how busy both machines are; or raise \
                          election_timeout_min_ms and election_timeout_max_ms on all nodes";
-            findings.push(Finding::new(warning("slow_network"), what, data, to_do));
+            findings.push(Finding::new(warning, "slow_network", what, data, to_do));
         }
         if replica.behind_ms.is_none_or(|ms| ms > LAG_MAX_MS) {
             let since = replica.behind_ms.map_or_else(
@@ -471,7 +475,7 @@ fn from_the_master(survey: &Survey) -> Vec<Finding> {
                 "see whether it catches up (`steadfast status`); if not, find what slows {name} down: \
                  its disk, its processor, the way to {from}"
             );
-            findings.push(Finding::new(warning("lag"), what, data, to_do));
+            findings.push(Finding::new(warning, "lag", what, data, to_do));
         }
     }
     findings
@@ -489,7 +493,7 @@ fn even(survey: &Survey) -> Option<Finding> {
         );
         let to_do = "add an electable node or an arbiter, or make one a secondary";
         let data = "nothing is lost";
-        Finding::new((Severity::Information, "even"), what, data, to_do)
+        Finding::new(Severity::Information, "even", what, data, to_do)
     })
 }
 
@@ -508,7 +512,7 @@ fn versions(survey: &Survey) -> Option<Finding> {
         let what = format!("the nodes run different versions: {}", all.join("; "));
         let data = "nothing is lost: neighbouring versions understand each other";
         let to_do = "finish the upgrade";
-        Finding::new((Severity::Information, "versions"), what, data, to_do)
+        Finding::new(Severity::Information, "versions", what, data, to_do)
     })
 }
 
@@ -527,7 +531,7 @@ fn clocks(survey: &Survey) -> Vec<Finding> {
             let what = format!("the clock of {name} is {seconds} s {way} this machine's");
             let data = "nothing rests on clocks; only the times in the change feed are off";
             let to_do = "see to its time service";
-            Finding::new((Severity::Information, "clock"), what, data, to_do)
+            Finding::new(Severity::Information, "clock", what, data, to_do)
         })
     };
     survey.nodes.iter().filter_map(find).collect()

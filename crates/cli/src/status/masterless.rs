@@ -29,7 +29,7 @@ impl Cause {
         let voters = survey.nodes.iter().filter(|node| node.member.votes);
         let (up, down): (Vec<_>, Vec<_>) = voters.partition(|node| node.persists());
         if up.len() * 2 <= up.len() + down.len() {
-            return too_few(survey, (&up, &down));
+            return too_few(survey, &up, &down);
         }
         let may_lead = |node: &&&SurveyedNode| is_electable(node) && node.member.priority > 0;
         let leaders: Vec<_> = up.iter().filter(may_lead).copied().collect();
@@ -89,7 +89,7 @@ fn is_electable(node: &SurveyedNode) -> bool {
     node.member.node_type == NodeType::Electable
 }
 
-fn too_few(survey: &Survey, (up, down): (&[&SurveyedNode], &[&SurveyedNode])) -> Cause {
+fn too_few(survey: &Survey, up: &[&SurveyedNode], down: &[&SurveyedNode]) -> Cause {
     let count = up.len() + down.len();
     // A master that has lost its majority notices at its next write.
     let masters = if survey.master.is_some() {

@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use crate::admin::messages::{
     AdminAnswer, AdminCall, AdminDone, AdminReply, AdminRequest, RefusedMessage,
 };
-use crate::ids::{GroupUuid, NodeId};
+use crate::ids::GroupUuid;
 use crate::wire::ADMIN;
-use crate::wire::hello::{Caller, DialError, Session};
+use crate::wire::hello::{Callee, Caller, DialError, Session};
 use crate::wire::messages::{Kind, decode, encode};
 
 /// Pause before a caller asks all addresses again.
@@ -179,7 +179,7 @@ impl Client<'_> {
         call: AdminCall,
         is_open: &AtomicBool,
     ) -> Result<AdminAnswer, DialError> {
-        let anyone = (address, NodeId(0));
+        let anyone = Callee::any(address);
         let dialled = Caller::Client.dial(self.transport, anyone, ADMIN, self.dial_timeout);
         let mut session = dialled.await?;
         let request = AdminRequest {

@@ -124,7 +124,7 @@ impl Consensus {
 
     /// Tells a node what a comparison has found about a life of its directory. An empty `what`
     /// means that it found nothing.
-    pub(crate) async fn tell_of_damage(&self, (id, of): (NodeId, Incarnation), what: String) {
+    pub(crate) async fn tell_of_damage(&self, id: NodeId, of: Incarnation, what: String) {
         let call = ElectionCall::Diverged(Diverged {
             term: self.role.borrow().term.0,
             what,

@@ -154,8 +154,8 @@ type Unanswered = BTreeMap<u64, (Instant, Waiter)>;
 impl Peer {
     async fn run(self, mut calls: mpsc::Receiver<Call>) {
         while let Some(first) = calls.recv().await {
-            let target = (self.address.as_str(), self.id);
-            let dialled = self.dialler.dial(target, ELECTION).await;
+            let dialling = self.dialler.dial(&self.address, self.id, ELECTION);
+            let dialled = dialling.await;
             self.note_refusal(&dialled);
             match dialled {
                 Ok(session) => {

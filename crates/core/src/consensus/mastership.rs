@@ -168,7 +168,7 @@ async fn act(
         if now.is_own {
             publish(consensus, Role::Unknown, &now);
             let is_first = last_led.replace(now.term) != Some(now.term);
-            let led = lead(consensus, (&now, is_first), leadership.clone(), clock);
+            let led = lead(consensus, &now, is_first, leadership.clone(), clock);
             led.await;
             consensus.sequencer.end_session();
             if planted::is(Bug::MasterOnce) {
@@ -232,7 +232,8 @@ async fn silence(heard: &mut watch::Receiver<Option<Heard>>, round: Duration) {
 /// Leads while the role lasts. `is_first` means that it has not led in this term since the start.
 async fn lead(
     consensus: &Consensus,
-    (own, is_first): (&Leadership, bool),
+    own: &Leadership,
+    is_first: bool,
     mut leadership: watch::Receiver<Leadership>,
     clock: &dyn Clock,
 ) {

@@ -233,10 +233,10 @@ impl Consensus {
         let (applied_sender, applied) = watch::channel(None);
         let held = engine.applied().map_err(|error| stopped(&error))?;
         let purged = log.state().purged;
-        let engine = (engine, parts.audit);
-        let retention = Arc::new(Retention::new(purged, engine, parts.holds, parts.retain));
-        let (state, kept) = ((Arc::clone(&sequencer), flush), Arc::clone(&retention));
-        let machine = StateMachine::new(state, held.as_ref(), applied_sender, kept)
+        let retention = Retention::new(purged, engine, parts.audit, parts.holds, parts.retain);
+        let retention = Arc::new(retention);
+        let (numbers, kept) = (Arc::clone(&sequencer), Arc::clone(&retention));
+        let machine = StateMachine::new(numbers, flush, held.as_ref(), applied_sender, kept)
             .map_err(|error| stopped(&error))?;
         let peers = Arc::new(Peers::new(dialler, members.subscribe(), timers.silence_max));
         let config = raft_config(&identity, timers).map_err(|error| stopped(&error))?;

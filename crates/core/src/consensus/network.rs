@@ -332,7 +332,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             let session = if let Some(session) = idle.take() {
                 session
             } else {
-                let dialling = self.peers.dialler.dial((&address, self.target), FEEDER);
+                let dialling = self.peers.dialler.dial(&address, self.target, FEEDER);
                 dialling.await.map_err(|error| unreachable(&error))?
             };
             let patience = Patience {

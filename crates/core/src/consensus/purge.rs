@@ -74,7 +74,8 @@ impl Retention {
     /// `purged` is the entry before the first one in the log.
     pub(crate) fn new(
         purged: Option<LogId>,
-        (engine, audit): (Arc<dyn StorageEngine>, Arc<Audit>),
+        engine: Arc<dyn StorageEngine>,
+        audit: Arc<Audit>,
         holds: Arc<Holds>,
         limits: RetainLimits,
     ) -> Self {
@@ -372,7 +373,7 @@ mod tests {
         let engine = MemoryStore::new()
             .open(Path::new("/engine"))
             .expect("a new one");
-        let retention = Retention::new(None, (engine, Arc::default()), Arc::default(), LIMITS);
+        let retention = Retention::new(None, engine, Arc::default(), Arc::default(), LIMITS);
         let entry = |position| LogId {
             term: Term(2),
             position: LogPosition(position),

@@ -43,7 +43,8 @@ impl StateMachine {
     /// # Errors
     /// When the engine's account of the membership cannot be decoded.
     pub(crate) fn new(
-        (sequencer, flush): (Arc<Sequencer>, Arc<Flush>),
+        sequencer: Arc<Sequencer>,
+        flush: Arc<Flush>,
         engine: Option<&Applied>,
         applied: watch::Sender<Option<LogId>>,
         retention: Arc<Retention>,
@@ -185,7 +186,6 @@ mod tests {
     use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
     use crate::txn::batch::{BatchBuilder, Operation};
     use crate::txn::flush::FlushLimits;
-    use crate::txn::readers::Readers;
     use crate::txn::window::Window;
 
     const RETAIN: RetainLimits = RetainLimits {
@@ -217,17 +217,12 @@ mod tests {
             flush_interval: Duration::from_secs(1),
             snapshot_age_max: Duration::from_secs(1),
         };
-        let shared = (window, Arc::new(Readers::default()), Arc::clone(&sequencer));
-        let flush = Arc::new(Flush::new(shared, Arc::clone(&engine), limits).unwrap());
-        let parts = (Arc::clone(&sequencer), flush);
-        let retention = Arc::new(Retention::new(
-            None,
-            (engine, Arc::default()),
-            Arc::default(),
-            RETAIN,
-        ));
+        let (numbers, data) = (Arc::clone(&sequencer), Arc::clone(&engine));
+        let flush = Flush::new(window, Arc::default(), numbers, data, limits).unwrap();
+        let retention = Retention::new(None, engine, Arc::default(), Arc::default(), RETAIN);
         let applied = watch::Sender::new(None);
-        let mut machine = StateMachine::new(parts, None, applied, retention).unwrap();
+        let (numbers, flush, kept) = (Arc::clone(&sequencer), Arc::new(flush), Arc::new(retention));
+        let mut machine = StateMachine::new(numbers, flush, None, applied, kept).unwrap();
         // VLSNs 3 to 4 were refused. A batch from the end of the session may follow them in the
         // log, and the next session numbers from the last applied transaction.
         let log = [(batch(1, 2), 2), (batch(5, 1), 2), (batch(3, 1), 3)];

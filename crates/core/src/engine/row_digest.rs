@@ -37,7 +37,8 @@ impl RowDigest {
     /// Accounts for a change of a row that had the value `old`.
     pub(crate) fn change(
         &mut self,
-        (database, key): (DatabaseId, &[u8]),
+        database: DatabaseId,
+        key: &[u8],
         old: Option<&Bytes>,
         new: Option<&Bytes>,
     ) {

@@ -19,7 +19,7 @@ use crate::node::phase::Phase;
 use crate::node::status::MemberStatus;
 use crate::runtime::{Ground, OwnRuntime};
 use crate::wire::EVENTS;
-use crate::wire::hello::{Caller, DialError, Session};
+use crate::wire::hello::{Callee, Caller, DialError, Session};
 use crate::wire::messages::{Kind, decode};
 
 /// How long connecting to one node may take.
@@ -389,9 +389,8 @@ async fn closed(phase: Option<watch::Receiver<Phase>>) {
 }
 
 async fn dial(transport: Arc<dyn Transport>, address: &str) -> Result<Session, DialError> {
-    let anyone = (address, NodeId(0));
     Caller::Client
-        .dial(&*transport, anyone, EVENTS, DIAL_TIMEOUT)
+        .dial(&*transport, Callee::any(address), EVENTS, DIAL_TIMEOUT)
         .await
 }
 

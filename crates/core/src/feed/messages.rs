@@ -233,7 +233,8 @@ impl TryFrom<TokenMessage> for CommitToken {
 
 impl SubscribeMessage {
     pub(crate) fn new(
-        (name, group): (&str, Option<GroupUuid>),
+        name: &str,
+        group: Option<GroupUuid>,
         begin: StartAt,
         filter: &Filter,
     ) -> Self {

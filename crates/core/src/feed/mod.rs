@@ -235,7 +235,8 @@ impl Feed {
     /// # Errors
     /// [`FeedError::WrongGroup`] and [`FeedError::Filter`].
     pub(crate) fn new(
-        (node, phase): (Arc<Node>, watch::Receiver<Phase>),
+        node: Arc<Node>,
+        phase: watch::Receiver<Phase>,
         place: OwnedSemaphorePermit,
         options: SubscribeOptions,
         ground: Ground,

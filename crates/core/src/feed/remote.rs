@@ -12,11 +12,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::error::FeedError;
 use crate::feed::messages::{FeedMessage, Received, SubscribeMessage};
 use crate::feed::{FeedEvent, StartAt, SubscribeOptions};
-use crate::ids::{GroupUuid, NodeId};
+use crate::ids::GroupUuid;
 use crate::runtime::{Ground, OwnRuntime};
 use crate::token::CommitToken;
 use crate::wire::SUBSCRIPTION;
-use crate::wire::hello::{Caller, DialError, Session};
+use crate::wire::hello::{Callee, Caller, DialError, Session};
 use crate::wire::messages::{Kind, decode, encode};
 
 /// How long connecting to one node may take.
@@ -377,13 +377,13 @@ impl Link {
         self.next += 1;
         let dialled = Caller::Client.dial(
             &*self.transport,
-            (address, NodeId(0)),
+            Callee::any(address),
             SUBSCRIPTION,
             DIAL_TIMEOUT,
         );
         let mut session = dialled.await?;
-        let whom = (&*self.group_name, self.group);
-        let request = SubscribeMessage::new(whom, from, &self.options.filter);
+        let (name, filter) = (&self.group_name, &self.options.filter);
+        let request = SubscribeMessage::new(name, self.group, from, filter);
         let request = encode(Kind::Subscribe, &request);
         session.sender.send(request).await?;
         match receive(&mut session, Instant::now() + SILENCE_MAX).await? {

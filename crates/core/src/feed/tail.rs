@@ -131,16 +131,16 @@ impl Tail {
                     self.next = LogPosition(position.0 + 1);
                     return Ok(());
                 }
-                self.take_batch(&batch, (after, token), filter);
+                self.take_batch(&batch, token, filter);
             }
         }
         self.next = LogPosition(position.0 + 1);
         Ok(())
     }
 
-    /// Takes the transactions of a batch after `after`. Names are tracked through the whole batch:
+    /// Takes the transactions of a batch after `token`. Names are tracked through the whole batch:
     /// they start from a later time, so every change to them is repeated in its order.
-    fn take_batch(&mut self, batch: &Batch, (after, token): (Vlsn, CommitToken), filter: &Filter) {
+    fn take_batch(&mut self, batch: &Batch, token: CommitToken, filter: &Filter) {
         let mut operations = Vec::new();
         batch.for_each(|vlsn, operation| operations.push((vlsn, operation)));
         let mut operations = operations.into_iter().peekable();
@@ -148,7 +148,7 @@ impl Tail {
             let own = iter::from_fn(|| operations.next_if(|(of, _)| *of == vlsn));
             let own = own.map(|(_, operation)| operation);
             let changes = changes(&mut self.names, filter, own);
-            if vlsn > after {
+            if vlsn > token.vlsn {
                 self.ready.push_back(CommittedTransaction {
                     token: CommitToken { vlsn, ..token },
                     committed_at_ms: batch.committed_at_ms(),

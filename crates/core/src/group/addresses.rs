@@ -130,7 +130,7 @@ pub(crate) async fn write(
         nodes: book.iter().map(node).collect(),
     };
     let bytes = frame(MAGIC, FORMAT_VERSION, &record);
-    replace_file(disk, dir, (FILE, NEW_FILE), &bytes).await
+    replace_file(disk, dir, FILE, NEW_FILE, &bytes).await
 }
 
 /// Whether both would be the same in the file.

@@ -370,7 +370,7 @@ impl DataDir {
     ) -> Result<(), OpenError> {
         let origin = self.origin(disk).await?;
         let bytes = encode(identity, origin);
-        replace_file(disk, &self.dir, (FILE, NEW_FILE), &bytes).await
+        replace_file(disk, &self.dir, FILE, NEW_FILE, &bytes).await
     }
 
     async fn sync_names(&self, disk: &dyn Disk) -> Result<(), OpenError> {
@@ -441,7 +441,8 @@ pub(super) fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
 pub(super) async fn replace_file(
     disk: &dyn Disk,
     dir: &Path,
-    (name, new): (&str, &str),
+    name: &str,
+    new: &str,
     bytes: &[u8],
 ) -> Result<(), OpenError> {
     let (new, path) = (dir.join(new), dir.join(name));

@@ -76,7 +76,7 @@ pub(crate) async fn write(
             .collect(),
     };
     let bytes = frame(MAGIC, FORMAT_VERSION, &record);
-    replace_file(disk, dir, (FILE, NEW_FILE), &bytes).await
+    replace_file(disk, dir, FILE, NEW_FILE, &bytes).await
 }
 
 fn decode(bytes: &[u8]) -> Option<KnownRecord> {

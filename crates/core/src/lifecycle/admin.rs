@@ -300,7 +300,7 @@ async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
     if let Some((id, member)) = find(&members, &wanted.name) {
         // It was admitted before, by an entry that may not be committed yet.
         change(|| consensus.set_member(id, member.clone())).await?;
-        return Ok(let_in(node, &members, (id, member)));
+        return Ok(let_in(node, &members, id, member));
     }
     if members.len() >= NODES_MAX {
         return refused(
@@ -314,10 +314,10 @@ async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
     tracing::info!(node = %wanted.name, %id, "let a node in");
     let mut members = (*consensus.members()).clone();
     members.insert(id, wanted.clone());
-    Ok(let_in(node, &Arc::new(members), (id, &wanted)))
+    Ok(let_in(node, &Arc::new(members), id, &wanted))
 }
 
-pub(super) fn let_in(node: &Node, members: &Members, (id, member): (NodeId, &Member)) -> AdminDone {
+pub(super) fn let_in(node: &Node, members: &Members, id: NodeId, member: &Member) -> AdminDone {
     let records = members.iter();
     AdminDone {
         text: format!("{} is node {id}, {}", member.name, member.node_type),
@@ -351,7 +351,7 @@ async fn with_node_ids<T>(
     mut work: impl FnMut(&Transaction) -> Result<T, WriteError>,
 ) -> Result<(), Undone> {
     let work = |transaction: &Transaction| work(transaction).map(drop);
-    match write::write(node, (Durability::MAJORITY, CHANGE_MAX), work).await {
+    match write::write(node, Durability::MAJORITY, CHANGE_MAX, work).await {
         Ok(_) => Ok(()),
         Err(WriteError::NotMaster { .. }) => Err(Undone::NotMaster),
         Err(WriteError::InsufficientReplicas { .. }) => Err(no_majority(&node.consensus)),
@@ -379,7 +379,7 @@ async fn remove(node: &Node, request: RemoveRequest) -> Done {
     check_leader_left(&rest, &format!("without {}", member.name))?;
     let voters = consensus.voters();
     if !request.force {
-        check_majority_left(consensus, (id, member))?;
+        check_majority_left(consensus, id, member)?;
     }
     if id == consensus.own_id() {
         return leave(consensus, &members, &candidates(&rest, &voters)).await;
@@ -461,13 +461,13 @@ async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {
     }
     check_member(&altered)?;
     if !altered.node_type.votes() {
-        check_majority_left(consensus, (id, member))?;
+        check_majority_left(consensus, id, member)?;
     }
     let mut after = (*members).clone();
     after.insert(id, altered.clone());
     check_leader_left(&Arc::new(after), "with this")?;
     if altered.address != member.address && !request.untried {
-        check_reached(consensus, (id, &altered)).await?;
+        check_reached(consensus, id, &altered).await?;
     }
     if altered != *member {
         change(|| consensus.set_member(id, altered.clone())).await?;
@@ -565,10 +565,7 @@ fn with_cause(error: &DialError) -> String {
 }
 
 /// Whether this master reaches the member at its new address.
-async fn check_reached(
-    consensus: &Consensus,
-    (id, altered): (NodeId, &Member),
-) -> Result<(), Undone> {
+async fn check_reached(consensus: &Consensus, id: NodeId, altered: &Member) -> Result<(), Undone> {
     let Member { name, address, .. } = altered;
     match consensus.prove_address(address, id).await {
         Ok(()) => Ok(()),
@@ -623,10 +620,7 @@ async fn wait_for_majority_without(consensus: &Consensus, name: &str) {
 }
 
 /// Whether enough of the others answer once a member has lost its vote.
-fn check_majority_left(
-    consensus: &Consensus,
-    (id, member): (NodeId, &Member),
-) -> Result<(), Undone> {
+fn check_majority_left(consensus: &Consensus, id: NodeId, member: &Member) -> Result<(), Undone> {
     let Some(left) = voters_without(consensus, id) else {
         return Ok(());
     };

@@ -277,9 +277,9 @@ impl Lifecycle {
             .iter()
             .filter(|(_, member)| found.nodes.contains(&member.name));
         for (id, member) in compared.filter(|(id, _)| **id != own) {
-            let told = (*id, member.incarnation);
             let what = what(member).unwrap_or_default();
-            node.consensus.tell_of_damage(told, what).await;
+            let telling = node.consensus.tell_of_damage(*id, member.incarnation, what);
+            telling.await;
         }
         // This node last: it may be about to hand over to one of the others.
         if let Some(own) = members.get(&own) {

@@ -34,7 +34,7 @@ impl Lifecycle {
             },
             TryAcquireError::Closed => FeedError::Closed,
         })?;
-        Feed::new((node, self.phase.subscribe()), place, options, ground)
+        Feed::new(node, self.phase.subscribe(), place, options, ground)
     }
 
     /// Serves one SUBSCRIPTION connection.

@@ -257,7 +257,8 @@ impl Lifecycle {
         let started = Node::start(
             &self.config,
             &self.machine,
-            (&dir, Arc::clone(&identity)),
+            &dir,
+            Arc::clone(&identity),
             around,
         )
         .await;
@@ -426,7 +427,8 @@ impl Lifecycle {
     ) -> Result<CommitToken, WriteError> {
         let node = self.writable()?;
         let _writing = self.shutdown.write()?;
-        let written = write::write(&node, self.promise(durability), transaction).await;
+        let (durability, timeout) = self.promise(durability);
+        let written = write::write(&node, durability, timeout, transaction).await;
         written.map_err(|error| self.why_not_written(error))
     }
 
@@ -444,18 +446,16 @@ impl Lifecycle {
     ) -> Result<CommitToken, WriteError> {
         let node = self.writable()?;
         let _writing = self.shutdown.write()?;
-        let committed = write::commit(&node, self.promise(durability), transaction).await;
+        let (durability, timeout) = self.promise(durability);
+        let committed = write::commit(&node, durability, timeout, transaction).await;
         committed.map_err(|error| self.why_not_written(error))
     }
 
     /// The given durability, or else the environment's, and its timeout.
     fn promise(&self, durability: Option<Durability>) -> (Durability, Duration) {
         let durability = durability.unwrap_or(self.config.durability);
-        let timeout = durability.timeout;
-        (
-            durability,
-            timeout.unwrap_or(self.config.tuning.commit_timeout),
-        )
+        let timeout = self.config.tuning.commit_timeout;
+        (durability, durability.timeout.unwrap_or(timeout))
     }
 
     /// `error`, or the underlying reason if it only says that the node does not write.
@@ -496,7 +496,7 @@ impl Lifecycle {
         let node = self.with_data()?;
         if options.policy != ConsistencyPolicy::Eventual {
             let timeout = options.timeout.unwrap_or(self.config.tuning.read_timeout);
-            let wait = read::wait(&node, self.role(), (options.policy, timeout));
+            let wait = read::wait(&node, self.role(), options.policy, timeout);
             self.unless_closed(wait).await?;
         }
         Ok(node.snapshot())
@@ -525,7 +525,7 @@ impl Lifecycle {
     pub(crate) async fn outcome(&self, token: CommitToken) -> Result<TokenOutcome, ReadError> {
         let node = self.with_data()?;
         let timeout = self.config.tuning.read_timeout;
-        let outcome = outcome::outcome(&node, self.role(), (token, timeout));
+        let outcome = outcome::outcome(&node, self.role(), token, timeout);
         self.unless_closed(outcome).await
     }
 

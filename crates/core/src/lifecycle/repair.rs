@@ -151,7 +151,7 @@ impl Lifecycle {
         let Some(member) = members.get(&own) else {
             return false;
         };
-        if check_goes_on_without(consensus, (own, member)).is_err() {
+        if check_goes_on_without(consensus, own, member).is_err() {
             return false;
         }
         // Otherwise, if preferred, it would be given mastership back before it is answered.
@@ -324,7 +324,7 @@ pub(super) async fn readmit(node: &Arc<Node>, request: ReadmitRequest) -> Done {
     if id == consensus.own_id() {
         return Err(Undone::NotMaster);
     }
-    check_goes_on_without(consensus, (id, member))?;
+    check_goes_on_without(consensus, id, member)?;
     if request.is_question {
         consensus.note_leaving(id);
     } else {
@@ -335,7 +335,7 @@ pub(super) async fn readmit(node: &Arc<Node>, request: ReadmitRequest) -> Done {
         change(|| consensus.readmit(id, readmitted.clone())).await?;
         tracing::warn!(node = %request.name, "its data is damaged; it is let in again, without a vote until it has caught up");
     }
-    let mut done = let_in(node, &consensus.members(), (id, member));
+    let mut done = let_in(node, &consensus.members(), id, member);
     if let Some(joined) = &mut done.joined {
         joined.entry = consensus.last().map(Into::into);
     }
@@ -344,10 +344,7 @@ pub(super) async fn readmit(node: &Arc<Node>, request: ReadmitRequest) -> Done {
 
 /// Whether the others can commit, and so take a member's vote, while it acknowledges nothing: they
 /// have to be a majority of each voter set that includes it.
-fn check_goes_on_without(
-    consensus: &Consensus,
-    (id, member): (NodeId, &Member),
-) -> Result<(), Undone> {
+fn check_goes_on_without(consensus: &Consensus, id: NodeId, member: &Member) -> Result<(), Undone> {
     for voters in consensus.voter_sets() {
         let others = voters.iter().filter(|other| **other != id);
         let up = others.filter(|other| consensus.has_caught_up(**other));

@@ -491,7 +491,8 @@ impl Lifecycle {
             caller: Caller::Node(identity, superseded),
             transport: Arc::clone(&self.machine.transport),
             source: (candidate.id, candidate.address),
-            timeouts: (tuning.dial_timeout, tuning.silence_max),
+            dial_timeout: tuning.dial_timeout,
+            answer_timeout: tuning.silence_max,
             engines: Arc::clone(&self.machine.engines),
             dir: dir.ok_or(FetchError::Ended)?,
             entry: needed,
@@ -518,7 +519,7 @@ impl Lifecycle {
         let closed = || OpenError::Start("closed".to_owned());
         let dir = lock(&self.dir).take().ok_or_else(closed)?;
         let identity = self.identity.borrow().clone();
-        let swapped = swap::swap(&self.config, &self.machine, (&dir, &identity), last).await;
+        let swapped = swap::swap(&self.config, &self.machine, &dir, &identity, last).await;
         *lock(&self.dir) = Some(dir);
         swapped
     }

@@ -114,7 +114,7 @@ impl Room {
 }
 
 /// What follows from this many free bytes, given the previous standing.
-fn judge(before: Standing, free_bytes: u64, (warn, read_only): (u64, u64)) -> Standing {
+fn judge(before: Standing, free_bytes: u64, warn: u64, read_only: u64) -> Standing {
     // A limit once crossed is cleared only a quarter above it, or each write would cross it anew.
     let is_below = |limit: u64, was: bool| {
         free_bytes < limit || (was && free_bytes < limit.saturating_add(limit / 4))
@@ -146,7 +146,7 @@ impl Lifecycle {
             return before;
         };
         let tuning = &self.config.tuning;
-        let limits = (
+        let (warn, read_only) = (
             tuning.disk_free_warn_bytes,
             tuning.disk_free_read_only_bytes,
         );
@@ -156,7 +156,7 @@ impl Lifecycle {
         let standing = if is_engine_full {
             Standing::ReadOnly
         } else {
-            judge(before.standing, space.free_bytes, limits)
+            judge(before.standing, space.free_bytes, warn, read_only)
         };
         #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
         let ratio = space.free_bytes as f64 / space.total_bytes.max(1) as f64;
@@ -354,7 +354,6 @@ mod tests {
 
     #[test]
     fn a_limit_that_was_crossed_is_left_a_quarter_above_it() {
-        let limits = (1000, 100);
         let path = [
             (2000, Standing::Enough),
             (999, Standing::Low),
@@ -369,9 +368,9 @@ mod tests {
         ];
         let mut standing = Standing::Enough;
         for (free_bytes, expected) in path {
-            standing = judge(standing, free_bytes, limits);
+            standing = judge(standing, free_bytes, 1000, 100);
             assert_eq!(standing, expected, "{free_bytes}");
         }
-        assert_eq!(judge(Standing::Enough, 0, (0, 0)), Standing::Enough);
+        assert_eq!(judge(Standing::Enough, 0, 0, 0), Standing::Enough);
     }
 }

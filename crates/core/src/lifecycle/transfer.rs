@@ -47,7 +47,7 @@ pub(super) async fn transfer(consensus: &Consensus, request: TransferRequest) ->
     let handed = tokio::select! {
         biased;
         handed = hand_over(consensus, &to, Instant::now() + within) => handed,
-        why = unreachable(consensus, (&members, &to)) => return refused_for_now(
+        why = unreachable(consensus, &members, &to) => return refused_for_now(
             format!("mastership was not transferred: {why}; the master goes on"),
             "name a node that is up, or start it and try again",
         ),
@@ -92,7 +92,7 @@ fn why_no_master(member: &Member) -> String {
 
 /// Returns the reason once none of these nodes can take over: they have been silent for as long as
 /// a replica waits for its master, or are no longer members.
-async fn unreachable(consensus: &Consensus, (members, ids): (&Members, &[NodeId])) -> String {
+async fn unreachable(consensus: &Consensus, members: &Members, ids: &[NodeId]) -> String {
     let since = Instant::now();
     loop {
         let (now, progress) = (consensus.members(), consensus.replica_progress());

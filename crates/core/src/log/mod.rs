@@ -152,8 +152,8 @@ impl Log {
         identity: LogIdentity,
     ) -> Result<u64, LogError> {
         let check = || {
-            let whose = (dir.to_owned(), identity, *self.shared.config());
-            recovery::check(Arc::clone(disk), whose, self.shared.synced())
+            let (disk, dir, config) = (Arc::clone(disk), dir.to_owned(), *self.shared.config());
+            recovery::check(disk, dir, identity, config, self.shared.synced())
         };
         // Retried once, because files may have been retired meanwhile.
         check().or_else(|_| check())

@@ -75,7 +75,8 @@ pub(super) async fn recover(
         for ((segment, header), end_stated) in opened.iter().zip(ends.chain([None])) {
             end = replay.segment(segment, header, end_stated)?;
         }
-        replay.check(&opened[0])?;
+        let (oldest, header) = &opened[0];
+        replay.check(oldest, header)?;
         let (tail, _) = opened.last().expect("there is a segment");
         if !planted::is(Bug::KeepPageCache) {
             settle(tail, end, replay.synced_in(tail)).await?;
@@ -108,7 +109,9 @@ pub(super) async fn recover(
 /// As opening it. A log whose oldest files are retired meanwhile may be misread: read it again.
 pub(super) fn check(
     disk: Arc<dyn Disk>,
-    (dir, identity, config): (PathBuf, LogIdentity, LogConfig),
+    dir: PathBuf,
+    identity: LogIdentity,
+    config: LogConfig,
     synced: Place,
 ) -> Result<u64, LogError> {
     if planted::is(Bug::CheckRemovesSpares) {
@@ -304,7 +307,7 @@ impl Replay {
     }
 
     /// Checks that everything the records refer to is there.
-    fn check(&self, (oldest, header): &(Segment, SegmentHeader)) -> Result<(), LogError> {
+    fn check(&self, oldest: &Segment, header: &SegmentHeader) -> Result<(), LogError> {
         let Head {
             purged, last, vote, ..
         } = self.head;

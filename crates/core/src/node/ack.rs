@@ -71,7 +71,8 @@ pub(crate) async fn check_replicas(node: &Node, ack: ReplicaAckPolicy) -> Result
 /// Otherwise, what is known about the write.
 pub(crate) async fn acknowledge(
     node: &Node,
-    (durability, timeout): (Durability, Duration),
+    durability: Durability,
+    timeout: Duration,
     mut numbered: Numbered,
 ) -> Result<CommitToken, WriteError> {
     let token = CommitToken {
@@ -135,7 +136,7 @@ async fn met(
         SyncPolicy::Sync => Some(node.log.persisted()),
     };
     if let Some(reached) = reached {
-        own_disk(node, reached, at, (numbered, committed)).await?;
+        own_disk(node, reached, at, numbered, committed).await?;
     }
     if durability.ack == ReplicaAckPolicy::All && !planted::is(Bug::AllIsMajority) {
         let all = node.consensus.persisted_by_all(at).await;
@@ -159,7 +160,8 @@ async fn own_disk(
     node: &Node,
     mut reached: watch::Receiver<Option<LogId>>,
     at: LogId,
-    (numbered, committed): (&mut Numbered, &mut Option<LogId>),
+    numbered: &mut Numbered,
+    committed: &mut Option<LogId>,
 ) -> Result<(), Lost> {
     loop {
         let is_there = |last: LogId| {

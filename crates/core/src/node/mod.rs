@@ -148,7 +148,8 @@ impl Node {
     pub(crate) async fn start(
         config: &RepConfig,
         machine: &Machine,
-        (dir, identity): (&DataDir, Arc<Identity>),
+        dir: &DataDir,
+        identity: Arc<Identity>,
         around: Surroundings,
     ) -> Result<Arc<Self>, OpenError> {
         let log = open_log(config, machine, dir, &identity, &around).await?;
@@ -156,25 +157,22 @@ impl Node {
             Ok(engine) => engine,
             Err(error) => return Err(abandon(&log, None, error).await),
         };
-        let (log_handle, engine_handle) = (log.clone(), Arc::clone(&engine));
-        let digest_path = dir.digest_path(identity.copy);
-        let audited = audit(
-            config,
-            machine,
-            (&log, &engine),
-            digest_path,
-            around.is_suspect,
-        );
-        let started = match audited.await {
-            Ok(audited) => {
-                let parts = (log, engine, audited);
-                Self::start_on(config, machine, identity, parts, around).await
-            }
+        let opening = Opening {
+            disk: Arc::clone(&machine.disk),
+            path: dir.digest_path(identity.copy),
+            log: log.clone(),
+            engine: Arc::clone(&engine),
+            is_suspect: around.is_suspect,
+            count_max: config.tuning.open_count_max,
+            interval: config.tuning.digest_interval,
+        };
+        let started = match audit(config, machine, opening).await {
+            Ok(audited) => Self::start_on(config, machine, identity, audited, around).await,
             Err(error) => Err(error),
         };
         match started {
             Ok(node) => Ok(node),
-            Err(error) => Err(abandon(&log_handle, Some(&*engine_handle), error).await),
+            Err(error) => Err(abandon(&log, Some(&*engine), error).await),
         }
     }
 
@@ -182,9 +180,10 @@ impl Node {
         config: &RepConfig,
         machine: &Machine,
         identity: Arc<Identity>,
-        (log, engine, (auditor, audit)): (Log, Arc<dyn StorageEngine>, Audited),
+        audited: Audited,
         around: Surroundings,
     ) -> Result<Arc<Self>, OpenError> {
+        let (log, engine, audit) = (audited.log, audited.engine, audited.audit);
         let held = engine.applied()?;
         let window = Arc::new(Window::default());
         let readers = Arc::new(Readers::default());
@@ -193,17 +192,14 @@ impl Node {
             held_vlsn(held.as_ref()),
             batch_bytes_max(config),
         ));
-        let shared = (
+        let flush = Arc::new(Flush::new(
             Arc::clone(&window),
             Arc::clone(&readers),
             Arc::clone(&sequencer),
-        );
-        let flush = Arc::new(Flush::new(
-            shared,
             Arc::clone(&engine),
             flush_limits(config),
         )?);
-        let (stop_flush, flushed) = start_flush(machine, (&flush, auditor), &log, &around)?;
+        let (stop_flush, flushed) = start_flush(machine, &flush, audited.auditor, &log, &around)?;
         let holds = Arc::new(Holds::default());
         let consensus = Consensus::start(Parts {
             identity: Arc::clone(&identity),
@@ -471,7 +467,8 @@ async fn open_log(
     let (log, ended) = start_log(
         log_config(config),
         machine,
-        (dir.log_dir(identity.log), whose),
+        dir.log_dir(identity.log),
+        whose,
     )
     .await?;
     let (failed, watched) = (Arc::clone(&around.failed), log.clone());
@@ -496,12 +493,8 @@ pub(crate) async fn open_idle_log(
     identity: &Identity,
 ) -> Result<Log, OpenError> {
     check_has_log(machine, dir, identity)?;
-    let (log, _ended) = start_log(
-        *config,
-        machine,
-        (dir.log_dir(identity.log), whose(identity)),
-    )
-    .await?;
+    let (log, _ended) =
+        start_log(*config, machine, dir.log_dir(identity.log), whose(identity)).await?;
     Ok(log)
 }
 
@@ -529,7 +522,7 @@ pub(crate) async fn create_log(
 ) -> Result<(), OpenError> {
     dir.remove_log(&*machine.disk, identity.log)?;
     let whose = whose(identity);
-    let (log, _ended) = start_log(*config, machine, (dir.log_dir(identity.log), whose)).await?;
+    let (log, _ended) = start_log(*config, machine, dir.log_dir(identity.log), whose).await?;
     log.close().await.map_err(open_log_error)
 }
 
@@ -547,7 +540,8 @@ fn whose(identity: &Identity) -> LogIdentity {
 async fn start_log(
     log_config: LogConfig,
     machine: &Machine,
-    (path, whose): (PathBuf, LogIdentity),
+    path: PathBuf,
+    whose: LogIdentity,
 ) -> Result<(Log, oneshot::Receiver<()>), OpenError> {
     let disk = Arc::clone(&machine.disk);
     let (opened_sender, opened) = oneshot::channel();
@@ -602,33 +596,24 @@ pub(crate) async fn open_engine(
 type FlushEnd = oneshot::Receiver<Result<(), FlushError>>;
 
 /// An engine that was checked against the log, and the auditor that continues to check it.
-type Audited = (Auditor, Arc<Audit>);
+struct Audited {
+    log: Log,
+    engine: Arc<dyn StorageEngine>,
+    auditor: Auditor,
+    audit: Arc<Audit>,
+}
 
 /// Checks the engine against the log, which may take long.
 async fn audit(
     config: &RepConfig,
     machine: &Machine,
-    (log, engine): (&Log, &Arc<dyn StorageEngine>),
-    path: PathBuf,
-    is_suspect: bool,
+    opening: Opening,
 ) -> Result<Audited, OpenError> {
+    let (log, engine) = (opening.log.clone(), Arc::clone(&opening.engine));
     check_log_reaches(log.state(), engine.applied()?.as_ref(), &config.data_dir)?;
     let audit = Arc::<Audit>::default();
-    let shared = Arc::clone(&audit);
-    let (disk, log, engine) = (Arc::clone(&machine.disk), log.clone(), Arc::clone(engine));
-    let (interval, count_max) = (config.tuning.digest_interval, config.tuning.open_count_max);
-    let opened = machine.run("steadfast-audit", async move {
-        let opening = Opening {
-            disk: &disk,
-            path: &path,
-            log: &log,
-            engine: &engine,
-            is_suspect,
-            count_max,
-            interval,
-        };
-        Auditor::open(opening, shared).await
-    })?;
+    let auditing = Auditor::open(opening, Arc::clone(&audit));
+    let opened = machine.run("steadfast-audit", auditing)?;
     let opened = opened
         .await
         .map_err(|_| OpenError::Start("the audit's thread died".to_owned()))?;
@@ -640,7 +625,12 @@ async fn audit(
         }
         error => OpenError::Start(error.to_string()),
     })?;
-    Ok((auditor, audit))
+    Ok(Audited {
+        log,
+        engine,
+        auditor,
+        audit,
+    })
 }
 
 /// The engine never gets what is not in the log on disk, and the log never drops what the engine
@@ -673,7 +663,8 @@ pub(crate) fn check_log_reaches(
 
 fn start_flush(
     machine: &Machine,
-    (flush, auditor): (&Arc<Flush>, Auditor),
+    flush: &Arc<Flush>,
+    auditor: Auditor,
     log: &Log,
     around: &Surroundings,
 ) -> Result<(watch::Sender<bool>, FlushEnd), OpenError> {

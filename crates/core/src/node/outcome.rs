@@ -23,14 +23,15 @@ use crate::txn::history::HistoryError;
 pub(crate) async fn outcome(
     node: &Node,
     role: watch::Receiver<RoleState>,
-    (token, timeout): (CommitToken, Duration),
+    token: CommitToken,
+    timeout: Duration,
 ) -> Result<TokenOutcome, ReadError> {
     check_group(node, token)?;
     let known = known(node, token).await?;
     if known != TokenOutcome::StillUnknown {
         return Ok(known);
     }
-    match current(node, role, (None, timeout)).await? {
+    match current(node, role, None, timeout).await? {
         Ok(()) => self::known(node, token).await,
         Err(_not_in_time) => Ok(TokenOutcome::StillUnknown),
     }

@@ -38,7 +38,8 @@ const BARRIER_RETRY: Duration = Duration::from_millis(20);
 pub(crate) async fn wait(
     node: &Node,
     role: watch::Receiver<RoleState>,
-    (policy, timeout): (ConsistencyPolicy, Duration),
+    policy: ConsistencyPolicy,
+    timeout: Duration,
 ) -> Result<(), ReadError> {
     match policy {
         ConsistencyPolicy::Eventual => Ok(()),
@@ -46,11 +47,11 @@ pub(crate) async fn wait(
         ConsistencyPolicy::AtLeast(_) if planted::is(Bug::AtLeastNotAwaited) => Ok(()),
         ConsistencyPolicy::AtLeast(token) => at_least(node, token, timeout).await,
         ConsistencyPolicy::Linearizable => {
-            let current = current(node, role, (None, timeout)).await?;
+            let current = current(node, role, None, timeout).await?;
             current.map_err(|reason| ReadError::NotCurrent { reason })
         }
         ConsistencyPolicy::MaxLag(max) => {
-            let current = current(node, role, (Some(max), timeout)).await?;
+            let current = current(node, role, Some(max), timeout).await?;
             current.map_err(|reason| ReadError::Lagging {
                 max,
                 lag: lag(node),
@@ -97,7 +98,8 @@ async fn at_least(node: &Node, token: CommitToken, timeout: Duration) -> Result<
 pub(crate) async fn current(
     node: &Node,
     role: watch::Receiver<RoleState>,
-    (lag_max, timeout): (Option<Duration>, Duration),
+    lag_max: Option<Duration>,
+    timeout: Duration,
 ) -> Result<Result<(), String>, ReadError> {
     let deadline = Instant::now() + timeout;
     let recent = lag_max.and_then(|max| {

@@ -32,19 +32,20 @@ const ALONE_MAX: u32 = 3;
 /// What a transaction takes of the queue in addition to the bytes it writes.
 const TRANSACTION_OVERHEAD_BYTES: usize = 256;
 
-/// Runs and commits a transaction, retrying after conflicts. Waits for the durability for at most
-/// the given `Duration`.
+/// Runs and commits a transaction, retrying after conflicts. Waits at most `timeout` for the
+/// durability.
 ///
 /// # Errors
 /// See [`WriteError`]. `NotMaster` comes without the master's address.
 pub(crate) async fn write(
     node: &Node,
-    promise: (Durability, Duration),
+    durability: Durability,
+    timeout: Duration,
     mut transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
 ) -> Result<CommitToken, WriteError> {
     nested::check(node)?;
     let mut conflicts = 0;
-    check_replicas(node, promise.0.ack).await?;
+    check_replicas(node, durability.ack).await?;
     loop {
         wait_for_room(node).await?;
         let alone = if conflicts >= CONFLICTS_MAX {
@@ -56,7 +57,7 @@ pub(crate) async fn write(
         let running = start(node)?;
         nested::within(node, || transaction(&running))?;
         let alone = alone.as_ref().and_then(Alone::turn);
-        match submit(node, promise, running, alone).await {
+        match submit(node, durability, timeout, running, alone).await {
             Err(WriteError::Conflict) => conflicts += 1,
             ended => return ended,
         }
@@ -87,12 +88,13 @@ pub(crate) async fn begin(node: &Node) -> Result<Transaction, WriteError> {
 /// See [`WriteError`]. `NotMaster` comes without the master's address.
 pub(crate) async fn commit(
     node: &Node,
-    promise: (Durability, Duration),
+    durability: Durability,
+    timeout: Duration,
     transaction: Transaction,
 ) -> Result<CommitToken, WriteError> {
     nested::check(node)?;
-    check_replicas(node, promise.0.ack).await?;
-    submit(node, promise, transaction, None).await
+    check_replicas(node, durability.ack).await?;
+    submit(node, durability, timeout, transaction, None).await
 }
 
 /// Waits while the window is full, as long as this node is master and its engine accepts flushes.
@@ -134,7 +136,8 @@ fn start(node: &Node) -> Result<Transaction, WriteError> {
 /// Gets a number and waits for the commit.
 async fn submit(
     node: &Node,
-    promise: (Durability, Duration),
+    durability: Durability,
+    timeout: Duration,
     transaction: Transaction,
     alone: Option<Turn>,
 ) -> Result<CommitToken, WriteError> {
@@ -175,7 +178,7 @@ async fn submit(
                 vlsn,
                 outcome,
             };
-            let acknowledged = acknowledge(node, promise, numbered);
+            let acknowledged = acknowledge(node, durability, timeout, numbered);
             node.slow_writes.watch("its durability", acknowledged).await
         }
         // Its reads belong to an ended session, and a new session has begun here.

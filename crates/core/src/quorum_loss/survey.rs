@@ -128,7 +128,7 @@ async fn open(machine: &Machine, path: &Path) -> Result<Directory, RecoverError>
         identity
     };
     let log = node::open_idle_log(&LogConfig::default(), machine, &dir, &identity).await?;
-    let held = match held(machine, (&dir, &identity), &log).await {
+    let held = match held(machine, &dir, &identity, &log).await {
         Ok(held) => {
             log.close().await.map_err(OpenError::Log)?;
             held
@@ -148,7 +148,8 @@ async fn open(machine: &Machine, path: &Path) -> Result<Directory, RecoverError>
 /// What the engine holds, and what follows in the log.
 async fn held(
     machine: &Machine,
-    (dir, identity): (&DataDir, &Identity),
+    dir: &DataDir,
+    identity: &Identity,
     log: &Log,
 ) -> Result<Held, OpenError> {
     let engine = node::open_engine(machine, dir, identity).await?;

@@ -20,7 +20,8 @@ use crate::state_copy::service::{
     RestoreClient,
 };
 use crate::state_copy::staged::{Staged, StagedError};
-use crate::wire::hello::{Caller, DialError};
+use crate::wire::RESTORE;
+use crate::wire::hello::{Callee, Caller, DialError};
 use crate::wire::messages::WireError;
 
 /// Number of chunks after which the copy follows the log and is synced: this bounds what an
@@ -73,8 +74,8 @@ pub(crate) struct Fetch {
     pub(crate) caller: Caller,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) source: (NodeId, String),
-    /// For dialling, and for an answer.
-    pub(crate) timeouts: (Duration, Duration),
+    pub(crate) dial_timeout: Duration,
+    pub(crate) answer_timeout: Duration,
     pub(crate) engines: Arc<dyn EngineFactory>,
     /// Where the copy is built.
     pub(crate) dir: PathBuf,
@@ -139,9 +140,14 @@ impl Fetch {
         engine: &Arc<dyn StorageEngine>,
     ) -> Result<Option<RowDigest>, FetchError> {
         let (source, address) = self.source.clone();
-        let target = (address.as_str(), source);
-        let mut client =
-            RestoreClient::dial(&self.caller, &*self.transport, target, self.timeouts).await?;
+        let callee = Callee {
+            address: &address,
+            id: source,
+        };
+        let dialled = self
+            .caller
+            .dial(&*self.transport, callee, RESTORE, self.dial_timeout);
+        let mut client = RestoreClient::new(dialled.await?, self.answer_timeout);
         let staged = Staged::resume(engine)?;
         let begin = BeginMessage {
             entry: Some(self.entry.into()),
@@ -165,7 +171,7 @@ impl Fetch {
             None if !is_empty(&**engine)? => return Err(FetchError::Gone),
             None => begin_anew(engine, begun)?,
         };
-        let mut meter = Meter::new(&self.progress, (source, bytes_total), staged.bytes());
+        let mut meter = Meter::new(&self.progress, source, bytes_total, staged.bytes());
         let mut received = RowDigest::default();
         let mut chunks = 0;
         while let Some(place) = staged.rest() {
@@ -245,7 +251,7 @@ fn begin_anew(engine: &Arc<dyn StorageEngine>, begun: BegunMessage) -> Result<St
     let vlsn = Vlsn(if begun.has_data { begun.vlsn } else { 0 });
     tracing::info!(at = %id, bytes = begun.bytes_total, "a copy of the state begins");
     let engine = Arc::clone(engine);
-    let staged = Staged::begin(engine, (id, vlsn), begun.membership, begun.has_data)?;
+    let staged = Staged::begin(engine, id, vlsn, begun.membership, begun.has_data)?;
     Ok(staged)
 }
 
@@ -311,7 +317,8 @@ struct Meter<'a> {
 impl<'a> Meter<'a> {
     fn new(
         progress: &'a watch::Sender<Option<Progress>>,
-        (source, bytes_total): (NodeId, u64),
+        source: NodeId,
+        bytes_total: u64,
         bytes_before: u64,
     ) -> Self {
         let now = Instant::now();

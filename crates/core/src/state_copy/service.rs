@@ -6,15 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use steadfast_net::Transport;
 
 use crate::engine::RowDigest;
 use crate::feed::messages::RowMessage;
 use crate::group::LogIdRecord;
-use crate::ids::NodeId;
 use crate::state_copy::source::Source;
-use crate::wire::RESTORE;
-use crate::wire::hello::{Caller, DialError, Session};
+use crate::wire::hello::{DialError, Session};
 use crate::wire::messages::{EntryMessage, Kind, WireError, decode, encode};
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -192,19 +189,9 @@ pub(crate) struct RestoreClient {
 }
 
 impl RestoreClient {
-    /// # Errors
-    /// See [`DialError`].
-    pub(crate) async fn dial(
-        caller: &Caller,
-        transport: &dyn Transport,
-        target: (&str, NodeId),
-        (dial_timeout, timeout): (Duration, Duration),
-    ) -> Result<Self, DialError> {
-        let dialled = caller.dial(transport, target, RESTORE, dial_timeout);
-        Ok(Self {
-            session: dialled.await?,
-            timeout,
-        })
+    /// An answer may take `timeout`.
+    pub(crate) fn new(session: Session, timeout: Duration) -> Self {
+        Self { session, timeout }
     }
 
     /// # Errors

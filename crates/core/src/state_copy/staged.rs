@@ -100,7 +100,8 @@ impl Staged {
     /// An empty copy, at an entry of the log. An arbiter's is already complete.
     pub(super) fn begin(
         engine: Arc<dyn StorageEngine>,
-        (id, vlsn): (LogId, Vlsn),
+        id: LogId,
+        vlsn: Vlsn,
         membership: Bytes,
         has_data: bool,
     ) -> Result<Self, StagedError> {

@@ -29,7 +29,8 @@ use crate::node;
 pub(crate) async fn swap(
     config: &RepConfig,
     machine: &Machine,
-    (dir, identity): (&DataDir, &Identity),
+    dir: &DataDir,
+    identity: &Identity,
     last: LogId,
 ) -> Result<Identity, OpenError> {
     let swapped = Identity {
@@ -189,7 +190,7 @@ mod tests {
             let machine = machine(&disk);
             let dir = DataDir::open(&disk, Path::new("/data")).unwrap();
             disk.fail_after(steps);
-            let done = swap(&config(), &machine, (&dir, &identity()), last).await;
+            let done = swap(&config(), &machine, &dir, &identity(), last).await;
             disk.crash();
             drop(dir);
             let dir = DataDir::open(&disk, Path::new("/data")).unwrap();

@@ -143,7 +143,9 @@ impl Flush {
     /// # Errors
     /// When the engine cannot be read.
     pub(crate) fn new(
-        (window, readers, sequencer): (Arc<Window>, Arc<Readers>, Arc<Sequencer>),
+        window: Arc<Window>,
+        readers: Arc<Readers>,
+        sequencer: Arc<Sequencer>,
         engine: Arc<dyn StorageEngine>,
         limits: FlushLimits,
     ) -> Result<Self, EngineError> {

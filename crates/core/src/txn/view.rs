@@ -111,8 +111,7 @@ impl View {
     ) -> Result<Chunk, ViewError> {
         // The window first: a version that leaves it afterwards is already in the engine.
         let (mut window, is_whole) =
-            self.window
-                .scan(database, range, self.at(), (direction, CHUNK));
+            take_chunk(self.window.scan(database, range, direction, self.at()));
         let engine = self
             .engine
             .scan(database, range.clone(), direction, CHUNK)?;
@@ -171,6 +170,19 @@ pub(crate) fn lay_over(
     }
     merged.extend(rows);
     merged
+}
+
+/// The first of these rows, up to the limit, and whether these are all.
+fn take_chunk(mut rows: impl Iterator<Item = WindowRow>) -> (Vec<WindowRow>, bool) {
+    let (mut taken, mut limit) = (Vec::new(), CHUNK);
+    while !limit.is_used_up() {
+        let Some((key, value)) = rows.next() else {
+            return (taken, true);
+        };
+        limit.take(key.len() + value.as_ref().map_or(0, Bytes::len));
+        taken.push((key, value));
+    }
+    (taken, false)
 }
 
 /// The end of whichever cut-off side ends first; `None` when neither was cut off.

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use crossbeam_skiplist::SkipMap;
 use crossbeam_skiplist::map::Entry;
 
-use crate::engine::{Direction, KeyRange, ScanLimit};
+use crate::engine::{Direction, KeyRange};
 use crate::ids::{DatabaseId, Vlsn};
 use crate::txn::batch::Operation;
 
@@ -143,25 +143,19 @@ impl Window {
             .any(|entry| entry.key().vlsn.0 > at)
     }
 
-    /// The first keys of `range` with their newest version at or below `at`, in the order of
-    /// `direction`, and whether these are all: if not, the last one reached the limit.
+    /// The keys of `range` with their newest version at or below `at`, in the order of `direction`.
     pub(crate) fn scan(
         &self,
         database: DatabaseId,
         range: &KeyRange,
+        direction: Direction,
         at: Vlsn,
-        (direction, mut limit): (Direction, ScanLimit),
-    ) -> (Vec<WindowRow>, bool) {
-        let mut entries = self.walk(database, range, direction);
-        let mut rows: Vec<WindowRow> = Vec::new();
+    ) -> impl Iterator<Item = WindowRow> {
         let mut last_seen: Option<Bytes> = None;
-        while !limit.is_used_up() {
-            let Some(entry) = entries.next() else {
-                return (rows, true);
-            };
+        let row = move |entry: Entry<'_, VersionKey, Option<Bytes>>| {
             let key = &entry.key().key;
             if last_seen.as_ref() == Some(key) {
-                continue;
+                return None;
             }
             last_seen = Some(key.clone());
             // Versions are evicted during the walk, older ones first, so the version it meets need
@@ -169,12 +163,11 @@ impl Window {
             let value = match self.newest(database, key, at) {
                 Some(Version::Value(value)) => Some(value),
                 Some(Version::Deleted) => None,
-                None => continue,
+                None => return None,
             };
-            limit.take(key.len() + value.as_ref().map_or(0, Bytes::len));
-            rows.push((key.clone(), value));
-        }
-        (rows, false)
+            Some((key.clone(), value))
+        };
+        self.walk(database, range, direction).filter_map(row)
     }
 
     /// Every version of every key of `range`, in the order of `direction`.
@@ -302,9 +295,9 @@ mod tests {
             let versions: Vec<_> = versions.collect();
             for direction in [Direction::Forward, Direction::Reverse] {
                 for keys in [1000, 10] {
-                    let limit = (direction, ScanLimit::keys(keys));
-                    let (rows, _) = window.scan(DB, &KeyRange::all(), Vlsn(100), limit);
-                    assert_eq!(rows.len(), keys.min(100));
+                    let (all, at) = (KeyRange::all(), Vlsn(100));
+                    let rows = window.scan(DB, &all, direction, at).take(keys);
+                    assert_eq!(rows.count(), keys.min(100));
                 }
             }
             assert!(!window.range_changed(DB, &KeyRange::all(), Vlsn(100)));
@@ -331,8 +324,8 @@ mod tests {
         let scan = |direction| {
             while !done.load(Ordering::Relaxed) {
                 let at = Vlsn(visible.load(Ordering::Acquire));
-                let limit = (direction, ScanLimit::keys(256));
-                let (rows, _) = window.scan(DB, &KeyRange::all(), at, limit);
+                let all = KeyRange::all();
+                let rows: Vec<_> = window.scan(DB, &all, direction, at).take(256).collect();
                 assert!(rows.iter().all(|(_, value)| value.is_none()), "{rows:?}");
             }
         };

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use crate::group::addresses::Addresses;
 use crate::ids::NodeId;
 use crate::wire::RESTORE;
-use crate::wire::hello::{Caller, DialError, Session};
+use crate::wire::hello::{Callee, Caller, DialError, Session};
 use crate::wire::messages::Refusal;
 
 /// An address has 1/n of the dial timeout to itself before the next is tried in parallel.
@@ -35,7 +35,8 @@ impl Dialler {
     /// The first failure, unless the member itself has refused: then its refusal.
     pub(crate) async fn dial(
         &self,
-        (address, id): (&str, NodeId),
+        address: &str,
+        id: NodeId,
         service: &str,
     ) -> Result<Session, DialError> {
         let deadline = Instant::now() + self.timeout;
@@ -46,7 +47,7 @@ impl Dialler {
         loop {
             match waiting.next() {
                 Some(candidate) => {
-                    dials.push(self.dial_only((candidate, id), service, deadline));
+                    dials.push(self.dial_only(candidate, id, service, deadline));
                 }
                 None if dials.is_empty() => return Err(failure.unwrap_or(DialError::Closed)),
                 None => {}
@@ -70,7 +71,7 @@ impl Dialler {
     pub(crate) async fn prove(&self, address: &str, id: NodeId) -> Result<(), DialError> {
         let deadline = Instant::now() + self.timeout;
         // A connection to this service without a request has no effect.
-        let proved = self.dial_only((address, id), RESTORE, deadline);
+        let proved = self.dial_only(address, id, RESTORE, deadline);
         proved.await.map(drop)
     }
 
@@ -79,18 +80,19 @@ impl Dialler {
     /// # Errors
     /// As [`Dialler::dial`].
     pub(crate) async fn greet(&self, address: &str, id: NodeId) -> Result<(), DialError> {
-        self.dial((address, id), RESTORE).await.map(drop)
+        self.dial(address, id, RESTORE).await.map(drop)
     }
 
     async fn dial_only(
         &self,
-        (address, id): (&str, NodeId),
+        address: &str,
+        id: NodeId,
         service: &str,
         deadline: Instant,
     ) -> Result<Session, DialError> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let transport = &*self.transport;
-        let dialled = self.caller.dial(transport, (address, id), service, left);
+        let (transport, callee) = (&*self.transport, Callee { address, id });
+        let dialled = self.caller.dial(transport, callee, service, left);
         let session = dialled.await?;
         self.addresses.note(id, address, &session.peer);
         Ok(session)

@@ -69,15 +69,29 @@ pub(crate) enum Caller {
     Client,
 }
 
+/// Whom a caller wants to reach.
+pub(crate) struct Callee<'a> {
+    pub(crate) address: &'a str,
+    /// 0 for any node.
+    pub(crate) id: NodeId,
+}
+
+impl<'a> Callee<'a> {
+    pub(crate) fn any(address: &'a str) -> Self {
+        let id = NodeId(0);
+        Self { address, id }
+    }
+}
+
 impl Caller {
-    /// Connects to `service` of the node `receiver` (0 for any node) and says hello.
+    /// Connects to `service` of the callee and says hello.
     ///
     /// # Errors
     /// See [`DialError`].
     pub(crate) async fn dial(
         &self,
         transport: &dyn Transport,
-        (address, receiver): (&str, NodeId),
+        Callee { address, id }: Callee<'_>,
         service: &str,
         timeout: Duration,
     ) -> Result<Session, DialError> {
@@ -86,7 +100,7 @@ impl Caller {
             let peer = connection.peer().to_owned();
             let (mut sender, mut receiver_half) = connection.split();
             sender
-                .send(encode(Kind::Hello, &self.hello(receiver, service)))
+                .send(encode(Kind::Hello, &self.hello(id, service)))
                 .await?;
             let reply = receiver_half.receive().await?.ok_or(DialError::Closed)?;
             let reply: HelloReply = decode(Kind::HelloReply, reply)?;
@@ -350,25 +364,27 @@ mod tests {
 
     /// What node 1 of epoch `own` answers node 2 of epoch `theirs`, and the epochs that ended it.
     fn meet(own: u64, theirs: u64) -> (Option<Refusal>, Vec<(u64, u64)>) {
-        meet_as(2, (own, theirs), 2)
+        meet_as(2, own, theirs, 2)
     }
 
     /// The same with another caller, when the newest known id is `newest`.
     fn meet_as(
         caller: u64,
-        (own, theirs): (u64, u64),
+        own: u64,
+        theirs: u64,
         newest: u64,
     ) -> (Option<Refusal>, Vec<(u64, u64)>) {
-        meet_node(identity(caller, theirs), (own, newest))
+        meet_node(identity(caller, theirs), own, newest)
     }
 
-    fn meet_node(caller: Identity, known: (u64, u64)) -> (Option<Refusal>, Vec<(u64, u64)>) {
-        meet_for(caller, known, ELECTION)
+    fn meet_node(caller: Identity, own: u64, newest: u64) -> (Option<Refusal>, Vec<(u64, u64)>) {
+        meet_for(caller, own, newest, ELECTION)
     }
 
     fn meet_for(
         caller: Identity,
-        (own, newest): (u64, u64),
+        own: u64,
+        newest: u64,
         service: &str,
     ) -> (Option<Refusal>, Vec<(u64, u64)>) {
         let ended = Arc::new(Mutex::new(Vec::new()));
@@ -395,7 +411,7 @@ mod tests {
 
     #[test]
     fn only_a_node_that_may_have_been_let_in_since_is_no_stranger() {
-        let refusal = |caller, newest| meet_as(caller, (1, 1), newest).0;
+        let refusal = |caller, newest| meet_as(caller, 1, 1, newest).0;
         assert_eq!(
             refusal(3, 2),
             None,
@@ -408,7 +424,7 @@ mod tests {
             Some(Refusal::NotAMember),
             "not above a member"
         );
-        let copies = meet_for(identity(3, 1), (1, 2), RESTORE).0;
+        let copies = meet_for(identity(3, 1), 1, 2, RESTORE).0;
         assert_eq!(copies, Some(Refusal::NotAMember), "it copies nothing yet");
     }
 
@@ -418,7 +434,7 @@ mod tests {
             let mut caller = identity(2, 1);
             caller.incarnation = Incarnation(lives[0]);
             caller.earlier = lives[1..].iter().copied().map(Incarnation).collect();
-            meet_node(caller, (1, 2)).0
+            meet_node(caller, 1, 2).0
         };
         assert_eq!(refusal(&[2]), None);
         assert_eq!(refusal(&[8, 2]), None);

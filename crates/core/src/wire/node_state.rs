@@ -8,10 +8,9 @@ use prost::Message;
 use steadfast_net::Transport;
 
 use crate::group::{LogIdRecord, MemberRecord};
-use crate::ids::NodeId;
 use crate::wire::NODE_STATE;
 use crate::wire::comparison::{CheckReply, DivergenceMessage, RangeReply, RangeRequest};
-use crate::wire::hello::{Caller, DialError, Session};
+use crate::wire::hello::{Callee, Caller, DialError, Session};
 use crate::wire::messages::{Kind, decode, encode};
 
 /// Asks for [`NodeStateMessage`].
@@ -206,9 +205,8 @@ pub(crate) async fn ask_for(
     timeout: Duration,
 ) -> Result<NodeStateMessage, DialError> {
     let asked = async {
-        let anyone = (address, NodeId(0));
         let mut session = Caller::Client
-            .dial(transport, anyone, NODE_STATE, timeout)
+            .dial(transport, Callee::any(address), NODE_STATE, timeout)
             .await?;
         let request = encode(Kind::NodeStateRequest, request);
         session.sender.send(request).await?;

@@ -315,25 +315,25 @@ impl Connection {
         park(&mut self.pipes[end].writer, waker, wakes);
     }
 
-    /// Sends `bytes` from `end`.
+    /// Sends `bytes` from `end`. Returns the reader to wake, if there is one.
     pub(super) fn send(
         &mut self,
         end: usize,
         bytes: Bytes,
-        (now, delay): (Instant, Duration),
-        wakes: &mut Vec<Waker>,
-    ) {
+        now: Instant,
+        delay: Duration,
+    ) -> Option<Waker> {
         let pipe = &mut self.pipes[end];
-        if pipe.push(bytes, now, delay) {
-            wakes.extend(pipe.reader.take());
-        }
+        let is_news = pipe.push(bytes, now, delay);
+        pipe.reader.take_if(|_| is_news)
     }
 
     /// Tells the other side that `end` will write nothing more.
     pub(super) fn shut(
         &mut self,
         end: usize,
-        (now, delay): (Instant, Duration),
+        now: Instant,
+        delay: Duration,
         wakes: &mut Vec<Waker>,
     ) {
         let pipe = &mut self.pipes[end];
@@ -386,8 +386,13 @@ impl Connection {
     }
 
     /// Silences or restores the direction from `end`, after `delay`. True if that held something.
-    pub(super) fn set_silent(&mut self, end: usize, silent: bool, at: (Instant, Duration)) -> bool {
-        let (now, delay) = at;
+    pub(super) fn set_silent(
+        &mut self,
+        end: usize,
+        silent: bool,
+        now: Instant,
+        delay: Duration,
+    ) -> bool {
         if silent == self.pipes[end].is_silent() {
             return false;
         }

@@ -20,10 +20,10 @@ pub(super) struct SimHost {
 
 impl SimHost {
     async fn dial(&self, address: &str) -> io::Result<SimStream> {
-        let to = parse(address)?;
+        let (to, port) = parse(address)?;
         let mut dial = self
             .network
-            .with(|state| state.begin_dial(self.process, to))?;
+            .with(|state| state.begin_dial(self.process, to, port))?;
         let deadline = dial.deadline;
         match timeout_at(deadline, self.answer(&mut dial)).await {
             Ok(answer) => answer,
@@ -48,7 +48,7 @@ impl SimHost {
         let (host, port) = parse(address)?;
         let bound = self
             .network
-            .with(|state| state.bind(self.process, (host, port)))?;
+            .with(|state| state.bind(self.process, host, port))?;
         Ok(SimListener {
             network: self.network.clone(),
             id: bound,

@@ -166,11 +166,7 @@ impl State {
 
 /// Listening and dialling.
 impl State {
-    pub(super) fn bind(
-        &mut self,
-        process: Process,
-        (to, port): (&str, u16),
-    ) -> io::Result<ListenerId> {
+    pub(super) fn bind(&mut self, process: Process, to: &str, port: u16) -> io::Result<ListenerId> {
         self.check_alive(process)?;
         let host = process.host;
         if to != self.host_name(host) {
@@ -244,11 +240,7 @@ impl State {
         self.close(id);
     }
 
-    pub(super) fn begin_dial(
-        &mut self,
-        from: Process,
-        (to, port): (&str, u16),
-    ) -> io::Result<Dial> {
+    pub(super) fn begin_dial(&mut self, from: Process, to: &str, port: u16) -> io::Result<Dial> {
         self.check_alive(from)?;
         let to = self.number(to);
         self.tap("dial", (from.host, to), &port.to_be_bytes());
@@ -355,7 +347,7 @@ impl State {
         }
         if connection.outgoing(id.end).is_silent() {
             links.fired(there);
-            connection.send(id.end, chunk.freeze(), (now, Duration::ZERO), wakes);
+            wakes.extend(connection.send(id.end, chunk.freeze(), now, Duration::ZERO));
             return;
         }
         let fate = links.fate(there, chunk.len(), now);
@@ -363,7 +355,7 @@ impl State {
             chunk[at] ^= bits;
         }
         let Some(cut) = fate.cut else {
-            connection.send(id.end, chunk.freeze(), (now, fate.delay), wakes);
+            wakes.extend(connection.send(id.end, chunk.freeze(), now, fate.delay));
             if connection.must_refuse(1 - id.end) {
                 let delay = links.fate(back, 0, now).delay;
                 connection.refuse(1 - id.end, now, delay);
@@ -373,7 +365,7 @@ impl State {
         };
         chunk.truncate(cut);
         if cut > 0 {
-            connection.send(id.end, chunk.freeze(), (now, fate.delay), wakes);
+            wakes.extend(connection.send(id.end, chunk.freeze(), now, fate.delay));
         }
         connection.reset(id.end, now, fate.delay);
         let delay = links.fate(back, 0, now).delay;
@@ -408,7 +400,7 @@ impl State {
         };
         let pair = connection.pair(id.end);
         let delay = self.links.fate(pair, 0, now).delay;
-        connection.shut(id.end, (now, delay), &mut self.wakes);
+        connection.shut(id.end, now, delay, &mut self.wakes);
         self.tap("close", pair, &[]);
     }
 
@@ -458,7 +450,7 @@ impl State {
                 } else {
                     self.links.held_delay()
                 };
-                if connection.set_silent(end, silent, (now, delay)) {
+                if connection.set_silent(end, silent, now, delay) {
                     self.links.fired(pair);
                 }
                 connection.wake_all(&mut self.wakes);

@@ -246,10 +246,9 @@ async fn end_life(
     disk: &MemoryDisk,
     model: &mut Model,
     node: Node,
-    (workload, steps): (&Workload, u64),
+    workload: &Workload,
     rng: &mut StdRng,
 ) {
-    disk.fail_after(steps);
     match rng.random_range(0..4) {
         0 => {
             disk.fail_after(u64::MAX);
@@ -295,7 +294,8 @@ proptest! {
                     }
                 };
                 model.recovered(&node.log).await;
-                end_life(&disk, &mut model, node, (workload, *steps), &mut rng).await;
+                disk.fail_after(*steps);
+                end_life(&disk, &mut model, node, workload, &mut rng).await;
             }
             let node = Node::open(&disk, TINY).await.expect("a cut is not corruption");
             model.recovered(&node.log).await;

@@ -225,12 +225,11 @@ impl RunningDigest {
                 Change::Delete if planted::is(Bug::DigestKeepsDeleted) => old.as_ref(),
                 Change::Delete => None,
             };
-            let row = (*database, &key[..]);
             if let Some(digest) = digest {
-                digest.change(row, old.as_ref(), new);
+                digest.change(*database, key, old.as_ref(), new);
             }
             if count.is_some_and(|count| count.contains(*database, key)) {
-                prepared.counted.change(row, old.as_ref(), new);
+                prepared.counted.change(*database, key, old.as_ref(), new);
             }
         }
         prepared.total = self.total_after(&prepared.databases);

@@ -28,7 +28,7 @@ pub(crate) mod testing;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -170,11 +170,11 @@ struct Pace {
 }
 
 /// The inputs of an audit.
-pub(crate) struct Opening<'a> {
-    pub(crate) disk: &'a Arc<dyn Disk>,
-    pub(crate) path: &'a Path,
-    pub(crate) log: &'a Log,
-    pub(crate) engine: &'a Arc<dyn StorageEngine>,
+pub(crate) struct Opening {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) path: PathBuf,
+    pub(crate) log: Log,
+    pub(crate) engine: Arc<dyn StorageEngine>,
     /// Whether the engine was found wrong: then the count runs to its end.
     pub(crate) is_suspect: bool,
     /// Maximum time of the count otherwise. The rest is counted while the node runs.
@@ -208,7 +208,7 @@ impl Auditor {
     ///
     /// # Errors
     /// [`AuditError::Differs`] when the engine is wrong, and the log cannot put it right.
-    pub(crate) async fn open(opening: Opening<'_>, audit: Arc<Audit>) -> Result<Self, AuditError> {
+    pub(crate) async fn open(opening: Opening, audit: Arc<Audit>) -> Result<Self, AuditError> {
         let Opening {
             disk,
             path,
@@ -219,12 +219,12 @@ impl Auditor {
             interval,
         } = opening;
         let began = Instant::now();
-        let file = DigestFile::open(disk, path).await?;
+        let file = DigestFile::open(&disk, &path).await?;
         let skips = planted::is(Bug::SkipCheckAtOpen) && !is_suspect;
         let retraced = if skips {
             Retraced::default()
         } else {
-            retrace(log, engine).await?
+            retrace(&log, &engine).await?
         };
         if retraced.put_right > 0 {
             let rows = retraced.put_right;
@@ -238,7 +238,7 @@ impl Auditor {
         tell_of_lost_syncs(&file, applied.as_ref());
         let now = Instant::now();
         let mut auditor = Self {
-            engine: Arc::clone(engine),
+            engine,
             digest: Arc::new(RunningDigest::of(BTreeMap::new(), &BTreeMap::new())),
             file,
             at: None,

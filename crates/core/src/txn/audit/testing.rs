@@ -10,7 +10,7 @@ use super::digest::Point;
 use super::{Audit, AuditError, Auditor, Opening};
 use crate::engine::{Applied, Change, EngineBatch, EngineFactory, MemoryStore, StorageEngine};
 use crate::ids::{DatabaseId, GroupUuid, Incarnation, LogPosition, NodeId, Term, Vlsn};
-use crate::log::{Disk, Entry, EntryKind, Log, LogConfig, LogId, LogIdentity, MemoryDisk};
+use crate::log::{Entry, EntryKind, Log, LogConfig, LogId, LogIdentity, MemoryDisk};
 use crate::txn::batch::{BatchBuilder, Operation};
 use crate::txn::catalog::{self, CATALOG};
 
@@ -75,12 +75,11 @@ impl World {
         is_suspect: bool,
         audit: &Arc<Audit>,
     ) -> Result<Auditor, AuditError> {
-        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let opening = Opening {
-            disk: &disk,
-            path: Path::new("/data/digest"),
-            log: &self.log,
-            engine: &self.engine,
+            disk: Arc::new(self.disk.clone()),
+            path: PathBuf::from("/data/digest"),
+            log: self.log.clone(),
+            engine: Arc::clone(&self.engine),
             is_suspect,
             count_max: Duration::from_mins(1),
             interval: None,

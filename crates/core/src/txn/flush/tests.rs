@@ -47,18 +47,19 @@ impl Rig {
         let runtime = runtime.expect("a runtime");
         let world = runtime.block_on(World::new());
         let engine = Arc::clone(&world.engine);
-        let shared = (
-            Arc::clone(&window),
-            Arc::clone(&readers),
-            Arc::clone(&sequencer),
-        );
         let limits = FlushLimits {
             window_bytes_max: 1 << 20,
             flush_bytes: 1 << 10,
             flush_interval: Duration::from_secs(1),
             snapshot_age_max: Duration::from_mins(1),
         };
-        let flush = Flush::new(shared, Arc::clone(&engine), limits).expect("an empty engine");
+        let flush = Flush::new(
+            Arc::clone(&window),
+            Arc::clone(&readers),
+            Arc::clone(&sequencer),
+            Arc::clone(&engine),
+            limits,
+        );
         let audit = Arc::default();
         let audited = runtime.block_on(world.audit(false, &audit));
         let mut rig = Self {
@@ -68,7 +69,7 @@ impl Rig {
             readers,
             sequencer,
             engine,
-            flush,
+            flush: flush.expect("an empty engine"),
             model: Model::new(),
             ids: [CATALOG; 2],
             next: catalog::FIRST_ID,
