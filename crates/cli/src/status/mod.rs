@@ -24,10 +24,10 @@ pub(crate) use ask::{Ask, At};
 /// Deadline for one node's answer.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Show the state of a group, asked of one or more of its nodes
+/// Show the state of a group
 #[derive(clap::Args)]
 #[command(after_help = "\
-One node is enough: it knows the others, and they are asked as well. Works without a master.
+One address is enough: that node knows the others, and they are asked too. Works without a master.
 
 Examples:
   steadfast status
