@@ -49,7 +49,7 @@ impl Failure {
 
     /// The system refused something: a thread, a file, a process.
     pub(crate) fn system(what: &str, error: &dyn Display) -> Self {
-        let remedy = "see to the cause, then try again";
+        let remedy = "fix the cause, then try again";
         Self::new(format!("{what}: {error}"), UNTOUCHED, remedy)
     }
 
@@ -112,7 +112,7 @@ impl From<OpenError> for Failure {
                     "data directory {} is in use by another process",
                     dir.display()
                 ),
-                "nothing was changed; the other process goes on",
+                "nothing was changed; the other process keeps running",
                 "stop the other process, or give this node a directory of its own",
             ),
             OpenError::Copied { dir } => copied(&dir),
@@ -120,12 +120,12 @@ impl From<OpenError> for Failure {
             OpenError::Superseded { reason } => Self::new(
                 reason,
                 "nothing was changed; the group goes on without this node",
-                "move the directory aside, and let the node in anew, with an empty one and a token (steadfast token \
-                 create)",
+                "move the directory aside, then let the node join again, with an empty directory and a \
+                 token (steadfast token create)",
             ),
             OpenError::NewerFormat { path, found, known } => Self::new(
                 format!(
-                    "{} has format version {found}, and this program knows up to {known}",
+                    "{} has format version {found}, but this program supports versions up to {known}",
                     path.display()
                 ),
                 UNTOUCHED,
@@ -140,7 +140,7 @@ impl From<OpenError> for Failure {
             error if is_full(&error) => Self::new(
                 what,
                 "nothing was changed, and nothing acknowledged is lost; this node does not start",
-                "make room on the volume of its data directory, then start it again",
+                "make room on the volume of its data directory, then start the node again",
             ),
             OpenError::Log(_) | OpenError::Engine(_) => Self::new(what, ELSEWHERE, LOOK_FIRST),
             OpenError::Io {
@@ -155,7 +155,7 @@ impl From<OpenError> for Failure {
             OpenError::Listen { address, source } => Self::new(
                 format!("cannot listen on {address}: {}", with_sources(&source)),
                 "nothing acknowledged is lost; this node does not start",
-                "stop the program that uses the port, or correct listen",
+                "stop the program that uses the port, or change `listen`",
             ),
             other => of_the_machine(&other, what),
         }
@@ -181,39 +181,39 @@ fn of_the_machine(error: &OpenError, what: String) -> Failure {
         OpenError::Clock { .. } => Failure::new(
             what,
             UNTOUCHED,
-            "set the clock of the machine, or its time service, then start the node again",
+            "set the machine's clock, or fix its time service, then start the node again",
         ),
         OpenError::Close(_) => Failure::new(
             what,
             "nothing acknowledged is lost: the log has what the engine lacks",
-            "see to the cause, then start it again: it re-reads its disk",
+            "fix the cause, then start the node again: it re-reads its disk",
         ),
         _ => Failure::new(
             what,
             "nothing acknowledged is lost; this node does not start",
-            "see to the cause, then start it again",
+            "fix the cause, then start the node again",
         ),
     }
 }
 
 fn unfinished_restore(dir: &Path) -> Failure {
     Failure::new(
-        format!("a restore to {} was cut off", dir.display()),
+        format!("a restore to {} was interrupted", dir.display()),
         "nothing was changed; the backup has everything",
-        "do it again (steadfast backup restore), or empty the directory",
+        "restore again (steadfast backup restore), or empty the directory",
     )
 }
 
 fn copied(dir: &Path) -> Failure {
     Failure::new(
         format!(
-            "data directory {} is a copy of this node's directory, or was put back out of a backup",
+            "data directory {} is a copy of this node's directory, or was put back from a backup",
             dir.display()
         ),
-        "nothing was changed; votes and writes that the node has acknowledged may be missing in it, \
+        "nothing was changed; votes and writes that the node has acknowledged may be missing from it, \
          and the original may still run, so it takes no part",
-        "put the original directory back, or let the node in anew as a replacement (steadfast node \
-         replace), or, if nothing else is left of the group, recover from it (steadfast recover)",
+        "put the original directory back; or replace the node (steadfast node replace); or, if \
+         nothing else is left of the group, recover from this directory (steadfast recover)",
     )
 }
 
@@ -228,23 +228,23 @@ impl From<ReadyError> for Failure {
             ReadyError::Refused { reason } => Self::new(
                 format!("the group refuses this node: {reason}"),
                 "nothing was changed; the group goes on without this node",
-                "correct what the reason names, then start the node again",
+                "fix what the reason names, then start the node again",
             ),
             error if error.was_removed() => Self::new(
                 "this node was removed from the group",
                 "the group goes on without this node, and has everything that was acknowledged",
-                "nothing, if that was meant; to have the node back, start it with an empty directory and a \
+                "nothing, if that was intended; to bring the node back, start it with an empty directory and a \
                  token (steadfast token create)",
             ),
             ReadyError::Stopped { reason } => Self::new(
                 format!("the node has stopped: {reason}"),
                 ELSEWHERE,
-                "see to the cause, then start the node again: it re-reads its disk",
+                "fix the cause, then start the node again: it re-reads its disk",
             ),
             other => Self::new(
                 other.to_string(),
                 "nothing acknowledged is lost",
-                "start the nodes that are waited for",
+                "start the nodes that it waits for",
             ),
         }
     }

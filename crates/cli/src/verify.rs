@@ -12,17 +12,17 @@ use crate::status::{Ask, At, Output, Survey, aligned, grouped, push};
 /// Compare the data of all nodes with the master's, range by range
 #[derive(clap::Args)]
 #[command(after_help = "\
-Each range is compared at one VLSN; writes go on meanwhile. --deep also names the keys of what differs,
-and has each node read all of its files and hold their checksums against them.
+Each range is compared at one VLSN, while writes continue. --deep also names the keys that differ, and
+has each node read all of its files and verify their checksums.
 
 Examples:
   steadfast verify 10.0.0.1:7400
   steadfast verify --deep
   steadfast verify -o json | jq .divergences
 
-Exit codes: 0 all hold the same, 1 something differs or is damaged, or a node could not be compared.")]
+Exit codes: 0 all nodes agree, 1 something differs or is damaged, or a node could not be compared.")]
 pub(crate) struct Arguments {
-    /// Also name the keys, and read all files
+    /// Also name the keys that differ, and check all files
     #[arg(long)]
     deep: bool,
     #[command(flatten)]
@@ -51,8 +51,8 @@ pub(crate) async fn run(Arguments { deep, at, mut ask }: Arguments) -> Result<Ex
     let mut compared = compared.map_err(|why| {
         Failure::new(
             why,
-            "nothing was changed; whether the nodes hold the same is not known",
-            "look at `steadfast status`, then verify again",
+            "nothing was changed; whether the nodes hold the same data is not known",
+            "see `steadfast status`, then verify again",
         )
     })?;
     let silent = survey.nodes.iter().filter(|node| node.has_data());
@@ -94,7 +94,7 @@ fn whom(survey: &Survey) -> Result<(NodeAddress, Vec<NodeAddress>), Failure> {
 
 fn render(group: &str, compared: &Comparison) -> String {
     let verdict = if compared.is_clean() {
-        format!("{} hold the same", compared.nodes.join(", "))
+        format!("{} hold the same data", compared.nodes.join(", "))
     } else if compared.divergent > 0 {
         format!("DIVERGED in {} ranges", compared.divergent)
     } else {
@@ -121,7 +121,7 @@ fn render(group: &str, compared: &Comparison) -> String {
         push(
             &mut text,
             format_args!(
-                "{}: {} bytes of log and {} of engine hold\n",
+                "{}: {} bytes of log and {} bytes of engine are intact\n",
                 node.name,
                 grouped(node.log_bytes),
                 grouped(node.engine_bytes)
@@ -148,14 +148,14 @@ fn render(group: &str, compared: &Comparison) -> String {
     for (name, why) in &compared.left_out {
         push(
             &mut text,
-            format_args!("! {name} was not compared: {why}\n  see to it, then verify again\n"),
+            format_args!("! {name} was not compared: {why}\n  fix that, then verify again\n"),
         );
     }
     text
 }
 
-const REPLACE: &str = "nothing that the others hold is lost: it repairs itself where a majority is \
-                       left without it (repair = \"auto\"); if it does not, replace it (steadfast \
+const REPLACE: &str = "nothing that the others hold is lost: the node repairs itself if the others \
+                       are a majority (repair = \"auto\"); if it does not, replace it (steadfast \
                        node replace)";
 
 fn to_json(group: &str, compared: &Comparison) -> serde_json::Value {

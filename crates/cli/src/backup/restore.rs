@@ -22,25 +22,25 @@ const READY_MAX: Duration = Duration::from_mins(1);
 const TRANSACTION_BYTES: usize = 4 * 1024 * 1024;
 const TRANSACTION_ROWS: usize = 10_000;
 
-/// Make a new group of one node with what a backup holds
+/// Restore a backup as a new group of one node
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// Directory of the backup
     directory: PathBuf,
-    /// Data directory of the node to be; it is empty, or does not exist. It may be the root of a volume,
-    /// and have an empty directory `log` in it where another one is mounted
+    /// Data directory of the new node: empty, or not there yet. It may be the root of a volume, and may
+    /// have an empty directory `log` in it, where another volume is mounted
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// Name of the node to be
+    /// Name of the new node
     #[arg(long)]
     node: String,
-    /// Address on which it will be reached
+    /// Address at which the new node is reached
     #[arg(long, value_name = "HOST:PORT")]
     listen: String,
-    /// Name of the group to be; the old one, if none is given
+    /// Name of the new group [default: the old name]
     #[arg(long)]
     group: Option<String>,
-    /// How to print it
+    /// Output format
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
 }
@@ -106,7 +106,7 @@ fn check_room(place: &Place, manifest: &Manifest) -> Result<(), Failure> {
     }
     Err(Failure::new(
         format!(
-            "the backup holds {} bytes, and {free_bytes} are free where it is to go",
+            "the backup holds {} bytes, but only {free_bytes} bytes are free in the data directory",
             manifest.bytes
         ),
         "nothing was changed",
@@ -141,7 +141,7 @@ async fn fill(env: &ReplicatedEnvironment, dir: &Path, manifest: &Manifest) -> R
     if format!("{:032x}", digest.1) == manifest.digest {
         return Ok(());
     }
-    let what = "what was restored is not what the backup holds".to_owned();
+    let what = "the restored data is not what the backup holds".to_owned();
     Err(BackupError::Mismatch(what).into())
 }
 

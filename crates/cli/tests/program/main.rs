@@ -377,7 +377,7 @@ fn a_group_that_lost_two_of_three_directories_goes_on_from_the_third() {
     }
 
     let (plan, _) = run_to(0, &["recover", "plan", "--data-dir", &dir]);
-    for word in ["NO QUORUM: 1 of 3", "MISSING", "is a majority", "apply"] {
+    for word in ["NO QUORUM: 1 of 3", "MISSING", "are a majority", "apply"] {
         assert!(plan.contains(word), "{word:?} is not in: {plan}");
     }
     let (plan, _) = run_to(0, &["recover", "plan", "--data-dir", &dir, "-o", "json"]);

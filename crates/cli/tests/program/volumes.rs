@@ -179,6 +179,6 @@ fn no_group_is_founded_where_a_restore_was_cut_off() {
     let dir = TempDir::new().expect("a directory");
     fs::create_dir(dir.path().join(".restoring")).expect("made");
     let arguments = node_arguments("g", "n1", dir.path(), free_port());
-    assert_refused(&arguments, 1, &["was cut off", "steadfast backup restore"]);
+    assert_refused(&arguments, 1, &["was interrupted", "steadfast backup restore"]);
     assert!(!dir.path().join("identity").exists());
 }
