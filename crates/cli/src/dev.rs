@@ -43,7 +43,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         None
     } else {
         let made = tempfile::Builder::new().prefix("steadfast-dev-").tempdir();
-        Some(made.map_err(|error| Failure::system("no temporary directory", &error))?)
+        Some(made.map_err(|error| Failure::no_temporary_dir(&error))?)
     };
     let dir = match (&arguments.dir, &temporary) {
         (Some(dir), _) => dir.clone(),

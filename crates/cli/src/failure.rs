@@ -11,6 +11,8 @@ use steadfast::engine::EngineError;
 use steadfast::log::LogError;
 use steadfast::{OpenError, ReadyError};
 
+use crate::backup::foreign_names;
+
 /// Exit code of a command that failed.
 pub(crate) const FAILED: u8 = 1;
 /// Exit code of a command with unusable arguments.
@@ -23,6 +25,9 @@ pub(crate) const NO_QUORUM: u8 = 4;
 const UNTOUCHED: &str = "nothing was changed";
 const ELSEWHERE: &str =
     "this node takes no part; nothing acknowledged is lost while a majority of the others has it";
+
+/// Names of foreign files that an error lists; the rest are counted.
+const NAMED_MAX: usize = 5;
 
 /// Why a verb ended without having done its work.
 #[derive(Debug)]
@@ -51,6 +56,57 @@ impl Failure {
     pub(crate) fn system(what: &str, error: &dyn Display) -> Self {
         let remedy = "fix the cause, then try again";
         Self::new(format!("{what}: {error}"), UNTOUCHED, remedy)
+    }
+
+    /// No temporary directory could be made.
+    pub(crate) fn no_temporary_dir(error: &dyn Display) -> Self {
+        Self::new(
+            format!("no temporary directory: {error}"),
+            UNTOUCHED,
+            "set TMPDIR to a writable directory",
+        )
+    }
+
+    /// A node could not be opened on `dir`. If files are at fault, and others than a node's are
+    /// there as well, it may be the wrong directory.
+    pub(crate) fn of_open(error: OpenError, dir: &Path) -> Self {
+        let is_of_files = matches!(
+            error,
+            OpenError::Corrupt { .. }
+                | OpenError::Io { .. }
+                | OpenError::Log(_)
+                | OpenError::Engine(_)
+        );
+        let foreign = if is_of_files && !is_full(&error) {
+            foreign_names(dir)
+        } else {
+            Vec::new()
+        };
+        let failure = Self::from(error);
+        if foreign.is_empty() {
+            return failure;
+        }
+        let (dir, what, remedy) = (dir.display(), &failure.what, &failure.remedy);
+        let named = foreign[..foreign.len().min(NAMED_MAX)].join(", ");
+        let more = match foreign.len().saturating_sub(NAMED_MAX) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Self {
+            what: format!(
+                "{what}; the directory {dir} also holds {named}{more}, which no node makes"
+            ),
+            remedy: format!(
+                "if this is not the directory of the node, name an empty one (--data-dir); if it is, \
+                 {remedy}"
+            ),
+            ..failure
+        }
+    }
+
+    /// The same, with another meaning for the data and another remedy.
+    pub(crate) fn with(self, data: &str, remedy: &str) -> Self {
+        Self::new(self.what, data, remedy)
     }
 
     /// The command line cannot be used.
@@ -137,23 +193,11 @@ impl From<OpenError> for Failure {
                 offset,
                 damage,
             }) => corrupt(&file, offset, &damage),
-            error if is_full(&error) => Self::new(
-                what,
-                "nothing was changed, and nothing acknowledged is lost; this node does not start",
-                "make room on the volume of its data directory, then start the node again",
-            ),
-            OpenError::Log(_) | OpenError::Engine(_) => Self::new(what, ELSEWHERE, LOOK_FIRST),
-            OpenError::Io {
-                doing,
-                path,
-                source,
-            } => Self::new(
-                format!("cannot {doing} {}: {source}", path.display()),
-                "nothing acknowledged is lost; this node does not start",
-                "make the data directory writable for this user, on a volume with free space",
-            ),
+            error @ (OpenError::Log(_) | OpenError::Engine(_) | OpenError::Io { .. }) => {
+                of_the_disk(&error, what)
+            }
             OpenError::Listen { address, source } => Self::new(
-                format!("cannot listen on {address}: {}", with_sources(&source)),
+                format!("cannot listen on {address}: {}", first_cause(&source)),
                 "nothing acknowledged is lost; this node does not start",
                 "stop the program that uses the port, or change `listen`",
             ),
@@ -163,18 +207,51 @@ impl From<OpenError> for Failure {
 }
 
 /// Whether the only cause is lack of space.
-fn is_full(error: &OpenError) -> bool {
+pub(crate) fn is_full(error: &OpenError) -> bool {
     match error {
         OpenError::Engine(EngineError::DiskFull { .. }) => true,
         OpenError::Log(LogError::Io { source, .. } | LogError::Failed { source, .. }) => {
             source.kind() == ErrorKind::StorageFull
         }
+        OpenError::Io { source, .. } => source.kind() == ErrorKind::StorageFull,
         _ => false,
     }
 }
 
 const LOOK_FIRST: &str = "ask the other nodes with `steadfast status` whether they have the data, \
-                          and delete nothing before they do";
+                          and delete nothing before they do; if this is the only node of its group, \
+                          keep its directory, and restore a backup (steadfast backup restore)";
+
+fn of_the_disk(error: &OpenError, what: String) -> Failure {
+    match error {
+        error if is_full(error) => Failure::new(
+            what,
+            "nothing was changed, and nothing acknowledged is lost; this node does not start",
+            "make room on the volume of its data directory, then start the node again",
+        ),
+        OpenError::Engine(EngineError::Io { doing, .. }) if doing.contains("TMPDIR") => {
+            Failure::new(
+                what,
+                UNTOUCHED,
+                "set TMPDIR to a writable directory with room for a copy of the storage engine",
+            )
+        }
+        OpenError::Io {
+            doing,
+            path,
+            source,
+        } => Failure::new(
+            format!("cannot {doing} {}: {source}", path.display()),
+            "nothing acknowledged is lost; this node does not start",
+            if source.kind() == ErrorKind::NotADirectory {
+                "name the directory of the node, or an empty one for a new node (--data-dir)"
+            } else {
+                "make the data directory writable for this user, on a volume with free space"
+            },
+        ),
+        _ => Failure::new(what, ELSEWHERE, LOOK_FIRST),
+    }
+}
 
 fn of_the_machine(error: &OpenError, what: String) -> Failure {
     match error {
@@ -248,6 +325,15 @@ impl From<ReadyError> for Failure {
             ),
         }
     }
+}
+
+/// The cause at the bottom of an error, or the error itself.
+fn first_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 /// An error followed by its causes, except those that its own text already states.

@@ -60,7 +60,9 @@ enum End {
 
 async fn run_once(config: &RepConfig, stop: &mut Stop) -> Result<End, Failure> {
     let (group, node) = (config.group(), config.node());
-    let env = ReplicatedEnvironment::open_async(config.clone()).await?;
+    let env = ReplicatedEnvironment::open_async(config.clone())
+        .await
+        .map_err(|error| Failure::of_open(error, config.data_dir()))?;
     println!(
         "{node} of group {group} listens on {}",
         env.listen_address()

@@ -3,6 +3,7 @@
 //! It is made within the requested directory, compared with the backup's digest, and moved into
 //! place last (`place.rs`): a crash leaves no valid node directory.
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,11 +13,16 @@ use crate::backup::format::{BackupError, Manifest, Record, read_chunk};
 use crate::backup::place::Place;
 use crate::backup::progress::Progress;
 use crate::backup::verify;
-use crate::failure::{Failure, with_sources};
+use crate::failure::{Failure, is_full, with_sources};
 use crate::status::Output;
 
 /// How long a new node may take to become ready.
 const READY_MAX: Duration = Duration::from_mins(1);
+
+const NO_GROUP: &str = "the backup is as it was; there is no new group";
+const AGAIN: &str = "fix the cause, then restore again";
+const NO_ROOM: &str = "make room on the volume of the data directory, or name a directory on a larger one; \
+                       then restore again";
 
 /// Approximate bytes and rows of one transaction.
 const TRANSACTION_BYTES: usize = 4 * 1024 * 1024;
@@ -90,11 +96,21 @@ async fn make(
     arguments: &Arguments,
     manifest: &Manifest,
 ) -> Result<(), Failure> {
-    let env = ReplicatedEnvironment::open_async(config).await?;
+    let env = ReplicatedEnvironment::open_async(config).await;
+    let env = env.map_err(|error| {
+        let remedy = if is_full(&error) { NO_ROOM } else { AGAIN };
+        Failure::from(error).with(NO_GROUP, remedy)
+    })?;
     let filled = fill(&env, &arguments.directory, manifest).await;
+    let has_no_room = env.status().read_only.is_some();
     let closed = env.close_async().await;
-    filled?;
-    Ok(closed?)
+    match filled {
+        Err(failure) if has_no_room => Err(failure.with(NO_GROUP, NO_ROOM)),
+        filled => {
+            filled?;
+            closed.map_err(|error| Failure::from(error).with(NO_GROUP, AGAIN))
+        }
+    }
 }
 
 /// # Errors
@@ -115,7 +131,8 @@ fn check_room(place: &Place, manifest: &Manifest) -> Result<(), Failure> {
 }
 
 async fn fill(env: &ReplicatedEnvironment, dir: &Path, manifest: &Manifest) -> Result<(), Failure> {
-    env.wait_ready_async(READY_MAX).await?;
+    let ready = env.wait_ready_async(READY_MAX).await;
+    ready.map_err(|error| failed(&error))?;
     let mut progress = Progress::new("restored", manifest.bytes);
     let mut bytes = 0;
     for of in manifest.databases.iter().filter(|of| of.rows == 0) {
@@ -131,13 +148,7 @@ async fn fill(env: &ReplicatedEnvironment, dir: &Path, manifest: &Manifest) -> R
             progress.update(bytes);
         }
     }
-    let digest = env.digest().map_err(|error| {
-        Failure::new(
-            with_sources(&error),
-            "the backup is as it was; there is no new group",
-            "see to the cause, then restore again",
-        )
-    })?;
+    let digest = env.digest().map_err(|error| failed(&error))?;
     if format!("{:032x}", digest.1) == manifest.digest {
         return Ok(());
     }
@@ -188,10 +199,6 @@ async fn create_empty(env: &ReplicatedEnvironment, name: &str) -> Result<(), Wri
     Ok(())
 }
 
-fn failed(error: &WriteError) -> Failure {
-    Failure::new(
-        with_sources(error),
-        "the backup is as it was; there is no new group",
-        "see to the cause, then restore again",
-    )
+fn failed(error: &dyn Error) -> Failure {
+    Failure::new(with_sources(error), NO_GROUP, AGAIN)
 }

@@ -124,9 +124,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let mut builder = tempfile::Builder::new();
     let builder = builder.prefix("steadfast-bench-");
     let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let dir = builder
-        .tempdir_in(parent)
-        .map_err(|error| Failure::system("no temporary directory", &error))?;
+    let dir = builder.tempdir_in(parent).map_err(|error| {
+        Failure::no_temporary_dir(&error).with(
+            "nothing was changed",
+            "name a writable directory with --dir, or set TMPDIR to one",
+        )
+    })?;
     let probes = probe::fdatasync(dir.path()).and_then(|sync| Ok((sync, probe::round_trip()?)));
     let (sync, round_trip) =
         probes.map_err(|error| Failure::system("cannot measure this machine", &error))?;

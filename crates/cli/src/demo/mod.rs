@@ -102,7 +102,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     output::detach_log()?;
     let mut stop = Stop::new(false)?;
     let dir = tempfile::Builder::new().prefix("steadfast-demo-").tempdir();
-    let dir = dir.map_err(|error| Failure::system("no temporary directory", &error))?;
+    let dir = dir.map_err(|error| Failure::no_temporary_dir(&error))?;
     let mut group = Group::new(dir.path().to_owned(), arguments.clients)?;
     let mut summary = Summary::default();
     let played = tokio::select! {

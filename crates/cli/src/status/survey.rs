@@ -419,6 +419,10 @@ pub(crate) fn remedy_of_hang() -> String {
         .to_owned()
 }
 
+/// What to do about damage where no other node has the data.
+pub(crate) const ONLY_NODE: &str = "it repairs itself from its log, as far as that reaches; no other node has the data: if it does not \
+     repair itself, keep its data directory, and restore a backup (steadfast backup restore)";
+
 /// What to do about a node whose data is bad.
 pub(crate) fn remedy_of_damage(status: &NodeStatus) -> String {
     if status.restore.is_some() {
@@ -430,6 +434,9 @@ pub(crate) fn remedy_of_damage(status: &NodeStatus) -> String {
         return "no node has the right data. Nothing was removed: keep the data directories, and bring back what \
                 is missing from a backup (steadfast backup restore) or an older data directory of a node"
             .to_owned();
+    }
+    if status.members.len() == 1 {
+        return ONLY_NODE.to_owned();
     }
     let name = &status.node.name;
     format!(
