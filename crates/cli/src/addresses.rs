@@ -55,8 +55,8 @@ fn render(places: &[NodeAddress]) -> String {
             .map(|of| [of.name.clone(), of.address.clone()]),
     );
     format!(
-        "{}Say the same to the directory of each node, then start them, each so that it listens at its\n\
-         new address. The master takes the addresses into the group.\n",
+        "{}Record the same in the directory of each node, then start the nodes, each listening on its new\n\
+         address. The master adopts the addresses for the group.\n",
         aligned(&rows)
     )
 }
@@ -65,10 +65,13 @@ impl From<AddressesError> for Failure {
     fn from(error: AddressesError) -> Self {
         match error {
             AddressesError::Open(OpenError::InUse { dir }) => Self::new(
-                format!("data directory {} is in use: its node runs", dir.display()),
-                "nothing was changed; the node goes on",
-                "stop it first; or, while the group has a master, ask that: steadfast node address \
-                 NODE HOST:PORT --ask HOST:PORT",
+                format!(
+                    "data directory {} is in use: its node is running",
+                    dir.display()
+                ),
+                "nothing was changed; the node keeps running",
+                "stop the node first; or, if the group has a master, let it change the address: \
+                 steadfast node address NODE HOST:PORT --ask HOST:PORT",
             ),
             AddressesError::Open(error) => error.into(),
             AddressesError::NoNode { dir } => Self::usage(
@@ -76,16 +79,16 @@ impl From<AddressesError> for Failure {
                     "{} is not the data directory of a node that belongs to a group",
                     dir.display()
                 ),
-                "name the directory of a stopped node; one that belongs to no group yet goes by the list \
+                "name the directory of a stopped node; a node that belongs to no group yet uses the list \
                  that it is started with",
             ),
             AddressesError::Unknown { name, members } => Self::usage(
                 format!("no member is called {name:?}"),
-                format!("name some of {}", members.join(", ")),
+                format!("the members are {}", members.join(", ")),
             ),
             AddressesError::Address { name, why } => Self::usage(
                 format!("the address of {name}: {why}"),
-                "say where the others reach it: NODE=HOST:PORT",
+                "give the address at which the others reach it: NODE=HOST:PORT",
             ),
             AddressesError::Twice { what } => {
                 Self::usage(what, "give each node one address of its own")
@@ -93,7 +96,7 @@ impl From<AddressesError> for Failure {
             other => Self::new(
                 other.to_string(),
                 UNCHANGED,
-                "see to the cause, then try again",
+                "fix the cause, then try again",
             ),
         }
     }

@@ -9,7 +9,7 @@ use steadfast::config::{KEYS, Key, unknown_key};
 use crate::failure::Failure;
 use crate::settings::Flags;
 
-/// Explain the keys of the configuration, or check a file
+/// Explain the configuration keys, or check a configuration file
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -18,14 +18,14 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Unit, default and meaning of one key, or of all
+    /// Print the unit, default and meaning of one key, or of all keys
     Explain {
-        /// The key; all when it is left out
+        /// Name of the key [default: all keys]
         key: Option<String>,
     },
-    /// Read a file as `start --config` would, and change nothing
+    /// Check a file as `start --config` would read it; change nothing
     Check {
-        /// The TOML file
+        /// TOML file to check
         file: PathBuf,
     },
 }
@@ -48,7 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
             }
             .load()?;
             println!(
-                "{} is fine: node {} of group {}, listening on {}, data in {}",
+                "{} is valid: node {} of group {}, listening on {}, data in {}",
                 file.display(),
                 config.node(),
                 config.group(),

@@ -15,18 +15,18 @@ use crate::stop::Stop;
 /// How long a node may take to close before it is killed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Start a group of nodes on this machine to play with; Ctrl-C ends it
+/// Start a group on this machine to experiment with; Ctrl-C stops it
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  steadfast dev                      three nodes in a temporary directory, removed in the end
+  steadfast dev                      three nodes in a temporary directory, removed at the end
   steadfast dev --nodes 5
-  steadfast dev --dir ./group        keeps the data; the same command starts the group again")]
+  steadfast dev --dir ./group        keep the data; the same command starts the group again")]
 pub(crate) struct Arguments {
-    /// How many nodes
+    /// Number of nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=15))]
     nodes: u8,
-    /// Directory to keep the data in; a temporary one when it is left out
+    /// Directory to keep the data in [default: a temporary directory]
     #[arg(long)]
     dir: Option<PathBuf>,
 }
@@ -43,7 +43,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         None
     } else {
         let made = tempfile::Builder::new().prefix("steadfast-dev-").tempdir();
-        Some(made.map_err(|error| Failure::system("no temporary directory", &error))?)
+        Some(made.map_err(|error| Failure::no_temporary_dir(&error))?)
     };
     let dir = match (&arguments.dir, &temporary) {
         (Some(dir), _) => dir.clone(),
@@ -132,9 +132,9 @@ fn introduce(dir: &Path, addresses: &[String], children: &[Option<Child>]) {
         let pid = child.as_ref().map_or(0, Child::pid);
         println!("  {}  {address}  pid {pid}", name(index));
     }
-    println!("how it is:        steadfast status {}", addresses[0]);
-    println!("see a failover:   kill -9 the pid of the master");
-    println!("Ctrl-C ends all\n");
+    println!("see its state:    steadfast status {}", addresses[0]);
+    println!("see a failover:   kill -9 the master's pid");
+    println!("Ctrl-C stops all nodes\n");
 }
 
 /// Prints the nodes' output and when each ends. Returns when all have ended.

@@ -10,11 +10,11 @@ use crate::output;
 use crate::status::{Ask, At, Output};
 use crate::stop::Stop;
 
-/// Watch a group: masters, members, nodes that fail and come back. Until Ctrl-C
+/// Watch a group until Ctrl-C: masters, members, nodes that fail and come back
 #[derive(clap::Args)]
 #[command(after_help = "\
-One line for each event, first how the group is. It goes on at another node by itself when the one it
-asks is lost, and when no node can be reached it says so, and goes on trying.
+Prints the state of the group, then one line per event. When the node that it watches is lost, it
+continues with another one; when no node can be reached, it says so and keeps trying.
 
 Examples:
   steadfast events 10.0.0.1:7400 10.0.0.2:7400
@@ -57,6 +57,6 @@ fn failed(error: &FeedError) -> Failure {
     Failure::new(
         with_sources(error),
         "nothing was changed",
-        "give --ask addresses of nodes of the group that work",
+        "give --ask the addresses of working nodes of the group",
     )
 }

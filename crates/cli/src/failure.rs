@@ -11,6 +11,8 @@ use steadfast::engine::EngineError;
 use steadfast::log::LogError;
 use steadfast::{OpenError, ReadyError};
 
+use crate::backup::foreign_names;
+
 /// Exit code of a command that failed.
 pub(crate) const FAILED: u8 = 1;
 /// Exit code of a command with unusable arguments.
@@ -23,6 +25,9 @@ pub(crate) const NO_QUORUM: u8 = 4;
 const UNTOUCHED: &str = "nothing was changed";
 const ELSEWHERE: &str =
     "this node takes no part; nothing acknowledged is lost while a majority of the others has it";
+
+/// Names of foreign files that an error lists; the rest are counted.
+const NAMED_MAX: usize = 5;
 
 /// Why a verb ended without having done its work.
 #[derive(Debug)]
@@ -49,8 +54,59 @@ impl Failure {
 
     /// The system refused something: a thread, a file, a process.
     pub(crate) fn system(what: &str, error: &dyn Display) -> Self {
-        let remedy = "see to the cause, then try again";
+        let remedy = "fix the cause, then try again";
         Self::new(format!("{what}: {error}"), UNTOUCHED, remedy)
+    }
+
+    /// No temporary directory could be made.
+    pub(crate) fn no_temporary_dir(error: &dyn Display) -> Self {
+        Self::new(
+            format!("no temporary directory: {error}"),
+            UNTOUCHED,
+            "set TMPDIR to a writable directory",
+        )
+    }
+
+    /// A node could not be opened on `dir`. If files are at fault, and others than a node's are
+    /// there as well, it may be the wrong directory.
+    pub(crate) fn of_open(error: OpenError, dir: &Path) -> Self {
+        let is_of_files = matches!(
+            error,
+            OpenError::Corrupt { .. }
+                | OpenError::Io { .. }
+                | OpenError::Log(_)
+                | OpenError::Engine(_)
+        );
+        let foreign = if is_of_files && !is_full(&error) {
+            foreign_names(dir)
+        } else {
+            Vec::new()
+        };
+        let failure = Self::from(error);
+        if foreign.is_empty() {
+            return failure;
+        }
+        let (dir, what, remedy) = (dir.display(), &failure.what, &failure.remedy);
+        let named = foreign[..foreign.len().min(NAMED_MAX)].join(", ");
+        let more = match foreign.len().saturating_sub(NAMED_MAX) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Self {
+            what: format!(
+                "{what}; the directory {dir} also holds {named}{more}, which no node makes"
+            ),
+            remedy: format!(
+                "if this is not the directory of the node, name an empty one (--data-dir); if it is, \
+                 {remedy}"
+            ),
+            ..failure
+        }
+    }
+
+    /// The same, with another meaning for the data and another remedy.
+    pub(crate) fn with(self, data: &str, remedy: &str) -> Self {
+        Self::new(self.what, data, remedy)
     }
 
     /// The command line cannot be used.
@@ -112,7 +168,7 @@ impl From<OpenError> for Failure {
                     "data directory {} is in use by another process",
                     dir.display()
                 ),
-                "nothing was changed; the other process goes on",
+                "nothing was changed; the other process keeps running",
                 "stop the other process, or give this node a directory of its own",
             ),
             OpenError::Copied { dir } => copied(&dir),
@@ -120,12 +176,12 @@ impl From<OpenError> for Failure {
             OpenError::Superseded { reason } => Self::new(
                 reason,
                 "nothing was changed; the group goes on without this node",
-                "move the directory aside, and let the node in anew, with an empty one and a token (steadfast token \
-                 create)",
+                "move the directory aside, then let the node join again, with an empty directory and a \
+                 token (steadfast token create)",
             ),
             OpenError::NewerFormat { path, found, known } => Self::new(
                 format!(
-                    "{} has format version {found}, and this program knows up to {known}",
+                    "{} has format version {found}, but this program supports versions up to {known}",
                     path.display()
                 ),
                 UNTOUCHED,
@@ -137,25 +193,13 @@ impl From<OpenError> for Failure {
                 offset,
                 damage,
             }) => corrupt(&file, offset, &damage),
-            error if is_full(&error) => Self::new(
-                what,
-                "nothing was changed, and nothing acknowledged is lost; this node does not start",
-                "make room on the volume of its data directory, then start it again",
-            ),
-            OpenError::Log(_) | OpenError::Engine(_) => Self::new(what, ELSEWHERE, LOOK_FIRST),
-            OpenError::Io {
-                doing,
-                path,
-                source,
-            } => Self::new(
-                format!("cannot {doing} {}: {source}", path.display()),
-                "nothing acknowledged is lost; this node does not start",
-                "make the data directory writable for this user, on a volume with free space",
-            ),
+            error @ (OpenError::Log(_) | OpenError::Engine(_) | OpenError::Io { .. }) => {
+                of_the_disk(&error, what)
+            }
             OpenError::Listen { address, source } => Self::new(
-                format!("cannot listen on {address}: {}", with_sources(&source)),
+                format!("cannot listen on {address}: {}", first_cause(&source)),
                 "nothing acknowledged is lost; this node does not start",
-                "stop the program that uses the port, or correct listen",
+                "stop the program that uses the port, or change `listen`",
             ),
             other => of_the_machine(&other, what),
         }
@@ -163,57 +207,90 @@ impl From<OpenError> for Failure {
 }
 
 /// Whether the only cause is lack of space.
-fn is_full(error: &OpenError) -> bool {
+pub(crate) fn is_full(error: &OpenError) -> bool {
     match error {
         OpenError::Engine(EngineError::DiskFull { .. }) => true,
         OpenError::Log(LogError::Io { source, .. } | LogError::Failed { source, .. }) => {
             source.kind() == ErrorKind::StorageFull
         }
+        OpenError::Io { source, .. } => source.kind() == ErrorKind::StorageFull,
         _ => false,
     }
 }
 
 const LOOK_FIRST: &str = "ask the other nodes with `steadfast status` whether they have the data, \
-                          and delete nothing before they do";
+                          and delete nothing before they do; if this is the only node of its group, \
+                          keep its directory, and restore a backup (steadfast backup restore)";
+
+fn of_the_disk(error: &OpenError, what: String) -> Failure {
+    match error {
+        error if is_full(error) => Failure::new(
+            what,
+            "nothing was changed, and nothing acknowledged is lost; this node does not start",
+            "make room on the volume of its data directory, then start the node again",
+        ),
+        OpenError::Engine(EngineError::Io { doing, .. }) if doing.contains("TMPDIR") => {
+            Failure::new(
+                what,
+                UNTOUCHED,
+                "set TMPDIR to a writable directory with room for a copy of the storage engine",
+            )
+        }
+        OpenError::Io {
+            doing,
+            path,
+            source,
+        } => Failure::new(
+            format!("cannot {doing} {}: {source}", path.display()),
+            "nothing acknowledged is lost; this node does not start",
+            if source.kind() == ErrorKind::NotADirectory {
+                "name the directory of the node, or an empty one for a new node (--data-dir)"
+            } else {
+                "make the data directory writable for this user, on a volume with free space"
+            },
+        ),
+        _ => Failure::new(what, ELSEWHERE, LOOK_FIRST),
+    }
+}
 
 fn of_the_machine(error: &OpenError, what: String) -> Failure {
     match error {
         OpenError::Clock { .. } => Failure::new(
             what,
             UNTOUCHED,
-            "set the clock of the machine, or its time service, then start the node again",
+            "set the machine's clock, or fix its time service, then start the node again",
         ),
         OpenError::Close(_) => Failure::new(
             what,
             "nothing acknowledged is lost: the log has what the engine lacks",
-            "see to the cause, then start it again: it re-reads its disk",
+            "fix the cause, then start the node again: it re-reads its disk",
         ),
         _ => Failure::new(
             what,
             "nothing acknowledged is lost; this node does not start",
-            "see to the cause, then start it again",
+            "fix the cause, then start the node again",
         ),
     }
 }
 
 fn unfinished_restore(dir: &Path) -> Failure {
     Failure::new(
-        format!("a restore to {} was cut off", dir.display()),
+        format!("a restore to {} was interrupted", dir.display()),
         "nothing was changed; the backup has everything",
-        "do it again (steadfast backup restore), or empty the directory",
+        "restore again (steadfast backup restore), or empty the directory",
     )
 }
 
 fn copied(dir: &Path) -> Failure {
     Failure::new(
         format!(
-            "data directory {} is a copy of this node's directory, or was put back out of a backup",
+            "data directory {} is a copy of this node's directory, or was put back from a backup",
             dir.display()
         ),
-        "nothing was changed; votes and writes that the node has acknowledged may be missing in it, \
+        "nothing was changed; votes and writes that the node has acknowledged may be missing from it, \
          and the original may still run, so it takes no part",
-        "put the original directory back, or let the node in anew as a replacement (steadfast node \
-         replace), or, if nothing else is left of the group, recover from it (steadfast recover)",
+        "put the original directory back; or replace the node (steadfast node replace); or, if \
+         nothing else is left of the group, recover from this directory (steadfast recover)",
     )
 }
 
@@ -228,26 +305,35 @@ impl From<ReadyError> for Failure {
             ReadyError::Refused { reason } => Self::new(
                 format!("the group refuses this node: {reason}"),
                 "nothing was changed; the group goes on without this node",
-                "correct what the reason names, then start the node again",
+                "fix what the reason names, then start the node again",
             ),
             error if error.was_removed() => Self::new(
                 "this node was removed from the group",
                 "the group goes on without this node, and has everything that was acknowledged",
-                "nothing, if that was meant; to have the node back, start it with an empty directory and a \
+                "nothing, if that was intended; to bring the node back, start it with an empty directory and a \
                  token (steadfast token create)",
             ),
             ReadyError::Stopped { reason } => Self::new(
                 format!("the node has stopped: {reason}"),
                 ELSEWHERE,
-                "see to the cause, then start the node again: it re-reads its disk",
+                "fix the cause, then start the node again: it re-reads its disk",
             ),
             other => Self::new(
                 other.to_string(),
                 "nothing acknowledged is lost",
-                "start the nodes that are waited for",
+                "start the nodes that it waits for",
             ),
         }
     }
+}
+
+/// The cause at the bottom of an error, or the error itself.
+fn first_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 /// An error followed by its causes, except those that its own text already states.

@@ -13,19 +13,19 @@ use crate::addresses;
 use crate::failure::{Failure, with_sources};
 use crate::status::{ANSWER_TIMEOUT, Ask, At, Output, print_survey};
 
-/// List the nodes of a group, and change what they are
+/// List and change the nodes of a group
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   steadfast node list 10.0.0.1:7400
-  steadfast node promote n4               a secondary gets a vote when it has caught up
-  steadfast node priority n2 10           n2 is master whenever it has caught up
-  steadfast node address n3 10.0.0.9:7400 n3 runs there, started with its own directory
-  steadfast node address --help           when all addresses have changed, and there is no master
-  steadfast node remove n3                for good; it stops when it hears of it
-  steadfast node replace n3               when its directory is lost
+  steadfast node promote n4               give a secondary a vote once it has caught up
+  steadfast node priority n2 10           n2 becomes master whenever it has caught up
+  steadfast node address n3 10.0.0.9:7400 n3 now runs there, with its own directory
+  steadfast node address --help           when all addresses have changed at once
+  steadfast node remove n3                for good; n3 stops when it learns of it
+  steadfast node replace n3               when the directory of n3 is lost
 
-A new node comes in with a token: see `steadfast token create`.")]
+A new node joins with a token: see `steadfast token create`.")]
 pub(crate) struct NodeArguments {
     #[command(subcommand)]
     verb: NodeVerb,
@@ -37,10 +37,10 @@ pub(crate) struct NodeArguments {
 const MAY_BE_MADE: &str = "the change may have been made; nothing acknowledged is lost either way";
 
 const ADDRESS_HELP: &str = "\
-The master tries the address before it takes it: the node has to run there. When all addresses have
-changed at once there is no master to ask. Then stop all nodes, say the same to the directory of each
-with --data-dir, and start them: they find each other, and the master takes the new addresses into the
-group. Nothing is lost by it.
+The master tries the address before it accepts it, so the node must already run there. When all
+addresses have changed at once, there is no master to ask. In that case, stop all nodes, use --data-dir
+to record the new addresses in the directory of each, and start them: they find each other, and the
+master adopts the new addresses for the group. No data is lost.
 
 Examples:
   steadfast node address n3 10.0.0.9:7400
@@ -54,65 +54,65 @@ enum NodeVerb {
         #[command(flatten)]
         at: At,
     },
-    /// Take a node out of the group for good
+    /// Remove a node from the group for good
     Remove {
-        /// Its name
+        /// Name of the node
         node: String,
-        /// Also when the rest may be left without a majority that answers
+        /// Remove it even if the rest may have no majority that answers
         #[arg(long)]
         force: bool,
         #[command(flatten)]
         at: At,
     },
-    /// Fence a node whose directory is lost, and print how to start its successor
+    /// Fence a node whose directory is lost, and print the command that starts its successor
     Replace {
-        /// Its name
+        /// Name of the node
         node: String,
-        /// Also when the rest may be left without a majority that answers
+        /// Replace it even if the rest may have no majority that answers
         #[arg(long)]
         force: bool,
         #[command(flatten)]
         at: At,
     },
-    /// Make a secondary electable: it votes when it has caught up
+    /// Make a secondary electable: it votes once it has caught up
     Promote {
-        /// Its name
+        /// Name of the node
         node: String,
         #[command(flatten)]
         at: At,
     },
     /// Make an electable node a secondary: it keeps the data and loses its vote
     Demote {
-        /// Its name
+        /// Name of the node
         node: String,
         #[command(flatten)]
         at: At,
     },
-    /// Prefer a node as master; with 0 it never is
+    /// Set how strongly a node is preferred as master; with 0 it never becomes master
     Priority {
-        /// Its name
+        /// Name of the node
         node: String,
-        /// 0 to 1000; 1 unless it was set
+        /// Priority, 0 to 1000; a node has 1 unless it was set
         priority: u32,
         #[command(flatten)]
         at: At,
     },
-    /// Say where the others reach a node from now on, or tell a stopped node where all are
+    /// Change the address of a node, or tell a stopped node the addresses of all nodes
     #[command(
         override_usage = "steadfast node address [OPTIONS] NODE HOST:PORT [ADDRESS]...\n       \
                           steadfast node address --data-dir DIR NODE=HOST:PORT...",
         after_help = ADDRESS_HELP
     )]
     Address {
-        /// Its name; with --data-dir its name and its new address, for each node: NODE=HOST:PORT
+        /// Name of the node; with --data-dir, NODE=HOST:PORT for each node
         node: String,
-        /// Its new address
+        /// New address of the node
         #[arg(value_name = "HOST:PORT", required_unless_present = "data_dir")]
         address: Option<String>,
-        /// Also when the node does not answer there, or not yet
+        /// Accept the address even if the node does not answer there, or not yet
         #[arg(long)]
         force: bool,
-        /// Data directory of a stopped node, which is told where the others are
+        /// Data directory of a stopped node, in which to record the addresses
         #[arg(long, value_name = "DIR", conflicts_with = "force")]
         data_dir: Option<PathBuf>,
         #[command(flatten)]
@@ -120,16 +120,16 @@ enum NodeVerb {
     },
 }
 
-/// Show which node is master, or make another one master
+/// Show which node is master, or make another node master
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   steadfast master show
-  steadfast master transfer               to whichever node has most
+  steadfast master transfer               to whichever node is most up to date
   steadfast master transfer n2 n3         to one of these
 
-A transfer waits until a candidate has caught up, then holds writes for milliseconds. When it fails,
-the master goes on.")]
+A transfer waits until a candidate has caught up, then pauses writes for milliseconds. If it fails,
+the master stays master.")]
 pub(crate) struct MasterArguments {
     #[command(subcommand)]
     verb: MasterVerb,
@@ -146,11 +146,11 @@ enum MasterVerb {
     },
     /// Make another node master
     Transfer {
-        /// Names of the nodes of which one is to be master; any, if none is given. What has a colon is
-        /// the address of a node to ask, instead of --ask
+        /// Candidates for master [default: any node]. An argument with a colon is the address of a
+        /// node to ask; it overrides --ask
         #[arg(value_name = "NODE", value_delimiter = ',')]
         nodes: Vec<String>,
-        /// How long a candidate may take to catch up, in seconds
+        /// Time limit for a candidate to catch up, in seconds
         #[arg(long, value_name = "SECONDS", default_value_t = 30)]
         within: u64,
     },
@@ -160,11 +160,11 @@ enum MasterVerb {
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:
-  steadfast group shutdown                for maintenance of all machines; start the nodes again after it
+  steadfast group shutdown                before maintenance of all machines; start the nodes again afterwards
 
-The master takes no more writes, waits until every node that answers has all of them on disk, and then
-all stop, the master last; each process ends with exit code 0. When a node does not catch up in time, the
-group goes on.")]
+The master stops taking writes and waits until every node that answers has all of them on disk. Then
+all nodes stop, the master last, and each process exits with code 0. If a node does not catch up in
+time, the group keeps running.")]
 pub(crate) struct GroupArguments {
     #[command(subcommand)]
     verb: GroupVerb,
@@ -174,9 +174,9 @@ pub(crate) struct GroupArguments {
 
 #[derive(Subcommand)]
 enum GroupVerb {
-    /// Stop all nodes, when all have everything
+    /// Stop all nodes once all of them have every write
     Shutdown {
-        /// How long the nodes may take to catch up, in seconds
+        /// Time limit for the nodes to catch up, in seconds
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         within: u64,
         #[command(flatten)]
@@ -184,15 +184,15 @@ enum GroupVerb {
     },
 }
 
-/// Make the token with which a new node comes into a group
+/// Create the token with which a new node joins a group
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:
   steadfast token create --type secondary
   steadfast start --group orders --node n4 --data-dir /var/lib/n4 --listen 10.0.0.4:7400 --join TOKEN
 
-The token says which group, and where its nodes are. It holds no secret: whoever reaches their
-addresses can join.")]
+The token names the group and the addresses of its nodes. It holds no secret: anyone who can reach
+those addresses can join.")]
 pub(crate) struct TokenArguments {
     #[command(subcommand)]
     verb: TokenVerb,
@@ -204,10 +204,10 @@ pub(crate) struct TokenArguments {
 enum TokenVerb {
     /// Print a token
     Create {
-        /// What the node is to be: electable, secondary or arbiter
+        /// Type of the new node: electable, secondary or arbiter
         #[arg(long = "type", value_name = "TYPE", default_value_t = NodeType::Electable)]
         node_type: NodeType,
-        /// Its priority, if it is electable
+        /// Priority of the new node, if it is electable
         #[arg(long, default_value_t = PRIORITY_DEFAULT)]
         priority: u32,
         #[command(flatten)]
@@ -268,11 +268,11 @@ fn check_reachable(node: &str, address: &str) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new(
-        format!("{address} stands for every address of a machine: nobody reaches {node} there"),
+        format!("{address} means every address of a machine: no other node can reach {node} there"),
         "nothing was changed",
         format!(
-            "say where the others reach it: steadfast node address {node} HOST:PORT; it may listen \
-             on {address} all the same"
+            "give the address at which the others reach it: steadfast node address {node} \
+             HOST:PORT; it may still listen on {address}"
         ),
     ))
 }
@@ -385,13 +385,13 @@ impl Ask {
                 Failure::new(
                     with_sources(&error),
                     MAY_BE_MADE,
-                    "see `steadfast status`, then ask again if it was not, with the addresses of all nodes",
+                    "see `steadfast status`; if the change was not made, try again, with the addresses of all nodes",
                 )
             } else {
                 Failure::new(
                     with_sources(&error),
                     "nothing was changed",
-                    "see `steadfast status`, then ask again, with the addresses of all nodes",
+                    "see `steadfast status`, then try again, with the addresses of all nodes",
                 )
             }),
         }
@@ -408,7 +408,7 @@ impl Ask {
                         }
                         return Ok(token.with_priority(priority));
                     }
-                    None => why.push(format!("{address} belongs to no group yet")),
+                    None => why.push(format!("the node at {address} belongs to no group yet")),
                 },
                 Err(error) => why.push(with_sources(&error)),
             }
@@ -416,7 +416,7 @@ impl Ask {
         Err(Failure::new(
             why.join("; "),
             "nothing was changed",
-            "give --ask the address of a node that works",
+            "give --ask the address of a working node",
         ))
     }
 }

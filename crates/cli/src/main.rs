@@ -56,22 +56,22 @@ const LOG_DEFAULT: &str = "warn,openraft=error";
     version,
     after_help = "\
 Examples:
-  steadfast demo                          kill masters under load, and see that nothing is lost
-  steadfast dev                           a group of three nodes to play with
-  steadfast start --config n1.toml        one node of a real group
-  steadfast status 10.0.0.1:7400          how the group is, asked of any of its nodes
-  steadfast token create                  let another node into the group
-  steadfast master transfer n2            make n2 master
-  steadfast group shutdown                stop all nodes, when all have everything
-  steadfast doctor                        what is wrong with a group, why, and what to do
-  steadfast events                        watch masters, members and failures of a group
-  steadfast verify --deep                 whether all nodes hold the same, and their files hold
-  steadfast backup create DIR             copy the whole state as of one transaction to files
-  steadfast recover plan --data-dir DIR   what is left of a group that lost its quorum
-  steadfast config explain                every key of the configuration
+  steadfast demo                          kill masters under load and check that nothing is lost
+  steadfast dev                           start a three-node group to experiment with
+  steadfast start --config n1.toml        run one node of a real group
+  steadfast status 10.0.0.1:7400          show the state of a group; any of its nodes will do
+  steadfast token create                  print the token with which a new node joins
+  steadfast master transfer n2            make n2 the master
+  steadfast group shutdown                stop all nodes once all of them have every write
+  steadfast doctor                        find out what is wrong, why, and what to do about it
+  steadfast events                        watch the masters, members and failures of a group
+  steadfast verify --deep                 check that all nodes agree and all files are intact
+  steadfast backup create DIR             back up the whole state as of one transaction
+  steadfast recover plan --data-dir DIR   show what is left of a group that has lost its quorum
+  steadfast config explain                explain every configuration key
 
-Exit codes: 0 ok, 1 failed, 2 usage, 3 degraded, 4 no quorum.
-STEADFAST_LOG sets what is logged on stderr, for example STEADFAST_LOG=debug."
+Exit codes: 0 success, 1 failure, 2 usage error, 3 degraded, 4 no quorum.
+STEADFAST_LOG sets the log filter for stderr, for example STEADFAST_LOG=debug."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -112,7 +112,7 @@ fn main() -> ExitCode {
         .log_internal_errors(false)
         .init();
     if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files could not be raised");
+        tracing::warn!(%error, "cannot raise the limit on open files");
     }
     let done = match arguments.verb {
         Verb::Start(arguments) => on_runtime(start::run(arguments)),
@@ -141,7 +141,7 @@ fn on_runtime(verb: impl Future<Output = Result<ExitCode, Failure>>) -> Result<E
         .worker_threads(2)
         .enable_all()
         .build()
-        .map_err(|error| Failure::system("no runtime could be started", &error))?;
+        .map_err(|error| Failure::system("cannot start the runtime", &error))?;
     let done = runtime.block_on(verb);
     // Nothing left over may delay the end, such as a thread that waits for a line of stdin.
     runtime.shutdown_background();

@@ -94,8 +94,8 @@ pub(crate) fn end(code: ExitCode) -> ExitCode {
         Some(Some(why)) if STDOUT.queue.get().is_none() && code == ExitCode::SUCCESS => {
             Failure::new(
                 format!("the answer could not be written to stdout: {why}"),
-                "what was asked for has been done all the same",
-                "give it a place to write to, and ask again where that changes nothing",
+                "the command has done its work all the same",
+                "redirect stdout to a place with room, and run the command again if that changes nothing",
             )
             .print()
         }
@@ -163,7 +163,7 @@ impl Stream {
             .spawn(move || queue.run(&mut *open()));
         started
             .map(|_| ())
-            .map_err(|error| Failure::system("no thread could be started", &error))
+            .map_err(|error| Failure::system("cannot start a thread", &error))
     }
 
     fn drain(&self) {
@@ -228,7 +228,7 @@ impl Queue {
             return line;
         }
         let dropped = std::mem::take(&mut waiting.dropped);
-        format!("{dropped} lines were dropped here: nobody took what was written\n").into_bytes()
+        format!("{dropped} lines were dropped here: nobody was reading the output\n").into_bytes()
     }
 
     /// Waits until all lines are written, or none has been for `patience`.

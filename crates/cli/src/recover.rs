@@ -19,12 +19,12 @@ const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
 const UNCHANGED: &str = "nothing was changed";
 
-/// Go on from one survivor when the quorum of a group is lost for good
+/// Continue from one survivor when a group has lost its quorum for good
 #[derive(clap::Args)]
 #[command(after_help = "\
-A majority that is only down is not lost: start it. First make a plan, with the directories of all
-nodes that are left, stopped. It says what may be lost, and prints the command that goes on. It
-changes nothing; the storage engine is copied to the directory for temporary files (TMPDIR) meanwhile.
+A majority that is only down is not lost: start it. Otherwise, stop the nodes that are left and make a
+plan from their data directories. The plan says what may be lost and prints the command to continue with.
+It changes nothing; meanwhile it copies the storage engine to the temporary directory (TMPDIR).
 
 Examples:
   steadfast recover plan --data-dir /var/lib/orders
@@ -39,27 +39,27 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Say who is left, who has most, and what may be lost; change nothing
+    /// Show which nodes are left, which has most, and what may be lost; change nothing
     Plan {
-        /// Data directory of a node that is left and does not run
+        /// Data directory of a node that is left and stopped; give one for each
         #[arg(long = "data-dir", value_name = "DIR", required = true)]
         directories: Vec<PathBuf>,
-        /// Address of a node that runs; members are asked at their own addresses without it
+        /// Address of a running node; give one for each [default: the members' own addresses]
         #[arg(long = "node", value_name = "HOST:PORT")]
         nodes: Vec<String>,
-        /// How to print it
+        /// Output format
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
-    /// Make the node of a directory the only member of its group, in a new epoch
+    /// Make one node the only member of its group, in a new epoch
     Apply {
-        /// Its data directory; it does not run
+        /// Data directory of that node, which must be stopped
         #[arg(long = "data-dir", value_name = "DIR")]
         directory: PathBuf,
-        /// The text that the plan prints
+        /// Confirmation that the plan prints
         #[arg(long, value_name = "TEXT")]
         confirm: String,
-        /// How to print it
+        /// Output format
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
@@ -145,8 +145,8 @@ fn loss(plan: &RecoveryPlan) -> String {
     if let Some(lost) = &plan.known_lost {
         return format!(
             "! {kept} {1} has no data, and knows the log up to {2}: up to {3} entries\n  \
-             that {0} lacks. The transactions in them, acknowledged ones too, are lost for good; how many \
-             they\n  are, only a node that is missing could tell.\n",
+             that {0} lacks. Their transactions, acknowledged ones too, are lost for good; only a missing \
+             node\n  could tell how many they are.\n",
             first.node.name,
             lost.node.name,
             lost.last,
@@ -155,8 +155,8 @@ fn loss(plan: &RecoveryPlan) -> String {
     }
     if plan.may_lose {
         format!(
-            "! {kept} What is missing is a majority, and may have acknowledged later writes that\n  \
-             nobody else has. How many cannot be known; they are lost for good.\n"
+            "! {kept} The missing nodes are a majority, and may have acknowledged later writes that\n  \
+             no other node has. How many cannot be known; they are lost for good.\n"
         )
     } else {
         format!("! {kept} Every write that a majority has acknowledged is among them.\n")
@@ -166,11 +166,11 @@ fn loss(plan: &RecoveryPlan) -> String {
 fn next(plan: &RecoveryPlan) -> String {
     match &plan.next {
         NextStep::Stop { node } => format!(
-            "{node} has most, and runs. Stop it, and plan again with its directory:\n  \
+            "{node} has most, and is running. Stop it, then plan again with its directory:\n  \
              steadfast recover plan --data-dir DIR\n"
         ),
         NextStep::Apply { directory, confirm } => format!(
-            "Only when what is missing will not come back, and cannot be started by anybody:\n  \
+            "Only if the missing nodes will never come back, and nobody can start them:\n  \
              steadfast recover apply --data-dir {} --confirm {}\n",
             quoted(&directory.display().to_string()),
             quoted(confirm)
@@ -187,7 +187,7 @@ fn render_recovered(recovered: &Recovered) -> String {
     } = recovered;
     format!(
         "group {group_name} is recovered: {0} is its only member, in epoch {epoch}, with {1}\n\
-         Start {0}, and let other nodes in anew, with empty directories. Keep the old ones aside.\n",
+         Start {0}, then let other nodes join with empty directories. Keep the old directories aside.\n",
         node.name,
         kept(*vlsn)
     )
@@ -218,13 +218,17 @@ impl From<RecoverError> for Failure {
                 "name the directory of a node that is left",
             ),
             RecoverError::Begun { source } => Self::new(
-                format!("the recovery was begun and not finished: {source}"),
-                "the directory is as it was, or is recovered when it is opened the next time",
-                "see to the cause, then plan again",
+                format!("the recovery was begun but not finished: {source}"),
+                "the directory is unchanged, or is recovered when it is next opened",
+                "fix the cause, then plan again",
             ),
             RecoverError::SeveralGroups { one, other } => Self::usage(
-                format!("{} and {} are of different groups", dir(&one), dir(&other)),
-                "name directories of one group",
+                format!(
+                    "{} and {} belong to different groups",
+                    dir(&one),
+                    dir(&other)
+                ),
+                "name the directories of one group only",
             ),
             RecoverError::NotNeeded {
                 there,
@@ -242,35 +246,35 @@ impl From<RecoverError> for Failure {
             RecoverError::Works { name } => Self::new(
                 format!("{name} hears a master, so the group works"),
                 "nothing was changed, and nothing acknowledged is lost",
-                "see to the way to that master, and start what is down",
+                "check the network to that master, and start the nodes that are down",
             ),
             RecoverError::Superseded { address, epoch } => Self::new(
                 format!(
-                    "the node at {address} is in epoch {epoch} of the group: it was recovered \
-                     already"
+                    "the node at {address} is in epoch {epoch} of the group: the group was \
+                     recovered already"
                 ),
                 UNCHANGED,
-                "keep this directory aside, and let its node in anew, with an empty one and a token \
-                 (steadfast token create)",
+                "keep this directory aside, then let its node join again, with an empty directory and a \
+                 token (steadfast token create)",
             ),
             RecoverError::NoVote { name } => Self::new(
-                format!("{name} has no vote or no data, so the group cannot go on from it"),
+                format!("{name} has no vote or no data, so the group cannot continue from it"),
                 UNCHANGED,
                 "name the directory of a node that has both",
             ),
             RecoverError::Behind { name } => Self::new(
-                format!("{name} runs, and has more than this directory"),
+                format!("{name} is running, and has more than this directory"),
                 UNCHANGED,
                 format!("stop {name}, and recover from its directory"),
             ),
             RecoverError::Unconfirmed => Self::usage(
-                "the confirmation is not the text for this group, node and state",
-                "run `steadfast recover plan`, read what it says, and give the text that it prints",
+                "the confirmation does not match this group, node and state",
+                "run `steadfast recover plan`, read what it says, and give the confirmation that it prints",
             ),
             other => Self::new(
                 other.to_string(),
                 UNCHANGED,
-                "see to the cause, then try again",
+                "fix the cause, then try again",
             ),
         }
     }

@@ -16,7 +16,7 @@ const VARIABLE_PREFIX: &str = "STEADFAST_";
 /// The flags that configure a node.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Flags {
-    /// TOML file with the configuration; flags override it
+    /// TOML configuration file; flags override it
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Name of the group
@@ -25,19 +25,19 @@ pub(crate) struct Flags {
     /// Name of this node
     #[arg(long)]
     pub(crate) node: Option<String>,
-    /// Directory of this node's log and engine
+    /// Directory for this node's log and storage engine
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<String>,
     /// Address to listen on
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen: Option<String>,
-    /// The nodes of the group to be, separated by commas
+    /// Nodes that form a new group, separated by commas
     #[arg(long, value_name = "NAME=HOST:PORT", value_delimiter = ',')]
     pub(crate) bootstrap: Vec<String>,
-    /// Token of `steadfast token create`: lets this node into a group that exists
+    /// Token from `steadfast token create`, to join an existing group
     #[arg(long, value_name = "TOKEN", conflicts_with = "bootstrap")]
     pub(crate) join: Option<String>,
-    /// Any other key, for example --set `flush_interval_ms=1000`
+    /// Set any other key, for example `--set flush_interval_ms=1000`
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) numbers: Vec<String>,
 }
@@ -108,8 +108,8 @@ impl Settings {
             Failure::usage(what, "give --config the path of a TOML file")
         })?;
         let table: toml::Table = text.parse().map_err(|error| {
-            let what = format!("{} is not TOML: {error}", path.display());
-            Failure::usage(what, "correct the line")
+            let what = format!("{} is not valid TOML: {error}", path.display());
+            Failure::usage(what, "correct that line")
         })?;
         for (key, value) in table {
             self.add(&key, value)?;
@@ -167,7 +167,8 @@ impl Settings {
             .data_dir(text("data_dir")?)
             .listen(text("listen")?);
         if self.0.contains_key("join") && self.0.contains_key("bootstrap") {
-            let problem = "is given beside bootstrap; a node forms a group or joins one";
+            let problem =
+                "is set together with bootstrap; a node either forms a group or joins one";
             return Err(ConfigError::new("join", problem));
         }
         for (key, setting) in self.0 {

@@ -16,11 +16,11 @@ const REMINDER: Duration = Duration::from_secs(10);
 /// How often a node that has stopped on a full disk checks for room.
 const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Run one node of a group, until Ctrl-C or SIGTERM
+/// Run one node of a group until Ctrl-C or SIGTERM
 #[derive(clap::Args)]
 #[command(after_help = "\
-Every key can stand in the file, in an environment variable (STEADFAST_DATA_DIR), or in a flag;
-flags win over variables, and those over the file. `steadfast config explain` has all keys.
+Set each key in the file, in an environment variable (such as STEADFAST_DATA_DIR), or with a flag.
+Flags override variables, and variables override the file. `steadfast config explain` lists all keys.
 
 Examples:
   steadfast start --config n1.toml
@@ -44,7 +44,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let mut stop = Stop::new(arguments.until_stdin_closes)?;
     let node = config.node().to_owned();
     while let End::DiskFull = run_once(&config, &mut stop).await? {
-        println!("{node} opens again: there is room on its disk");
+        println!("{node} opens again: its disk has room");
     }
     println!("{node} is closed");
     Ok(ExitCode::SUCCESS)
@@ -60,7 +60,9 @@ enum End {
 
 async fn run_once(config: &RepConfig, stop: &mut Stop) -> Result<End, Failure> {
     let (group, node) = (config.group(), config.node());
-    let env = ReplicatedEnvironment::open_async(config.clone()).await?;
+    let env = ReplicatedEnvironment::open_async(config.clone())
+        .await
+        .map_err(|error| Failure::of_open(error, config.data_dir()))?;
     println!(
         "{node} of group {group} listens on {}",
         env.listen_address()

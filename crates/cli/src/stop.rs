@@ -61,6 +61,6 @@ fn stdin_closed() -> Result<oneshot::Receiver<()>, Failure> {
     let started = std::thread::Builder::new()
         .name("stdin".to_owned())
         .spawn(read);
-    started.map_err(|error| Failure::system("no thread could be started", &error))?;
+    started.map_err(|error| Failure::system("cannot start a thread", &error))?;
     Ok(receiver)
 }

@@ -3,26 +3,26 @@
 use std::process::ExitCode;
 
 use serde_json::json;
-use steadfast::{Comparison, NodeAddress};
+use steadfast::{Comparison, NodeAddress, NodeStatus};
 
-use crate::failure::{FAILED, Failure};
+use crate::failure::{FAILED, Failure, with_sources};
 use crate::output;
-use crate::status::{Ask, At, Output, Survey, aligned, grouped, push};
+use crate::status::{ANSWER_TIMEOUT, Ask, At, ONLY_NODE, Output, Survey, aligned, grouped, push};
 
 /// Compare the data of all nodes with the master's, range by range
 #[derive(clap::Args)]
 #[command(after_help = "\
-Each range is compared at one VLSN; writes go on meanwhile. --deep also names the keys of what differs,
-and has each node read all of its files and hold their checksums against them.
+Each range is compared at one VLSN, while writes continue. --deep also names the keys that differ, and
+has each node read all of its files and verify their checksums.
 
 Examples:
   steadfast verify 10.0.0.1:7400
   steadfast verify --deep
   steadfast verify -o json | jq .divergences
 
-Exit codes: 0 all hold the same, 1 something differs or is damaged, or a node could not be compared.")]
+Exit codes: 0 all nodes agree, 1 something differs or is damaged, or a node could not be compared.")]
 pub(crate) struct Arguments {
-    /// Also name the keys, and read all files
+    /// Also name the keys that differ, and check all files
     #[arg(long)]
     deep: bool,
     #[command(flatten)]
@@ -51,19 +51,15 @@ pub(crate) async fn run(Arguments { deep, at, mut ask }: Arguments) -> Result<Ex
     let mut compared = compared.map_err(|why| {
         Failure::new(
             why,
-            "nothing was changed; whether the nodes hold the same is not known",
-            "look at `steadfast status`, then verify again",
+            "nothing was changed; whether the nodes hold the same data is not known",
+            "see `steadfast status`, then verify again",
         )
     })?;
-    let silent = survey.nodes.iter().filter(|node| node.has_data());
-    for node in silent {
-        if let Err(why) = &node.status {
-            let name = node.member.node.name.clone();
-            compared.left_out.push((name, why.to_string()));
-        }
-    }
+    compared.left_out.extend(not_working(&survey));
+    let asked = [vec![reference], others].concat();
+    leave_out_lost(&mut compared, &asked).await;
     match ask.output() {
-        Output::Table => print!("{}", render(&survey.group_name, &compared)),
+        Output::Table => print!("{}", render(&survey, &compared)),
         Output::Json => println!("{}", to_json(&survey.group_name, &compared)),
     }
     let is_fine = compared.is_clean() && compared.left_out.is_empty();
@@ -77,13 +73,13 @@ pub(crate) async fn run(Arguments { deep, at, mut ask }: Arguments) -> Result<Ex
 /// The reference node, and the others.
 fn whom(survey: &Survey) -> Result<(NodeAddress, Vec<NodeAddress>), Failure> {
     let with_data = survey.nodes.iter().filter(|node| node.has_data());
-    let answering = with_data.filter(|node| node.status.is_ok());
-    let mut nodes: Vec<_> = answering.map(|node| node.member.node.clone()).collect();
+    let working = with_data.filter(|node| node.is_working());
+    let mut nodes: Vec<_> = working.map(|node| node.member.node.clone()).collect();
     let master = survey.master.as_ref().map(|master| master.node.id);
     let at = nodes.iter().position(|node| Some(node.id) == master);
     if nodes.is_empty() {
         return Err(Failure::new(
-            "no node with data answers",
+            "no node with data works",
             "nothing was changed",
             "start the nodes that are down",
         ));
@@ -92,9 +88,52 @@ fn whom(survey: &Survey) -> Result<(NodeAddress, Vec<NodeAddress>), Failure> {
     Ok((reference, nodes))
 }
 
-fn render(group: &str, compared: &Comparison) -> String {
+/// The nodes with data that cannot be compared, and why.
+fn not_working(survey: &Survey) -> Vec<(String, String)> {
+    let with_data = survey.nodes.iter().filter(|node| node.has_data());
+    let idle = with_data.filter(|node| !node.is_working());
+    idle.map(|node| {
+        let why = match &node.status {
+            Err(why) => why.to_string(),
+            Ok(status) => match &status.damage {
+                Some(damage) => format!("it serves nothing: {damage}"),
+                None if status.restore.is_some() || status.role != "detached" => {
+                    format!("it waits for {}", status.waiting_for)
+                }
+                None => format!("it has stopped: {}", status.waiting_for),
+            },
+        };
+        (node.member.node.name.clone(), why)
+    })
+    .collect()
+}
+
+/// A node that was lost meanwhile has not checked its files: that is no damage.
+async fn leave_out_lost(compared: &mut Comparison, nodes: &[NodeAddress]) {
+    let checked = std::mem::take(&mut compared.checked);
+    for node in checked {
+        let of = nodes.iter().find(|of| of.name == node.name);
+        if let (Some(of), Some(_)) = (of, &node.problem)
+            && let Err(error) = NodeStatus::ask(&of.address, false, ANSWER_TIMEOUT).await
+        {
+            let why = format!("it could not be reached: {}", with_sources(&error));
+            compared.left_out.retain(|(name, _)| *name != node.name);
+            compared.left_out.push((node.name, why));
+        } else {
+            compared.checked.push(node);
+        }
+    }
+}
+
+fn render(survey: &Survey, compared: &Comparison) -> String {
+    let group = &survey.group_name;
+    let remedy = if survey.nodes.len() == 1 {
+        ONLY_NODE
+    } else {
+        REPLACE
+    };
     let verdict = if compared.is_clean() {
-        format!("{} hold the same", compared.nodes.join(", "))
+        format!("{} hold the same data", compared.nodes.join(", "))
     } else if compared.divergent > 0 {
         format!("DIVERGED in {} ranges", compared.divergent)
     } else {
@@ -121,7 +160,7 @@ fn render(group: &str, compared: &Comparison) -> String {
         push(
             &mut text,
             format_args!(
-                "{}: {} bytes of log and {} of engine hold\n",
+                "{}: {} bytes of log and {} bytes of engine are intact\n",
                 node.name,
                 grouped(node.log_bytes),
                 grouped(node.engine_bytes)
@@ -132,7 +171,7 @@ fn render(group: &str, compared: &Comparison) -> String {
         push(
             &mut text,
             format_args!(
-                "! {} differs: {divergence}\n  {REPLACE}\n",
+                "! {} differs: {divergence}\n  {remedy}\n",
                 divergence.nodes.join(" or ")
             ),
         );
@@ -141,21 +180,21 @@ fn render(group: &str, compared: &Comparison) -> String {
         if let Some(problem) = &node.problem {
             push(
                 &mut text,
-                format_args!("! {} is damaged: {problem}\n  {REPLACE}\n", node.name),
+                format_args!("! {} is damaged: {problem}\n  {remedy}\n", node.name),
             );
         }
     }
     for (name, why) in &compared.left_out {
         push(
             &mut text,
-            format_args!("! {name} was not compared: {why}\n  see to it, then verify again\n"),
+            format_args!("! {name} was not compared: {why}\n  fix that, then verify again\n"),
         );
     }
     text
 }
 
-const REPLACE: &str = "nothing that the others hold is lost: it repairs itself where a majority is \
-                       left without it (repair = \"auto\"); if it does not, replace it (steadfast \
+const REPLACE: &str = "nothing that the others hold is lost: the node repairs itself if the others \
+                       are a majority (repair = \"auto\"); if it does not, replace it (steadfast \
                        node replace)";
 
 fn to_json(group: &str, compared: &Comparison) -> serde_json::Value {
@@ -163,4 +202,42 @@ fn to_json(group: &str, compared: &Comparison) -> serde_json::Value {
     json["group"] = json!(group);
     json["is_clean"] = json!(compared.is_clean());
     json
+}
+
+#[cfg(test)]
+mod tests {
+    use steadfast::CheckedNode;
+    use steadfast::ids::NodeId;
+
+    use super::*;
+    use crate::ports::free_addresses;
+
+    #[test]
+    fn a_node_that_is_gone_was_not_reached_and_is_not_damaged() {
+        let address = free_addresses(1).expect("a free port").remove(0);
+        let gone = NodeAddress {
+            id: NodeId(3),
+            name: "n3".to_owned(),
+            address,
+        };
+        let mut compared = Comparison {
+            checked: vec![CheckedNode {
+                name: "n3".to_owned(),
+                problem: Some("it closed the connection".to_owned()),
+                log_bytes: 0,
+                engine_bytes: 0,
+            }],
+            ..Comparison::default()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let nodes = [gone];
+        let left_out = leave_out_lost(&mut compared, &nodes);
+        runtime.expect("a runtime").block_on(left_out);
+        assert!(compared.is_clean(), "{compared:?}");
+        let (name, why) = &compared.left_out[0];
+        assert_eq!(name, "n3");
+        assert!(why.contains("could not be reached"), "{why}");
+    }
 }

@@ -22,36 +22,36 @@ use steadfast_sim::worker;
     name = "steadfast-sim",
     version,
     after_help = "\
-Each seed draws its own group, limits, load and subset of faults. Faults happen for 20 virtual seconds;
-then they end, and the group has to commit again and to agree. What clients saw is held against the
-committed log. A quarter of the groups then lose their quorum for good, and go on from a survivor;
+Each seed decides its own group, limits, load and subset of faults. Faults happen for 20 virtual
+seconds; then they end, and the group must commit again and agree. What clients saw is checked against
+the committed log. A quarter of the groups then lose their quorum for good, and continue from a survivor;
 others lose a row on all nodes but one, or have one node behind a slow link from then on.
-Each seed runs in a process of its own, and the same seed always does the same.
+Each seed runs in a process of its own, and the same seed always gives the same run.
 
 Examples:
-  steadfast-sim --seeds 1000                        a budget; ends with one JSON line
+  steadfast-sim --seeds 1000                        run a budget of seeds; ends with one JSON line
   steadfast-sim --seed 4711                         replay one seed and print its story
-  steadfast-sim --seed 4711 --without kill,pause    the same with fewer faults
-  steadfast-sim --seed 4711 --shrink                find the least that still fails
-  steadfast-sim --long --ledger seeds.jsonl         until stopped, a line for every 1,000 seeds
+  steadfast-sim --seed 4711 --without kill,pause    replay it with fewer faults
+  steadfast-sim --seed 4711 --shrink                shrink it to the least that still fails
+  steadfast-sim --long --ledger seeds.jsonl         run until stopped, one line per 1,000 seeds
 
 Exit code: 0 when no seed failed, 1 when one did, 2 for bad arguments."
 )]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 struct Arguments {
-    /// How many seeds to run
+    /// Number of seeds to run
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// First seed to run
     #[arg(long, default_value_t = 1)]
     first_seed: u64,
-    /// Run the seeds that once found something
+    /// Run the seeds that found a bug in the past
     #[arg(long, conflicts_with_all = ["seeds", "seed"])]
     found: bool,
     /// Run until stopped, in rounds of 1,000 seeds
     #[arg(long, conflicts_with_all = ["seeds", "seed", "found"])]
     long: bool,
-    /// Append the line of each round to this file
+    /// File to which to append the line of each round
     #[arg(long, value_name = "FILE")]
     ledger: Option<std::path::PathBuf>,
     /// Seeds to run in parallel; defaults to the number of cores

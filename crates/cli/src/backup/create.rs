@@ -26,7 +26,7 @@ pub(super) async fn create(ask: &Ask, dir: &Path, stale: bool) -> Result<Manifes
             return Err(Failure::new(
                 word,
                 "nothing was changed",
-                "ask a node of the majority (--ask); see `steadfast doctor`; take it as it is with --stale",
+                "see `steadfast doctor`; ask a node of the majority (--ask), or accept this state with --stale",
             ));
         }
     }
@@ -53,7 +53,7 @@ pub(super) async fn create(ask: &Ask, dir: &Path, stale: bool) -> Result<Manifes
     state.close_async().await;
     if digest.is_none() {
         eprintln!(
-            "note: {} could not tell in time what its state has to be, so the rows were not held against it",
+            "note: {} did not report in time what its state has to be, so the rows were not checked against it",
             source.node.name
         );
     }
@@ -70,7 +70,7 @@ fn source(survey: &Survey) -> Result<NodeStatus, Failure> {
     let best = well.max_by_key(|status| (status.role != "master", status.vlsn));
     best.cloned().ok_or_else(|| {
         Failure::new(
-            "no node with right data works",
+            "no working node has undamaged data",
             "nothing was changed",
             "start the nodes that are down; see `steadfast doctor`",
         )
@@ -84,7 +84,7 @@ fn word(survey: &Survey, source: &NodeStatus) -> Result<String, String> {
         Some(master) if survey.health != Health::NoQuorum => {
             let behind = master.vlsn.0.saturating_sub(source.vlsn.0);
             Ok(format!(
-                "{name} has everything up to VLSN {vlsn}, {} transactions fewer than its master {} at this moment",
+                "{name} has everything up to VLSN {vlsn}, {} transactions behind its master {} at this moment",
                 grouped(behind),
                 master.node.name
             ))
@@ -93,7 +93,7 @@ fn word(survey: &Survey, source: &NodeStatus) -> Result<String, String> {
             let heard = match source.master_heard_ms_ago {
                 Some(ago) => format!("has heard no master for {} s", ago / 1_000),
                 None if source.role == "master" => "leads, and reaches no majority".to_owned(),
-                None => "has heard no master since it was started".to_owned(),
+                None => "has heard no master since it started".to_owned(),
             };
             Err(format!(
                 "no majority says that {name} is current: it {heard}, and its state, up to VLSN {vlsn}, may lack what \
@@ -106,7 +106,7 @@ fn word(survey: &Survey, source: &NodeStatus) -> Result<String, String> {
 fn failed(error: &FeedError) -> Failure {
     let what = match error {
         FeedError::Disconnected { reason, .. } => {
-            format!("the node that is backed up does not go on: {reason}")
+            format!("the node being backed up no longer sends its state: {reason}")
         }
         error => with_sources(error),
     };
@@ -115,13 +115,13 @@ fn failed(error: &FeedError) -> Failure {
             "see `steadfast status`: start that node, or ask another one with --ask; then try again with another directory"
         }
         FeedError::SnapshotTooOld => {
-            "set snapshot_age_max_ms on that node to more than a backup takes, and window_bytes_max to more than is written meanwhile, and try again"
+            "on that node, raise snapshot_age_max_ms above the time that a backup takes, and window_bytes_max above the bytes written meanwhile; then try again"
         }
         _ => "see `steadfast status`, then try again with another directory",
     };
     Failure::new(
         what,
-        "nothing in the group was changed; the backup is not whole, and says so",
+        "nothing in the group was changed; the backup is incomplete, and `backup verify` says so",
         to_do,
     )
 }
@@ -236,14 +236,14 @@ mod tests {
         });
         let text = went.to_string();
         assert!(
-            text.contains("the node that is backed up does not go on: n2 has closed"),
+            text.contains("the node being backed up no longer sends its state: n2 has closed"),
             "{text}"
         );
         assert!(text.contains("--ask"), "{text}");
         let slow = failed(&FeedError::SnapshotTooOld).to_string();
         assert!(slow.contains("snapshot_age_max_ms"), "{slow}");
         for text in [text, slow] {
-            assert!(text.contains("the backup is not whole"), "{text}");
+            assert!(text.contains("the backup is incomplete"), "{text}");
             assert!(!text.contains("subscription"), "{text}");
         }
     }

@@ -102,11 +102,11 @@ pub(crate) enum BackupError {
         offset: usize,
         what: &'static str,
     },
-    #[error("{} has no {MANIFEST}: it is no backup, or one that was not finished", .0.display())]
+    #[error("{} has no {MANIFEST}: it is not a backup, or one that was not finished", .0.display())]
     Unfinished(PathBuf),
-    #[error("the backup has format {found}, and this program knows {VERSION}")]
+    #[error("the backup has format {found}, but this program supports {VERSION}")]
     Format { found: u32 },
-    #[error("the backup is not what its manifest says: {0}")]
+    #[error("the backup does not match its manifest: {0}")]
     Mismatch(String),
 }
 
@@ -212,21 +212,21 @@ pub(super) fn read_chunk(
         what,
     };
     if bytes.len() as u64 != chunk.bytes {
-        return Err(damaged(bytes.len(), "the file has another length"));
+        return Err(damaged(bytes.len(), "the file has the wrong length"));
     }
     if bytes.len() < HEADER_BYTES + HASH_BYTES || hex(&bytes) != chunk.checksum {
         return Err(damaged(0, "the checksum does not match"));
     }
     let (body, hash) = bytes.split_at(bytes.len() - HASH_BYTES);
     if blake3::hash(body).as_bytes() != hash {
-        return Err(damaged(body.len(), "the checksum within does not match"));
+        return Err(damaged(body.len(), "the inner checksum does not match"));
     }
     let word = |at: usize| -> Option<u32> {
         let bytes = body.get(at..at + 4)?;
         Some(u32::from_le_bytes(bytes.try_into().ok()?))
     };
     if body[..8] != *MAGIC || word(8) != Some(VERSION) || word(12) != u32::try_from(number).ok() {
-        return Err(damaged(0, "it is no chunk, or another one"));
+        return Err(damaged(0, "it is not a chunk, or not this one"));
     }
     let mut at = HEADER_BYTES;
     while at < body.len() {
@@ -241,7 +241,7 @@ pub(super) fn read_chunk(
                 let (name, end) = field(at + 5, first).ok_or_else(short)?;
                 let name = std::str::from_utf8(name);
                 each(Record::Database(
-                    name.map_err(|_| damaged(at, "a name is no text"))?,
+                    name.map_err(|_| damaged(at, "a name is not text"))?,
                 ))?;
                 end
             }
@@ -252,7 +252,7 @@ pub(super) fn read_chunk(
                 each(Record::Row(key, value))?;
                 end
             }
-            _ => return Err(damaged(at, "a record of an unknown kind")),
+            _ => return Err(damaged(at, "a record is of an unknown kind")),
         };
     }
     Ok(())
@@ -284,7 +284,7 @@ impl Manifest {
             what,
         };
         let value: serde_json::Value =
-            serde_json::from_slice(&bytes).map_err(|_| damaged("it is no JSON"))?;
+            serde_json::from_slice(&bytes).map_err(|_| damaged("it is not JSON"))?;
         let found = value.get("format").and_then(serde_json::Value::as_u64);
         let found = found.and_then(|found| u32::try_from(found).ok());
         match found {
@@ -329,7 +329,7 @@ fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, BackupError> {
         return Err(BackupError::Damaged {
             path: path.to_owned(),
             offset: 0,
-            what: "it is longer than any such file",
+            what: "it is longer than any such file can be",
         });
     }
     fs::read(path).map_err(io_error(path))

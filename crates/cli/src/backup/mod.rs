@@ -17,7 +17,9 @@ use crate::backup::format::{BackupError, Manifest};
 use crate::failure::{Failure, with_sources};
 use crate::status::{Ask, At, Output, grouped};
 
-/// Copy the whole state of a group to files, check such a copy, or begin a new group with it
+pub(crate) use place::foreign_names;
+
+/// Back up the whole state of a group to files, verify a backup, or restore one as a new group
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -25,9 +27,10 @@ Examples:
   steadfast backup verify /backup/orders-1
   steadfast backup restore /backup/orders-1 --data-dir /var/lib/orders --node n1 --listen 10.0.0.1:7400
 
-A backup is taken from a running node, by default not the master, while writes go on. It is consistent:
-everything as of one transaction. A node that is cut off from a majority may lack what was acknowledged since:
-it is refused, unless with --stale. Restored, it is a new group of one node; let others in with tokens.")]
+A backup is taken from a running node, by default not the master, while writes continue. It is
+consistent: everything as of one transaction. A node that is cut off from a majority may lack recently
+acknowledged writes, so it is refused unless --stale is given. A restored backup is a new group of one
+node; other nodes join it with tokens.")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -35,27 +38,27 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Copy the state of a running group into a directory
+    /// Back up a running group to a directory
     Create {
-        /// An empty directory, or one that does not exist
+        /// Directory for the backup: empty, or not there yet
         directory: PathBuf,
         #[command(flatten)]
         at: At,
-        /// Take it also from a node that no majority says to be current
+        /// Accept a node even if no majority says that it is current
         #[arg(long)]
         stale: bool,
         #[command(flatten)]
         ask: Ask,
     },
-    /// Read a backup, all of it, and hold its checksums and its digest against it
+    /// Read a whole backup, and verify its checksums and its digest
     Verify {
-        /// Its directory
+        /// Directory of the backup
         directory: PathBuf,
-        /// How to print it
+        /// Output format
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
-    /// Make a new group of one node with what a backup holds
+    /// Restore a backup as a new group of one node
     Restore(restore::Arguments),
 }
 
@@ -131,17 +134,17 @@ impl From<BackupError> for Failure {
             BackupError::Io { .. } => Self::new(
                 what,
                 "nothing in the group was changed",
-                "see to the path, its volume and its rights, then try again",
+                "check the path, its volume and its permissions, then try again",
             ),
             BackupError::Unfinished(_) | BackupError::Format { .. } => Self::new(
                 what,
                 "nothing was changed",
-                "name the directory of a backup that was finished, and use the version that wrote it",
+                "name the directory of a finished backup, and use the version that wrote it",
             ),
             BackupError::Damaged { .. } | BackupError::Mismatch(_) => Self::new(
                 what,
                 "nothing was changed; this backup cannot be restored",
-                "take another backup, or copy this one anew from where it is whole",
+                "take another backup, or copy this one again from an intact copy",
             ),
         }
     }

@@ -34,6 +34,21 @@ const OF_A_NODE: [&str; 8] = [
     STAGE,
 ];
 
+/// The names in a directory that no node makes; none where it cannot be read.
+pub(crate) fn foreign_names(dir: &Path) -> Vec<String> {
+    let mut names = names_in(dir).unwrap_or_default();
+    let is_of_a_node = |name: &str| {
+        // A copied state is numbered, and a file that is being replaced has a new one beside it.
+        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        let stem = stem.strip_suffix('-').or(name.strip_suffix(".new"));
+        let stem = stem.unwrap_or(name);
+        OF_A_NODE.contains(&stem) || stem == IDENTITY
+    };
+    names.retain(|name| !is_of_a_node(name));
+    names.sort();
+    names
+}
+
 /// See the module.
 pub(super) struct Place {
     dir: PathBuf,
@@ -211,6 +226,22 @@ mod tests {
             fs::remove_file(&content).expect("removed");
         }
         assert!(Place::look(dir).is_ok());
+    }
+
+    #[test]
+    fn what_no_node_makes_is_foreign() {
+        let root = TempDir::new().expect("a directory");
+        for name in [
+            "log",
+            "log-1",
+            "engine-12",
+            "identity.new",
+            "notes.txt",
+            "log.txt",
+        ] {
+            fs::write(root.path().join(name), "").expect("written");
+        }
+        assert_eq!(foreign_names(root.path()), ["log.txt", "notes.txt"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! It is made within the requested directory, compared with the backup's digest, and moved into
 //! place last (`place.rs`): a crash leaves no valid node directory.
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,35 +13,40 @@ use crate::backup::format::{BackupError, Chunk, Manifest, Record, read_chunk};
 use crate::backup::place::Place;
 use crate::backup::progress::Progress;
 use crate::backup::verify;
-use crate::failure::{Failure, with_sources};
+use crate::failure::{Failure, is_full, with_sources};
 use crate::status::Output;
 
 /// How long a new node may take to become ready.
 const READY_MAX: Duration = Duration::from_mins(1);
 
+const NO_GROUP: &str = "the backup is as it was; there is no new group";
+const AGAIN: &str = "fix the cause, then restore again";
+const NO_ROOM: &str = "make room on the volume of the data directory, or name a directory on a larger one; \
+                       then restore again";
+
 /// Approximate bytes and rows of one transaction.
 const TRANSACTION_BYTES: usize = 4 * 1024 * 1024;
 const TRANSACTION_ROWS: usize = 10_000;
 
-/// Make a new group of one node with what a backup holds
+/// Restore a backup as a new group of one node
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// Directory of the backup
     directory: PathBuf,
-    /// Data directory of the node to be; it is empty, or does not exist. It may be the root of a volume,
-    /// and have an empty directory `log` in it where another one is mounted
+    /// Data directory of the new node: empty, or not there yet. It may be the root of a volume, and may
+    /// have an empty directory `log` in it, where another volume is mounted
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// Name of the node to be
+    /// Name of the new node
     #[arg(long)]
     node: String,
-    /// Address on which it will be reached
+    /// Address at which the new node is reached
     #[arg(long, value_name = "HOST:PORT")]
     listen: String,
-    /// Name of the group to be; the old one, if none is given
+    /// Name of the new group [default: the old name]
     #[arg(long)]
     group: Option<String>,
-    /// How to print it
+    /// Output format
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
 }
@@ -90,11 +96,21 @@ async fn make(
     arguments: &Arguments,
     manifest: &Manifest,
 ) -> Result<(), Failure> {
-    let env = ReplicatedEnvironment::open_async(config).await?;
+    let env = ReplicatedEnvironment::open_async(config).await;
+    let env = env.map_err(|error| {
+        let remedy = if is_full(&error) { NO_ROOM } else { AGAIN };
+        Failure::from(error).with(NO_GROUP, remedy)
+    })?;
     let filled = fill(&env, &arguments.directory, manifest).await;
+    let has_no_room = env.status().read_only.is_some();
     let closed = env.close_async().await;
-    filled?;
-    Ok(closed?)
+    match filled {
+        Err(failure) if has_no_room => Err(failure.with(NO_GROUP, NO_ROOM)),
+        filled => {
+            filled?;
+            closed.map_err(|error| Failure::from(error).with(NO_GROUP, AGAIN))
+        }
+    }
 }
 
 /// # Errors
@@ -106,7 +122,7 @@ fn check_room(place: &Place, manifest: &Manifest) -> Result<(), Failure> {
     }
     Err(Failure::new(
         format!(
-            "the backup holds {} bytes, and {free_bytes} are free where it is to go",
+            "the backup holds {} bytes, but only {free_bytes} bytes are free in the data directory",
             manifest.bytes
         ),
         "nothing was changed",
@@ -115,7 +131,8 @@ fn check_room(place: &Place, manifest: &Manifest) -> Result<(), Failure> {
 }
 
 async fn fill(env: &ReplicatedEnvironment, dir: &Path, manifest: &Manifest) -> Result<(), Failure> {
-    env.wait_ready_async(READY_MAX).await?;
+    let ready = env.wait_ready_async(READY_MAX).await;
+    ready.map_err(|error| failed(&error))?;
     let mut progress = Progress::new("restored", manifest.bytes);
     let mut bytes = 0;
     for of in manifest.databases.iter().filter(|of| of.rows == 0) {
@@ -131,17 +148,11 @@ async fn fill(env: &ReplicatedEnvironment, dir: &Path, manifest: &Manifest) -> R
             progress.update(bytes);
         }
     }
-    let digest = env.digest().map_err(|error| {
-        Failure::new(
-            with_sources(&error),
-            "the backup is as it was; there is no new group",
-            "see to the cause, then restore again",
-        )
-    })?;
+    let digest = env.digest().map_err(|error| failed(&error))?;
     if format!("{:032x}", digest.1) == manifest.digest {
         return Ok(());
     }
-    let what = "what was restored is not what the backup holds".to_owned();
+    let what = "the restored data is not what the backup holds".to_owned();
     Err(BackupError::Mismatch(what).into())
 }
 
@@ -188,10 +199,6 @@ async fn create_empty(env: &ReplicatedEnvironment, name: &str) -> Result<(), Wri
     Ok(())
 }
 
-fn failed(error: &WriteError) -> Failure {
-    Failure::new(
-        with_sources(error),
-        "the backup is as it was; there is no new group",
-        "see to the cause, then restore again",
-    )
+fn failed(error: &dyn Error) -> Failure {
+    Failure::new(with_sources(error), NO_GROUP, AGAIN)
 }

@@ -56,7 +56,7 @@ impl Seen {
             Record::Row(key, value) => {
                 let database = self.databases.last_mut().filter(|_| self.is_within);
                 let Some(database) = database else {
-                    return wrong("a row is of no database");
+                    return wrong("a row belongs to no database");
                 };
                 if self.last_key.as_deref().is_some_and(|last| last >= *key) {
                     return wrong("keys are out of order");
@@ -77,13 +77,11 @@ impl Seen {
             && self.rows == manifest.rows
             && self.bytes == manifest.bytes;
         if !is_same {
-            let what = format!("it has {} rows of {}", self.rows, manifest.rows);
+            let what = format!("it holds {} of {} rows", self.rows, manifest.rows);
             return Err(BackupError::Mismatch(what));
         }
         if self.digest.hex() != manifest.digest {
-            return Err(BackupError::Mismatch(
-                "its digest is another one".to_owned(),
-            ));
+            return Err(BackupError::Mismatch("its digest differs".to_owned()));
         }
         Ok(())
     }

@@ -34,19 +34,20 @@ const FLUSH_LOOK: Duration = Duration::from_millis(20);
 /// Cache of the engine when it is measured alone: a node's default.
 const ENGINE_CACHE_BYTES: u64 = 128 << 20;
 
-/// Measure a group of nodes on this machine
+/// Measure how fast a group is on this machine
 #[derive(clap::Args)]
 #[command(after_help = "\
 The master runs in this process, each replica in its own, all on the loopback interface, with a
-real fdatasync for every commit. In the same run the two parts that no commit can do without are
-measured alone: an fdatasync of 4 KiB, and a TCP round trip.
+real fdatasync for every commit. The same run also measures, each alone, the two things that every
+commit needs: an fdatasync of 4 KiB and a TCP round trip.
 
-Workloads: put, one key; txn, two keys read and written; get, one key; mixed, 80 % get, 20 % put;
-counter, one key read and raised by one. Clients share the keys: with --keys 1 all raise the same
-counter, and in the end the sum of all counters must be what was acknowledged.
+Workloads: put writes one key; txn reads and writes two keys; get reads one key; mixed is 80 % get and
+20 % put; counter reads one key and raises it by one. Clients share the keys: with --keys 1, all raise
+the same counter. At the end, the sum of all counters must equal the additions acknowledged.
 
-Reads come from where the data lies. --from window keeps all of it in memory, --from engine waits
-until all of it is in the storage engine, opens the node anew, and then measures the engine alone as well.
+Reads come from where the data lies. --from window keeps all data in memory; --from engine waits until
+all data is in the storage engine. With --workload get and no writers, --from engine also reopens the
+node first, and then measures the engine alone as well.
 
 Examples:
   steadfast bench
@@ -55,28 +56,28 @@ Examples:
   steadfast bench --workload get --writers 1
   steadfast bench --workload get --consistency eventual --from engine --clients 1 --json")]
 pub(crate) struct Arguments {
-    /// Nodes of the group
+    /// Number of nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=15))]
     nodes: u8,
-    /// Threads that write or read
+    /// Number of client threads
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=4096))]
     clients: u64,
-    /// How long it is measured
+    /// Measuring time, in seconds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Size of each value
+    /// Size of each value, in bytes
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
     value_bytes: u32,
     /// What the clients do
     #[arg(long, value_enum, default_value_t = Workload::Put)]
     workload: Workload,
-    /// Keys that are written and read
+    /// Number of keys that are written and read
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     keys: u64,
-    /// Threads that put beside the clients and are not measured
+    /// Number of extra threads that put meanwhile and are not measured
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=4096))]
     writers: u64,
-    /// Where what is read lies when the clients begin
+    /// Where the data to read lies when the clients start
     #[arg(long, value_enum)]
     from: Option<Source>,
     /// How fresh reads must be
@@ -85,10 +86,10 @@ pub(crate) struct Arguments {
     /// When a write is acknowledged: majority, all, local or none
     #[arg(long, default_value_t = Durability::MAJORITY)]
     durability: Durability,
-    /// Where the temporary data directories are made
+    /// Directory for the temporary data directories [default: TMPDIR]
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// End with one JSON line on stdout, and print nothing else there
+    /// Print one JSON line on stdout at the end, and nothing else there
     #[arg(long)]
     json: bool,
 }
@@ -123,17 +124,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let mut builder = tempfile::Builder::new();
     let builder = builder.prefix("steadfast-bench-");
     let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let dir = builder
-        .tempdir_in(parent)
-        .map_err(|error| Failure::system("no temporary directory", &error))?;
+    let dir = builder.tempdir_in(parent).map_err(|error| {
+        Failure::no_temporary_dir(&error).with(
+            "nothing was changed",
+            "name a writable directory with --dir, or set TMPDIR to one",
+        )
+    })?;
     let probes = probe::fdatasync(dir.path()).and_then(|sync| Ok((sync, probe::round_trip()?)));
     let (sync, round_trip) =
-        probes.map_err(|error| Failure::system("the machine cannot be measured", &error))?;
+        probes.map_err(|error| Failure::system("cannot measure this machine", &error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
-        .map_err(|error| Failure::system("no runtime could be started", &error))?;
+        .map_err(|error| Failure::system("cannot start the runtime", &error))?;
     let mut group = runtime.block_on(BenchGroup::start(dir.path(), arguments))?;
     let load = Load {
         workload: arguments.workload,
@@ -175,7 +179,7 @@ impl BenchGroup {
     async fn start(dir: &Path, arguments: &Arguments) -> Result<Self, Failure> {
         let nodes = usize::from(arguments.nodes);
         let addresses = free_addresses(nodes)
-            .map_err(|error| Failure::system("no ports for the nodes", &error))?;
+            .map_err(|error| Failure::system("no free ports for the nodes", &error))?;
         let list: Vec<_> = (1..)
             .zip(&addresses)
             .map(|(n, at)| format!("n{n}={at}"))
@@ -246,8 +250,8 @@ impl BenchGroup {
                 }
             }
             Err(Failure::new(
-                "another node became master",
-                "nothing of value was there",
+                "another node has become master",
+                "the benchmark had only temporary data",
                 "run the benchmark again",
             ))
         };
@@ -256,16 +260,16 @@ impl BenchGroup {
                 .await
                 .unwrap_or_else(|_| {
                     Err(Failure::new(
-                        "no master",
-                        "nothing of value was there",
-                        "run it again",
+                        "the group has no master in time",
+                        "the benchmark had only temporary data",
+                        "run the benchmark again",
                     ))
                 })
         };
         let drain = async { while events.recv().await.is_some() {} };
         tokio::select! {
             led = leads => led,
-            () = drain => Err(Failure::new("the replicas are gone", "none", "run it again")),
+            () = drain => Err(Failure::new("all replicas have ended", "the benchmark had only temporary data", "run the benchmark again")),
         }
     }
 }
@@ -291,7 +295,8 @@ fn measure(group: &mut BenchGroup, load: &Load, arguments: &Arguments) -> Result
         );
         // A write whose outcome is unknown may have counted.
         if !(acknowledged..=acknowledged + measured.errors).contains(&counted) {
-            let what = format!("{acknowledged} additions were acknowledged, and {counted} counted");
+            let what =
+                format!("{acknowledged} additions were acknowledged, but {counted} were counted");
             return Err(Failure::new(
                 what,
                 "an update was lost",
@@ -303,7 +308,11 @@ fn measure(group: &mut BenchGroup, load: &Load, arguments: &Arguments) -> Result
 }
 
 fn failed(why: String) -> Failure {
-    Failure::new(why, "nothing of value was there", "run it again")
+    Failure::new(
+        why,
+        "the benchmark had only temporary data",
+        "run the benchmark again",
+    )
 }
 
 /// Waits until the storage engine holds everything that was written.
@@ -311,7 +320,7 @@ fn wait_flushed(env: &ReplicatedEnvironment) -> Result<(), Failure> {
     let deadline = Instant::now() + READY_TIMEOUT;
     while env.status().window_bytes > 0 {
         if Instant::now() > deadline {
-            return Err(failed("the engine does not take what was written".into()));
+            return Err(failed("the engine did not take all writes in time".into()));
         }
         #[expect(clippy::disallowed_methods, reason = "there is nothing to wait on")]
         std::thread::sleep(FLUSH_LOOK);
@@ -399,7 +408,7 @@ fn print(line: &Value) {
         line["errors"]
     );
     println!(
-        "this machine: fdatasync {} us, round trip {} us; p50 is {} times both together",
+        "this machine: fdatasync {} us, round trip {} us; p50 is {} times their sum",
         line["fdatasync_us"], line["round_trip_us"], line["p50_per_fdatasync_and_round_trip"]
     );
 }

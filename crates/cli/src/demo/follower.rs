@@ -85,7 +85,7 @@ impl Told {
         self.terms.push(term);
         let last = self.began + self.terms.len() as u64;
         if vlsn != last {
-            let what = format!("vlsn {vlsn} came where {last} was due");
+            let what = format!("vlsn {vlsn} came where {last} was expected");
             self.violations.push(what);
         }
         for change in &transaction.changes {
@@ -130,7 +130,7 @@ async fn follow(mut subscription: Subscription, sender: watch::Sender<u64>) -> T
 fn failure(error: &FeedError) -> Failure {
     Failure::new(
         error.to_string(),
-        "the group could not be followed",
+        "the change feed could not be followed",
         "read the nodes' logs",
     )
 }

@@ -70,7 +70,7 @@ impl Group {
     /// When there are no free ports.
     pub(super) fn new(dir: PathBuf, clients: u32) -> Result<Self, Failure> {
         let addresses = free_addresses(NODES)
-            .map_err(|error| Failure::system("no ports for the nodes", &error))?;
+            .map_err(|error| Failure::system("no free ports for the nodes", &error))?;
         let (sender, events) = child::events();
         Ok(Self {
             dir,
@@ -158,7 +158,7 @@ impl Group {
         let deadline = Instant::now() + STEP_TIMEOUT;
         while !condition(self) {
             if Instant::now() >= deadline {
-                let what = format!("{what} took over {STEP_TIMEOUT:?}");
+                let what = format!("waited over {STEP_TIMEOUT:?} for {what}");
                 self.ledger.violation(what.clone());
                 return Err(Failure::new(
                     what,
@@ -346,7 +346,7 @@ impl Group {
         let is_resting = |group: &Self| group.nodes.iter().all(|node| node.is_resting);
         self.wait_for("the end of the load", is_resting).await?;
         let target = self.ledger.vlsn();
-        self.wait_statuses("all nodes to have the same", |nodes| {
+        self.wait_statuses("all nodes to have the same data", |nodes| {
             let first = nodes[0].vlsn;
             first.0 >= target && nodes.iter().all(|node| node.vlsn == first)
         })
@@ -383,7 +383,7 @@ impl Group {
     pub(super) async fn verify(&mut self) -> Result<usize, Failure> {
         self.command(Command::Tell).await;
         let has_told = |group: &Self| group.nodes.iter().all(|node| node.has_told);
-        self.wait_for("the nodes to tell what they hold", has_told)
+        self.wait_for("the nodes to report what they hold", has_told)
             .await?;
         let holdings: Vec<_> = self
             .nodes

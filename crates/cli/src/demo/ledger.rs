@@ -134,7 +134,7 @@ impl Ledger {
             let expected: &mut u64 = next.entry(*stream).or_insert(1);
             if number != expected {
                 wrong.push(format!(
-                    "stream {stream} has number {number} where {expected} is due"
+                    "stream {stream} has number {number} where {expected} is expected"
                 ));
             }
             *expected = number + 1;
@@ -169,7 +169,7 @@ impl Ledger {
             ));
         }
         if holding.digest_vlsn != holding.vlsn {
-            wrong.push("the state moved while it was told".to_owned());
+            wrong.push("the state changed while it was reported".to_owned());
         }
         let more = wrong.len().saturating_sub(EXAMPLES_MAX);
         wrong.truncate(EXAMPLES_MAX);
@@ -187,19 +187,21 @@ impl Ledger {
         for (id, vlsn) in &self.appended {
             let at = told.record(id);
             if at != Some(*vlsn) {
-                wrong.push(format!("record {id} (vlsn {vlsn}) was told at {at:?}"));
+                wrong.push(format!("record {id} (vlsn {vlsn}) was received at {at:?}"));
             }
         }
         for (vlsn, term) in &self.vlsns {
             let of = told.term(*vlsn);
             if of != Some(*term) {
-                wrong.push(format!("vlsn {vlsn} of term {term} was told of {of:?}"));
+                wrong.push(format!(
+                    "vlsn {vlsn} of term {term} was received with term {of:?}"
+                ));
             }
         }
         self.refused.iter().for_each(|id| {
             if told.record(id).is_some() {
                 wrong.push(format!(
-                    "record {id} was told although its write was refused"
+                    "record {id} was received although its write was refused"
                 ));
             }
         });

@@ -43,13 +43,13 @@ const DOWN_TIME: Duration = Duration::from_millis(300);
 /// Exit code after Ctrl-C, as in shells.
 const INTERRUPTED: u8 = 130;
 
-/// Kill masters under load, and prove that nothing acknowledged is lost
+/// Kill masters under load, and check that no acknowledged write is lost
 #[derive(clap::Args)]
 #[command(after_help = "\
-Three processes embed the library on this machine and write as fast as they can while the current
-master is killed with SIGKILL, and once all three at the same time. In the end every acknowledged
-record must be on every node exactly once, the nodes must hold the same, and a subscriber that
-followed the change feed from outside must have been told of every transaction once, in order.
+Three processes embed the library on this machine and write as fast as they can, while the demo kills
+the current master with SIGKILL again and again, and once all three at the same time. At the end, every
+acknowledged record must be on every node exactly once, the nodes must hold the same data, and a
+subscriber that follows the change feed from outside must have received every transaction once, in order.
 
 Examples:
   steadfast demo
@@ -57,22 +57,22 @@ Examples:
   steadfast demo --transfers 100          how long writes wait while mastership is transferred
   steadfast demo --json | jq .failover_ms")]
 pub(crate) struct Arguments {
-    /// How long the load lasts
+    /// Length of the load, in seconds
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
     seconds: u16,
-    /// How often the master is killed
+    /// Number of times to kill the master
     #[arg(long, default_value_t = 5)]
     kills: u16,
-    /// How often mastership is transferred, before the kills
+    /// Number of times to transfer mastership, before the kills
     #[arg(long, default_value_t = 0)]
     transfers: u16,
-    /// Threads that write
+    /// Number of threads that write
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
     clients: u32,
-    /// End with one JSON line on stdout
+    /// Print the result as one JSON line on stdout
     #[arg(long)]
     json: bool,
-    /// Keep the data directories
+    /// Keep the data directories and logs of the nodes
     #[arg(long)]
     keep: bool,
 }
@@ -102,7 +102,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     output::detach_log()?;
     let mut stop = Stop::new(false)?;
     let dir = tempfile::Builder::new().prefix("steadfast-demo-").tempdir();
-    let dir = dir.map_err(|error| Failure::system("no temporary directory", &error))?;
+    let dir = dir.map_err(|error| Failure::no_temporary_dir(&error))?;
     let mut group = Group::new(dir.path().to_owned(), arguments.clients)?;
     let mut summary = Summary::default();
     let played = tokio::select! {
@@ -279,14 +279,17 @@ fn print(summary: &Summary) {
         "acknowledged  {} records, {} payments",
         summary.acked, summary.payments
     );
-    println!("unknown       {} records, told as such", summary.uncertain);
+    println!(
+        "unknown       {} records, reported as such",
+        summary.uncertain
+    );
     println!("lost          {}", summary.lost);
     println!("fed           {} transactions to a subscriber", summary.fed);
     let mut sorted = summary.transfer_ms.clone();
     sorted.sort_unstable_by(f64::total_cmp);
     if let (Some(p50), Some(p99), Some(max)) = (of(&sorted, 50), of(&sorted, 99), sorted.last()) {
         println!(
-            "transferred   {} times; no write for p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms",
+            "transferred   {} times; no writes for p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms",
             sorted.len()
         );
     }
@@ -306,7 +309,7 @@ fn print(summary: &Summary) {
     }
     if summary.violations.is_empty() {
         println!("Every acknowledged record is on every node exactly once, and the nodes agree.");
-        println!("The subscriber was told of every transaction once, in order.");
+        println!("The subscriber received every transaction once, in order.");
     }
 }
 

@@ -192,5 +192,5 @@ fn start_thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), F
     let started = std::thread::Builder::new().name(name.to_owned()).spawn(run);
     started
         .map(|_| ())
-        .map_err(|error| Failure::system("no thread could be started", &error))
+        .map_err(|error| Failure::system("cannot start a thread", &error))
 }

@@ -105,7 +105,7 @@ fn no_master(survey: &Survey) -> Option<Finding> {
         return None;
     }
     let Cause { what, to_do } = Cause::of(survey);
-    let data = "no write is possible; nothing acknowledged is lost; reads with Eventual go on";
+    let data = "no write is possible; nothing acknowledged is lost; reads with Eventual still work";
     let critical = Severity::Critical;
     Some(Finding::new(critical, "no_master", what, data, to_do))
 }
@@ -124,30 +124,29 @@ fn unseen(survey: &Survey) -> Vec<Finding> {
             UnseenKind::Unreachable(Unreachable::NotResolved) => (
                 "not_resolved",
                 format!("the name in {address}, the address of {name}, cannot be resolved here"),
-                format!("correct the name service; {}", moved(survey, name)),
+                format!("fix the name service; {}", moved(survey, name)),
             ),
             UnseenKind::Unreachable(Unreachable::Silent) => (
                 "silent",
                 format!(
                     "{name} does not answer at {address} in time: its machine is off or \
-                     overloaded, its process is stopped, or a firewall drops what is sent to it"
+                     overloaded, its process is suspended, or a firewall drops the packets"
                 ),
                 format!(
-                    "look at its machine, and at the way to {address}; {}",
+                    "check its machine, and the network to {address}; {}",
                     moved(survey, name)
                 ),
             ),
             UnseenKind::Unreachable(Unreachable::Nonsense) => (
                 "nonsense",
-                format!("what answers at {address} is no node as {name} is: {unseen}"),
-                format!("see what listens at {address}; use one version everywhere"),
+                format!("what answers at {address} is not a node like {name}: {unseen}"),
+                format!("find out what listens at {address}; run one version everywhere"),
             ),
             UnseenKind::WrongGroup => (
                 "wrong_group",
                 format!("a node of another group is at {address}, the address of {name}: {unseen}"),
                 "correct the address: `steadfast node address`; groups never merge, so if both were \
-                 started from one list, give the one that is to be new a list and empty directories of \
-                 its own"
+                 started from one list, give the new one a list and empty directories of its own"
                     .to_owned(),
             ),
             UnseenKind::WrongNode => (
@@ -158,7 +157,7 @@ fn unseen(survey: &Survey) -> Vec<Finding> {
             UnseenKind::Unreachable(_) => (
                 "unreachable",
                 format!("{name} cannot be asked: {unseen}"),
-                format!("see to the way to {address}"),
+                format!("check the network to {address}"),
             ),
         };
         let (warning, data) = (Severity::Warning, survives(survey));
@@ -179,7 +178,7 @@ fn moved(survey: &Survey, name: &str) -> String {
 fn survives(survey: &Survey) -> String {
     match survey.health {
         Health::NoQuorum | Health::Forming => {
-            "it is one of those that are missing for a majority".to_owned()
+            "it is one of the nodes that are missing for a majority".to_owned()
         }
         _ if survey.survives == 0 => {
             "nothing is lost; with one more failure no writes are possible".to_owned()
@@ -212,13 +211,13 @@ fn not_working(survey: &Survey) -> Vec<Finding> {
             let data = survives(survey);
             findings.push(Finding::new(warning, "stopped", what, data, to_do));
         } else if status.role == "unknown" && survey.health != Health::NoQuorum {
-            let what = format!("{name} works and knows no master: it waits for {why}");
-            let to_do = format!("see to the way between {name} and the master");
+            let what = format!("{name} works but knows no master: it waits for {why}");
+            let to_do = format!("check the network between {name} and the master");
             let data = survives(survey);
             findings.push(Finding::new(warning, "masterless", what, data, to_do));
         } else if node.member.node_type.votes() && !node.member.votes {
             let what = format!("{name} has no vote yet: it is being brought up");
-            let to_do = "nothing: it gets its vote when it has caught up";
+            let to_do = "nothing: it gets its vote once it has caught up";
             findings.push(Finding::new(
                 Severity::Information,
                 "no_vote_yet",
@@ -258,11 +257,11 @@ fn bad_data(survey: &Survey) -> Vec<Finding> {
                 Severity::Warning,
                 "put_right",
                 format!(
-                    "the engine of {name} did not hold {} rows as its log gave them, when it was opened",
+                    "when {name} was opened, {} rows of its engine were not as its log gave them",
                     grouped(status.put_right)
                 ),
                 "nothing is lost: they were put right from the log before anybody read them",
-                "see to the disk of that machine; docs/engines.md has what is known of the engine",
+                "check the disk of that machine; docs/engines.md says what is known about the engine",
             ));
         }
     }
@@ -271,11 +270,11 @@ fn bad_data(survey: &Survey) -> Vec<Finding> {
             Severity::Critical,
             "divergence",
             format!(
-                "{} holds something else than the others: {divergence}",
+                "{} holds different data from the others: {divergence}",
                 divergence.nodes.join(" or ")
             ),
             "nothing that the others hold is lost; what that node serves may be wrong",
-            "see `steadfast verify --deep`, then replace the node that is named",
+            "run `steadfast verify --deep`, then replace the node that it names",
         ));
     }
     findings
@@ -290,8 +289,8 @@ fn hangs(survey: &Survey) -> Vec<Finding> {
             Severity::Critical,
             "disk_hangs",
             format!("the disk of {name} has not finished a write for {seconds} s"),
-            "nothing acknowledged is lost; the node counts for nothing meanwhile: the group survives one \
-             failure less, and a master hands over",
+            "nothing acknowledged is lost; meanwhile the node does not count: the group survives one failure \
+             fewer, and a master hands over",
             remedy_of_hang(),
         ))
     };
@@ -360,11 +359,11 @@ fn addresses(survey: &Survey) -> Vec<Finding> {
                 Severity::Warning,
                 "address",
                 format!(
-                    "{name} is known to the group as {address}, which stands for every address of a \
-                     machine: no other node reaches it"
+                    "{name} is known to the group as {address}, which means every address of a \
+                     machine: no other node can reach it"
                 ),
                 "nothing is lost; no node can join or follow it",
-                format!("say where the others reach it: steadfast node address {name} HOST:PORT"),
+                format!("give the address at which the others reach it: steadfast node address {name} HOST:PORT"),
             )
         })
     };
@@ -395,18 +394,20 @@ fn slow_disks(survey: &Survey) -> Vec<Finding> {
         let took = status.sync_p99_us.filter(|took| *took > SYNC_SLOW_US)?;
         let name = &status.node.name;
         let what = format!(
-            "the disk of {name} is slow: 1 sync of 100 takes {} ms or more",
+            "the disk of {name} is slow: 1 sync in 100 takes {} ms or more",
             took / 1000
         );
         let data = if status.role == "master" {
-            "nothing is lost; writes wait for it as soon as a replica does too"
+            "nothing is lost; writes wait for it as soon as a replica is slow too"
         } else {
             "nothing is lost; writes wait for it when they need its copy"
         };
         let to_do = if status.role == "master" {
-            format!("find what else uses its disk; `steadfast master transfer` away from {name}")
+            format!(
+                "find out what else uses its disk; `steadfast master transfer` away from {name}"
+            )
         } else {
-            "find what else uses its disk, or give the node a faster one".to_owned()
+            "find out what else uses its disk, or give the node a faster one".to_owned()
         };
         let warning = Severity::Warning;
         Some(Finding::new(warning, "slow_disk", what, data, to_do))
@@ -430,11 +431,11 @@ fn from_the_master(survey: &Survey) -> Vec<Finding> {
         let warning = Severity::Warning;
         if replica.heard_ms_ago.is_none_or(|ago| ago > UNHEARD_MS) {
             let what = format!(
-                "{name} answers here, and its master {from} does not hear it: something is wrong \
+                "{name} answers here, but its master {from} does not hear it: something is wrong \
                  between the two"
             );
             let to_do = format!(
-                "see to the way between {from} and {}",
+                "check the network between {from} and {}",
                 node.member.node.address
             );
             findings.push(Finding::new(
@@ -449,12 +450,12 @@ fn from_the_master(survey: &Survey) -> Vec<Finding> {
             .filter(|us| *us > ROUND_TRIP_SLOW_US)
         {
             let what = format!(
-                "the way between {from} and {name} is slow: half of the heartbeats take {} ms or more",
+                "the network between {from} and {name} is slow: half of the heartbeats take {} ms or more",
                 took / 1000
             );
             let data =
-                "nothing is lost; writes wait for it, and a master may be replaced for nothing";
-            let to_do = "see to the network and to how busy both machines are; or raise \
+                "nothing is lost; writes wait for it, and a master may be replaced needlessly";
+            let to_do = "check the network and the load of both machines; or raise \
                          election_timeout_min_ms and election_timeout_max_ms on all nodes";
             findings.push(Finding::new(warning, "slow_network", what, data, to_do));
         }
@@ -469,11 +470,11 @@ fn from_the_master(survey: &Survey) -> Vec<Finding> {
                 grouped(transactions),
                 replica.behind_bytes >> 20
             );
-            let data = "nothing is lost; its copy does not count for new writes, and its reads are old \
+            let data = "nothing is lost; its copy does not count for new writes, and its reads are stale \
                         or wait";
             let to_do = format!(
-                "see whether it catches up (`steadfast status`); if not, find what slows {name} down: \
-                 its disk, its processor, the way to {from}"
+                "see whether it catches up (`steadfast status`); if not, find out what slows {name} \
+                 down: its disk, its processor, the network to {from}"
             );
             findings.push(Finding::new(warning, "lag", what, data, to_do));
         }
@@ -529,8 +530,8 @@ fn clocks(survey: &Survey) -> Vec<Finding> {
             };
             let seconds = clock.ahead_ms.abs() / 1000;
             let what = format!("the clock of {name} is {seconds} s {way} this machine's");
-            let data = "nothing rests on clocks; only the times in the change feed are off";
-            let to_do = "see to its time service";
+            let data = "nothing depends on clocks; only the times in the change feed are off";
+            let to_do = "check its time service";
             Finding::new(Severity::Information, "clock", what, data, to_do)
         })
     };

@@ -6,7 +6,7 @@ use crate::status::{Output, Survey};
 /// Whom to ask, as arguments of a verb.
 #[derive(clap::Args)]
 pub(crate) struct At {
-    /// Addresses of nodes of the group, separated by blanks or commas, instead of --ask
+    /// Addresses of nodes to ask, separated by spaces or commas; overrides --ask
     #[arg(value_name = "ADDRESS", value_delimiter = ',')]
     pub(crate) addresses: Vec<String>,
 }
@@ -14,7 +14,7 @@ pub(crate) struct At {
 /// Whom to ask, and how to print the answer.
 #[derive(clap::Args)]
 pub(crate) struct Ask {
-    /// Addresses of nodes of the group, separated by commas; any of them will do
+    /// Addresses of nodes to ask, separated by commas; one is enough
     #[arg(
         long,
         value_name = "HOST:PORT",
@@ -24,7 +24,7 @@ pub(crate) struct Ask {
         global = true
     )]
     ask: Vec<String>,
-    /// How to print it
+    /// Output format
     #[arg(short, long, value_enum, default_value_t = Output::Table, global = true)]
     output: Output,
 }

@@ -40,10 +40,10 @@ impl Cause {
         if leaders.iter().all(read_only) {
             return Self::new(
                 format!(
-                    "no node is master: {} could be, and have no room on their disks",
+                    "no node is master: {} could be, but have no room on their disks",
                     names(&leaders)
                 ),
-                "make room on their disks; one of them leads in a few seconds all the same",
+                "make room on their disks; even without it, one of them becomes master in a few seconds",
             );
         }
         if up
@@ -63,8 +63,8 @@ impl Cause {
             Self::new(
                 "no node is master at this moment, although a majority works",
                 format!(
-                    "an election takes less than a second: ask again; if it stays, the nodes do not reach \
-                     each other: see to the network between them; {IF_ALL_MOVED}"
+                    "an election takes less than a second: ask again; if this persists, the nodes do not \
+                     reach each other: check the network between them; {IF_ALL_MOVED}"
                 ),
             )
         })
@@ -99,7 +99,7 @@ fn too_few(survey: &Survey, up: &[&SurveyedNode], down: &[&SurveyedNode]) -> Cau
     };
     Cause::new(
         format!(
-            "{masters}: {} of {count} voting nodes work, and it takes {}; down, with damaged data, or with a disk that hangs, are {}",
+            "{masters}: {} of {count} voting nodes work, and it takes {}; down, with damaged data, or with a disk that hangs: {}",
             up.len(),
             count / 2 + 1,
             names(down)
@@ -114,13 +114,13 @@ fn too_few(survey: &Survey, up: &[&SurveyedNode], down: &[&SurveyedNode]) -> Cau
 /// A majority works, but consists of arbiters and nodes of priority 0.
 fn of_no_priority(up: &[&SurveyedNode], down: &[&SurveyedNode]) -> Cause {
     let what = format!(
-        "no node is master: a majority works ({}), and none of them may be master",
+        "no node is master: a majority works ({}), but none of them may be master",
         names(up)
     );
     let to_start = |node: &&&SurveyedNode| is_electable(node) && node.member.priority > 0;
     let to_start: Vec<_> = down.iter().filter(to_start).copied().collect();
     let start = if to_start.is_empty() {
-        "start an electable node of a priority above 0".to_owned()
+        "start an electable node with a priority above 0".to_owned()
     } else {
         format!("start {}", names(&to_start))
     };
@@ -140,7 +140,7 @@ fn of_no_priority(up: &[&SurveyedNode], down: &[&SurveyedNode]) -> Cause {
     Cause::new(
         what,
         format!(
-            "{start}; or, {when}let a node that is up be master, which loses nothing: `steadfast node \
+            "{start}; or, {when}make a node that is up master, which loses nothing: `steadfast node \
              priority {name} 1`"
         ),
     )
@@ -168,7 +168,7 @@ fn lost_newest(up: &[&SurveyedNode], down: &[&SurveyedNode]) -> Option<Cause> {
     let name = &newest.member.node.name;
     Some(Cause::new(
         format!(
-            "no node is master: {name} lacks the newest writes, of which {} knows and has no copy",
+            "no node is master: {name} lacks the newest writes, of which {} knows but has no copy",
             names(&know)
         ),
         format!(

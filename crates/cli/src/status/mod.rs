@@ -14,7 +14,8 @@ pub(crate) use masterless::{Cause, IF_ALL_MOVED};
 #[cfg(test)]
 pub(crate) use survey::{Answer, ClockOffset, Unseen};
 pub(crate) use survey::{
-    Health, Survey, SurveyedNode, UnseenKind, remedy_of_damage, remedy_of_hang, remedy_of_stop,
+    Health, ONLY_NODE, Survey, SurveyedNode, UnseenKind, remedy_of_damage, remedy_of_hang,
+    remedy_of_stop,
 };
 pub(crate) use table::{aligned, grouped, headline, push};
 
@@ -24,10 +25,10 @@ pub(crate) use ask::{Ask, At};
 /// Deadline for one node's answer.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Show the state of a group, asked of one or more of its nodes
+/// Show the state of a group
 #[derive(clap::Args)]
 #[command(after_help = "\
-One node is enough: it knows the others, and they are asked as well. Works without a master.
+One address is enough: that node knows the others, and they are asked too. Works without a master.
 
 Examples:
   steadfast status

@@ -259,10 +259,10 @@ impl Survey {
         let found = self.master.iter().flat_map(|master| &master.divergences);
         let problem = |divergence: &Divergence| Problem {
             what: format!(
-                "{} holds something else than the others: {divergence}",
+                "{} holds different data from the others: {divergence}",
                 divergence.nodes.join(" or ")
             ),
-            remedy: "see `steadfast verify --deep`; nothing that the others hold is lost"
+            remedy: "run `steadfast verify --deep`; nothing that the others hold is lost"
                 .to_owned(),
         };
         found.map(problem).collect()
@@ -414,27 +414,34 @@ fn check(
 
 /// What to do about a disk that hangs.
 pub(crate) fn remedy_of_hang() -> String {
-    "see to the volume of its data directory (dmesg, the storage behind it, a file system that is frozen); \
-     the node goes on by itself when its disk does"
+    "check the volume of its data directory (dmesg, the storage behind it, a frozen file system); the node \
+     resumes by itself when its disk does"
         .to_owned()
 }
+
+/// What to do about damage where no other node has the data.
+pub(crate) const ONLY_NODE: &str = "it repairs itself from its log, as far as that reaches; no other node has the data: if it does not \
+     repair itself, keep its data directory, and restore a backup (steadfast backup restore)";
 
 /// What to do about a node whose data is bad.
 pub(crate) fn remedy_of_damage(status: &NodeStatus) -> String {
     if status.restore.is_some() {
         return "it serves nothing meanwhile, and comes back by itself with the state of another node: one \
-                that has counted its own rows, and found them right"
+                that has counted its own rows and found them right"
             .to_owned();
     }
     if status.needs_state && status.role == "detached" {
-        return "no node has it right. Nothing was removed: keep the data directories, and bring back what is \
-                missing out of a backup (steadfast backup restore) or an older data directory of a node"
+        return "no node has the right data. Nothing was removed: keep the data directories, and bring back what \
+                is missing from a backup (steadfast backup restore) or an older data directory of a node"
             .to_owned();
+    }
+    if status.members.len() == 1 {
+        return ONLY_NODE.to_owned();
     }
     let name = &status.node.name;
     format!(
         "nothing that the others hold is lost: it repairs itself from its log, from a node that is right, or \
-         where a majority is left without it (repair = \"auto\"); if it does not, replace it (steadfast \
+         if the others are a majority (repair = \"auto\"); if it does not, replace it (steadfast \
          node replace {name})"
     )
 }
@@ -442,10 +449,10 @@ pub(crate) fn remedy_of_damage(status: &NodeStatus) -> String {
 /// What to do about a node that has stopped.
 pub(crate) fn remedy_of_stop(status: &NodeStatus) -> &'static str {
     if status.was_removed() {
-        "nothing, if that was meant; to have it back, start it with an empty directory and a token \
+        "nothing, if that was intended; to bring it back, start it with an empty directory and a token \
          (steadfast token create)"
     } else {
-        "see to the cause, then start it again: it re-reads its disk"
+        "fix the cause, then start it again: it re-reads its disk"
     }
 }
 
@@ -458,7 +465,7 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
                 what: format!("{name} does not work: {why}"),
                 remedy: format!(
                     "if its process has ended, start it again with its own data directory; \
-                     if it runs, check the way to {address}"
+                     if it runs, check the network to {address}"
                 ),
             });
         }
@@ -479,7 +486,7 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
     if let Some(hangs_ms) = status.disk_hangs_ms {
         return Some(Problem {
             what: format!(
-                "the disk of {name} has not finished a write for {} s; the node counts for nothing meanwhile",
+                "the disk of {name} has not finished a write for {} s; meanwhile the node does not count",
                 hangs_ms / 1_000
             ),
             remedy: remedy_of_hang(),
@@ -487,7 +494,7 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
     }
     if !status.waiting_for.is_empty() {
         let remedy = if status.role == "stand-in" {
-            "nothing by itself: it hands over as soon as such a node has caught up"
+            "nothing: it hands over by itself as soon as such a node has caught up"
         } else if status.group.is_none() {
             "start the nodes that it waits for, or correct what it names"
         } else if status.restore.is_some() {
@@ -503,8 +510,8 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
     }
     if let Some(reason) = &status.read_only {
         let what = format!("{name} is read-only: {reason}");
-        let remedy = "make room on the volume of its data directory; writes are taken again by \
-                      themselves, and nothing acknowledged is lost";
+        let remedy = "make room on the volume of its data directory; it then takes writes \
+                      again by itself; nothing acknowledged is lost";
         return Some(Problem {
             what,
             remedy: remedy.to_owned(),

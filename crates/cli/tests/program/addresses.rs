@@ -93,7 +93,7 @@ fn a_group_whose_addresses_have_all_changed_is_told_where_it_is_and_loses_nothin
     );
     assert!(!epoch.is_null() && !id.is_null(), "{before}");
     let (_, errors) = group.say(0, &old, 1);
-    for word in ["in use", "the node goes on", "stop it first"] {
+    for word in ["in use", "the node keeps running", "stop the node first"] {
         assert!(errors.contains(word), "{word:?} is not in: {errors}");
     }
     group.stop_all();

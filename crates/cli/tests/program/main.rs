@@ -377,7 +377,7 @@ fn a_group_that_lost_two_of_three_directories_goes_on_from_the_third() {
     }
 
     let (plan, _) = run_to(0, &["recover", "plan", "--data-dir", &dir]);
-    for word in ["NO QUORUM: 1 of 3", "MISSING", "is a majority", "apply"] {
+    for word in ["NO QUORUM: 1 of 3", "MISSING", "are a majority", "apply"] {
         assert!(plan.contains(word), "{word:?} is not in: {plan}");
     }
     let (plan, _) = run_to(0, &["recover", "plan", "--data-dir", &dir, "-o", "json"]);
@@ -446,8 +446,39 @@ fn a_port_in_use_is_refused() {
     assert_refused(
         &node_arguments("g", "n1", &dir.path().join("elsewhere"), port),
         1,
-        &["cannot listen"],
+        &[&format!(
+            "cannot listen on 127.0.0.1:{port}: Address already in use"
+        )],
     );
+}
+
+#[test]
+fn a_directory_with_files_of_others_is_named_with_them_and_an_empty_one_is_asked_for() {
+    let dir = TempDir::new().expect("a directory");
+    for name in ["identity", "notes", "photos"] {
+        fs::write(dir.path().join(name), "something else").expect("written");
+    }
+    let words = ["also holds notes, photos", "name an empty one"];
+    assert_refused(
+        &node_arguments("g", "n1", dir.path(), free_port()),
+        1,
+        &words,
+    );
+}
+
+#[test]
+fn a_recovery_without_a_temporary_directory_asks_for_one() {
+    let dir = TempDir::new().expect("a directory");
+    let path = written_dir(&dir);
+    let plan = steadfast()
+        .args(["recover", "plan", "--data-dir"])
+        .arg(&path)
+        .env("TMPDIR", dir.path().join("none"))
+        .output()
+        .expect("the program runs");
+    let errors = String::from_utf8_lossy(&plan.stderr).into_owned();
+    assert_eq!(plan.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("to do: set TMPDIR"), "{errors}");
 }
 
 #[test]
@@ -482,7 +513,12 @@ fn a_newer_format_and_a_corrupt_log_are_refused_by_file_and_place() {
         .expect("a name")
         .to_string_lossy()
         .into_owned();
-    assert_refused(&arguments, 1, &[&name, "corrupt at byte 4096"]);
+    let words = [
+        &name[..],
+        "corrupt at byte 4096",
+        "steadfast backup restore",
+    ];
+    assert_refused(&arguments, 1, &words);
     fs::write(&segment, whole).expect("written");
     assert_unharmed(&path);
 }

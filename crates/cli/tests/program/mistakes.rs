@@ -210,7 +210,11 @@ fn a_directory_in_use_is_refused_and_its_node_goes_on() {
     let port = free_port();
     let node = Node::start(&node_arguments("g", "n1", &path, port));
     node.wait_for(&["is master"]);
-    let words = ["in use by another process", "goes on", "stop the other"];
+    let words = [
+        "in use by another process",
+        "keeps running",
+        "stop the other",
+    ];
     assert_refused(&node_arguments("g", "n1", &path, free_port()), 1, &words);
     run_to(0, &["status", &format!("127.0.0.1:{port}")]);
 }

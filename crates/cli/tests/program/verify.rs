@@ -130,7 +130,13 @@ fn verify_finds_and_names_a_node_that_was_altered_and_files_that_have_rotted() {
     start_all(&mut group);
     let ask = format!("127.0.0.1:{}", group.ports[0]);
     let (whole, _) = run_to(0, &["verify", "--deep", "--ask", &ask]);
-    for word in ["hold the same", "orders", "1,000", "n3: ", "of engine hold"] {
+    for word in [
+        "hold the same",
+        "orders",
+        "1,000",
+        "n3: ",
+        "of engine are intact",
+    ] {
         assert!(whole.contains(word), "{word:?} is not in: {whole}");
     }
 

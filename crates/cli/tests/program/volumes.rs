@@ -64,6 +64,29 @@ fn restore<'a>(backup: &'a Path, data_dir: &'a Path, listen: &'a str) -> Vec<&'a
 }
 
 #[test]
+fn a_restore_onto_a_full_volume_asks_for_room_and_leaves_nothing() {
+    let dir = TempDir::new().expect("a directory");
+    let port = free_port();
+    let node = Node::start(&node_arguments("g", "n1", &dir.path().join("n1"), port));
+    node.wait_for(&["is master"]);
+    let backup = dir.path().join("backup");
+    let ask = format!("127.0.0.1:{port}");
+    run_to(0, &["backup", "create", text(&backup), "--ask", &ask]);
+    let Some(volume) = Volume::mount() else {
+        eprintln!("skipped: this user may not mount a tmpfs");
+        return;
+    };
+    volume.leave(2 << 20);
+    let data_dir = volume.path().join("data");
+    let listen = format!("127.0.0.1:{}", free_port());
+    let (_, errors) = run_to(1, &restore(&backup, &data_dir, &listen));
+    for word in ["there is no new group", "to do: make room"] {
+        assert!(errors.contains(word), "{word:?} is not in: {errors}");
+    }
+    assert_eq!(everything_in(&data_dir), [data_dir]);
+}
+
+#[test]
 fn a_backup_is_restored_onto_the_root_of_a_volume_with_another_one_for_its_log() {
     let dir = TempDir::new().expect("a directory");
     let port = free_port();
@@ -179,6 +202,10 @@ fn no_group_is_founded_where_a_restore_was_cut_off() {
     let dir = TempDir::new().expect("a directory");
     fs::create_dir(dir.path().join(".restoring")).expect("made");
     let arguments = node_arguments("g", "n1", dir.path(), free_port());
-    assert_refused(&arguments, 1, &["was cut off", "steadfast backup restore"]);
+    assert_refused(
+        &arguments,
+        1,
+        &["was interrupted", "steadfast backup restore"],
+    );
     assert!(!dir.path().join("identity").exists());
 }
