@@ -285,7 +285,7 @@ fn a_monitor_prints_what_happens_to_the_group_that_it_watches() {
     monitor.wait_for(&["group g: master"]);
     group.nodes[2] = None;
     monitor.wait_for(&["n3 is down"]);
-    monitor.wait_for(&["DEGRADED: down are n3; survives 0 more failures"]);
+    monitor.wait_for(&["DEGRADED: n3 down; survives 0 more failures"]);
     group.nodes[2] = Some(Node::start(&group.arguments(2)));
     monitor.wait_for(&["n3 is up"]);
     monitor.wait_for(&["HEALTHY"]);
