@@ -33,7 +33,10 @@ pub enum AddressesError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The directory knows no such member.
-    #[error("no member is called {name:?}; nothing was changed; name some of {}", members.join(", "))]
+    #[error(
+        "no member is called {name:?}; nothing was changed; the members are {}",
+        members.join(", ")
+    )]
     Unknown {
         /// The name given.
         name: String,
@@ -49,7 +52,7 @@ pub enum AddressesError {
         why: String,
     },
     /// One member was given two addresses, or two members the same one.
-    #[error("{what}; nothing was changed; give each node one address of its own")]
+    #[error("{what}; nothing was changed; give each node an address of its own")]
     Twice {
         /// Which one.
         what: String,
@@ -118,7 +121,7 @@ fn check(name: &str, address: &str) -> Result<(), AddressesError> {
     check_address("address", address).map_err(|error| wrong(error.problem))?;
     if is_unspecified(address) {
         return Err(wrong(format!(
-            "{address} stands for every address of a machine, and nobody reaches it there"
+            "{address} stands for every address of a machine: other nodes cannot reach it there"
         )));
     }
     Ok(())

@@ -478,7 +478,10 @@ impl Drop for Opening {
             if let Ok(Ok(lifecycle)) = task.await
                 && let Err(error) = lifecycle.close().await
             {
-                tracing::error!(error, "an environment that nobody waits for was not closed");
+                tracing::error!(
+                    error,
+                    "an environment that nobody waits for could not be closed"
+                );
             }
             drop(own);
         };
@@ -510,7 +513,10 @@ impl Drop for EnvironmentHandle {
         // On our own runtime, closing never needs this thread; on the application's it may.
         if self.own.lock().is_ok_and(|own| own.is_some()) {
             if let Ok(Err(error)) = pollster::block_on(closing) {
-                tracing::error!(error, "the environment was dropped and could not be closed");
+                tracing::error!(
+                    error,
+                    "the environment was dropped, but could not be closed"
+                );
             }
             self.end_runtime();
         }

@@ -49,7 +49,7 @@ pub enum OpenError {
         expected: String,
     },
     /// Another process, or another environment of this one, has the directory open.
-    #[error("data directory {dir} is in use by another process; stop that one first")]
+    #[error("data directory {dir} is in use by another process; stop that process first")]
     InUse {
         /// The data directory.
         dir: PathBuf,
@@ -57,11 +57,11 @@ pub enum OpenError {
     /// The directory is not the one this node worked in, but a copy of it, or one restored from a
     /// backup.
     #[error(
-        "data directory {dir} is a copy of this node's directory, or was put back out of a backup: \
-         votes and writes that the node has acknowledged may be missing in it, and the original may \
-         still run, so it takes no part; nothing was changed. Put the original back, or let the \
-         node in anew as a replacement (steadfast node replace), or, if nothing else is left of \
-         the group, recover from it (steadfast recover)"
+        "data directory {dir} is a copy of this node's directory, or was restored from a backup of \
+         its files: it may lack votes and writes that the node has acknowledged, and the original \
+         may still be running, so it takes no part; nothing was changed. Put the original back, or \
+         replace the node (steadfast node replace), or, if nothing else is left of the group, \
+         recover from this directory (steadfast recover)"
     )]
     Copied {
         /// The data directory.
@@ -69,8 +69,8 @@ pub enum OpenError {
     },
     /// A group was being restored to the directory, and the restore is incomplete.
     #[error(
-        "a restore to {dir} was cut off; nothing was changed. Do it again (steadfast backup restore), or \
-         empty the directory"
+        "a restore to {dir} was interrupted; nothing was changed. Repeat it (steadfast backup \
+         restore), or empty the directory"
     )]
     UnfinishedRestore {
         /// The data directory.
@@ -84,8 +84,8 @@ pub enum OpenError {
     },
     /// A file was written by a newer version of the program.
     #[error(
-        "{path} has format version {found}, and this program knows up to {known}; \
-         run the version that wrote it, or a newer one"
+        "{path} has format version {found}, but this program reads versions up to {known}; run the \
+         version that wrote it, or a newer one"
     )]
     NewerFormat {
         /// The file.
@@ -98,7 +98,7 @@ pub enum OpenError {
     /// A file holds bytes other than those written.
     #[error(
         "{path} is corrupt at byte {offset}: {what}; this node does not vote or serve until it is \
-         repaired. The other nodes have the data: do not delete anything before you have checked \
+         repaired. The other nodes should have the data: delete nothing until you have checked \
          that they do"
     )]
     Corrupt {
@@ -128,8 +128,9 @@ pub enum OpenError {
     /// The storage engine does not hold what the log gave it, and the log does not reach back far
     /// enough to put it right.
     #[error(
-        "{what}; this node does not vote or serve with it, and nothing was removed. Where another node has \
-         it right, this one copies it (repair = \"auto\"); else a backup or an older data directory is needed"
+        "{what}; this node does not vote or serve with this data, and nothing was removed. If \
+         another node has the right data, this node copies it (repair = \"auto\"); otherwise you \
+         need a backup or an older data directory"
     )]
     EngineDiffers {
         /// Which databases, and up to where everything was present.
@@ -148,8 +149,8 @@ pub enum OpenError {
     Start(String),
     /// The machine's clock shows an impossible time.
     #[error(
-        "the clock of this machine says that it is the year {year}, which cannot be: set it, or its time \
-         service, then start again"
+        "the clock of this machine shows the year {year}, which cannot be right: set the clock, or \
+         its time service, then start again"
     )]
     Clock {
         /// The year it shows.
@@ -157,7 +158,7 @@ pub enum OpenError {
     },
     /// Returned by a close: the node has stopped, but not everything could be written. Nothing
     /// acknowledged is lost: it is in the log.
-    #[error("the node has stopped, and not all was written: {0}")]
+    #[error("the node has stopped, but could not write everything: {0}")]
     Close(String),
 }
 
@@ -215,8 +216,8 @@ pub enum WriteError {
     },
     /// The node lost mastership with the write in flight.
     #[error(
-        "the outcome of the write is unknown: it may have been committed as {token}; \
-         ask for the outcome of that token before writing it again"
+        "the outcome of the write is unknown: it may have been committed as {token}; check the \
+         outcome of that token before you retry"
     )]
     OutcomeUnknown {
         /// The token of the write, if it was committed.
@@ -224,8 +225,8 @@ pub enum WriteError {
     },
     /// Too few nodes are available to acknowledge the write. Nothing was written.
     #[error(
-        "the write needs {needed} electable nodes and {available} are there; nothing was written; \
-         retry when the others are back, or ask for less durability"
+        "the write needs {needed} electable nodes, but only {available} are connected; nothing was \
+         written; retry when the others are back, or ask for less durability"
     )]
     InsufficientReplicas {
         /// Electable nodes that must have the write on disk, the master included.
@@ -239,14 +240,14 @@ pub enum WriteError {
     #[error(
         "{acked} of {needed} nodes have acknowledged the write {token}{}{}",
         if *.lacks_own_disk {
-            ", and this node's own disk, which was asked for, has not"
+            ", but this node's own disk, which the requested durability includes, has not"
         } else {
             ""
         },
         if *.is_committed {
-            "; it is committed, and stays so"
+            "; it is committed, and will not be rolled back"
         } else {
-            "; it may still be committed: ask for the outcome of its token before writing it again"
+            "; it may still be committed: check the outcome of its token before you retry"
         }
     )]
     InsufficientAcks {
@@ -262,7 +263,7 @@ pub enum WriteError {
         is_committed: bool,
     },
     /// Something exceeds its size limit. Nothing was written.
-    #[error("{what} of {actual} bytes is over the limit of {max}; nothing was written")]
+    #[error("{what} of {actual} bytes exceeds the limit of {max}; nothing was written")]
     TooLarge {
         /// What is too large.
         what: &'static str,
@@ -272,14 +273,15 @@ pub enum WriteError {
         max: usize,
     },
     /// The transaction writes more keys than allowed. Nothing was written.
-    #[error("a transaction may write {max} keys; nothing was written; split it")]
+    #[error("a transaction may write at most {max} keys; nothing was written; split it")]
     TooManyKeys {
         /// The most keys.
         max: usize,
     },
     /// The transaction creates, truncates or drops too many databases. Nothing was written.
     #[error(
-        "a transaction may create, truncate or drop {max} databases; nothing was written; split it"
+        "a transaction may create, truncate or drop at most {max} databases; nothing was written; \
+         split it"
     )]
     TooManyDatabases {
         /// The most databases.
@@ -288,7 +290,7 @@ pub enum WriteError {
     /// The transaction was open for longer than allowed. Nothing was written.
     #[error(
         "the transaction was open for more than {age_max:?} (snapshot_age_max_ms); nothing was \
-         written; begin it again"
+         written; begin a new one"
     )]
     TooOld {
         /// The maximum age.
@@ -303,16 +305,17 @@ pub enum WriteError {
     /// The closure given to `write` writes to the same environment other than through its
     /// transaction. Neither wrote anything.
     #[error(
-        "a function given to write may write to its environment by its transaction alone; nothing was \
-         written; do both in the transaction, or one after the other"
+        "a function passed to write may write to its environment only through its transaction; \
+         nothing was written; do both writes in the transaction, or one after the other"
     )]
     Nested,
     /// Every run of the closure given to `write` conflicted, finally even with all other writes
     /// held off for as long as allowed. Nothing was written.
     #[error(
-        "other transactions changed {conflicts} times what this one had read, at last although all were \
-         held off for {held_off:?}: its function takes longer than that, or waits for another write of \
-         this environment; nothing was written; make it shorter, or do in the transaction what it waits for"
+        "other transactions changed {conflicts} times what this one had read, finally even though \
+         all other writes were held off for {held_off:?}: its function takes longer than that, or \
+         waits for another write to this environment; nothing was written; make it shorter, or do \
+         what it waits for within the transaction"
     )]
     Overtaken {
         /// How often the closure was run.
@@ -326,8 +329,8 @@ pub enum WriteError {
     /// The node is copying a peer's state, because the log that it needs is gone. Nothing was
     /// written.
     #[error(
-        "this node copies the state of a peer and takes no part meanwhile; nothing was written; \
-         write on the master, or retry when the copy is in place"
+        "this node is copying the state of a peer, and takes no part until the copy is in place; \
+         nothing was written; write on the master, or retry later"
     )]
     Restoring,
     /// The closure aborted the transaction. Nothing was written. See [`WriteError::into_aborted`].
@@ -336,9 +339,9 @@ pub enum WriteError {
     /// The volume of the master's data directory is nearly full, and no node with room could take
     /// over. Nothing was written, nothing acknowledged is lost, and reads go on.
     #[error(
-        "the master takes no writes: {free_bytes} bytes of its disk are free, and {limit_bytes} have to be \
-         (disk_free_read_only_bytes, or what its storage engine needs); nothing was written, and nothing \
-         acknowledged is lost; make room, and retry: writes are taken again by themselves"
+        "the master takes no writes: its disk has {free_bytes} bytes free, but needs {limit_bytes} \
+         (disk_free_read_only_bytes, or what its storage engine needs); nothing was written, and \
+         nothing acknowledged is lost; make room, and retry: writes resume automatically"
     )]
     DiskFull {
         /// What is free on the volume, in bytes.
@@ -464,8 +467,8 @@ pub enum ReadError {
     },
     /// The node did not apply the token's transaction in time.
     #[error(
-        "this node has applied VLSN {vlsn} and not yet {}: it is {} transactions behind; \
-         retry, or read on the master", token.vlsn, token.vlsn.0.saturating_sub(vlsn.0)
+        "this node has applied VLSN {vlsn}, but not yet {}: it is {} transactions behind; retry, \
+         or read on the master", token.vlsn, token.vlsn.0.saturating_sub(vlsn.0)
     )]
     Behind {
         /// The requested token.
@@ -475,8 +478,8 @@ pub enum ReadError {
     },
     /// The node could not prove in time that it lags by no more than requested.
     #[error(
-        "this node may lag by more than {max:?}: {}, and is at VLSN {vlsn} ({reason}); \
-         retry, or read with Eventual",
+        "this node may lag by more than {max:?}: {}; it is at VLSN {vlsn} ({reason}); retry, or \
+         read with Eventual",
         lag.map_or_else(
             || "it is not known when it was last current".to_owned(),
             |lag| format!("it was last known to be current {} ms ago", lag.as_millis())
@@ -493,14 +496,14 @@ pub enum ReadError {
         reason: String,
     },
     /// The token belongs to another group. VLSNs of different groups are unrelated.
-    #[error("the token {token} is of another group; ask a node of that one")]
+    #[error("the token {token} belongs to another group; ask a node of that group")]
     ForeignToken {
         /// The token.
         token: CommitToken,
     },
     /// The token's write was acknowledged without a majority and lost in a failover: another
     /// transaction has its number.
-    #[error("the write {token} was rolled back at a failover; do it again if it is still wanted")]
+    #[error("the write {token} was rolled back in a failover; repeat it if it is still wanted")]
     RolledBack {
         /// The token.
         token: CommitToken,
@@ -517,20 +520,23 @@ pub enum ReadError {
     /// The snapshot exceeded its maximum age: `snapshot_age_max_ms`, or less if it kept the memory
     /// for recent versions (`window_bytes_max`) nearly full.
     #[error(
-        "the snapshot was open for more than {age_max:?} (snapshot_age_max_ms, and less when window_bytes_max is nearly used up); begin another one"
+        "the snapshot was open for more than {age_max:?} (snapshot_age_max_ms, or less when \
+         window_bytes_max is nearly used up); begin a new one"
     )]
     SnapshotTooOld {
         /// The maximum age at that moment.
         age_max: Duration,
     },
     /// A transaction reads more keys and ranges than allowed.
-    #[error("a transaction may read {max} different keys and ranges; read ranges, or split it")]
+    #[error(
+        "a transaction may read at most {max} different keys and ranges; read ranges, or split it"
+    )]
     TooManyReads {
         /// The most keys and ranges.
         max: usize,
     },
     /// Not a valid database name.
-    #[error("{name:?} cannot be the name of a database: {reason}")]
+    #[error("{name:?} is not a valid database name: {reason}")]
     DatabaseName {
         /// The name.
         name: String,
@@ -548,8 +554,8 @@ pub enum ReadError {
     },
     /// The node is copying a peer's state, because the log that it needs is gone.
     #[error(
-        "this node copies the state of a peer and cannot be read meanwhile; read on another node, \
-         or retry when the copy is in place"
+        "this node is copying the state of a peer, and cannot be read until the copy is in place; \
+         read on another node, or retry later"
     )]
     Restoring,
     /// This node is an arbiter.
@@ -579,13 +585,13 @@ impl ReadError {
 #[non_exhaustive]
 pub enum FeedError {
     /// The log reaches back to `oldest` only: begin with the state, or from a token at or after it.
-    #[error("the log reaches back to VLSN {oldest} only; begin with StartAt::Start")]
+    #[error("the log reaches back only to VLSN {oldest}; begin with StartAt::Start")]
     HistoryGone {
         /// The first transaction in the log.
         oldest: Vlsn,
     },
     /// The token or the subscription is meant for another group.
-    #[error("another group is meant: {reason}")]
+    #[error("wrong group: {reason}")]
     WrongGroup {
         /// Which group was meant, and which one this is.
         reason: String,
@@ -593,7 +599,8 @@ pub enum FeedError {
     /// The token's write was never committed: another transaction has its number. Undo whatever was
     /// derived from that write elsewhere.
     #[error(
-        "{token} was never committed: the transaction of this number is of term {committed}; begin with StartAt::Start"
+        "{token} was never committed: the transaction with this VLSN is from term {committed}; \
+         begin with StartAt::Start"
     )]
     NotCommitted {
         /// The token.
@@ -602,23 +609,26 @@ pub enum FeedError {
         committed: Term,
     },
     /// The filter cannot be used.
-    #[error("the filter of the subscription cannot be used: {reason}")]
+    #[error("the filter of the subscription is not valid: {reason}")]
     Filter {
         /// Why.
         reason: String,
     },
     /// The state was not consumed within `snapshot_age_max_ms`, or it kept the memory for recent
     /// versions (`window_bytes_max`) full. Begin again, and consume it faster.
-    #[error("the state was not taken before its snapshot got too old; begin again")]
+    #[error("the state was not read before its snapshot became too old; begin again")]
     SnapshotTooOld,
     /// The node is at its limit of subscriptions. End one, or ask another node.
-    #[error("the node has {max} subscriptions, which is the limit (subscriptions_max)")]
+    #[error(
+        "the node already serves {max} subscriptions, its limit (subscriptions_max); end one, or \
+         ask another node"
+    )]
     TooMany {
         /// The limit.
         max: usize,
     },
     /// No listed node could be reached in time. Resume from `resume` when one can.
-    #[error("no node goes on with it ({reason}); {}", resume_hint(.resume.as_ref()))]
+    #[error("no node can continue the subscription ({reason}); {}", resume_hint(.resume.as_ref()))]
     Disconnected {
         /// Everything up to this token has been delivered. `None` while the state is incomplete:
         /// begin again with the state.
@@ -635,8 +645,8 @@ pub enum FeedError {
     /// The node is copying a peer's state, because the log that it needs is gone. Resume from the
     /// resume token on another node, or when the copy is in place.
     #[error(
-        "this node copies the state of a peer; go on with the resume token on another node, or when \
-         the copy is in place"
+        "this node is copying the state of a peer; resume from the resume token on another node, \
+         or when the copy is in place"
     )]
     Restoring,
     /// The node does not belong to a group yet: wait until it is ready.
@@ -673,13 +683,13 @@ impl FeedError {
 fn resume_hint(resume: Option<&CommitToken>) -> String {
     resume.map_or_else(
         || "begin again".to_owned(),
-        |token| format!("go on from {token}"),
+        |token| format!("resume from {token}"),
     )
 }
 
 fn master_hint(master: Option<&NodeAddress>) -> String {
     master.map_or_else(
-        || ", and none is known".to_owned(),
+        || ", and no master is known".to_owned(),
         |master| format!("; the master is {} at {}", master.name, master.address),
     )
 }

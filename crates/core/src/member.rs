@@ -64,7 +64,7 @@ impl fmt::Display for NodeType {
 
 /// The text is not a node type.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not electable, secondary or arbiter")]
+#[error("{0:?} is not a node type: use electable, secondary or arbiter")]
 pub struct ParseNodeTypeError(String);
 
 impl FromStr for NodeType {
@@ -135,7 +135,9 @@ impl fmt::Display for JoinToken {
 
 /// The text is not a join token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a join token, or one that was cut or changed; `steadfast token create` prints one")]
+#[error(
+    "not a join token, or one that was truncated or altered; `steadfast token create` prints one"
+)]
 pub struct ParseJoinTokenError;
 
 impl FromStr for JoinToken {

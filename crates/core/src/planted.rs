@@ -70,14 +70,14 @@ bugs! {
     MasterOnce = "master_once", 100, "A node that has lost its mastership never takes it again.";
     AcceptWiped = "accept_wiped", 300, "A node with a wiped directory is taken for the member that it was.";
     AcceptCopy = "accept_copy", 100, "A copy of a data directory is taken for the original.";
-    DeadlineIgnoresProgress = "deadline_ignores_progress", 300, "A replica that has not acknowledged within a fixed time is given up, be it that bytes move.";
+    DeadlineIgnoresProgress = "deadline_ignores_progress", 300, "A replica that has not acknowledged within a fixed time is given up, even while bytes move.";
     SkipBatch = "skip_batch", 100, "Now and then a replica applies a batch without its changes.";
     // Purge and restore.
     PurgePastEngine = "purge_past_engine", 200, "The log is purged past what the engine has on disk.";
     RestoreSkipsEntries = "restore_skips_entries", 200, "A copy of the state leaves out what was committed while it was made.";
     // The audit of the engine.
     DigestKeepsDeleted = "digest_keeps_deleted", 100, "The running digest goes on counting a row that was deleted.";
-    SkipCheckAtOpen = "skip_check_at_open", 300, "An engine that nobody suspects is not held against the log when it is opened.";
+    SkipCheckAtOpen = "skip_check_at_open", 300, "An engine that nobody suspects is not checked against the log when it is opened.";
     PurgePastChecked = "purge_past_checked", 300, "The log is purged past what was found right.";
     // Transactions.
     ForgetKeys = "forget_keys", 100, "Keys that were read are left out of the conflict check.";

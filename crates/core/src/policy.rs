@@ -95,7 +95,7 @@ const PRESETS: [(&str, Durability); 4] = [
 
 /// The text is not the name of a durability.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is none of majority, all, local and none")]
+#[error("{0:?} is not one of majority, all, local and none")]
 pub struct ParseDurabilityError(String);
 
 impl FromStr for Durability {
@@ -180,6 +180,6 @@ mod tests {
             assert_eq!(preset.within(Duration::from_secs(1)).to_string(), name);
         }
         let error = "MAJORITY".parse::<Durability>().expect_err("another name");
-        assert!(error.to_string().contains("none of majority, all"));
+        assert!(error.to_string().contains("one of majority, all"));
     }
 }

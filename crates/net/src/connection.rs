@@ -551,7 +551,7 @@ fn parse_header(buffer: &BytesMut) -> Result<Option<usize>> {
         Ok(payload_len) if payload_len <= MAX_FRAME_PAYLOAD => Ok(Some(payload_len)),
         _ => Err(NetError::Protocol {
             expected: format!("a payload of at most {MAX_FRAME_PAYLOAD} bytes"),
-            found: format!("a claim of {} bytes", u32::from_le_bytes(*header)),
+            found: format!("one that claims {} bytes", u32::from_le_bytes(*header)),
         }),
     }
 }

@@ -117,7 +117,8 @@ impl Shared {
         } = self.options;
         if connections_reserved > connections_max {
             let reason = format!(
-                "{connections_reserved} reserved places are more than all {connections_max} places"
+                "{connections_reserved} reserved connections exceed the limit of {connections_max} \
+                 connections"
             );
             return Err(NetError::Configuration { reason });
         }
@@ -291,7 +292,7 @@ impl Accepting {
             .is_err()
         {
             let left = self.connections.len();
-            tracing::error!(left, "handlers did not return in time and are left behind");
+            tracing::error!(left, "handlers did not return in time, and are abandoned");
             metrics::counter!("steadfast_handlers_abandoned_total").increment(left as u64);
             self.connections.shutdown().await;
         }
@@ -316,7 +317,10 @@ impl Accepting {
 
     async fn rest_after(&self, error: NetError) {
         metrics::counter!("steadfast_accept_errors_total").increment(1);
-        tracing::warn!(%error, source = ?std::error::Error::source(&error), "accepting goes on");
+        tracing::warn!(
+            %error, source = ?std::error::Error::source(&error),
+            "could not accept a connection; accepting continues"
+        );
         // Most likely out of descriptors: half-open connections have the least claim to theirs.
         self.shared.places.evict_oldest();
         self.stopping

@@ -11,7 +11,7 @@ pub type Result<T> = std::result::Result<T, NetError>;
 #[non_exhaustive]
 pub enum NetError {
     /// The caller asked for something that can never work, such as an empty service name.
-    #[error("bad configuration: {reason}")]
+    #[error("invalid configuration: {reason}")]
     Configuration {
         /// What is wrong, including the value.
         reason: String,

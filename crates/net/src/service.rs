@@ -35,7 +35,7 @@ pub(crate) fn check_service_name(name: &str) -> Result<()> {
     }
     Err(NetError::Configuration {
         reason: format!(
-            "a service name has 1 to {MAX_SERVICE_NAME_LEN} bytes, this one has {}",
+            "a service name has 1 to {MAX_SERVICE_NAME_LEN} bytes, but this one has {}",
             name.len()
         ),
     })

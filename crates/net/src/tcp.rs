@@ -219,7 +219,7 @@ where
 }
 
 fn no_address() -> io::Error {
-    io::Error::new(ErrorKind::NotFound, "the name has no address")
+    io::Error::new(ErrorKind::NotFound, "the name resolves to no address")
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ pub enum AdminError {
         to_do: String,
     },
     /// No master answered in time.
-    #[error("no master has answered: {why}")]
+    #[error("no master answered: {why}")]
     NoAnswer {
         /// What was heard last.
         why: String,

@@ -177,7 +177,7 @@ keys! {
     "data_dir", "path", "required",
         "Directory of this node's log and engine. Created if missing (mode 0700).";
     "listen", "host:port", "required",
-        "Address this node listens on for the others.";
+        "Address on which this node listens for the others.";
     "bootstrap", "list of name=host:port", "this node alone",
         "The nodes that form the group. Used only while data_dir is empty, ignored afterwards.";
     "join", "token", "none",
@@ -199,7 +199,7 @@ keys! {
         "The shortest time a replica waits, after the lease of election_timeout_max_ms, before it asks for votes. At least three heartbeats.",
         election_timeout_min: Duration = ms(200);
     "election_timeout_max_ms", "ms", within(16, 120_000),
-        "The longest such wait, and how long a replica takes a silent master to be alive. A master whose connections close is replaced without this wait. Above the minimum.",
+        "The longest such wait, and how long a replica assumes that a silent master is alive. A master whose connections close is replaced without this wait. Above the minimum.",
         election_timeout_max: Duration = ms(300);
     "dial_timeout_ms", "ms", within(10, 60_000),
         "Deadline for connecting to a node, hello included.",
@@ -253,7 +253,7 @@ keys! {
         "Maximum number of change feeds this node serves at once; one more gets TooMany.",
         subscriptions_max: usize = count(64);
     "subscription_stall_ms", "ms", within(100, 600_000),
-        "A remote subscriber that has not taken what it was sent within this time is cut off.",
+        "A remote subscriber that has not read what it was sent within this time is disconnected.",
         subscription_stall: Duration = ms(30000);
     "digest_interval_ms", "ms", zero_or(100, 604_800_000),
         "How often a node counts its rows against its running digest. Nodes compare digests as often, or every 10 s if that is sooner. 0: never.",

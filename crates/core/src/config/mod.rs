@@ -109,7 +109,7 @@ impl std::str::FromStr for Repair {
             "never" => Ok(Self::Never),
             _ => Err(ConfigError::new(
                 "repair",
-                format!("{text:?} is not auto or never"),
+                format!("{text:?} is neither auto nor never"),
             )),
         }
     }
@@ -310,9 +310,9 @@ fn check_runtime(runtime: &tokio::runtime::Handle) -> Result<(), ConfigError> {
     match runtime.runtime_flavor() {
         RuntimeFlavor::CurrentThread => Err(ConfigError::new(
             "runtime",
-            "it is a current-thread runtime, on which the environment would stand still whenever that \
-             thread waits for it or does something else; give a multi-threaded one, or none: then \
-             the environment has a runtime of its own, and can be used from any",
+            "it is a current-thread runtime, on which the environment would stall whenever that \
+             thread waits for it or does something else; pass a multi-threaded runtime, or none: \
+             then the environment has a runtime of its own, and can be used from any other",
         )),
         _ => Ok(()),
     }
@@ -330,7 +330,7 @@ pub fn unknown_key(key: &str) -> ConfigError {
         }
         _ => String::new(),
     };
-    ConfigError::new(key, format!("there is no such key{hint}"))
+    ConfigError::new(key, format!("no such key{hint}"))
 }
 
 /// Levenshtein distance.
@@ -356,7 +356,7 @@ impl Tuning {
             return Err(ConfigError::new("election_timeout_min_ms", problem));
         }
         if self.election_timeout_max <= self.election_timeout_min {
-            let problem = "must be above election_timeout_min_ms";
+            let problem = "must be greater than election_timeout_min_ms";
             return Err(ConfigError::new("election_timeout_max_ms", problem));
         }
         let warn = self.disk_free_warn_bytes;
@@ -384,7 +384,7 @@ pub(crate) fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {
             format!("{name:?} is longer than {NAME_BYTES_MAX} bytes")
         }
         _ if !name.chars().all(is_plain) => {
-            format!("{name:?} may only have letters, digits, '-', '_' and '.'")
+            format!("{name:?} may contain only letters, digits, '-', '_' and '.'")
         }
         _ => return Ok(()),
     };
@@ -442,7 +442,7 @@ fn check_token(group: &str, token: &JoinToken) -> Result<(), ConfigError> {
         return Ok(());
     }
     let problem = format!(
-        "is a token of group {:?}, not of {group:?}",
+        "is a token for group {:?}, not for {group:?}",
         token.group_name
     );
     Err(ConfigError::new("join", problem))
@@ -452,7 +452,7 @@ fn check_expected(node: &str, expected: &[Expected]) -> Result<(), ConfigError> 
     let fail = |problem| Err(ConfigError::new("bootstrap", problem));
     if expected.len() > NODES_MAX {
         return fail(format!(
-            "{} nodes are more than the {NODES_MAX} that a group may have",
+            "{} nodes are more than a group may have ({NODES_MAX})",
             expected.len()
         ));
     }

@@ -35,7 +35,7 @@ pub(super) async fn run(consensus: Arc<Consensus>) {
         }
         meet(&consensus, is_time).await;
         if is_master && let Err(error) = settle(&consensus).await {
-            tracing::warn!(%error, "the addresses that were said are not in the membership yet");
+            tracing::warn!(%error, "the addresses that were given are not in the membership yet");
         }
         let again = if is_settled(&consensus) {
             MEET_AGAIN
@@ -68,7 +68,7 @@ async fn meet(consensus: &Consensus, all: bool) {
     others.retain(|id, _| all || !dialler.addresses.has_met(*id));
     let greeting = others.into_iter().map(|(id, address)| async move {
         if let Err(error) = dialler.greet(&address, id).await {
-            tracing::debug!(%id, %error, "a member was not met");
+            tracing::debug!(%id, %error, "a member could not be greeted");
         }
     });
     join_all(greeting).await;
@@ -88,7 +88,10 @@ async fn settle(consensus: &Consensus) -> Result<(), ChangeError> {
         match dialler.prove(&address, id).await {
             Ok(()) => Some((id, address)),
             Err(error) => {
-                tracing::debug!(%id, address, %error, "the member is not where it was said to be");
+                tracing::debug!(
+                    %id, address, %error,
+                    "the member is not at the address that was given for it"
+                );
                 None
             }
         }

@@ -134,7 +134,7 @@ impl Consensus {
             return;
         };
         if let Err(error) = client.call(call, self.timers.silence_max).await {
-            tracing::debug!(%id, %error, "a node could not be told what is wrong with it");
+            tracing::debug!(%id, %error, "could not tell a node that its data is bad");
         }
     }
 }

@@ -37,7 +37,7 @@ pub(crate) enum CallError {
     #[error("cannot reach the peer: {0}")]
     Unreachable(Arc<DialError>),
     /// The request may have arrived.
-    #[error("the connection ended before the answer came")]
+    #[error("the connection ended before the answer arrived")]
     Lost,
     #[error("no answer within {0:?}")]
     Timeout(Duration),

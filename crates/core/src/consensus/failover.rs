@@ -194,7 +194,7 @@ async fn elect(consensus: &Consensus, own: &Followed) {
     let begun = consensus.whole(|raft| async move { raft.handle_transfer_leader(request).await });
     match begun.await {
         Ok(Ok(())) => settle(consensus, own).await,
-        Ok(Err(error)) => tracing::debug!(%error, "no election: something has moved on"),
+        Ok(Err(error)) => tracing::debug!(%error, "no election: the state has changed meanwhile"),
         Err(error) => tracing::debug!(%error, "no election: consensus has stopped"),
     }
 }

@@ -27,7 +27,7 @@ pub(crate) enum AppendError {
     Wire(#[from] WireError),
     #[error(transparent)]
     Entry(#[from] EntryError),
-    #[error("node {caller} sends appends in the name of node {claimed}")]
+    #[error("node {caller} sends appends that claim to come from node {claimed}")]
     Impostor { caller: NodeId, claimed: NodeId },
     #[error("entry {at} does not follow {after:?}")]
     Gap { after: Option<LogId>, at: LogId },

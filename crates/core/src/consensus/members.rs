@@ -60,12 +60,12 @@ pub(crate) struct Turns {
 pub(crate) enum ChangeError {
     #[error(transparent)]
     Consensus(#[from] ConsensusError),
-    #[error("another change of the group is under way")]
+    #[error("another change to the group is in progress")]
     InProgress,
     #[error("{0}")]
     Refused(String),
     /// The master changed meanwhile: the new master's log may have the change.
-    #[error("it is not known whether the change was made: the master changed")]
+    #[error("the master changed, and it is unknown whether the change was made")]
     Unknown,
     #[error(transparent)]
     Transfer(#[from] TransferError),
@@ -157,7 +157,7 @@ pub(super) async fn run(consensus: Arc<Consensus>) {
         };
         if let Some(step) = steps.iter().find(|step| consensus.can_take(**step)) {
             if let Err(error) = consensus.take(*step).await {
-                tracing::debug!(?step, %error, "the membership stays as it is for now");
+                tracing::debug!(?step, %error, "the membership does not change for now");
                 let is_transfer = matches!(step, Step::HandOver(_));
                 tokio::time::sleep(if is_transfer {
                     HAND_OVER_RETRY
@@ -370,7 +370,7 @@ impl Consensus {
     }
 
     async fn take(&self, step: Step) -> Result<(), ChangeError> {
-        tracing::info!(?step, "a step of the membership");
+        tracing::info!(?step, "taking a step in the membership");
         match step {
             Step::Complete => {
                 let nothing = ChangeMembers::AddVoterIds(BTreeSet::new());

@@ -113,9 +113,9 @@ pub(crate) enum ConsensusError {
     Stopped(String),
     #[error("this node is not the master")]
     NotMaster(Option<NodeId>),
-    #[error("no majority answers")]
+    #[error("no majority answered")]
     NoMajority,
-    #[error("the master cannot be asked: {0}")]
+    #[error("the master did not answer: {0}")]
     Unreachable(#[from] CallError),
 }
 
@@ -477,7 +477,7 @@ impl Consensus {
     pub(crate) async fn shutdown(&self) {
         let ended = self.whole(|raft| async move { raft.shutdown().await });
         if let Err(error) = ended.await {
-            tracing::error!(%error, "consensus ended badly");
+            tracing::error!(%error, "consensus did not end cleanly");
         }
         // The others see at once that this node is gone.
         self.peers.close();
@@ -527,7 +527,7 @@ impl Consensus {
         // A master that was admitted since must make itself known before anything else.
         let makes_known = matches!(call, ElectionCall::Heartbeat(_) | ElectionCall::Reach(_));
         if !makes_known && !self.members.borrow().contains_key(&caller) {
-            tracing::warn!(%caller, "a node that is no member asks for what only members may");
+            tracing::warn!(%caller, "a node that is not a member asked for what only members may");
             return None;
         }
         match call {
@@ -546,7 +546,9 @@ impl Consensus {
             ElectionCall::Heartbeat(append) => {
                 let needed = append.needed.map(LogPosition);
                 let request = feeder::check_append(caller, append)
-                    .inspect_err(|error| tracing::warn!(%caller, %error, "bad heartbeat"))
+                    .inspect_err(
+                        |error| tracing::warn!(%caller, %error, "a heartbeat is not valid"),
+                    )
                     .ok()?;
                 hear(&self.heard, &request);
                 if let Some(needed) = needed {
@@ -592,13 +594,16 @@ impl Consensus {
     ) -> Option<VoteRequest<TypeConfig>> {
         let vote: Vote = message.vote?.try_into().ok()?;
         if vote.node != caller {
-            tracing::warn!(%caller, claimed = %vote.node, "a vote was asked in another's name");
+            tracing::warn!(
+                %caller, claimed = %vote.node,
+                "a node asked for a vote in the name of another"
+            );
             return None;
         }
         // A node of priority 0 stands in, if it wins.
         let is_electable = |member: &Member| member.node_type == NodeType::Electable;
         if !self.members.borrow().get(&caller).is_some_and(is_electable) {
-            tracing::warn!(%caller, "a vote was asked by a node that is not electable");
+            tracing::warn!(%caller, "a node that is not electable asked for a vote");
             return None;
         }
         let last = message.last.map(LogId::try_from).transpose().ok()?;

@@ -404,7 +404,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         });
         let answer = self.election().call(call, option.hard_ttl()).await;
         let ElectionAnswer::Reached(reached) = answer.map_err(|error| unreachable(&error))? else {
-            return Err(unreachable(&"another answer than to what was asked"));
+            return Err(unreachable(&"the answer does not fit the question"));
         };
         let theirs = reached.vote.map(Vote::try_from).transpose();
         let theirs = theirs.map_err(|error| unreachable(&error))?;
@@ -412,7 +412,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             Some(theirs) if reached.has || theirs.term > from_raft_vote(&vote).term => {
                 Ok(SnapshotResponse::new(to_raft_vote(theirs)))
             }
-            _ => Err(unreachable(&"the replica has to copy the state first")),
+            _ => Err(unreachable(&"the replica must copy the state first")),
         }
     }
 }

@@ -42,7 +42,7 @@ impl Consensus {
         let vote: Vote = asked.vote?.try_into().ok()?;
         let entry: LogId = asked.entry?.try_into().ok()?;
         if vote.node != caller || !vote.committed {
-            tracing::warn!(%caller, "a state was offered by a node that is no master");
+            tracing::warn!(%caller, "a node that is not the master offered a state");
             return None;
         }
         let own = from_raft_vote(&self.raft.server_metrics().borrow_watched().vote);

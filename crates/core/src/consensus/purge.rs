@@ -221,7 +221,7 @@ pub(super) async fn run(consensus: Arc<Consensus>) {
         leads_since = leads.then(|| leads_since.unwrap_or_else(Instant::now));
         let needed = consensus.needed(leads_since, started);
         if let Err(error) = consensus.purge(needed).await {
-            tracing::debug!(%error, "the log is not purged any more");
+            tracing::debug!(%error, "the log is no longer purged");
             return;
         }
     }
@@ -308,7 +308,7 @@ impl Consensus {
             Ok(before) => before,
             // The log may have been purged meanwhile, as requested before. The next round retries.
             Err(error) => {
-                tracing::debug!(%error, "the last transaction is not found in the log");
+                tracing::debug!(%error, "could not find the last transaction in the log");
                 return Ok(());
             }
         };
@@ -329,7 +329,7 @@ impl Consensus {
             Ok(entries) => entries,
             // As above: the next round tries again.
             Err(error) => {
-                tracing::debug!(%error, "the entry to purge up to is not found in the log");
+                tracing::debug!(%error, "could not find the entry to purge up to in the log");
                 return Ok(());
             }
         };

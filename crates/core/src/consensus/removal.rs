@@ -93,7 +93,7 @@ pub(super) async fn tell(consensus: &Consensus, client: &ElectionClient) {
     let term = consensus.role.borrow().term.0;
     let call = ElectionCall::Removed(Removed { term });
     if let Err(error) = client.call(call, TELL_MAX).await {
-        tracing::debug!(%error, "a removed node could not be told");
+        tracing::debug!(%error, "could not tell a node that it was removed");
     }
 }
 

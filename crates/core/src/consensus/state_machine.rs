@@ -25,8 +25,8 @@ use crate::txn::window::VersionKey;
 
 /// How long a node with a full window waits for an engine without space.
 const FULL_MAX: Duration = Duration::from_secs(10);
-const NO_SPACE: &str = "the storage engine has no space on its volume, and the memory for what it does not have \
-                        is full (window_bytes_max): make room";
+const NO_SPACE: &str = "the storage engine has no space on its volume, and the memory for versions \
+                        that it does not hold yet is full (window_bytes_max): make room";
 
 /// Applies entries in log order, in one task.
 pub(crate) struct StateMachine {
@@ -72,7 +72,10 @@ impl StateMachine {
     async fn apply_batch(&self, id: LogId, batch: &Batch) -> io::Result<Vec<VersionKey>> {
         let (first, visible) = (batch.first(), self.sequencer.visible());
         if first != visible.next() {
-            tracing::info!(entry = %id, %first, %visible, "passed over a batch numbered in vain");
+            tracing::info!(
+                entry = %id, %first, %visible,
+                "skipped a batch that does not follow the last applied one"
+            );
             return Ok(Vec::new());
         }
         if !self.sequencer.is_in_flight(id.term, batch) {

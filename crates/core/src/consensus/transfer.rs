@@ -29,9 +29,9 @@ use crate::wire::messages::{ElectionAnswer, ElectionCall, TakeOver};
 pub(crate) enum TransferError {
     #[error("this node is not the master")]
     NotMaster,
-    #[error("another transfer is under way")]
+    #[error("another transfer is in progress")]
     Busy,
-    #[error("no candidate has caught up in time")]
+    #[error("no candidate caught up in time")]
     NotCaughtUp,
     #[error("the candidate did not take over in time")]
     NotTaken,

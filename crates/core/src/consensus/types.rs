@@ -53,7 +53,7 @@ pub(crate) enum EntryError {
     Batch(#[from] BatchError),
     #[error("membership cannot be decoded: {0}")]
     Membership(#[from] prost::DecodeError),
-    #[error("membership makes no sense: {0}")]
+    #[error("membership is not valid: {0}")]
     InvalidMembership(String),
     #[error("a blank entry has {0} bytes")]
     Blank(usize),

@@ -162,7 +162,8 @@ impl NoxuEngine {
         let environment = Environment::open(configuration::of(directory, sizes))
             .map_err(|error| open_error(directory, error))?;
         // Noxu creates files as the user that runs it.
-        owner::inherit_within(directory).map_err(|source| io_error("own its files", source))?;
+        owner::inherit_within(directory)
+            .map_err(|source| io_error("set the owner of its files", source))?;
         let turns = Turns::default();
         let open = Open::new(environment, sizes.checkpoint_wakeup_ms, &turns)?;
         let applied = open.read_applied()?;
@@ -404,7 +405,7 @@ impl StorageEngine for NoxuEngine {
         }
         let closed = open.close();
         let owned = owner::inherit_within(&self.directory);
-        let owned = owned.map_err(|source| io_error("own its files", source));
+        let owned = owned.map_err(|source| io_error("set the owner of its files", source));
         closed.and(synced).and(owned)
     }
 }
@@ -415,12 +416,12 @@ impl Drop for NoxuEngine {
         if let Some(open) = open.take()
             && let Err(error) = open.close()
         {
-            tracing::warn!(%error, "the engine was dropped and did not close cleanly");
+            tracing::warn!(%error, "the engine was dropped, but did not close cleanly");
         }
         if let Some(copy) = self.copy.take()
             && let Err(error) = copy.close()
         {
-            tracing::warn!(%error, "a copy of an engine stays behind");
+            tracing::warn!(%error, "could not remove a temporary copy of an engine");
         }
     }
 }
@@ -583,8 +584,8 @@ impl Open {
         let evicted = self.environment.evict_memory()?;
         if evicted > 0 && !self.has_evicted.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "the engine's cache does not hold its data: Noxu is slow then; raise engine_cache_bytes \
-                 (docs/engines.md)"
+                "the engine's cache is too small for its data, which makes Noxu slow; raise \
+                 engine_cache_bytes (docs/engines.md)"
             );
         }
         Ok(())
@@ -636,7 +637,7 @@ impl Open {
         for _ in 0..CLEAN_ROUNDS_MAX {
             let cleaned = self.clean_once();
             if let Err(error) = &cleaned {
-                tracing::warn!(%error, "the engine could not give space back");
+                tracing::warn!(%error, "the engine could not free space");
             }
             let bytes = bytes_in(directory);
             if matches!(cleaned, Ok(0)) || bytes >= bytes_before {
@@ -669,7 +670,9 @@ impl Open {
         drop(upkeep);
         mark_roots(&environment);
         if databases.len() > EMPTY_DATABASES_MAX {
-            tracing::info!("the memory of the engine's cache stays in use: it has many databases");
+            tracing::info!(
+                "the memory of the engine's cache stays in use: the engine has many databases"
+            );
         } else if let Err(error) = empty_cache(&mut environment) {
             tracing::warn!(%error, "the memory of the engine's cache stays in use");
         }

@@ -182,7 +182,7 @@ impl fmt::Display for GroupEvent {
             Self::MemberRemoved(of) => write!(f, "{} was removed", of.node.name),
             Self::MemberChanged(of) => write!(
                 f,
-                "{} is {} of priority {} at {}, and {}",
+                "{} is {} with priority {} at {}, and {}",
                 of.node.name,
                 of.node_type,
                 of.priority,
@@ -194,12 +194,12 @@ impl fmt::Display for GroupEvent {
                 master: Some(master),
             } => write!(f, "{} is master in term {term}", master.name),
             Self::MasterChanged { term, master: None } => {
-                write!(f, "no node is master, since term {term}")
+                write!(f, "no node is master (term {term})")
             }
             Self::NodeUp(node) => write!(f, "{} is up", node.name),
             Self::NodeDown(node) => write!(f, "{} is down", node.name),
             Self::Health(GroupHealth::Healthy) => f.write_str("HEALTHY"),
-            Self::Health(GroupHealth::NoMaster) => f.write_str("NO MASTER: no write is possible"),
+            Self::Health(GroupHealth::NoMaster) => f.write_str("NO MASTER: no writes are possible"),
             Self::NodeDamaged { node, what } => {
                 write!(f, "the data of {} is bad: {what}", node.name)
             }
@@ -211,10 +211,10 @@ impl fmt::Display for GroupEvent {
             }) => {
                 f.write_str("DEGRADED: ")?;
                 if !down.is_empty() {
-                    write!(f, "down are {}; ", names(down))?;
+                    write!(f, "{} down; ", names(down))?;
                 }
                 if !damaged.is_empty() {
-                    write!(f, "bad is the data of {}; ", names(damaged))?;
+                    write!(f, "bad data on {}; ", names(damaged))?;
                 }
                 write!(f, "survives {survives} more failures")
             }
@@ -312,7 +312,7 @@ mod tests {
         assert!(told(&view(), &view()).is_empty());
         let mut down = view();
         down.members[2].is_up = Some(false);
-        let degraded = "DEGRADED: down are n3; survives 0 more failures";
+        let degraded = "DEGRADED: n3 down; survives 0 more failures";
         assert_eq!(told(&view(), &down), ["n3 is down", degraded]);
         assert_eq!(told(&down, &view()), ["n3 is up", "HEALTHY"]);
 
@@ -320,7 +320,7 @@ mod tests {
         damaged.members[1].damage = Some("a row is gone".to_owned());
         let told_of_damage = [
             "the data of n2 is bad: a row is gone",
-            "DEGRADED: bad is the data of n2; survives 1 more failures",
+            "DEGRADED: bad data on n2; survives 1 more failures",
         ];
         assert_eq!(told(&view(), &damaged), told_of_damage);
         let repaired = ["the data of n2 is right again", "HEALTHY"];
@@ -329,15 +329,15 @@ mod tests {
         let mut grown = view();
         grown.members.push(member(4));
         grown.members[0].member.priority = 7;
-        let changed = "n1 is electable of priority 7 at h1:1, and votes";
+        let changed = "n1 is electable with priority 7 at h1:1, and votes";
         assert_eq!(told(&view(), &grown), [changed, "n4 was added, electable"]);
         assert_eq!(told(&grown, &view())[0], "n4 was removed");
 
         let mut masterless = view();
         masterless.master = None;
         let lost = [
-            "no node is master, since term 1",
-            "NO MASTER: no write is possible",
+            "no node is master (term 1)",
+            "NO MASTER: no writes are possible",
         ];
         assert_eq!(told(&view(), &masterless), lost);
         let mut other = view();
@@ -346,7 +346,7 @@ mod tests {
         let expected = [
             "n1 is down",
             "n2 is master in term 2",
-            "DEGRADED: down are n1; survives 0 more failures",
+            "DEGRADED: n1 down; survives 0 more failures",
         ];
         assert_eq!(told(&masterless, &other), expected);
         assert_eq!(told(&view(), &other), expected);

@@ -220,7 +220,7 @@ impl GroupEvents {
     }
 
     fn note_lost(&mut self, why: String) {
-        tracing::debug!(why, "a group is watched by no node");
+        tracing::debug!(why, "the watcher reaches no node");
         let lost = *self.lost.get_or_insert_with(Instant::now);
         if lost.elapsed() >= PATIENCE && !self.is_out_of_sight {
             self.is_out_of_sight = true;
@@ -244,7 +244,7 @@ impl GroupEvents {
 
     /// Connects to the first reachable node. The inner error says why none is.
     async fn try_all(&mut self) -> Result<Result<(), String>, FeedError> {
-        let mut why = "there is no address to try".to_owned();
+        let mut why = "no address to try".to_owned();
         for address in self.candidates() {
             match dial(Arc::clone(&self.transport), &address).await {
                 Ok(session) => {
@@ -261,13 +261,13 @@ impl GroupEvents {
     /// Takes one view. The inner error says why the connection is no longer usable.
     async fn receive(&mut self) -> Result<Result<(), String>, FeedError> {
         let Some((address, session)) = self.session.as_mut() else {
-            return Ok(Err("there is no connection".to_owned()));
+            return Ok(Err("not connected".to_owned()));
         };
         let address = address.clone();
         let received = session.receiver.receive();
         let frame = match tokio::time::timeout_at(self.silent_at, received).await {
             Ok(Ok(Some(frame))) => frame,
-            Ok(Ok(None)) => return Ok(Err(format!("{address} has closed"))),
+            Ok(Ok(None)) => return Ok(Err(format!("{address} closed the connection"))),
             Ok(Err(error)) => return Ok(Err(format!("{address}: {error}"))),
             Err(_) => return Ok(Err(format!("{address} is silent"))),
         };
@@ -277,7 +277,7 @@ impl GroupEvents {
         };
         self.silent_at = Instant::now() + SILENCE_MAX;
         if message.group_name != self.group_name {
-            let reason = format!("{address} is of group {:?}", message.group_name);
+            let reason = format!("{address} belongs to group {:?}", message.group_name);
             return Err(FeedError::WrongGroup { reason });
         }
         if message.group.is_empty() {
@@ -369,7 +369,7 @@ impl GroupEvents {
         if let Some((_, mut session)) = self.session.take()
             && let Ok(Err(error)) = timeout(DIAL_TIMEOUT, session.sender.close()).await
         {
-            tracing::debug!(%error, "a node could not be told that it is watched no more");
+            tracing::debug!(%error, "could not tell a node that it is no longer watched");
         }
     }
 

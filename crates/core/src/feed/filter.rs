@@ -32,16 +32,19 @@ impl Filter {
         let count = self.iter().count();
         if count > SUBSCRIPTION_FILTERS_MAX {
             return refuse(format!(
-                "it has {count} prefixes, over the limit of {SUBSCRIPTION_FILTERS_MAX}"
+                "it has {count} prefixes, which exceeds the limit of {SUBSCRIPTION_FILTERS_MAX}"
             ));
         }
         for (database, prefix) in self.iter() {
             let is_name = (1..=DATABASE_NAME_BYTES_MAX).contains(&database.len());
             if !is_name || database.chars().any(char::is_control) {
-                return refuse(format!("{database:?} cannot be the name of a database"));
+                return refuse(format!("{database:?} is not a valid database name"));
             }
             if prefix.len() > KEY_BYTES_MAX {
-                return refuse(format!("a prefix of {} bytes is no key's", prefix.len()));
+                return refuse(format!(
+                    "a prefix of {} bytes is longer than any key",
+                    prefix.len()
+                ));
             }
         }
         Ok(())

@@ -248,7 +248,7 @@ impl Feed {
             StartAt::Start => Stage::Start,
             StartAt::Token(token) => {
                 if token.group != node.group() {
-                    let reason = format!("the token is of group {}", token.group);
+                    let reason = format!("the token belongs to group {}", token.group);
                     return Err(FeedError::WrongGroup { reason });
                 }
                 resume = Some(token);
@@ -353,7 +353,9 @@ impl Source {
                     self.stage = Stage::State(scan.step(&self.node)?);
                 }
                 Stage::State(step) => {
-                    let stepped = step.await.map_err(|_| stopped("a thread died"))?;
+                    let stepped = step
+                        .await
+                        .map_err(|_| stopped("a thread ended unexpectedly"))?;
                     let (scan, part) = stepped;
                     if let Some(part) = part? {
                         self.stage = Stage::State(scan.step(&self.node)?);

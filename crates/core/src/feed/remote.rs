@@ -213,8 +213,8 @@ impl Subscription {
             match trouble {
                 Trouble::Final(error) => return Err(error),
                 // When reached again, the node that refuses will say so again.
-                Trouble::Lost(reason) => tracing::debug!(reason, "a subscription is lost"),
-                Trouble::Refused(error) => tracing::debug!(%error, "a subscription is ended"),
+                Trouble::Lost(reason) => tracing::debug!(reason, "a subscription lost its node"),
+                Trouble::Refused(error) => tracing::debug!(%error, "a node refused a subscription"),
             }
             if self.lost.is_some() {
                 // Reached, and lost again before anything arrived.
@@ -239,7 +239,7 @@ impl Subscription {
         match &event {
             FeedEvent::State { .. } => match self.stands {
                 Stands::At(StartAt::Start) | Stands::InState => self.stands = Stands::InState,
-                Stands::At(_) => return Err(Trouble::Lost("state out of turn".to_owned())),
+                Stands::At(_) => return Err(Trouble::Lost("unexpected state".to_owned())),
             },
             FeedEvent::StateComplete { token, .. } => {
                 self.stands = Stands::At(StartAt::Start);
@@ -262,7 +262,7 @@ impl Subscription {
                 token.vlsn > last.vlsn
             };
             if !is_next {
-                return Err(Trouble::Lost(format!("{token} after {last}")));
+                return Err(Trouble::Lost(format!("{token} arrived after {last}")));
             }
         }
         self.stands = Stands::At(StartAt::Token(token));
@@ -324,7 +324,7 @@ impl Subscription {
         if let Some(mut session) = self.session.take()
             && let Ok(Err(error)) = timeout(SILENCE_MAX, session.sender.close()).await
         {
-            tracing::debug!(%error, "a subscription was gone when it was closed");
+            tracing::debug!(%error, "a subscription was already gone when it was closed");
         }
     }
 }
@@ -366,7 +366,7 @@ impl Link {
                 decided => return decided,
             }
         }
-        let nobody = || Trouble::Lost("there is no address".to_owned());
+        let nobody = || Trouble::Lost("no address to try".to_owned());
         let refused = |link: &mut Self| link.refused.take().map(Trouble::Refused);
         Err(lost.or_else(|| refused(self)).unwrap_or_else(nobody))
     }
@@ -391,7 +391,7 @@ impl Link {
                 self.check_group(group)?;
                 Ok((session, token))
             }
-            Received::Event(_) => Err(Trouble::Lost("an event out of turn".to_owned())),
+            Received::Event(_) => Err(Trouble::Lost("an event before the answer".to_owned())),
             Received::Ended(error) => Err(trouble(error)),
         }
     }
@@ -402,7 +402,8 @@ impl Link {
         if known == group {
             return Ok(());
         }
-        let reason = format!("the subscription is to {known}, the node belongs to {group}");
+        let reason =
+            format!("the subscription is to group {known}, but the node belongs to {group}");
         Err(Trouble::Final(FeedError::WrongGroup { reason }))
     }
 }

@@ -63,7 +63,7 @@ pub(crate) async fn serve(
         }
         Err(error) => error,
     };
-    tracing::info!(%error, "a subscription ends");
+    tracing::info!(%error, "a subscription ended");
     let ended = FeedItem::Ended(EndedMessage::from(&error));
     let goodbye = async {
         session.sender.send(frame_of(ended)).await?;
@@ -140,7 +140,7 @@ impl Sending {
         let resume = self.feed.resume_token();
         tracing::warn!(
             ?resume,
-            "a subscriber does not take what it is sent; cut off"
+            "a subscriber does not read what it is sent; it is disconnected"
         );
         DialError::Timeout(self.stall)
     }

@@ -116,8 +116,8 @@ impl StateScan {
         if let Some((name, found, right)) = wrong {
             node.audit.want_count(false);
             return Err(stopped(&format!(
-                "its state contradicts its log: of {name} {found} rows were read, and there should be {right}, \
-                 with the same keys and values"
+                "its state contradicts its log: {found} rows of {name} were read, but the log gave \
+                 it {right}, or other keys and values"
             )));
         }
         Ok(Some(digest.total().sum()))

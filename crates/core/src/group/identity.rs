@@ -346,7 +346,7 @@ impl DataDir {
             }
             // An empty log directory is no log: a volume may be mounted there.
             if self.has_log(disk, 0)? {
-                let what = "the file is missing beside a log".to_owned();
+                let what = "the file is missing, although there is a log".to_owned();
                 return Err(OpenError::Corrupt {
                     path,
                     offset: 0,
@@ -403,9 +403,10 @@ pub(crate) fn growing_dirs(dir: &Path, identity: &Identity) -> [PathBuf; 3] {
 /// Why a node of epoch `own` may not take part, and what to do.
 pub(crate) fn superseded(own: GroupEpoch, later: GroupEpoch) -> String {
     format!(
-        "the group lost its quorum and was recovered without this node: it is in epoch {later}, and \
-         this node is of epoch {own}. The directory may hold writes that the group no longer has: \
-         keep it aside, and let the node in anew, with an empty one and a token (steadfast token create)"
+        "the group lost its quorum and was recovered without this node: the group is in epoch \
+         {later}, this node in epoch {own}. The directory may hold writes that the group no longer \
+         has: keep it aside, and add the node again with an empty directory and a token (steadfast \
+         token create)"
     )
 }
 
@@ -522,7 +523,7 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<(Identity, Option<FileMark>), Ope
         return Err(corrupt(bytes.len(), "the file ends inside its header"));
     };
     if &header[..8] != MAGIC {
-        return Err(corrupt(0, "the file does not begin as an identity does"));
+        return Err(corrupt(0, "the file does not begin like an identity"));
     }
     let field = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
     let version = field(8);

@@ -163,7 +163,7 @@ impl TryFrom<LogIdRecord> for LogId {
 
 /// A number that no node gives out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("impossible {0}")]
+#[error("invalid {0}")]
 pub(crate) struct Impossible(pub(crate) &'static str);
 
 /// Numbers near the end of their range would overflow in additions.

@@ -77,8 +77,8 @@ impl From<ChangeError> for Undone {
         match error {
             ChangeError::Consensus(ConsensusError::NotMaster(_)) => Self::NotMaster,
             ChangeError::Unknown => Self::Refused(AdminRefusal::uncertain(
-                "the master changed while the change was made",
-                "look at `steadfast status`, then try again if it was not made",
+                "the master changed while the change was in progress",
+                "look at `steadfast status`, then try again if the change was not made",
             )),
             error => Self::Refused(AdminRefusal::for_now(
                 format!("the change was not made: {error}"),
@@ -132,7 +132,7 @@ impl Lifecycle {
         match done {
             Ok(done) => AdminAnswer::Done(done),
             Err(Undone::Refused(refusal)) => {
-                tracing::warn!(what = refusal.what, "refused a change of the group");
+                tracing::warn!(what = refusal.what, "refused a change to the group");
                 AdminAnswer::Refused(refusal.into())
             }
             Err(Undone::NotMaster) => {
@@ -161,7 +161,7 @@ impl Lifecycle {
             Ok(Ok(newest)) => newest,
             Err(ViewError::TooOld { .. }) => NodeId(0),
             Ok(Err(error)) | Err(ViewError::Engine(error)) => {
-                tracing::warn!(%error, "the newest id of a node is not known");
+                tracing::warn!(%error, "the newest node id is not known");
                 NodeId(u64::MAX)
             }
         }
@@ -229,8 +229,8 @@ async fn decide(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
         // Only the master's own handler carries it out.
         Some(AdminCall::Shutdown(_)) => Err(Undone::NotMaster),
         None => refused(
-            "this version does not know the call",
-            "use the same version everywhere",
+            "this version does not support the call",
+            "run the same version on all nodes",
         ),
     }
 }
@@ -256,7 +256,7 @@ async fn turn(consensus: &Consensus) -> Result<MutexGuard<'_, ()>, Undone> {
     match tokio::time::timeout(CHANGE_MAX, consensus.turns.call.lock()).await {
         Ok(turn) => Ok(turn),
         Err(_) => refused_for_now(
-            "another change of the group is under way and waits for a majority",
+            "another change to the group is in progress, and waits for a majority",
             "look at `steadfast status`, then try again",
         ),
     }
@@ -278,7 +278,7 @@ where
     match tokio::time::timeout(CHANGE_MAX, changed).await {
         Ok(changed) => Ok(changed?),
         Err(_) => Err(Undone::Refused(AdminRefusal::uncertain(
-            "no majority has taken the change in time; it is made when one does",
+            "no majority accepted the change in time; it takes effect when one does",
             "look at `steadfast status`: bring nodes back, then look again",
         ))),
     }
@@ -304,14 +304,14 @@ async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
     }
     if members.len() >= NODES_MAX {
         return refused(
-            format!("the group has {NODES_MAX} nodes already"),
+            format!("the group already has {NODES_MAX} nodes"),
             "remove one that is not needed first",
         );
     }
     check_free_address(&members, &wanted.address, None)?;
     let id = take_node_id(node, &members).await?;
     change(|| consensus.add_member(id, wanted.clone())).await?;
-    tracing::info!(node = %wanted.name, %id, "let a node in");
+    tracing::info!(node = %wanted.name, %id, "admitted a node");
     let mut members = (*consensus.members()).clone();
     members.insert(id, wanted.clone());
     Ok(let_in(node, &Arc::new(members), id, &wanted))
@@ -356,7 +356,7 @@ async fn with_node_ids<T>(
         Err(WriteError::NotMaster { .. }) => Err(Undone::NotMaster),
         Err(WriteError::InsufficientReplicas { .. }) => Err(no_majority(&node.consensus)),
         Err(error) => refused_for_now(
-            format!("the ids of nodes could not be written: {error}"),
+            format!("could not write the node ids: {error}"),
             "look at `steadfast status`, then try again",
         ),
     }
@@ -411,7 +411,7 @@ async fn leave(consensus: &Consensus, members: &Members, others: &[NodeId]) -> D
             change(|| consensus.set_member(id, member.clone())).await?;
             refused_for_now(
                 format!(
-                    "{} is the master and could not hand over: {error}",
+                    "{} is the master, and could not hand over: {error}",
                     member.name
                 ),
                 "nothing was changed; look at `steadfast status`, then try again",
@@ -434,8 +434,9 @@ async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {
             && !(altered.node_type.has_data() && member.node_type.has_data())
         {
             return refused(
-                "an arbiter has no data, so it cannot become another node, nor another an arbiter",
-                "remove it, and let a new node in with the type that you want",
+                "an arbiter has no data, so it cannot become a node of another type, and no other \
+                 node can become an arbiter",
+                "remove it, and add a new node of the type that you want",
             );
         }
         what.push(format!("{} is {}", member.name, altered.node_type));
@@ -465,7 +466,7 @@ async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {
     }
     let mut after = (*members).clone();
     after.insert(id, altered.clone());
-    check_leader_left(&Arc::new(after), "with this")?;
+    check_leader_left(&Arc::new(after), "after this change")?;
     if altered.address != member.address && !request.untried {
         check_reached(consensus, id, &altered).await?;
     }
@@ -473,7 +474,7 @@ async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {
         change(|| consensus.set_member(id, altered.clone())).await?;
     }
     if !altered.node_type.votes() && !is_without_vote(consensus, id).await {
-        what.push("it votes until a majority has taken that".to_owned());
+        what.push("it keeps its vote until a majority accepts the change".to_owned());
     }
     Ok(done(what.join(", ")))
 }
@@ -512,8 +513,8 @@ fn known_type(number: u32) -> Result<NodeType, Undone> {
     match NodeType::from_number(number) {
         Some(node_type) => Ok(node_type),
         None => refused(
-            "this version does not know the type of node",
-            "use the same version everywhere",
+            "this version does not know this type of node",
+            "run the same version on all nodes",
         ),
     }
 }
@@ -533,7 +534,10 @@ fn check_member(member: &Member) -> Result<(), Undone> {
     }
     if member.priority > PRIORITY_MAX {
         return refused(
-            format!("priority {} is above {PRIORITY_MAX}", member.priority),
+            format!(
+                "priority {} exceeds the maximum of {PRIORITY_MAX}",
+                member.priority
+            ),
             "choose a lower one",
         );
     }
@@ -545,10 +549,13 @@ fn check_given_address(name: &str, address: &str) -> Result<(), Undone> {
         return Ok(());
     }
     refused(
-        format!("{address} stands for every address of a machine: nobody reaches {name} there"),
         format!(
-            "say where the others reach it: steadfast node address {name} HOST:PORT; it may listen \
-             on {address} all the same"
+            "{address} stands for every address of a machine: other nodes cannot reach {name} \
+             there"
+        ),
+        format!(
+            "give the address at which the others reach it: steadfast node address {name} \
+             HOST:PORT; it may still listen on {address}"
         ),
     )
 }
@@ -571,12 +578,12 @@ async fn check_reached(consensus: &Consensus, id: NodeId, altered: &Member) -> R
         Ok(()) => Ok(()),
         Err(error) => refused(
             format!(
-                "the master does not reach {name} at {address}: {}",
+                "the master cannot reach {name} at {address}: {}",
                 with_cause(&error)
             ),
             format!(
-                "start {name} there first, or correct the address; `--force` takes it untried: \
-                 steadfast node address {name} {address} --force"
+                "start {name} there first, or correct the address; `--force` accepts it without a \
+                 test: steadfast node address {name} {address} --force"
             ),
         ),
     }
@@ -630,8 +637,8 @@ fn check_majority_left(consensus: &Consensus, id: NodeId, member: &Member) -> Re
                 "{} has the only vote: without it nothing could be decided",
                 member.name
             ),
-            "promote another node, or let one in (`steadfast token create`), and try again when it has its \
-             vote",
+            "promote another node, or add one (`steadfast token create`), and try again when it \
+             has its vote",
         );
     }
     let present = Present::of(consensus, &left);
@@ -644,8 +651,8 @@ fn check_majority_left(consensus: &Consensus, id: NodeId, member: &Member) -> Re
             member.name
         ),
         format!(
-            "bring {} back first, or, where a disk is lost for good, remove or replace that node \
-             instead; `steadfast node remove --force` takes a node out all the same",
+            "bring {} back first, or, if a disk is lost for good, remove or replace that node \
+             instead; `steadfast node remove --force` removes a node anyway",
             present.missing.join(", ")
         ),
     )
@@ -659,8 +666,8 @@ fn check_free_name(consensus: &Consensus, name: &str, incarnation: u64) -> Resul
     }
     refused(
         format!(
-            "{name:?} is a member already, with another data directory than this one: it could have \
-             acknowledged writes that this one does not have"
+            "{name:?} is already a member, with a data directory other than this one: it could \
+             have acknowledged writes that this one does not have"
         ),
         format!("give it its old directory back, or replace it: `steadfast node replace {name}`"),
     )
@@ -672,6 +679,6 @@ fn check_leader_left(members: &Members, when: &str) -> Result<(), Undone> {
     }
     refused(
         format!("{when} no node is left that can be master"),
-        "add another electable node of a priority above 0 first",
+        "add another electable node with a priority above 0 first",
     )
 }

@@ -88,19 +88,19 @@ impl Lifecycle {
         let reached = visible.wait_for(|visible| *visible >= vlsn);
         let timeout = self.config.tuning.dial_timeout;
         if tokio::time::timeout(timeout, reached).await.is_err() {
-            let text = format!("it has not come to VLSN {vlsn} in {timeout:?}");
+            let text = format!("it did not reach VLSN {vlsn} within {timeout:?}");
             return unusable(RangeOutcome::Behind, text);
         }
         // Taken before waiting for its turn, or the flush would pass it meanwhile.
         let Some(snapshot) = node.snapshot_at(vlsn) else {
-            let text = format!("it does not have the state at VLSN {vlsn} any more");
+            let text = format!("it no longer has the state at VLSN {vlsn}");
             return unusable(RangeOutcome::Gone, text);
         };
         if request.is_running {
             let deadline = Instant::now() + timeout;
             return node.digest_at(vlsn, deadline).await.map_or_else(
                 || {
-                    let text = format!("its engine has not come to VLSN {vlsn} in {timeout:?}");
+                    let text = format!("its engine did not reach VLSN {vlsn} within {timeout:?}");
                     unusable(RangeOutcome::Behind, text)
                 },
                 |digest| running_reply(vlsn, &digest),
@@ -110,7 +110,7 @@ impl Lifecycle {
         match self.one_at_a_time(compute).await {
             Some(Ok(reply)) => reply,
             Some(Err(error)) => unusable(RangeOutcome::Failed, error.to_string()),
-            None => unusable(RangeOutcome::Failed, "it is about to end"),
+            None => unusable(RangeOutcome::Failed, "it is closing"),
         }
     }
 
@@ -121,13 +121,13 @@ impl Lifecycle {
             ..CheckReply::default()
         };
         let Ok(node) = self.running() else {
-            return failed("it does not work".to_owned());
+            return failed("it takes no part".to_owned());
         };
         let of = node.identity.incarnation;
         let log = node.identity.log;
         let log_dir = lock(&self.dir).as_ref().map(|dir| dir.log_dir(log));
         let Some(log_dir) = log_dir else {
-            return failed("it is about to end".to_owned());
+            return failed("it is closing".to_owned());
         };
         let audit = Arc::clone(&node.audit);
         match self.one_at_a_time(move || node.check_files(&log_dir)).await {
@@ -153,7 +153,7 @@ impl Lifecycle {
                 self.note_checked(of, Some(flaw));
                 failed(problem)
             }
-            None => failed("it is about to end".to_owned()),
+            None => failed("it is closing".to_owned()),
         }
     }
 
@@ -193,7 +193,7 @@ impl Lifecycle {
         if let Some(reason) = reason {
             tracing::error!(node, reason, "the data of this node is bad");
         } else {
-            tracing::info!(node, "the data of this node is what the others have");
+            tracing::info!(node, "the data of this node agrees with that of the others");
         }
     }
 
@@ -270,7 +270,7 @@ impl Lifecycle {
         let what = |member: &Member| {
             let mut its = found.divergences.iter();
             let its = its.find(|of| is_proven(&of.nodes) && of.nodes.contains(&member.name))?;
-            Some(format!("it holds something else than the majority: {its}"))
+            Some(format!("its data differs from that of the majority: {its}"))
         };
         let own = node.consensus.own_id();
         let compared = members

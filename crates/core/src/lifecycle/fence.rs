@@ -71,7 +71,7 @@ impl Lifecycle {
         *lock(&self.dir) = Some(dir);
         if let Err(error) = written {
             // It takes no part in this run, and a peer tells it again in the next one.
-            tracing::error!(%error, "a later epoch of the group could not be noted");
+            tracing::error!(%error, "could not record a later epoch of the group");
         }
     }
 }

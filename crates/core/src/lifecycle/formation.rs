@@ -159,7 +159,7 @@ impl Formation {
             ..
         } = &self.identity;
         let Ok(group) = GroupUuid::from_bytes(&state.group) else {
-            return Round::Wait(format!("{} to make sense", node.address));
+            return Round::Wait(format!("{} to send a valid answer", node.address));
         };
         if state.group_name != *group_name {
             return Round::Refused(format!(
@@ -185,11 +185,11 @@ impl Formation {
                 }))
             }
             Some(_) => Round::Refused(format!(
-                "{node_name:?} is already a member of group {group_name:?} ({group}), with another \
-                 data directory than this empty one. This node could have acknowledged writes that \
-                 it no longer has, so it may not come back under its old name: give it its old \
-                 directory back, or replace it (`steadfast node replace {node_name}`). A list makes one \
-                 group: another group needs a list of its own"
+                "{node_name:?} is already a member of group {group_name:?} ({group}), with a data \
+                 directory other than this empty one. This node could have acknowledged writes \
+                 that it no longer has, so it cannot come back under its old name: give it its old \
+                 directory back, or replace it (`steadfast node replace {node_name}`). A list \
+                 makes one group: another group needs a list of its own"
             )),
             None => Round::Refused(format!(
                 "group {group_name:?} ({group}) was formed without {node_name:?}"

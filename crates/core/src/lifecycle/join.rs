@@ -80,7 +80,7 @@ impl Joining {
 
     fn wait(&self, why: &str) -> Round {
         let group = &self.token.group_name;
-        Round::Wait(format!("group {group:?} to let it in: {why}"))
+        Round::Wait(format!("group {group:?} to admit it: {why}"))
     }
 
     fn completed(&self, joined: Joined) -> Round {
@@ -89,7 +89,8 @@ impl Joining {
         let node_id = NodeId(joined.node_id);
         let own = members.iter().find(|(id, _)| *id == node_id);
         if own.is_none_or(|(_, own)| own.incarnation != self.identity.incarnation) {
-            let reason = "the group's answer does not list this node as it is";
+            let reason = "the group's answer does not list this node, or lists it with another \
+                          data directory";
             return Round::Refused(reason.to_owned());
         }
         Round::Formed(Box::new(Identity {

@@ -52,7 +52,7 @@ impl Lifecycle {
         let identity = self.identity.borrow().clone();
         let (disk, dir) = (&*self.machine.disk, &self.config.data_dir);
         if let Err(error) = addresses::write(disk, dir, &identity, latest).await {
-            tracing::warn!(%error, "where the members are could not be noted");
+            tracing::warn!(%error, "could not record the addresses of the members");
         }
     }
 
@@ -61,7 +61,7 @@ impl Lifecycle {
         let (disk, dir) = (&*self.machine.disk, &self.config.data_dir);
         if let Err(error) = known::write(disk, dir, &identity, latest).await {
             // The previous record stays, and is useful until all of it is out of date.
-            tracing::warn!(%error, "the latest members could not be noted");
+            tracing::warn!(%error, "could not record the latest members");
         }
     }
 }

@@ -216,7 +216,7 @@ impl Lifecycle {
             }
             if damaged {
                 self.know_latest_members();
-                why_damaged = Some("it was found so before".to_owned());
+                why_damaged = Some("the damage was found earlier".to_owned());
             }
         }
         self.serve();
@@ -384,8 +384,8 @@ impl Lifecycle {
             return String::new();
         }
         if self.node().is_some_and(|node| node.consensus.stands_in()) {
-            return "a node that may be master: this one has priority 0, takes no writes, and only stands in \
-                    for one; `steadfast node priority NODE 1` lets a node be master"
+            return "a node that may be master: this one has priority 0, takes no writes, and only \
+                    stands in for a master; `steadfast node priority NODE 1` lets a node be master"
                 .to_owned();
         }
         self.majority_in_words()
@@ -413,7 +413,7 @@ impl Lifecycle {
             })
             .collect();
         format!(
-            "a master; that takes {} of {} voting nodes, which are {}",
+            "a master, which needs {} of {} voting nodes: {}",
             names.len() / 2 + 1,
             names.len(),
             names.join(", ")

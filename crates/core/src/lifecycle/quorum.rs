@@ -54,7 +54,7 @@ pub(super) fn no_majority(consensus: &Consensus) -> Undone {
     };
     Undone::Refused(AdminRefusal::for_now(
         format!(
-            "only {present} are up and current: no majority, which every change of the group takes"
+            "only {present} are up and current: no majority, which every change to the group needs"
         ),
         to_do,
     ))

@@ -118,7 +118,7 @@ pub(super) async fn may_begin(lifecycle: Weak<Lifecycle>, node: Arc<Node>) -> St
         }
         tracing::warn!(
             why,
-            "this node goes on with its data: the others could not go on without it"
+            "this node continues with its data: the others could not continue without it"
         );
         drop(lifecycle);
         tokio::time::sleep(RETRY_AT_WORK).await;
@@ -175,11 +175,11 @@ impl Lifecycle {
         match self.ask_once(&identity, FOLLOWER_MAX).await {
             Asked::Done(_) => true,
             Asked::Refused(refusal) => {
-                tracing::debug!(%refusal, "it would not be let in again");
+                tracing::debug!(%refusal, "the group would not readmit this node");
                 false
             }
             Asked::NoAnswer { why, .. } => {
-                tracing::debug!(why, "nobody says whether it would be let in again");
+                tracing::debug!(why, "no node says whether the group would readmit this one");
                 false
             }
         }
@@ -258,8 +258,7 @@ impl Lifecycle {
     /// Asks until there is an answer.
     async fn ask(&self, why: &str, identity: &Identity) -> Result<LogId, String> {
         let waits = |not_yet: &str| {
-            let waiting =
-                format!("the others to let it in again{not_yet}; its data is damaged: {why}");
+            let waiting = format!("the others to readmit it{not_yet}; its data is damaged: {why}");
             self.waiting_for.send_replace(waiting);
         };
         waits("");
@@ -333,7 +332,10 @@ pub(super) async fn readmit(node: &Arc<Node>, request: ReadmitRequest) -> Done {
             ..member.clone()
         };
         change(|| consensus.readmit(id, readmitted.clone())).await?;
-        tracing::warn!(node = %request.name, "its data is damaged; it is let in again, without a vote until it has caught up");
+        tracing::warn!(
+            node = %request.name,
+            "readmitted a node whose data is damaged; it has no vote until it has caught up"
+        );
     }
     let mut done = let_in(node, &consensus.members(), id, member);
     if let Some(joined) = &mut done.joined {

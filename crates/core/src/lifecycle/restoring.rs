@@ -153,7 +153,7 @@ impl Lifecycle {
             Need::Reopen(what) => {
                 tracing::error!(
                     what,
-                    "the engine of this node is wrong; it is held against the log again"
+                    "the engine of this node is wrong; it is checked against the log again"
                 );
                 self.note_differs(what, false);
             }
@@ -248,7 +248,8 @@ impl Lifecycle {
     async fn copy_state(self: &Arc<Self>, what: String) -> Result<(), String> {
         tracing::error!(
             what,
-            "the log does not tell all of it; this node copies the state of another one"
+            "the log does not reach back far enough to put the engine right; this node copies the \
+             state of another one"
         );
         self.note_differs(&what, true);
         self.restore.send_replace(Some(Progress::default()));
@@ -287,9 +288,9 @@ impl Lifecycle {
         let mut with_data = with_data.map(|(_, state)| state);
         with_data.all(all_need_it).then(|| {
             format!(
-                "{}, and no node of the group has it right. Nothing was removed. Keep the data directories, and \
-                 bring back what is missing out of a backup (steadfast backup restore) or an older data \
-                 directory of a node",
+                "{}, and no node of the group has the right data. Nothing was removed. Keep the \
+                 data directories, and restore what is missing from a backup (steadfast backup \
+                 restore) or from an older data directory of a node",
                 differs.what
             )
         })
@@ -335,7 +336,7 @@ impl Lifecycle {
         let engines = Arc::clone(&self.machine.engines);
         let removing = self.machine.run("steadfast-remove", async move {
             if engines.exists(&dir)? {
-                tracing::info!("a copy of the state that is not needed any more is removed");
+                tracing::info!("removing a copy of the state that is no longer needed");
                 engines.remove(&dir)?;
             }
             Ok::<_, EngineError>(())
@@ -345,7 +346,7 @@ impl Lifecycle {
             Err(_) => Ok(()),
         };
         if let Err(error) = removed {
-            tracing::warn!(%error, "a copy of the state that is not needed could not be removed");
+            tracing::warn!(%error, "could not remove a copy of the state that is no longer needed");
         }
     }
 

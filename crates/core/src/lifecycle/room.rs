@@ -95,7 +95,7 @@ impl Room {
                 "disk_free_read_only_bytes"
             };
             format!(
-                "{} MiB of its disk are free, fewer than {} MiB ({why})",
+                "its disk has {} MiB free, less than {} MiB ({why})",
                 self.space.free_bytes >> 20,
                 self.limit_bytes(config) >> 20
             )
@@ -193,7 +193,7 @@ impl Lifecycle {
             Standing::Enough => tracing::info!(free_bytes, %dir, "there is room on the disk again"),
             Standing::Low => tracing::warn!(free_bytes, %dir, "the disk is filling up"),
             Standing::ReadOnly => tracing::error!(
-                free_bytes, %dir, "the disk is nearly full; this node takes no writes of users"
+                free_bytes, %dir, "the disk is nearly full; this node takes no user writes"
             ),
         }
     }
@@ -286,14 +286,14 @@ impl Lifecycle {
         let suited: Vec<NodeId> = join_all(asked).await.into_iter().flatten().collect();
         if suited.is_empty() {
             tracing::warn!(
-                "no other node could be a better master and has caught up; this one stays master"
+                "no other node that has caught up would be a better master; this one stays master"
             );
             return false;
         }
         let deadline = Instant::now() + HAND_OVER_MAX;
         let handed = hand_over(&node.consensus, &suited, deadline).await;
         if let Err(error) = &handed {
-            tracing::warn!(%error, "a master that should hand over could not");
+            tracing::warn!(%error, "this master should hand over, but could not");
         }
         handed.is_ok()
     }
@@ -318,7 +318,7 @@ impl Watched {
             Some(since) if is_news => {
                 tracing::error!(
                     ?since,
-                    "the disk has not finished what it was given; this node counts for nothing meanwhile"
+                    "the disk has not finished a write; this node counts for nothing until it does"
                 );
             }
             None if is_news => tracing::info!("the disk works again"),

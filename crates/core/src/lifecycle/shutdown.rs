@@ -100,7 +100,7 @@ impl Lifecycle {
     ) -> Done {
         let deadline = Instant::now() + Duration::from_millis(request.timeout_ms).min(WITHIN_MAX);
         if self.shutdown.is_under_way.send_replace(true) {
-            return refused("the group is being shut down already", "wait for it");
+            return refused("the group is already being shut down", "wait for it");
         }
         let refusing = Refusing(&self.shutdown);
         let current = self.bring_all_up(node, deadline).await?;
@@ -117,7 +117,7 @@ impl Lifecycle {
                     running.join(", "),
                     match stopped.join(", ") {
                         names if names.is_empty() => String::new(),
-                        names => format!(", {names} did"),
+                        names => format!(", but {names} did"),
                     }
                 ),
                 "look at `steadfast status`, start what has stopped, then try again",
@@ -138,7 +138,10 @@ impl Lifecycle {
             .map(|(_, member)| member.name.as_str())
             .collect();
         if !running.is_empty() {
-            text = format!("{text}; {} was told to and still runs", running.join(", "));
+            text = format!(
+                "{text}; {} was told to stop, but still runs",
+                running.join(", ")
+            );
         }
         if !missed.is_empty() {
             text = format!(
@@ -185,12 +188,12 @@ impl Lifecycle {
                 let names = behind.iter().filter_map(|id| members.get(id));
                 let names: Vec<_> = names.map(|member| member.name.as_str()).collect();
                 let why = if names.is_empty() {
-                    "writes are still under way".to_owned()
+                    "writes are still in progress".to_owned()
                 } else {
                     format!("{} is behind", names.join(", "))
                 };
                 return refused(
-                    format!("not everything is everywhere in time: {why}; the group goes on"),
+                    format!("not every node has all writes in time: {why}; the group goes on"),
                     "look at `steadfast status`, then try again with a longer --within",
                 );
             }
@@ -206,7 +209,7 @@ impl Lifecycle {
     ) -> BTreeMap<NodeId, String> {
         let stopping = replicas.iter().map(|(id, (name, address))| async move {
             if !node.consensus.tell_to_stop(*id).await {
-                tracing::warn!(%id, name, "a node does not stop");
+                tracing::warn!(%id, name, "a node did not accept the order to stop");
                 return None;
             }
             let deadline = Instant::now() + STOP_MAX;
@@ -239,13 +242,13 @@ async fn confirm(
         Ok(Err(ConsensusError::NotMaster(_))) => return Err(Undone::NotMaster),
         Ok(Err(error)) => {
             return refused(
-                format!("nobody was told to stop: {error}; the group goes on"),
+                format!("no node was told to stop: {error}; the group goes on"),
                 to_do,
             );
         }
         Err(_) => {
             return refused(
-                "nobody was told to stop: no majority answers in time",
+                "no node was told to stop: no majority answered in time",
                 to_do,
             );
         }
@@ -259,7 +262,7 @@ async fn confirm(
     let away: Vec<_> = away.map(|id| members[id].name.as_str()).collect();
     refused(
         format!(
-            "nobody was told to stop: {} do not answer, and may be a majority that goes on",
+            "no node was told to stop: {} did not answer, and may go on as a majority",
             away.join(", ")
         ),
         to_do,
@@ -302,7 +305,7 @@ async fn close(lifecycle: Arc<Lifecycle>) {
     if let Err(error) = lifecycle.close().await {
         tracing::error!(
             error,
-            "a node was shut down with its group and could not be closed"
+            "a node was shut down with its group, but could not be closed"
         );
     }
 }

@@ -26,12 +26,12 @@ pub(super) async fn transfer(consensus: &Consensus, request: TransferRequest) ->
     for name in &request.to {
         let (id, member) = known(&members, name)?;
         if id == consensus.own_id() {
-            return Ok(done(format!("{name} is the master already")));
+            return Ok(done(format!("{name} is already the master")));
         }
         if !member.can_lead() || !voters.contains(&id) {
             return refused(
                 format!("{name} cannot be master: {}", why_no_master(member)),
-                "name an electable node of a priority above 0",
+                "name an electable node with a priority above 0",
             );
         }
         to.push(id);
@@ -105,7 +105,7 @@ async fn unreachable(consensus: &Consensus, members: &Members, ids: &[NodeId]) -
             let name = |id: &NodeId| members.get(id).map(|member| member.name.clone());
             let why = |id: &NodeId| {
                 let how = if is_gone(&id) {
-                    "is no member any more"
+                    "is no longer a member"
                 } else {
                     "does not answer"
                 };

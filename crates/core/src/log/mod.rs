@@ -464,7 +464,7 @@ impl LogConfig {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LogError {
     /// Another process, or another handle in this one, has the log open: close that one first.
-    #[error("the log in {} is open elsewhere", dir.display())]
+    #[error("the log in {} is already open elsewhere", dir.display())]
     Locked {
         /// Its directory.
         dir: PathBuf,
@@ -492,7 +492,7 @@ pub enum LogError {
     },
     /// The log has entries of a higher term than this node's vote, so a vote was lost or rolled
     /// back. The node must not vote, and needs a restore from a peer.
-    #[error("the log ends in {last}, but its vote is {vote:?}")]
+    #[error("the log ends with entry {last}, but the newest vote on disk is {vote:?}")]
     VoteMissing {
         /// The last entry.
         last: LogId,
@@ -500,7 +500,11 @@ pub enum LogError {
         vote: Option<Vote>,
     },
     /// Written by a newer version of this library: start that version, or a newer one.
-    #[error("{} has format version {version}; this program reads up to {}", file.display(), format::VERSION)]
+    #[error(
+        "{} has format version {version}, but this program reads versions up to {}",
+        file.display(),
+        format::VERSION
+    )]
     NewerVersion {
         /// The segment.
         file: PathBuf,
@@ -508,7 +512,7 @@ pub enum LogError {
         version: u16,
     },
     /// The segment belongs to another group, node or incarnation: it was copied here by mistake.
-    #[error("{} belongs to {found:?}, this node is {expected:?}", file.display())]
+    #[error("{} belongs to {found:?}, but this node is {expected:?}", file.display())]
     Foreign {
         /// The segment.
         file: PathBuf,
@@ -566,7 +570,7 @@ pub enum Damage {
     #[error("a record is not valid")]
     Record,
     /// The segment does not continue the one before it.
-    #[error("the segment before it is missing or another one")]
+    #[error("it does not continue the segment before it")]
     Sequence,
     /// The records are intact but contradict each other.
     #[error("records contradict each other")]

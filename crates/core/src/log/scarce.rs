@@ -43,7 +43,7 @@ impl Patience {
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
         if waited >= self.say_after {
             self.say_after = waited + SAY_INTERVAL;
-            tracing::warn!(%error, ?waited, "the log waits for a descriptor to open a file with");
+            tracing::warn!(%error, ?waited, "the log waits for a free descriptor to open a file");
         }
         if waited >= WAIT_MAX {
             return false;

@@ -505,7 +505,7 @@ fn check_has_log(machine: &Machine, dir: &DataDir, identity: &Identity) -> Resul
     Err(OpenError::Corrupt {
         path: dir.log_dir(identity.log),
         offset: 0,
-        what: "there is no log beside an identity that has one".to_owned(),
+        what: "the identity says that there is a log, but there is none".to_owned(),
     })
 }
 
@@ -657,7 +657,7 @@ pub(crate) fn check_log_reaches(
     Err(OpenError::Corrupt {
         path: data_dir.join("log"),
         offset: 0,
-        what: format!("the log {log_has}, and the storage engine holds {engine_has}"),
+        what: format!("the log {log_has}, but the storage engine holds {engine_has}"),
     })
 }
 

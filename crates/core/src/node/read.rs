@@ -113,7 +113,7 @@ pub(crate) async fn current(
         let asked = timeout_at(deadline, barrier(node, role, &why_not)).await;
         let Ok(asked) = asked else {
             let why_not = why_not.into_inner().unwrap_or_else(PoisonError::into_inner);
-            return Ok(Err(format!("within {timeout:?}: {why_not}")));
+            return Ok(Err(format!("timed out after {timeout:?}: {why_not}")));
         };
         asked?
     };
@@ -130,7 +130,7 @@ pub(crate) async fn current(
     let behind = number(position).saturating_sub(number(own));
     let vlsn = node.sequencer.visible();
     Ok(Err(format!(
-        "within {timeout:?}: the node is {behind} entries of the log behind, at VLSN {vlsn}"
+        "timed out after {timeout:?}: the node is {behind} log entries behind, at VLSN {vlsn}"
     )))
 }
 

@@ -262,7 +262,7 @@ impl Members {
             let is_fenced = survivors.iter().any(|left| left.node.id.0 == member.id);
             match heard {
                 Some((_, why)) => why.clone(),
-                None if is_fenced => "only what cannot take part is left of it".to_owned(),
+                None if is_fenced => "what is left of it cannot take part".to_owned(),
                 None => "its directory was not named".to_owned(),
             }
         };
@@ -311,7 +311,7 @@ impl Members {
         let is_detached = state.role == Role::Detached.to_string();
         if is_detached || is_without_log || epoch < best.identity.epoch {
             return Err(format!(
-                "it answers and takes no part: {}",
+                "it answers, but takes no part: {}",
                 state.waiting_for
             ));
         }

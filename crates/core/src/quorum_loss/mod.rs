@@ -179,7 +179,8 @@ pub enum RecoverError {
     /// An error interrupted the recovery of the directory. Either nothing was done, or the next
     /// open of the directory completes it.
     #[error(
-        "the recovery was begun and not finished ({source}); the directory is as it was, or is recovered when it is opened; see to the cause, then plan again"
+        "the recovery began, but did not finish ({source}); the directory is unchanged, or its \
+         next open completes the recovery; fix the cause, then plan again"
     )]
     Begun {
         /// Why.
@@ -187,7 +188,8 @@ pub enum RecoverError {
     },
     /// The directories belong to more than one group.
     #[error(
-        "{one} and {other} are of different groups; nothing was changed; name directories of one group"
+        "{one} and {other} belong to different groups; nothing was changed; name directories of \
+         one group"
     )]
     SeveralGroups {
         /// A directory.
@@ -196,7 +198,8 @@ pub enum RecoverError {
         other: PathBuf,
     },
     /// A majority is present.
-    #[error("{there} of {voters} voters are there ({}), which is a majority: no recovery is needed, and none is allowed; nothing was changed; start them", names.join(", "))]
+    #[error("{there} of {voters} voters are left ({}), which is a majority: a recovery is neither \
+             needed nor allowed; nothing was changed; start them", names.join(", "))]
     NotNeeded {
         /// Voters that may take part.
         there: usize,
@@ -207,7 +210,8 @@ pub enum RecoverError {
     },
     /// A node hears a master.
     #[error(
-        "{name} hears a master, so the group works; nothing was changed; see to the way to that master, and start what is down"
+        "{name} hears a master, so the group works; nothing was changed; check the network to that \
+         master, and start the nodes that are down"
     )]
     Works {
         /// The node.
@@ -215,7 +219,8 @@ pub enum RecoverError {
     },
     /// The group goes on elsewhere.
     #[error(
-        "the node at {address} is in epoch {epoch} of the group: it was recovered already; nothing was changed; let the other nodes in anew (steadfast token create)"
+        "the node at {address} is in epoch {epoch} of the group, so the group was already \
+         recovered; nothing was changed; add the other nodes again (steadfast token create)"
     )]
     Superseded {
         /// The address of a node.
@@ -232,15 +237,18 @@ pub enum RecoverError {
         name: String,
     },
     /// Another survivor has more.
-    #[error("{name} has more than the directory; nothing was changed; stop it and recover from it")]
+    #[error(
+        "{name} has more than this directory; nothing was changed; stop {name}, and recover from \
+         it"
+    )]
     Behind {
         /// The node.
         name: String,
     },
     /// The confirmation is not the required one.
     #[error(
-        "the confirmation is not the text for this group, node and state; nothing was changed; make \
-         a plan, read it, and give the text that it prints"
+        "the confirmation does not match this group, node and state; nothing was changed; make a \
+         plan, read it, and give the text that it prints"
     )]
     Unconfirmed,
 }

@@ -46,14 +46,14 @@ pub(crate) struct Progress {
 pub(crate) enum FetchError {
     #[error(transparent)]
     Dial(#[from] DialError),
-    #[error("the source has nothing to give: {0}")]
+    #[error("the source cannot send a copy: {0}")]
     Refused(String),
     #[error(transparent)]
     Staged(#[from] StagedError),
     /// The partial copy cannot be resumed.
-    #[error("the entries that the copy needs next are gone; it begins anew")]
+    #[error("the entries that the copy needs next are gone; it starts over")]
     Gone,
-    #[error("the copy was given up: the node closes")]
+    #[error("the copy was abandoned: the node is closing")]
     Ended,
 }
 
@@ -126,7 +126,7 @@ impl Fetch {
     fn open(&self) -> Result<Arc<dyn StorageEngine>, FetchError> {
         match self.engines.open(&self.dir) {
             Err(EngineError::Corrupt { what }) => {
-                tracing::warn!(what, "the copy so far is given up");
+                tracing::warn!(what, "the partial copy is discarded");
                 self.engines.remove(&self.dir)?;
                 Ok(self.engines.open(&self.dir)?)
             }
@@ -159,13 +159,13 @@ impl Fetch {
             answer => return Err(unexpected(answer)),
         };
         if begun.has_data != self.has_data {
-            let why = "it takes this node for one of another kind";
+            let why = "it takes this node for one of another type";
             return Err(FetchError::Refused(why.to_owned()));
         }
         let bytes_total = begun.bytes_total;
         let mut staged = match staged.filter(|_| begun.goes_on) {
             Some(staged) => {
-                tracing::info!(%source, at = %staged.id(), "a copy of the state goes on");
+                tracing::info!(%source, at = %staged.id(), "a copy of the state resumes");
                 staged
             }
             None if !is_empty(&**engine)? => return Err(FetchError::Gone),
@@ -214,7 +214,7 @@ impl Fetch {
             answer => return Err(unexpected(answer)),
         };
         if manifest.sent.and_then(|sent| sent.digest()) != Some(received) {
-            return Err(StagedError::Nonsense("a manifest of other rows").into());
+            return Err(StagedError::Nonsense("a manifest that does not match the rows").into());
         }
         if !self.has_data {
             return Ok(None);
@@ -272,7 +272,7 @@ async fn follow_upto(
     if staged.vlsn() == vlsn {
         return Ok(());
     }
-    Err(StagedError::Nonsense("a state at another transaction").into())
+    Err(StagedError::Nonsense("a state as of another transaction").into())
 }
 
 /// Takes the next entries, at most up to `upto`; returns whether the source had no more.
@@ -338,7 +338,10 @@ impl<'a> Meter<'a> {
         let now = self.show(bytes);
         if self.told.elapsed() >= TELL_EVERY {
             self.told = Instant::now();
-            tracing::info!(source = %self.source, bytes, bytes_total = self.bytes_total, bytes_per_s = now.bytes_per_s, "a copy of the state is under way");
+            tracing::info!(
+                source = %self.source, bytes, bytes_total = self.bytes_total, bytes_per_s = now.bytes_per_s,
+                "a copy of the state is in progress"
+            );
         }
     }
 

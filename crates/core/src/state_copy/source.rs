@@ -112,13 +112,13 @@ pub(crate) struct Source {
 enum SourceError {
     #[error("{0}")]
     Refused(&'static str),
-    #[error("the log reaches back to {0} only")]
+    #[error("the log reaches back only to {0}")]
     Gone(LogPosition),
     #[error(transparent)]
     View(#[from] ViewError),
     #[error(transparent)]
     Log(LogError),
-    #[error("the thread that reads has ended")]
+    #[error("the reading thread has ended")]
     Thread,
 }
 
@@ -157,7 +157,9 @@ impl Source {
     }
 
     fn begin(&mut self, begin: BeginMessage) -> Result<RestoreAnswer, SourceError> {
-        let refused = Err(SourceError::Refused("this node is not far enough itself"));
+        let refused = Err(SourceError::Refused(
+            "this node has not caught up far enough itself",
+        ));
         // The caller may have been admitted by an entry that has not arrived here yet.
         let Some(to_data_node) = self.to_data_node else {
             return refused;
@@ -179,7 +181,7 @@ impl Source {
         }
         if self.place.is_none() {
             let place = Arc::clone(&self.copies.places).try_acquire_owned();
-            let busy = SourceError::Refused("this node serves as many copies as it may");
+            let busy = SourceError::Refused("this node already serves as many copies as it may");
             self.place = Some(place.map_err(|_| busy)?);
         }
         let next = begin.next.map_or(durable.position.0 + 1, |next| next);
@@ -210,7 +212,7 @@ impl Source {
             return Err(SourceError::Refused("an arbiter gets no data"));
         }
         if self.place.is_none() {
-            return Err(SourceError::Refused("nothing was begun"));
+            return Err(SourceError::Refused("no copy was begun"));
         }
         let node = Arc::clone(&self.node);
         let reading =
@@ -267,7 +269,7 @@ impl Source {
                 let findings = node.audit.findings();
                 let findings = findings.borrow();
                 return if findings.is_over || findings.differs.is_some() {
-                    Err(SourceError::Refused("this node has left its work"))
+                    Err(SourceError::Refused("this node no longer takes part"))
                 } else {
                     Ok(RestoreAnswer::Wait(true))
                 };

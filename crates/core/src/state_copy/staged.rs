@@ -62,15 +62,15 @@ pub(crate) enum StagedError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Batch(#[from] BatchError),
-    #[error("the source sent nonsense: {0}")]
+    #[error("the source sent something invalid: {0}")]
     Nonsense(&'static str),
-    #[error("the engine gives back {found:?}, and was given {expected:?}")]
+    #[error("the engine returns {found:?}, but was given {expected:?}")]
     Lost {
         found: (u64, Bytes),
         expected: (u64, Bytes),
     },
     #[error(
-        "the source contradicts its log: it gave {found:?} up to VLSN {vlsn}, and there should be \
+        "the source contradicts its log: it gave {found:?} up to VLSN {vlsn}, but its log says \
          {expected:?}"
     )]
     Contradicted {
@@ -207,13 +207,13 @@ impl Staged {
             changes.push((database, row.key, Change::Put(row.value)));
         }
         if digest.to_bytes() != chunk.digest {
-            return nonsense("rows that do not have their digest");
+            return nonsense("rows that do not match their digest");
         }
         let rest = chunk.rest.map(place);
         let goes_on =
             |rest: &Place| *rest > (database, last.clone()) || *rest == (database, last.clone());
         if !rest.as_ref().is_none_or(goes_on) || rest == self.rest {
-            return nonsense("rows that lead nowhere");
+            return nonsense("rows that make no progress");
         }
         self.rest = rest;
         self.newest = self.newest.max(Vlsn(chunk.vlsn));
@@ -243,7 +243,7 @@ impl Staged {
                 break;
             }
             if entry.position.0 != id.position.0 + 1 || entry.term < id.term {
-                return Err(StagedError::Nonsense("entries that do not follow"));
+                return Err(StagedError::Nonsense("entries that do not follow the copy"));
             }
             id = entry.id();
             match entry.kind {
@@ -255,7 +255,7 @@ impl Staged {
                     if batch.first() == vlsn.next() {
                         vlsn = batch.last();
                         if upto.is_some_and(|upto| vlsn > upto) {
-                            return Err(StagedError::Nonsense("a state amid an entry"));
+                            return Err(StagedError::Nonsense("a state in the middle of an entry"));
                         }
                         batch.for_each(|_, operation| self.collect(&mut changes, operation));
                     }
@@ -436,7 +436,7 @@ fn place(message: PlaceMessage) -> Place {
 fn in_force(entry: Entry) -> Result<Bytes, StagedError> {
     let LogId { term, position } = entry.id();
     let record = MembershipRecord::decode(entry.payload);
-    let record = record.map_err(|_| StagedError::Nonsense("a membership that is none"))?;
+    let record = record.map_err(|_| StagedError::Nonsense("an invalid membership"))?;
     let record = MembershipRecord {
         position: Some(position.0),
         term: Some(term.0),

@@ -51,7 +51,7 @@ impl Operation {
 /// Why the payload of an entry is not a batch.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BatchError {
-    #[error("batch format {0} is newer than this program knows (it knows {FORMAT})")]
+    #[error("batch format {0} is newer than this program reads ({FORMAT})")]
     Format(u8),
     #[error("batch ends inside {0}")]
     Short(&'static str),

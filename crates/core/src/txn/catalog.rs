@@ -68,7 +68,7 @@ pub(crate) fn check_name(name: &str) -> Result<Bytes, ReadError> {
     let reason = match name {
         "" => "it is empty",
         _ if name.len() > DATABASE_NAME_BYTES_MAX => "it is longer than 255 bytes",
-        _ if name.chars().any(char::is_control) => "it has a control character",
+        _ if name.chars().any(char::is_control) => "it contains a control character",
         _ => return Ok(Bytes::copy_from_slice(name.as_bytes())),
     };
     Err(refuse(name, reason))
@@ -81,7 +81,7 @@ pub(crate) fn check_name(name: &str) -> Result<Bytes, ReadError> {
 pub(crate) fn id_after(id: DatabaseId, name: &Bytes) -> Result<DatabaseId, ReadError> {
     let next = id.0.checked_add(1).map(DatabaseId);
     let next = next.filter(|next| *next < DIGESTS);
-    next.ok_or_else(|| refuse(&text(name), "all ids of databases have been given"))
+    next.ok_or_else(|| refuse(&text(name), "all database ids have been used"))
 }
 
 pub(crate) fn encode_id(id: DatabaseId) -> Bytes {

@@ -128,7 +128,7 @@ pub(crate) struct Flush {
 pub(crate) enum FlushError {
     #[error("the storage engine failed: {0}")]
     Engine(#[from] EngineError),
-    #[error("what the engine holds could not be noted: {0}")]
+    #[error("could not record what the engine holds: {0}")]
     Audit(#[from] FileError),
 }
 

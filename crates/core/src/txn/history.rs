@@ -29,7 +29,7 @@ const WALK_BYTES: usize = 256 << 10;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HistoryError {
     /// The log begins after the transaction.
-    #[error("the log reaches back to VLSN {oldest} only")]
+    #[error("the log reaches back only to VLSN {oldest}")]
     Gone { oldest: Vlsn },
     #[error(transparent)]
     Log(#[from] LogError),

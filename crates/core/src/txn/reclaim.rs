@@ -83,7 +83,7 @@ impl Reclaim {
         match self.engine.reclaim(database, STEP_KEYS) {
             Ok(false) => Ok(()),
             Ok(true) => {
-                tracing::info!(%database, "the space of a dropped database is given up");
+                tracing::info!(%database, "reclaimed the space of a dropped database");
                 self.lock().nameless.pop_front();
                 if self.has_work() {
                     Ok(())
@@ -92,7 +92,10 @@ impl Reclaim {
                 }
             }
             Err(EngineError::DiskFull { source }) => {
-                tracing::warn!(%source, "the volume is too full to give up a dropped database");
+                tracing::warn!(
+                    %source,
+                    "the volume is too full to reclaim the space of a dropped database"
+                );
                 *self.lock() = State {
                     is_due: true,
                     nameless: VecDeque::new(),

@@ -102,7 +102,7 @@ pub(crate) enum SubmitError {
     Conflict,
     #[error("the node is not the master of the transaction's term")]
     NotMaster,
-    #[error("the transaction's snapshot was ended when it was older than {age_max:?}")]
+    #[error("the transaction's snapshot was ended because it was older than {age_max:?}")]
     TooOld { age_max: Duration },
 }
 

@@ -31,7 +31,7 @@ const CHUNK: ScanLimit = ScanLimit {
 /// Why a read could not be answered.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ViewError {
-    #[error("the reader was ended when it was older than {age_max:?}")]
+    #[error("the reader was ended because it was older than {age_max:?}")]
     TooOld { age_max: Duration },
     #[error(transparent)]
     Engine(#[from] EngineError),

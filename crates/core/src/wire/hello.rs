@@ -47,7 +47,7 @@ impl Session {
 pub(crate) enum DialError {
     #[error(transparent)]
     Net(#[from] NetError),
-    #[error("the peer sent nonsense: {0}")]
+    #[error("the peer sent something invalid: {0}")]
     Wire(#[from] WireError),
     #[error("the peer refused the connection ({refusal:?}): {text}")]
     Refused { refusal: Refusal, text: String },
@@ -293,8 +293,8 @@ impl Gate {
             (self.superseded)(own, caller);
         }
         let text = format!(
-            "the group was recovered after its quorum was lost: the caller is of epoch {caller}, \
-             this node of epoch {own}"
+            "the group was recovered after its quorum was lost: the caller is in epoch {caller}, \
+             this node in epoch {own}"
         );
         let refusal = if caller < own {
             Refusal::OldEpoch
@@ -337,7 +337,7 @@ impl Gate {
             || lives.any(|life| *incarnation == Incarnation(*life));
         if !is_same && !planted::is(Bug::AcceptWiped) {
             let text = format!(
-                "node {sender} ({name}) has another data directory than the one that was let in: \
+                "node {sender} ({name}) has a data directory other than the one that was admitted: \
                  it could have acknowledged writes that it no longer has"
             );
             return Err((Refusal::FencedIncarnation, text));

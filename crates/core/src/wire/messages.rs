@@ -56,7 +56,7 @@ pub(crate) enum WireError {
     Decode(#[from] prost::DecodeError),
     #[error("message lacks {0}")]
     Missing(&'static str),
-    #[error("message has an impossible {0}")]
+    #[error("message has an invalid {0}")]
     Invalid(&'static str),
 }
 

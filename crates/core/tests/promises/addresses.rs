@@ -232,7 +232,7 @@ fn address_of(node: &Env, name: &str) -> String {
 fn an_address_is_tried_before_it_is_taken() {
     let group = Group::in_memory(2, QUICK);
     for (node, wrong, why) in [
-        ("n1", "n1:9999", "does not reach n1 at n1:9999"),
+        ("n1", "n1:9999", "cannot reach n1 at n1:9999"),
         // Another member answers there.
         ("n1", "n2:7400", "is the address of n2"),
         ("n2", "0.0.0.0:7400", "every address of a machine"),

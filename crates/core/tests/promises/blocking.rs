@@ -55,7 +55,7 @@ fn a_runtime_of_one_thread_is_refused_with_the_reason() {
         .runtime(runtime.handle().clone());
     let refused = config.build().expect_err("it would stand still");
     assert_eq!(refused.key, "runtime");
-    assert!(refused.problem.contains("stand still"), "{refused}");
+    assert!(refused.problem.contains("stall"), "{refused}");
 }
 
 #[test]

@@ -117,7 +117,7 @@ fn a_monitor_is_told_of_members_that_come_change_and_go() {
         },
     );
     let changed = format!(
-        "{} is electable of priority 0 at {given}, and votes",
+        "{} is electable with priority 0 at {given}, and votes",
         name(replica)
     );
     until(&group, &mut events, says(&changed));

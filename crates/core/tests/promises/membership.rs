@@ -325,7 +325,7 @@ fn a_secondary_has_the_data_and_no_say_until_it_is_promoted() {
     group.close(0);
     group.close(1);
     eventually("the secondary waits", || {
-        waiting(&group, at).contains("2 of 2 voting nodes, which are n1 at n1:7400, n2 at n2:7400")
+        waiting(&group, at).contains("2 of 2 voting nodes: n1 at n1:7400, n2 at n2:7400")
     });
 }
 

@@ -329,7 +329,7 @@ impl Shared {
             return;
         };
         if let Err(error) = sender.finish().await {
-            tracing::debug!(%error, "a channel was closed before all of it was sent");
+            tracing::debug!(%error, "a channel was closed before everything was sent");
             return;
         }
         if timeout(LINGER_TIMEOUT, receiver.discard()).await.is_err() {

@@ -30,7 +30,10 @@ pub(super) fn remove(directory: &Path) -> Result<()> {
     if lock.try_lock().is_ok() && is_begun(&last)? {
         std::fs::remove_file(&last)?;
         sync_parent(&last)?;
-        tracing::info!(file = %last.display(), "removed a file that a crash left without a header");
+        tracing::info!(
+            file = %last.display(),
+            "removed a file that a crash had left without a header"
+        );
     }
     Ok(())
 }

@@ -96,7 +96,7 @@ impl<'a> Entries<'a> {
         let header = LogEntryHeader::read_from_log(rest, Lsn::new(0, 0));
         let header = header.map_err(|error| error.to_string())?;
         let Some(bytes) = rest.get(..header.entry_size()) else {
-            return Err("an entry that ends behind its file".to_owned());
+            return Err("an entry that extends past the end of its file".to_owned());
         };
         self.at += bytes.len();
         Ok(Some(Entry {

@@ -89,14 +89,14 @@ impl LostCommits {
             }
         }
         for (file, transactions) in &commits {
-            let failed = |error| io_error("put a commit back", error);
+            let failed = |error| io_error("restore a commit", error);
             let bytes = file_of(*file, transactions).map_err(failed)?;
             create_durably(&files.full_file_name(*file), &bytes)
                 .map_err(|error| failed(error.into()))?;
         }
         let count = commits.values().map(Vec::len).sum();
         if count > 0 {
-            tracing::info!(count, "put back commits that were cleaned away");
+            tracing::info!(count, "restored commits that had been cleaned away");
         }
         Ok(count)
     }

@@ -92,7 +92,7 @@ impl Drop for Upkeep {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::warn!("the thread that makes checkpoints had panicked");
+            tracing::warn!("the checkpoint thread panicked");
         }
     }
 }
@@ -133,7 +133,7 @@ impl Work {
         let _writer = self.turns.to_write();
         (self.mark_roots)();
         if let Err(error) = checkpointer.do_checkpoint("steadfast") {
-            tracing::warn!(%error, "the engine made no checkpoint");
+            tracing::warn!(%error, "the engine could not make a checkpoint");
         }
     }
 
@@ -150,7 +150,7 @@ impl Work {
                 Ok(pass) if pass.files_cleaned > 0 => {}
                 Ok(_) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "the engine cleaned no file");
+                    tracing::warn!(%error, "the engine could not clean a file");
                     break;
                 }
             }

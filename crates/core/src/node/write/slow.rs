@@ -42,8 +42,8 @@ impl SlowWrites {
             tracing::warn!(
                 writes,
                 waits_for = what_for,
-                "writes wait for more than {SLOW:?}; fewer writers at a time, or larger transactions, \
-                 wait less where nothing else is wrong"
+                "writes wait for more than {SLOW:?}; if nothing else is wrong, fewer concurrent \
+                 writers or larger transactions wait less"
             );
         }
         wait.await

@@ -119,12 +119,12 @@ impl Count {
 fn describe(name: &str, found: RowDigest, right: RowDigest) -> String {
     if found.rows == right.rows {
         return format!(
-            "{name} has {} rows, as it should, but not with the keys and values that the log gave them",
+            "{name} has {} rows, as it should, but not the keys and values that the log gave it",
             found.rows
         );
     }
     format!(
-        "{name} has {} rows and should have {}",
+        "{name} has {} rows, but should have {}",
         found.rows, right.rows
     )
 }

@@ -274,7 +274,7 @@ impl Auditor {
             rows = auditor.digest.total().rows,
             all_counted = auditor.count.is_none(),
             took = ?began.elapsed(),
-            "the engine was held against the log"
+            "the engine was checked against the log"
         );
         Ok(auditor)
     }
@@ -312,7 +312,7 @@ impl Auditor {
                 Expected::Unknown
             }
             (None, None) => {
-                let what = "it has lost its account of what it has to hold".to_owned();
+                let what = "it has lost its account of what it must hold".to_owned();
                 return Err(self.differs(&what));
             }
         })
@@ -339,7 +339,7 @@ impl Auditor {
 
     /// Accepts the engine's rows as correct, provided that they have this total, if one is known.
     fn take_over(&mut self, total: Option<RowTotal>) -> Result<(), AuditError> {
-        tracing::info!("all rows of the engine are counted");
+        tracing::info!("counting all rows of the engine");
         let names = catalog::named(&*self.engine)?;
         let named = RunningDigest::of(names.clone(), &BTreeMap::new());
         let mut count = Count::begin();
@@ -349,14 +349,14 @@ impl Auditor {
         let digest = RunningDigest::of(names, &count.into_found());
         if let Some(right) = total.filter(|right| *right != digest.total()) {
             let rows = (digest.total().rows, right.rows);
-            let what = format!("it has {} rows and should have {}", rows.0, rows.1);
+            let what = format!("it has {} rows, but should have {}", rows.0, rows.1);
             return Err(self.differs(&what));
         }
         if total.is_none() {
             tracing::warn!(
                 rows = digest.total().rows,
-                "what this engine holds was not noted before: it is taken for right, and compared with \
-                 the other nodes"
+                "there is no record of what this engine must hold: its rows are taken to be right, \
+                 and compared with the other nodes"
             );
         }
         if let Some(applied) = self.engine.applied()? {
@@ -381,7 +381,7 @@ impl Auditor {
         AuditError::Differs(match checked {
             Vlsn(0) => text,
             checked => {
-                format!("{text}; everything was there when it was counted at VLSN {checked}")
+                format!("{text}; everything was there at the last count, at VLSN {checked}")
             }
         })
     }
@@ -526,7 +526,7 @@ impl Auditor {
         if !changes.is_empty() {
             tracing::error!(
                 rows = changes.len(),
-                "the engine's own account of its rows was wrong; it is written anew"
+                "the engine's own account of its rows was wrong; it is rewritten"
             );
             self.engine.apply(&EngineBatch { applied, changes })?;
         }

@@ -213,7 +213,7 @@ async fn what_goes_wrong_at_work_is_found_by_the_next_count() {
         auditor.step().expect("an engine in memory");
     }
     let what = counted.await.expect("answered").expect("wrong");
-    assert!(what.contains("has 3 rows and should have 4"), "{what}");
+    assert!(what.contains("has 3 rows, but should have 4"), "{what}");
 }
 
 #[tokio::test]
