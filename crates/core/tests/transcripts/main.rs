@@ -52,9 +52,10 @@ const BLESS: &str = "STEADFAST_BLESS";
 const STORY: &str = "STEADFAST_STORY";
 /// Stands before and after the story in what the child prints.
 const MARK: &str = "=====";
-/// Lines that are shown before the first difference, and from it on.
-const BEFORE: usize = 4;
-const AFTER: usize = 8;
+/// Lines that are shown before and after what differs.
+const CONTEXT: usize = 3;
+/// Lines of it that are shown.
+const LINES_SHOWN: usize = 20;
 
 fn stories() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
@@ -91,26 +92,27 @@ fn told(child: Child) -> Result<String, String> {
     }
 }
 
-/// Where the two differ first, with what is around it.
+/// From the first line that differs to the last one, with what is around them.
 fn difference(written: &str, told: &str) -> Option<String> {
     let (written, told): (Vec<_>, Vec<_>) = (written.lines().collect(), told.lines().collect());
-    let same = written
-        .iter()
-        .zip(&told)
-        .take_while(|(left, right)| left == right)
-        .count();
-    if same == written.len() && same == told.len() {
+    if written == told {
         return None;
     }
+    let is_same = |(left, right): &(&&str, &&str)| left == right;
+    let same = written.iter().zip(&told).take_while(is_same).count();
+    let (left, right) = (written[same..].iter().rev(), told[same..].iter().rev());
+    let same_end = left.zip(right).take_while(is_same).count();
     let mut shown = String::new();
     let mut show = |sign: char, lines: &[&str]| {
-        for line in lines {
+        for line in lines.iter().take(LINES_SHOWN) {
             writeln!(shown, "    {sign} {line}").expect("a string takes everything");
         }
     };
-    show(' ', &written[same.saturating_sub(BEFORE)..same]);
-    show('-', &written[same..written.len().min(same + AFTER)]);
-    show('+', &told[same..told.len().min(same + AFTER)]);
+    show(' ', &written[same.saturating_sub(CONTEXT)..same]);
+    show('-', &written[same..written.len() - same_end]);
+    show('+', &told[same..told.len() - same_end]);
+    let end = &told[told.len() - same_end..];
+    show(' ', &end[..end.len().min(CONTEXT)]);
     Some(format!("line {}:\n{shown}", same + 1))
 }
 
