@@ -446,7 +446,11 @@ impl Opening {
     ) -> Self {
         let opening = Lifecycle::open(config, machine);
         let held = ground.hold().expect("it was just made, or is a guest");
-        let task = Some(held.handle.spawn(opening));
+        let task = {
+            let _runtime = held.handle.enter();
+            // In the caller's process: everything that the node starts ends with it.
+            Some(process::spawn(opening))
+        };
         Self { task, ground, own }
     }
 
