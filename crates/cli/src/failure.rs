@@ -11,7 +11,7 @@ use steadfast::engine::EngineError;
 use steadfast::log::LogError;
 use steadfast::{OpenError, ReadyError};
 
-use crate::backup::foreign_names;
+use crate::data_dir::foreign_names;
 
 /// Exit code of a command that failed.
 pub(crate) const FAILED: u8 = 1;

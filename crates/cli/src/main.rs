@@ -19,6 +19,7 @@ mod backup;
 mod bench;
 mod child;
 mod configure;
+mod data_dir;
 mod demo;
 mod dev;
 mod doctor;

@@ -73,6 +73,74 @@ fn an_import_from_above_and_a_circle_of_folders_are_told_with_their_line() {
     assert_eq!(circle, ["a circle of imports: b, c"]);
 }
 
+#[test]
+fn files_of_a_folder_import_each_other_in_short_circles_only() {
+    let sources = root().join("crates/core/src");
+    let files = file_imports(&sources);
+    assert!(files.len() > 100, "files were not found");
+    let mut longest: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for start in files.keys() {
+        let folder = start.split('/').next().unwrap();
+        let circle = longest_circle(&files, &mut vec![start.as_str()]);
+        if circle.len() > CIRCLE_MAX {
+            longest.insert(folder, circle);
+        }
+    }
+    assert!(longest.is_empty(), "{longest:?}");
+}
+
+#[test]
+fn the_longest_circle_of_files_is_found() {
+    let to = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let files: Files = [
+        ("a".to_owned(), to(&["a/b"])),
+        ("a/b".to_owned(), to(&["a", "a/c", "a/d"])),
+        ("a/c".to_owned(), to(&["a"])),
+        ("a/d".to_owned(), to(&["a/e"])),
+        ("a/e".to_owned(), to(&["a", "x"])),
+        ("x".to_owned(), to(&["a"])),
+    ]
+    .into();
+    let longest = longest_circle(&files, &mut vec!["a"]);
+    assert_eq!(longest, ["a", "a/b", "a/d", "a/e"]);
+    let paths = paths_of("crate::log::{self, Log, disk::{Disk, DiskFile}}");
+    assert_eq!(
+        paths,
+        [
+            "crate::log::self",
+            "crate::log::Log",
+            "crate::log::disk::Disk",
+            "crate::log::disk::DiskFile"
+        ]
+    );
+}
+
+/// The files that each file imports, all named as modules: `folder/file`.
+type Files = BTreeMap<String, BTreeSet<String>>;
+
+/// The longest circle, within one folder, that begins with `path` and names no file before its
+/// first one: each circle is found once.
+fn longest_circle<'a>(files: &'a Files, path: &mut Vec<&'a str>) -> Vec<&'a str> {
+    let (first, last) = (path[0], path[path.len() - 1]);
+    let folder = first.split('/').next();
+    let mut longest = Vec::new();
+    let mut found = |circle: Vec<&'a str>| {
+        if circle.len() > longest.len() {
+            longest = circle;
+        }
+    };
+    for next in files.get(last).into_iter().flatten() {
+        if next == first {
+            found(path.clone());
+        } else if **next > *first && next.split('/').next() == folder && !path.contains(&&**next) {
+            path.push(next);
+            found(longest_circle(files, path));
+            path.pop();
+        }
+    }
+    longest
+}
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
@@ -231,4 +299,85 @@ fn circles(imports: &[Import]) -> BTreeSet<BTreeSet<String>> {
         .map(|module| of(module))
         .filter(|circle| !circle.is_empty())
         .collect()
+}
+
+fn file_imports(sources: &Path) -> Files {
+    let module_of = |file: &PathBuf| {
+        let path = file.strip_prefix(sources).unwrap().with_extension("");
+        let name = path.to_str().unwrap().to_owned();
+        name.strip_suffix("/mod")
+            .map_or(name.clone(), str::to_owned)
+    };
+    let files = files_below(sources);
+    let work: Vec<&PathBuf> = files.iter().filter(|file| !is_of_tests(file)).collect();
+    let modules: BTreeSet<String> = work.iter().map(|file| module_of(file)).collect();
+    let imports = work.iter().map(|file| {
+        let (text, own) = (fs::read_to_string(file).unwrap(), module_of(file));
+        let work = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let uses = work.split(';').filter_map(|part| {
+            let (before, used) = part.rsplit_once("use ")?;
+            before
+                .lines()
+                .last()
+                .is_none_or(is_visibility)
+                .then_some(used)
+        });
+        let named = uses
+            .flat_map(paths_of)
+            .filter_map(|path| named(&own, &path, &modules));
+        let named = named.filter(|module| *module != own).collect();
+        (own.clone(), named)
+    });
+    imports.collect()
+}
+
+/// What may stand before `use` in its line.
+fn is_visibility(before: &str) -> bool {
+    let before = before.trim();
+    before.is_empty() || before.starts_with("pub")
+}
+
+/// The module in which the path of a `use` line of `own` ends, if it is one of these.
+fn named(own: &str, path: &str, modules: &BTreeSet<String>) -> Option<String> {
+    let mut place: Vec<&str> = own.split('/').collect();
+    let mut parts = path.split("::").peekable();
+    match parts.peek() {
+        Some(&"crate") => place.clear(),
+        Some(&("super" | "self")) => {}
+        Some(&first) if modules.contains(&format!("{own}/{first}")) => {}
+        _ => return None,
+    }
+    for part in parts {
+        match part {
+            "crate" | "self" => {}
+            "super" => drop(place.pop()),
+            name => place.push(name),
+        }
+    }
+    let mut ends = (1..=place.len())
+        .rev()
+        .map(|count| place[..count].join("/"));
+    ends.find(|module| modules.contains(module))
+}
+
+/// The paths of a `use` line, one for each name in its braces.
+fn paths_of(tree: &str) -> Vec<String> {
+    let tree: String = tree.split_whitespace().collect();
+    let Some((before, inside)) = tree.split_once('{') else {
+        return vec![tree];
+    };
+    let inside = inside.strip_suffix('}').unwrap_or(inside);
+    let (mut items, mut depth) = (vec![String::new()], 0);
+    for c in inside.chars() {
+        match c {
+            ',' if depth == 0 => items.push(String::new()),
+            _ => {
+                depth += i32::from(c == '{') - i32::from(c == '}');
+                items.last_mut().unwrap().push(c);
+            }
+        }
+    }
+    let items = items.iter().filter(|item| !item.is_empty());
+    let paths = items.flat_map(|item| paths_of(item));
+    paths.map(|path| format!("{before}{path}")).collect()
 }

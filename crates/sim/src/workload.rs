@@ -1,6 +1,8 @@
 //! The clients: transactions over a few keys, as functions, open or single operations; databases
 //! that come and go; and snapshots.
 
+mod script;
+
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
@@ -13,16 +15,17 @@ use rand::{RngExt, SeedableRng};
 use steadfast::ids::{Term, Vlsn};
 use steadfast::{
     CommitToken, CompareAndSet, ConsistencyPolicy, Durability, Outcome, ReadError,
-    ReplicatedEnvironment, Snapshot, SnapshotDatabase, TokenOutcome, Transaction as Txn,
-    TransactionDatabase, WriteError,
+    ReplicatedEnvironment, Snapshot, TokenOutcome, Transaction as Txn, WriteError,
 };
 use steadfast_net::lock;
 
 use crate::check::{self, marker};
-use crate::history::{Change, DATABASES, Fate, MARKERS, OutcomeRead, Read, SnapshotRead, Write};
+use crate::history::{DATABASES, Fate, MARKERS, OutcomeRead, Read, SnapshotRead};
 use crate::logfile::Log;
 use crate::promise;
 use crate::world::{Host, Life, World, wait};
+
+use script::{RangeScript, Script, database, key, value};
 
 /// How long a client waits for a node's answer.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(12);
@@ -71,195 +74,6 @@ fn pick(world: &World, rng: &mut StdRng) -> Option<(usize, Life)> {
     }
     (!open.is_empty()).then(|| open.swap_remove(rng.random_range(0..open.len())))
 }
-
-/// What a transaction does, drawn before it runs, because it may run several times.
-struct Script {
-    lists: bool,
-    gets: Vec<(&'static str, Bytes)>,
-    ranges: Vec<RangeScript>,
-    changes: Vec<Change>,
-    writes: Vec<Write>,
-}
-
-#[derive(Clone)]
-struct RangeScript {
-    database: &'static str,
-    from: Bytes,
-    to: Bytes,
-    reverse: bool,
-    limit: usize,
-}
-
-impl Script {
-    fn draw(world: &World, rng: &mut StdRng, id: Option<usize>) -> Self {
-        let key = |rng: &mut StdRng| key(world, rng);
-        let gets = (0..rng.random_range(0..3)).map(|_| (database(rng), key(rng)));
-        let gets = gets.collect();
-        let ranges = (0..rng.random_range(0..10) / 8)
-            .map(|_| {
-                let (one, other) = (key(rng), key(rng));
-                RangeScript {
-                    database: database(rng),
-                    from: one.clone().min(other.clone()),
-                    to: one.max(other),
-                    reverse: rng.random(),
-                    limit: rng.random_range(1..20),
-                }
-            })
-            .collect();
-        let (mut changes, mut writes) = (Vec::new(), Vec::new());
-        if let Some(id) = id {
-            for _ in 0..rng.random_range(0..14) / 12 {
-                changes.push(Change {
-                    database: database(rng),
-                    drops: rng.random(),
-                });
-            }
-            for nth in 0..rng.random_range(1..4) {
-                let is_put = rng.random_range(0..5) > 0;
-                let value = is_put.then(|| value(rng, world.plan.value_max, id, nth));
-                writes.push((database(rng), key(rng), value));
-            }
-            writes.push((MARKERS, marker(id), Some(Bytes::new())));
-        }
-        Self {
-            lists: rng.random_range(0..6) == 0,
-            gets,
-            ranges,
-            changes,
-            writes,
-        }
-    }
-
-    /// Reads, changes and writes as scripted, and records it.
-    fn run(
-        &self,
-        world: &World,
-        id: usize,
-        txn: &Txn,
-        between: impl Fn(),
-    ) -> Result<(), WriteError> {
-        let reads = self.read(|| txn.list_databases(), |name| txn.database(name))?;
-        between();
-        self.write(world, id, txn, reads)
-    }
-
-    fn write(
-        &self,
-        world: &World,
-        id: usize,
-        txn: &Txn,
-        reads: Vec<Read>,
-    ) -> Result<(), WriteError> {
-        for change in &self.changes {
-            if change.drops {
-                txn.drop_database(change.database)?;
-            } else {
-                txn.truncate_database(change.database)?;
-            }
-        }
-        for (database, key, value) in &self.writes {
-            let database = txn.database(database)?;
-            match value {
-                Some(value) => database.put(key, value)?,
-                None => database.delete(key)?,
-            }
-        }
-        let mut history = world.history();
-        let record = &mut history.transactions[id];
-        record.reads = reads;
-        record.changes.clone_from(&self.changes);
-        record.writes.clone_from(&self.writes);
-        Ok(())
-    }
-
-    fn read<D: Readable>(
-        &self,
-        list: impl Fn() -> Result<Vec<String>, D::Error>,
-        open: impl Fn(&'static str) -> Result<D, D::Error>,
-    ) -> Result<Vec<Read>, D::Error> {
-        let mut reads = Vec::new();
-        if self.lists {
-            reads.push(Read::Databases { names: list()? });
-        }
-        for (database, key) in &self.gets {
-            reads.push(Read::Get {
-                database,
-                key: key.clone(),
-                value: open(database)?.get(key)?,
-            });
-        }
-        for range in &self.ranges {
-            let pairs = open(range.database)?.range(range)?;
-            let RangeScript {
-                database,
-                from,
-                to,
-                reverse,
-                limit,
-            } = range.clone();
-            reads.push(Read::Range {
-                database,
-                from,
-                to,
-                reverse,
-                limit,
-                pairs,
-            });
-        }
-        Ok(reads)
-    }
-}
-
-fn database(rng: &mut StdRng) -> &'static str {
-    DATABASES[rng.random_range(0..DATABASES.len())]
-}
-
-fn key(world: &World, rng: &mut StdRng) -> Bytes {
-    Bytes::from(format!("k{:03}", rng.random_range(0..world.plan.keys)))
-}
-
-/// A unique value, of at most `max` bytes.
-fn value(rng: &mut StdRng, max: usize, id: usize, nth: usize) -> Bytes {
-    let mut value = format!("{id}.{nth}.").into_bytes();
-    // Most values are small: large ones test limits, not ordering.
-    let max = if rng.random_range(0..4) == 0 {
-        max
-    } else {
-        max.min(40)
-    };
-    value.resize(value.len() + rng.random_range(0..=max), b'x');
-    Bytes::from(value)
-}
-
-/// A database as seen by either kind of transaction.
-trait Readable {
-    type Error;
-    fn get(&self, key: &Bytes) -> Result<Option<Bytes>, Self::Error>;
-    fn range(&self, range: &RangeScript) -> Result<Vec<(Bytes, Bytes)>, Self::Error>;
-}
-
-macro_rules! readable {
-    ($database:ident, $error:ident) => {
-        impl Readable for $database<'_> {
-            type Error = $error;
-
-            fn get(&self, key: &Bytes) -> Result<Option<Bytes>, $error> {
-                $database::get(self, key)
-            }
-
-            fn range(&self, range: &RangeScript) -> Result<Vec<(Bytes, Bytes)>, $error> {
-                let scan = $database::range(self, range.from.clone()..range.to.clone());
-                let scan = scan.limit(range.limit);
-                let scan = if range.reverse { scan.reverse() } else { scan };
-                scan.collect::<Result<_, _>>().map_err(Into::into)
-            }
-        }
-    };
-}
-
-readable!(SnapshotDatabase, ReadError);
-readable!(TransactionDatabase, WriteError);
 
 /// Runs `call` in a node's process. `None` if the process ended or gave no answer.
 async fn ask<T>(life: &Life, call: impl Future<Output = T>) -> Option<T> {

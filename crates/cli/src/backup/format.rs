@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::data_dir::names_in;
+
 /// The format that this program writes and reads.
 pub(super) const VERSION: u32 = 1;
 
@@ -35,8 +37,6 @@ const HASH_BYTES: usize = blake3::OUT_LEN;
 const DATABASE: u8 = 1;
 const ROW: u8 = 2;
 const MANIFEST: &str = "manifest.json";
-/// The directory that file systems keep in the root of a volume.
-pub(super) const VOLUME_ROOT_FILE: &str = "lost+found";
 
 /// The contents of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -375,24 +375,6 @@ pub(super) fn make_empty(dir: &Path) -> Result<(), BackupError> {
 /// The error for a directory that should be empty.
 pub(super) fn not_empty(name: &str) -> io::Error {
     io::Error::other(format!("the directory is not empty: it holds {name}"))
-}
-
-/// The names that people have put into a directory. A missing directory has none.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a directory of the user is looked at"
-)]
-pub(super) fn names_in(dir: &Path) -> io::Result<Vec<String>> {
-    let entries = match fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        names.push(entry?.file_name().to_string_lossy().into_owned());
-    }
-    names.retain(|name| name != VOLUME_ROOT_FILE);
-    Ok(names)
 }
 
 #[cfg(test)]

@@ -17,8 +17,6 @@ use crate::backup::format::{BackupError, Manifest};
 use crate::failure::{Failure, with_sources};
 use crate::status::{Ask, At, Output, grouped};
 
-pub(crate) use place::foreign_names;
-
 /// Back up the whole state of a group to files, verify a backup, or restore one as a new group
 #[derive(clap::Args)]
 #[command(after_help = "\

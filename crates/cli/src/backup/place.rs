@@ -14,40 +14,10 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use steadfast::UNFINISHED_RESTORE as STAGE;
 use steadfast::log::{Disk, RealDisk};
 
-use crate::backup::format::{BackupError, io_error, names_in, not_empty};
-
-const LOG: &str = "log";
-const IDENTITY: &str = "identity";
-
-/// The entries of a node's directory: an interrupted attempt may have left some of them.
-const OF_A_NODE: [&str; 8] = [
-    LOG,
-    "engine",
-    "digest",
-    "members",
-    "addresses",
-    "origin",
-    "lock",
-    STAGE,
-];
-
-/// The names in a directory that no node makes; none where it cannot be read.
-pub(crate) fn foreign_names(dir: &Path) -> Vec<String> {
-    let mut names = names_in(dir).unwrap_or_default();
-    let is_of_a_node = |name: &str| {
-        // A copied state is numbered, and a file that is being replaced has a new one beside it.
-        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
-        let stem = stem.strip_suffix('-').or(name.strip_suffix(".new"));
-        let stem = stem.unwrap_or(name);
-        OF_A_NODE.contains(&stem) || stem == IDENTITY
-    };
-    names.retain(|name| !is_of_a_node(name));
-    names.sort();
-    names
-}
+use crate::backup::format::{BackupError, io_error, not_empty};
+use crate::data_dir::{IDENTITY, LOG, OF_A_NODE, STAGE, names_in};
 
 /// See the module.
 pub(super) struct Place {
@@ -192,7 +162,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::backup::format::VOLUME_ROOT_FILE;
+    use crate::data_dir::VOLUME_ROOT_FILE;
 
     /// The files that a node would create.
     fn make(stage: &Path) {
@@ -226,22 +196,6 @@ mod tests {
             fs::remove_file(&content).expect("removed");
         }
         assert!(Place::look(dir).is_ok());
-    }
-
-    #[test]
-    fn what_no_node_makes_is_foreign() {
-        let root = TempDir::new().expect("a directory");
-        for name in [
-            "log",
-            "log-1",
-            "engine-12",
-            "identity.new",
-            "notes.txt",
-            "log.txt",
-        ] {
-            fs::write(root.path().join(name), "").expect("written");
-        }
-        assert_eq!(foreign_names(root.path()), ["log.txt", "notes.txt"]);
     }
 
     #[test]

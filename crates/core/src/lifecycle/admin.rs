@@ -8,18 +8,21 @@ use bytes::Bytes;
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
-use crate::admin::client::{self, AdminRefusal};
+use crate::admin::client::{self};
 use crate::admin::messages::{
-    AdminAnswer, AdminCall, AdminDone, AdminRequest, AlterRequest, JoinRequest, Joined,
-    RemoveRequest,
+    AdminAnswer, AdminCall, AdminRequest, AlterRequest, JoinRequest, RemoveRequest,
 };
 use crate::admin::{AdminCommand, AdminError, PRIORITY_MAX};
 use crate::config::{check_address, check_name, is_unspecified};
-use crate::consensus::{ChangeError, Consensus, ConsensusError, TransferError};
+use crate::consensus::{Consensus, TransferError};
 use crate::error::WriteError;
 use crate::group::identity::Identity;
-use crate::group::{Member, MemberRecord, Members};
+use crate::group::{Member, Members};
 use crate::ids::{Incarnation, NodeId};
+use crate::lifecycle::changes::{
+    CHANGE_MAX, Done, Undone, candidates, change, done, find, known, let_in, refused,
+    refused_for_now,
+};
 use crate::lifecycle::quorum::{Present, no_majority};
 use crate::lifecycle::transfer::{LOOK_INTERVAL, hand_over, transfer};
 use crate::lifecycle::{Lifecycle, repair};
@@ -32,61 +35,12 @@ use crate::txn::transaction::Transaction;
 use crate::txn::view::ViewError;
 use crate::wire::hello::DialError;
 
-/// How long one change may wait for the majority that commits it.
-const CHANGE_MAX: Duration = Duration::from_secs(10);
-
-/// Pause before retrying while another change is under way.
-const BUSY_RETRY: Duration = Duration::from_millis(20);
-
 /// How long a change that takes a vote away waits for a majority of the others to be up and
 /// current, and for the vote to be gone.
 const MAJORITY_WAIT: Duration = Duration::from_secs(2);
 
 /// How long a master that is to be removed tries to hand over.
 const HAND_OVER_MAX: Duration = Duration::from_secs(5);
-
-/// Longest wait that a caller may request.
-pub(super) const WITHIN_MAX: Duration = Duration::from_hours(1);
-
-/// Why a call was not carried out here.
-pub(super) enum Undone {
-    Refused(AdminRefusal),
-    NotMaster,
-}
-
-pub(super) type Done = Result<AdminDone, Undone>;
-
-pub(super) fn refused<T>(what: impl Into<String>, to_do: impl Into<String>) -> Result<T, Undone> {
-    Err(Undone::Refused(AdminRefusal::new(what, to_do)))
-}
-
-/// A temporary refusal: the same call may be carried out later.
-pub(super) fn refused_for_now<T>(
-    what: impl Into<String>,
-    to_do: impl Into<String>,
-) -> Result<T, Undone> {
-    Err(Undone::Refused(AdminRefusal::for_now(what, to_do)))
-}
-
-pub(super) fn done(text: String) -> AdminDone {
-    AdminDone { text, joined: None }
-}
-
-impl From<ChangeError> for Undone {
-    fn from(error: ChangeError) -> Self {
-        match error {
-            ChangeError::Consensus(ConsensusError::NotMaster(_)) => Self::NotMaster,
-            ChangeError::Unknown => Self::Refused(AdminRefusal::uncertain(
-                "the master changed while the change was in progress",
-                "look at `steadfast status`, then try again if the change was not made",
-            )),
-            error => Self::Refused(AdminRefusal::for_now(
-                format!("the change was not made: {error}"),
-                "look at `steadfast status`, then try again",
-            )),
-        }
-    }
-}
 
 impl Lifecycle {
     /// See [`crate::ReplicatedEnvironment::administer`].
@@ -262,28 +216,6 @@ async fn turn(consensus: &Consensus) -> Result<MutexGuard<'_, ()>, Undone> {
     }
 }
 
-/// Makes a change, after any other that is under way.
-pub(super) async fn change<F>(mut attempt: impl FnMut() -> F) -> Result<(), Undone>
-where
-    F: Future<Output = Result<(), ChangeError>>,
-{
-    let changed = async {
-        loop {
-            match attempt().await {
-                Err(ChangeError::InProgress) => tokio::time::sleep(BUSY_RETRY).await,
-                changed => return changed,
-            }
-        }
-    };
-    match tokio::time::timeout(CHANGE_MAX, changed).await {
-        Ok(changed) => Ok(changed?),
-        Err(_) => Err(Undone::Refused(AdminRefusal::uncertain(
-            "no majority accepted the change in time; it takes effect when one does",
-            "look at `steadfast status`: bring nodes back, then look again",
-        ))),
-    }
-}
-
 async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
     let consensus = &node.consensus;
     let wanted = Member {
@@ -315,21 +247,6 @@ async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
     let mut members = (*consensus.members()).clone();
     members.insert(id, wanted.clone());
     Ok(let_in(node, &Arc::new(members), id, &wanted))
-}
-
-pub(super) fn let_in(node: &Node, members: &Members, id: NodeId, member: &Member) -> AdminDone {
-    let records = members.iter();
-    AdminDone {
-        text: format!("{} is node {id}, {}", member.name, member.node_type),
-        joined: Some(Joined {
-            node_id: id.0,
-            members: records
-                .map(|(id, member)| MemberRecord::new(*id, member))
-                .collect(),
-            epoch: node.identity.epoch.0,
-            entry: None,
-        }),
-    }
 }
 
 /// An id that no node has or ever had; the newest id is stored with the data.
@@ -489,26 +406,6 @@ async fn is_without_vote(consensus: &Consensus, id: NodeId) -> bool {
     !votes()
 }
 
-fn find<'a>(members: &'a Members, name: &str) -> Option<(NodeId, &'a Member)> {
-    let mut all = members.iter();
-    all.find(|(_, member)| member.name == name)
-        .map(|(id, member)| (*id, member))
-}
-
-pub(super) fn known<'a>(members: &'a Members, name: &str) -> Result<(NodeId, &'a Member), Undone> {
-    let Some(found) = find(members, name) else {
-        let names: Vec<_> = members
-            .values()
-            .map(|member| member.name.as_str())
-            .collect();
-        return refused(
-            format!("no member is called {name:?}"),
-            format!("name one of {}", names.join(", ")),
-        );
-    };
-    Ok(found)
-}
-
 fn known_type(number: u32) -> Result<NodeType, Undone> {
     match NodeType::from_number(number) {
         Some(node_type) => Ok(node_type),
@@ -517,14 +414,6 @@ fn known_type(number: u32) -> Result<NodeType, Undone> {
             "run the same version on all nodes",
         ),
     }
-}
-
-pub(super) fn candidates(members: &Members, voters: &BTreeSet<NodeId>) -> Vec<NodeId> {
-    let can_lead = members.iter().filter(|(_, member)| member.can_lead());
-    can_lead
-        .map(|(id, _)| *id)
-        .filter(|id| voters.contains(id))
-        .collect()
 }
 
 fn check_member(member: &Member) -> Result<(), Undone> {

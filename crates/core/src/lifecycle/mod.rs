@@ -12,6 +12,8 @@
 //! running node.
 
 mod admin;
+mod calls;
+mod changes;
 mod compare;
 mod describe;
 mod feeds;
@@ -40,25 +42,22 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use crate::compare::digest::{self, SharedDigest};
+use crate::compare::digest::SharedDigest;
 use crate::config::RepConfig;
 use crate::consensus::Told;
-use crate::error::{OpenError, ReadError, ReadyError, WriteError};
+use crate::error::{OpenError, ReadyError};
 use crate::group::Member;
 use crate::group::addresses::{self, Addresses};
 use crate::group::identity::{DataDir, Identity};
-use crate::ids::{NodeId, Vlsn};
+use crate::ids::NodeId;
 use crate::listener::{Role, RoleState};
 use crate::machine::Machine;
 use crate::node::phase::{NotRunning, Phase};
 use crate::node::status::NodeStatus;
-use crate::node::{Node, Surroundings, outcome, read, write};
-use crate::policy::{ConsistencyPolicy, Durability, ReadOptions};
+use crate::node::{Node, Surroundings};
 use crate::state_copy::fetch::Progress;
 use crate::state_copy::source::Copies;
 use crate::tasks::Tasks;
-use crate::token::{CommitToken, TokenOutcome};
-use crate::txn::transaction::{Snapshot, Transaction};
 use crate::wire::hello::Gate;
 use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
 use compare::Compared;
@@ -418,120 +417,6 @@ impl Lifecycle {
             names.len(),
             names.join(", ")
         )
-    }
-
-    pub(crate) async fn write(
-        &self,
-        durability: Option<Durability>,
-        transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
-    ) -> Result<CommitToken, WriteError> {
-        let node = self.writable()?;
-        let _writing = self.shutdown.write()?;
-        let (durability, timeout) = self.promise(durability);
-        let written = write::write(&node, durability, timeout, transaction).await;
-        written.map_err(|error| self.why_not_written(error))
-    }
-
-    pub(crate) async fn begin_transaction(&self) -> Result<Transaction, WriteError> {
-        let node = self.writable()?;
-        let _writing = self.shutdown.write()?;
-        let begun = write::begin(&node).await;
-        begun.map_err(|error| self.why_not_written(error))
-    }
-
-    pub(crate) async fn commit(
-        &self,
-        durability: Option<Durability>,
-        transaction: Transaction,
-    ) -> Result<CommitToken, WriteError> {
-        let node = self.writable()?;
-        let _writing = self.shutdown.write()?;
-        let (durability, timeout) = self.promise(durability);
-        let committed = write::commit(&node, durability, timeout, transaction).await;
-        committed.map_err(|error| self.why_not_written(error))
-    }
-
-    /// The given durability, or else the environment's, and its timeout.
-    fn promise(&self, durability: Option<Durability>) -> (Durability, Duration) {
-        let durability = durability.unwrap_or(self.config.durability);
-        let timeout = self.config.tuning.commit_timeout;
-        (durability, durability.timeout.unwrap_or(timeout))
-    }
-
-    /// `error`, or the underlying reason if it only says that the node does not write.
-    fn why_not_written(&self, error: WriteError) -> WriteError {
-        if !matches!(error, WriteError::NotMaster { .. } | WriteError::Closed) {
-            return error;
-        }
-        match (self.running(), error) {
-            (Err(NotRunning::Stopped(reason)), _) => WriteError::Stopped { reason },
-            (Err(NotRunning::Closed), _) => WriteError::Closed,
-            (Err(NotRunning::Restoring), _) => WriteError::Restoring,
-            (_, WriteError::NotMaster { .. }) => {
-                let state = self.around.role.borrow();
-                let master = state.master.clone();
-                let master = master.filter(|_| state.role != Role::Master);
-                WriteError::NotMaster { master }
-            }
-            (_, error) => error,
-        }
-    }
-
-    /// The node at work, if it has data.
-    ///
-    /// # Errors
-    /// As [`Lifecycle::running`]; [`ReadError::NoData`] on an arbiter.
-    pub(super) fn with_data(&self) -> Result<Arc<Node>, ReadError> {
-        let node = self.running()?;
-        let members = self.around.members.borrow();
-        let own = members.get(&node.identity.node_id);
-        if own.is_some_and(|own| !own.node_type.has_data()) {
-            return Err(ReadError::NoData);
-        }
-        Ok(node)
-    }
-
-    /// A snapshot as fresh as `options` require.
-    pub(crate) async fn snapshot(&self, options: ReadOptions) -> Result<Snapshot, ReadError> {
-        let node = self.with_data()?;
-        if options.policy != ConsistencyPolicy::Eventual {
-            let timeout = options.timeout.unwrap_or(self.config.tuning.read_timeout);
-            let wait = read::wait(&node, self.role(), options.policy, timeout);
-            self.unless_closed(wait).await?;
-        }
-        Ok(node.snapshot())
-    }
-
-    /// The result of read-only work, or [`ReadError::Closed`] if the node closes first.
-    async fn unless_closed<T>(
-        &self,
-        work: impl Future<Output = Result<T, ReadError>>,
-    ) -> Result<T, ReadError> {
-        let mut phase = self.phase.subscribe();
-        tokio::select! {
-            biased;
-            // The sender is part of `self`.
-            _ = phase.wait_for(Phase::is_closing) => Err(ReadError::Closed),
-            done = work => done,
-        }
-    }
-
-    /// A snapshot of what this node has, however old.
-    pub(crate) fn snapshot_at_hand(&self) -> Result<Snapshot, ReadError> {
-        Ok(self.with_data()?.snapshot())
-    }
-
-    /// The outcome of a token's write.
-    pub(crate) async fn outcome(&self, token: CommitToken) -> Result<TokenOutcome, ReadError> {
-        let node = self.with_data()?;
-        let timeout = self.config.tuning.read_timeout;
-        let outcome = outcome::outcome(&node, self.role(), token, timeout);
-        self.unless_closed(outcome).await
-    }
-
-    pub(crate) fn digest(&self) -> Result<(Vlsn, u128), ReadError> {
-        let node = self.with_data()?;
-        digest::digest(&node.snapshot())
     }
 
     pub(crate) fn role(&self) -> watch::Receiver<RoleState> {

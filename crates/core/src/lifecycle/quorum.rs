@@ -6,7 +6,7 @@ use std::fmt;
 use crate::admin::client::AdminRefusal;
 use crate::consensus::Consensus;
 use crate::ids::NodeId;
-use crate::lifecycle::admin::Undone;
+use crate::lifecycle::changes::Undone;
 
 /// Voting nodes, as their master sees them.
 pub(super) struct Present {

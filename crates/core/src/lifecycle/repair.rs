@@ -43,7 +43,7 @@ use crate::error::OpenError;
 use crate::group::identity::Identity;
 use crate::group::{Member, MemberRecord};
 use crate::ids::{Incarnation, NodeId};
-use crate::lifecycle::admin::{Done, Undone, change, known, let_in, refused, refused_for_now};
+use crate::lifecycle::changes::{Done, Undone, change, known, let_in, refused, refused_for_now};
 use crate::lifecycle::{Lifecycle, lock};
 use crate::log::LogId;
 use crate::node::Node;

@@ -31,7 +31,7 @@ use crate::error::WriteError;
 use crate::group::identity::growing_dirs;
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
-use crate::lifecycle::admin::candidates;
+use crate::lifecycle::changes::candidates;
 use crate::lifecycle::transfer::hand_over;
 use crate::listener::Role;
 use crate::log::DiskSpace;

@@ -30,7 +30,7 @@ use crate::consensus::ConsensusError;
 use crate::error::WriteError;
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
-use crate::lifecycle::admin::{Done, Undone, WITHIN_MAX, done, refused};
+use crate::lifecycle::changes::{Done, Undone, WITHIN_MAX, done, refused};
 use crate::node::Node;
 use crate::wire::node_state;
 

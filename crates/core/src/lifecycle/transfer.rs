@@ -8,7 +8,7 @@ use crate::admin::messages::TransferRequest;
 use crate::consensus::{Consensus, TransferError};
 use crate::group::{Member, Members};
 use crate::ids::NodeId;
-use crate::lifecycle::admin::{
+use crate::lifecycle::changes::{
     Done, Undone, WITHIN_MAX, candidates, done, known, refused, refused_for_now,
 };
 use crate::member::NodeType;

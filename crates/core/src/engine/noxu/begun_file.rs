@@ -60,7 +60,8 @@ mod tests {
     use noxu_log::FileHeader;
 
     use super::log_files;
-    use crate::engine::{Applied, Change, EngineBatch, NoxuEngine, NoxuSizes, StorageEngine};
+    use crate::engine::values::{Applied, Change, EngineBatch};
+    use crate::engine::{NoxuEngine, NoxuSizes, StorageEngine};
     use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
 
     const DB: DatabaseId = DatabaseId(1);

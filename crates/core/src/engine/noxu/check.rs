@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::errors::io_error;
 use super::log_file::{Entries, header};
-use crate::engine::{EngineError, Result};
+use crate::engine::error::{EngineError, Result};
 
 const EXTENSION: &str = "ndb";
 

@@ -2,7 +2,7 @@
 
 use noxu::{Durability, NoxuError, Transaction, TransactionConfig};
 
-use super::Open;
+use super::open::Open;
 
 /// A batch that Noxu refused.
 pub(super) struct ApplyFailure {

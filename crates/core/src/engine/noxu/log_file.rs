@@ -8,7 +8,7 @@ use noxu_log::{ChecksumValidator, FileHeader, LogEntryHeader, LogEntryType, LogE
 use noxu_util::Lsn;
 
 use super::errors::io_error;
-use crate::engine::{EngineError, Result};
+use crate::engine::error::{EngineError, Result};
 
 /// Highest file version that a later Noxu may use.
 const VERSION_MAX: u32 = 255;

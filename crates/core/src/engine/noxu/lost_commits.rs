@@ -22,7 +22,7 @@ use noxu_util::{NULL_LSN, Vlsn};
 use super::directory::create_durably;
 use super::errors::io_error;
 use super::log_file::{Entry, checksum};
-use crate::engine::Result;
+use crate::engine::error::Result;
 
 type TransactionId = i64;
 
@@ -140,10 +140,8 @@ mod tests {
     use noxu_log::FileManager;
 
     use super::super::preparation::prepare;
-    use crate::engine::{
-        Applied, Change, Direction, EngineBatch, KeyRange, NoxuEngine, NoxuSizes, ScanLimit,
-        StorageEngine,
-    };
+    use crate::engine::values::{Applied, Change, Direction, EngineBatch, KeyRange, ScanLimit};
+    use crate::engine::{NoxuEngine, NoxuSizes, StorageEngine};
     use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
 
     const DB: DatabaseId = DatabaseId(16);

@@ -12,7 +12,7 @@ use super::errors::io_error;
 use super::log_file::{Entries, header};
 use super::lost_commits::LostCommits;
 use super::node_ids::NodeIds;
-use crate::engine::Result;
+use crate::engine::error::Result;
 
 /// Prepares `directory`, and returns how many commits were put back. Files that Noxu will not open
 /// are left for it to report.

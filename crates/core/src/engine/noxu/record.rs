@@ -2,7 +2,8 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::engine::{Applied, EngineError, Result};
+use crate::engine::error::{EngineError, Result};
+use crate::engine::values::Applied;
 use crate::ids::{LogPosition, Term, Vlsn};
 
 const FORMAT: u8 = 1;

@@ -4,8 +4,9 @@ use bytes::Bytes;
 use noxu::{Cursor, CursorConfig, Database, DatabaseEntry, Get, OperationStatus};
 
 use super::errors::read_error;
-use super::read;
-use crate::engine::{Direction, KeyRange, Result, ScanLimit};
+use super::open::read;
+use crate::engine::error::Result;
+use crate::engine::values::{Direction, KeyRange, ScanLimit};
 
 /// One pass over a range with a cursor that takes no locks.
 pub(super) struct Scan<'a> {

@@ -26,7 +26,7 @@ use noxu_tree::TreeNode;
 use tokio::time::Instant;
 
 use super::errors::io_error;
-use crate::engine::Result;
+use crate::engine::error::Result;
 
 /// Serializes work on the records of an environment.
 #[derive(Clone, Default)]

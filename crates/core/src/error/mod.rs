@@ -1,15 +1,19 @@
 //! The public errors. Each says what happened, what it means for the data, and what to do next.
 
+mod feed;
+mod open;
+
 use std::error::Error;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::ConfigError;
 use crate::engine::EngineError;
-use crate::ids::{Term, Vlsn};
+use crate::ids::Vlsn;
 use crate::log::LogError;
 use crate::member::NodeAddress;
 use crate::token::CommitToken;
+
+pub use feed::FeedError;
+pub use open::{OpenError, ReadyError};
 
 /// The reason with which a removed node stops.
 pub(crate) const REMOVED: &str = "this node was removed from the group";
@@ -23,179 +27,6 @@ pub enum Outcome {
     Committed(CommitToken),
     /// It may have been committed, or may still be: check before writing it again.
     Unknown(CommitToken),
-}
-
-/// Why an environment could not be opened. Nothing on disk was changed, except that a missing
-/// directory and identity may have been created.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// The configuration cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The directory belongs to something else.
-    #[error(
-        "data directory {dir} belongs to {what} {found:?}, not to {expected:?}; \
-         point data_dir at the directory of {expected:?}, or at an empty one"
-    )]
-    ForeignDirectory {
-        /// The data directory.
-        dir: PathBuf,
-        /// "group" or "node".
-        what: &'static str,
-        /// Whose directory it is.
-        found: String,
-        /// Whose it should be.
-        expected: String,
-    },
-    /// Another process, or another environment of this one, has the directory open.
-    #[error("data directory {dir} is in use by another process; stop that process first")]
-    InUse {
-        /// The data directory.
-        dir: PathBuf,
-    },
-    /// The directory is not the one this node worked in, but a copy of it, or one restored from a
-    /// backup.
-    #[error(
-        "data directory {dir} is a copy of this node's directory, or was restored from a backup of \
-         its files: it may lack votes and writes that the node has acknowledged, and the original \
-         may still be running, so it takes no part; nothing was changed. Put the original back, or \
-         replace the node (steadfast node replace), or, if nothing else is left of the group, \
-         recover from this directory (steadfast recover)"
-    )]
-    Copied {
-        /// The data directory.
-        dir: PathBuf,
-    },
-    /// A group was being restored to the directory, and the restore is incomplete.
-    #[error(
-        "a restore to {dir} was interrupted; nothing was changed. Repeat it (steadfast backup \
-         restore), or empty the directory"
-    )]
-    UnfinishedRestore {
-        /// The data directory.
-        dir: PathBuf,
-    },
-    /// The group was recovered without this node after its quorum was lost.
-    #[error("{reason}")]
-    Superseded {
-        /// The epoch of the recovery, and what to do.
-        reason: String,
-    },
-    /// A file was written by a newer version of the program.
-    #[error(
-        "{path} has format version {found}, but this program reads versions up to {known}; run the \
-         version that wrote it, or a newer one"
-    )]
-    NewerFormat {
-        /// The file.
-        path: PathBuf,
-        /// Its format version.
-        found: u32,
-        /// The newest version that this program knows.
-        known: u32,
-    },
-    /// A file holds bytes other than those written.
-    #[error(
-        "{path} is corrupt at byte {offset}: {what}; this node does not vote or serve until it is \
-         repaired. The other nodes should have the data: delete nothing until you have checked \
-         that they do"
-    )]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// The offset of the damage.
-        offset: u64,
-        /// What is wrong.
-        what: String,
-    },
-    /// A file or directory cannot be read or written.
-    #[error("cannot {doing} {path}: {source}")]
-    Io {
-        /// What was being done.
-        doing: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The log on disk cannot be opened.
-    #[error(transparent)]
-    Log(LogError),
-    /// The storage engine cannot be opened.
-    #[error("the storage engine cannot be opened: {0}")]
-    Engine(#[from] EngineError),
-    /// The storage engine does not hold what the log gave it, and the log does not reach back far
-    /// enough to put it right.
-    #[error(
-        "{what}; this node does not vote or serve with this data, and nothing was removed. If \
-         another node has the right data, this node copies it (repair = \"auto\"); otherwise you \
-         need a backup or an older data directory"
-    )]
-    EngineDiffers {
-        /// Which databases, and up to where everything was present.
-        what: String,
-    },
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; is another program using the port?")]
-    Listen {
-        /// The address as configured.
-        address: String,
-        /// What the network said.
-        source: steadfast_net::NetError,
-    },
-    /// The runtime or consensus could not be started.
-    #[error("cannot start: {0}")]
-    Start(String),
-    /// The machine's clock shows an impossible time.
-    #[error(
-        "the clock of this machine shows the year {year}, which cannot be right: set the clock, or \
-         its time service, then start again"
-    )]
-    Clock {
-        /// The year it shows.
-        year: u64,
-    },
-    /// Returned by a close: the node has stopped, but not everything could be written. Nothing
-    /// acknowledged is lost: it is in the log.
-    #[error("the node has stopped, but could not write everything: {0}")]
-    Close(String),
-}
-
-/// Why an environment is not ready.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReadyError {
-    /// The deadline passed.
-    #[error("not ready after {after:?}: {waiting_for}")]
-    Timeout {
-        /// How long the call waited.
-        after: Duration,
-        /// What is missing, and which nodes it waits for.
-        waiting_for: String,
-    },
-    /// The group does not accept this node.
-    #[error("the group refuses this node: {reason}")]
-    Refused {
-        /// Why, and what to do.
-        reason: String,
-    },
-    /// The node has stopped.
-    #[error("the node has stopped: {reason}; open it again to re-read its disk")]
-    Stopped {
-        /// Why.
-        reason: String,
-    },
-    /// The environment was closed.
-    #[error("the environment is closed")]
-    Closed,
-}
-
-impl ReadyError {
-    /// Whether the node stopped because it was removed from the group.
-    pub fn was_removed(&self) -> bool {
-        matches!(self, Self::Stopped { reason } if reason == REMOVED)
-    }
 }
 
 /// Why a write did not return a token.
@@ -578,113 +409,6 @@ impl ReadError {
                 | Self::Restoring
         )
     }
-}
-
-/// Why a subscription could not begin, or ended.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum FeedError {
-    /// The log reaches back to `oldest` only: begin with the state, or from a token at or after it.
-    #[error("the log reaches back only to VLSN {oldest}; begin with StartAt::Start")]
-    HistoryGone {
-        /// The first transaction in the log.
-        oldest: Vlsn,
-    },
-    /// The token or the subscription is meant for another group.
-    #[error("wrong group: {reason}")]
-    WrongGroup {
-        /// Which group was meant, and which one this is.
-        reason: String,
-    },
-    /// The token's write was never committed: another transaction has its number. Undo whatever was
-    /// derived from that write elsewhere.
-    #[error(
-        "{token} was never committed: the transaction with this VLSN is from term {committed}; \
-         begin with StartAt::Start"
-    )]
-    NotCommitted {
-        /// The token.
-        token: CommitToken,
-        /// The term of the transaction that has its VLSN.
-        committed: Term,
-    },
-    /// The filter cannot be used.
-    #[error("the filter of the subscription is not valid: {reason}")]
-    Filter {
-        /// Why.
-        reason: String,
-    },
-    /// The state was not consumed within `snapshot_age_max_ms`, or it kept the memory for recent
-    /// versions (`window_bytes_max`) full. Begin again, and consume it faster.
-    #[error("the state was not read before its snapshot became too old; begin again")]
-    SnapshotTooOld,
-    /// The node is at its limit of subscriptions. End one, or ask another node.
-    #[error(
-        "the node already serves {max} subscriptions, its limit (subscriptions_max); end one, or \
-         ask another node"
-    )]
-    TooMany {
-        /// The limit.
-        max: usize,
-    },
-    /// No listed node could be reached in time. Resume from `resume` when one can.
-    #[error("no node can continue the subscription ({reason}); {}", resume_hint(.resume.as_ref()))]
-    Disconnected {
-        /// Everything up to this token has been delivered. `None` while the state is incomplete:
-        /// begin again with the state.
-        resume: Option<CommitToken>,
-        /// What the last node tried said.
-        reason: String,
-    },
-    /// The log cannot be read.
-    #[error("the log cannot be read: {0}")]
-    Log(LogError),
-    /// The storage engine cannot be read.
-    #[error("the storage engine cannot be read: {0}")]
-    Engine(EngineError),
-    /// The node is copying a peer's state, because the log that it needs is gone. Resume from the
-    /// resume token on another node, or when the copy is in place.
-    #[error(
-        "this node is copying the state of a peer; resume from the resume token on another node, \
-         or when the copy is in place"
-    )]
-    Restoring,
-    /// The node does not belong to a group yet: wait until it is ready.
-    #[error("the node belongs to no group yet; wait until it is ready")]
-    NotReady,
-    /// This node is an arbiter.
-    #[error("an arbiter has no data; ask another node")]
-    NoData,
-    /// The node has stopped.
-    #[error("the node has stopped ({reason}); open it again to re-read its disk")]
-    Stopped {
-        /// Why.
-        reason: String,
-    },
-    /// The environment was closed.
-    #[error("the environment is closed")]
-    Closed,
-}
-
-impl FeedError {
-    /// Whether the same subscription may succeed later, or on another node.
-    pub fn is_retryable(&self) -> bool {
-        matches!(
-            self,
-            Self::TooMany { .. }
-                | Self::Disconnected { .. }
-                | Self::NotReady
-                | Self::Restoring
-                | Self::SnapshotTooOld
-        )
-    }
-}
-
-fn resume_hint(resume: Option<&CommitToken>) -> String {
-    resume.map_or_else(
-        || "begin again".to_owned(),
-        |token| format!("resume from {token}"),
-    )
 }
 
 fn master_hint(master: Option<&NodeAddress>) -> String {
