@@ -119,7 +119,7 @@ impl Consensus {
 
     fn note_damage(&self, of: Incarnation, compared: Option<String>) {
         let note = |damage: &mut Damage| damage.note_compared(of, compared);
-        self.told.damage.send_if_modified(note);
+        self.notices.damage.send_if_modified(note);
     }
 
     /// Tells a node what a comparison has found about a life of its directory. An empty `what`

@@ -86,7 +86,9 @@ pub(super) async fn run(consensus: Arc<Consensus>, clock: Arc<dyn Clock>) {
         () = act(&consensus, leadership, &*clock) => {}
     }
     consensus.sequencer.end_session();
-    consensus.end.send_modify(|end| end.has_come = true);
+    consensus
+        .shutdown_state
+        .send_modify(|state| state.begun = true);
     publish(
         &consensus,
         consensus.last_role(),

@@ -126,7 +126,7 @@ pub(crate) struct Parts {
     pub(crate) dialler: Dialler,
     pub(crate) members: watch::Sender<Members>,
     pub(crate) role: watch::Sender<RoleState>,
-    pub(crate) told: Told,
+    pub(crate) notices: MasterNotices,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) seed: u64,
     pub(crate) timers: Timers,
@@ -137,14 +137,14 @@ pub(crate) struct Parts {
 
 /// What the master tells this node, apart from the log.
 #[derive(Clone, Debug)]
-pub(crate) struct Told {
+pub(crate) struct MasterNotices {
     /// The results of comparisons of this node's data, and of checks of its files.
     pub(crate) damage: watch::Sender<Damage>,
     /// Whether the group is being shut down.
     pub(crate) stop: watch::Sender<bool>,
 }
 
-impl Told {
+impl MasterNotices {
     /// Nothing told yet, in this life of the node's directory.
     pub(crate) fn new(incarnation: Incarnation) -> Self {
         Self {
@@ -156,8 +156,8 @@ impl Told {
 
 /// Shutdown state.
 #[derive(Clone, Copy, Debug, Default)]
-struct End {
-    has_come: bool,
+struct ShutdownState {
+    begun: bool,
     /// Whether consensus starts again afterwards, on a copy of the state.
     comes_back: bool,
 }
@@ -182,8 +182,8 @@ pub(crate) struct Consensus {
     pub(crate) turns: members::Turns,
     /// Whether this node has what a master needs besides the data: room on its disk.
     may_stand: watch::Sender<bool>,
-    told: Told,
-    end: watch::Sender<End>,
+    notices: MasterNotices,
+    shutdown_state: watch::Sender<ShutdownState>,
     /// Whether the group has told this node that it is no longer a member.
     removed: watch::Sender<bool>,
     retention: Arc<Retention>,
@@ -264,8 +264,8 @@ impl Consensus {
             stand_in: StandIn::default(),
             turns: members::Turns::default(),
             may_stand: watch::Sender::new(parts.may_stand),
-            told: parts.told,
-            end: watch::Sender::default(),
+            notices: parts.notices,
+            shutdown_state: watch::Sender::default(),
             removed: watch::Sender::new(false),
             retention,
             void: watch::Sender::default(),
@@ -386,20 +386,21 @@ impl Consensus {
 
     /// Waits until this no longer takes part.
     pub(crate) async fn detached(&self) {
-        let mut end = self.end.subscribe();
+        let mut end = self.shutdown_state.subscribe();
         // This owns the sender, so the wait cannot fail.
-        end.wait_for(|end| end.has_come).await.ok();
+        end.wait_for(|state| state.begun).await.ok();
     }
 
     /// Announces that the node will resume after this has ended: then its role is that of a node
     /// that knows no master, not of one that no longer takes part.
     pub(crate) fn will_come_back(&self) {
-        self.end.send_modify(|end| end.comes_back = true);
+        self.shutdown_state
+            .send_modify(|state| state.comes_back = true);
     }
 
     /// The role of the node after this has ended.
     fn last_role(&self) -> Role {
-        if self.end.borrow().comes_back {
+        if self.shutdown_state.borrow().comes_back {
             Role::Unknown
         } else {
             Role::Detached
@@ -475,7 +476,7 @@ impl Consensus {
         }
         // The others see at once that this node is gone.
         self.peers.close();
-        self.end.send_modify(|end| end.has_come = true);
+        self.shutdown_state.send_modify(|state| state.begun = true);
         self.role.send_modify(|role| {
             *role = RoleState {
                 role: self.last_role(),

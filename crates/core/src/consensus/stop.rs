@@ -26,7 +26,7 @@ impl Consensus {
     pub(super) fn hear_stop(&self, caller: NodeId, told: Stop) -> bool {
         let is_master = self.is_followed(caller, told.term);
         if is_master {
-            self.told.stop.send_replace(true);
+            self.notices.stop.send_replace(true);
         }
         is_master
     }

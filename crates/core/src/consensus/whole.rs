@@ -86,14 +86,14 @@ impl<C: Goes> Drop for Whole<'_, C> {
         if let Some(call) = call
             && tokio::runtime::Handle::try_current().is_ok()
         {
-            let mut end = self.consensus.end.subscribe();
+            let mut end = self.consensus.shutdown_state.subscribe();
             let rest = self.consensus.seeded(call.finish());
             self.consensus.tasks.spawn_whole(async move {
                 tokio::select! {
                     biased;
                     () = rest => {}
                     // By now the core has been taken down.
-                    _ = end.wait_for(|end| end.has_come) => {}
+                    _ = end.wait_for(|state| state.begun) => {}
                 }
             });
         }

@@ -159,13 +159,13 @@ impl Lifecycle {
 
     fn note_checked(&self, of: Incarnation, checked: Option<Flaw>) {
         let note = |damage: &mut Damage| damage.note_checked(of, checked);
-        self.around.told.damage.send_if_modified(note);
+        self.around.notices.damage.send_if_modified(note);
     }
 
     /// Findings about data that has been replaced do not apply to its replacement.
     pub(super) fn forget_damage(&self) {
         let own = self.identity.borrow().incarnation;
-        self.around.told.damage.send_replace(Damage::none(own));
+        self.around.notices.damage.send_replace(Damage::none(own));
     }
 
     /// Runs `work` where it may block, after any other such work.
@@ -325,7 +325,7 @@ pub(super) async fn run(lifecycle: Weak<Lifecycle>, mut phase: watch::Receiver<P
 pub(super) async fn watch_damage(lifecycle: Weak<Lifecycle>) {
     let damage = lifecycle
         .upgrade()
-        .map(|lifecycle| lifecycle.around.told.damage.subscribe());
+        .map(|lifecycle| lifecycle.around.notices.damage.subscribe());
     let Some(mut damage) = damage else { return };
     while damage.changed().await.is_ok() {
         let found = damage.borrow_and_update().clone();

@@ -33,7 +33,7 @@ impl Lifecycle {
         }
         let room = self.room_now();
         let descriptors = self.machine.transport.descriptors();
-        let damage = self.around.told.damage.borrow().clone();
+        let damage = self.around.notices.damage.borrow().clone();
         let mut message = NodeStateMessage {
             group_name: identity.group_name.clone(),
             group: identity.group.map(GroupUuid::to_bytes).unwrap_or_default(),

@@ -44,7 +44,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::compare::digest::SharedDigest;
 use crate::config::RepConfig;
-use crate::consensus::Told;
+use crate::consensus::MasterNotices;
 use crate::error::{OpenError, ReadyError};
 use crate::group::Member;
 use crate::group::addresses::{self, Addresses};
@@ -147,7 +147,7 @@ impl Lifecycle {
             failed: Arc::new(failed),
             may_stand: true,
             is_suspect: false,
-            told: Told::new(identity.incarnation),
+            notices: MasterNotices::new(identity.incarnation),
             superseded: Fence::alarm(&fence),
         };
         let subscriptions = Arc::new(Semaphore::new(config.tuning.subscriptions_max));
@@ -250,7 +250,7 @@ impl Lifecycle {
             .ok_or(OpenError::Start("closed".to_owned()))?;
         let around = Surroundings {
             may_stand: self.may_stand(),
-            is_suspect: self.around.told.damage.borrow().differs().is_some(),
+            is_suspect: self.around.notices.damage.borrow().differs().is_some(),
             ..self.around.clone()
         };
         let started = Node::start(

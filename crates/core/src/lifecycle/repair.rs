@@ -101,7 +101,7 @@ impl Drop for GivesWay<'_> {
 pub(super) async fn may_begin(lifecycle: Weak<Lifecycle>, node: Arc<Node>) -> String {
     let found = lifecycle.upgrade().and_then(|lifecycle| {
         let repairs = lifecycle.config.repair == Repair::Auto;
-        repairs.then(|| lifecycle.around.told.damage.subscribe())
+        repairs.then(|| lifecycle.around.notices.damage.subscribe())
     });
     let Some(mut found) = found else {
         return pending().await;

@@ -108,7 +108,7 @@ async fn watch_node(lifecycle: Weak<Lifecycle>, node: Arc<Node>) {
 async fn told_by_the_others(lifecycle: &Weak<Lifecycle>) -> String {
     let damage = lifecycle
         .upgrade()
-        .map(|of| of.around.told.damage.subscribe());
+        .map(|of| of.around.notices.damage.subscribe());
     let Some(mut damage) = damage else {
         return pending().await;
     };
@@ -199,7 +199,7 @@ impl Lifecycle {
             needs_state,
         };
         let note = |damage: &mut Damage| damage.note_differs(Some(differs));
-        self.around.told.damage.send_if_modified(note);
+        self.around.notices.damage.send_if_modified(note);
     }
 
     /// Restarts the node, whose engine was found wrong: the log puts right what it can. If that is
@@ -213,7 +213,7 @@ impl Lifecycle {
                     let was_news = damage.note_differs(None);
                     damage.note_counted() || was_news
                 };
-                self.around.told.damage.send_if_modified(note);
+                self.around.notices.damage.send_if_modified(note);
                 Ok(())
             }
             Err(OpenError::EngineDiffers { what }) if self.copies_state() => {
@@ -277,7 +277,7 @@ impl Lifecycle {
 
     /// Why no node can help this one, whose engine is wrong: all others with data are as badly off.
     fn why_lost(&self, others: &[(Member, Option<NodeStateMessage>)]) -> Option<String> {
-        let damage = self.around.told.damage.borrow();
+        let damage = self.around.notices.damage.borrow();
         let differs = damage.differs()?;
         let with_data = others
             .iter()
@@ -434,7 +434,7 @@ impl Lifecycle {
         needed: LogId,
     ) -> Vec<Candidate> {
         let own = self.identity.borrow().clone();
-        let differs = self.around.told.damage.borrow().differs().is_some();
+        let differs = self.around.notices.damage.borrow().differs().is_some();
         let group = own.group.map(GroupUuid::to_bytes);
         let suits = |(_, state): &(Member, NodeStateMessage)| {
             let is_ours = Some(&state.group) == group.as_ref()

@@ -290,7 +290,7 @@ async fn close_when_answered(lifecycle: Arc<Lifecycle>) {
 pub(super) async fn watch(lifecycle: Weak<Lifecycle>) {
     let told = lifecycle
         .upgrade()
-        .map(|lifecycle| lifecycle.around.told.stop.subscribe());
+        .map(|lifecycle| lifecycle.around.notices.stop.subscribe());
     let Some(mut told) = told else { return };
     if told.wait_for(|told| *told).await.is_err() {
         return;

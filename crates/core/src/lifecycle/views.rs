@@ -56,7 +56,7 @@ impl Lifecycle {
                 .collect(),
             ..ViewMessage::default()
         };
-        let damage = self.around.told.damage.borrow().why().cloned();
+        let damage = self.around.notices.damage.borrow().why().cloned();
         view.damaged.extend(damage.map(|what| DamagedMessage {
             node: identity.node_id.0,
             what,

@@ -25,7 +25,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::config::RepConfig;
-use crate::consensus::{Consensus, Parts, ReadBarriers, RetainLimits, Timers, Told, held_vlsn};
+use crate::consensus::{
+    Consensus, MasterNotices, Parts, ReadBarriers, RetainLimits, Timers, held_vlsn,
+};
 use crate::engine::{EngineError, StorageEngine};
 use crate::error::OpenError;
 use crate::group::Members;
@@ -123,7 +125,7 @@ pub(crate) struct Surroundings {
     /// Called with the reason if the node fails.
     pub(crate) failed: Arc<dyn Fn(String) + Send + Sync>,
     /// What the master tells the node.
-    pub(crate) told: Told,
+    pub(crate) notices: MasterNotices,
     /// Whether the node may stand for election from the start, as far as its disk is concerned.
     pub(crate) may_stand: bool,
     /// Called when the group turns out to have been recovered without this node.
@@ -214,7 +216,7 @@ impl Node {
             dialler: dialler(config, machine, &identity, &around),
             members: around.members,
             role: around.role,
-            told: around.told,
+            notices: around.notices,
             clock: Arc::clone(&machine.clock),
             seed: machine.seed ^ identity.node_id.0,
             timers: timers(config),

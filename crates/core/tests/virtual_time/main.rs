@@ -64,6 +64,23 @@ fn a_master_that_lost_what_it_had_not_synced_does_not_write_over_it() {
     });
 }
 
+/// Kills and pauses of tests and of the simulator rest on this.
+#[test]
+fn nothing_of_a_node_outlives_the_process_that_opened_it() {
+    paused().block_on(async {
+        let mut world = World::new(8).await;
+        world.write("first").await;
+        let master = world.master().await;
+        let address = format!("{}:7400", world.hosts[master].name);
+        let probe = world.network.host("probe");
+        assert!(probe.connect(&address).await.is_ok());
+        world.kill(master).await;
+        assert!(probe.connect(&address).await.is_err(), "it still listens");
+        world.write("after").await;
+        assert_eq!(world.acknowledged.len(), 2, "{}", world.story);
+    });
+}
+
 /// Longer than a replica takes to notice that it has no master.
 const SILENCE: Duration = Duration::from_secs(5);
 

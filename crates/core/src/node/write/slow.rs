@@ -16,11 +16,11 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 /// The long waits of a node's writes.
 #[derive(Debug, Default)]
 pub(crate) struct SlowWrites {
-    told: Mutex<Told>,
+    report: Mutex<Report>,
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct Report {
     last: Option<Instant>,
     /// Waits not reported yet.
     waits: u64,
@@ -51,12 +51,12 @@ impl SlowWrites {
 
     /// Counts a long wait; returns the number since the last report, when another one is due.
     fn note(&self) -> Option<u64> {
-        let mut told = lock(&self.told);
-        told.waits += 1;
-        let is_time = told.last.is_none_or(|last| last.elapsed() >= TELL_EVERY);
+        let mut report = lock(&self.report);
+        report.waits += 1;
+        let is_time = report.last.is_none_or(|last| last.elapsed() >= TELL_EVERY);
         is_time.then(|| {
-            told.last = Some(Instant::now());
-            std::mem::take(&mut told.waits)
+            report.last = Some(Instant::now());
+            std::mem::take(&mut report.waits)
         })
     }
 }
@@ -77,13 +77,17 @@ mod tests {
             )
         };
         assert!(wait(900).await.is_err());
-        assert_eq!(slow.told.lock().unwrap().last, None, "it was short");
+        assert_eq!(slow.report.lock().unwrap().last, None, "it was short");
         for _ in 0..3 {
             assert!(wait(1_100).await.is_err());
         }
-        assert_eq!(slow.told.lock().unwrap().waits, 2, "the first was told of");
+        assert_eq!(
+            slow.report.lock().unwrap().waits,
+            2,
+            "the first was told of"
+        );
         tokio::time::advance(TELL_EVERY).await;
         assert!(wait(1_100).await.is_err());
-        assert_eq!(slow.told.lock().unwrap().waits, 0);
+        assert_eq!(slow.report.lock().unwrap().waits, 0);
     }
 }
