@@ -129,4 +129,14 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "the engine's account of its rows, wrong for one database and with one of a database that is gone: \
          its correction was not in order, and the audit panicked",
     ),
+    (
+        632_243,
+        "a row of a dropped database in the engine's account of its rows made all of the account worthless \
+         when the power failed before it was put right",
+    ),
+    (
+        631_624,
+        "a node with a wrong engine and an outdated record of the members gave up, because the only other \
+         node that it knew was wrong too, and did not ask the one that had just been let in",
+    ),
 ];

@@ -5,7 +5,7 @@
 //! with that state, takes part with it, and learns again what it needs. The copy resumes where it
 //! left off.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -362,7 +362,7 @@ impl Lifecycle {
         let mut phase = self.phase.subscribe();
         let mut refusing = BTreeSet::new();
         loop {
-            let others = self.others().await;
+            let others = self.all_others().await;
             if let Some(why) = self.why_lost(&others) {
                 return Err(why);
             }
@@ -401,8 +401,30 @@ impl Lifecycle {
 
     /// The other members' own status; `None` for those that do not answer.
     pub(super) async fn others(&self) -> Vec<(Member, Option<NodeStateMessage>)> {
-        let own = self.identity.borrow().clone();
         let members = self.around.members.borrow().clone();
+        self.states_of(&members).await
+    }
+
+    /// The same for all that any of them knows as a member: while this node was down, its record of
+    /// the members became outdated.
+    async fn all_others(&self) -> Vec<(Member, Option<NodeStateMessage>)> {
+        let members = self.around.members.borrow().clone();
+        let mut states = self.states_of(&members).await;
+        let group = self.identity.borrow().group.map(GroupUuid::to_bytes);
+        let answers = states.iter().filter_map(|(_, state)| state.as_ref());
+        let answers = answers.filter(|state| Some(&state.group) == group.as_ref());
+        let named = answers.flat_map(|state| state.members.iter().cloned());
+        let named = named.map(MemberRecord::into_member);
+        let unknown = named.filter(|(id, _)| !members.contains_key(id));
+        states.extend(self.states_of(&unknown.collect()).await);
+        states
+    }
+
+    async fn states_of(
+        &self,
+        members: &BTreeMap<NodeId, Member>,
+    ) -> Vec<(Member, Option<NodeStateMessage>)> {
+        let own = self.identity.borrow().clone();
         let others = members
             .iter()
             .filter(|(_, member)| member.name != own.node_name);

@@ -132,11 +132,12 @@ impl RunningDigest {
             }
         }
         let Some(point) = point else { return Ok(None) };
-        let digest = Self {
-            names: catalog::named(engine)?,
-            databases: saved,
-        };
-        Ok(Some((digest, point)))
+        let names = catalog::named(engine)?;
+        // A row of a database that is gone says nothing about those that are there.
+        let named: BTreeSet<_> = names.values().copied().chain([CATALOG]).collect();
+        saved.retain(|id, _| named.contains(id));
+        let databases = saved;
+        Ok(Some((Self { names, databases }, point)))
     }
 
     /// Whether it covers exactly the databases that the catalog names, and has this total.

@@ -124,6 +124,17 @@ async fn the_account_of_the_engine_is_not_believed() {
 }
 
 #[tokio::test]
+async fn a_row_of_a_database_that_is_gone_does_not_make_the_account_worthless() {
+    let world = written().await;
+    let value = Some(Bytes::from(vec![1; 24]));
+    world.falsify_in(DIGESTS, "\0\0\0\x09", value);
+    // The account alone has to do.
+    crate::log::Disk::remove(&world.disk, std::path::Path::new("/data/digest")).expect("removed");
+    world.purge(5).await;
+    open(&world).await.expect("the other rows add up");
+}
+
+#[tokio::test]
 async fn an_engine_that_has_lost_its_account_of_a_copy_is_not_taken_for_one_of_an_earlier_version()
 {
     let digest = std::path::Path::new("/data/digest");
