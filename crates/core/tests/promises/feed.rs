@@ -13,20 +13,20 @@ use steadfast::{
     SubscribeOptions, Subscription,
 };
 
-use crate::support::{Env, Group, PATIENCE, STEADY, eventually, in_time, name, put};
+use crate::support::{Env, Group, STEADY, eventually, in_time, name, put};
 
 type Rows = BTreeMap<(String, Bytes), Bytes>;
 
 /// A subscriber's state, built from what it receives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Copy {
-    rows: Rows,
-    last: Option<CommitToken>,
-    seen: Vec<CommittedTransaction>,
+pub(crate) struct Copy {
+    pub(crate) rows: Rows,
+    pub(crate) last: Option<CommitToken>,
+    pub(crate) seen: Vec<CommittedTransaction>,
 }
 
 impl Copy {
-    fn take(&mut self, event: FeedEvent) {
+    pub(crate) fn take(&mut self, event: FeedEvent) {
         match event {
             FeedEvent::State { database, rows } => {
                 assert!(self.last.is_none(), "state after its end");
@@ -77,7 +77,7 @@ impl Copy {
         }
     }
 
-    fn vlsns(&self) -> Vec<u64> {
+    pub(crate) fn vlsns(&self) -> Vec<u64> {
         let seen = self.seen.iter();
         seen.map(|transaction| transaction.token.vlsn.0).collect()
     }
@@ -113,7 +113,10 @@ fn rows_of(node: &Env) -> Rows {
 }
 
 /// A subscription to all nodes of the group, from its own host.
-fn connect(group: &Group, options: impl Into<SubscribeOptions>) -> Result<Subscription, FeedError> {
+pub(crate) fn connect(
+    group: &Group,
+    options: impl Into<SubscribeOptions>,
+) -> Result<Subscription, FeedError> {
     let addresses = (0..group.nodes.len()).map(|at| format!("{}:7400", name(at)));
     let transport = group.network.host("subscriber");
     let connecting =
@@ -538,70 +541,4 @@ fn a_feed_of_a_node_that_stays_goes_on_when_the_master_changes() {
     let vlsns: Vec<_> = seen.iter().map(|seen| seen.token.vlsn.0).collect();
     let dense: Vec<_> = (before.vlsn.0 + 1..=after.vlsn.0).collect();
     assert_eq!(vlsns, dense);
-}
-
-#[test]
-fn a_remote_subscriber_that_takes_nothing_is_cut_off_and_goes_on_when_it_reads() {
-    let group = Group::in_memory(
-        1,
-        &[("subscription_stall_ms", 100), ("subscriptions_max", 1)],
-    );
-    let node = group.master();
-    let first = put(node, "k", "v").expect("committed");
-    let mut remote = connect(&group, StartAt::Token(first)).expect("connected");
-    let value = vec![9; 256 << 10];
-    let mut last = first;
-    for n in 0..40_u8 {
-        last = put(node, [n], &value).expect("committed");
-    }
-    // Its place is free once the node has dropped it.
-    let mut kept = None;
-    eventually("the subscriber is cut off", || {
-        kept = node.subscribe(StartAt::Now).ok();
-        kept.is_some()
-    });
-    drop(kept);
-    let mut copy = Copy::default();
-    while copy.last != Some(last) {
-        let event = group.runtime.block_on(async {
-            let next = tokio::time::timeout(PATIENCE, remote.next_async());
-            next.await.expect("in time")
-        });
-        copy.take(event.expect("an event").expect("it goes on"));
-    }
-    let rest: Vec<_> = (first.vlsn.0 + 1..=last.vlsn.0).collect();
-    assert_eq!(copy.vlsns(), rest);
-}
-
-#[test]
-fn a_subscription_over_tcp_works_with_blocking_calls_in_and_out_of_tasks() {
-    let dir = tempfile::TempDir::new().expect("a directory");
-    let config = steadfast::RepConfig::builder("g", "n1")
-        .data_dir(dir.path().join("data"))
-        .listen("127.0.0.1:0")
-        .build();
-    let node = Env::open(config.expect("a configuration")).expect("opened");
-    node.wait_ready(PATIENCE).expect("ready");
-    let first = put(&node, "k", "1").expect("committed");
-    let addresses = ["127.0.0.1:1".to_owned(), node.listen_address()];
-    let subscribe = move || {
-        let connected = Subscription::connect(addresses.clone(), "g", StartAt::Start);
-        let mut subscription = connected.expect("connected");
-        let events: Vec<_> = subscription.by_ref().take(2).collect();
-        assert!(
-            matches!(&events[1], Ok(FeedEvent::StateComplete { token, .. }) if *token == first)
-        );
-        subscription
-    };
-    let mut subscription = in_time("a thread", subscribe.clone());
-    let within = in_time("a task", move || {
-        let runtime = crate::support::runtime();
-        let task = runtime.spawn(async move { drop(subscribe()) });
-        runtime.block_on(task)
-    });
-    within.expect("no panic");
-    let second = put(&node, "k", "2").expect("committed");
-    let next = in_time("the next", move || subscription.next());
-    assert!(matches!(next, Some(Ok(FeedEvent::Transaction(next))) if next.token == second));
-    node.close().expect("closed");
 }
