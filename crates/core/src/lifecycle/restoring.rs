@@ -302,7 +302,9 @@ impl Lifecycle {
         if let Err(reason) = restored {
             (self.around.failed)(reason);
         }
-        if *self.phase.borrow() != Phase::Running {
+        // It works again, or has found a reason already to leave its work once more.
+        let comes_back = matches!(*self.phase.borrow(), Phase::Running | Phase::Restoring);
+        if !comes_back {
             let role = &self.around.role;
             role.send_modify(|state| state.role = Role::Detached);
         }
