@@ -407,8 +407,8 @@ impl Lifecycle {
         self.states_of(&members).await
     }
 
-    /// The same for all that any of them knows as a member: while this node was down, its record of
-    /// the members became outdated.
+    /// The same for all that any of them knows as a member: this node's record of the members may be
+    /// outdated.
     async fn all_others(&self) -> Vec<(Member, Option<NodeStateMessage>)> {
         let members = self.around.members.borrow().clone();
         let mut states = self.states_of(&members).await;

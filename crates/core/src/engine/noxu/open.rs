@@ -19,6 +19,7 @@ use crate::ids::DatabaseId;
 
 /// Cache size left on close, and the eviction rounds to get there: usually two are enough.
 const CACHE_BYTES_MIN: usize = 1024 * 1024;
+const EMPTY_ROUNDS_MAX: usize = 16;
 /// Rounds of cleaning at close. Each round frees what the previous round emptied; the bound keeps
 /// close from chasing the last file.
 const CLEAN_ROUNDS_MAX: usize = 4;
@@ -29,7 +30,6 @@ const SLICE: usize = 256;
 /// read counts as at least one.
 const PAGES_PER_EVICTION: u64 = 1_024;
 const PAGE_BYTES: usize = 4_096;
-const EMPTY_ROUNDS_MAX: usize = 16;
 /// Number of databases up to which the cache is emptied. Noxu searches all trees for each node:
 /// 10,000 trees of one node each take it 40 s a round.
 const EMPTY_DATABASES_MAX: usize = 1_000;
