@@ -139,4 +139,9 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "a node with a wrong engine and an outdated record of the members gave up, because the only other \
          node that it knew was wrong too, and did not ask the one that had just been let in",
     ),
+    (
+        644_975,
+        "a node with a wrong engine held a partial copy of the state that reached one transaction further \
+         than the other node of two, back from a power cut, knew to be committed: each waited for the other",
+    ),
 ];

@@ -30,6 +30,7 @@ mod restoring;
 mod room;
 mod serving;
 mod shutdown;
+mod sources;
 mod transfer;
 mod views;
 

@@ -5,19 +5,21 @@
 //! with that state, takes part with it, and learns again what it needs. The copy resumes where it
 //! left off.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::future::pending;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use crate::consensus::{Damage, Differs, Outdated};
 use crate::engine::EngineError;
 use crate::error::{OpenError, REMOVED};
-use crate::group::{Member, MemberRecord};
-use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term};
+use crate::group::Member;
+use crate::ids::{LogPosition, NodeId, Term};
+use crate::lifecycle::sources::Candidate;
 use crate::lifecycle::{Lifecycle, lock, repair};
 use crate::listener::Role;
 use crate::log::LogId;
@@ -28,11 +30,14 @@ use crate::state_copy::fetch::{Fetch, FetchError, Progress};
 use crate::state_copy::swap;
 use crate::wire::hello::{Caller, DialError};
 use crate::wire::messages::Refusal;
-use crate::wire::node_state;
 use crate::wire::node_state::NodeStateMessage;
 
 /// Pause before a node looks for a source again.
 const RETRY: Duration = Duration::from_millis(300);
+
+/// How long a node waits for a source that has what its partial copy holds, while no node knows a
+/// master.
+const BEHIND_MAX: Duration = Duration::from_secs(10);
 
 /// How long a node at work keeps an interrupted copy: it may soon be told that it needs one.
 const KEEP_COPY: Duration = Duration::from_mins(10);
@@ -45,16 +50,6 @@ enum Need {
     Repair(String),
     /// Its engine does not hold what the log gave it; the description says how.
     Reopen(String),
-}
-
-/// A node that may have the required state.
-struct Candidate {
-    id: NodeId,
-    address: String,
-    is_checked: bool,
-    copies: u32,
-    is_master: bool,
-    applied: LogPosition,
 }
 
 /// Waits, as long as `node` is at work, until a master says that it needs a copy, or its own data
@@ -363,11 +358,16 @@ impl Lifecycle {
     async fn copy(self: &Arc<Self>, needed: LogId) -> Result<Option<LogId>, String> {
         let mut phase = self.phase.subscribe();
         let mut refusing = BTreeSet::new();
+        let mut behind_since = None;
         loop {
             let others = self.all_others().await;
             if let Some(why) = self.why_lost(&others) {
                 return Err(why);
             }
+            let knows_master = |state: &NodeStateMessage| state.master.is_some();
+            let mut states = others.iter().filter_map(|(_, state)| state.as_ref());
+            let is_led = states.any(knows_master);
+            let mut errors = Vec::new();
             for candidate in self.candidates(others, needed) {
                 if self.is_closing() {
                     return Ok(None);
@@ -378,8 +378,19 @@ impl Lifecycle {
                     Err(error) => {
                         tracing::warn!(source = %id, %error, "a copy of the state was interrupted");
                         self.note_refusal(&mut refusing, id, &error);
+                        errors.push(error);
                     }
                 }
+            }
+            // Whoever knew that what the copy holds is committed has gone or was restarted. A master
+            // would find out, but may need the vote of this node, which has none before it has a copy.
+            let is_behind = |error: &FetchError| matches!(error, FetchError::Behind);
+            if is_led || errors.is_empty() || !errors.iter().all(is_behind) {
+                behind_since = None;
+            } else if behind_since.get_or_insert_with(Instant::now).elapsed() >= BEHIND_MAX {
+                tracing::warn!("no node can complete the partial copy; it is begun anew");
+                self.forget_copy().await;
+                behind_since = None;
             }
             let ended = left(&mut phase, &Phase::Restoring);
             if tokio::time::timeout(RETRY, ended).await.is_ok() {
@@ -399,102 +410,6 @@ impl Lifecycle {
         if 2 * refusing.len() >= self.around.members.borrow().len() {
             (self.around.failed)(REMOVED.to_owned());
         }
-    }
-
-    /// The other members' own status; `None` for those that do not answer.
-    pub(super) async fn others(&self) -> Vec<(Member, Option<NodeStateMessage>)> {
-        let members = self.around.members.borrow().clone();
-        self.states_of(&members).await
-    }
-
-    /// The same for all that any of them knows as a member: this node's record of the members may be
-    /// outdated.
-    async fn all_others(&self) -> Vec<(Member, Option<NodeStateMessage>)> {
-        let members = self.around.members.borrow().clone();
-        let mut states = self.states_of(&members).await;
-        let group = self.identity.borrow().group.map(GroupUuid::to_bytes);
-        let answers = states.iter().filter_map(|(_, state)| state.as_ref());
-        let answers = answers.filter(|state| Some(&state.group) == group.as_ref());
-        let named = answers.flat_map(|state| state.members.iter().cloned());
-        let named = named.map(MemberRecord::into_member);
-        let unknown = named.filter(|(id, _)| !members.contains_key(id));
-        states.extend(self.states_of(&unknown.collect()).await);
-        states
-    }
-
-    async fn states_of(
-        &self,
-        members: &BTreeMap<NodeId, Member>,
-    ) -> Vec<(Member, Option<NodeStateMessage>)> {
-        let own = self.identity.borrow().clone();
-        let others = members
-            .iter()
-            .filter(|(_, member)| member.name != own.node_name);
-        join_all(others.map(|(id, member)| self.state_of(*id, member))).await
-    }
-
-    /// A member's own status, with the address at which it answered.
-    async fn state_of(&self, id: NodeId, member: &Member) -> (Member, Option<NodeStateMessage>) {
-        let transport = &*self.machine.transport;
-        let timeout = self.config.tuning.dial_timeout;
-        for address in self.around.addresses.candidates(id, &member.address) {
-            let asked = node_state::ask(transport, &address, false, timeout);
-            if let Ok(state) = asked.await {
-                let member = Member {
-                    address,
-                    ..member.clone()
-                };
-                return (member, Some(state));
-            }
-        }
-        (member.clone(), None)
-    }
-
-    /// The possible sources, which know of no damage: first those that have counted their rows,
-    /// then the least loaded, by the number of copies they send, and among equals the master last.
-    fn candidates(
-        &self,
-        others: Vec<(Member, Option<NodeStateMessage>)>,
-        needed: LogId,
-    ) -> Vec<Candidate> {
-        let own = self.identity.borrow().clone();
-        let differs = self.around.notices.damage.borrow().differs().is_some();
-        let group = own.group.map(GroupUuid::to_bytes);
-        let suits = |(_, state): &(Member, NodeStateMessage)| {
-            let is_ours = Some(&state.group) == group.as_ref()
-                && GroupEpoch::from_number(state.epoch) == own.epoch;
-            let has_data = state.node.clone().is_some_and(|record: MemberRecord| {
-                let (_, member) = record.into_member();
-                member.node_type.has_data()
-            });
-            let applied = state.applied.map_or(0, |applied| applied.position);
-            // Any other may have lost the same, and not know it yet.
-            let is_of_use = repair::is_well(state) && (state.checked.is_some() || !differs);
-            is_ours
-                && has_data
-                && is_of_use
-                && state.restore.is_none()
-                && applied >= needed.position.0
-        };
-        let states = others
-            .into_iter()
-            .filter_map(|(member, state)| Some((member, state?)));
-        let mut candidates: Vec<_> = states
-            .filter(suits)
-            .map(|(member, state)| Candidate {
-                id: NodeId(state.node.as_ref().map_or(0, |node| node.id)),
-                address: member.address,
-                is_checked: state.checked.is_some(),
-                copies: state.copies,
-                is_master: state.role == "master",
-                applied: LogPosition(state.applied.map_or(0, |applied| applied.position)),
-            })
-            .collect();
-        candidates.sort_by_key(|of| {
-            let newest_first = std::cmp::Reverse(of.applied);
-            (!of.is_checked, of.copies, of.is_master, newest_first)
-        });
-        candidates
     }
 
     /// One attempt, on a thread of its own, since it waits for the engine.

@@ -50,6 +50,8 @@ pub(crate) enum FetchError {
     Refused(String),
     #[error(transparent)]
     Staged(#[from] StagedError),
+    #[error("the partial copy holds more than the source has applied")]
+    Behind,
     /// The partial copy cannot be resumed.
     #[error("the entries that the copy needs next are gone; it starts over")]
     Gone,
@@ -300,6 +302,7 @@ async fn follow(
 fn unexpected(answer: RestoreAnswer) -> FetchError {
     match answer {
         RestoreAnswer::Refused(why) => FetchError::Refused(why),
+        RestoreAnswer::Behind(_) => FetchError::Behind,
         _ => WireError::Invalid("answer").into(),
     }
 }

@@ -72,7 +72,7 @@ pub(crate) struct FinishMessage {
 
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct RestoreReply {
-    #[prost(oneof = "RestoreAnswer", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "RestoreAnswer", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub(crate) answer: Option<RestoreAnswer>,
 }
 
@@ -92,6 +92,9 @@ pub(crate) enum RestoreAnswer {
     /// Why the source cannot serve the copy.
     #[prost(string, tag = "6")]
     Refused(String),
+    /// The source has not applied everything that the caller's partial copy holds.
+    #[prost(bool, tag = "7")]
+    Behind(bool),
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

@@ -170,8 +170,11 @@ impl Source {
         // In this order: what is visible is applied eventually.
         let visible = self.node.sequencer.visible();
         let applied = *self.node.consensus.applied().borrow();
-        if applied.map(|id| id.position) < position || visible.0 < begin.vlsn {
+        if applied.map(|id| id.position) < position {
             return refused;
+        }
+        if visible.0 < begin.vlsn {
+            return Ok(RestoreAnswer::Behind(true));
         }
         let Some(durable) = self.node.engine.durable() else {
             return refused;

@@ -129,3 +129,41 @@ fn a_power_cut_at_any_step_of_a_copy_leaves_a_node_that_comes_back() {
         world.check().await;
     });
 }
+
+/// The copy is paused by the rate limit when the two other nodes go, and the one that comes back no
+/// longer knows that its last entry is committed: only a third vote could tell.
+#[test]
+fn a_partial_copy_that_nobody_can_complete_is_begun_anew() {
+    const SLOW: &[(&str, u64)] = &[
+        ("log_segment_bytes", 64 * KIB),
+        ("log_keep_bytes", 64 * KIB),
+        ("log_retain_bytes_max", 64 * KIB),
+        ("log_retain_ms_max", 100),
+        ("restore_bytes_per_s_max", 64 * KIB),
+        ("flush_interval_ms", 1000),
+    ];
+    paused().block_on(async {
+        let mut world = World::tuned(3, 13, SLOW).await;
+        world.write("first").await;
+        let master = world.master().await;
+        let (behind, source) = ((master + 1) % 3, (master + 2) % 3);
+        leave_behind(&mut world, behind).await;
+        // The engine of the source takes the first of them only.
+        world.write("flushed").await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        world.write("last").await;
+        world.restart(behind).await;
+        let status = || world.hosts[behind].env().status();
+        while status().restore.is_none_or(|copy| copy.bytes < 56 * KIB) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        world.cut_power(master).await;
+        world.cut_power(source).await;
+        world.restart(source).await;
+        let waited = tokio::time::timeout(Duration::from_mins(1), world.write("second"));
+        waited.await.expect("two of three are there");
+        world.restart(master).await;
+        wait_same(&world).await;
+        world.check().await;
+    });
+}
