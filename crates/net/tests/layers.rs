@@ -1,7 +1,7 @@
 //! Modules import from their own layer and from those below, never from above, and never in a circle.
 //!
-//! The layers stand in one list, the table under "Layers" in ARCHITECTURE.md: a row is a layer, from the top
-//! down. A fault is told as `file:line: what is wrong`. Tests may look upward.
+//! The layers of the library stand in one list, the table under "Layers" in ARCHITECTURE.md, those of the
+//! program and the simulator in docs/architecture/code-map.md: a row is a layer, from the top down. A fault is told as `file:line: what is wrong`. Tests may look upward.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![expect(
@@ -25,35 +25,41 @@ struct Import {
     text: String,
 }
 
-#[test]
-fn no_module_of_the_library_imports_from_above() {
-    let sources = root().join("crates/core/src");
-    let layers = layers(&fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap());
-    let modules: BTreeSet<String> = top_modules(&sources).into_iter().collect();
-    let listed: BTreeSet<String> = layers.keys().cloned().collect();
-    assert_eq!(
-        listed, modules,
-        "ARCHITECTURE.md lists other modules than there are"
-    );
-    let imports = imports_of(&sources);
-    assert!(imports.len() > 500, "imports were not found");
-    let faults = faults(&imports, &layers);
-    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
-}
+const CODE_MAP: &str = "docs/architecture/code-map.md";
+
+/// The sources of each crate, the document and the heading of its list, and the number of imports
+/// that there are at least.
+const LISTS: [(&str, &str, &str, usize); 3] = [
+    ("crates/core/src", "ARCHITECTURE.md", "Layers", 500),
+    ("crates/cli/src", CODE_MAP, "crates/cli/src", 50),
+    ("crates/sim/src", CODE_MAP, "crates/sim/src", 50),
+];
 
 #[test]
-fn modules_of_the_program_and_of_the_simulator_import_in_no_circle() {
-    for sources in ["crates/cli/src", "crates/sim/src"] {
-        let imports = imports_of(&root().join(sources));
-        assert!(imports.len() > 50, "{sources}: imports were not found");
-        let circles = circles(&imports);
-        assert!(circles.is_empty(), "{sources}: {circles:?}");
+fn no_module_imports_from_above() {
+    for (crate_sources, document, heading, at_least) in LISTS {
+        let sources = root().join(crate_sources);
+        let layers = layers(&fs::read_to_string(root().join(document)).unwrap(), heading);
+        let modules: BTreeSet<String> = top_modules(&sources).into_iter().collect();
+        let listed: BTreeSet<String> = layers.keys().cloned().collect();
+        assert_eq!(
+            listed, modules,
+            "{document} lists other modules than there are in {crate_sources}"
+        );
+        let imports = imports_of(&sources);
+        assert!(
+            imports.len() > at_least,
+            "{crate_sources}: imports were not found"
+        );
+        let faults = faults(&imports, &layers);
+        assert!(faults.is_empty(), "{crate_sources}\n{}", faults.join("\n"));
     }
 }
 
 #[test]
 fn an_import_from_above_and_a_circle_of_folders_are_told_with_their_line() {
-    let layers = layers("## Layers\n\n| top | `a/` | x |\n| middle | `b/`, `c/` | x |\n");
+    let table = "## Layers\n\n| top | `a/` | x |\n| middle | `b/`, `c/` | x |\n";
+    let layers = layers(table, "Layers");
     let import = |from: &str, to: &str| Import {
         place: format!("{from}/mod.rs:7"),
         from: from.to_owned(),
@@ -145,11 +151,11 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The modules with the number of their layer, from 0 at the top.
-fn layers(document: &str) -> BTreeMap<String, usize> {
+/// The modules in the table under a heading, with the number of their layer, from 0 at the top.
+fn layers(document: &str, heading: &str) -> BTreeMap<String, usize> {
     let section = document
         .split("\n## ")
-        .find(|part| part.trim_start_matches("## ").starts_with("Layers"));
+        .find(|part| part.trim_start_matches("## ").starts_with(heading));
     let rows = section
         .unwrap()
         .lines()
