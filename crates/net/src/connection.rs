@@ -451,7 +451,13 @@ impl FrameReceiver {
             }
             None => read.await,
         };
-        let bytes = read.map_err(|error| NetError::io("receive a frame", error))?;
+        let bytes = match read {
+            Ok(bytes) => bytes,
+            // A TLS stream whose other end took no leave. Frames tell themselves whether they are
+            // whole.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+            Err(error) => return Err(NetError::io("receive a frame", error)),
+        };
         self.ended = bytes == 0;
         self.progress_bytes += bytes;
         if self.progress_bytes >= PROGRESS_BYTES {

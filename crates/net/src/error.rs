@@ -68,10 +68,21 @@ impl NetError {
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::NotConnected => Self::ChannelClosed,
+            _ if is_tls(&source) => Self::Tls {
+                doing: doing.into(),
+                source: source.into(),
+            },
             _ => Self::Io {
                 doing: doing.into(),
                 source,
             },
         }
     }
+}
+
+/// Whether TLS failed, and not what carries it.
+fn is_tls(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(<dyn Error + Send + Sync>::is::<rustls::Error>)
 }

@@ -12,8 +12,8 @@
 //!
 //! There is one implementation, and it is async: a [`Connection`] frames one [`ByteStream`],
 //! whatever carries it, and a [`Dispatcher`] gives accepted connections to services. A
-//! [`Transport`] dials and listens; TCP ([`TcpTransport`]) and memory ([`MemoryNetwork`]) are built
-//! in; TLS and fault injection come as other implementations.
+//! [`Transport`] dials and listens; TCP ([`TcpTransport`]), memory ([`MemoryNetwork`]) and TLS over
+//! another one ([`TlsTransport`]) are built in; fault injection comes as other implementations.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -57,7 +57,7 @@
 //! # }
 //! ```
 //!
-//! This crate does not retry, reconnect, authenticate messages, or look inside frames.
+//! This crate does not retry, reconnect, or look inside frames.
 //! `docs/protocol.md` describes the bytes.
 //!
 //! | module | holds |
@@ -65,6 +65,7 @@
 //! | `connection` | frames over a byte stream: the send half and the receive half |
 //! | `transport` | the traits that dial and listen, and the service open as the client sends it |
 //! | `tcp`, `memory` | the two transports |
+//! | `tls` | TLS over either, with a certificate at both ends |
 //! | `service` | async handlers, the service open as the server reads it |
 //! | `dispatcher`, `places` | the accept loop and the limits on what it lets in |
 //! | `descriptors` | how many more files and connections this process may open |
@@ -87,6 +88,7 @@ mod places;
 pub mod process;
 mod service;
 mod tcp;
+mod tls;
 mod transport;
 
 pub use blocking::channel::{
@@ -102,4 +104,5 @@ pub use lock::lock;
 pub use memory::MemoryNetwork;
 pub use service::{AsyncServiceHandler, MAX_SERVICE_NAME_LEN};
 pub use tcp::TcpTransport;
+pub use tls::{TlsCredentials, TlsTransport};
 pub use transport::{Authenticated, BoxFuture, Connected, Listener, Transport, open_service};

@@ -158,6 +158,7 @@ impl Transport for MemoryHost {
                 Ok(stream) => Ok(Connected {
                     stream: Box::new(stream),
                     address: address.to_owned(),
+                    identity: None,
                 }),
                 Err(error) => Err(NetError::io(format!("connect to {address}"), error)),
             }

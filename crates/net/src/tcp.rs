@@ -48,7 +48,12 @@ impl Transport for TcpTransport {
             let at = stream.peer_addr();
             let address = at.map_or_else(|_| address.to_owned(), |at| at.to_string());
             let stream = Box::new(stream);
-            Ok(Connected { stream, address })
+            let identity = None;
+            Ok(Connected {
+                stream,
+                address,
+                identity,
+            })
         })
     }
 

@@ -70,13 +70,15 @@ pub struct Connected {
     pub stream: Box<dyn ByteStream>,
     /// Where it leads, in a form that can be dialled without resolving a name.
     pub address: String,
+    /// The identity that the server proved, if it proved one.
+    pub identity: Option<String>,
 }
 
 /// An accepted stream, ready for the service open.
 pub struct Authenticated {
     /// The stream to use from here on.
     pub stream: Box<dyn ByteStream>,
-    /// The name that the client proved, if it proved one.
+    /// The identity that the client proved, if it proved one.
     pub identity: Option<String>,
 }
 
@@ -110,9 +112,10 @@ pub async fn open_service(
     let Connected {
         mut stream,
         address,
+        identity,
     } = transport.connect(address).await?;
     send_service_open(&mut stream, service_name).await?;
-    Ok(Connection::new(stream, address))
+    Ok(Connection::new(stream, address).identified(identity))
 }
 
 /// Writes `name_len: u32 LE | name`, in one piece.

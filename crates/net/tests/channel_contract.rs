@@ -7,19 +7,24 @@
     reason = "tests are at the edge: threads, bare sockets"
 )]
 
+#[path = "tls/authority.rs"]
+mod authority;
+
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::Duration;
 
 use steadfast_net::{
-    Channel, Connection, LocalChannelPair, MAX_FRAME_PAYLOAD, NetError, TcpChannel,
-    TcpChannelListener,
+    ByteStream, Channel, Connection, Listener, LocalChannelPair, MAX_FRAME_PAYLOAD, NetError,
+    TcpChannel, TcpChannelListener, TcpTransport, TlsTransport, Transport,
 };
-use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::io::AsyncWriteExt;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
+
+use crate::authority::Authority;
 
 /// Longer than any successful wait in these tests.
 const LONG: Duration = Duration::from_secs(30);
@@ -51,16 +56,9 @@ const LOCAL: Carrier = Carrier {
     },
     raw: || {
         let (ours, theirs) = tokio::io::duplex(1024);
-        let channel = Connection::new(Box::new(ours), "raw".into())
-            .into_channel()
-            .unwrap();
-        let runtime = Builder::new_current_thread().build().unwrap();
         (
-            channel.into(),
-            Box::new(RawDuplex {
-                runtime,
-                stream: theirs,
-            }),
+            channel_over(Box::new(ours)),
+            Box::new(Raw(Box::new(theirs))),
         )
     },
 };
@@ -78,6 +76,51 @@ const TCP: Carrier = Carrier {
         (Arc::new(listener.accept().unwrap()), Box::new(stream))
     },
 };
+
+const TLS: Carrier = Carrier {
+    queue_bytes: 1_000_000,
+    pair: || {
+        let (accepted, dialled) = tls_pair();
+        (channel_over(accepted), channel_over(dialled))
+    },
+    raw: || {
+        let (accepted, dialled) = tls_pair();
+        (channel_over(accepted), Box::new(Raw(dialled)))
+    },
+};
+
+/// Drives raw streams, and the handshakes and sockets of those with TLS.
+static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| Builder::new_multi_thread().enable_all().build().unwrap());
+
+static TLS_TRANSPORT: LazyLock<TlsTransport> = LazyLock::new(|| {
+    let credentials = Authority::new().credentials("test://node/1");
+    TlsTransport::new(Arc::new(TcpTransport), &credentials).unwrap()
+});
+
+/// The two ends of a TLS stream on loopback.
+fn tls_pair() -> (Box<dyn ByteStream>, Box<dyn ByteStream>) {
+    let transport = &*TLS_TRANSPORT;
+    let shaking = async {
+        let mut listener: Box<dyn Listener> = transport.bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_address();
+        let accepting = async {
+            let (stream, peer) = listener.accept().await.unwrap();
+            transport.authenticate(stream, &peer).await.unwrap().stream
+        };
+        let (accepted, dialled) = tokio::join!(accepting, transport.connect(&address));
+        (accepted, dialled.unwrap().stream)
+    };
+    thread::scope(|scope| {
+        let shaken = scope.spawn(|| RUNTIME.block_on(shaking));
+        shaken.join().unwrap()
+    })
+}
+
+fn channel_over(stream: Box<dyn ByteStream>) -> Shared {
+    let connection = Connection::new(stream, "test".into());
+    connection.into_channel().unwrap().into()
+}
 
 macro_rules! contract_on {
     ($($carrier:ident: $value:expr,)*) => {
@@ -123,6 +166,7 @@ macro_rules! contract_tests {
 contract_on! {
     local: LOCAL,
     tcp: TCP,
+    tls: TLS,
 }
 
 /// In parallel, since each of them waits for the full deadline.
@@ -487,18 +531,20 @@ fn connect_raw(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).unwrap()
 }
 
-/// The raw end of an in-memory pipe, as a blocking writer.
-struct RawDuplex {
-    runtime: Runtime,
-    stream: DuplexStream,
-}
+/// The raw end of an async stream, as a blocking writer.
+struct Raw(Box<dyn ByteStream>);
 
-impl Write for RawDuplex {
+impl Write for Raw {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.runtime.block_on(self.stream.write(bytes))
+        RUNTIME.block_on(async {
+            let written = self.0.write(bytes).await?;
+            // TLS keeps what it has sealed until it is flushed.
+            self.0.flush().await?;
+            Ok(written)
+        })
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.runtime.block_on(self.stream.flush())
+        RUNTIME.block_on(self.0.flush())
     }
 }

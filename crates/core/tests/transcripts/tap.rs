@@ -24,7 +24,11 @@ pub(crate) struct Tap {
 impl Transport for Tap {
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected>> {
         Box::pin(async move {
-            let Connected { stream, address } = self.transport.connect(address).await?;
+            let Connected {
+                stream,
+                address,
+                identity,
+            } = self.transport.connect(address).await?;
             let host = address.split(':').next().unwrap_or_default();
             let tapped = Tapped {
                 stream,
@@ -35,6 +39,7 @@ impl Transport for Tap {
             Ok(Connected {
                 stream: Box::new(tapped),
                 address,
+                identity,
             })
         })
     }

@@ -64,6 +64,7 @@ impl Transport for SimHost {
                 Ok(stream) => Ok(Connected {
                     stream: Box::new(stream),
                     address: address.to_owned(),
+                    identity: None,
                 }),
                 Err(error) => Err(net_error(format!("connect to {address}"), error)),
             }

@@ -1,0 +1,367 @@
+//! TLS 1.3 over any other transport, with a certificate at both ends.
+//!
+//! An end is known by one URI in the subject alternative names of its certificate, its *identity*.
+//! Names and addresses of hosts prove nothing here and are not looked at. Every handshake is a full
+//! one: there are no tickets and there is no early data, so a certificate is checked each time, and
+//! nothing can be replayed.
+//!
+//! | metric | counts |
+//! | --- | --- |
+//! | `steadfast_tls_refused_total{reason}` | clients that failed the handshake |
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, PeerIncompatible, RootCertStore,
+    ServerConfig, SignatureScheme,
+};
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use webpki::EndEntityCert;
+
+use crate::connection::ByteStream;
+use crate::descriptors::Descriptors;
+use crate::error::{NetError, Result};
+use crate::lock::lock;
+use crate::transport::{Authenticated, BoxFuture, Connected, Listener, Transport};
+
+/// Time limit for a handshake, seen by the client. The server's is that of its dispatcher.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What one end proves its identity with, and whom it believes.
+pub struct TlsCredentials {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    authorities: Vec<CertificateDer<'static>>,
+    identity: String,
+}
+
+impl TlsCredentials {
+    /// Reads PEM texts: the certificate of this end followed by those between it and an authority,
+    /// its private key, and the certificates of the authorities that may vouch for the other end.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::Configuration`] when one of them is missing or malformed, or when the
+    /// certificate names not exactly one identity.
+    pub fn from_pem(certificates: &[u8], key: &[u8], authorities: &[u8]) -> Result<Self> {
+        let chain = read_certificates("certificate", certificates)?;
+        let authorities = read_certificates("certificate of an authority", authorities)?;
+        let key = PrivateKeyDer::from_pem_slice(key)
+            .map_err(|error| invalid(format!("the private key cannot be read: {error}")))?;
+        let identity = identity_of(&chain[0]).map_err(invalid)?;
+        Ok(Self {
+            chain,
+            key,
+            authorities,
+            identity,
+        })
+    }
+
+    /// The identity that the certificate of this end names.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+}
+
+/// Shows no key.
+impl fmt::Debug for TlsCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsCredentials")
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Another transport, with TLS on each of its streams.
+pub struct TlsTransport {
+    inner: Arc<dyn Transport>,
+    ends: Mutex<Ends>,
+}
+
+/// How the next handshakes are made.
+#[derive(Clone)]
+struct Ends {
+    client: TlsConnector,
+    server: TlsAcceptor,
+}
+
+impl TlsTransport {
+    /// TLS over `inner`.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::Configuration`] when the key does not belong to the certificate.
+    pub fn new(inner: Arc<dyn Transport>, credentials: &TlsCredentials) -> Result<Self> {
+        let ends = Mutex::new(Ends::new(credentials)?);
+        Ok(Self { inner, ends })
+    }
+
+    /// Uses these credentials from the next handshake on. Open connections go on.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new). The earlier credentials then stay in use.
+    pub fn replace(&self, credentials: &TlsCredentials) -> Result<()> {
+        let ends = Ends::new(credentials)?;
+        *lock(&self.ends) = ends;
+        Ok(())
+    }
+
+    fn ends(&self) -> Ends {
+        lock(&self.ends).clone()
+    }
+}
+
+impl Transport for TlsTransport {
+    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected>> {
+        Box::pin(async move {
+            let Connected {
+                stream, address, ..
+            } = self.inner.connect(address).await?;
+            let doing = format!("authenticate with {address}");
+            // The name is not sent, and not checked.
+            let name = ServerName::try_from("steadfast").expect("a host name");
+            let handshake = self.ends().client.connect(name, stream);
+            let stream = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+                Ok(done) => done.map_err(|error| NetError::io(doing.clone(), error))?,
+                Err(_) => return Err(NetError::DeadlineExceeded { doing }),
+            };
+            let (_, session) = stream.get_ref();
+            let identity = proven(session.peer_certificates());
+            let identity = identity.map_err(|why| failed(&doing, why))?;
+            Ok(Connected {
+                stream: Box::new(stream),
+                address,
+                identity: Some(identity),
+            })
+        })
+    }
+
+    fn bind<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Box<dyn Listener>>> {
+        self.inner.bind(address)
+    }
+
+    fn authenticate<'a>(
+        &'a self,
+        stream: Box<dyn ByteStream>,
+        peer: &'a str,
+    ) -> BoxFuture<'a, Result<Authenticated>> {
+        Box::pin(async move {
+            let doing = format!("authenticate {peer}");
+            let accepted = self.ends().server.accept(stream).await;
+            let stream = accepted.map_err(|error| {
+                refuse(reason(&error));
+                NetError::io(doing.clone(), error)
+            })?;
+            let (_, session) = stream.get_ref();
+            let identity = proven(session.peer_certificates());
+            let identity = identity.map_err(|why| {
+                refuse("no_identity");
+                failed(&doing, why)
+            })?;
+            Ok(Authenticated {
+                stream: Box::new(stream),
+                identity: Some(identity),
+            })
+        })
+    }
+
+    fn descriptors(&self) -> Option<Descriptors> {
+        self.inner.descriptors()
+    }
+}
+
+impl Ends {
+    fn new(credentials: &TlsCredentials) -> Result<Self> {
+        let provider = Arc::new(ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        for authority in &credentials.authorities {
+            let added = roots.add(authority.clone());
+            added.map_err(|error| unusable(&error))?;
+        }
+        let roots = Arc::new(roots);
+        let (chain, key) = (&credentials.chain, &credentials.key);
+        Ok(Self {
+            client: client(&provider, &roots, chain.clone(), key.clone_key())
+                .map_err(|error| unusable(&error))?,
+            server: server(&provider, &roots, chain.clone(), key.clone_key())?,
+        })
+    }
+}
+
+fn client(
+    provider: &Arc<CryptoProvider>,
+    roots: &Arc<RootCertStore>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> std::result::Result<TlsConnector, rustls::Error> {
+    let verifier = SignedByAuthority {
+        roots: Arc::clone(roots),
+        algorithms: provider.signature_verification_algorithms,
+    };
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_auth_cert(chain, key)?;
+    config.enable_sni = false;
+    config.resumption = Resumption::disabled();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+fn server(
+    provider: &Arc<CryptoProvider>,
+    roots: &Arc<RootCertStore>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<TlsAcceptor> {
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider))
+            .build()
+            .map_err(|error| unusable(&error))?;
+    let versions = ServerConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13]);
+    let mut config = versions
+        .map_err(|error| unusable(&error))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(|error| unusable(&error))?;
+    config.send_tls13_tickets = 0;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Believes a server whose certificate an authority has signed, for servers and for now. Whom it
+/// names is for the caller to judge.
+#[derive(Debug)]
+struct SignedByAuthority {
+    roots: Arc<RootCertStore>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for SignedByAuthority {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(end_entity)?,
+            &self.roots,
+            intermediates,
+            now,
+            self.algorithms.all,
+        )?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        Err(PeerIncompatible::ServerDoesNotSupportTls12Or13.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// The certificates in a PEM text, at least one.
+fn read_certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
+    let read: std::result::Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match read {
+        Ok(certificates) if certificates.is_empty() => {
+            Err(invalid(format!("there is no {what} in it")))
+        }
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(invalid(format!("the {what} cannot be read: {error}"))),
+    }
+}
+
+/// The identity that a verified chain proves.
+fn proven(chain: Option<&[CertificateDer<'_>]>) -> std::result::Result<String, String> {
+    let leaf = chain.and_then(<[_]>::first);
+    identity_of(leaf.ok_or("it sent no certificate")?)
+}
+
+/// The one URI among the subject alternative names of a certificate.
+fn identity_of(certificate: &CertificateDer<'_>) -> std::result::Result<String, String> {
+    let certificate = EndEntityCert::try_from(certificate)
+        .map_err(|error| format!("the certificate cannot be read: {error}"))?;
+    let mut names = certificate.valid_uri_names();
+    match (names.next(), names.next()) {
+        (Some(name), None) => Ok(name.to_owned()),
+        (None, _) => Err("the certificate names no identity, which is a URI".to_owned()),
+        (Some(_), Some(_)) => Err("the certificate names more than one identity".to_owned()),
+    }
+}
+
+/// Why a handshake failed, as a label. What is counted is what the other end did: an alert that it
+/// sent says what it thinks of this end.
+fn reason(error: &io::Error) -> &'static str {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+    let Some(tls) = tls else {
+        return "connection_lost";
+    };
+    match tls {
+        rustls::Error::NoCertificatesPresented => "no_certificate",
+        rustls::Error::InvalidCertificate(why) => match why {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "expired",
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "not_yet_valid"
+            }
+            CertificateError::UnknownIssuer => "unknown_authority",
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+                "wrong_usage"
+            }
+            _ => "invalid_certificate",
+        },
+        rustls::Error::InvalidMessage(_) => "not_tls",
+        rustls::Error::PeerIncompatible(_) => "incompatible",
+        rustls::Error::AlertReceived(_) => "refused_by_client",
+        _ => "protocol",
+    }
+}
+
+fn refuse(reason: &'static str) {
+    metrics::counter!("steadfast_tls_refused_total", "reason" => reason).increment(1);
+}
+
+fn invalid(reason: String) -> NetError {
+    NetError::Configuration { reason }
+}
+
+fn unusable(error: &dyn fmt::Display) -> NetError {
+    invalid(format!("the certificates and key cannot be used: {error}"))
+}
+
+fn failed(doing: &str, why: String) -> NetError {
+    NetError::Tls {
+        doing: doing.to_owned(),
+        source: why.into(),
+    }
+}
