@@ -1,5 +1,7 @@
 //! `steadfast recover`: what to do when a group has lost its quorum for good.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -77,6 +79,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
             nodes,
             output,
         } => {
+            check_distinct(&directories)?;
             let plan = quorum_loss::plan(&machine, &directories, &nodes).await?;
             match output {
                 Output::Table => print!("{}", render(&plan)),
@@ -96,6 +99,25 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses one directory under two names, also through links, mounts, `.` and `..`.
+fn check_distinct(directories: &[PathBuf]) -> Result<(), Failure> {
+    let mut seen: BTreeMap<(u64, u64), &Path> = BTreeMap::new();
+    for directory in directories {
+        // The plan tells of a directory that cannot be read.
+        let Ok(found) = directory.metadata() else {
+            continue;
+        };
+        if let Some(one) = seen.insert((found.dev(), found.ino()), directory) {
+            let (one, other) = (one.display(), directory.display());
+            return Err(Failure::usage(
+                format!("{one} and {other} are one and the same directory"),
+                "name the directory of each node once",
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn render(plan: &RecoveryPlan) -> String {
