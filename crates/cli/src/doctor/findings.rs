@@ -180,6 +180,9 @@ fn survives(survey: &Survey) -> String {
         Health::NoQuorum | Health::Forming => {
             "it is one of the nodes that are missing for a majority".to_owned()
         }
+        Health::ReadOnly => {
+            "nothing is lost; no write is possible until the master has room".to_owned()
+        }
         _ if survey.survives == 0 => {
             "nothing is lost; with one more failure no writes are possible".to_owned()
         }

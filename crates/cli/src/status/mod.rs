@@ -35,7 +35,8 @@ Examples:
   steadfast status 10.0.0.1:7400 10.0.0.2:7400
   steadfast status -o json | jq .health
 
-Exit codes: 0 healthy, 3 degraded, 4 no quorum (no writes are possible), 1 no node answers.")]
+Exit codes: 0 healthy, 3 degraded, 4 no writes are possible (no quorum, or no room on the
+master's disk), 1 no node answers.")]
 pub(crate) struct Arguments {
     #[command(flatten)]
     at: At,

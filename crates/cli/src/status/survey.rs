@@ -12,7 +12,7 @@ use steadfast::{
     Divergence, MemberStatus, NodeAddress, NodeStatus, NodeType, PRIORITY_DEFAULT, Unreachable,
 };
 
-use crate::failure::{DEGRADED, NO_QUORUM, with_sources};
+use crate::failure::{DEGRADED, NO_WRITES, with_sources};
 use crate::status::{ANSWER_TIMEOUT, Cause, IF_ALL_MOVED};
 
 /// The health of a group.
@@ -22,7 +22,9 @@ pub(crate) enum Health {
     Healthy,
     /// Writes are possible, but some node does not work, or has wrong data.
     Degraded,
-    /// No writes are possible.
+    /// A majority works, but no writes are possible: the master's disk has no room.
+    ReadOnly,
+    /// No majority works, or no node is master: no writes are possible.
     NoQuorum,
     /// The group does not exist yet.
     Forming,
@@ -33,7 +35,7 @@ impl Health {
         match self {
             Self::Healthy => ExitCode::SUCCESS,
             Self::Degraded => ExitCode::from(DEGRADED),
-            Self::NoQuorum | Self::Forming => ExitCode::from(NO_QUORUM),
+            Self::ReadOnly | Self::NoQuorum | Self::Forming => ExitCode::from(NO_WRITES),
         }
     }
 
@@ -41,6 +43,7 @@ impl Health {
         match self {
             Self::Healthy => "HEALTHY",
             Self::Degraded => "DEGRADED",
+            Self::ReadOnly => "READ-ONLY",
             Self::NoQuorum => "NO QUORUM",
             Self::Forming => "FORMING",
         }
@@ -232,6 +235,7 @@ impl Survey {
             self.health = match (&self.master, self.nodes.len() - all_working + troubled) {
                 (None, _) => Health::NoQuorum,
                 _ if working < majority => Health::NoQuorum,
+                (Some(master), _) if master.read_only.is_some() => Health::ReadOnly,
                 (Some(_), 0) => Health::Healthy,
                 (Some(_), _) => Health::Degraded,
             };

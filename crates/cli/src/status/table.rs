@@ -73,6 +73,12 @@ pub(crate) fn headline(survey: &Survey) -> String {
             };
             format!("{word}: {wrong}; survives {survives} more {failures}")
         }
+        Health::ReadOnly => {
+            let read_only = survey.read_only().count();
+            format!(
+                "{word}: {read_only} of {total} nodes read-only; no writes until the master has room, or a node with room takes over"
+            )
+        }
         Health::NoQuorum if survey.master.is_some() => {
             format!("{word}: {down} of {total} nodes down; no writes until a majority works")
         }

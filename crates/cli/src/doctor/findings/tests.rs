@@ -5,7 +5,7 @@ use steadfast::ids::{LogPosition, NodeId, Term, Vlsn};
 use steadfast::{Divergence, MemberStatus, NodeAddress, NodeStatus, NodeType, ReplicaStatus};
 
 use super::*;
-use crate::status::{Answer, ClockOffset, Unseen};
+use crate::status::{Answer, ClockOffset, Unseen, headline};
 
 /// A group of which the tests break parts.
 struct Rig {
@@ -355,6 +355,21 @@ fn disks_that_fill_up_are_found_and_weigh_more_on_the_master() {
     assert_eq!(full(2).severity, Severity::Warning);
     assert_says(&full(1), "read_only", &["n1", "no write is possible"]);
     assert_eq!(full(1).severity, Severity::Critical);
+}
+
+#[test]
+fn a_group_whose_master_has_no_room_takes_no_writes_and_says_so() {
+    let full = |status: &mut NodeStatus| status.read_only = Some("5 MiB are free".to_owned());
+    let all = Rig::three().with(1, full).with(2, full).with(3, full);
+    assert_eq!(all.survey().health, Health::ReadOnly);
+    let headline = headline(&all.survey());
+    let words = ["READ-ONLY", "3 of 3 nodes", "no writes"];
+    assert!(
+        words.iter().all(|word| headline.contains(word)),
+        "{headline}"
+    );
+    let replica = Rig::three().with(2, full);
+    assert_eq!(replica.survey().health, Health::Degraded);
 }
 
 #[test]
