@@ -18,6 +18,16 @@ pub use open::{OpenError, ReadyError};
 /// The reason with which a removed node stops.
 pub(crate) const REMOVED: &str = "this node was removed from the group";
 
+/// What to do about a node that has stopped for this reason.
+fn after_stop(reason: &str) -> &'static str {
+    if reason == REMOVED {
+        "to bring it back, let it join again, with an empty directory and a token (steadfast token \
+         create)"
+    } else {
+        "open it again to re-read its disk"
+    }
+}
+
 /// What is known about a write after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -182,9 +192,7 @@ pub enum WriteError {
         limit_bytes: u64,
     },
     /// The node has stopped. Nothing was written.
-    #[error(
-        "the node has stopped ({reason}); nothing was written; open it again to re-read its disk"
-    )]
+    #[error("the node has stopped ({reason}); nothing was written; {}", after_stop(.reason))]
     Stopped {
         /// Why.
         reason: String,
@@ -378,7 +386,7 @@ pub enum ReadError {
     #[error("the storage engine cannot be read: {0}")]
     Engine(EngineError),
     /// The node has stopped.
-    #[error("the node has stopped ({reason}); open it again to re-read its disk")]
+    #[error("the node has stopped ({reason}); {}", after_stop(.reason))]
     Stopped {
         /// Why.
         reason: String,
