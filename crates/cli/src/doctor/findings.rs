@@ -8,8 +8,8 @@ use steadfast::config::is_unspecified;
 use steadfast::{NodeStatus, NodeType, Unreachable};
 
 use crate::status::{
-    Cause, Health, IF_ALL_MOVED, Survey, SurveyedNode, UnseenKind, grouped, remedy_of_damage,
-    remedy_of_hang, remedy_of_stop,
+    Cause, Health, IF_ALL_MOVED, Survey, SurveyedNode, UnseenKind, damage_in_words, grouped,
+    remedy_of_damage, remedy_of_hang, remedy_of_stop,
 };
 
 /// A disk whose syncs take longer, in microseconds, is slow: an SSD takes 0.1 to 5 ms.
@@ -235,14 +235,11 @@ fn not_working(survey: &Survey) -> Vec<Finding> {
 
 fn bad_data(survey: &Survey) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let answering = survey
-        .nodes
-        .iter()
-        .filter_map(|node| node.status.as_ref().ok());
-    for status in answering {
+    for node in &survey.nodes {
+        let Ok(status) = &node.status else { continue };
         let name = &status.node.name;
         if let Some(damage) = &status.damage {
-            let data = if status.role == "detached" {
+            let data = if status.role == "detached" || !node.persists() {
                 "this node serves nothing; nothing that the others hold is lost"
             } else {
                 "nothing that the others hold is lost; what this node serves may be wrong"
@@ -250,7 +247,7 @@ fn bad_data(survey: &Survey) -> Vec<Finding> {
             findings.push(Finding::new(
                 Severity::Critical,
                 "damage",
-                format!("the data of {name} is bad: {damage}"),
+                damage_in_words(status, damage),
                 data,
                 remedy_of_damage(status),
             ));

@@ -14,8 +14,8 @@ pub(crate) use masterless::{Cause, IF_ALL_MOVED};
 #[cfg(test)]
 pub(crate) use survey::{Answer, ClockOffset, Unseen};
 pub(crate) use survey::{
-    Health, ONLY_NODE, Survey, SurveyedNode, UnseenKind, remedy_of_damage, remedy_of_hang,
-    remedy_of_stop,
+    Health, ONLY_NODE, Survey, SurveyedNode, UnseenKind, damage_in_words, remedy_of_damage,
+    remedy_of_hang, remedy_of_stop,
 };
 pub(crate) use table::{aligned, grouped, headline, push};
 

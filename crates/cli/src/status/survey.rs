@@ -427,6 +427,15 @@ pub(crate) fn remedy_of_hang() -> String {
 pub(crate) const ONLY_NODE: &str = "it repairs itself from its log, as far as that reaches; no other node has the data: if it does not \
      repair itself, keep its data directory, and restore a backup (steadfast backup restore)";
 
+/// What is wrong with a node's data, and what the node waits for because of that.
+pub(crate) fn damage_in_words(status: &NodeStatus, damage: &str) -> String {
+    let (name, waiting_for) = (&status.node.name, &status.waiting_for);
+    if waiting_for.contains(damage) {
+        return format!("{name} waits for {waiting_for}");
+    }
+    format!("the data of {name} is bad: {damage}")
+}
+
 /// What to do about a node whose data is bad.
 pub(crate) fn remedy_of_damage(status: &NodeStatus) -> String {
     if status.restore.is_some() {
@@ -476,7 +485,7 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
     };
     if let Some(damage) = &status.damage {
         return Some(Problem {
-            what: format!("the data of {name} is bad: {damage}"),
+            what: damage_in_words(status, damage),
             remedy: remedy_of_damage(status),
         });
     }

@@ -38,7 +38,7 @@ use rand::{Rng, SeedableRng};
 use crate::admin::client::Asked;
 use crate::admin::messages::{AdminCall, AdminDone, Joined, ReadmitRequest};
 use crate::config::Repair;
-use crate::consensus::{Consensus, Damage};
+use crate::consensus::{Consensus, Damage, Flaw};
 use crate::error::OpenError;
 use crate::group::identity::Identity;
 use crate::group::{Member, MemberRecord};
@@ -205,6 +205,13 @@ impl Lifecycle {
         });
         if begins {
             tracing::error!(why, "the data of this node is damaged; it repairs itself");
+            // A master, a status and a watcher learn of it while nobody can readmit the node.
+            let flaw = Flaw {
+                what: why.clone(),
+                is_damage: true,
+            };
+            let of = self.identity.borrow().incarnation;
+            self.note_checked(of, Some(flaw));
             let task = Arc::clone(self).repair(why);
             *lock(&self.restoring) = Some(steadfast_net::process::spawn(task));
         }

@@ -373,6 +373,26 @@ fn a_group_whose_master_has_no_room_takes_no_writes_and_says_so() {
 }
 
 #[test]
+fn damage_is_found_and_named_also_without_a_master() {
+    let unknown = |status: &mut NodeStatus| "unknown".clone_into(&mut status.role);
+    let down = gone(Unreachable::Refused);
+    let waits = Rig::three()
+        .unseen(1, down)
+        .with(3, unknown)
+        .with(2, |status| {
+            unknown(status);
+            status.damage = Some("rot at byte 9".to_owned());
+            "the others to readmit it; its data is damaged: rot at byte 9"
+                .clone_into(&mut status.waiting_for);
+        });
+    let findings = waits.findings();
+    let damage = findings.iter().find(|finding| finding.kind == "damage");
+    let words = ["n2", "rot at byte 9", "readmit", "serves nothing"];
+    assert_says(damage.expect("it is known"), "damage", &words);
+    assert!(findings.iter().any(|finding| finding.kind == "no_master"));
+}
+
+#[test]
 fn data_that_differs_or_is_damaged_is_found() {
     let damaged = Rig::three().with(2, |status| status.damage = Some("rot".to_owned()));
     assert_says(&damaged.only(), "damage", &["n2", "rot", "node replace n2"]);
