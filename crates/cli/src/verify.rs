@@ -132,13 +132,8 @@ fn render(survey: &Survey, compared: &Comparison) -> String {
     } else {
         REPLACE
     };
-    let verdict = if compared.is_clean() {
-        format!("{} hold the same data", compared.nodes.join(", "))
-    } else if compared.divergent > 0 {
-        format!("DIVERGED in {} ranges", compared.divergent)
-    } else {
-        "DAMAGED".to_owned()
-    };
+    let is_alone = compared.nodes.len() == 1;
+    let verdict = verdict(survey, compared);
     let mut text = format!(
         "group {group}  {verdict}    vlsn {}\n",
         grouped(compared.vlsn.0)
@@ -146,6 +141,7 @@ fn render(survey: &Survey, compared: &Comparison) -> String {
     let mut rows = vec![["DATABASE", "ROWS", "RESULT"].map(str::to_owned)];
     rows.extend(compared.databases.iter().map(|database| {
         let result = match database.divergent {
+            0 if is_alone => "not compared".to_owned(),
             0 => "the same".to_owned(),
             divergent => format!("DIFFERS in {divergent} ranges"),
         };
@@ -191,6 +187,35 @@ fn render(survey: &Survey, compared: &Comparison) -> String {
         );
     }
     text
+}
+
+fn verdict(survey: &Survey, compared: &Comparison) -> String {
+    if compared.divergent > 0 {
+        format!("DIVERGED in {} ranges", compared.divergent)
+    } else if !compared.is_clean() {
+        "DAMAGED".to_owned()
+    } else if compared.nodes.len() == 1 {
+        alone(survey, compared)
+    } else {
+        format!("{} hold the same data", compared.nodes.join(", "))
+    }
+}
+
+/// What was checked of a node that could be compared with no other.
+fn alone(survey: &Survey, compared: &Comparison) -> String {
+    let name = &compared.nodes[0];
+    let with_data = survey.nodes.iter().filter(|node| node.has_data()).count();
+    let why = match (survey.nodes.len(), with_data) {
+        (1, _) => "is the only node",
+        (_, 1) => "is the only node with data",
+        _ => "alone could be read",
+    };
+    let checked = if compared.checked.is_empty() {
+        "its rows were not counted, nor its files read (--deep does both)"
+    } else {
+        "its files were read, and its rows counted"
+    };
+    format!("{name} {why}, with nothing to compare with; {checked}")
 }
 
 const REPLACE: &str = "nothing that the others hold is lost: the node repairs itself if the others \
