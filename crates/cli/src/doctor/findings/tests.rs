@@ -393,6 +393,19 @@ fn damage_is_found_and_named_also_without_a_master() {
 }
 
 #[test]
+fn a_node_that_is_up_with_damage_or_a_disk_that_hangs_is_named_and_not_called_down() {
+    let rotten = |status: &mut NodeStatus| status.damage = Some("rot at byte 9".to_owned());
+    let damaged = headline(&Rig::three().with(2, rotten).survey());
+    for word in ["DEGRADED", "n2", "rot at byte 9", "survives 1 more failure"] {
+        assert!(damaged.contains(word), "{word:?} is not in: {damaged}");
+    }
+    assert!(!damaged.contains(" down"), "{damaged}");
+    let hangs = Rig::three().with(2, |status| status.disk_hangs_ms = Some(4_000));
+    let hangs = headline(&hangs.survey());
+    assert!(hangs.contains("n2") && !hangs.contains(" down"), "{hangs}");
+}
+
+#[test]
 fn data_that_differs_or_is_damaged_is_found() {
     let damaged = Rig::three().with(2, |status| status.damage = Some("rot".to_owned()));
     assert_says(&damaged.only(), "damage", &["n2", "rot", "node replace n2"]);
