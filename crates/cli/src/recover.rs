@@ -9,6 +9,7 @@ use clap::Subcommand;
 use serde_json::json;
 use steadfast::ids::Vlsn;
 use steadfast::machine::Machine;
+use steadfast::plural;
 use steadfast::quorum_loss::{
     self, NextStep, Place, RecoverError, Recovered, RecoveryPlan, Standing, Survivor,
 };
@@ -135,8 +136,9 @@ fn render(plan: &RecoveryPlan) -> String {
         [name, dash(), dash(), dash(), "MISSING".to_owned(), why]
     }));
     format!(
-        "group {}  NO QUORUM: {there} of {voters} voters are left    epoch {}\n{}{}\n{}",
+        "group {}  NO QUORUM: {there} of {voters} {} left    epoch {}\n{}{}\n{}",
         plan.group_name,
+        plural(voters, "voter is", "voters are"),
         plan.epoch,
         aligned(&rows),
         loss(plan),
@@ -166,13 +168,14 @@ fn loss(plan: &RecoveryPlan) -> String {
     let kept = format!("{} keeps {}.", first.node.name, kept(first.vlsn));
     if let Some(lost) = &plan.known_lost {
         return format!(
-            "! {kept} {1} has no data, and knows the log up to {2}: up to {3} entries\n  \
+            "! {kept} {1} has no data, and knows the log up to {2}: up to {3} {4}\n  \
              that {0} lacks. Their transactions, acknowledged ones too, are lost for good; only a missing \
              node\n  could tell how many they are.\n",
             first.node.name,
             lost.node.name,
             lost.last,
             grouped(lost.entries_max),
+            plural(lost.entries_max, "entry", "entries"),
         );
     }
     if plan.may_lose {
@@ -229,13 +232,12 @@ fn quoted(text: &str) -> String {
 
 impl From<RecoverError> for Failure {
     fn from(error: RecoverError) -> Self {
-        let dir = |dir: &Path| dir.display().to_string();
         match error {
             RecoverError::Open(error) => error.into(),
-            RecoverError::NoNode { dir: found } => Self::usage(
+            RecoverError::NoNode { dir } => Self::usage(
                 format!(
                     "{} is not the data directory of a node that belongs to a group",
-                    dir(&found)
+                    dir.display()
                 ),
                 "name the directory of a node that is left",
             ),
@@ -247,8 +249,8 @@ impl From<RecoverError> for Failure {
             RecoverError::SeveralGroups { one, other } => Self::usage(
                 format!(
                     "{} and {} belong to different groups",
-                    dir(&one),
-                    dir(&other)
+                    one.display(),
+                    other.display()
                 ),
                 "name the directories of one group only",
             ),
@@ -258,8 +260,9 @@ impl From<RecoverError> for Failure {
                 names,
             } => Self::new(
                 format!(
-                    "{there} of {voters} voters are there ({}), which is a majority: no recovery \
-                     is needed, and none is allowed",
+                    "{there} of {voters} {} there ({}), which is a majority: no recovery is \
+                     needed, and none is allowed",
+                    plural(voters, "voter is", "voters are"),
                     names.join(", ")
                 ),
                 "nothing was changed, and nothing acknowledged is lost",

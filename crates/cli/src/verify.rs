@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use serde_json::json;
-use steadfast::{Comparison, NodeAddress, NodeStatus};
+use steadfast::{Comparison, NodeAddress, NodeStatus, plural};
 
 use crate::failure::{FAILED, Failure, with_sources};
 use crate::output;
@@ -41,7 +41,8 @@ pub(crate) async fn run(Arguments { deep, at, mut ask }: Arguments) -> Result<Ex
     let is_shown = output::is_watched();
     let progress = |database: &str, rows: u64| {
         if is_shown {
-            eprint!("\r\x1b[2K{} rows compared; now {database}", grouped(rows));
+            let noun = plural(rows, "row", "rows");
+            eprint!("\r\x1b[2K{} {noun} compared; now {database}", grouped(rows));
         }
     };
     let compared = Comparison::run(&reference, &others, deep, progress).await;
@@ -143,7 +144,10 @@ fn render(survey: &Survey, compared: &Comparison) -> String {
         let result = match database.divergent {
             0 if is_alone => "not compared".to_owned(),
             0 => "the same".to_owned(),
-            divergent => format!("DIFFERS in {divergent} ranges"),
+            divergent => format!(
+                "DIFFERS in {divergent} {}",
+                plural(divergent, "range", "ranges")
+            ),
         };
         [database.name.clone(), grouped(database.rows), result]
     }));
@@ -191,7 +195,8 @@ fn render(survey: &Survey, compared: &Comparison) -> String {
 
 fn verdict(survey: &Survey, compared: &Comparison) -> String {
     if compared.divergent > 0 {
-        format!("DIVERGED in {} ranges", compared.divergent)
+        let ranges = plural(compared.divergent, "range", "ranges");
+        format!("DIVERGED in {} {ranges}", compared.divergent)
     } else if !compared.is_clean() {
         "DAMAGED".to_owned()
     } else if compared.nodes.len() == 1 {

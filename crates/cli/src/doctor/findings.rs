@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 use steadfast::config::is_unspecified;
-use steadfast::{NodeStatus, NodeType, Unreachable};
+use steadfast::{NodeStatus, NodeType, Unreachable, plural};
 
 use crate::status::{
     Cause, Health, IF_ALL_MOVED, Survey, SurveyedNode, UnseenKind, damage_in_words, grouped,
@@ -187,8 +187,9 @@ fn survives(survey: &Survey) -> String {
             "nothing is lost; with one more failure no writes are possible".to_owned()
         }
         _ => format!(
-            "nothing is lost; writes survive {} more failures",
-            survey.survives
+            "nothing is lost; writes survive {} more {}",
+            survey.survives,
+            plural(survey.survives, "failure", "failures")
         ),
     }
 }
@@ -257,10 +258,12 @@ fn bad_data(survey: &Survey) -> Vec<Finding> {
                 Severity::Warning,
                 "put_right",
                 format!(
-                    "when {name} was opened, {} rows of its engine were not as its log gave them",
-                    grouped(status.put_right)
+                    "when {name} was opened, {} {} of its engine {} not as the log has it",
+                    grouped(status.put_right),
+                    plural(status.put_right, "row", "rows"),
+                    plural(status.put_right, "was", "were")
                 ),
-                "nothing is lost: they were put right from the log before anybody read them",
+                "nothing is lost: it was put right from the log before anybody read it",
                 "check the disk of that machine; docs/engines.md says what is known about the engine",
             ));
         }
@@ -337,7 +340,8 @@ fn descriptors(survey: &Survey) -> Vec<Finding> {
             Severity::Warning,
             "descriptors",
             format!(
-                "{name} can open {few} more files and connections, of {} at a time",
+                "{name} can open {few} more {}, of {} at a time",
+                plural(few, "file or connection", "files and connections"),
                 grouped(max)
             ),
             "nothing is lost: the node keeps these for its own files and its peers, and turns others away",
@@ -466,8 +470,9 @@ fn from_the_master(survey: &Survey) -> Vec<Finding> {
             );
             let transactions = master.vlsn.0.saturating_sub(status.vlsn.0);
             let what = format!(
-                "{name} lags: it lacks what {since} and later, {} transactions and {} MiB",
+                "{name} lags: it lacks what {since} and later, {} {} and {} MiB",
                 grouped(transactions),
+                plural(transactions, "transaction", "transactions"),
                 replica.behind_bytes >> 20
             );
             let data = "nothing is lost; its copy does not count for new writes, and its reads are stale \
@@ -486,10 +491,11 @@ fn even(survey: &Survey) -> Option<Finding> {
     let voters = survey.nodes.iter().filter(|node| node.member.votes).count();
     let is_even = survey.health != Health::Forming && voters > 0 && voters.is_multiple_of(2);
     is_even.then(|| {
+        let survived = (voters - 1) / 2;
         let what = format!(
-            "the group has an even number of voting nodes, {voters}: it survives {} failures, no more \
-             than {} would",
-            (voters - 1) / 2,
+            "the group has an even number of voting nodes, {voters}: it survives {survived} {}, no \
+             more than {} would",
+            plural(survived, "failure", "failures"),
             voters - 1
         );
         let to_do = "add an electable node or an arbiter, or make one a secondary";

@@ -10,6 +10,7 @@ use serde_json::json;
 use steadfast::ids::{NodeId, Term, Vlsn};
 use steadfast::{
     Divergence, MemberStatus, NodeAddress, NodeStatus, NodeType, PRIORITY_DEFAULT, Unreachable,
+    plural,
 };
 
 use crate::failure::{DEGRADED, NO_WRITES, with_sources};
@@ -249,7 +250,10 @@ impl Survey {
             });
         } else if self.health == Health::NoQuorum {
             problems.push(Problem {
-                what: format!("{working} voting nodes work, and it takes {majority}"),
+                what: format!(
+                    "{working} voting {}, and it takes {majority}",
+                    plural(working, "node works", "nodes work")
+                ),
                 remedy: format!("start those that are down; {IF_ALL_MOVED}"),
             });
         }
@@ -276,10 +280,11 @@ impl Survey {
     fn too_even(&self) -> Option<Problem> {
         let voters = self.nodes.iter().filter(|node| node.member.votes).count();
         let is_even = self.health != Health::Forming && voters > 0 && voters.is_multiple_of(2);
+        let survived = voters.saturating_sub(1) / 2;
         is_even.then(|| Problem {
             what: format!(
-                "{voters} voting nodes survive {} failures, no more than {} would",
-                (voters - 1) / 2,
+                "{voters} voting nodes survive {survived} {}, no more than {} would",
+                plural(survived, "failure", "failures"),
                 voters - 1
             ),
             remedy: "add an electable node or an arbiter, or make one a secondary".to_owned(),

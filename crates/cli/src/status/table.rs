@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use steadfast::{MemberStatus, NodeStatus, NodeType, PRIORITY_DEFAULT, RestoreProgress};
+use steadfast::{MemberStatus, NodeStatus, NodeType, PRIORITY_DEFAULT, RestoreProgress, plural};
 
 use crate::status::survey::SurveyedNode;
 use crate::status::{Health, Survey};
@@ -58,10 +58,11 @@ pub(crate) fn headline(survey: &Survey) -> String {
     let total = survey.nodes.len();
     let word = survey.health.word();
     let survives = survey.survives;
-    let failures = if survives == 1 { "failure" } else { "failures" };
+    let failures = plural(survives, "failure", "failures");
     let judgement = match survey.health {
         Health::Healthy => {
-            format!("{word}: {total} of {total} nodes work; survives {survives} {failures}")
+            let work = plural(total, "node works", "nodes work");
+            format!("{word}: {total} of {total} {work}; survives {survives} {failures}")
         }
         Health::Degraded => {
             format!(
@@ -98,11 +99,12 @@ pub(crate) fn headline(survey: &Survey) -> String {
 fn troubles(survey: &Survey) -> String {
     let total = survey.nodes.len();
     let down = total - survey.working().count();
+    let nodes = plural(total, "node", "nodes");
     let mut troubles = Vec::new();
     for (count, what) in [(down, "down"), (survey.read_only().count(), "read-only")] {
         match (count, troubles.is_empty()) {
             (0, _) => {}
-            (_, true) => troubles.push(format!("{count} of {total} nodes {what}")),
+            (_, true) => troubles.push(format!("{count} of {total} {nodes} {what}")),
             (_, false) => troubles.push(format!("{count} {what}")),
         }
     }
@@ -122,7 +124,7 @@ fn troubles(survey: &Survey) -> String {
         }
     }
     if troubles.is_empty() {
-        troubles.push(format!("0 of {total} nodes down"));
+        troubles.push(format!("0 of {total} {nodes} down"));
     }
     troubles.join(", ")
 }

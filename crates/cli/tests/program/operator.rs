@@ -144,7 +144,7 @@ fn a_group_grows_replaces_a_lost_node_hands_over_moves_and_shrinks() {
         assert!(errors.contains("removed from the group"), "{errors}");
         assert!(errors.contains("steadfast token create"), "{errors}");
     }
-    group.list_until(1, &["1 of 1 nodes work", "n2 electable MASTER"]);
+    group.list_until(1, &["1 of 1 node works", "n2 electable MASTER"]);
 }
 
 /// Writes row after row until the environment is closed; returns how many were acknowledged.

@@ -165,7 +165,7 @@ fn verify_finds_and_names_a_node_that_was_altered_and_files_that_have_rotted() {
     start_all(&mut group);
     let (found, _) = run_to(1, &["verify", "--ask", &ask]);
     for word in [
-        "DIVERGED in 1 ranges",
+        "DIVERGED in 1 range ",
         "n3 differs: database orders",
         "VLSN",
     ] {

@@ -48,6 +48,7 @@ use crate::lifecycle::{Lifecycle, lock};
 use crate::log::LogId;
 use crate::node::Node;
 use crate::node::phase::Phase;
+use crate::plural::plural;
 use crate::state_copy::fetch::Progress;
 use crate::wire::node_state::NodeStateMessage;
 
@@ -361,9 +362,10 @@ fn check_goes_on_without(consensus: &Consensus, id: NodeId, member: &Member) -> 
         if voters.contains(&id) && up * 2 <= voters.len() {
             return refused_for_now(
                 format!(
-                    "without {} only {up} of {} voting nodes would be up and current: no majority",
+                    "without {} only {up} of {} voting {} would be up and current: no majority",
                     member.name,
-                    voters.len()
+                    voters.len(),
+                    plural(voters.len(), "node", "nodes")
                 ),
                 "bring the others back",
             );

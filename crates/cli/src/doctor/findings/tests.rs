@@ -442,18 +442,18 @@ fn an_even_group_says_what_it_survives_here_and_in_the_status() {
     assert_says(
         &group.only(),
         "even",
-        &["4", "survives 1 failures", "3 would"],
+        &["4", "survives 1 failure,", "3 would"],
     );
     let problems = group.survey().problems;
     assert!(
         problems[0]
             .what
-            .contains("4 voting nodes survive 1 failures")
+            .contains("4 voting nodes survive 1 failure,")
     );
     let degraded = group.unseen(4, gone(Unreachable::Refused)).survey();
     let says = |what: &str| degraded.problems.iter().any(|of| of.what.contains(what));
     assert!(says(
-        "4 voting nodes survive 1 failures, no more than 3 would"
+        "4 voting nodes survive 1 failure, no more than 3 would"
     ));
 }
 
