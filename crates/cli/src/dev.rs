@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use steadfast::plural;
+
 use crate::child::{self, Child, ChildEvent, ChildEvents, ChildNews};
 use crate::failure::Failure;
 use crate::output;
@@ -127,7 +129,12 @@ fn start_all(
 }
 
 fn introduce(dir: &Path, addresses: &[String], children: &[Option<Child>]) {
-    println!("a group of {} nodes in {}", addresses.len(), dir.display());
+    let nodes = plural(addresses.len(), "node", "nodes");
+    println!(
+        "a group of {} {nodes} in {}",
+        addresses.len(),
+        dir.display()
+    );
     for (index, (address, child)) in addresses.iter().zip(children).enumerate() {
         let pid = child.as_ref().map_or(0, Child::pid);
         println!("  {}  {address}  pid {pid}", name(index));

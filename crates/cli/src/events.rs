@@ -1,6 +1,7 @@
 //! `steadfast events`: watches a group, as a monitor does.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::json;
 use steadfast::{FeedError, GroupEvents};
@@ -9,6 +10,9 @@ use crate::failure::{Failure, with_sources};
 use crate::output;
 use crate::status::{Ask, At, Output};
 use crate::stop::Stop;
+
+/// How long connecting takes before it fails; see `GroupEvents::connect`.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// Watch a group until Ctrl-C: masters, members, nodes that fail and come back
 #[derive(clap::Args)]
@@ -41,7 +45,8 @@ pub(crate) async fn run(Arguments { at, mut ask }: Arguments) -> Result<ExitCode
 /// Runs until nobody reads any more.
 async fn watch(ask: &Ask) -> Result<(), Failure> {
     let group_name = ask.survey().await?.group_name;
-    let connected = GroupEvents::connect_async(ask.addresses().iter().cloned(), &group_name).await;
+    let connecting = GroupEvents::connect_async(ask.addresses().iter().cloned(), &group_name);
+    let connected = ask.wait_for(CONNECT_MAX, connecting).await;
     let mut events = connected.map_err(|error| failed(&error))?;
     while !output::is_lost() {
         let event = events.next_async().await.map_err(|error| failed(&error))?;

@@ -20,7 +20,7 @@ pub(crate) const USAGE: u8 = 2;
 /// Exit code of a check of a group that works, but survives fewer failures than it was made for.
 pub(crate) const DEGRADED: u8 = 3;
 /// Exit code of a check of a group that takes no writes.
-pub(crate) const NO_QUORUM: u8 = 4;
+pub(crate) const NO_WRITES: u8 = 4;
 
 const UNTOUCHED: &str = "nothing was changed";
 const ELSEWHERE: &str =

@@ -370,7 +370,8 @@ impl Ask {
     }
 
     async fn send(&self, command: &AdminCommand) -> Result<ExitCode, Failure> {
-        match command.send(self.addresses(), ANSWER_TIMEOUT).await {
+        let sent = command.send(self.addresses(), ANSWER_TIMEOUT);
+        match self.wait_for(command.time_limit(), sent).await {
             Ok(done) => {
                 self.print("done", &done);
                 Ok(ExitCode::SUCCESS)
@@ -398,6 +399,17 @@ impl Ask {
     }
 
     async fn token(&self, node_type: NodeType, priority: u32) -> Result<JoinToken, Failure> {
+        let count = u32::try_from(self.addresses().len()).unwrap_or(u32::MAX);
+        let limit = ANSWER_TIMEOUT.saturating_mul(count);
+        let asked = self.ask_for_token(node_type, priority);
+        self.wait_for(limit, asked).await
+    }
+
+    async fn ask_for_token(
+        &self,
+        node_type: NodeType,
+        priority: u32,
+    ) -> Result<JoinToken, Failure> {
         let mut why = Vec::new();
         for address in self.addresses() {
             match NodeStatus::ask(address, false, ANSWER_TIMEOUT).await {

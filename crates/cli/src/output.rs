@@ -18,6 +18,8 @@ use std::process::ExitCode;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use steadfast::plural;
+
 use crate::failure::Failure;
 
 /// Bytes of lines waiting for their reader; beyond this, lines are dropped.
@@ -228,7 +230,8 @@ impl Queue {
             return line;
         }
         let dropped = std::mem::take(&mut waiting.dropped);
-        format!("{dropped} lines were dropped here: nobody was reading the output\n").into_bytes()
+        let lines = plural(dropped, "line was", "lines were");
+        format!("{dropped} {lines} dropped here: nobody was reading the output\n").into_bytes()
     }
 
     /// Waits until all lines are written, or none has been for `patience`.

@@ -1,5 +1,7 @@
 //! `steadfast recover`: what to do when a group has lost its quorum for good.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -7,6 +9,7 @@ use clap::Subcommand;
 use serde_json::json;
 use steadfast::ids::Vlsn;
 use steadfast::machine::Machine;
+use steadfast::plural;
 use steadfast::quorum_loss::{
     self, NextStep, Place, RecoverError, Recovered, RecoveryPlan, Standing, Survivor,
 };
@@ -77,6 +80,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
             nodes,
             output,
         } => {
+            check_distinct(&directories)?;
             let plan = quorum_loss::plan(&machine, &directories, &nodes).await?;
             match output {
                 Output::Table => print!("{}", render(&plan)),
@@ -98,6 +102,25 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Refuses one directory under two names, also through links, mounts, `.` and `..`.
+fn check_distinct(directories: &[PathBuf]) -> Result<(), Failure> {
+    let mut seen: BTreeMap<(u64, u64), &Path> = BTreeMap::new();
+    for directory in directories {
+        // The plan tells of a directory that cannot be read.
+        let Ok(found) = directory.metadata() else {
+            continue;
+        };
+        if let Some(one) = seen.insert((found.dev(), found.ino()), directory) {
+            let (one, other) = (one.display(), directory.display());
+            return Err(Failure::usage(
+                format!("{one} and {other} are one and the same directory"),
+                "name the directory of each node once",
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn render(plan: &RecoveryPlan) -> String {
     let voters = plan.voters.len();
     let members = plan.survivors.iter();
@@ -113,8 +136,9 @@ fn render(plan: &RecoveryPlan) -> String {
         [name, dash(), dash(), dash(), "MISSING".to_owned(), why]
     }));
     format!(
-        "group {}  NO QUORUM: {there} of {voters} voters are left    epoch {}\n{}{}\n{}",
+        "group {}  NO QUORUM: {there} of {voters} {} left    epoch {}\n{}{}\n{}",
         plan.group_name,
+        plural(voters, "voter is", "voters are"),
         plan.epoch,
         aligned(&rows),
         loss(plan),
@@ -144,13 +168,14 @@ fn loss(plan: &RecoveryPlan) -> String {
     let kept = format!("{} keeps {}.", first.node.name, kept(first.vlsn));
     if let Some(lost) = &plan.known_lost {
         return format!(
-            "! {kept} {1} has no data, and knows the log up to {2}: up to {3} entries\n  \
+            "! {kept} {1} has no data, and knows the log up to {2}: up to {3} {4}\n  \
              that {0} lacks. Their transactions, acknowledged ones too, are lost for good; only a missing \
              node\n  could tell how many they are.\n",
             first.node.name,
             lost.node.name,
             lost.last,
             grouped(lost.entries_max),
+            plural(lost.entries_max, "entry", "entries"),
         );
     }
     if plan.may_lose {
@@ -207,13 +232,12 @@ fn quoted(text: &str) -> String {
 
 impl From<RecoverError> for Failure {
     fn from(error: RecoverError) -> Self {
-        let dir = |dir: &Path| dir.display().to_string();
         match error {
             RecoverError::Open(error) => error.into(),
-            RecoverError::NoNode { dir: found } => Self::usage(
+            RecoverError::NoNode { dir } => Self::usage(
                 format!(
                     "{} is not the data directory of a node that belongs to a group",
-                    dir(&found)
+                    dir.display()
                 ),
                 "name the directory of a node that is left",
             ),
@@ -225,8 +249,8 @@ impl From<RecoverError> for Failure {
             RecoverError::SeveralGroups { one, other } => Self::usage(
                 format!(
                     "{} and {} belong to different groups",
-                    dir(&one),
-                    dir(&other)
+                    one.display(),
+                    other.display()
                 ),
                 "name the directories of one group only",
             ),
@@ -236,8 +260,9 @@ impl From<RecoverError> for Failure {
                 names,
             } => Self::new(
                 format!(
-                    "{there} of {voters} voters are there ({}), which is a majority: no recovery \
-                     is needed, and none is allowed",
+                    "{there} of {voters} {} there ({}), which is a majority: no recovery is \
+                     needed, and none is allowed",
+                    plural(voters, "voter is", "voters are"),
                     names.join(", ")
                 ),
                 "nothing was changed, and nothing acknowledged is lost",

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use serde_json::json;
-use steadfast::{Comparison, NodeAddress, NodeStatus};
+use steadfast::{Comparison, NodeAddress, NodeStatus, plural};
 
 use crate::failure::{FAILED, Failure, with_sources};
 use crate::output;
@@ -41,7 +41,8 @@ pub(crate) async fn run(Arguments { deep, at, mut ask }: Arguments) -> Result<Ex
     let is_shown = output::is_watched();
     let progress = |database: &str, rows: u64| {
         if is_shown {
-            eprint!("\r\x1b[2K{} rows compared; now {database}", grouped(rows));
+            let noun = plural(rows, "row", "rows");
+            eprint!("\r\x1b[2K{} {noun} compared; now {database}", grouped(rows));
         }
     };
     let compared = Comparison::run(&reference, &others, deep, progress).await;
@@ -132,13 +133,8 @@ fn render(survey: &Survey, compared: &Comparison) -> String {
     } else {
         REPLACE
     };
-    let verdict = if compared.is_clean() {
-        format!("{} hold the same data", compared.nodes.join(", "))
-    } else if compared.divergent > 0 {
-        format!("DIVERGED in {} ranges", compared.divergent)
-    } else {
-        "DAMAGED".to_owned()
-    };
+    let is_alone = compared.nodes.len() == 1;
+    let verdict = verdict(survey, compared);
     let mut text = format!(
         "group {group}  {verdict}    vlsn {}\n",
         grouped(compared.vlsn.0)
@@ -146,8 +142,12 @@ fn render(survey: &Survey, compared: &Comparison) -> String {
     let mut rows = vec![["DATABASE", "ROWS", "RESULT"].map(str::to_owned)];
     rows.extend(compared.databases.iter().map(|database| {
         let result = match database.divergent {
+            0 if is_alone => "not compared".to_owned(),
             0 => "the same".to_owned(),
-            divergent => format!("DIFFERS in {divergent} ranges"),
+            divergent => format!(
+                "DIFFERS in {divergent} {}",
+                plural(divergent, "range", "ranges")
+            ),
         };
         [database.name.clone(), grouped(database.rows), result]
     }));
@@ -191,6 +191,36 @@ fn render(survey: &Survey, compared: &Comparison) -> String {
         );
     }
     text
+}
+
+fn verdict(survey: &Survey, compared: &Comparison) -> String {
+    if compared.divergent > 0 {
+        let ranges = plural(compared.divergent, "range", "ranges");
+        format!("DIVERGED in {} {ranges}", compared.divergent)
+    } else if !compared.is_clean() {
+        "DAMAGED".to_owned()
+    } else if compared.nodes.len() == 1 {
+        alone(survey, compared)
+    } else {
+        format!("{} hold the same data", compared.nodes.join(", "))
+    }
+}
+
+/// What was checked of a node that could be compared with no other.
+fn alone(survey: &Survey, compared: &Comparison) -> String {
+    let name = &compared.nodes[0];
+    let with_data = survey.nodes.iter().filter(|node| node.has_data()).count();
+    let why = match (survey.nodes.len(), with_data) {
+        (1, _) => "is the only node",
+        (_, 1) => "is the only node with data",
+        _ => "alone could be read",
+    };
+    let checked = if compared.checked.is_empty() {
+        "its rows were not counted, nor its files read (--deep does both)"
+    } else {
+        "its files were read, and its rows counted"
+    };
+    format!("{name} {why}, with nothing to compare with; {checked}")
 }
 
 const REPLACE: &str = "nothing that the others hold is lost: the node repairs itself if the others \

@@ -111,6 +111,7 @@ mod open_transaction;
 pub mod planted;
 #[cfg(not(feature = "planted"))]
 mod planted;
+mod plural;
 mod policy;
 pub mod quorum_loss;
 mod recent;
@@ -140,6 +141,8 @@ pub use node::status::{
     Divergence, MemberStatus, NodeStatus, ReplicaStatus, RestoreProgress, StatusError, Unreachable,
 };
 pub use open_transaction::OpenTransaction;
+#[doc(hidden)]
+pub use plural::plural;
 
 pub use policy::{
     ConsistencyPolicy, Durability, ParseDurabilityError, ReadOptions, ReplicaAckPolicy, SyncPolicy,

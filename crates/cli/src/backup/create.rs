@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use steadfast::{CommitToken, FeedError, FeedEvent, NodeStatus, StartAt, Subscription};
+use steadfast::{CommitToken, FeedError, FeedEvent, NodeStatus, StartAt, Subscription, plural};
 
 use crate::backup::format::{
     BackedUp, BackupError, CHUNK_BYTES, Chunk, ChunkBuilder, Digest, Manifest, VERSION, chunk_path,
@@ -84,8 +84,9 @@ fn word(survey: &Survey, source: &NodeStatus) -> Result<String, String> {
         Some(master) if survey.health != Health::NoQuorum => {
             let behind = master.vlsn.0.saturating_sub(source.vlsn.0);
             Ok(format!(
-                "{name} has everything up to VLSN {vlsn}, {} transactions behind its master {} at this moment",
+                "{name} has everything up to VLSN {vlsn}, {} {} behind its master {} at this moment",
                 grouped(behind),
+                plural(behind, "transaction", "transactions"),
                 master.node.name
             ))
         }

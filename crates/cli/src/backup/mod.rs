@@ -13,6 +13,8 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::json;
 
+use steadfast::plural;
+
 use crate::backup::format::{BackupError, Manifest};
 use crate::failure::{Failure, with_sources};
 use crate::status::{Ask, At, Output, grouped};
@@ -100,13 +102,17 @@ fn print(output: Output, what: &str, manifest: &Manifest) {
     } = manifest;
     match output {
         Output::Table => println!(
-            "{what}: group {group_name} at VLSN {}, {} databases, {} rows, {} bytes, in {} chunks\n\
+            "{what}: group {group_name} at VLSN {}, {} {}, {} {}, {} {}, in {} {}\n\
              digest {digest}",
             grouped(*vlsn),
             databases.len(),
+            plural(databases.len(), "database", "databases"),
             grouped(*rows),
+            plural(*rows, "row", "rows"),
             grouped(*bytes),
-            chunks.len()
+            plural(*bytes, "byte", "bytes"),
+            chunks.len(),
+            plural(chunks.len(), "chunk", "chunks")
         ),
         Output::Json => println!(
             "{}",

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use steadfast::plural;
+
 use crate::backup::format::{BackedUp, BackupError, Digest, Manifest, Record, read_chunk};
 use crate::backup::progress::Progress;
 
@@ -77,7 +79,8 @@ impl Seen {
             && self.rows == manifest.rows
             && self.bytes == manifest.bytes;
         if !is_same {
-            let what = format!("it holds {} of {} rows", self.rows, manifest.rows);
+            let noun = plural(manifest.rows, "row", "rows");
+            let what = format!("it holds {} of {} {noun}", self.rows, manifest.rows);
             return Err(BackupError::Mismatch(what));
         }
         if self.digest.hex() != manifest.digest {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use steadfast::engine::{EngineFactory, NoxuFactory};
-use steadfast::{Bootstrap, Durability, RepConfig, ReplicatedEnvironment, Role};
+use steadfast::{Bootstrap, Durability, RepConfig, ReplicatedEnvironment, Role, plural};
 use tokio::time::Instant;
 
 use self::load::{Load, Measured};
@@ -396,11 +396,14 @@ fn round(number: f64) -> f64 {
 }
 
 fn print(line: &Value) {
+    let count = |key: &str| line[key].as_u64().unwrap_or(0);
     println!(
-        "{} {} clients, {} nodes: {} ops/s   p50 {} us   p99 {} us   p99.9 {} us   errors {}",
+        "{} {} {}, {} {}: {} ops/s   p50 {} us   p99 {} us   p99.9 {} us   errors {}",
         line["clients"],
         line["workload"].as_str().unwrap_or_default(),
+        plural(count("clients"), "client", "clients"),
         line["nodes"],
+        plural(count("nodes"), "node", "nodes"),
         line["ops_per_s"],
         line["p50_us"],
         line["p99_us"],

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use steadfast::plural;
+
 use super::follower::Told;
 use super::protocol::{ACCOUNT_COUNT, ACCOUNT_START, Row};
 
@@ -164,8 +166,10 @@ impl Ledger {
         let has_accounts = holding.accounts > 0 || self.payments > 0;
         if has_accounts && (holding.accounts, holding.sum) != (accounts, sum) {
             wrong.push(format!(
-                "{} accounts hold {}, where {accounts} should hold {sum}",
-                holding.accounts, holding.sum
+                "{} {} {}, where {accounts} should hold {sum}",
+                holding.accounts,
+                plural(holding.accounts, "account holds", "accounts hold"),
+                holding.sum
             ));
         }
         if holding.digest_vlsn != holding.vlsn {

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde::Serialize;
-use steadfast::AdminCommand;
+use steadfast::{AdminCommand, plural};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -276,29 +276,39 @@ fn keep(dir: TempDir) {
 
 fn print(summary: &Summary) {
     println!(
-        "acknowledged  {} records, {} payments",
-        summary.acked, summary.payments
+        "acknowledged  {} {}, {} {}",
+        summary.acked,
+        plural(summary.acked, "record", "records"),
+        summary.payments,
+        plural(summary.payments, "payment", "payments")
     );
     println!(
-        "unknown       {} records, reported as such",
-        summary.uncertain
+        "unknown       {} {}, reported as such",
+        summary.uncertain,
+        plural(summary.uncertain, "record", "records")
     );
     println!("lost          {}", summary.lost);
-    println!("fed           {} transactions to a subscriber", summary.fed);
+    println!(
+        "fed           {} {} to a subscriber",
+        summary.fed,
+        plural(summary.fed, "transaction", "transactions")
+    );
     let mut sorted = summary.transfer_ms.clone();
     sorted.sort_unstable_by(f64::total_cmp);
     if let (Some(p50), Some(p99), Some(max)) = (of(&sorted, 50), of(&sorted, 99), sorted.last()) {
         println!(
-            "transferred   {} times; no writes for p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms",
-            sorted.len()
+            "transferred   {} {}; no writes for p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms",
+            sorted.len(),
+            plural(sorted.len(), "time", "times")
         );
     }
     let mut sorted = summary.failover_ms.clone();
     sorted.sort_unstable();
     if let (Some(median), Some(max)) = (of(&sorted, 50), sorted.last()) {
         println!(
-            "failover      {} kills: p50 {median} ms, max {max} ms",
-            summary.kills
+            "failover      {} {}: p50 {median} ms, max {max} ms",
+            summary.kills,
+            plural(summary.kills, "kill", "kills")
         );
     }
     if let Some(took) = summary.all_killed_ms {

@@ -5,11 +5,11 @@ use std::fmt;
 
 use serde::Serialize;
 use steadfast::config::is_unspecified;
-use steadfast::{NodeStatus, NodeType, Unreachable};
+use steadfast::{NodeStatus, NodeType, Unreachable, plural};
 
 use crate::status::{
-    Cause, Health, IF_ALL_MOVED, Survey, SurveyedNode, UnseenKind, grouped, remedy_of_damage,
-    remedy_of_hang, remedy_of_stop,
+    Cause, Health, IF_ALL_MOVED, Survey, SurveyedNode, UnseenKind, damage_in_words, grouped,
+    remedy_of_damage, remedy_of_hang, remedy_of_stop,
 };
 
 /// A disk whose syncs take longer, in microseconds, is slow: an SSD takes 0.1 to 5 ms.
@@ -180,12 +180,16 @@ fn survives(survey: &Survey) -> String {
         Health::NoQuorum | Health::Forming => {
             "it is one of the nodes that are missing for a majority".to_owned()
         }
+        Health::ReadOnly => {
+            "nothing is lost; no write is possible until the master has room".to_owned()
+        }
         _ if survey.survives == 0 => {
             "nothing is lost; with one more failure no writes are possible".to_owned()
         }
         _ => format!(
-            "nothing is lost; writes survive {} more failures",
-            survey.survives
+            "nothing is lost; writes survive {} more {}",
+            survey.survives,
+            plural(survey.survives, "failure", "failures")
         ),
     }
 }
@@ -232,14 +236,11 @@ fn not_working(survey: &Survey) -> Vec<Finding> {
 
 fn bad_data(survey: &Survey) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let answering = survey
-        .nodes
-        .iter()
-        .filter_map(|node| node.status.as_ref().ok());
-    for status in answering {
+    for node in &survey.nodes {
+        let Ok(status) = &node.status else { continue };
         let name = &status.node.name;
         if let Some(damage) = &status.damage {
-            let data = if status.role == "detached" {
+            let data = if status.role == "detached" || !node.persists() {
                 "this node serves nothing; nothing that the others hold is lost"
             } else {
                 "nothing that the others hold is lost; what this node serves may be wrong"
@@ -247,7 +248,7 @@ fn bad_data(survey: &Survey) -> Vec<Finding> {
             findings.push(Finding::new(
                 Severity::Critical,
                 "damage",
-                format!("the data of {name} is bad: {damage}"),
+                damage_in_words(status, damage),
                 data,
                 remedy_of_damage(status),
             ));
@@ -257,10 +258,12 @@ fn bad_data(survey: &Survey) -> Vec<Finding> {
                 Severity::Warning,
                 "put_right",
                 format!(
-                    "when {name} was opened, {} rows of its engine were not as its log gave them",
-                    grouped(status.put_right)
+                    "when {name} was opened, {} {} of its engine {} not as the log has it",
+                    grouped(status.put_right),
+                    plural(status.put_right, "row", "rows"),
+                    plural(status.put_right, "was", "were")
                 ),
-                "nothing is lost: they were put right from the log before anybody read them",
+                "nothing is lost: it was put right from the log before anybody read it",
                 "check the disk of that machine; docs/engines.md says what is known about the engine",
             ));
         }
@@ -337,7 +340,8 @@ fn descriptors(survey: &Survey) -> Vec<Finding> {
             Severity::Warning,
             "descriptors",
             format!(
-                "{name} can open {few} more files and connections, of {} at a time",
+                "{name} can open {few} more {}, of {} at a time",
+                plural(few, "file or connection", "files and connections"),
                 grouped(max)
             ),
             "nothing is lost: the node keeps these for its own files and its peers, and turns others away",
@@ -466,8 +470,9 @@ fn from_the_master(survey: &Survey) -> Vec<Finding> {
             );
             let transactions = master.vlsn.0.saturating_sub(status.vlsn.0);
             let what = format!(
-                "{name} lags: it lacks what {since} and later, {} transactions and {} MiB",
+                "{name} lags: it lacks what {since} and later, {} {} and {} MiB",
                 grouped(transactions),
+                plural(transactions, "transaction", "transactions"),
                 replica.behind_bytes >> 20
             );
             let data = "nothing is lost; its copy does not count for new writes, and its reads are stale \
@@ -486,10 +491,11 @@ fn even(survey: &Survey) -> Option<Finding> {
     let voters = survey.nodes.iter().filter(|node| node.member.votes).count();
     let is_even = survey.health != Health::Forming && voters > 0 && voters.is_multiple_of(2);
     is_even.then(|| {
+        let survived = (voters - 1) / 2;
         let what = format!(
-            "the group has an even number of voting nodes, {voters}: it survives {} failures, no more \
-             than {} would",
-            (voters - 1) / 2,
+            "the group has an even number of voting nodes, {voters}: it survives {survived} {}, no \
+             more than {} would",
+            plural(survived, "failure", "failures"),
             voters - 1
         );
         let to_do = "add an electable node or an arbiter, or make one a secondary";

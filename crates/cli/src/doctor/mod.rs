@@ -20,7 +20,8 @@ Examples:
   steadfast doctor 10.0.0.1:7400 10.0.0.2:7400
   steadfast doctor -o json | jq '.findings[].what'
 
-Exit codes: 0 nothing is wrong, 3 something is wrong, 4 no quorum (no writes are possible), 1 no node answers.")]
+Exit codes: 0 nothing is wrong, 3 something is wrong, 4 no writes are possible (no quorum, or no room on the
+master's disk), 1 no node answers.")]
 pub(crate) struct Arguments {
     #[command(flatten)]
     at: At,

@@ -1,7 +1,13 @@
 //! Which nodes verbs ask, and how they print the answer.
 
+use std::pin::pin;
+use std::time::Duration;
+
 use crate::failure::Failure;
 use crate::status::{Output, Survey};
+
+/// How long a verb waits for an answer before it says that it waits.
+const NOTICE_AFTER: Duration = Duration::from_secs(2);
 
 /// Whom to ask, as arguments of a verb.
 #[derive(clap::Args)]
@@ -44,6 +50,20 @@ impl Ask {
 
     pub(crate) fn output(&self) -> Output {
         self.output
+    }
+
+    /// Waits for an answer that may take up to `limit`. If it takes long, says so, once.
+    pub(crate) async fn wait_for<T>(&self, limit: Duration, answer: impl Future<Output = T>) -> T {
+        let mut answer = pin!(answer);
+        if let Ok(answer) = tokio::time::timeout(NOTICE_AFTER, &mut answer).await {
+            return answer;
+        }
+        eprintln!(
+            "no answer yet from the group at {}; trying for up to {} s",
+            self.ask.join(", "),
+            limit.as_secs()
+        );
+        answer.await
     }
 
     pub(crate) async fn survey(&self) -> Result<Survey, Failure> {

@@ -1,7 +1,7 @@
 //! Why a group takes no writes, and what to do about it.
 
 use steadfast::ids::LogPosition;
-use steadfast::{NodeStatus, NodeType};
+use steadfast::{NodeStatus, NodeType, plural};
 
 use crate::status::{Survey, SurveyedNode};
 
@@ -99,8 +99,9 @@ fn too_few(survey: &Survey, up: &[&SurveyedNode], down: &[&SurveyedNode]) -> Cau
     };
     Cause::new(
         format!(
-            "{masters}: {} of {count} voting nodes work, and it takes {}; down, with damaged data, or with a disk that hangs: {}",
+            "{masters}: {} of {count} voting {}, and it takes {}; down, with damaged data, or with a disk that hangs: {}",
             up.len(),
+            plural(count, "node works", "nodes work"),
             count / 2 + 1,
             names(down)
         ),

@@ -14,8 +14,8 @@ pub(crate) use masterless::{Cause, IF_ALL_MOVED};
 #[cfg(test)]
 pub(crate) use survey::{Answer, ClockOffset, Unseen};
 pub(crate) use survey::{
-    Health, ONLY_NODE, Survey, SurveyedNode, UnseenKind, remedy_of_damage, remedy_of_hang,
-    remedy_of_stop,
+    Health, ONLY_NODE, Survey, SurveyedNode, UnseenKind, damage_in_words, remedy_of_damage,
+    remedy_of_hang, remedy_of_stop,
 };
 pub(crate) use table::{aligned, grouped, headline, push};
 
@@ -35,7 +35,8 @@ Examples:
   steadfast status 10.0.0.1:7400 10.0.0.2:7400
   steadfast status -o json | jq .health
 
-Exit codes: 0 healthy, 3 degraded, 4 no quorum (no writes are possible), 1 no node answers.")]
+Exit codes: 0 healthy, 3 degraded, 4 no writes are possible (no quorum, or no room on the
+master's disk), 1 no node answers.")]
 pub(crate) struct Arguments {
     #[command(flatten)]
     at: At,

@@ -10,9 +10,10 @@ use serde_json::json;
 use steadfast::ids::{NodeId, Term, Vlsn};
 use steadfast::{
     Divergence, MemberStatus, NodeAddress, NodeStatus, NodeType, PRIORITY_DEFAULT, Unreachable,
+    plural,
 };
 
-use crate::failure::{DEGRADED, NO_QUORUM, with_sources};
+use crate::failure::{DEGRADED, NO_WRITES, with_sources};
 use crate::status::{ANSWER_TIMEOUT, Cause, IF_ALL_MOVED};
 
 /// The health of a group.
@@ -22,7 +23,9 @@ pub(crate) enum Health {
     Healthy,
     /// Writes are possible, but some node does not work, or has wrong data.
     Degraded,
-    /// No writes are possible.
+    /// A majority works, but no writes are possible: the master's disk has no room.
+    ReadOnly,
+    /// No majority works, or no node is master: no writes are possible.
     NoQuorum,
     /// The group does not exist yet.
     Forming,
@@ -33,7 +36,7 @@ impl Health {
         match self {
             Self::Healthy => ExitCode::SUCCESS,
             Self::Degraded => ExitCode::from(DEGRADED),
-            Self::NoQuorum | Self::Forming => ExitCode::from(NO_QUORUM),
+            Self::ReadOnly | Self::NoQuorum | Self::Forming => ExitCode::from(NO_WRITES),
         }
     }
 
@@ -41,6 +44,7 @@ impl Health {
         match self {
             Self::Healthy => "HEALTHY",
             Self::Degraded => "DEGRADED",
+            Self::ReadOnly => "READ-ONLY",
             Self::NoQuorum => "NO QUORUM",
             Self::Forming => "FORMING",
         }
@@ -232,6 +236,7 @@ impl Survey {
             self.health = match (&self.master, self.nodes.len() - all_working + troubled) {
                 (None, _) => Health::NoQuorum,
                 _ if working < majority => Health::NoQuorum,
+                (Some(master), _) if master.read_only.is_some() => Health::ReadOnly,
                 (Some(_), 0) => Health::Healthy,
                 (Some(_), _) => Health::Degraded,
             };
@@ -245,7 +250,10 @@ impl Survey {
             });
         } else if self.health == Health::NoQuorum {
             problems.push(Problem {
-                what: format!("{working} voting nodes work, and it takes {majority}"),
+                what: format!(
+                    "{working} voting {}, and it takes {majority}",
+                    plural(working, "node works", "nodes work")
+                ),
                 remedy: format!("start those that are down; {IF_ALL_MOVED}"),
             });
         }
@@ -272,10 +280,11 @@ impl Survey {
     fn too_even(&self) -> Option<Problem> {
         let voters = self.nodes.iter().filter(|node| node.member.votes).count();
         let is_even = self.health != Health::Forming && voters > 0 && voters.is_multiple_of(2);
+        let survived = voters.saturating_sub(1) / 2;
         is_even.then(|| Problem {
             what: format!(
-                "{voters} voting nodes survive {} failures, no more than {} would",
-                (voters - 1) / 2,
+                "{voters} voting nodes survive {survived} {}, no more than {} would",
+                plural(survived, "failure", "failures"),
                 voters - 1
             ),
             remedy: "add an electable node or an arbiter, or make one a secondary".to_owned(),
@@ -423,6 +432,15 @@ pub(crate) fn remedy_of_hang() -> String {
 pub(crate) const ONLY_NODE: &str = "it repairs itself from its log, as far as that reaches; no other node has the data: if it does not \
      repair itself, keep its data directory, and restore a backup (steadfast backup restore)";
 
+/// What is wrong with a node's data, and what the node waits for because of that.
+pub(crate) fn damage_in_words(status: &NodeStatus, damage: &str) -> String {
+    let (name, waiting_for) = (&status.node.name, &status.waiting_for);
+    if waiting_for.contains(damage) {
+        return format!("{name} waits for {waiting_for}");
+    }
+    format!("the data of {name} is bad: {damage}")
+}
+
 /// What to do about a node whose data is bad.
 pub(crate) fn remedy_of_damage(status: &NodeStatus) -> String {
     if status.restore.is_some() {
@@ -472,7 +490,7 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
     };
     if let Some(damage) = &status.damage {
         return Some(Problem {
-            what: format!("the data of {name} is bad: {damage}"),
+            what: damage_in_words(status, damage),
             remedy: remedy_of_damage(status),
         });
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use steadfast::{MemberStatus, NodeStatus, NodeType, PRIORITY_DEFAULT, RestoreProgress};
+use steadfast::{MemberStatus, NodeStatus, NodeType, PRIORITY_DEFAULT, RestoreProgress, plural};
 
 use crate::status::survey::SurveyedNode;
 use crate::status::{Health, Survey};
@@ -56,28 +56,35 @@ pub(crate) fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
 /// The group's health, in one line.
 pub(crate) fn headline(survey: &Survey) -> String {
     let total = survey.nodes.len();
-    let down = total - survey.working().count();
     let word = survey.health.word();
     let survives = survey.survives;
-    let failures = if survives == 1 { "failure" } else { "failures" };
+    let failures = plural(survives, "failure", "failures");
     let judgement = match survey.health {
         Health::Healthy => {
-            format!("{word}: {total} of {total} nodes work; survives {survives} {failures}")
+            let work = plural(total, "node works", "nodes work");
+            format!("{word}: {total} of {total} {work}; survives {survives} {failures}")
         }
         Health::Degraded => {
-            let read_only = survey.read_only().count();
-            let wrong = match (down, read_only) {
-                (_, 0) => format!("{down} of {total} nodes down"),
-                (0, _) => format!("{read_only} of {total} nodes read-only"),
-                _ => format!("{down} of {total} nodes down, {read_only} read-only"),
-            };
-            format!("{word}: {wrong}; survives {survives} more {failures}")
+            format!(
+                "{word}: {}; survives {survives} more {failures}",
+                troubles(survey)
+            )
         }
+        Health::ReadOnly => format!(
+            "{word}: {}; no writes until the master has room, or a node with room takes over",
+            troubles(survey)
+        ),
         Health::NoQuorum if survey.master.is_some() => {
-            format!("{word}: {down} of {total} nodes down; no writes until a majority works")
+            format!(
+                "{word}: {}; no writes until a majority works",
+                troubles(survey)
+            )
         }
         Health::NoQuorum => {
-            format!("{word}: {down} of {total} nodes down, no master; no writes until there is one")
+            format!(
+                "{word}: {}, no master; no writes until there is one",
+                troubles(survey)
+            )
         }
         Health::Forming => format!("{word}: the group does not exist yet"),
     };
@@ -86,6 +93,40 @@ pub(crate) fn headline(survey: &Survey) -> String {
         "group {}  {judgement}    term {term}   vlsn {vlsn}\n",
         survey.group_name
     )
+}
+
+/// How many nodes are down or read-only, and which of the others are not whole.
+fn troubles(survey: &Survey) -> String {
+    let total = survey.nodes.len();
+    let down = total - survey.working().count();
+    let nodes = plural(total, "node", "nodes");
+    let mut troubles = Vec::new();
+    for (count, what) in [(down, "down"), (survey.read_only().count(), "read-only")] {
+        match (count, troubles.is_empty()) {
+            (0, _) => {}
+            (_, true) => troubles.push(format!("{count} of {total} {nodes} {what}")),
+            (_, false) => troubles.push(format!("{count} {what}")),
+        }
+    }
+    for status in survey.working() {
+        let name = &status.node.name;
+        if let Some(damage) = &status.damage {
+            troubles.push(format!("the data of {name} is bad: {damage}"));
+        }
+        if status.disk_hangs_ms.is_some() {
+            troubles.push(format!("the disk of {name} hangs"));
+        }
+    }
+    for divergence in survey.master.iter().flat_map(|master| &master.divergences) {
+        let differs = format!("{} holds different data", divergence.nodes.join(" or "));
+        if !troubles.contains(&differs) {
+            troubles.push(differs);
+        }
+    }
+    if troubles.is_empty() {
+        troubles.push(format!("0 of {total} {nodes} down"));
+    }
+    troubles.join(", ")
 }
 
 fn row(survey: &Survey, node: &SurveyedNode) -> [String; 7] {

@@ -482,6 +482,34 @@ fn a_recovery_without_a_temporary_directory_asks_for_one() {
 }
 
 #[test]
+fn a_recovery_plan_takes_no_directory_twice_however_it_is_spelt() {
+    let dir = TempDir::new().expect("a directory");
+    let path = written_dir(&dir);
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&path, &link).expect("linked");
+    let dotted = dir.path().join(".").join("..");
+    let dotted = dotted
+        .join(dir.path().file_name().expect("a name"))
+        .join("data");
+    let before = volumes::contents_of(&path);
+    for other in [&path, &link, &dotted] {
+        let (one, other) = (path.display().to_string(), other.display().to_string());
+        let arguments = ["recover", "plan", "--data-dir", &one, "--data-dir", &other];
+        let (_, errors) = run_to(2, &arguments);
+        let words = [
+            &*one,
+            &other,
+            "one and the same directory",
+            "nothing was changed",
+        ];
+        for word in words {
+            assert!(errors.contains(word), "{word:?} is not in: {errors}");
+        }
+    }
+    assert!(volumes::contents_of(&path) == before);
+}
+
+#[test]
 fn a_newer_format_and_a_corrupt_log_are_refused_by_file_and_place() {
     let dir = TempDir::new().expect("a directory");
     let path = written_dir(&dir);

@@ -179,7 +179,7 @@ fn the_node_that_a_majority_needs_is_not_removed_and_the_one_that_is_down_is() {
     // Of two nodes, only one is left.
     group.nodes[1] = None;
     group.wait_missed(2);
-    group.assert_not_removed("n1", &["0 of 1 voting nodes (not n2)", "would stop"]);
+    group.assert_not_removed("n1", &["0 of 1 voting node (not n2)", "would stop"]);
     let words = ["1 of 2 voting nodes (not n2)", "no majority", "start n2"];
     group.assert_not_removed("n2", &words);
     group.nodes[1] = Some(Node::start(&group.arguments(1)));

@@ -1,5 +1,7 @@
 //! What an operator does to a group over its lifetime, with the program alone.
 
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -142,7 +144,7 @@ fn a_group_grows_replaces_a_lost_node_hands_over_moves_and_shrinks() {
         assert!(errors.contains("removed from the group"), "{errors}");
         assert!(errors.contains("steadfast token create"), "{errors}");
     }
-    group.list_until(1, &["1 of 1 nodes work", "n2 electable MASTER"]);
+    group.list_until(1, &["1 of 1 node works", "n2 electable MASTER"]);
 }
 
 /// Writes row after row until the environment is closed; returns how many were acknowledged.
@@ -292,6 +294,29 @@ fn a_monitor_prints_what_happens_to_the_group_that_it_watches() {
     monitor.signal("-INT");
     let (status, errors) = monitor.end();
     assert!(status.success(), "{errors}");
+}
+
+#[test]
+fn a_verb_that_waits_for_a_silent_node_says_so_before_it_gives_up() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("bound").to_string();
+    for (verb, limit) in [
+        (&["master", "transfer"][..], 45),
+        (&["group", "shutdown"], 115),
+        (&["node", "priority", "n1", "3"], 15),
+    ] {
+        let mut arguments = verb.to_vec();
+        arguments.extend(["--ask", &address]);
+        let began = Instant::now();
+        let mut waiting = Node::spawn(steadfast().args(arguments));
+        let stderr = waiting.child.stderr.take().expect("piped");
+        let mut line = String::new();
+        BufReader::new(stderr).read_line(&mut line).expect("text");
+        let expected =
+            format!("no answer yet from the group at {address}; trying for up to {limit} s\n");
+        assert_eq!(line, expected, "{verb:?}");
+        assert!(began.elapsed() < Duration::from_secs(10), "{verb:?}");
+    }
 }
 
 #[test]

@@ -339,7 +339,7 @@ fn a_group_that_grows_replaces_hands_over_moves_and_shrinks_under_load_loses_not
     script.remove(0);
     script
         .group
-        .list_until(1, &["1 of 1 nodes work", "n2 electable MASTER"]);
+        .list_until(1, &["1 of 1 node works", "n2 electable MASTER"]);
     script.rest(1);
     script.tell_all(1);
 

@@ -123,6 +123,24 @@ fn the_doctor_finds_nodes_that_are_down_stopped_and_on_the_wrong_address() {
 }
 
 #[test]
+fn a_group_of_one_has_nothing_to_compare_with_and_verify_says_what_it_checked() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let port = super::free_port();
+    let node = Node::start(&node_arguments("g", "n1", &dir.path().join("n1"), port));
+    node.wait_for(&["is master"]);
+    let ask = format!("127.0.0.1:{port}");
+    let (said, _) = run_to(0, &["verify", "--ask", &ask]);
+    for word in ["n1 is the only node", "nothing to compare with", "--deep"] {
+        assert!(said.contains(word), "{word:?} is not in: {said}");
+    }
+    assert!(!said.contains("the same"), "{said}");
+    let (said, _) = run_to(0, &["verify", "--deep", "--ask", &ask]);
+    for word in ["n1 is the only node", "rows", "counted", "are intact"] {
+        assert!(said.contains(word), "{word:?} is not in: {said}");
+    }
+}
+
+#[test]
 fn verify_finds_and_names_a_node_that_was_altered_and_files_that_have_rotted() {
     let mut group = written_group();
     // Only `verify` compares.
@@ -147,7 +165,7 @@ fn verify_finds_and_names_a_node_that_was_altered_and_files_that_have_rotted() {
     start_all(&mut group);
     let (found, _) = run_to(1, &["verify", "--ask", &ask]);
     for word in [
-        "DIVERGED in 1 ranges",
+        "DIVERGED in 1 range ",
         "n3 differs: database orders",
         "VLSN",
     ] {

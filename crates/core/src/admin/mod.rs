@@ -127,13 +127,18 @@ impl AdminCommand {
         self.send_by(&client).await
     }
 
-    pub(crate) async fn send_by(&self, client: &client::Client<'_>) -> Result<String, AdminError> {
+    /// How long [`AdminCommand::send`] waits for an answer.
+    pub fn time_limit(&self) -> Duration {
         let own_wait = match self {
             Self::Transfer { within, .. } => *within,
-            Self::Shutdown { within } => *within + CLOSE_MAX,
+            Self::Shutdown { within } => within.saturating_add(CLOSE_MAX),
             _ => Duration::ZERO,
         };
-        match client.call(self.call(), own_wait + ANSWER_MAX).await {
+        own_wait.saturating_add(ANSWER_MAX)
+    }
+
+    pub(crate) async fn send_by(&self, client: &client::Client<'_>) -> Result<String, AdminError> {
+        match client.call(self.call(), self.time_limit()).await {
             Asked::Done(done) => Ok(done.text),
             Asked::Refused(refusal) => {
                 let AdminRefusal { what, to_do, .. } = refusal;

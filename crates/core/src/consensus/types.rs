@@ -12,6 +12,7 @@ use prost::Message;
 use crate::group::{Member, MemberRecord, MembershipRecord, VoterSet};
 use crate::ids::{LogPosition, NodeId, Term};
 use crate::log::{self, EntryKind, LogId};
+use crate::plural::plural;
 use crate::txn::batch::{Batch, BatchError};
 
 impl RaftTerm for Term {
@@ -55,7 +56,7 @@ pub(crate) enum EntryError {
     Membership(#[from] prost::DecodeError),
     #[error("membership is not valid: {0}")]
     InvalidMembership(String),
-    #[error("a blank entry has {0} bytes")]
+    #[error("a blank entry has {} {}", .0, plural(*.0, "byte", "bytes"))]
     Blank(usize),
 }
 

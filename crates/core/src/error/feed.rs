@@ -1,5 +1,6 @@
 //! Why a subscription ends.
 
+use super::after_stop;
 use crate::engine::EngineError;
 use crate::ids::{Term, Vlsn};
 use crate::log::LogError;
@@ -81,7 +82,7 @@ pub enum FeedError {
     #[error("an arbiter has no data; ask another node")]
     NoData,
     /// The node has stopped.
-    #[error("the node has stopped ({reason}); open it again to re-read its disk")]
+    #[error("the node has stopped ({reason}); {}", after_stop(.reason))]
     Stopped {
         /// Why.
         reason: String,

@@ -10,6 +10,7 @@ use crate::engine::EngineError;
 use crate::ids::Vlsn;
 use crate::log::LogError;
 use crate::member::NodeAddress;
+use crate::plural::plural;
 use crate::token::CommitToken;
 
 pub use feed::FeedError;
@@ -17,6 +18,16 @@ pub use open::{OpenError, ReadyError};
 
 /// The reason with which a removed node stops.
 pub(crate) const REMOVED: &str = "this node was removed from the group";
+
+/// What to do about a node that has stopped for this reason.
+fn after_stop(reason: &str) -> &'static str {
+    if reason == REMOVED {
+        "to bring it back, let it join again, with an empty directory and a token (steadfast token \
+         create)"
+    } else {
+        "open it again to re-read its disk"
+    }
+}
 
 /// What is known about a write after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +67,10 @@ pub enum WriteError {
     },
     /// Too few nodes are available to acknowledge the write. Nothing was written.
     #[error(
-        "the write needs {needed} electable nodes, but only {available} are connected; nothing was \
-         written; retry when the others are back, or ask for less durability"
+        "the write needs {needed} electable {}, but only {available} {} connected; nothing was \
+         written; retry when the others are back, or ask for less durability",
+        plural(*.needed, "node", "nodes"),
+        plural(*.available, "is", "are")
     )]
     InsufficientReplicas {
         /// Electable nodes that must have the write on disk, the master included.
@@ -69,7 +82,8 @@ pub enum WriteError {
     /// The write is in the log, but too few nodes acknowledged it in time, or before this node lost
     /// mastership.
     #[error(
-        "{acked} of {needed} nodes have acknowledged the write {token}{}{}",
+        "{acked} of {needed} {} acknowledged the write {token}{}{}",
+        plural(*.needed, "node has", "nodes have"),
         if *.lacks_own_disk {
             ", but this node's own disk, which the requested durability includes, has not"
         } else {
@@ -143,10 +157,11 @@ pub enum WriteError {
     /// Every run of the closure given to `write` conflicted, finally even with all other writes
     /// held off for as long as allowed. Nothing was written.
     #[error(
-        "other transactions changed {conflicts} times what this one had read, finally even though \
+        "other transactions changed {conflicts} {} what this one had read, finally even though \
          all other writes were held off for {held_off:?}: its function takes longer than that, or \
          waits for another write to this environment; nothing was written; make it shorter, or do \
-         what it waits for within the transaction"
+         what it waits for within the transaction",
+        plural(*.conflicts, "time", "times")
     )]
     Overtaken {
         /// How often the closure was run.
@@ -182,9 +197,7 @@ pub enum WriteError {
         limit_bytes: u64,
     },
     /// The node has stopped. Nothing was written.
-    #[error(
-        "the node has stopped ({reason}); nothing was written; open it again to re-read its disk"
-    )]
+    #[error("the node has stopped ({reason}); nothing was written; {}", after_stop(.reason))]
     Stopped {
         /// Why.
         reason: String,
@@ -298,8 +311,11 @@ pub enum ReadError {
     },
     /// The node did not apply the token's transaction in time.
     #[error(
-        "this node has applied VLSN {vlsn}, but not yet {}: it is {} transactions behind; retry, \
-         or read on the master", token.vlsn, token.vlsn.0.saturating_sub(vlsn.0)
+        "this node has applied VLSN {vlsn}, but not yet {}: it is {} {} behind; retry, or read on \
+         the master",
+        token.vlsn,
+        token.vlsn.0.saturating_sub(vlsn.0),
+        plural(token.vlsn.0.saturating_sub(vlsn.0), "transaction", "transactions")
     )]
     Behind {
         /// The requested token.
@@ -378,7 +394,7 @@ pub enum ReadError {
     #[error("the storage engine cannot be read: {0}")]
     Engine(EngineError),
     /// The node has stopped.
-    #[error("the node has stopped ({reason}); open it again to re-read its disk")]
+    #[error("the node has stopped ({reason}); {}", after_stop(.reason))]
     Stopped {
         /// Why.
         reason: String,

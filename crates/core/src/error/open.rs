@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::REMOVED;
+use super::{REMOVED, after_stop};
 use crate::config::ConfigError;
 use crate::engine::EngineError;
 use crate::log::LogError;
@@ -164,7 +164,7 @@ pub enum ReadyError {
         reason: String,
     },
     /// The node has stopped.
-    #[error("the node has stopped: {reason}; open it again to re-read its disk")]
+    #[error("the node has stopped: {reason}; {}", after_stop(.reason))]
     Stopped {
         /// Why.
         reason: String,
@@ -178,5 +178,42 @@ impl ReadyError {
     /// Whether the node stopped because it was removed from the group.
     pub fn was_removed(&self) -> bool {
         matches!(self, Self::Stopped { reason } if reason == REMOVED)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{FeedError, ReadError, WriteError};
+
+    #[test]
+    fn a_removed_node_is_sent_to_a_token_and_another_that_stopped_to_its_disk() {
+        let texts = |reason: &str| {
+            let reason = reason.to_owned();
+            [
+                ReadyError::Stopped {
+                    reason: reason.clone(),
+                }
+                .to_string(),
+                ReadError::Stopped {
+                    reason: reason.clone(),
+                }
+                .to_string(),
+                WriteError::Stopped {
+                    reason: reason.clone(),
+                }
+                .to_string(),
+                FeedError::Stopped { reason }.to_string(),
+            ]
+        };
+        for text in texts(REMOVED) {
+            assert!(
+                text.contains("token") && !text.contains("open it again"),
+                "{text}"
+            );
+        }
+        for text in texts("the log failed") {
+            assert!(text.contains("open it again"), "{text}");
+        }
     }
 }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::Term;
 use crate::member::NodeAddress;
 use crate::node::status::MemberStatus;
+use crate::plural::plural;
 
 pub use watcher::GroupEvents;
 
@@ -216,7 +217,8 @@ impl fmt::Display for GroupEvent {
                 if !damaged.is_empty() {
                     write!(f, "bad data on {}; ", names(damaged))?;
                 }
-                write!(f, "survives {survives} more failures")
+                let failures = plural(*survives, "failure", "failures");
+                write!(f, "survives {survives} more {failures}")
             }
             Self::OutOfSight { why } => write!(f, "no node can be reached: {why}"),
         }
@@ -320,7 +322,7 @@ mod tests {
         damaged.members[1].damage = Some("a row is gone".to_owned());
         let told_of_damage = [
             "the data of n2 is bad: a row is gone",
-            "DEGRADED: bad data on n2; survives 1 more failures",
+            "DEGRADED: bad data on n2; survives 1 more failure",
         ];
         assert_eq!(told(&view(), &damaged), told_of_damage);
         let repaired = ["the data of n2 is right again", "HEALTHY"];

@@ -31,8 +31,12 @@ const SILENCE_MAX: Duration = STANDING_INTERVAL.saturating_mul(3);
 /// Pause after every known node has been tried.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a group may be unreachable before connecting fails, or before that becomes an event.
+/// How long a group may be unreachable before connecting fails.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long nothing may be heard of the group before that becomes an event: a failover, in which
+/// another node answers, is over by then.
+const UNHEARD_MAX: Duration = Duration::from_secs(5);
 
 /// The events of a group, from now on. A watcher is not a member: it has no data, no vote and no
 /// directory.
@@ -49,7 +53,7 @@ pub struct GroupEvents {
     given: Vec<String>,
     session: Option<(String, Session)>,
     silent_at: Instant,
-    /// Since when no node has been reached; `None` while one is.
+    /// Since when no node has been heard; `None` while one is.
     lost: Option<Instant>,
     is_out_of_sight: bool,
     view: Option<GroupView>,
@@ -222,7 +226,7 @@ impl GroupEvents {
     fn note_lost(&mut self, why: String) {
         tracing::debug!(why, "the watcher reaches no node");
         let lost = *self.lost.get_or_insert_with(Instant::now);
-        if lost.elapsed() >= PATIENCE && !self.is_out_of_sight {
+        if lost.elapsed() >= UNHEARD_MAX && !self.is_out_of_sight {
             self.is_out_of_sight = true;
             self.pending.push_back(GroupEvent::OutOfSight { why });
         }
@@ -269,7 +273,11 @@ impl GroupEvents {
             Ok(Ok(Some(frame))) => frame,
             Ok(Ok(None)) => return Ok(Err(format!("{address} closed the connection"))),
             Ok(Err(error)) => return Ok(Err(format!("{address}: {error}"))),
-            Err(_) => return Ok(Err(format!("{address} is silent"))),
+            Err(_) => {
+                let silent_since = Instant::now().checked_sub(SILENCE_MAX);
+                self.lost = self.lost.or(silent_since);
+                return Ok(Err(format!("{address} is silent")));
+            }
         };
         let message: ViewMessage = match decode(Kind::GroupView, frame) {
             Ok(message) => message,

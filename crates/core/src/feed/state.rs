@@ -20,6 +20,7 @@ use crate::feed::names::Names;
 use crate::feed::{FeedEvent, Filter, StatePart, stopped};
 use crate::ids::{DatabaseId, Vlsn};
 use crate::node::Node;
+use crate::plural::plural;
 use crate::txn::view::View;
 
 /// Bytes of keys and values in one part, unless one row is larger.
@@ -116,8 +117,9 @@ impl StateScan {
         if let Some((name, found, right)) = wrong {
             node.audit.want_count(false);
             return Err(stopped(&format!(
-                "its state contradicts its log: {found} rows of {name} were read, but the log gave \
-                 it {right}, or other keys and values"
+                "its state contradicts its log: {found} {} read of {name}, but the log gave it \
+                 {right}, or other keys and values",
+                plural(found, "row was", "rows were"),
             )));
         }
         Ok(Some(digest.total().sum()))

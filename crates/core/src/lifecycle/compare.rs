@@ -157,7 +157,7 @@ impl Lifecycle {
         }
     }
 
-    fn note_checked(&self, of: Incarnation, checked: Option<Flaw>) {
+    pub(super) fn note_checked(&self, of: Incarnation, checked: Option<Flaw>) {
         let note = |damage: &mut Damage| damage.note_checked(of, checked);
         self.around.notices.damage.send_if_modified(note);
     }

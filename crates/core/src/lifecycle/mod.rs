@@ -56,6 +56,7 @@ use crate::machine::Machine;
 use crate::node::phase::{NotRunning, Phase};
 use crate::node::status::NodeStatus;
 use crate::node::{Node, Surroundings};
+use crate::plural::plural;
 use crate::state_copy::fetch::Progress;
 use crate::state_copy::source::Copies;
 use crate::tasks::Tasks;
@@ -413,9 +414,10 @@ impl Lifecycle {
             })
             .collect();
         format!(
-            "a master, which needs {} of {} voting nodes: {}",
+            "a master, which needs {} of {} voting {}: {}",
             names.len() / 2 + 1,
             names.len(),
+            plural(names.len(), "node", "nodes"),
             names.join(", ")
         )
     }

@@ -7,6 +7,7 @@ use crate::admin::client::AdminRefusal;
 use crate::consensus::Consensus;
 use crate::ids::NodeId;
 use crate::lifecycle::changes::Undone;
+use crate::plural::plural;
 
 /// Voting nodes, as their master sees them.
 pub(super) struct Present {
@@ -34,7 +35,8 @@ impl Present {
 impl fmt::Display for Present {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let up = self.count - self.missing.len();
-        write!(f, "{up} of {} voting nodes", self.count)?;
+        let nodes = plural(self.count, "node", "nodes");
+        write!(f, "{up} of {} voting {nodes}", self.count)?;
         if !self.missing.is_empty() {
             write!(f, " (not {})", self.missing.join(", "))?;
         }

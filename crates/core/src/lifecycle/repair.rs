@@ -38,7 +38,7 @@ use rand::{Rng, SeedableRng};
 use crate::admin::client::Asked;
 use crate::admin::messages::{AdminCall, AdminDone, Joined, ReadmitRequest};
 use crate::config::Repair;
-use crate::consensus::{Consensus, Damage};
+use crate::consensus::{Consensus, Damage, Flaw};
 use crate::error::OpenError;
 use crate::group::identity::Identity;
 use crate::group::{Member, MemberRecord};
@@ -48,6 +48,7 @@ use crate::lifecycle::{Lifecycle, lock};
 use crate::log::LogId;
 use crate::node::Node;
 use crate::node::phase::Phase;
+use crate::plural::plural;
 use crate::state_copy::fetch::Progress;
 use crate::wire::node_state::NodeStateMessage;
 
@@ -205,6 +206,13 @@ impl Lifecycle {
         });
         if begins {
             tracing::error!(why, "the data of this node is damaged; it repairs itself");
+            // A master, a status and a watcher learn of it while nobody can readmit the node.
+            let flaw = Flaw {
+                what: why.clone(),
+                is_damage: true,
+            };
+            let of = self.identity.borrow().incarnation;
+            self.note_checked(of, Some(flaw));
             let task = Arc::clone(self).repair(why);
             *lock(&self.restoring) = Some(steadfast_net::process::spawn(task));
         }
@@ -354,9 +362,10 @@ fn check_goes_on_without(consensus: &Consensus, id: NodeId, member: &Member) -> 
         if voters.contains(&id) && up * 2 <= voters.len() {
             return refused_for_now(
                 format!(
-                    "without {} only {up} of {} voting nodes would be up and current: no majority",
+                    "without {} only {up} of {} voting {} would be up and current: no majority",
                     member.name,
-                    voters.len()
+                    voters.len(),
+                    plural(voters.len(), "node", "nodes")
                 ),
                 "bring the others back",
             );

@@ -25,6 +25,7 @@ use crate::ids::LogPosition;
 use crate::listener::RoleState;
 use crate::node::Node;
 use crate::planted::{self, Bug};
+use crate::plural::plural;
 use crate::policy::ConsistencyPolicy;
 use crate::token::CommitToken;
 
@@ -130,7 +131,8 @@ pub(crate) async fn current(
     let behind = number(position).saturating_sub(number(own));
     let vlsn = node.sequencer.visible();
     Ok(Err(format!(
-        "timed out after {timeout:?}: the node is {behind} log entries behind, at VLSN {vlsn}"
+        "timed out after {timeout:?}: the node is {behind} log {} behind, at VLSN {vlsn}",
+        plural(behind, "entry", "entries")
     )))
 }
 

@@ -43,6 +43,7 @@ use crate::ids::{GroupEpoch, GroupUuid, NodeId, Vlsn};
 use crate::log::LogId;
 use crate::machine::Machine;
 use crate::member::NodeAddress;
+use crate::plural::plural;
 
 pub(crate) use rewrite::finish;
 use survey::Survey;
@@ -198,8 +199,9 @@ pub enum RecoverError {
         other: PathBuf,
     },
     /// A majority is present.
-    #[error("{there} of {voters} voters are left ({}), which is a majority: a recovery is neither \
-             needed nor allowed; nothing was changed; start them", names.join(", "))]
+    #[error("{there} of {voters} {} left ({}), which is a majority: a recovery is neither needed \
+             nor allowed; nothing was changed; start them",
+            plural(*.voters, "voter is", "voters are"), names.join(", "))]
     NotNeeded {
         /// Voters that may take part.
         there: usize,

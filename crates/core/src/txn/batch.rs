@@ -20,6 +20,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::ids::{DatabaseId, Vlsn};
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::plural::plural;
 
 const FORMAT: u8 = 1;
 const FORMAT_OFFSET: usize = 0;
@@ -55,7 +56,7 @@ pub(crate) enum BatchError {
     Format(u8),
     #[error("batch ends inside {0}")]
     Short(&'static str),
-    #[error("batch has {0} bytes after its last transaction")]
+    #[error("batch has {} {} after its last transaction", .0, plural(*.0, "byte", "bytes"))]
     Trailing(usize),
     #[error("batch has an operation of unknown kind {0}")]
     Kind(u8),

@@ -13,6 +13,7 @@ use prost::Message;
 use crate::group::{Impossible, LogIdRecord, check_headroom};
 use crate::ids::{NodeId, Term};
 use crate::log::{self, EntryKind, LogId};
+use crate::plural::plural;
 use crate::wire::comparison::Diverged;
 
 /// The protocol versions that this program speaks.
@@ -46,7 +47,7 @@ pub(crate) enum Kind {
 /// Why a frame from a peer was rejected. The connection is closed; nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WireError {
-    #[error("frame of {0} bytes has no room for its envelope")]
+    #[error("frame of {} {} has no room for its envelope", .0, plural(*.0, "byte", "bytes"))]
     Short(usize),
     #[error("frame of kind {found} where kind {expected:?} was expected")]
     Kind { expected: Kind, found: u8 },

@@ -97,6 +97,29 @@ fn a_monitor_is_told_of_failures_and_masters_wherever_it_began() {
 }
 
 #[test]
+fn a_monitor_says_within_seconds_that_no_node_is_heard() {
+    let mut group = Group::in_memory(3, &[]);
+    group.master_except(None);
+    let given = [0, 1, 2].map(|at| format!("{}:7400", name(at)));
+    let given = [&*given[0], &given[1], &given[2]];
+    let mut events = watch(&group, &given).expect("a node answers");
+    let is_present = |event: &GroupEvent| matches!(event, GroupEvent::Present(_));
+    until(&group, &mut events, is_present);
+    for at in 0..3 {
+        group.crash(at);
+    }
+    let lost = std::time::Instant::now();
+    let is_gone = |event: &GroupEvent| matches!(event, GroupEvent::OutOfSight { .. });
+    until(&group, &mut events, is_gone);
+    let took = lost.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    for at in 0..3 {
+        group.reopen(at).expect("opened");
+    }
+    until(&group, &mut events, is_healthy);
+}
+
+#[test]
 fn a_monitor_is_told_of_members_that_come_change_and_go() {
     let mut group = Group::in_memory(3, &[]);
     let replica = (group.master_except(None) + 1) % 3;

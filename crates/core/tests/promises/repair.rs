@@ -218,8 +218,11 @@ fn two_of_three_that_are_damaged_stay_out_and_nothing_is_lost() {
         let mut states = group.open_nodes().map(|node| node.state().role);
         states.all(|role| role != steadfast::Role::Master)
     });
-    let waiting_for = group.node(at).status().waiting_for;
+    let status = group.node(at).status();
+    let waiting_for = status.waiting_for;
     assert!(waiting_for.contains("its data is damaged"), "{waiting_for}");
+    let damage = status.damage.expect("it knows");
+    assert!(waiting_for.contains(&damage), "{waiting_for}: {damage}");
     assert_eq!(segments(&group, at), before, "nothing is touched");
     // What is left can be read, and recovered from.
     let read = get(group.node(third), ConsistencyPolicy::Eventual, "before0");

@@ -5,7 +5,7 @@ use steadfast::ids::{LogPosition, NodeId, Term, Vlsn};
 use steadfast::{Divergence, MemberStatus, NodeAddress, NodeStatus, NodeType, ReplicaStatus};
 
 use super::*;
-use crate::status::{Answer, ClockOffset, Unseen};
+use crate::status::{Answer, ClockOffset, Unseen, headline};
 
 /// A group of which the tests break parts.
 struct Rig {
@@ -358,6 +358,54 @@ fn disks_that_fill_up_are_found_and_weigh_more_on_the_master() {
 }
 
 #[test]
+fn a_group_whose_master_has_no_room_takes_no_writes_and_says_so() {
+    let full = |status: &mut NodeStatus| status.read_only = Some("5 MiB are free".to_owned());
+    let all = Rig::three().with(1, full).with(2, full).with(3, full);
+    assert_eq!(all.survey().health, Health::ReadOnly);
+    let headline = headline(&all.survey());
+    let words = ["READ-ONLY", "3 of 3 nodes", "no writes"];
+    assert!(
+        words.iter().all(|word| headline.contains(word)),
+        "{headline}"
+    );
+    let replica = Rig::three().with(2, full);
+    assert_eq!(replica.survey().health, Health::Degraded);
+}
+
+#[test]
+fn damage_is_found_and_named_also_without_a_master() {
+    let unknown = |status: &mut NodeStatus| "unknown".clone_into(&mut status.role);
+    let down = gone(Unreachable::Refused);
+    let waits = Rig::three()
+        .unseen(1, down)
+        .with(3, unknown)
+        .with(2, |status| {
+            unknown(status);
+            status.damage = Some("rot at byte 9".to_owned());
+            "the others to readmit it; its data is damaged: rot at byte 9"
+                .clone_into(&mut status.waiting_for);
+        });
+    let findings = waits.findings();
+    let damage = findings.iter().find(|finding| finding.kind == "damage");
+    let words = ["n2", "rot at byte 9", "readmit", "serves nothing"];
+    assert_says(damage.expect("it is known"), "damage", &words);
+    assert!(findings.iter().any(|finding| finding.kind == "no_master"));
+}
+
+#[test]
+fn a_node_that_is_up_with_damage_or_a_disk_that_hangs_is_named_and_not_called_down() {
+    let rotten = |status: &mut NodeStatus| status.damage = Some("rot at byte 9".to_owned());
+    let damaged = headline(&Rig::three().with(2, rotten).survey());
+    for word in ["DEGRADED", "n2", "rot at byte 9", "survives 1 more failure"] {
+        assert!(damaged.contains(word), "{word:?} is not in: {damaged}");
+    }
+    assert!(!damaged.contains(" down"), "{damaged}");
+    let hangs = Rig::three().with(2, |status| status.disk_hangs_ms = Some(4_000));
+    let hangs = headline(&hangs.survey());
+    assert!(hangs.contains("n2") && !hangs.contains(" down"), "{hangs}");
+}
+
+#[test]
 fn data_that_differs_or_is_damaged_is_found() {
     let damaged = Rig::three().with(2, |status| status.damage = Some("rot".to_owned()));
     assert_says(&damaged.only(), "damage", &["n2", "rot", "node replace n2"]);
@@ -394,18 +442,18 @@ fn an_even_group_says_what_it_survives_here_and_in_the_status() {
     assert_says(
         &group.only(),
         "even",
-        &["4", "survives 1 failures", "3 would"],
+        &["4", "survives 1 failure,", "3 would"],
     );
     let problems = group.survey().problems;
     assert!(
         problems[0]
             .what
-            .contains("4 voting nodes survive 1 failures")
+            .contains("4 voting nodes survive 1 failure,")
     );
     let degraded = group.unseen(4, gone(Unreachable::Refused)).survey();
     let says = |what: &str| degraded.problems.iter().any(|of| of.what.contains(what));
     assert!(says(
-        "4 voting nodes survive 1 failures, no more than 3 would"
+        "4 voting nodes survive 1 failure, no more than 3 would"
     ));
 }
 

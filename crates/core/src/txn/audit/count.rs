@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use crate::engine::{Direction, EngineError, KeyRange, RowDigest, ScanLimit, StorageEngine};
 use crate::ids::DatabaseId;
+use crate::plural::plural;
 use crate::txn::audit::digest::{Counted, RunningDigest};
 use crate::txn::catalog::CATALOG;
 
@@ -117,14 +118,15 @@ impl Count {
 }
 
 fn describe(name: &str, found: RowDigest, right: RowDigest) -> String {
+    let rows = plural(found.rows, "row", "rows");
     if found.rows == right.rows {
         return format!(
-            "{name} has {} rows, as it should, but not the keys and values that the log gave it",
+            "{name} has {} {rows}, as it should, but not the keys and values that the log gave it",
             found.rows
         );
     }
     format!(
-        "{name} has {} rows, but should have {}",
+        "{name} has {} {rows}, but should have {}",
         found.rows, right.rows
     )
 }

@@ -40,6 +40,7 @@ use crate::engine::{Applied, EngineBatch, EngineError, StorageEngine};
 use crate::ids::{LogPosition, Vlsn};
 use crate::log::{Disk, Log};
 use crate::planted::{self, Bug};
+use crate::plural::plural;
 use crate::txn::audit::count::Count;
 use crate::txn::audit::digest::{Changes, Point, Prepared, RunningDigest, has_account};
 use crate::txn::audit::file::{DigestFile, FileError};
@@ -349,7 +350,8 @@ impl Auditor {
         let digest = RunningDigest::of(names, &count.into_found());
         if let Some(right) = total.filter(|right| *right != digest.total()) {
             let rows = (digest.total().rows, right.rows);
-            let what = format!("it has {} rows, but should have {}", rows.0, rows.1);
+            let noun = plural(rows.0, "row", "rows");
+            let what = format!("it has {} {noun}, but should have {}", rows.0, rows.1);
             return Err(self.differs(&what));
         }
         if total.is_none() {
