@@ -46,7 +46,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
                 config: Some(file.clone()),
                 ..Flags::default()
             }
-            .load()?;
+            .load()?
+            .config;
             println!(
                 "{} is valid: node {} of group {}, listening on {}, data in {}",
                 file.display(),

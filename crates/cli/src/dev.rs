@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use steadfast::plural;
 
 use crate::child::{self, Child, ChildEvent, ChildEvents, ChildNews};
+use crate::credentials::{self, ADMIN};
 use crate::failure::Failure;
 use crate::output;
 use crate::ports::free_addresses;
@@ -52,8 +53,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         (None, Some(made)) => made.path().to_owned(),
         (None, None) => unreachable!("one of the two is there"),
     };
-    let addresses = prepare(&dir, arguments.nodes.into())
-        .map_err(|error| Failure::system(&format!("cannot use {}", dir.display()), &error))?;
+    let failed = |error| Failure::system(&format!("cannot use {}", dir.display()), &error);
+    if !config_file(&dir, 0).exists() {
+        let names: Vec<_> = (0..arguments.nodes.into()).map(name).collect();
+        credentials::make(&dir.join(CREDENTIALS), GROUP, &names)?;
+    }
+    let addresses = prepare(&dir, arguments.nodes.into()).map_err(failed)?;
     let (sender, mut events) = child::events();
     let mut children = start_all(&dir, &addresses, &sender)?;
     introduce(&dir, &addresses, &children);
@@ -65,6 +70,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     child::end_all(&mut children, &mut events, CLOSE_PATIENCE).await;
     Ok(ExitCode::SUCCESS)
 }
+
+/// Name of the group.
+const GROUP: &str = "dev";
+/// The directory of everybody's credentials.
+const CREDENTIALS: &str = "credentials";
 
 fn name(index: usize) -> String {
     format!("n{}", index + 1)
@@ -102,8 +112,10 @@ fn prepare(dir: &Path, nodes: usize) -> std::io::Result<Vec<String>> {
         let name = name(index);
         let data_dir = dir.join(&name);
         let mut table = toml::Table::new();
-        table.insert("group".to_owned(), "dev".into());
+        let credentials = dir.join(CREDENTIALS).join(&name).display().to_string();
+        table.insert("group".to_owned(), GROUP.into());
         table.insert("node".to_owned(), name.into());
+        table.insert("credentials".to_owned(), credentials.into());
         table.insert("data_dir".to_owned(), data_dir.display().to_string().into());
         table.insert("listen".to_owned(), address.clone().into());
         table.insert("bootstrap".to_owned(), list.clone().into());
@@ -139,7 +151,11 @@ fn introduce(dir: &Path, addresses: &[String], children: &[Option<Child>]) {
         let pid = child.as_ref().map_or(0, Child::pid);
         println!("  {}  {address}  pid {pid}", name(index));
     }
-    println!("see its state:    steadfast status {}", addresses[0]);
+    println!(
+        "see its state:    steadfast status {} --credentials {}",
+        addresses[0],
+        dir.join(CREDENTIALS).join(ADMIN).display()
+    );
     println!("see a failover:   kill -9 the master's pid");
     println!("Ctrl-C stops all nodes\n");
 }

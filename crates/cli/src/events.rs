@@ -45,7 +45,8 @@ pub(crate) async fn run(Arguments { at, mut ask }: Arguments) -> Result<ExitCode
 /// Runs until nobody reads any more.
 async fn watch(ask: &Ask) -> Result<(), Failure> {
     let group_name = ask.survey().await?.group_name;
-    let connecting = GroupEvents::connect_async(ask.addresses().iter().cloned(), &group_name);
+    let addresses = ask.addresses().to_vec();
+    let connecting = GroupEvents::connect_on(ask.network()?, addresses, &group_name);
     let connected = ask.wait_for(CONNECT_MAX, connecting).await;
     let mut events = connected.map_err(|error| failed(&error))?;
     while !output::is_lost() {

@@ -118,6 +118,11 @@ impl Failure {
     }
 
     /// Prints the three parts on stderr; returns the exit code.
+    /// What happened.
+    pub(crate) fn what(&self) -> &str {
+        &self.what
+    }
+
     pub(crate) fn print(&self) -> ExitCode {
         eprintln!("{self}");
         ExitCode::from(self.exit)

@@ -370,7 +370,8 @@ impl Ask {
     }
 
     async fn send(&self, command: &AdminCommand) -> Result<ExitCode, Failure> {
-        let sent = command.send(self.addresses(), ANSWER_TIMEOUT);
+        let network = self.network()?;
+        let sent = command.send(&*network, self.addresses(), ANSWER_TIMEOUT);
         match self.wait_for(command.time_limit(), sent).await {
             Ok(done) => {
                 self.print("done", &done);
@@ -410,9 +411,10 @@ impl Ask {
         node_type: NodeType,
         priority: u32,
     ) -> Result<JoinToken, Failure> {
+        let network = self.network()?;
         let mut why = Vec::new();
         for address in self.addresses() {
-            match NodeStatus::ask(address, false, ANSWER_TIMEOUT).await {
+            match NodeStatus::ask_on(&*network, address, false, ANSWER_TIMEOUT).await {
                 Ok(status) => match JoinToken::new(&status, node_type) {
                     Some(token) => {
                         for member in &status.members {

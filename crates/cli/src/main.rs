@@ -19,6 +19,7 @@ mod backup;
 mod bench;
 mod child;
 mod configure;
+mod credentials;
 mod data_dir;
 mod demo;
 mod dev;
@@ -26,6 +27,7 @@ mod doctor;
 mod events;
 mod failure;
 mod group;
+mod network;
 mod ports;
 mod recover;
 mod settings;
@@ -59,6 +61,8 @@ const LOG_DEFAULT: &str = "warn,openraft=error";
 Examples:
   steadfast demo                          kill masters under load and check that nothing is lost
   steadfast dev                           start a three-node group to experiment with
+  steadfast init --group orders ...       make the credentials of a new group
+  steadfast certs show DIR                show whose credentials these are, and until when
   steadfast start --config n1.toml        run one node of a real group
   steadfast status 10.0.0.1:7400          show the state of a group; any of its nodes will do
   steadfast token create                  print the token with which a new node joins
@@ -81,6 +85,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    Init(credentials::init::Arguments),
+    Certs(credentials::Arguments),
     Start(start::Arguments),
     Status(status::Arguments),
     Node(group::NodeArguments),
@@ -116,6 +122,8 @@ fn main() -> ExitCode {
         tracing::warn!(%error, "cannot raise the limit on open files");
     }
     let done = match arguments.verb {
+        Verb::Init(arguments) => credentials::init::run(&arguments),
+        Verb::Certs(arguments) => credentials::run(&arguments),
         Verb::Start(arguments) => on_runtime(start::run(arguments)),
         Verb::Status(arguments) => on_runtime(status::run(arguments)),
         Verb::Node(arguments) => on_runtime(group::run_node(arguments)),

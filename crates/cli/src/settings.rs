@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use steadfast::config::{ConfigError, KEYS, unknown_key};
-use steadfast::{Bootstrap, Durability, JoinToken, ParseDurabilityError, RepConfig};
+use steadfast::{
+    Bootstrap, Durability, JoinToken, ParseDurabilityError, RepConfig, RepConfigBuilder,
+    credentials,
+};
 use toml::Value;
 
 use crate::failure::Failure;
+use crate::network::now_ms;
 
 /// Environment variables that set a key begin with this: `STEADFAST_DATA_DIR`.
 const VARIABLE_PREFIX: &str = "STEADFAST_";
@@ -37,9 +41,19 @@ pub(crate) struct Flags {
     /// Token from `steadfast token create`, to join an existing group
     #[arg(long, value_name = "TOKEN", conflicts_with = "bootstrap")]
     pub(crate) join: Option<String>,
+    /// Directory of this node's credentials, made by `steadfast init`
+    #[arg(long, value_name = "DIR")]
+    pub(crate) credentials: Option<String>,
     /// Set any other key, for example `--set flush_interval_ms=1000`
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) numbers: Vec<String>,
+}
+
+/// A checked configuration, and where its credentials come from.
+pub(crate) struct NodeConfig {
+    pub(crate) config: RepConfig,
+    /// `None` without credentials.
+    pub(crate) credentials: Option<PathBuf>,
 }
 
 /// Values by key, each known and of the right type.
@@ -58,7 +72,7 @@ impl Flags {
     ///
     /// # Errors
     /// When the file cannot be read, or a value cannot be used; exits with the usage code.
-    pub(crate) fn load(&self) -> Result<RepConfig, Failure> {
+    pub(crate) fn load(&self) -> Result<NodeConfig, Failure> {
         let mut settings = Settings::default();
         if let Some(path) = &self.config {
             settings.add_file(path)?;
@@ -75,6 +89,7 @@ impl Flags {
             ("data_dir", &self.data_dir),
             ("listen", &self.listen),
             ("join", &self.join),
+            ("credentials", &self.credentials),
         ];
         for (key, value) in flags {
             if let Some(value) = value {
@@ -93,7 +108,7 @@ impl Flags {
             })?;
             settings.add_text(key, value)?;
         }
-        Ok(settings.build()?)
+        settings.build()
     }
 }
 
@@ -158,7 +173,23 @@ impl Settings {
         self.add(key, value)
     }
 
-    fn build(mut self) -> Result<RepConfig, ConfigError> {
+    fn build(mut self) -> Result<NodeConfig, Failure> {
+        let credentials = match self.0.remove("credentials") {
+            Some(Setting::Text(dir)) => Some(PathBuf::from(dir)),
+            _ => None,
+        };
+        let mut builder = self.builder()?;
+        if let Some(dir) = &credentials {
+            builder = builder.credentials(credentials::read(dir, now_ms())?);
+        }
+        let config = builder.build()?;
+        Ok(NodeConfig {
+            config,
+            credentials,
+        })
+    }
+
+    fn builder(mut self) -> Result<RepConfigBuilder, ConfigError> {
         let mut text = |key| match self.0.remove(key) {
             Some(Setting::Text(text)) => Ok(text),
             _ => Err(ConfigError::new(key, "is required")),
@@ -182,6 +213,16 @@ impl Settings {
                 }
                 ("advertise", Setting::Text(address)) => builder.advertise(address),
                 ("repair", Setting::Text(repair)) => builder.repair(repair.parse()?),
+                ("insecure_plaintext", Setting::Text(word)) => match &*word {
+                    "yes" => builder.insecure_plaintext(),
+                    "no" => builder,
+                    _ => {
+                        return Err(ConfigError::new(
+                            key,
+                            format!("{word:?} is neither yes nor no"),
+                        ));
+                    }
+                },
                 // The others were handled above.
                 (_, Setting::Text(name)) => {
                     let durability = name.parse::<Durability>();
@@ -191,7 +232,7 @@ impl Settings {
                 }
             };
         }
-        builder.build()
+        Ok(builder)
     }
 }
 
@@ -205,6 +246,8 @@ fn is_text(key: &str) -> bool {
         "repair",
         "join",
         "advertise",
+        "credentials",
+        "insecure_plaintext",
     ]
     .contains(&key)
 }

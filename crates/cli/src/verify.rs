@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use serde_json::json;
-use steadfast::{Comparison, NodeAddress, NodeStatus, plural};
+use steadfast::{Comparison, NodeAddress, NodeStatus, Transport, plural};
 
 use crate::failure::{FAILED, Failure, with_sources};
 use crate::output;
@@ -45,7 +45,8 @@ pub(crate) async fn run(Arguments { deep, at, mut ask }: Arguments) -> Result<Ex
             eprint!("\r\x1b[2K{} {noun} compared; now {database}", grouped(rows));
         }
     };
-    let compared = Comparison::run(&reference, &others, deep, progress).await;
+    let network = ask.network()?;
+    let compared = Comparison::run_on(&*network, &reference, &others, deep, progress).await;
     if is_shown {
         eprint!("\r\x1b[2K");
     }
@@ -58,7 +59,7 @@ pub(crate) async fn run(Arguments { deep, at, mut ask }: Arguments) -> Result<Ex
     })?;
     compared.left_out.extend(not_working(&survey));
     let asked = [vec![reference], others].concat();
-    leave_out_lost(&mut compared, &asked).await;
+    leave_out_lost(&*network, &mut compared, &asked).await;
     match ask.output() {
         Output::Table => print!("{}", render(&survey, &compared)),
         Output::Json => println!("{}", to_json(&survey.group_name, &compared)),
@@ -110,12 +111,13 @@ fn not_working(survey: &Survey) -> Vec<(String, String)> {
 }
 
 /// A node that was lost meanwhile has not checked its files: that is no damage.
-async fn leave_out_lost(compared: &mut Comparison, nodes: &[NodeAddress]) {
+async fn leave_out_lost(network: &dyn Transport, compared: &mut Comparison, nodes: &[NodeAddress]) {
     let checked = std::mem::take(&mut compared.checked);
     for node in checked {
         let of = nodes.iter().find(|of| of.name == node.name);
         if let (Some(of), Some(_)) = (of, &node.problem)
-            && let Err(error) = NodeStatus::ask(&of.address, false, ANSWER_TIMEOUT).await
+            && let Err(error) =
+                NodeStatus::ask_on(network, &of.address, false, ANSWER_TIMEOUT).await
         {
             let why = format!("it could not be reached: {}", with_sources(&error));
             compared.left_out.retain(|(name, _)| *name != node.name);
@@ -263,7 +265,7 @@ mod tests {
             .enable_all()
             .build();
         let nodes = [gone];
-        let left_out = leave_out_lost(&mut compared, &nodes);
+        let left_out = leave_out_lost(&steadfast::TcpTransport, &mut compared, &nodes);
         runtime.expect("a runtime").block_on(left_out);
         assert!(compared.is_clean(), "{compared:?}");
         let (name, why) = &compared.left_out[0];

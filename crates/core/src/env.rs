@@ -5,19 +5,20 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use steadfast_net::{MemoryNetwork, lock, process};
+use steadfast_net::{MemoryNetwork, TlsCredentials, TlsTransport, lock, process};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::{AdminCommand, AdminError};
-use crate::config::{Bootstrap, RepConfig};
+use crate::config::{Bootstrap, ConfigError, RepConfig};
 use crate::database::{Database, WriteBatch};
 use crate::error::{FeedError, OpenError, ReadError, ReadyError, WriteError};
 use crate::events::GroupEvents;
 use crate::feed::{Feed, SubscribeOptions};
 use crate::ids::Vlsn;
 use crate::lifecycle::Lifecycle;
+use crate::lifecycle::protection::{check_plaintext, secured};
 use crate::listener::{RoleState, StateChanges};
 use crate::machine::Machine;
 use crate::member::{JoinToken, NodeType};
@@ -47,6 +48,7 @@ struct EnvironmentHandle {
     own: Mutex<Option<Arc<OwnRuntime>>>,
     /// Whether the application has closed the environment. A group shutdown does not set it.
     closes: watch::Sender<bool>,
+    tls: Option<Arc<TlsTransport>>,
 }
 
 impl ReplicatedEnvironment {
@@ -58,6 +60,7 @@ impl ReplicatedEnvironment {
     /// # Errors
     /// See [`OpenError`]; nothing was changed.
     pub fn open(config: RepConfig) -> Result<Self, OpenError> {
+        check_plaintext(&config)?;
         let machine = Machine::real(config.tuning.engine_cache_bytes)?;
         Self::open_on_own_runtime(config, machine)
     }
@@ -68,9 +71,10 @@ impl ReplicatedEnvironment {
     /// # Errors
     /// See [`OpenError`].
     pub async fn open_async(config: RepConfig) -> Result<Self, OpenError> {
+        check_plaintext(&config)?;
         let machine = Machine::real(config.tuning.engine_cache_bytes)?;
         let (ground, own) = runtime(&config)?;
-        Opening::start(config, machine, ground, own).done().await
+        Opening::start(config, machine, ground, own)?.done().await
     }
 
     /// Opens a node on the given machine, on the caller's runtime. For tests and simulators:
@@ -81,7 +85,7 @@ impl ReplicatedEnvironment {
     /// See [`OpenError`].
     pub async fn open_on(config: RepConfig, machine: Machine) -> Result<Self, OpenError> {
         let ground = Ground::Guest(Handle::current());
-        Opening::start(config, machine, ground, None).done().await
+        Opening::start(config, machine, ground, None)?.done().await
     }
 
     /// A group of `nodes` connected nodes in this process, with in-memory disks, for an
@@ -112,7 +116,7 @@ impl ReplicatedEnvironment {
 
     fn open_on_own_runtime(config: RepConfig, machine: Machine) -> Result<Self, OpenError> {
         let (ground, own) = runtime(&config)?;
-        let opening = Opening::start(config, machine, ground.clone(), own);
+        let opening = Opening::start(config, machine, ground.clone(), own)?;
         ground.wait_for(opening.done())
     }
 
@@ -418,6 +422,23 @@ impl ReplicatedEnvironment {
             .map_err(OpenError::Close)
     }
 
+    /// Uses these credentials for all connections from now on; open ones go on.
+    ///
+    /// # Errors
+    /// When they are not of this node, do not belong together, or the node has none so far.
+    pub fn replace_credentials(&self, credentials: &TlsCredentials) -> Result<(), ConfigError> {
+        let error = |problem: String| ConfigError::new("credentials", problem);
+        let Some(tls) = &self.handle.tls else {
+            return Err(error(
+                "cannot be given to a node that was opened without".to_owned(),
+            ));
+        };
+        tls.replace(credentials)
+            .map_err(|wrong| error(wrong.to_string()))?;
+        self.handle.lifecycle.note_credentials(credentials);
+        Ok(())
+    }
+
     pub(crate) fn lifecycle(&self) -> &Lifecycle {
         &self.handle.lifecycle
     }
@@ -435,15 +456,17 @@ struct Opening {
     task: Option<JoinHandle<Result<Arc<Lifecycle>, OpenError>>>,
     ground: Ground,
     own: Option<Arc<OwnRuntime>>,
+    tls: Option<Arc<TlsTransport>>,
 }
 
 impl Opening {
     fn start(
         config: RepConfig,
-        machine: Machine,
+        mut machine: Machine,
         ground: Ground,
         own: Option<Arc<OwnRuntime>>,
-    ) -> Self {
+    ) -> Result<Self, OpenError> {
+        let tls = secured(&config, &mut machine)?;
         let opening = Lifecycle::open(config, machine);
         let held = ground.hold().expect("it was just made, or is a guest");
         let task = {
@@ -451,7 +474,12 @@ impl Opening {
             // In the caller's process: everything that the node starts ends with it.
             Some(process::spawn(opening))
         };
-        Self { task, ground, own }
+        Ok(Self {
+            task,
+            ground,
+            own,
+            tls,
+        })
     }
 
     async fn done(mut self) -> Result<ReplicatedEnvironment, OpenError> {
@@ -464,6 +492,7 @@ impl Opening {
             ground: self.ground.clone(),
             own: Mutex::new(self.own.take()),
             closes: watch::Sender::default(),
+            tls: self.tls.take(),
         };
         Ok(ReplicatedEnvironment {
             handle: Arc::new(environment),

@@ -51,7 +51,7 @@
 //! # }
 //! ```
 //!
-//! Steadfast does not encrypt or authenticate connections.
+//! Nodes that other machines can reach have [credentials]; see `docs/security.md`.
 //!
 //! | module | holds |
 //! | --- | --- |
@@ -73,6 +73,7 @@
 //! | `events` | events of a group, for its watchers |
 //! | `state_copy` | a full copy of the state, for a node that the log cannot bring up to date |
 //! | `compare` | digests; comparing nodes with each other |
+//! | [`credentials`] | what nodes and clients prove with who they are: made, read, shown |
 //! | [`addresses`] | recovery when all addresses have changed |
 //! | [`quorum_loss`] | recovery when a quorum is lost for good |
 //! | [`machine`] | disk, network, engine, clock, randomness and threads: the edge |
@@ -91,6 +92,7 @@ mod admin;
 mod compare;
 pub mod config;
 mod consensus;
+pub mod credentials;
 mod database;
 pub mod engine;
 mod env;
@@ -124,6 +126,7 @@ mod wire;
 
 pub use admin::{AdminCommand, AdminError, PRIORITY_MAX};
 pub use compare::{CheckedNode, ComparedDatabase, Comparison};
+pub use config::access::{Access, Holder};
 pub use config::{Bootstrap, RepConfig, RepConfigBuilder, Repair};
 pub use database::{CompareAndSet, Database, WriteBatch};
 pub use env::ReplicatedEnvironment;
@@ -148,6 +151,7 @@ pub use policy::{
     ConsistencyPolicy, Durability, ParseDurabilityError, ReadOptions, ReplicaAckPolicy, SyncPolicy,
 };
 pub use steadfast_net::Descriptors;
+pub use steadfast_net::{TcpTransport, TlsCredentials, TlsTransport, Transport};
 pub use token::{CommitToken, ParseTokenError, TokenOutcome};
 pub use txn::scan::Scan;
 pub use txn::transaction::{Snapshot, SnapshotDatabase, Transaction, TransactionDatabase};

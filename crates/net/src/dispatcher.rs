@@ -403,6 +403,7 @@ impl Incoming {
         let Ok(Ok(permit)) = permit else {
             return Err(Refusal::HandlersMax);
         };
+        let identity = connection.identity().map(str::to_owned);
         let opened = runtime().and_then(|r| Ok((r, BlockingConnection::over(connection)?)));
         let (runtime, channel) = opened.map_err(|error| {
             tracing::error!(%error, "no runtime for a blocking handler");
@@ -410,7 +411,9 @@ impl Incoming {
         })?;
         let shared = channel.shared();
         let mut handling = runtime.spawn_blocking(move || {
-            let handled = catch_unwind(AssertUnwindSafe(|| handler.handle(Box::new(channel))));
+            let handled = catch_unwind(AssertUnwindSafe(|| {
+                handler.handle_from(Box::new(channel), identity.as_deref())
+            }));
             drop(permit);
             handled
         });

@@ -67,6 +67,11 @@ impl TlsCredentials {
         })
     }
 
+    /// The certificate of this end, in DER.
+    pub fn certificate(&self) -> &[u8] {
+        &self.chain[0]
+    }
+
     /// The identity that the certificate of this end names.
     pub fn identity(&self) -> &str {
         &self.identity
@@ -85,6 +90,7 @@ impl fmt::Debug for TlsCredentials {
 /// Another transport, with TLS on each of its streams.
 pub struct TlsTransport {
     inner: Arc<dyn Transport>,
+    identity: String,
     ends: Mutex<Ends>,
 }
 
@@ -102,16 +108,26 @@ impl TlsTransport {
     ///
     /// [`NetError::Configuration`] when the key does not belong to the certificate.
     pub fn new(inner: Arc<dyn Transport>, credentials: &TlsCredentials) -> Result<Self> {
-        let ends = Mutex::new(Ends::new(credentials)?);
-        Ok(Self { inner, ends })
+        Ok(Self {
+            inner,
+            identity: credentials.identity.clone(),
+            ends: Mutex::new(Ends::new(credentials)?),
+        })
     }
 
     /// Uses these credentials from the next handshake on. Open connections go on.
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new). The earlier credentials then stay in use.
+    /// As [`new`](Self::new), and when they name another identity. The earlier credentials then stay
+    /// in use.
     pub fn replace(&self, credentials: &TlsCredentials) -> Result<()> {
+        let (own, new) = (&self.identity, &credentials.identity);
+        if own != new {
+            return Err(invalid(format!(
+                "the certificate names {new}, and not {own}"
+            )));
+        }
         let ends = Ends::new(credentials)?;
         *lock(&self.ends) = ends;
         Ok(())
@@ -133,7 +149,12 @@ impl Transport for TlsTransport {
             let name = ServerName::try_from("steadfast").expect("a host name");
             let handshake = self.ends().client.connect(name, stream);
             let stream = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-                Ok(done) => done.map_err(|error| NetError::io(doing.clone(), error))?,
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) if is_end(&error) => {
+                    let why = "it ended the handshake; it may not use TLS".to_owned();
+                    return Err(failed(&doing, why));
+                }
+                Ok(Err(error)) => return Err(NetError::io(doing, error)),
                 Err(_) => return Err(NetError::DeadlineExceeded { doing }),
             };
             let (_, session) = stream.get_ref();
@@ -345,6 +366,14 @@ fn reason(error: &io::Error) -> &'static str {
         rustls::Error::AlertReceived(_) => "refused_by_client",
         _ => "protocol",
     }
+}
+
+/// Whether the other end has gone.
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }
 
 fn refuse(reason: &'static str) {

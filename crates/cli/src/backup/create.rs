@@ -33,10 +33,12 @@ pub(super) async fn create(ask: &Ask, dir: &Path, stale: bool) -> Result<Manifes
     make_empty(dir)?;
     let address = source.node.address.clone();
     // Before the first byte moves: it is only an estimate of the total.
-    let total = NodeStatus::ask_data_bytes(&address, ANSWER_TIMEOUT).await;
+    let network = ask.network()?;
+    let total = NodeStatus::ask_data_bytes(&*network, &address, ANSWER_TIMEOUT).await;
     let mut progress = Progress::new("copied", total.unwrap_or(0));
-    let connected =
-        Subscription::connect_async([address], &survey.group_name, StartAt::Start).await;
+    let connecting =
+        Subscription::connect_on(network, vec![address], &survey.group_name, StartAt::Start);
+    let connected = connecting.await;
     let mut state = connected.map_err(|error| failed(&error))?;
     let mut writer = Writer::new(dir);
     let (token, digest) = loop {

@@ -16,7 +16,9 @@ use tokio::time::Instant;
 
 use self::load::{Load, Measured};
 use crate::child::{self, Child, ChildEvents};
+use crate::credentials;
 use crate::failure::Failure;
+use crate::network::now_ms;
 use crate::output;
 use crate::ports::free_addresses;
 
@@ -92,6 +94,9 @@ pub(crate) struct Arguments {
     /// Print one JSON line on stdout at the end, and nothing else there
     #[arg(long)]
     json: bool,
+    /// Do without TLS, to see what it costs
+    #[arg(long)]
+    plaintext: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -184,6 +189,11 @@ impl BenchGroup {
             .zip(&addresses)
             .map(|(n, at)| format!("n{n}={at}"))
             .collect();
+        let secured = (!arguments.plaintext).then(|| dir.join("credentials"));
+        if let Some(dir) = &secured {
+            let names: Vec<_> = (1..=nodes).map(|n| format!("n{n}")).collect();
+            credentials::make(dir, "bench", &names)?;
+        }
         let (sender, events) = child::events();
         let start = |index: usize| {
             let name = format!("n{}", index + 1);
@@ -204,7 +214,13 @@ impl BenchGroup {
             ];
             let arguments = ["start", "--until-stdin-closes"]
                 .into_iter()
-                .chain(arguments.into_iter().flatten());
+                .chain(arguments.into_iter().flatten())
+                .map(str::to_owned);
+            let secured = secured.iter().flat_map(|dir| {
+                let dir = dir.join(&name).display().to_string();
+                ["--credentials".to_owned(), dir]
+            });
+            let arguments = arguments.chain(secured);
             let log = dir.join(format!("{name}.log"));
             Child::start(index - 1, 1, arguments, &log, sender.clone()).map(Some)
         };
@@ -215,6 +231,9 @@ impl BenchGroup {
             .bootstrap(Bootstrap::expect(&list)?);
         if arguments.from == Some(Source::Window) {
             config = config.set("flush_interval_ms", KEEP_IN_WINDOW_MS);
+        }
+        if let Some(dir) = &secured {
+            config = config.credentials(steadfast::credentials::read(&dir.join("n1"), now_ms())?);
         }
         let config = config.build()?;
         let env = ReplicatedEnvironment::open_async(config.clone()).await?;

@@ -2,9 +2,12 @@
 //! and what it received is checked against the ledger.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use steadfast::{Change, CommittedTransaction, FeedError, FeedEvent, StartAt, Subscription};
+use steadfast::{
+    Change, CommittedTransaction, FeedError, FeedEvent, StartAt, Subscription, Transport,
+};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -36,8 +39,12 @@ impl Follower {
     ///
     /// # Errors
     /// When no node answers.
-    pub(super) async fn start(addresses: &[String]) -> Result<Self, Failure> {
-        let connected = Subscription::connect_async(addresses, "demo", StartAt::Start).await;
+    pub(super) async fn start(
+        network: Arc<dyn Transport>,
+        addresses: &[String],
+    ) -> Result<Self, Failure> {
+        let addresses = addresses.to_vec();
+        let connected = Subscription::connect_on(network, addresses, "demo", StartAt::Start).await;
         let subscription = connected.map_err(|error| failure(&error))?;
         let (sender, told) = watch::channel(0);
         let task = tokio::spawn(follow(subscription, sender));

@@ -2,22 +2,27 @@
 //! ledger of what they acknowledge, and waits for conditions on all of it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use steadfast::NodeStatus;
+use steadfast::{NodeStatus, Transport};
 use tokio::time::Instant;
 
 use super::ledger::{Holding, Ledger, Process};
 use super::progress::Progress;
 use super::protocol::{Command, Report};
 use crate::child::{self, Child, ChildEvent, ChildEvents, ChildNews};
+use crate::credentials::{self, ADMIN};
 use crate::failure::Failure;
+use crate::network::with_credentials;
 use crate::ports::free_addresses;
 use crate::status::ANSWER_TIMEOUT;
 
 /// Name of the group.
 pub(super) const GROUP: &str = "demo";
+/// The directory of everybody's credentials.
+const CREDENTIALS: &str = "credentials";
 /// Nodes of the demo.
 const NODES: usize = 3;
 /// How long any single step may take before the demo gives up.
@@ -30,6 +35,7 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 /// See the module.
 pub(super) struct Group {
     dir: PathBuf,
+    network: Arc<dyn Transport>,
     addresses: Vec<String>,
     clients: u32,
     children: Vec<Option<Child>>,
@@ -71,9 +77,14 @@ impl Group {
     pub(super) fn new(dir: PathBuf, clients: u32) -> Result<Self, Failure> {
         let addresses = free_addresses(NODES)
             .map_err(|error| Failure::system("no free ports for the nodes", &error))?;
+        let names: Vec<_> = Self::all().map(name).collect();
+        let credentials = dir.join(CREDENTIALS);
+        credentials::make(&credentials, GROUP, &names)?;
+        let network = with_credentials(&credentials.join(ADMIN))?;
         let (sender, events) = child::events();
         Ok(Self {
             dir,
+            network,
             addresses,
             clients,
             children: (0..NODES).map(|_| None).collect(),
@@ -88,6 +99,11 @@ impl Group {
 
     pub(super) fn all() -> std::ops::Range<usize> {
         0..NODES
+    }
+
+    /// How the nodes are reached.
+    pub(super) fn network(&self) -> Arc<dyn Transport> {
+        Arc::clone(&self.network)
     }
 
     /// Where the nodes listen.
@@ -105,6 +121,8 @@ impl Group {
             .map(|node| format!("{}={}", name(node), self.addresses[node]))
             .collect();
         let data_dir = self.dir.join(name(node)).display().to_string();
+        let credentials = self.dir.join(CREDENTIALS).join(name(node));
+        let credentials = credentials.display().to_string();
         let (life, clients) = (self.lives.to_string(), self.clients.to_string());
         let arguments = [
             ["--group", GROUP],
@@ -112,6 +130,7 @@ impl Group {
             ["--data-dir", &data_dir],
             ["--listen", &self.addresses[node]],
             ["--bootstrap", &list.join(",")],
+            ["--credentials", &credentials],
             ["--life", &life],
             ["--clients", &clients],
         ];
@@ -359,11 +378,13 @@ impl Group {
         condition: impl Fn(&[NodeStatus]) -> bool,
     ) -> Result<(), Failure> {
         let deadline = Instant::now() + STEP_TIMEOUT;
+        let network = Arc::clone(&self.network);
+        let network = &*network;
         loop {
             let asked = self
                 .addresses
                 .iter()
-                .map(|address| NodeStatus::ask(address, false, ANSWER_TIMEOUT));
+                .map(|address| NodeStatus::ask_on(network, address, false, ANSWER_TIMEOUT));
             let answers: Result<Vec<_>, _> = join_all(asked).await.into_iter().collect();
             if answers.is_ok_and(|nodes| condition(&nodes)) {
                 return Ok(());

@@ -150,7 +150,7 @@ async fn play(
         group.start(node)?;
     }
     group.wait_whole().await?;
-    let follower = Follower::start(group.addresses()).await?;
+    let follower = Follower::start(group.network(), group.addresses()).await?;
     group
         .progress
         .line("three nodes have formed a group; the load begins");
@@ -194,7 +194,8 @@ async fn transfer(group: &mut Group) -> Result<u64, Failure> {
         to: Vec::new(),
         within: STEP_TIMEOUT,
     };
-    let sent = transfer.send(&addresses, STEP_TIMEOUT);
+    let network = group.network();
+    let sent = transfer.send(&*network, &addresses, STEP_TIMEOUT);
     let done = group.follow_while(sent).await;
     done.map_err(|error| {
         let what = format!("mastership was not transferred: {error}");

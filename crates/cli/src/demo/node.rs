@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
 /// When the node cannot be opened, or does not become ready.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     output::detach_log()?;
-    let env = ReplicatedEnvironment::open(arguments.flags.load()?)?;
+    let env = ReplicatedEnvironment::open(arguments.flags.load()?.config)?;
     let switch: &'static Switch = Box::leak(Box::default());
     for stream in 0..arguments.clients {
         let (env, worker) = (

@@ -89,6 +89,8 @@ pub(super) fn diagnose(survey: &Survey) -> Vec<Finding> {
     findings.extend(hangs(survey));
     findings.extend(room(survey));
     findings.extend(descriptors(survey));
+    findings.extend(security::unprotected(survey));
+    findings.extend(security::certificates(survey));
     findings.extend(addresses(survey));
     findings.extend(one_copy(survey));
     findings.extend(slow_disks(survey));
@@ -544,5 +546,6 @@ fn clocks(survey: &Survey) -> Vec<Finding> {
     survey.nodes.iter().filter_map(find).collect()
 }
 
+mod security;
 #[cfg(test)]
 mod tests;

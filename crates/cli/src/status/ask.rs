@@ -1,9 +1,14 @@
 //! Which nodes verbs ask, and how they print the answer.
 
+use std::path::PathBuf;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use steadfast::Transport;
+
 use crate::failure::Failure;
+use crate::network::network;
 use crate::status::{Output, Survey};
 
 /// How long a verb waits for an answer before it says that it waits.
@@ -22,14 +27,19 @@ pub(crate) struct At {
 pub(crate) struct Ask {
     /// Addresses of nodes to ask, separated by commas; one is enough
     #[arg(
-        long,
+        long = "ask",
+        id = "ask",
         value_name = "HOST:PORT",
         value_delimiter = ',',
         default_value = "127.0.0.1:7400",
         env = "STEADFAST_ASK",
         global = true
     )]
-    ask: Vec<String>,
+    addresses: Vec<String>,
+    /// Directory of the credentials to show to nodes; by default, that of the user
+    /// (~/.config/steadfast/credentials) if there is one
+    #[arg(long, value_name = "DIR", env = "STEADFAST_CREDENTIALS", global = true)]
+    credentials: Option<PathBuf>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Output::Table, global = true)]
     output: Output,
@@ -39,13 +49,13 @@ impl Ask {
     /// The same, but asking the nodes given as arguments, if any.
     pub(crate) fn at(&mut self, at: At) -> &Self {
         if !at.addresses.is_empty() {
-            self.ask = at.addresses;
+            self.addresses = at.addresses;
         }
         self
     }
 
     pub(crate) fn addresses(&self) -> &[String] {
-        &self.ask
+        &self.addresses
     }
 
     pub(crate) fn output(&self) -> Output {
@@ -60,13 +70,18 @@ impl Ask {
         }
         eprintln!(
             "no answer yet from the group at {}; trying for up to {} s",
-            self.ask.join(", "),
+            self.addresses.join(", "),
             limit.as_secs()
         );
         answer.await
     }
 
     pub(crate) async fn survey(&self) -> Result<Survey, Failure> {
-        Survey::of(&self.ask).await
+        Survey::of(&*self.network()?, &self.addresses).await
+    }
+
+    /// How the nodes are reached.
+    pub(crate) fn network(&self) -> Result<Arc<dyn Transport>, Failure> {
+        network(self.credentials.as_deref())
     }
 }

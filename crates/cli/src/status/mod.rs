@@ -2,6 +2,7 @@
 
 mod ask;
 mod masterless;
+mod problems;
 mod survey;
 mod table;
 
@@ -9,6 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use steadfast::Transport;
 
 pub(crate) use masterless::{Cause, IF_ALL_MOVED};
 #[cfg(test)]
@@ -76,8 +78,8 @@ impl Survey {
     ///
     /// # Errors
     /// When none of them answers.
-    pub(crate) async fn of(addresses: &[String]) -> Result<Self, Failure> {
-        Self::take(addresses).await.map_err(|why| {
+    pub(crate) async fn of(network: &dyn Transport, addresses: &[String]) -> Result<Self, Failure> {
+        Self::take(network, addresses).await.map_err(|why| {
             Failure::new(
                 why.join("; "),
                 "unknown from here; a group whose nodes do not answer takes no writes",

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 use steadfast::ids::{NodeId, Term, Vlsn};
 use steadfast::{
-    Divergence, MemberStatus, NodeAddress, NodeStatus, NodeType, PRIORITY_DEFAULT, Unreachable,
+    MemberStatus, NodeAddress, NodeStatus, NodeType, PRIORITY_DEFAULT, Transport, Unreachable,
     plural,
 };
 
@@ -146,8 +146,11 @@ impl Survey {
     ///
     /// # Errors
     /// When none of them answers: the reason for each.
-    pub(crate) async fn take(addresses: &[String]) -> Result<Self, Vec<String>> {
-        let first = ask_all(addresses).await;
+    pub(crate) async fn take(
+        network: &dyn Transport,
+        addresses: &[String],
+    ) -> Result<Self, Vec<String>> {
+        let first = ask_all(network, addresses).await;
         let newest = first
             .values()
             .filter_map(|answer| answer.status.as_ref().ok())
@@ -163,7 +166,7 @@ impl Survey {
             .filter(|address| !first.contains_key(address))
             .collect();
         let mut answers = first;
-        answers.extend(ask_all(&unasked).await);
+        answers.extend(ask_all(network, &unasked).await);
         Ok(Self::judge(&newest, answers))
     }
 
@@ -259,36 +262,8 @@ impl Survey {
         }
         problems.extend(self.diverging());
         problems.extend(self.too_even());
+        problems.extend(self.unprotected());
         self.problems = problems;
-    }
-
-    /// Where the master has found nodes that differ from the others.
-    fn diverging(&self) -> Vec<Problem> {
-        let found = self.master.iter().flat_map(|master| &master.divergences);
-        let problem = |divergence: &Divergence| Problem {
-            what: format!(
-                "{} holds different data from the others: {divergence}",
-                divergence.nodes.join(" or ")
-            ),
-            remedy: "run `steadfast verify --deep`; nothing that the others hold is lost"
-                .to_owned(),
-        };
-        found.map(problem).collect()
-    }
-
-    /// An even number of voting nodes costs one node more and survives no more failures.
-    fn too_even(&self) -> Option<Problem> {
-        let voters = self.nodes.iter().filter(|node| node.member.votes).count();
-        let is_even = self.health != Health::Forming && voters > 0 && voters.is_multiple_of(2);
-        let survived = voters.saturating_sub(1) / 2;
-        is_even.then(|| Problem {
-            what: format!(
-                "{voters} voting nodes survive {survived} {}, no more than {} would",
-                plural(survived, "failure", "failures"),
-                voters - 1
-            ),
-            remedy: "add an electable node or an arbiter, or make one a secondary".to_owned(),
-        })
     }
 
     /// The nodes that answer and take part.
@@ -361,10 +336,10 @@ fn to_be(asked: String, answer: &Result<NodeStatus, Unseen>) -> MemberStatus {
     }
 }
 
-async fn ask_all(addresses: &[String]) -> BTreeMap<String, Answer> {
+async fn ask_all(network: &dyn Transport, addresses: &[String]) -> BTreeMap<String, Answer> {
     let asked = addresses.iter().map(|address| async move {
         let began_ms = now_ms();
-        let answer = NodeStatus::ask(address, false, ANSWER_TIMEOUT).await;
+        let answer = NodeStatus::ask_on(network, address, false, ANSWER_TIMEOUT).await;
         let ended_ms = now_ms();
         let clock = answer.as_ref().ok().filter(|status| status.clock_ms > 0);
         let clock = clock.map(|status| ClockOffset {
@@ -435,7 +410,8 @@ pub(crate) const ONLY_NODE: &str = "it repairs itself from its log, as far as th
 /// What is wrong with a node's data, and what the node waits for because of that.
 pub(crate) fn damage_in_words(status: &NodeStatus, damage: &str) -> String {
     let (name, waiting_for) = (&status.node.name, &status.waiting_for);
-    if waiting_for.contains(damage) {
+    // Where it begins with the damage, that is why it has stopped.
+    if waiting_for.contains(damage) && !waiting_for.starts_with(damage) {
         return format!("{name} waits for {waiting_for}");
     }
     format!("the data of {name} is bad: {damage}")

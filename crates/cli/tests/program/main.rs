@@ -7,6 +7,7 @@
 
 mod addresses;
 mod backup;
+mod credentials;
 mod every_verb;
 mod floods;
 mod full_disk;
@@ -15,6 +16,7 @@ mod operator;
 #[path = "../../src/ports.rs"]
 mod ports;
 mod printing;
+mod tls;
 mod under_load;
 mod verify;
 mod volumes;

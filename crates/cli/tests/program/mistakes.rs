@@ -235,8 +235,19 @@ fn a_node_that_listens_everywhere_says_where_the_others_reach_it_or_is_refused()
 
     let reached = format!("127.0.0.1:{port}");
     arguments.extend(["--set".to_owned(), format!("advertise={reached}")]);
+    let words = [
+        "credentials",
+        "0.0.0.0",
+        "steadfast init",
+        "insecure_plaintext",
+    ];
+    assert_refused(&arguments, 2, &words);
+    assert!(!path.exists(), "nothing was made");
+    arguments.extend(["--set".to_owned(), "insecure_plaintext=yes".to_owned()]);
     let node = Node::start(&arguments);
     node.wait_for(&["is master"]);
+    let (said, _) = run_to(3, &["doctor", &reached]);
+    assert!(said.contains("are not protected"), "{said}");
     let (token, _) = run_to(0, &["token", "create", &reached]);
     assert!(token.contains(&format!("/{reached}/")), "{token}");
     let (_, errors) = run_to(1, &["node", "address", "n1", "0.0.0.0:1", &reached]);

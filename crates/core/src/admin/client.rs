@@ -17,11 +17,14 @@ use crate::admin::messages::{
 };
 use crate::ids::GroupUuid;
 use crate::wire::ADMIN;
-use crate::wire::hello::{Callee, Caller, DialError, Session};
+use crate::wire::hello::{Callee, Caller, DialError, Session, with_source};
 use crate::wire::messages::{Kind, decode, encode};
 
 /// Pause before a caller asks all addresses again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a caller goes on that all nodes turn away for want of credentials.
+const DENIED_MAX: Duration = Duration::from_secs(1);
 
 /// Why a call was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,11 +140,20 @@ impl Client<'_> {
         let mut next: VecDeque<String> = self.addresses.iter().cloned().collect();
         // Addresses asked in this round: two nodes that name each other are asked once in each.
         let mut asked_before = BTreeSet::new();
+        let (mut denied, mut denied_since) = (0, None);
         loop {
             let Some(address) = next.pop_front() else {
-                if self.addresses.is_empty() || Instant::now() + RETRY_INTERVAL >= deadline {
+                denied_since = match denied_since {
+                    _ if denied < asked_before.len() => None,
+                    None => Some(Instant::now()),
+                    since => since,
+                };
+                let is_denied = denied_since.is_some_and(|since| since.elapsed() >= DENIED_MAX);
+                let is_over = is_denied || Instant::now() + RETRY_INTERVAL >= deadline;
+                if self.addresses.is_empty() || is_over {
                     return no_answer(last);
                 }
+                denied = 0;
                 tokio::time::sleep(RETRY_INTERVAL).await;
                 asked_before.clear();
                 next.extend(self.addresses.iter().cloned());
@@ -154,7 +166,11 @@ impl Client<'_> {
                 tokio::time::timeout_at(deadline, self.ask(&address, call.clone(), &may_be_done));
             match asked.await {
                 Err(_) => return no_answer(format!("{address} did not answer in time")),
-                Ok(Err(error)) => last = format!("{address}: {error}"),
+                Ok(Err(error)) => {
+                    let is_denied = matches!(error, DialError::NoHello);
+                    denied += usize::from(is_denied || error.is_about_credentials());
+                    last = format!("{address}: {}", with_source(&error));
+                }
                 Ok(Ok(AdminAnswer::Done(done))) => return Asked::Done(done),
                 Ok(Ok(AdminAnswer::Refused(refused))) => {
                     return Asked::Refused(refused.into());

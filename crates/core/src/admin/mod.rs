@@ -5,7 +5,7 @@ pub(crate) mod messages;
 
 use std::time::Duration;
 
-use steadfast_net::TcpTransport;
+use steadfast_net::Transport;
 
 use crate::admin::messages::{
     AdminCall, AlterRequest, RemoveRequest, ShutdownRequest, TransferRequest,
@@ -108,18 +108,19 @@ pub enum AdminError {
 }
 
 impl AdminCommand {
-    /// Has the group of the node at one of `addresses` carry this out, over TCP. Returns a
-    /// description of what was done.
+    /// Has the group of the node at one of `addresses` carry this out. Returns a description of
+    /// what was done.
     ///
     /// # Errors
     /// See [`AdminError`].
     pub async fn send(
         &self,
+        transport: &dyn Transport,
         addresses: &[String],
         dial_timeout: Duration,
     ) -> Result<String, AdminError> {
         let client = client::Client {
-            transport: &TcpTransport,
+            transport,
             group: None,
             addresses,
             dial_timeout,

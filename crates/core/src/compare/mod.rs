@@ -120,7 +120,7 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Compares the data of `others` with that of `reference`, over TCP. With `deep`, a differing
+    /// Compares the data of `others` with that of `reference`, over TCP in plaintext. With `deep`, a differing
     /// range is split to name the keys, and each node reads all of its files and verifies their
     /// checksums. `progress` is told what is compared next, and how many rows have been.
     ///

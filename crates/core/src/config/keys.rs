@@ -184,6 +184,10 @@ keys! {
         "Token from `steadfast token create`, instead of `bootstrap`: lets this node join an existing group. Used only while data_dir is empty.";
     "advertise", "host:port", "the address of `listen`",
         "Where the others reach this node: the address it gives them when it joins or founds the group. Required if it listens on every address (0.0.0.0) and has no `bootstrap`.";
+    "credentials", "path", "none",
+        "Directory with the node's certificate, key and authorities, as `steadfast init` makes it: all connections are then encrypted and authenticated. Required where other machines can reach the node. Read again when it changes.";
+    "insecure_plaintext", "yes or no", "no",
+        "Does without credentials where other machines can reach the node: whoever reaches its port reads and changes everything.";
     "durability", "majority, all, local or none", "majority",
         "Default durability for writes that specify none. A failover may roll back writes acknowledged with local or none; see docs/durability.md.";
     "repair", "auto or never", "auto",

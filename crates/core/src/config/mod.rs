@@ -3,12 +3,16 @@
 //!
 //! The program's TOML file uses the same keys; [`KEYS`] describes each.
 
+pub(crate) mod access;
 mod keys;
+mod security;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use steadfast_net::TlsCredentials;
 use tokio::runtime::RuntimeFlavor;
 
 use crate::limits::{NAME_BYTES_MAX, NODES_MAX};
@@ -17,6 +21,8 @@ use crate::policy::Durability;
 
 pub(crate) use keys::Tuning;
 pub use keys::{KEYS, Key, Range};
+pub(crate) use security::Security;
+use security::check_credentials;
 
 /// What is wrong with a configuration. Nothing was touched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -132,6 +138,7 @@ pub struct RepConfig {
     pub(crate) durability: Durability,
     /// What the node does when its own data is damaged.
     pub(crate) repair: Repair,
+    pub(crate) security: Security,
     pub(crate) tuning: Tuning,
     pub(crate) runtime: Option<tokio::runtime::Handle>,
 }
@@ -148,6 +155,7 @@ impl RepConfig {
             bootstrap: Bootstrap::single(),
             durability: Durability::default(),
             repair: Repair::default(),
+            security: Security::default(),
             numbers: Vec::new(),
             runtime: None,
         }
@@ -185,6 +193,7 @@ pub struct RepConfigBuilder {
     bootstrap: Bootstrap,
     durability: Durability,
     repair: Repair,
+    security: Security,
     numbers: Vec<(String, u64)>,
     runtime: Option<tokio::runtime::Handle>,
 }
@@ -229,6 +238,21 @@ impl RepConfigBuilder {
     #[must_use]
     pub fn repair(mut self, repair: Repair) -> Self {
         self.repair = repair;
+        self
+    }
+
+    /// Protects all connections by TLS. The certificate names the node by its id: a [`Holder`](crate::Holder).
+    #[must_use]
+    pub fn credentials(mut self, credentials: TlsCredentials) -> Self {
+        self.security = Security::Tls(Arc::new(credentials));
+        self
+    }
+
+    /// Leaves connections unprotected although other machines can reach this node: whoever reaches
+    /// its port reads and changes everything, and stops the group. Nobody needs this on loopback.
+    #[must_use]
+    pub fn insecure_plaintext(mut self) -> Self {
+        self.security = Security::InsecurePlaintext;
         self
     }
 
@@ -281,6 +305,9 @@ impl RepConfigBuilder {
             Some(token) => check_token(&self.group, token)?,
             None => check_expected(&self.node, &expected)?,
         }
+        if let Security::Tls(credentials) = &self.security {
+            check_credentials(credentials, &self.group, &self.node, &expected)?;
+        }
         let mut tuning = Tuning::default();
         for (key, value) in self.numbers {
             tuning.set(&key, value)?;
@@ -299,6 +326,7 @@ impl RepConfigBuilder {
             token,
             durability,
             repair: self.repair,
+            security: self.security,
             tuning,
             runtime,
         })
@@ -409,6 +437,13 @@ pub(crate) fn check_address(key: &str, address: &str) -> Result<(), ConfigError>
 pub fn is_unspecified(address: &str) -> bool {
     let parsed = address.parse::<SocketAddr>();
     parsed.is_ok_and(|address| address.ip().to_canonical().is_unspecified())
+}
+
+/// Whether an address, `host:port`, is of this machine alone.
+pub(crate) fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let parsed = address.parse::<SocketAddr>();
+    host == "localhost" || parsed.is_ok_and(|address| address.ip().to_canonical().is_loopback())
 }
 
 fn check_reachable(key: &str, address: &str) -> Result<(), ConfigError> {

@@ -22,6 +22,13 @@ pub enum FeedError {
         /// Which group was meant, and which one this is.
         reason: String,
     },
+    /// None of the nodes believes the caller's credentials, they do not allow this, or the caller
+    /// does not believe those of the nodes.
+    #[error("not allowed: {reason}")]
+    NotAllowed {
+        /// What the last node said.
+        reason: String,
+    },
     /// The token's write was never committed: another transaction has its number. Undo whatever was
     /// derived from that write elsewhere.
     #[error(

@@ -19,7 +19,7 @@ use crate::node::phase::Phase;
 use crate::node::status::MemberStatus;
 use crate::runtime::{Ground, OwnRuntime};
 use crate::wire::EVENTS;
-use crate::wire::hello::{Callee, Caller, DialError, Session};
+use crate::wire::hello::{Callee, Caller, DialError, Session, with_source};
 use crate::wire::messages::{Kind, decode};
 
 /// How long connecting to one node may take.
@@ -101,7 +101,7 @@ impl GroupEvents {
         Self::connect_on(Arc::new(TcpTransport), addresses, group).await
     }
 
-    /// As [`GroupEvents::connect_async`], over the given network. For tests and simulators.
+    /// As [`GroupEvents::connect_async`], over the given network.
     ///
     /// # Errors
     /// As there.
@@ -249,15 +249,23 @@ impl GroupEvents {
     /// Connects to the first reachable node. The inner error says why none is.
     async fn try_all(&mut self) -> Result<Result<(), String>, FeedError> {
         let mut why = "no address to try".to_owned();
-        for address in self.candidates() {
+        let candidates = self.candidates();
+        let (tried, mut denied) = (candidates.len(), 0);
+        for address in candidates {
             match dial(Arc::clone(&self.transport), &address).await {
                 Ok(session) => {
                     self.silent_at = Instant::now() + SILENCE_MAX;
                     self.session = Some((address, session));
                     return Ok(Ok(()));
                 }
-                Err(error) => why = format!("{address}: {error}"),
+                Err(error) => {
+                    denied += usize::from(error.is_about_credentials());
+                    why = format!("{address}: {}", with_source(&error));
+                }
             }
+        }
+        if denied == tried && tried > 0 {
+            return Err(FeedError::NotAllowed { reason: why });
         }
         Ok(Err(why))
     }

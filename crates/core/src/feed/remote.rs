@@ -16,7 +16,7 @@ use crate::ids::GroupUuid;
 use crate::runtime::{Ground, OwnRuntime};
 use crate::token::CommitToken;
 use crate::wire::SUBSCRIPTION;
-use crate::wire::hello::{Callee, Caller, DialError, Session};
+use crate::wire::hello::{Callee, Caller, DialError, Session, with_source};
 use crate::wire::messages::{Kind, decode, encode};
 
 /// How long connecting to one node may take.
@@ -82,7 +82,13 @@ enum Trouble {
 
 impl<E: Into<DialError>> From<E> for Trouble {
     fn from(error: E) -> Self {
-        Self::Lost(error.into().to_string())
+        let error = error.into();
+        let reason = with_source(&error);
+        if error.is_about_credentials() {
+            Self::Refused(FeedError::NotAllowed { reason })
+        } else {
+            Self::Lost(reason)
+        }
     }
 }
 
@@ -123,7 +129,7 @@ impl Subscription {
         Self::connect_on(Arc::new(TcpTransport), addresses, group, options).await
     }
 
-    /// As [`Subscription::connect_async`], over the given network. For tests and simulators.
+    /// As [`Subscription::connect_async`], over the given network.
     ///
     /// # Errors
     /// As there.

@@ -9,29 +9,24 @@ use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
 use crate::admin::client::{self};
-use crate::admin::messages::{
-    AdminAnswer, AdminCall, AdminRequest, AlterRequest, JoinRequest, RemoveRequest,
-};
+use crate::admin::messages::{AdminAnswer, AdminCall, AdminRequest, AlterRequest, RemoveRequest};
 use crate::admin::{AdminCommand, AdminError, PRIORITY_MAX};
+use crate::config::access::Holder;
 use crate::config::{check_address, check_name, is_unspecified};
 use crate::consensus::{Consensus, TransferError};
-use crate::error::WriteError;
 use crate::group::identity::Identity;
 use crate::group::{Member, Members};
-use crate::ids::{Incarnation, NodeId};
+use crate::ids::NodeId;
+use crate::lifecycle::admission::{self, with_node_ids};
 use crate::lifecycle::changes::{
-    CHANGE_MAX, Done, Undone, candidates, change, done, find, known, let_in, refused,
-    refused_for_now,
+    CHANGE_MAX, Done, Undone, candidates, change, done, find, known, refused, refused_for_now,
 };
-use crate::lifecycle::quorum::{Present, no_majority};
+use crate::lifecycle::quorum::Present;
 use crate::lifecycle::transfer::{LOOK_INTERVAL, hand_over, transfer};
 use crate::lifecycle::{Lifecycle, repair};
-use crate::limits::NODES_MAX;
 use crate::member::{NodeAddress, NodeType};
-use crate::node::{Node, write};
-use crate::policy::Durability;
+use crate::node::Node;
 use crate::txn::catalog::{CATALOG, NODE_ID_KEY, decode_node_id};
-use crate::txn::transaction::Transaction;
 use crate::txn::view::ViewError;
 use crate::wire::hello::DialError;
 
@@ -75,12 +70,19 @@ impl Lifecycle {
     }
 
     /// The answer to an ADMIN request.
-    pub(super) async fn answer_admin(self: &Arc<Self>, request: AdminRequest) -> AdminAnswer {
-        let done = match (self.check_admin(&request), request.call) {
+    pub(super) async fn answer_admin(
+        self: &Arc<Self>,
+        request: AdminRequest,
+        holder: Option<&Holder>,
+    ) -> AdminAnswer {
+        let checked = self.check_admin(&request);
+        let caller = holder.and_then(Holder::node_id);
+        let checked = checked.and_then(|node| self.check_caller(&request, caller).map(|()| node));
+        let done = match (checked, request.call) {
             (Ok(node), Some(AdminCall::Shutdown(request))) if node.consensus.is_master() => {
                 self.shut_group_down(&node, &request).await
             }
-            (Ok(node), call) => carry_out(&node, call).await,
+            (Ok(node), call) => carry_out(&node, call, caller).await,
             (Err(undone), _) => Err(undone),
         };
         match done {
@@ -121,6 +123,27 @@ impl Lifecycle {
         }
     }
 
+    /// A node that is no member yet may ask to be let in, and nothing else; a node is let in again as
+    /// nobody but itself.
+    fn check_caller(&self, request: &AdminRequest, caller: Option<NodeId>) -> Result<(), Undone> {
+        let Some(caller) = caller else { return Ok(()) };
+        let is_member = self.around.members.borrow().contains_key(&caller);
+        let may = match &request.call {
+            Some(AdminCall::Join(_)) => true,
+            Some(AdminCall::Readmit(readmit)) => is_member && readmit.node_id == caller.0,
+            _ => is_member,
+        };
+        if may {
+            return Ok(());
+        }
+        refused(
+            format!(
+                "the certificate of the caller names node {caller}, which may not ask for this"
+            ),
+            "use the credentials of an admin",
+        )
+    }
+
     fn check_admin(&self, request: &AdminRequest) -> Result<Arc<Node>, Undone> {
         let identity = self.identity.borrow().clone();
         let is_named = request.group_name.is_empty() || request.group_name == identity.group_name;
@@ -144,8 +167,8 @@ impl Lifecycle {
 
 /// Carries out a call. Calls a refusal final only if a majority confirms that this node is still
 /// the master, and so knows the members.
-async fn carry_out(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
-    let mut done = decide(node, call).await;
+async fn carry_out(node: &Arc<Node>, call: Option<AdminCall>, caller: Option<NodeId>) -> Done {
+    let mut done = decide(node, call, caller).await;
     if let Err(Undone::Refused(refusal)) = &mut done
         && !refusal.passes
     {
@@ -155,7 +178,7 @@ async fn carry_out(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
     done
 }
 
-async fn decide(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
+async fn decide(node: &Arc<Node>, call: Option<AdminCall>, caller: Option<NodeId>) -> Done {
     if let Some(AdminCall::Join(request)) = &call
         && node.consensus.is_master()
     {
@@ -175,7 +198,7 @@ async fn decide(node: &Arc<Node>, call: Option<AdminCall>) -> Done {
     }
     check_stand_in(node, call.as_ref())?;
     match call {
-        Some(AdminCall::Join(request)) => join(node, request).await,
+        Some(AdminCall::Join(request)) => admission::join(node, request, caller).await,
         Some(AdminCall::Remove(request)) => remove(node, request).await,
         Some(AdminCall::Alter(request)) => alter(&node.consensus, request).await,
         Some(AdminCall::Transfer(request)) => transfer(&node.consensus, request).await,
@@ -211,69 +234,6 @@ async fn turn(consensus: &Consensus) -> Result<MutexGuard<'_, ()>, Undone> {
         Ok(turn) => Ok(turn),
         Err(_) => refused_for_now(
             "another change to the group is in progress, and waits for a majority",
-            "look at `steadfast status`, then try again",
-        ),
-    }
-}
-
-async fn join(node: &Arc<Node>, request: JoinRequest) -> Done {
-    let consensus = &node.consensus;
-    let wanted = Member {
-        name: request.name,
-        address: request.address,
-        incarnation: Incarnation(request.incarnation),
-        node_type: known_type(request.node_type)?,
-        priority: request.priority,
-    };
-    check_member(&wanted)?;
-    check_given_address(&wanted.name, &wanted.address)?;
-    check_free_name(consensus, &wanted.name, wanted.incarnation.0)?;
-    let members = consensus.members();
-    if let Some((id, member)) = find(&members, &wanted.name) {
-        // It was admitted before, by an entry that may not be committed yet.
-        change(|| consensus.set_member(id, member.clone())).await?;
-        return Ok(let_in(node, &members, id, member));
-    }
-    if members.len() >= NODES_MAX {
-        return refused(
-            format!("the group already has {NODES_MAX} nodes"),
-            "remove one that is not needed first",
-        );
-    }
-    check_free_address(&members, &wanted.address, None)?;
-    let id = take_node_id(node, &members).await?;
-    change(|| consensus.add_member(id, wanted.clone())).await?;
-    tracing::info!(node = %wanted.name, %id, "admitted a node");
-    let mut members = (*consensus.members()).clone();
-    members.insert(id, wanted.clone());
-    Ok(let_in(node, &Arc::new(members), id, &wanted))
-}
-
-/// An id that no node has or ever had; the newest id is stored with the data.
-async fn take_node_id(node: &Node, members: &Members) -> Result<NodeId, Undone> {
-    let last = members.keys().next_back().copied().unwrap_or_default();
-    let mut taken = last;
-    let take = |transaction: &Transaction| {
-        taken = NodeId(transaction.note_node_id(last)?.0 + 1);
-        transaction.note_node_id(taken)?;
-        Ok(())
-    };
-    with_node_ids(node, take).await?;
-    Ok(taken)
-}
-
-/// Updates what is stored about node ids.
-async fn with_node_ids<T>(
-    node: &Node,
-    mut work: impl FnMut(&Transaction) -> Result<T, WriteError>,
-) -> Result<(), Undone> {
-    let work = |transaction: &Transaction| work(transaction).map(drop);
-    match write::write(node, Durability::MAJORITY, CHANGE_MAX, work).await {
-        Ok(_) => Ok(()),
-        Err(WriteError::NotMaster { .. }) => Err(Undone::NotMaster),
-        Err(WriteError::InsufficientReplicas { .. }) => Err(no_majority(&node.consensus)),
-        Err(error) => refused_for_now(
-            format!("could not write the node ids: {error}"),
             "look at `steadfast status`, then try again",
         ),
     }
@@ -406,7 +366,7 @@ async fn is_without_vote(consensus: &Consensus, id: NodeId) -> bool {
     !votes()
 }
 
-fn known_type(number: u32) -> Result<NodeType, Undone> {
+pub(super) fn known_type(number: u32) -> Result<NodeType, Undone> {
     match NodeType::from_number(number) {
         Some(node_type) => Ok(node_type),
         None => refused(
@@ -416,7 +376,7 @@ fn known_type(number: u32) -> Result<NodeType, Undone> {
     }
 }
 
-fn check_member(member: &Member) -> Result<(), Undone> {
+pub(super) fn check_member(member: &Member) -> Result<(), Undone> {
     let checked = check_name("node", &member.name).and(check_address("address", &member.address));
     if let Err(error) = checked {
         return refused(error.to_string(), "correct it");
@@ -433,7 +393,7 @@ fn check_member(member: &Member) -> Result<(), Undone> {
     Ok(())
 }
 
-fn check_given_address(name: &str, address: &str) -> Result<(), Undone> {
+pub(super) fn check_given_address(name: &str, address: &str) -> Result<(), Undone> {
     if !is_unspecified(address) {
         return Ok(());
     }
@@ -478,7 +438,11 @@ async fn check_reached(consensus: &Consensus, id: NodeId, altered: &Member) -> R
     }
 }
 
-fn check_free_address(members: &Members, address: &str, own: Option<NodeId>) -> Result<(), Undone> {
+pub(super) fn check_free_address(
+    members: &Members,
+    address: &str,
+    own: Option<NodeId>,
+) -> Result<(), Undone> {
     let mut others = members.iter().filter(|(id, _)| Some(**id) != own);
     match others.find(|(_, member)| member.address == address) {
         Some((_, member)) => refused(
@@ -548,7 +512,11 @@ fn check_majority_left(consensus: &Consensus, id: NodeId, member: &Member) -> Re
 }
 
 /// Whether no member of this name has another data directory.
-fn check_free_name(consensus: &Consensus, name: &str, incarnation: u64) -> Result<(), Undone> {
+pub(super) fn check_free_name(
+    consensus: &Consensus,
+    name: &str,
+    incarnation: u64,
+) -> Result<(), Undone> {
     let members = consensus.members();
     if find(&members, name).is_none_or(|(_, member)| member.incarnation.0 == incarnation) {
         return Ok(());

@@ -6,13 +6,14 @@ use std::time::Duration;
 use steadfast_net::Descriptors;
 
 use crate::compare::digest;
+use crate::config::Security;
 use crate::consensus;
 use crate::error::ReadError;
 use crate::group::identity::Identity;
 use crate::group::{Member, MemberRecord};
 use crate::ids::{GroupUuid, NodeId, Vlsn};
 use crate::lifecycle::room::Standing;
-use crate::lifecycle::{Lifecycle, formation};
+use crate::lifecycle::{Lifecycle, formation, lock};
 use crate::listener::Role;
 use crate::node::Node;
 use crate::recent::micros;
@@ -62,6 +63,8 @@ impl Lifecycle {
             descriptors_are_few: descriptors.is_some_and(Descriptors::are_few),
             put_right: self.put_right_before.load(Ordering::Relaxed),
             restore: self.restore.borrow().map(Into::into),
+            certificate_ends_ms: *lock(&self.certificate_ends_ms),
+            insecure_plaintext: matches!(self.config.security, Security::InsecurePlaintext),
             copies: u32::try_from(self.copies.count()).unwrap_or(u32::MAX),
             ..NodeStateMessage::default()
         };

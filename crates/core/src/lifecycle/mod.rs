@@ -12,6 +12,7 @@
 //! running node.
 
 mod admin;
+mod admission;
 mod calls;
 mod changes;
 mod compare;
@@ -24,6 +25,7 @@ pub(crate) mod formation;
 mod founding;
 pub(crate) mod join;
 mod known;
+pub(crate) mod protection;
 mod quorum;
 mod repair;
 mod restoring;
@@ -60,11 +62,12 @@ use crate::plural::plural;
 use crate::state_copy::fetch::Progress;
 use crate::state_copy::source::Copies;
 use crate::tasks::Tasks;
-use crate::wire::hello::Gate;
+use crate::wire::gate::Gate;
 use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
 use compare::Compared;
 use fence::Fence;
 use known::Known;
+use protection::{is_unprotected, warn_of_plaintext};
 use room::Room;
 use serving::Service;
 use shutdown::Shutdown;
@@ -72,6 +75,8 @@ use shutdown::Shutdown;
 /// See the module.
 pub(crate) struct Lifecycle {
     config: RepConfig,
+    /// `None` without a certificate.
+    certificate_ends_ms: Mutex<Option<u64>>,
     machine: Machine,
     dir: Mutex<Option<DataDir>>,
     identity: watch::Sender<Arc<Identity>>,
@@ -157,6 +162,7 @@ impl Lifecycle {
         Self {
             subscriptions,
             copies,
+            certificate_ends_ms: Mutex::new(protection::certificate_ends_ms(&config)),
             config,
             machine,
             dir: Mutex::new(Some(dir)),
@@ -227,12 +233,8 @@ impl Lifecycle {
             address: self.config.listen.clone(),
             source,
         })?;
-        if is_exposed(&address) {
-            tracing::warn!(
-                address,
-                "connections are neither encrypted nor authenticated; \
-                 only the nodes of the group may reach this address"
-            );
+        if is_unprotected(&self.config, &address) {
+            self.tasks.spawn(warn_of_plaintext(address.clone()));
         }
         self.listen_address.get_or_init(|| address);
         if let Some(why) = why_damaged {
@@ -247,6 +249,7 @@ impl Lifecycle {
     }
 
     async fn start_node(self: &Arc<Self>, identity: Arc<Identity>) -> Result<(), OpenError> {
+        self.config.check_holder(identity.node_id)?;
         let dir = lock(&self.dir)
             .take()
             .ok_or(OpenError::Start("closed".to_owned()))?;
@@ -474,12 +477,6 @@ impl Lifecycle {
         lock(&self.dir).take();
         stopped
     }
-}
-
-/// Whether other machines can reach the address. Anything but a socket address is in memory.
-fn is_exposed(address: &str) -> bool {
-    let parsed = address.parse::<std::net::SocketAddr>();
-    parsed.is_ok_and(|address| !address.ip().is_loopback())
 }
 
 /// Ends the node's work when consensus stops by itself, or something under it fails.

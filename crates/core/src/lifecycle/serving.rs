@@ -10,7 +10,8 @@ use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
 use crate::state_copy::service;
 use crate::state_copy::source::Source;
-use crate::wire::hello::{DialError, Gate, Session};
+use crate::wire::gate::Gate;
+use crate::wire::hello::{DialError, Session};
 use crate::wire::node_state::NodeStateMessage;
 use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, node_state};
 
@@ -67,9 +68,10 @@ impl Lifecycle {
         if name == ADMIN {
             let weak = &Arc::downgrade(&self);
             drop(self);
+            let holder = &session.holder.clone();
             let answer = |request| async move {
                 match weak.upgrade() {
-                    Some(lifecycle) => lifecycle.answer_admin(request).await,
+                    Some(lifecycle) => lifecycle.answer_admin(request, holder.as_ref()).await,
                     None => AdminAnswer::NotMaster(String::new()),
                 }
             };

@@ -20,6 +20,10 @@ use crate::wire::node_state::{
 
 /// What one node reports about itself, even while it has no master or belongs to no group yet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own that a node reports"
+)]
 pub struct NodeStatus {
     /// Name of the group.
     pub group_name: String,
@@ -92,6 +96,11 @@ pub struct NodeStatus {
     /// Whether hardly more are left than the node reserves for its files and its peers.
     #[serde(default)]
     pub descriptors_are_few: bool,
+    /// Whether the connections of the node are not protected although other machines can reach it.
+    #[serde(default)]
+    pub insecure_plaintext: bool,
+    /// When the node's certificate ends, in milliseconds since 1970; `None` without one.
+    pub certificate_ends_ms: Option<u64>,
     /// The copy of a peer's state in progress, during which the node takes no part.
     pub restore: Option<RestoreProgress>,
     /// Nodes to which this one is sending its state.
@@ -245,7 +254,7 @@ impl NodeStatus {
         self.waiting_for == REMOVED
     }
 
-    /// Asks the node that listens on `address`, over TCP. With `digest` the node reads all of its
+    /// Asks the node that listens on `address`, over TCP in plaintext. With `digest` the node reads all of its
     /// data, which can take long.
     ///
     /// # Errors
@@ -274,12 +283,16 @@ impl NodeStatus {
 
     /// The approximate number of bytes that the node at `address` holds, including space its engine
     /// has not freed yet; `None` if it does not report it.
-    pub async fn ask_data_bytes(address: &str, timeout: Duration) -> Option<u64> {
+    pub async fn ask_data_bytes(
+        transport: &dyn Transport,
+        address: &str,
+        timeout: Duration,
+    ) -> Option<u64> {
         let request = NodeStateRequest {
             size: true,
             ..NodeStateRequest::default()
         };
-        let asked = node_state::ask_for(&TcpTransport, address, &request, timeout).await;
+        let asked = node_state::ask_for(transport, address, &request, timeout).await;
         asked.ok()?.data_bytes
     }
 
@@ -345,6 +358,8 @@ impl NodeStatus {
             descriptors_left: state.descriptors_left,
             descriptors_max: state.descriptors_max,
             descriptors_are_few: state.descriptors_are_few,
+            insecure_plaintext: state.insecure_plaintext,
+            certificate_ends_ms: state.certificate_ends_ms,
             restore: state.restore.map(Into::into),
             copies: state.copies,
         })

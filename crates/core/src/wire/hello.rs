@@ -7,18 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use steadfast_net::{Connection, FrameReceiver, FrameSender, NetError, Transport};
-use tokio::sync::watch;
+use steadfast_net::{FrameReceiver, FrameSender, NetError, Transport};
 
+use crate::config::access::Holder;
 use crate::group::identity::Identity;
-use crate::group::{Member, Members};
-use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId};
-use crate::planted::{self, Bug};
+use crate::ids::{GroupEpoch, GroupUuid, NodeId};
 use crate::wire::messages::{
     Hello, HelloReply, Kind, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN, Refusal, WireError,
     decode, encode,
 };
-use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, SUBSCRIPTION};
 
 /// How long a caller may keep a connection without a request: it takes the place of another one.
 const REQUEST_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -29,6 +26,8 @@ pub(crate) struct Session {
     pub(crate) receiver: FrameReceiver,
     /// Address of the other end.
     pub(crate) peer: String,
+    /// Whom the certificate of the other end names; `None` on a plaintext network.
+    pub(crate) holder: Option<Holder>,
 }
 
 impl Session {
@@ -53,8 +52,39 @@ pub(crate) enum DialError {
     Refused { refusal: Refusal, text: String },
     #[error("the peer closed the connection")]
     Closed,
+    #[error(
+        "it answers no hello: if the group uses TLS, it talks only to those who have credentials"
+    )]
+    NoHello,
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    #[error("the certificate there names {found}, but the caller wants {expected}")]
+    WrongHolder { found: String, expected: String },
+}
+
+impl DialError {
+    /// Whether it is for want of the right credentials, on either side, and would fail again.
+    pub(crate) fn is_about_credentials(&self) -> bool {
+        match self {
+            Self::Net(NetError::Tls { .. }) | Self::WrongHolder { .. } => true,
+            Self::Refused { refusal, .. } => *refusal == Refusal::NotAllowed,
+            _ => false,
+        }
+    }
+}
+
+/// The error with what caused it, on one line.
+pub(crate) fn with_source(error: &DialError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 /// Called with this node's epoch and a later one, when a peer shows that the group was recovered
@@ -97,12 +127,23 @@ impl Caller {
     ) -> Result<Session, DialError> {
         let dialled = async {
             let connection = steadfast_net::open_service(transport, address, service).await?;
+            let holder = self.check_callee(connection.identity(), id)?;
             let peer = connection.peer().to_owned();
             let (mut sender, mut receiver_half) = connection.split();
             sender
                 .send(encode(Kind::Hello, &self.hello(id, service)))
                 .await?;
-            let reply = receiver_half.receive().await?.ok_or(DialError::Closed)?;
+            let reply = match receiver_half.receive().await {
+                Ok(Some(reply)) => reply,
+                // Bytes of TLS make no frame.
+                Ok(None) | Err(NetError::ChannelClosed | NetError::Protocol { .. })
+                    if holder.is_none() =>
+                {
+                    return Err(DialError::NoHello);
+                }
+                Ok(None) => return Err(DialError::Closed),
+                Err(error) => return Err(error.into()),
+            };
             let reply: HelloReply = decode(Kind::HelloReply, reply)?;
             if reply.version == 0 {
                 self.hear_refusal(&reply);
@@ -115,11 +156,43 @@ impl Caller {
                 sender,
                 receiver: receiver_half,
                 peer,
+                holder,
             })
         };
         tokio::time::timeout(timeout, dialled)
             .await
             .unwrap_or(Err(DialError::Timeout(timeout)))
+    }
+
+    /// Whether the other end is whom the caller wants: that node, or any node of its group.
+    fn check_callee(&self, proven: Option<&str>, id: NodeId) -> Result<Option<Holder>, DialError> {
+        let Some(proven) = proven else {
+            return Ok(None);
+        };
+        let own_group = match self {
+            Self::Node(identity, _) => Some(&identity.group_name),
+            Self::Client => None,
+        };
+        let is_it = |holder: &Holder| {
+            let is_node = holder
+                .node_id()
+                .is_some_and(|it| id == NodeId(0) || it == id);
+            is_node && own_group.is_none_or(|own| own == holder.group())
+        };
+        match proven.parse::<Holder>() {
+            Ok(holder) if is_it(&holder) => Ok(Some(holder)),
+            _ => {
+                let group = own_group.map_or(String::new(), |own| format!(" of group {own:?}"));
+                let whom = match id {
+                    NodeId(0) => "a node".to_owned(),
+                    id => format!("node {id}"),
+                };
+                Err(DialError::WrongHolder {
+                    found: proven.to_owned(),
+                    expected: whom + &group,
+                })
+            }
+        }
     }
 
     fn hear_refusal(&self, reply: &HelloReply) {
@@ -131,7 +204,7 @@ impl Caller {
         }
     }
 
-    fn hello(&self, receiver: NodeId, service: &str) -> Hello {
+    pub(super) fn hello(&self, receiver: NodeId, service: &str) -> Hello {
         let hello = Hello {
             version_min: PROTOCOL_VERSION_MIN,
             version_max: PROTOCOL_VERSION_MAX,
@@ -153,307 +226,30 @@ impl Caller {
     }
 }
 
-/// Answers hellos for one node.
-#[derive(Clone)]
-pub(crate) struct Gate {
-    identity: watch::Receiver<Arc<Identity>>,
-    members: watch::Receiver<Members>,
-    timeout: Duration,
-    superseded: Superseded,
-    newest_id: NewestId,
-}
-
-/// Returns the newest id given to a node that joined, as far as this node knows.
-pub(crate) type NewestId = Arc<dyn Fn() -> NodeId + Send + Sync>;
-
-/// A refusal with its text for people.
-type Refused = (Refusal, String);
-
-impl Gate {
-    pub(crate) fn new(
-        identity: watch::Receiver<Arc<Identity>>,
-        members: watch::Receiver<Members>,
-        timeout: Duration,
-        superseded: Superseded,
-        newest_id: NewestId,
-    ) -> Self {
-        Self {
-            identity,
-            members,
-            timeout,
-            superseded,
-            newest_id,
-        }
-    }
-
-    /// Reads the hello of a connection to `service` and answers it. Returns the calling member;
-    /// `None` for a client.
-    ///
-    /// # Errors
-    /// When the hello is refused (the caller has been told) or does not arrive.
-    pub(crate) async fn accept(
-        &self,
-        connection: Connection,
-        service: &'static str,
-    ) -> Result<(Option<NodeId>, Session), DialError> {
-        let peer = connection.peer().to_owned();
-        let (mut sender, mut receiver) = connection.split();
-        let first = tokio::time::timeout(self.timeout, receiver.receive()).await;
-        let frame = first.map_err(|_| DialError::Timeout(self.timeout))??;
-        let hello: Hello = decode(Kind::Hello, frame.ok_or(DialError::Closed)?)?;
-        let result = self.check(&hello, service);
-        let (version, refusal, text) = match &result {
-            Ok(_) => (
-                PROTOCOL_VERSION_MAX.min(hello.version_max),
-                Refusal::None,
-                String::new(),
-            ),
-            Err((refusal, text)) => (0, *refusal, text.clone()),
-        };
-        let reply = HelloReply {
-            version,
-            refusal: refusal.into(),
-            text,
-            epoch: self.identity.borrow().epoch.0,
-        };
-        sender.send(encode(Kind::HelloReply, &reply)).await?;
-        match result {
-            Ok(caller) => {
-                let session = Session {
-                    sender,
-                    receiver,
-                    peer,
-                };
-                Ok((caller, session))
-            }
-            Err((refusal, text)) => {
-                metrics::counter!("steadfast_hello_refused_total", "reason" => format!("{refusal:?}"))
-                    .increment(1);
-                if refusal == Refusal::NotFormed {
-                    // A member that is being admitted: the others retry until it is ready.
-                    tracing::debug!(%peer, service, text, "refused a hello for now");
-                } else {
-                    tracing::warn!(%peer, service, ?refusal, text, "refused a hello");
-                }
-                Err(DialError::Refused { refusal, text })
-            }
-        }
-    }
-
-    fn check(&self, hello: &Hello, service: &str) -> Result<Option<NodeId>, Refused> {
-        let identity = self.identity.borrow().clone();
-        if hello.version_min > PROTOCOL_VERSION_MAX || hello.version_max < PROTOCOL_VERSION_MIN {
-            let text = format!(
-                "this node speaks protocol versions {PROTOCOL_VERSION_MIN} to \
-                 {PROTOCOL_VERSION_MAX}, the caller {} to {}",
-                hello.version_min, hello.version_max
-            );
-            return Err((Refusal::NoCommonVersion, text));
-        }
-        if hello.purpose != service {
-            return Err((
-                Refusal::NotAllowed,
-                "the hello names another service".to_owned(),
-            ));
-        }
-        // A node shows its state to anyone: an operator looks at it first. Subscribers and
-        // operators name their group in the request.
-        if [NODE_STATE, SUBSCRIPTION, EVENTS, ADMIN].contains(&service) {
-            return Ok(None);
-        }
-        let Some(group) = identity.group else {
-            return Err((
-                Refusal::NotFormed,
-                "this node belongs to no group yet".to_owned(),
-            ));
-        };
-        if hello.group != group.to_bytes() {
-            let text = format!(
-                "this node belongs to group {:?} ({group})",
-                identity.group_name
-            );
-            return Err((Refusal::WrongGroup, text));
-        }
-        self.check_epoch(hello, identity.epoch)?;
-        if hello.receiver != identity.node_id.0 {
-            let text = format!("this is node {} ({})", identity.node_id, identity.node_name);
-            return Err((Refusal::WrongNode, text));
-        }
-        self.check_sender(hello, service)
-    }
-
-    /// Nodes of different epochs must not communicate: they could disagree about what was
-    /// acknowledged. The node of the older epoch stops.
-    fn check_epoch(&self, hello: &Hello, own: GroupEpoch) -> Result<(), Refused> {
-        let caller = GroupEpoch::from_number(hello.epoch);
-        if caller == own {
-            return Ok(());
-        }
-        if caller > own {
-            (self.superseded)(own, caller);
-        }
-        let text = format!(
-            "the group was recovered after its quorum was lost: the caller is in epoch {caller}, \
-             this node in epoch {own}"
-        );
-        let refusal = if caller < own {
-            Refusal::OldEpoch
-        } else {
-            Refusal::NewerEpoch
-        };
-        Err((refusal, text))
-    }
-
-    /// The newest node id that this node knows to be given out. A removed node has no higher id.
-    fn newest_known(&self, members: &Members) -> NodeId {
-        let identity = self.identity.borrow();
-        let founders = identity.founders.iter().map(|(id, _)| *id);
-        let known = members.keys().copied().chain(founders);
-        known.max().unwrap_or_default().max((self.newest_id)())
-    }
-
-    fn check_sender(&self, hello: &Hello, service: &str) -> Result<Option<NodeId>, Refused> {
-        let sender = NodeId(hello.sender);
-        let members = self.members.borrow();
-        let Some(Member {
-            name, incarnation, ..
-        }) = members.get(&sender)
-        else {
-            // A sender admitted after everything that this node has heard of may be the very master
-            // that has to tell it so. Until then it may do that, and nothing else.
-            let may_tell = [FEEDER, ELECTION].contains(&service);
-            if may_tell && sender > self.newest_known(&members) {
-                return Ok(Some(sender));
-            }
-            return Err((
-                Refusal::NotAMember,
-                format!("node {sender} is not a member"),
-            ));
-        };
-        // A sender that has repaired itself since this node last heard of it may be the very master
-        // that has to tell it so: its directory remembers the admitted life. A wiped one does not.
-        let mut lives = hello.earlier_incarnations.iter();
-        let is_same = *incarnation == Incarnation(hello.sender_incarnation)
-            || lives.any(|life| *incarnation == Incarnation(*life));
-        if !is_same && !planted::is(Bug::AcceptWiped) {
-            let text = format!(
-                "node {sender} ({name}) has a data directory other than the one that was admitted: \
-                 it could have acknowledged writes that it no longer has"
-            );
-            return Err((Refusal::FencedIncarnation, text));
-        }
-        Ok(Some(sender))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
-    use crate::wire::RESTORE;
+    use crate::ids::Incarnation;
 
-    fn identity(node: u64, epoch: u64) -> Identity {
-        Identity {
-            group: Some(GroupUuid(uuid::Uuid::from_u128(9))),
-            node_id: NodeId(node),
-            epoch: GroupEpoch(epoch),
-            ..Identity::fresh("orders", &format!("n{node}"), Incarnation(node))
+    fn identity(node: u64) -> Identity {
+        Identity::fresh("orders", &format!("n{node}"), Incarnation(node))
+    }
+
+    #[test]
+    fn a_caller_believes_no_other_node_than_the_one_it_wants() {
+        let node: Caller = Caller::Node(Arc::new(identity(1)), Arc::new(|_, _| {}));
+        let believes = |caller: &Caller, proven: &str, id| {
+            caller.check_callee(Some(proven), NodeId(id)).is_ok()
+        };
+        assert!(believes(&node, "steadfast://orders/node/2", 2));
+        assert!(believes(&node, "steadfast://orders/node/2", 0));
+        assert!(!believes(&node, "steadfast://orders/node/3", 2));
+        assert!(!believes(&node, "steadfast://other/node/2", 2));
+        for caller in [&node, &Caller::Client] {
+            assert!(!believes(caller, "steadfast://orders/admin/2", 0));
+            assert!(!believes(caller, "https://n2.example.org", 0));
         }
-    }
-
-    /// What node 1 of epoch `own` answers node 2 of epoch `theirs`, and the epochs that ended it.
-    fn meet(own: u64, theirs: u64) -> (Option<Refusal>, Vec<(u64, u64)>) {
-        meet_as(2, own, theirs, 2)
-    }
-
-    /// The same with another caller, when the newest known id is `newest`.
-    fn meet_as(
-        caller: u64,
-        own: u64,
-        theirs: u64,
-        newest: u64,
-    ) -> (Option<Refusal>, Vec<(u64, u64)>) {
-        meet_node(identity(caller, theirs), own, newest)
-    }
-
-    fn meet_node(caller: Identity, own: u64, newest: u64) -> (Option<Refusal>, Vec<(u64, u64)>) {
-        meet_for(caller, own, newest, ELECTION)
-    }
-
-    fn meet_for(
-        caller: Identity,
-        own: u64,
-        newest: u64,
-        service: &str,
-    ) -> (Option<Refusal>, Vec<(u64, u64)>) {
-        let ended = Arc::new(Mutex::new(Vec::new()));
-        let noted = Arc::clone(&ended);
-        let superseded: Superseded =
-            Arc::new(move |own, later| noted.lock().unwrap().push((own.0, later.0)));
-        let member = Member {
-            incarnation: Incarnation(2),
-            ..Member::default()
-        };
-        let members: Members = Arc::new([(NodeId(2), member)].into());
-        let gate = Gate::new(
-            watch::Sender::new(Arc::new(identity(1, own))).subscribe(),
-            watch::Sender::new(members).subscribe(),
-            Duration::ZERO,
-            Arc::clone(&superseded),
-            Arc::new(move || NodeId(newest)),
-        );
-        let caller = Caller::Node(Arc::new(caller), superseded);
-        let refused = gate.check(&caller.hello(NodeId(1), service), service);
-        let ended = ended.lock().unwrap().clone();
-        (refused.err().map(|(refusal, _)| refusal), ended)
-    }
-
-    #[test]
-    fn only_a_node_that_may_have_been_let_in_since_is_no_stranger() {
-        let refusal = |caller, newest| meet_as(caller, 1, 1, newest).0;
-        assert_eq!(
-            refusal(3, 2),
-            None,
-            "it was let in since, for all that is known"
-        );
-        assert_eq!(refusal(3, 3), Some(Refusal::NotAMember), "it was removed");
-        assert_eq!(refusal(3, 7), Some(Refusal::NotAMember));
-        assert_eq!(
-            refusal(1, 0),
-            Some(Refusal::NotAMember),
-            "not above a member"
-        );
-        let copies = meet_for(identity(3, 1), 1, 2, RESTORE).0;
-        assert_eq!(copies, Some(Refusal::NotAMember), "it copies nothing yet");
-    }
-
-    #[test]
-    fn a_node_that_repaired_itself_is_known_by_an_earlier_life_and_a_wiped_one_by_none() {
-        let refusal = |lives: &[u64]| {
-            let mut caller = identity(2, 1);
-            caller.incarnation = Incarnation(lives[0]);
-            caller.earlier = lives[1..].iter().copied().map(Incarnation).collect();
-            meet_node(caller, 1, 2).0
-        };
-        assert_eq!(refusal(&[2]), None);
-        assert_eq!(refusal(&[8, 2]), None);
-        assert_eq!(refusal(&[9, 2, 8]), None);
-        assert_eq!(refusal(&[8]), Some(Refusal::FencedIncarnation));
-        assert_eq!(refusal(&[9, 7, 8]), Some(Refusal::FencedIncarnation));
-        assert_eq!(
-            refusal(&[1]),
-            Some(Refusal::FencedIncarnation),
-            "a life before"
-        );
-    }
-
-    #[test]
-    fn nodes_of_different_epochs_are_kept_apart_and_the_older_one_ends() {
-        assert_eq!(meet(1, 1), (None, vec![]));
-        assert_eq!(meet(1, 0), (None, vec![]), "nothing stands for the first");
-        assert_eq!(meet(2, 2), (None, vec![]));
-        assert_eq!(meet(2, 1), (Some(Refusal::OldEpoch), vec![]));
-        assert_eq!(meet(1, 2), (Some(Refusal::NewerEpoch), vec![(1, 2)]));
+        assert!(believes(&Caller::Client, "steadfast://other/node/2", 0));
+        assert!(node.check_callee(None, NodeId(2)).is_ok(), "plaintext");
     }
 }

@@ -1,7 +1,9 @@
 //! What travels between nodes: the envelope, the messages, and the hello before them.
 
+mod access;
 pub(crate) mod comparison;
 pub(crate) mod dialling;
+pub(crate) mod gate;
 pub(crate) mod hello;
 pub(crate) mod messages;
 pub(crate) mod node_state;

@@ -32,6 +32,10 @@ pub(crate) struct NodeStateRequest {
 
 /// What a node reports about itself, even while it has no master or belongs to no group yet.
 #[derive(Clone, PartialEq, Message)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own that a node reports"
+)]
 pub(crate) struct NodeStateMessage {
     #[prost(string, tag = "1")]
     pub(crate) group_name: String,
@@ -139,6 +143,12 @@ pub(crate) struct NodeStateMessage {
     /// has not since its start.
     #[prost(uint64, optional, tag = "43")]
     pub(crate) master_heard_ms_ago: Option<u64>,
+    /// Whether somebody has asked for unprotected connections that other machines can reach.
+    #[prost(bool, tag = "44")]
+    pub(crate) insecure_plaintext: bool,
+    /// When the node's certificate ends, in milliseconds since 1970; absent without one.
+    #[prost(uint64, optional, tag = "45")]
+    pub(crate) certificate_ends_ms: Option<u64>,
 }
 
 /// Progress of a copy of the state.
@@ -219,7 +229,8 @@ pub(crate) async fn ask_for(
 }
 
 /// Answers requests with `describe` until the caller closes, or sends none for a while. Whatever a
-/// request asks for besides the state may take long.
+/// request asks for besides the state may take long, and is left out for a caller that may not have
+/// it read.
 ///
 /// # Errors
 /// When the caller sends invalid data or goes away.
@@ -231,7 +242,12 @@ where
     F: Future<Output = NodeStateMessage>,
 {
     while let Some(frame) = session.next_request().await? {
-        let state = describe(decode(Kind::NodeStateRequest, frame)?).await;
+        let mut request: NodeStateRequest = decode(Kind::NodeStateRequest, frame)?;
+        let holder = session.holder.as_ref();
+        if holder.is_some_and(|holder| !holder.may_have_read()) {
+            request = NodeStateRequest::default();
+        }
+        let state = describe(request).await;
         session.sender.send(encode(Kind::NodeState, &state)).await?;
     }
     Ok(())
@@ -254,6 +270,7 @@ mod tests {
             sender,
             receiver,
             peer: "n1".to_owned(),
+            holder: None,
         };
         (session, far)
     }

@@ -78,16 +78,16 @@ fn one_thread() -> Runtime {
 
 /// An iterator of an environment.
 enum Iterated {
-    Feed(Feed),
-    Events(GroupEvents),
+    Feed(Box<Feed>),
+    Events(Box<GroupEvents>),
     States(StateChanges),
 }
 
 impl Iterated {
     fn of(env: &Env) -> [Self; 3] {
         [
-            Self::Feed(env.subscribe(StartAt::Now).expect("a feed")),
-            Self::Events(env.group_events()),
+            Self::Feed(Box::new(env.subscribe(StartAt::Now).expect("a feed"))),
+            Self::Events(Box::new(env.group_events())),
             Self::States(env.state_changes()),
         ]
     }

@@ -211,7 +211,7 @@ fn what_reads_changes_nothing_beside_a_node_that_writes() {
             NodeStatus::ask(&address, true, PATIENCE)
                 .await
                 .expect("asked");
-            NodeStatus::ask_data_bytes(&address, PATIENCE)
+            NodeStatus::ask_data_bytes(&steadfast::TcpTransport, &address, PATIENCE)
                 .await
                 .expect("asked");
             back_up(&address).await;

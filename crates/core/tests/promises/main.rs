@@ -36,5 +36,6 @@ mod single;
 mod slow_way;
 mod space;
 mod support;
+mod tls;
 mod transactions;
 mod ways_out;

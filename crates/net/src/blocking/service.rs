@@ -18,6 +18,17 @@ pub trait ServiceHandler: Send + Sync {
     /// Whatever ended the service of this channel, other than its peer.
     fn handle(&self, channel: Box<dyn Channel>) -> Result<()>;
 
+    /// The same, with the identity that the client has proved, where the transport asks for proof.
+    /// A handler that does not care leaves this to [`handle`](Self::handle).
+    ///
+    /// # Errors
+    ///
+    /// As [`handle`](Self::handle).
+    fn handle_from(&self, channel: Box<dyn Channel>, identity: Option<&str>) -> Result<()> {
+        let _ = identity;
+        self.handle(channel)
+    }
+
     /// The name that clients ask for.
     fn service_name(&self) -> &str;
 }

@@ -21,8 +21,8 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use steadfast_net::{
-    AsyncServiceHandler, BoxFuture, Connection, Dispatcher, DispatcherOptions, NetError, Result,
-    TcpTransport, TlsCredentials, TlsTransport, Transport, open_service,
+    AsyncServiceHandler, BoxFuture, Channel, Connection, Dispatcher, DispatcherOptions, NetError,
+    Result, ServiceHandler, TcpTransport, TlsCredentials, TlsTransport, Transport, open_service,
 };
 use tokio::runtime::Builder;
 
@@ -53,6 +53,26 @@ impl AsyncServiceHandler for WhoAmI {
     }
 }
 
+/// The same, as a blocking handler.
+struct WhoAmIBlocking;
+
+impl ServiceHandler for WhoAmIBlocking {
+    fn handle(&self, _channel: Box<dyn Channel>) -> Result<()> {
+        unreachable!("the transport asks for proof")
+    }
+
+    fn handle_from(&self, channel: Box<dyn Channel>, identity: Option<&str>) -> Result<()> {
+        while channel.receive(Duration::from_secs(30))?.is_some() {
+            channel.send(identity.unwrap_or("nobody").as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn service_name(&self) -> &'static str {
+        "WHO-BLOCKING"
+    }
+}
+
 /// A server on loopback with TLS, of one authority.
 struct Server {
     authority: Authority,
@@ -74,6 +94,8 @@ impl Server {
         let transport = Arc::new(over_tcp(&own));
         let dispatcher = Dispatcher::new(DispatcherOptions::default());
         dispatcher.register_async(Arc::new(WhoAmI));
+        let blocking = Arc::new(WhoAmIBlocking);
+        dispatcher.register("WHO-BLOCKING", blocking).unwrap();
         let started = dispatcher.start(Arc::clone(&transport) as Arc<dyn Transport>, "127.0.0.1:0");
         let address = started.await.unwrap();
         Self {
@@ -159,6 +181,9 @@ fn each_end_sees_the_identity_that_the_other_has_proved() {
         let client = server.authority.credentials("test://node/2");
         let seen = server.ask(&client).await.unwrap();
         assert_eq!(seen, ("test://node/2".into(), "test://node/1".into()));
+        let connection = open_service(&over_tcp(&client), &server.address, "WHO-BLOCKING").await;
+        let seen = ask(connection.unwrap()).await.unwrap();
+        assert_eq!(seen, "test://node/2");
     });
 }
 

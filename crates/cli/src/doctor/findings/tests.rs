@@ -128,6 +128,45 @@ fn nothing_is_found_where_nothing_is_wrong() {
 }
 
 #[test]
+fn a_node_without_protection_is_found() {
+    let open = Rig::three().with(2, |status| status.insecure_plaintext = true);
+    let words = ["n2", "are not protected", "steadfast init"];
+    assert_says(&open.only(), "plaintext", &words);
+    let problems = Rig::three().with(2, |status| status.insecure_plaintext = true);
+    let problems = problems.survey().problems;
+    assert!(
+        problems[0].what.contains("insecure_plaintext"),
+        "{}",
+        problems[0].what
+    );
+}
+
+#[test]
+fn a_certificate_that_ends_soon_is_found() {
+    let day_ms = 24 * 60 * 60 * 1_000;
+    let ends_in = |days: u64| {
+        let ends = |status: &mut NodeStatus| {
+            status.certificate_ends_ms = Some(status.clock_ms + days * day_ms + 1);
+        };
+        Rig::three().with(3, ends)
+    };
+    assert_eq!(ends_in(31).findings(), []);
+    assert_says(
+        &ends_in(29).only(),
+        "certificate",
+        &["n3", "in 29 days", "certs issue"],
+    );
+    let ended = |status: &mut NodeStatus| {
+        status.certificate_ends_ms = Some(status.clock_ms);
+    };
+    assert_says(
+        &Rig::three().with(3, ended).only(),
+        "certificate",
+        &["n3", "has expired"],
+    );
+}
+
+#[test]
 fn few_descriptors_are_found_also_on_a_node_that_has_stopped() {
     let few = |status: &mut NodeStatus| {
         status.descriptors_left = Some(250);

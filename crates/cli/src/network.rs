@@ -1,0 +1,58 @@
+//! How verbs reach nodes: over TLS with the user's credentials, or in plaintext where there are none.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use steadfast::{TcpTransport, TlsTransport, Transport, credentials};
+
+use crate::failure::Failure;
+
+/// Where a user's credentials lie, below the directory for configuration.
+const OF_USER: &str = "steadfast/credentials";
+
+/// The network for verbs: with the credentials in this directory, else with those of the user.
+///
+/// # Errors
+/// When credentials cannot be used.
+pub(crate) fn network(given: Option<&Path>) -> Result<Arc<dyn Transport>, Failure> {
+    let of_user = of_user().filter(|dir| dir.exists());
+    match given.map(Path::to_owned).or(of_user) {
+        Some(dir) => with_credentials(&dir),
+        None => Ok(Arc::new(TcpTransport)),
+    }
+}
+
+/// The network with the credentials in a directory.
+///
+/// # Errors
+/// When they cannot be used.
+pub(crate) fn with_credentials(dir: &Path) -> Result<Arc<dyn Transport>, Failure> {
+    let credentials = credentials::read(dir, now_ms())?;
+    let tls = TlsTransport::new(Arc::new(TcpTransport), &credentials).map_err(|error| {
+        Failure::usage(
+            format!("{}: {error}", dir.display()),
+            "give --credentials a directory that `steadfast init` or `steadfast certs issue` has made",
+        )
+    })?;
+    Ok(Arc::new(tls))
+}
+
+fn of_user() -> Option<PathBuf> {
+    let of = |variable| std::env::var_os(variable).filter(|value| !value.is_empty());
+    let base = of("XDG_CONFIG_HOME").map(PathBuf::from);
+    let base = base.or_else(|| Some(PathBuf::from(of("HOME")?).join(".config")));
+    base.map(|base| base.join(OF_USER))
+}
+
+/// Milliseconds since 1970.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a program reads the clock itself"
+)]
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}

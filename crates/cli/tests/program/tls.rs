@@ -1,0 +1,234 @@
+//! Groups with credentials, as real processes: what operators do with theirs, and what everybody else
+//! gets.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::{Group, Node, PATIENCE, free_port, node_arguments, run, run_to, steadfast};
+
+/// A group of three with credentials, and where these are.
+struct Secured {
+    group: Group,
+    secrets: String,
+}
+
+impl Secured {
+    fn start() -> Self {
+        let group = Group::unstarted();
+        let secrets = group.dir.path().join("secrets").display().to_string();
+        let list: Vec<&str> = group.list.split(',').collect();
+        let init = ["init", "--group", "g", "--out", &secrets];
+        run_to(0, &[&init[..], &list].concat());
+        let mut secured = Self { group, secrets };
+        for at in 0..3 {
+            let node = Node::start(&secured.arguments(at));
+            secured.group.nodes[at] = Some(node);
+        }
+        for node in secured.group.nodes.iter().flatten() {
+            node.wait_ready();
+        }
+        secured
+    }
+
+    fn arguments(&self, at: usize) -> Vec<String> {
+        let mut arguments = self.group.arguments(at);
+        let of_node = self.of(&format!("n{}", at + 1));
+        arguments.extend(["--credentials".to_owned(), of_node]);
+        arguments
+    }
+
+    /// The directory of somebody's credentials.
+    fn of(&self, who: &str) -> String {
+        format!("{}/{who}", self.secrets)
+    }
+
+    fn address(&self, at: usize) -> String {
+        format!("127.0.0.1:{}", self.group.ports[at])
+    }
+
+    /// Runs a verb with the admin's credentials; returns what it printed.
+    fn run_to(&self, code: i32, verb: &[&str]) -> String {
+        let (address, admin) = (self.address(0), self.of("admin"));
+        let whom = ["--ask", &address, "--credentials", &admin];
+        run_to(code, &[verb, &whom].concat()).0
+    }
+
+    /// Issues credentials; returns where they are.
+    fn issue(&self, role: &str, name: &str) -> String {
+        self.issue_for(role, name, "365")
+    }
+
+    fn issue_for(&self, role: &str, name: &str, days: &str) -> String {
+        let out = self.of(&format!("{role}-{name}-{days}"));
+        let authority = self.of("authority");
+        let issue = ["certs", "issue", "--authority", &authority, "--role", role];
+        let rest = ["--name", name, "--out", &out, "--days", days];
+        run_to(0, &[&issue[..], &rest].concat());
+        out
+    }
+
+    /// What all nodes say of the group, but for what always changes.
+    fn state(&self) -> Value {
+        let said = self.run_to(0, &["status", "-o", "json"]);
+        let status: Value = serde_json::from_str(&said).expect("JSON");
+        let kept = ["term", "vlsn", "master", "health"];
+        kept.iter().map(|key| status[key].clone()).collect()
+    }
+}
+
+#[test]
+fn operators_do_everything_with_credentials_and_nobody_does_anything_without() {
+    let mut secured = Secured::start();
+    secured.run_to(0, &["doctor"]);
+    secured.run_to(0, &["verify", "--deep"]);
+    secured.run_to(0, &["master", "transfer"]);
+    let backup = secured.group.dir.path().join("backup");
+    let to = backup.display().to_string();
+    secured.run_to(0, &["backup", "create", &to]);
+
+    // A new node.
+    let token = secured.run_to(0, &["token", "create"]);
+    let dir = secured.group.dir.path().join("n4");
+    let mut arguments = node_arguments("g", "n4", &dir, free_port());
+    let join = [
+        "--join",
+        token.trim(),
+        "--credentials",
+        &secured.issue("node", "4"),
+    ];
+    arguments.extend(join.map(str::to_owned));
+    let fourth = Node::start(&arguments);
+    fourth.wait_ready();
+
+    let before = secured.state();
+    let address = secured.address(0);
+    for verb in [
+        &["status"][..],
+        &["verify"],
+        &["master", "transfer"],
+        &["group", "shutdown"],
+    ] {
+        let outcome = run(&[verb, &["--ask", &address]].concat());
+        assert_ne!(outcome.status.code(), Some(0), "{verb:?}");
+        let errors = String::from_utf8_lossy(&outcome.stderr).into_owned();
+        assert!(errors.contains("credentials"), "{verb:?}: {errors}");
+    }
+    assert_eq!(secured.state(), before, "nothing was changed");
+
+    secured.run_to(0, &["group", "shutdown"]);
+    for node in secured.group.nodes.iter_mut().filter_map(Option::take) {
+        assert!(node.end().0.success());
+    }
+    assert!(fourth.end().0.success());
+}
+
+#[test]
+fn those_with_less_credentials_get_less() {
+    let secured = Secured::start();
+    let monitor = secured.issue("monitor", "grafana");
+    let address = secured.address(0);
+    let as_monitor = |code: i32, verb: &[&str]| {
+        let whom = ["--ask", &address, "--credentials", &monitor];
+        run_to(code, &[verb, &whom].concat())
+    };
+    as_monitor(0, &["status"]);
+    let before = secured.state();
+    for verb in [
+        &["node", "priority", "n1", "0"][..],
+        &["master", "transfer"],
+    ] {
+        let (_, errors) = as_monitor(1, verb);
+        assert!(errors.contains("may not call ADMIN"), "{errors}");
+    }
+    let backup = secured.group.dir.path().join("backup");
+    let (_, errors) = as_monitor(1, &["backup", "create", &backup.display().to_string()]);
+    assert!(errors.contains("may not call SUBSCRIPTION"), "{errors}");
+    assert_eq!(secured.state(), before);
+}
+
+#[test]
+fn bytes_of_strangers_change_nothing() {
+    let secured = Secured::start();
+    let before = secured.state();
+    let written = |at: usize| fs::metadata(secured.group.data_dir(at).join("identity")).ok();
+    let identity = written(0).and_then(|of| of.modified().ok());
+    let hellos: [&[u8]; 5] = [
+        b"\x08\0\0\0ELECTION\x04\0\0\0\x01\0\0\0",
+        b"\x05\0\0\0ADMIN\x10\0\0\0",
+        b"GET / HTTP/1.1\r\nHost: n1\r\n\r\n",
+        &[0xff; 4096],
+        &[0x16, 0x03, 0x01, 0xff, 0xff, 0x01],
+    ];
+    for bytes in hellos {
+        let mut stream = TcpStream::connect(secured.address(0)).expect("it listens");
+        stream.write_all(bytes).expect("sent");
+        stream.shutdown(std::net::Shutdown::Write).expect("ended");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        let mut answer = Vec::new();
+        // A reset is an answer too.
+        stream.read_to_end(&mut answer).ok();
+        assert!(answer.len() <= 16, "an alert at most: {answer:?}");
+    }
+    assert_eq!(secured.state(), before);
+    assert_eq!(written(0).and_then(|of| of.modified().ok()), identity);
+}
+
+#[test]
+fn a_node_uses_its_new_credentials_without_a_restart_and_says_when_they_are_not_its_own() {
+    let mut secured = Secured::start();
+    let node = secured.group.nodes[0].take().expect("it runs");
+    let replace = |from: &str| {
+        for file in ["certificate.pem", "key.pem"] {
+            fs::copy(
+                Path::new(from).join(file),
+                Path::new(&secured.of("n1")).join(file),
+            )
+            .expect("copied");
+        }
+    };
+    replace(&secured.issue("node", "1"));
+    node.wait_for(&["are in use"]);
+    secured.run_to(0, &["doctor"]);
+    replace(&secured.issue_for("node", "1", "5"));
+    node.wait_for(&["are in use"]);
+    let said = secured.run_to(3, &["doctor"]);
+    assert!(said.contains("the certificate of n1 ends in"), "{said}");
+
+    replace(&secured.of("n2"));
+    node.wait_for(&["names steadfast://g/node/2"]);
+    secured.run_to(0, &["status"]);
+}
+
+#[test]
+fn a_node_does_not_start_with_what_is_not_its_own() {
+    let secured = Secured::start();
+    let dir = secured.group.dir.path().join("other");
+    let start = |credentials: &str, words: &[&str]| {
+        let mut arguments = node_arguments("g", "n1", &dir, free_port());
+        arguments.extend(["--credentials".to_owned(), credentials.to_owned()]);
+        let outcome = steadfast().arg("start").args(&arguments).output();
+        let outcome = outcome.expect("it runs");
+        let errors = String::from_utf8_lossy(&outcome.stderr).into_owned();
+        assert!(!outcome.status.success(), "{errors}");
+        for word in words.iter().chain(&["error: ", "data: ", "to do: "]) {
+            assert!(errors.contains(word), "{word:?} is not in: {errors}");
+        }
+        assert!(!dir.exists(), "nothing was made");
+    };
+    start(
+        &secured.of("admin"),
+        &["names steadfast://g/admin/admin", "no node"],
+    );
+    start(&secured.of("n2"), &["names node 2", "n1 is node 1"]);
+    start("nowhere", &["nowhere/certificate.pem is missing"]);
+    let loose = Command::new("chmod")
+        .args(["640", &format!("{}/key.pem", secured.of("n1"))])
+        .status();
+    assert!(loose.expect("chmod runs").success());
+    start(&secured.of("n1"), &["chmod 600"]);
+}
