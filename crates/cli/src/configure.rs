@@ -48,6 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
             }
             .load()?
             .config;
+            config.check_protection()?;
             println!(
                 "{} is valid: node {} of group {}, listening on {}, data in {}",
                 file.display(),

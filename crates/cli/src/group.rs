@@ -328,6 +328,10 @@ pub(crate) async fn run_token(arguments: TokenArguments) -> Result<ExitCode, Fai
 }
 
 /// The dead node is fenced first: from then on its old votes and copies count for nothing.
+/// What a new node needs in a group with credentials.
+const CREDENTIALS_OF_NEW: &str = "note: it needs --credentials of its own, for an id that was never given: one above the highest so far
+      (steadfast certs issue --role node --name ID; `steadfast status -o json` shows the ids of today)";
+
 async fn replace(ask: &Ask, node: String, force: bool) -> Result<ExitCode, Failure> {
     let survey = ask.survey().await?;
     let mut nodes = survey.nodes.iter().map(|node| &node.member);
@@ -358,6 +362,9 @@ async fn replace(ask: &Ask, node: String, force: bool) -> Result<ExitCode, Failu
         token.group_name
     );
     ask.print("now start its successor", &start);
+    if ask.has_credentials() {
+        eprintln!("{CREDENTIALS_OF_NEW}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -383,6 +390,11 @@ impl Ask {
             Err(AdminError::Uncertain { what, to_do }) => {
                 Err(Failure::new(what, MAY_BE_MADE, to_do))
             }
+            Err(error @ AdminError::NotAllowed { .. }) => Err(Failure::new(
+                with_sources(&error),
+                "nothing was changed",
+                "give the credentials of an admin of this group (--credentials DIR)",
+            )),
             Err(error @ AdminError::NoAnswer { may_be_done, .. }) => Err(if may_be_done {
                 Failure::new(
                     with_sources(&error),

@@ -15,6 +15,7 @@ use steadfast::quorum_loss::{
 };
 
 use crate::failure::Failure;
+use crate::network::network;
 use crate::status::{Output, aligned, grouped};
 
 /// Cache of a storage engine that is opened only to read how far it has got.
@@ -38,6 +39,9 @@ Exit codes: 0 done, 1 nothing was recovered, 2 usage.")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     verb: Verb,
+    /// Directory of the credentials to show to running nodes
+    #[arg(long, value_name = "DIR", env = "STEADFAST_CREDENTIALS", global = true)]
+    credentials: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -73,7 +77,10 @@ enum Verb {
 /// # Errors
 /// When nothing can or may be recovered.
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
-    let machine = Machine::real(CACHE_BYTES)?;
+    let machine = Machine {
+        transport: network(arguments.credentials.as_deref())?,
+        ..Machine::real(CACHE_BYTES)?
+    };
     match arguments.verb {
         Verb::Plan {
             directories,
@@ -268,6 +275,7 @@ impl From<RecoverError> for Failure {
                 "nothing was changed, and nothing acknowledged is lost",
                 "start them",
             ),
+            RecoverError::Unasked { address, why } => unasked(&address, &why),
             RecoverError::Works { name } => Self::new(
                 format!("{name} hears a master, so the group works"),
                 "nothing was changed, and nothing acknowledged is lost",
@@ -296,11 +304,15 @@ impl From<RecoverError> for Failure {
                 "the confirmation does not match this group, node and state",
                 "run `steadfast recover plan`, read what it says, and give the confirmation that it prints",
             ),
-            other => Self::new(
-                other.to_string(),
-                UNCHANGED,
-                "fix the cause, then try again",
-            ),
+            other => Self::new(other.to_string(), UNCHANGED, "fix the cause, then retry"),
         }
     }
+}
+
+fn unasked(address: &str, why: &str) -> Failure {
+    Failure::new(
+        format!("the node at {address} is up, but does not talk to this caller: {why}"),
+        "nothing was changed; whether the group works is not known",
+        "give credentials of the group that are good (--credentials DIR), or stop what listens there",
+    )
 }

@@ -18,7 +18,7 @@ use crate::events::GroupEvents;
 use crate::feed::{Feed, SubscribeOptions};
 use crate::ids::Vlsn;
 use crate::lifecycle::Lifecycle;
-use crate::lifecycle::protection::{check_plaintext, secured};
+use crate::lifecycle::protection::secured;
 use crate::listener::{RoleState, StateChanges};
 use crate::machine::Machine;
 use crate::member::{JoinToken, NodeType};
@@ -60,7 +60,7 @@ impl ReplicatedEnvironment {
     /// # Errors
     /// See [`OpenError`]; nothing was changed.
     pub fn open(config: RepConfig) -> Result<Self, OpenError> {
-        check_plaintext(&config)?;
+        config.check_protection()?;
         let machine = Machine::real(config.tuning.engine_cache_bytes)?;
         Self::open_on_own_runtime(config, machine)
     }
@@ -71,7 +71,7 @@ impl ReplicatedEnvironment {
     /// # Errors
     /// See [`OpenError`].
     pub async fn open_async(config: RepConfig) -> Result<Self, OpenError> {
-        check_plaintext(&config)?;
+        config.check_protection()?;
         let machine = Machine::real(config.tuning.engine_cache_bytes)?;
         let (ground, own) = runtime(&config)?;
         Opening::start(config, machine, ground, own)?.done().await

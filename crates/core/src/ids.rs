@@ -80,6 +80,9 @@ impl Vlsn {
     }
 }
 
+/// No group gives out this many node ids in one epoch.
+const IDS_OF_AN_EPOCH: u64 = 1_000_000;
+
 impl GroupEpoch {
     /// The epoch in which every group begins.
     pub const FIRST: Self = Self(1);
@@ -87,6 +90,13 @@ impl GroupEpoch {
     /// The epoch from its stored or sent number, where 0 means the first.
     pub(crate) fn from_number(number: u64) -> Self {
         Self(number).max(Self::FIRST)
+    }
+
+    /// The highest node id that may have been given in earlier epochs: a survivor does not know
+    /// what the lost nodes gave out, and no id is given twice.
+    pub(crate) fn ids_before(self) -> NodeId {
+        let earlier = self.0.saturating_sub(Self::FIRST.0);
+        NodeId(earlier.saturating_mul(IDS_OF_AN_EPOCH))
     }
 }
 

@@ -75,6 +75,10 @@ pub(super) async fn restore(arguments: Arguments) -> Result<(Output, Manifest), 
             arguments.data_dir.display(),
             arguments.listen
         );
+        println!(
+            "where other machines reach it, with credentials for node 1 of group {group} \
+             (steadfast certs issue --role node --name 1)"
+        );
     }
     Ok((arguments.output, manifest))
 }
@@ -85,6 +89,7 @@ fn configure(group: &str, arguments: &Arguments, dir: &Path) -> Result<RepConfig
         // Nobody may reach it before it is complete.
         .listen("127.0.0.1:0")
         .advertise(&arguments.listen)
+        .insecure_plaintext()
         .bootstrap(Bootstrap::single())
         .build()?;
     Ok(config)

@@ -8,8 +8,8 @@ use steadfast::config::is_unspecified;
 use steadfast::{NodeStatus, NodeType, Unreachable, plural};
 
 use crate::status::{
-    Cause, Health, IF_ALL_MOVED, Survey, SurveyedNode, UnseenKind, damage_in_words, grouped,
-    remedy_of_damage, remedy_of_hang, remedy_of_stop,
+    Cause, Health, IF_ALL_MOVED, OTHER_CREDENTIALS, Survey, SurveyedNode, UnseenKind,
+    damage_in_words, grouped, remedy_of_damage, remedy_of_hang, remedy_of_stop,
 };
 
 /// A disk whose syncs take longer, in microseconds, is slow: an SSD takes 0.1 to 5 ms.
@@ -138,6 +138,11 @@ fn unseen(survey: &Survey) -> Vec<Finding> {
                     "check its machine, and the network to {address}; {}",
                     moved(survey, name)
                 ),
+            ),
+            UnseenKind::Unreachable(Unreachable::Denied) => (
+                "denied",
+                format!("{name} is up, and may well work, but cannot be asked: {unseen}"),
+                OTHER_CREDENTIALS.to_owned(),
             ),
             UnseenKind::Unreachable(Unreachable::Nonsense) => (
                 "nonsense",

@@ -80,6 +80,11 @@ impl Ask {
         Survey::of(&*self.network()?, &self.addresses).await
     }
 
+    /// Whether nodes were asked with credentials.
+    pub(crate) fn has_credentials(&self) -> bool {
+        self.credentials.is_some()
+    }
+
     /// How the nodes are reached.
     pub(crate) fn network(&self) -> Result<Arc<dyn Transport>, Failure> {
         network(self.credentials.as_deref())

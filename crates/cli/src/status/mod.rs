@@ -10,14 +10,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use steadfast::Transport;
+use steadfast::{Transport, Unreachable};
 
 pub(crate) use masterless::{Cause, IF_ALL_MOVED};
 #[cfg(test)]
-pub(crate) use survey::{Answer, ClockOffset, Unseen};
+pub(crate) use survey::{Answer, ClockOffset};
 pub(crate) use survey::{
-    Health, ONLY_NODE, Survey, SurveyedNode, UnseenKind, damage_in_words, remedy_of_damage,
-    remedy_of_hang, remedy_of_stop,
+    Health, ONLY_NODE, OTHER_CREDENTIALS, Survey, SurveyedNode, Unseen, UnseenKind,
+    damage_in_words, remedy_of_damage, remedy_of_hang, remedy_of_stop,
 };
 pub(crate) use table::{aligned, grouped, headline, push};
 
@@ -79,7 +79,13 @@ impl Survey {
     /// # Errors
     /// When none of them answers.
     pub(crate) async fn of(network: &dyn Transport, addresses: &[String]) -> Result<Self, Failure> {
-        Self::take(network, addresses).await.map_err(|why| {
+        Self::take(network, addresses).await.map_err(|unseen| {
+            let is_denied = |of: &Unseen| of.kind == UnseenKind::Unreachable(Unreachable::Denied);
+            let why: Vec<&str> = unseen.iter().map(|of| &*of.text).collect();
+            if unseen.iter().any(is_denied) {
+                let data = "unknown from here; the nodes that are up may well work";
+                return Failure::new(why.join("; "), data, OTHER_CREDENTIALS);
+            }
             Failure::new(
                 why.join("; "),
                 "unknown from here; a group whose nodes do not answer takes no writes",

@@ -149,7 +149,7 @@ impl Survey {
     pub(crate) async fn take(
         network: &dyn Transport,
         addresses: &[String],
-    ) -> Result<Self, Vec<String>> {
+    ) -> Result<Self, Vec<Unseen>> {
         let first = ask_all(network, addresses).await;
         let newest = first
             .values()
@@ -157,7 +157,7 @@ impl Survey {
             .max_by_key(|status| (status.group.is_some(), status.term, status.members.len()));
         let Some(newest) = newest.cloned() else {
             let why = first.into_values().filter_map(|answer| answer.status.err());
-            return Err(why.map(|unseen| unseen.text).collect());
+            return Err(why.collect());
         };
         let unasked: Vec<_> = newest
             .members
@@ -450,19 +450,31 @@ pub(crate) fn remedy_of_stop(status: &NodeStatus) -> &'static str {
     }
 }
 
+/// What to do about nodes that are up and do not talk to the caller.
+pub(crate) const OTHER_CREDENTIALS: &str = "it is up: give credentials of the group that are good \
+    (--credentials DIR); see them with steadfast certs show, on the node's machine too";
+
+fn problem_of_unseen(name: &str, address: &str, why: &Unseen) -> Problem {
+    if why.kind == UnseenKind::Unreachable(Unreachable::Denied) {
+        return Problem {
+            what: format!("{name} cannot be asked: {why}"),
+            remedy: OTHER_CREDENTIALS.to_owned(),
+        };
+    }
+    Problem {
+        what: format!("{name} does not work: {why}"),
+        remedy: format!(
+            "if its process has ended, start it again with its own data directory; if it runs, \
+             check the network to {address}"
+        ),
+    }
+}
+
 fn problem_of(node: &SurveyedNode) -> Option<Problem> {
     let NodeAddress { name, address, .. } = &node.member.node;
     let status = match &node.status {
         Ok(status) => status,
-        Err(why) => {
-            return Some(Problem {
-                what: format!("{name} does not work: {why}"),
-                remedy: format!(
-                    "if its process has ended, start it again with its own data directory; \
-                     if it runs, check the network to {address}"
-                ),
-            });
-        }
+        Err(why) => return Some(problem_of_unseen(name, address, why)),
     };
     if let Some(damage) = &status.damage {
         return Some(Problem {

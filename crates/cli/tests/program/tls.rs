@@ -224,11 +224,83 @@ fn a_node_does_not_start_with_what_is_not_its_own() {
         &secured.of("admin"),
         &["names steadfast://g/admin/admin", "no node"],
     );
-    start(&secured.of("n2"), &["names node 2", "n1 is node 1"]);
+    start(
+        &secured.of("n2"),
+        &["names steadfast://g/node/2", "n1 is node 1"],
+    );
     start("nowhere", &["nowhere/certificate.pem is missing"]);
     let loose = Command::new("chmod")
         .args(["640", &format!("{}/key.pem", secured.of("n1"))])
         .status();
     assert!(loose.expect("chmod runs").success());
     start(&secured.of("n1"), &["chmod 600"]);
+}
+
+#[test]
+fn nothing_is_recovered_while_nodes_are_up_that_do_not_talk_to_the_caller() {
+    let mut secured = Secured::start();
+    let node = secured.group.nodes[2].take().expect("it runs");
+    node.signal("-TERM");
+    assert!(node.end().0.success());
+    let dir = secured.group.data_dir(2).display().to_string();
+    let plan = |credentials: &str, words: &[&str]| {
+        let plan = ["recover", "plan", "--data-dir", &dir];
+        let (_, errors) = run_to(1, &[&plan[..], &["--credentials", credentials]].concat());
+        for word in words {
+            assert!(errors.contains(word), "{word:?} is not in: {errors}");
+        }
+    };
+    let other = secured.of("others");
+    let init = ["init", "--group", "g", "--out", &other, "n1=127.0.0.1:1"];
+    run_to(0, &init);
+    plan(
+        &format!("{other}/admin"),
+        &["is up, but does not talk to this caller"],
+    );
+    plan(&secured.of("admin"), &["3 of 3 voters are there"]);
+    let (_, errors) = run_to(1, &["recover", "plan", "--data-dir", &dir]);
+    assert!(errors.contains("(--credentials DIR)"), "{errors}");
+}
+
+#[test]
+fn a_node_starts_again_without_its_list_and_a_backup_is_restored_for_other_machines() {
+    let mut secured = Secured::start();
+    let backup = secured
+        .group
+        .dir
+        .path()
+        .join("backup")
+        .display()
+        .to_string();
+    secured.run_to(0, &["backup", "create", &backup]);
+    let node = secured.group.nodes[1].take().expect("it runs");
+    node.signal("-TERM");
+    assert!(node.end().0.success());
+    let mut arguments = node_arguments(
+        "g",
+        "n2",
+        &secured.group.data_dir(1),
+        secured.group.ports[1],
+    );
+    arguments.extend(["--credentials".to_owned(), secured.of("n2")]);
+    Node::start(&arguments).wait_ready();
+
+    let dir = secured
+        .group
+        .dir
+        .path()
+        .join("restored")
+        .display()
+        .to_string();
+    let restore = [
+        "backup",
+        "restore",
+        &backup,
+        "--data-dir",
+        &dir,
+        "--node",
+        "n7",
+    ];
+    let (said, _) = run_to(0, &[&restore[..], &["--listen", "192.0.2.7:7400"]].concat());
+    assert!(said.contains("certs issue --role node --name 1"), "{said}");
 }

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use steadfast_net::Transport;
+use steadfast_net::{NetError, Transport};
 use tokio::time::Instant;
 
 use crate::admin::messages::{
@@ -110,6 +110,10 @@ impl fmt::Display for AdminRefusal {
 pub(crate) enum Asked<T> {
     Done(T),
     Refused(AdminRefusal),
+    /// For want of credentials, on either side.
+    Denied {
+        why: String,
+    },
     /// Nobody answered in time, or no node that answered knew a master.
     NoAnswer {
         why: String,
@@ -140,20 +144,24 @@ impl Client<'_> {
         let mut next: VecDeque<String> = self.addresses.iter().cloned().collect();
         // Addresses asked in this round: two nodes that name each other are asked once in each.
         let mut asked_before = BTreeSet::new();
-        let (mut denied, mut denied_since) = (0, None);
+        // Addresses of this round where somebody denies the call, and where nobody is.
+        let (mut denied, mut silent) = (0, 0);
+        let mut denied_since = None;
         loop {
             let Some(address) = next.pop_front() else {
                 denied_since = match denied_since {
-                    _ if denied < asked_before.len() => None,
+                    _ if denied == 0 || denied + silent < asked_before.len() => None,
                     None => Some(Instant::now()),
                     since => since,
                 };
                 let is_denied = denied_since.is_some_and(|since| since.elapsed() >= DENIED_MAX);
-                let is_over = is_denied || Instant::now() + RETRY_INTERVAL >= deadline;
-                if self.addresses.is_empty() || is_over {
+                if is_denied {
+                    return Asked::Denied { why: last };
+                }
+                if self.addresses.is_empty() || Instant::now() + RETRY_INTERVAL >= deadline {
                     return no_answer(last);
                 }
-                denied = 0;
+                (denied, silent) = (0, 0);
                 tokio::time::sleep(RETRY_INTERVAL).await;
                 asked_before.clear();
                 next.extend(self.addresses.iter().cloned());
@@ -167,8 +175,9 @@ impl Client<'_> {
             match asked.await {
                 Err(_) => return no_answer(format!("{address} did not answer in time")),
                 Ok(Err(error)) => {
-                    let is_denied = matches!(error, DialError::NoHello);
-                    denied += usize::from(is_denied || error.is_about_credentials());
+                    denied += usize::from(error.is_denied());
+                    let is_silent = matches!(error, DialError::Net(NetError::Io { .. }));
+                    silent += usize::from(is_silent);
                     last = format!("{address}: {}", with_source(&error));
                 }
                 Ok(Ok(AdminAnswer::Done(done))) => return Asked::Done(done),

@@ -105,6 +105,13 @@ pub enum AdminError {
         /// node that was asked for it has answered.
         may_be_done: bool,
     },
+    /// The nodes do not believe the caller's credentials, these do not allow it, or the caller does
+    /// not believe those of the nodes.
+    #[error("not allowed: {why}")]
+    NotAllowed {
+        /// What the last node said.
+        why: String,
+    },
 }
 
 impl AdminCommand {
@@ -149,6 +156,7 @@ impl AdminCommand {
                     AdminError::Refused { what, to_do }
                 })
             }
+            Asked::Denied { why } => Err(AdminError::NotAllowed { why }),
             Asked::NoAnswer { why, may_be_done } => Err(AdminError::NoAnswer { why, may_be_done }),
         }
     }

@@ -449,7 +449,11 @@ async fn ask(
     };
     let asked = node_state::ask_for(transport, &node.address, &request, RANGE_MAX).await;
     let state = asked.map_err(|error| Unusable::Other(error.to_string()))?;
-    let missing = || Unusable::Other("its version does not support this".to_owned());
+    let missing = || {
+        Unusable::Other(
+            "its version does not support this, or the credentials do not allow it".to_owned(),
+        )
+    };
     let reply = state.range.ok_or_else(missing)?;
     // To a version without running digests, this was a request for a range.
     let is_answer = !is_running || reply.outcome() != RangeOutcome::Done;
@@ -474,7 +478,8 @@ async fn check(transport: &dyn Transport, node: &NodeAddress) -> CheckedNode {
     let asked = node_state::ask_for(transport, &node.address, &request, CHECK_MAX).await;
     let reply = match asked {
         Ok(state) => state.check.unwrap_or_else(|| CheckReply {
-            problem: "its version does not support this".to_owned(),
+            problem: "its version does not support this, or the credentials do not allow it"
+                .to_owned(),
             ..CheckReply::default()
         }),
         Err(error) => CheckReply {

@@ -306,7 +306,7 @@ impl RepConfigBuilder {
             None => check_expected(&self.node, &expected)?,
         }
         if let Security::Tls(credentials) = &self.security {
-            check_credentials(credentials, &self.group, &self.node, &expected)?;
+            check_credentials(credentials, &self.group)?;
         }
         let mut tuning = Tuning::default();
         for (key, value) in self.numbers {

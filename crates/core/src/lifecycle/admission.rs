@@ -62,6 +62,7 @@ async fn take_node_id(
     named: Option<NodeId>,
 ) -> Result<NodeId, Undone> {
     let last = members.keys().next_back().copied().unwrap_or_default();
+    let last = last.max(node.identity.epoch.ids_before());
     let mut next = NodeId(0);
     let mut taken = None;
     let take = |transaction: &Transaction| {

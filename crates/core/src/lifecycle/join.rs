@@ -74,7 +74,7 @@ impl Joining {
             Asked::Done(done) => self.completed(done.joined.unwrap_or_default()),
             Asked::Refused(refusal) if !refusal.passes => Round::Refused(refusal.to_string()),
             Asked::Refused(refusal) => self.wait(&refusal.what),
-            Asked::NoAnswer { why, .. } => self.wait(&why),
+            Asked::Denied { why } | Asked::NoAnswer { why, .. } => self.wait(&why),
         }
     }
 

@@ -119,6 +119,9 @@ impl Lifecycle {
     /// # Errors
     /// See [`OpenError`].
     pub(crate) async fn open(config: RepConfig, machine: Machine) -> Result<Arc<Self>, OpenError> {
+        if !DataDir::is_one(&*machine.disk, &config.data_dir)? {
+            config.check_listed()?;
+        }
         let dir = DataDir::open(&*machine.disk, &config.data_dir)?;
         let identity = founding::own_identity(&config, &machine, &dir).await?;
         let lifecycle = Arc::new(Self::new(config, machine, dir, identity));

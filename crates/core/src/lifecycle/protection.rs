@@ -15,25 +15,6 @@ use crate::machine::Machine;
 /// How often a node says that its connections are not protected.
 const PLAINTEXT_REMINDER: Duration = Duration::from_hours(1);
 
-/// Refuses to let other machines reach a node whose connections are not protected, unless somebody
-/// has asked for that.
-pub(crate) fn check_plaintext(config: &RepConfig) -> Result<(), OpenError> {
-    let reached_at = [Some(&config.listen), config.advertise.as_ref()];
-    let mut reached_at = reached_at.into_iter().flatten();
-    let elsewhere = reached_at.find(|address| !is_loopback(address));
-    match (&config.security, elsewhere) {
-        (Security::Loopback, Some(address)) => {
-            let problem = format!(
-                "are missing, and other machines can reach {address}: whoever does could read and \
-                 change everything. `steadfast init` makes credentials; insecure_plaintext does \
-                 without, on a network where everybody is trusted"
-            );
-            Err(ConfigError::new("credentials", problem).into())
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Puts TLS between the machine's network and the node, if the node has credentials.
 pub(crate) fn secured(
     config: &RepConfig,

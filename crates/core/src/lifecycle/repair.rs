@@ -179,7 +179,7 @@ impl Lifecycle {
                 tracing::debug!(%refusal, "the group would not readmit this node");
                 false
             }
-            Asked::NoAnswer { why, .. } => {
+            Asked::Denied { why } | Asked::NoAnswer { why, .. } => {
                 tracing::debug!(why, "no node says whether the group would readmit this one");
                 false
             }
@@ -278,7 +278,7 @@ impl Lifecycle {
                 },
                 Asked::Refused(refusal) if !refusal.passes => return Err(refusal.to_string()),
                 Asked::Refused(refusal) => refusal.what,
-                Asked::NoAnswer { why, .. } => why,
+                Asked::Denied { why } | Asked::NoAnswer { why, .. } => why,
             };
             waits(&format!(" ({not_yet})"));
             tokio::time::sleep(RETRY).await;

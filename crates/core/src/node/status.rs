@@ -188,6 +188,8 @@ pub enum Unreachable {
     Silent,
     /// The answer is not from a node, or from one of another version.
     Nonsense,
+    /// It runs, and talks only to those with other credentials; or the caller does not believe its.
+    Denied,
     /// Something else; see the error's text.
     Other,
 }
@@ -197,7 +199,8 @@ impl StatusError {
     pub fn reason(&self) -> Unreachable {
         let mut error: Option<&(dyn Error + 'static)> = Some(&*self.source);
         while let Some(this) = error {
-            match this.downcast_ref() {
+            match this.downcast_ref::<DialError>() {
+                Some(error) if error.is_denied() => return Unreachable::Denied,
                 Some(DialError::Timeout(_)) => return Unreachable::Silent,
                 Some(DialError::Wire(_) | DialError::Refused { .. }) => {
                     return Unreachable::Nonsense;

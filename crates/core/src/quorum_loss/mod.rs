@@ -210,6 +210,17 @@ pub enum RecoverError {
         /// Their names.
         names: Vec<String>,
     },
+    /// A node is up, and does not talk to this caller.
+    #[error(
+        "the node at {address} is up, but does not talk to this caller: {why}; nothing was changed; \
+         give the credentials of the group (--credentials), or stop what listens there"
+    )]
+    Unasked {
+        /// Its address.
+        address: String,
+        /// What it said.
+        why: String,
+    },
     /// A node hears a master.
     #[error(
         "{name} hears a master, so the group works; nothing was changed; check the network to that \

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use prost::Message;
+use steadfast_net::NetError;
 
 use crate::consensus::held_vlsn;
 use crate::error::OpenError;
@@ -18,6 +19,7 @@ use crate::node;
 use crate::quorum_loss::{RecoverError, rewrite};
 use crate::state_copy::swap;
 use crate::txn::batch::Batch;
+use crate::wire::hello::{DialError, with_source};
 use crate::wire::node_state;
 use crate::wire::node_state::NodeStateMessage;
 
@@ -88,14 +90,34 @@ impl Survey {
         let asked = addresses.into_iter().map(|address| async move {
             let transport = &*machine.transport;
             let said = node_state::ask(transport, &address, false, ANSWER_TIMEOUT).await;
-            let said = said.map_err(|error| error.to_string());
-            Answer { address, said }
+            let said = match said {
+                // It may hear a master.
+                Err(error) if is_up(&error) => {
+                    let why = with_source(&error);
+                    return Err(RecoverError::Unasked { address, why });
+                }
+                said => said.map_err(|error| error.to_string()),
+            };
+            Ok(Answer { address, said })
         });
         let answers = join_all(asked).await;
+        let answers: Result<Vec<_>, _> = answers.into_iter().collect();
         Ok(Self {
             directories: opened,
-            answers,
+            answers: answers?,
         })
+    }
+}
+
+/// Whether somebody is there who does not talk to this caller.
+fn is_up(error: &DialError) -> bool {
+    match error {
+        DialError::NoHello
+        | DialError::Wire(_)
+        | DialError::WrongHolder { .. }
+        | DialError::Refused { .. } => true,
+        DialError::Net(error) => matches!(error, NetError::Tls { .. } | NetError::Protocol { .. }),
+        DialError::Closed | DialError::Timeout(_) => false,
     }
 }
 

@@ -73,6 +73,18 @@ impl DialError {
     }
 }
 
+impl DialError {
+    /// Whether somebody is there who does not talk to this caller, for want of credentials as far as
+    /// can be told.
+    pub(crate) fn is_denied(&self) -> bool {
+        let is_stranger = match self {
+            Self::Refused { refusal, .. } => *refusal == Refusal::NotAMember,
+            error => matches!(error, Self::NoHello),
+        };
+        is_stranger || self.is_about_credentials()
+    }
+}
+
 /// The error with what caused it, on one line.
 pub(crate) fn with_source(error: &DialError) -> String {
     let mut text = error.to_string();

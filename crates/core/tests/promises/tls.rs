@@ -183,6 +183,10 @@ fn each_role_gets_what_it_may_and_a_stranger_gets_nothing() {
             "someone",
         ),
     ];
+    let not_let_in = world.node(9);
+    assert!(world.ask(&not_let_in, false).is_some(), "it may be new");
+    assert!(world.subscribe(&not_let_in).is_err());
+    assert!(!world.set_priority(&not_let_in));
     let before = group[0].status();
     for stranger in &strangers {
         assert!(world.ask(stranger, false).is_none());
