@@ -37,6 +37,9 @@ use crate::transport::{Authenticated, BoxFuture, Connected, Listener, Transport}
 /// Time limit for a handshake, seen by the client. The server's is that of its dispatcher.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How a certificate begins in a PEM text.
+const PEM_BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+
 /// What one end proves its identity with, and whom it believes.
 pub struct TlsCredentials {
     chain: Vec<CertificateDer<'static>>,
@@ -314,10 +317,18 @@ impl ServerCertVerifier for SignedByAuthority {
 /// The certificates in a PEM text, at least one.
 fn read_certificates(what: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
     let read: std::result::Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let begun = pem.windows(PEM_BEGIN.len()).filter(|at| *at == PEM_BEGIN);
+    let begun = begun.count();
     match read {
         Ok(certificates) if certificates.is_empty() => {
             Err(invalid(format!("there is no {what} in it")))
         }
+        // A file that was appended to one without a newline at its end would go unseen.
+        Ok(certificates) if certificates.len() != begun => Err(invalid(format!(
+            "{begun} certificates begin in it, and {} are whole: each BEGIN and END needs a line of \
+             its own",
+            certificates.len()
+        ))),
         Ok(certificates) => Ok(certificates),
         Err(error) => Err(invalid(format!("the {what} cannot be read: {error}"))),
     }

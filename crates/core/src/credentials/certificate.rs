@@ -113,6 +113,9 @@ impl Certificate {
     }
 }
 
+/// How a certificate begins in a PEM text.
+const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+
 /// The certificates in a PEM text, at least one.
 ///
 /// # Errors
@@ -130,6 +133,15 @@ pub(super) fn read_all(path: &Path, pem: &[u8]) -> Result<Vec<Certificate>, Cred
     }
     if certificates.is_empty() {
         return Err(malformed(&"there is no certificate in it"));
+    }
+    // One that was appended to a file without a newline at its end would go unseen.
+    let begun = pem.windows(BEGIN.len()).filter(|at| *at == BEGIN).count();
+    if begun != certificates.len() {
+        let whole = certificates.len();
+        return Err(malformed(&format!(
+            "{begun} certificates begin in it, and {whole} are whole: each BEGIN and END needs a \
+             line of its own"
+        )));
     }
     Ok(certificates)
 }

@@ -214,6 +214,16 @@ fn a_file_that_is_missing_or_malformed_is_named() {
         fs::write(&path, whole).expect("written");
     }
     assert!(read(&dir, NOW_MS).is_ok());
+
+    // Appended without a newline between the two.
+    let path = dir.join(AUTHORITY_FILE);
+    let whole = fs::read(&path).expect("read");
+    let unseen = [whole.trim_ascii_end(), &whole].concat();
+    fs::write(&path, unseen).expect("written");
+    match read(&dir, NOW_MS) {
+        Err(CredentialsError::Malformed { path: named, .. }) => assert_eq!(named, path),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

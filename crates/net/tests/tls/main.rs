@@ -317,6 +317,11 @@ fn credentials_that_do_not_belong_together_are_refused_before_they_are_used() {
         authority.pem.as_bytes(),
     );
     assert!(read(certificate, key, authority).is_ok());
+    let two = [authority.trim_ascii_end(), authority].concat();
+    let unseen = read(certificate, key, &two).unwrap_err().to_string();
+    assert!(unseen.contains("2 certificates begin"), "{unseen}");
+    let apart = [authority, authority].concat();
+    assert!(read(certificate, key, &apart).is_ok());
     for (certificate, key, authority) in [
         (&b""[..], key, authority),
         (certificate, &b"garbage"[..], authority),
