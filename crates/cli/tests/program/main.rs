@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use steadfast::{
-    AdminCommand, Bootstrap, CommitToken, ConsistencyPolicy, Durability, RepConfig,
+    AdminCommand, Bootstrap, CommitToken, ConsistencyPolicy, Durability, NodeType, RepConfig,
     RepConfigBuilder, ReplicatedEnvironment, Role, Transaction, WriteError,
 };
 use tempfile::TempDir;
@@ -353,6 +353,19 @@ impl Group {
     }
 }
 
+/// The lost nodes had ids up to 3, and may have given out others.
+fn assert_new_node_gets_a_new_id(group: &Group, env: &ReplicatedEnvironment) {
+    let token = env.join_token(NodeType::Secondary).expect("a member");
+    let dir = group.dir.path().join("n4");
+    let mut arguments = node_arguments("g", "n4", &dir, free_port());
+    arguments.extend(["--join".to_owned(), token.to_string()]);
+    let fourth = Node::start(&arguments);
+    fourth.wait_ready();
+    let members = env.status().members;
+    let newest = members.iter().map(|member| member.node.id.0).max();
+    assert_eq!(newest, Some(1_000_001));
+}
+
 #[test]
 fn a_group_that_lost_two_of_three_directories_goes_on_from_the_third() {
     let mut group = Group::start();
@@ -413,6 +426,8 @@ fn a_group_that_lost_two_of_three_directories_goes_on_from_the_third() {
     assert_eq!(found.expect("it is master"), 100);
     let written = env.write(|txn| txn.database("d")?.put("new", "v"));
     assert_eq!(written.expect("it needs nobody").vlsn, kept.next());
+
+    assert_new_node_gets_a_new_id(&group, &env);
 
     fs::rename(lost.join("n2"), group.data_dir(1)).expect("renamed");
     let words = ["recovered without this node", "epoch 2", "keep it aside"];

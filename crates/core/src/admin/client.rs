@@ -155,7 +155,7 @@ impl Client<'_> {
                     since => since,
                 };
                 let is_denied = denied_since.is_some_and(|since| since.elapsed() >= DENIED_MAX);
-                if is_denied {
+                if is_denied && !may_be_done.load(Ordering::Relaxed) {
                     return Asked::Denied { why: last };
                 }
                 if self.addresses.is_empty() || Instant::now() + RETRY_INTERVAL >= deadline {
