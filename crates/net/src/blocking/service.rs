@@ -24,8 +24,7 @@ pub trait ServiceHandler: Send + Sync {
     /// # Errors
     ///
     /// As [`handle`](Self::handle).
-    fn handle_from(&self, channel: Box<dyn Channel>, identity: Option<&str>) -> Result<()> {
-        let _ = identity;
+    fn handle_from(&self, channel: Box<dyn Channel>, _identity: Option<&str>) -> Result<()> {
         self.handle(channel)
     }
 
