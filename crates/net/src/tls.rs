@@ -18,12 +18,13 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, PeerIncompatible, RootCertStore,
     ServerConfig, SignatureScheme,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use webpki::EndEntityCert;
@@ -36,6 +37,12 @@ use crate::transport::{Authenticated, BoxFuture, Connected, Listener, Transport}
 
 /// Time limit for a handshake, seen by the client. The server's is that of its dispatcher.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client that was refused may take to read why.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// The most that is read meanwhile of what it had sent.
+const UNREAD_BYTES_MAX: usize = 64 * 1024;
 
 /// How a certificate begins in a PEM text.
 const PEM_BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
@@ -66,6 +73,27 @@ impl TlsCredentials {
             chain,
             key,
             authorities,
+            identity,
+        })
+    }
+
+    /// The same from DER: one certificate, its private key (PKCS #8), and the authorities.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_pem`](Self::from_pem).
+    pub fn from_der(
+        certificate: &[u8],
+        key: &[u8],
+        authorities: &[impl AsRef<[u8]>],
+    ) -> Result<Self> {
+        let owned = |der: &[u8]| CertificateDer::from(der.to_vec());
+        let chain = vec![owned(certificate)];
+        let identity = identity_of(&chain[0]).map_err(invalid)?;
+        Ok(Self {
+            chain,
+            key: PrivatePkcs8KeyDer::from(key.to_vec()).into(),
+            authorities: authorities.iter().map(|der| owned(der.as_ref())).collect(),
             identity,
         })
     }
@@ -182,11 +210,15 @@ impl Transport for TlsTransport {
     ) -> BoxFuture<'a, Result<Authenticated>> {
         Box::pin(async move {
             let doing = format!("authenticate {peer}");
-            let accepted = self.ends().server.accept(stream).await;
-            let stream = accepted.map_err(|error| {
-                refuse(reason(&error));
-                NetError::io(doing.clone(), error)
-            })?;
+            let accepted = self.ends().server.accept(stream).into_fallible().await;
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err((error, stream)) => {
+                    refuse(reason(&error));
+                    let_it_read(stream).await;
+                    return Err(NetError::io(doing, error));
+                }
+            };
             let (_, session) = stream.get_ref();
             let identity = proven(session.peer_certificates());
             let identity = identity.map_err(|why| {
@@ -377,6 +409,25 @@ fn reason(error: &io::Error) -> &'static str {
         rustls::Error::AlertReceived(_) => "refused_by_client",
         _ => "protocol",
     }
+}
+
+/// Lets a client that was refused read why: if what it had sent were left unread, the system would
+/// tell it of a connection that was reset, and of nothing else.
+async fn let_it_read(mut stream: Box<dyn ByteStream>) {
+    let linger = async {
+        stream.shutdown().await?;
+        let mut bytes = [0; 1024];
+        let mut left = UNREAD_BYTES_MAX;
+        while left > 0 {
+            match stream.read(&mut bytes).await? {
+                0 => break,
+                read => left = left.saturating_sub(read),
+            }
+        }
+        io::Result::Ok(())
+    };
+    // However it ends, the connection is closed.
+    timeout(LINGER, linger).await.ok();
 }
 
 /// Whether the other end has gone.
