@@ -20,6 +20,9 @@ pub(crate) const OF_A_NODE: [&str; 8] = [
     "lock",
     STAGE,
 ];
+/// The directory of the credentials that a node got with its join token. No node of ours writes into
+/// it while it runs, and it stays when a group is restored.
+pub(crate) const CREDENTIALS: &str = "credentials";
 /// The directory that file systems keep in the root of a volume.
 pub(crate) const VOLUME_ROOT_FILE: &str = "lost+found";
 
@@ -38,7 +41,7 @@ pub(crate) fn foreign_names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// The names that people have put into a directory. A missing directory has none.
+/// The names in a directory that are in the way of a node. A missing directory has none.
 #[expect(
     clippy::disallowed_methods,
     reason = "a directory of the user is looked at"
@@ -52,7 +55,7 @@ pub(crate) fn names_in(dir: &Path) -> io::Result<Vec<String>> {
     for entry in entries {
         names.push(entry?.file_name().to_string_lossy().into_owned());
     }
-    names.retain(|name| name != VOLUME_ROOT_FILE);
+    names.retain(|name| name != VOLUME_ROOT_FILE && name != CREDENTIALS);
     Ok(names)
 }
 

@@ -56,7 +56,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let failed = |error| Failure::system(&format!("cannot use {}", dir.display()), &error);
     if !config_file(&dir, 0).exists() {
         let names: Vec<_> = (0..arguments.nodes.into()).map(name).collect();
-        credentials::make(&dir.join(CREDENTIALS), GROUP, &names)?;
+        credentials::make(&dir.join(CREDENTIALS), GROUP, &names, true)?;
     }
     let addresses = prepare(&dir, arguments.nodes.into()).map_err(failed)?;
     let (sender, mut events) = child::events();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use serde_json::json;
 use steadfast::config::is_unspecified;
+use steadfast::credentials::INVITED_FOR;
 use steadfast::{AdminCommand, AdminError, JoinToken, NodeStatus, NodeType, PRIORITY_DEFAULT};
 
 use crate::addresses;
@@ -34,6 +35,7 @@ pub(crate) struct NodeArguments {
 }
 
 /// Said of a change that may or may not have been made.
+const NOTHING: &str = "nothing was changed";
 const MAY_BE_MADE: &str = "the change may have been made; nothing acknowledged is lost either way";
 
 const ADDRESS_HELP: &str = "\
@@ -191,8 +193,9 @@ Example:
   steadfast token create --type secondary
   steadfast start --group orders --node n4 --data-dir /var/lib/n4 --listen 10.0.0.4:7400 --join TOKEN
 
-The token names the group and the addresses of its nodes. It holds no secret: anyone who can reach
-those addresses can join.")]
+The token names the group and the addresses of its nodes. In a group with credentials it also holds a
+secret, with which one new node gets its own, once, before it expires. Without credentials it holds no
+secret: anyone who can reach those addresses can join.")]
 pub(crate) struct TokenArguments {
     #[command(subcommand)]
     verb: TokenVerb,
@@ -210,10 +213,18 @@ enum TokenVerb {
         /// Priority of the new node, if it is electable
         #[arg(long, default_value_t = PRIORITY_DEFAULT)]
         priority: u32,
+        /// Hours after which it is good for nothing
+        #[arg(long, value_name = "N", default_value_t = HOURS, value_parser = clap::value_parser!(u64).range(1..=HOURS_MAX))]
+        hours: u64,
         #[command(flatten)]
         at: At,
     },
 }
+
+/// Hours for which a token is good.
+const HOURS: u64 = INVITED_FOR.as_secs() / 3_600;
+/// The most hours that can be asked for.
+const HOURS_MAX: u64 = 7 * 24;
 
 /// # Errors
 /// When the group refuses, or does not answer.
@@ -269,7 +280,7 @@ fn check_reachable(node: &str, address: &str) -> Result<(), Failure> {
     }
     Err(Failure::new(
         format!("{address} means every address of a machine: no other node can reach {node} there"),
-        "nothing was changed",
+        NOTHING,
         format!(
             "give the address at which the others reach it: steadfast node address {node} \
              HOST:PORT; it may still listen on {address}"
@@ -320,18 +331,16 @@ pub(crate) async fn run_token(arguments: TokenArguments) -> Result<ExitCode, Fai
     let TokenVerb::Create {
         node_type,
         priority,
+        hours,
         at,
     } = verb;
-    let token = ask.at(at).token(node_type, priority).await?;
+    let valid_for = Duration::from_secs(hours * 3_600);
+    let token = ask.at(at).token(node_type, priority, valid_for).await?;
     ask.print("token", &token.to_string());
     Ok(ExitCode::SUCCESS)
 }
 
 /// The dead node is fenced first: from then on its old votes and copies count for nothing.
-/// What a new node needs in a group with credentials.
-const CREDENTIALS_OF_NEW: &str = "note: it needs --credentials of its own, for an id that was never given: one above the highest so far
-      (steadfast certs issue --role node --name ID; `steadfast status -o json` shows the ids of today)";
-
 async fn replace(ask: &Ask, node: String, force: bool) -> Result<ExitCode, Failure> {
     let survey = ask.survey().await?;
     let mut nodes = survey.nodes.iter().map(|node| &node.member);
@@ -356,15 +365,12 @@ async fn replace(ask: &Ask, node: String, force: bool) -> Result<ExitCode, Failu
         ),
         |member| (member.node_type, member.priority, member.node.address),
     );
-    let token = ask.token(node_type, priority).await?;
+    let token = ask.token(node_type, priority, INVITED_FOR).await?;
     let start = format!(
         "steadfast start --group {} --node {node} --data-dir EMPTY_DIR --listen {address} --join {token}",
         token.group_name
     );
     ask.print("now start its successor", &start);
-    if ask.has_credentials() {
-        eprintln!("{CREDENTIALS_OF_NEW}");
-    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -384,38 +390,38 @@ impl Ask {
                 self.print("done", &done);
                 Ok(ExitCode::SUCCESS)
             }
-            Err(AdminError::Refused { what, to_do }) => {
-                Err(Failure::new(what, "nothing was changed", to_do))
-            }
-            Err(AdminError::Uncertain { what, to_do }) => {
-                Err(Failure::new(what, MAY_BE_MADE, to_do))
-            }
-            Err(error @ AdminError::NotAllowed { .. }) => Err(Failure::new(
-                with_sources(&error),
-                "nothing was changed",
-                "give the credentials of an admin of this group (--credentials DIR)",
-            )),
-            Err(error @ AdminError::NoAnswer { may_be_done, .. }) => Err(if may_be_done {
-                Failure::new(
-                    with_sources(&error),
-                    MAY_BE_MADE,
-                    "see `steadfast status`; if the change was not made, try again, with the addresses of all nodes",
-                )
-            } else {
-                Failure::new(
-                    with_sources(&error),
-                    "nothing was changed",
-                    "see `steadfast status`, then try again, with the addresses of all nodes",
-                )
-            }),
+            Err(error) => Err(not_done(error)),
         }
     }
 
-    async fn token(&self, node_type: NodeType, priority: u32) -> Result<JoinToken, Failure> {
+    async fn token(
+        &self,
+        node_type: NodeType,
+        priority: u32,
+        valid_for: Duration,
+    ) -> Result<JoinToken, Failure> {
         let count = u32::try_from(self.addresses().len()).unwrap_or(u32::MAX);
         let limit = ANSWER_TIMEOUT.saturating_mul(count);
         let asked = self.ask_for_token(node_type, priority);
-        self.wait_for(limit, asked).await
+        let token = self.wait_for(limit, asked).await?;
+        if !self.has_credentials() {
+            return Ok(token);
+        }
+        let network = self.network()?;
+        match token
+            .clone()
+            .invited(&*network, ANSWER_TIMEOUT, valid_for)
+            .await
+        {
+            Ok(token) => Ok(token),
+            Err(AdminError::Refused { what, .. }) => {
+                eprintln!(
+                    "note: the new node gets no credentials with this token: {what}\n{BY_HAND}"
+                );
+                Ok(token)
+            }
+            Err(error) => Err(not_done(error)),
+        }
     }
 
     async fn ask_for_token(
@@ -441,8 +447,38 @@ impl Ask {
         }
         Err(Failure::new(
             why.join("; "),
-            "nothing was changed",
+            NOTHING,
             "give --ask the address of a working node",
         ))
+    }
+}
+
+/// What a new node needs whose token gives it no credentials.
+const BY_HAND: &str = "      give it --credentials of its own, for an id that was never given: one above the highest so far
+      (steadfast certs issue --role node --name ID; `steadfast status -o json` shows the ids of today)";
+
+/// What it means that a change was not made, or may not have been.
+fn not_done(error: AdminError) -> Failure {
+    let what = with_sources(&error);
+    match error {
+        AdminError::Refused { what, to_do } => Failure::new(what, NOTHING, to_do),
+        AdminError::Uncertain { what, to_do } => Failure::new(what, MAY_BE_MADE, to_do),
+        AdminError::NotAllowed { .. } => Failure::new(
+            what,
+            NOTHING,
+            "give the credentials of an admin of this group (--credentials DIR)",
+        ),
+        AdminError::NoAnswer {
+            may_be_done: true, ..
+        } => Failure::new(
+            what,
+            MAY_BE_MADE,
+            "see `steadfast status`; if the change was not made, try again, with the addresses of all nodes",
+        ),
+        AdminError::NoAnswer { .. } => Failure::new(
+            what,
+            NOTHING,
+            "see `steadfast status`, then try again, with the addresses of all nodes",
+        ),
     }
 }

@@ -16,11 +16,16 @@ const OF_USER: &str = "steadfast/credentials";
 /// # Errors
 /// When credentials cannot be used.
 pub(crate) fn network(given: Option<&Path>) -> Result<Arc<dyn Transport>, Failure> {
-    let of_user = of_user().filter(|dir| dir.exists());
-    match given.map(Path::to_owned).or(of_user) {
+    match chosen(given) {
         Some(dir) => with_credentials(&dir),
         None => Ok(Arc::new(TcpTransport)),
     }
+}
+
+/// The directory of the credentials that verbs use, if any.
+pub(crate) fn chosen(given: Option<&Path>) -> Option<PathBuf> {
+    let of_user = of_user().filter(|dir| dir.exists());
+    given.map(Path::to_owned).or(of_user)
 }
 
 /// The network with the credentials in a directory.

@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use steadfast::config::{ConfigError, KEYS, unknown_key};
+use steadfast::credentials::CERTIFICATE_FILE;
 use steadfast::{
-    Bootstrap, Durability, JoinToken, ParseDurabilityError, RepConfig, RepConfigBuilder,
-    credentials,
+    Bootstrap, Durability, JoinToken, ParseDurabilityError, ParseJoinTokenError, RepConfig,
+    RepConfigBuilder,
 };
 use toml::Value;
 
 use crate::failure::Failure;
 use crate::network::now_ms;
+use crate::{credentials, data_dir};
 
 /// Environment variables that set a key begin with this: `STEADFAST_DATA_DIR`.
 const VARIABLE_PREFIX: &str = "STEADFAST_";
@@ -38,10 +40,11 @@ pub(crate) struct Flags {
     /// Nodes that form a new group, separated by commas
     #[arg(long, value_name = "NAME=HOST:PORT", value_delimiter = ',')]
     pub(crate) bootstrap: Vec<String>,
-    /// Token from `steadfast token create`, to join an existing group
+    /// Token from `steadfast token create`, to join an existing group; @FILE reads it from a file
     #[arg(long, value_name = "TOKEN", conflicts_with = "bootstrap")]
     pub(crate) join: Option<String>,
-    /// Directory of this node's credentials, made by `steadfast init`
+    /// Directory of this node's credentials, made by `steadfast init` or with a join token; by
+    /// default, `credentials` in its data directory, if there is one
     #[arg(long, value_name = "DIR")]
     pub(crate) credentials: Option<String>,
     /// Set any other key, for example `--set flush_interval_ms=1000`
@@ -54,6 +57,25 @@ pub(crate) struct NodeConfig {
     pub(crate) config: RepConfig,
     /// `None` without credentials.
     pub(crate) credentials: Option<PathBuf>,
+    /// The token with which a new node gets the credentials that are not there yet.
+    enrolment: Option<JoinToken>,
+    builder: RepConfigBuilder,
+}
+
+impl NodeConfig {
+    /// The same with the credentials that the group gives this node, if it is a new one.
+    ///
+    /// # Errors
+    /// When the group does not, or they cannot be written.
+    pub(crate) async fn enrolled(mut self) -> Result<Self, Failure> {
+        let (Some(token), Some(dir)) = (self.enrolment.take(), &self.credentials) else {
+            return Ok(self);
+        };
+        credentials::enrol(&token, dir).await?;
+        let read = steadfast::credentials::read(dir, now_ms())?;
+        self.config = self.builder.clone().credentials(read).build()?;
+        Ok(self)
+    }
 }
 
 /// Values by key, each known and of the right type.
@@ -174,19 +196,74 @@ impl Settings {
     }
 
     fn build(mut self) -> Result<NodeConfig, Failure> {
-        let credentials = match self.0.remove("credentials") {
-            Some(Setting::Text(dir)) => Some(PathBuf::from(dir)),
-            _ => None,
-        };
+        let token = self.token()?.filter(|token| token.pass.is_some());
+        let data_dir = self.text("data_dir").map(PathBuf::from);
+        let own = data_dir.map(|dir| dir.join(data_dir::CREDENTIALS));
+        let has_own = |dir: &PathBuf| token.is_some() || dir.join(CERTIFICATE_FILE).exists();
+        let given = self.text("credentials").map(PathBuf::from);
+        let dir = given.or_else(|| own.filter(has_own));
+        self.0.remove("credentials");
         let mut builder = self.builder()?;
-        if let Some(dir) = &credentials {
-            builder = builder.credentials(credentials::read(dir, now_ms())?);
+        let mut enrolment = None;
+        match (&dir, token) {
+            (Some(dir), Some(token)) if !dir.join(CERTIFICATE_FILE).exists() => {
+                enrolment = Some(token);
+            }
+            (Some(dir), _) => {
+                builder = builder.credentials(steadfast::credentials::read(dir, now_ms())?);
+            }
+            (None, _) => {}
         }
-        let config = builder.build()?;
         Ok(NodeConfig {
-            config,
-            credentials,
+            config: builder.clone().build()?,
+            builder,
+            credentials: dir,
+            enrolment,
         })
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        match self.0.get(key) {
+            Some(Setting::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn has_identity(&self) -> bool {
+        let dir = self.text("data_dir").map(Path::new);
+        dir.is_some_and(|dir| dir.join(data_dir::IDENTITY).exists())
+    }
+
+    /// The join token; one that begins with `@` is in the file of that name.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a program reads its configuration itself"
+    )]
+    fn token(&mut self) -> Result<Option<JoinToken>, ConfigError> {
+        let Some(text) = self.text("join") else {
+            return Ok(None);
+        };
+        let wrong = |problem: String| ConfigError::new("join", problem);
+        let text = match text
+            .strip_prefix('@')
+            .map(|path| (path, std::fs::read_to_string(path)))
+        {
+            // A node that has joined needs no token, and a used one may well be gone.
+            Some((_, Err(_))) if self.has_identity() => {
+                self.0.remove("join");
+                return Ok(None);
+            }
+            Some((path, read)) => {
+                read.map_err(|error| wrong(format!("cannot be read from {path}: {error}")))?
+            }
+            None => text.to_owned(),
+        };
+        let text = text.trim().to_owned();
+        let token = text
+            .parse()
+            .map_err(|error: ParseJoinTokenError| wrong(error.to_string()))?;
+        self.0.insert("join", Setting::Text(text));
+        Ok(Some(token))
     }
 
     fn builder(mut self) -> Result<RepConfigBuilder, ConfigError> {

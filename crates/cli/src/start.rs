@@ -1,25 +1,18 @@
 //! `steadfast start`: one node, until told to stop.
 
-use std::convert::Infallible;
-use std::future::pending;
-use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use steadfast::credentials::{self, AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE};
 use steadfast::{ReadyError, ReplicatedEnvironment, Role, RoleState};
 
+use crate::credentials;
 use crate::failure::Failure;
-use crate::network::now_ms;
 use crate::output;
 use crate::settings::{Flags, NodeConfig};
 use crate::stop::Stop;
 
 /// How often a node that is not ready reports what it waits for.
 const REMINDER: Duration = Duration::from_secs(10);
-
-/// How often a node looks whether its credentials have changed.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often a node that has stopped on a full disk checks for room.
 const ROOM_INTERVAL: Duration = Duration::from_millis(500);
@@ -51,6 +44,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let config = arguments.flags.load()?;
     output::detach()?;
+    let config = config.enrolled().await?;
     let mut stop = Stop::new(arguments.until_stdin_closes)?;
     let node = config.config.node().to_owned();
     while let End::DiskFull = run_once(&config, &mut stop).await? {
@@ -82,7 +76,7 @@ async fn run_once(of: &NodeConfig, stop: &mut Stop) -> Result<End, Failure> {
         () = stop.wait() => Ok(End::Closed),
         () = print_roles(&env, node) => why_detached(&env).await,
         ended = watch(&env, node) => ended,
-        never = renew(&env, of.credentials.as_deref()) => match never {},
+        never = credentials::keep(&env, of.credentials.as_deref()) => match never {},
     };
     let ended = match ended {
         Err(failure) if env.status().read_only.is_some() => {
@@ -103,42 +97,6 @@ async fn run_once(of: &NodeConfig, stop: &mut Stop) -> Result<End, Failure> {
         closed => closed?,
     }
     ended
-}
-
-/// Reads the credentials of the node again whenever they change.
-async fn renew(env: &ReplicatedEnvironment, credentials: Option<&Path>) -> Infallible {
-    let Some(dir) = credentials else {
-        return pending().await;
-    };
-    let mut interval = tokio::time::interval(LOOK_INTERVAL);
-    let mut seen = Seen::of(dir);
-    loop {
-        interval.tick().await;
-        let now = Seen::of(dir);
-        if now == seen {
-            continue;
-        }
-        seen = now;
-        let read = credentials::read(dir, now_ms()).map_err(Failure::from);
-        let replaced = read.and_then(|new| Ok(env.replace_credentials(&new)?));
-        match replaced {
-            Ok(()) => println!("the credentials in {} are in use", dir.display()),
-            // They may be half there: what is in use stays.
-            Err(failure) => println!("the credentials in use stay: {}", failure.what()),
-        }
-    }
-}
-
-/// When each file of a directory of credentials was written.
-#[derive(PartialEq, Eq)]
-struct Seen(Vec<Option<SystemTime>>);
-
-impl Seen {
-    fn of(dir: &Path) -> Self {
-        let files = [CERTIFICATE_FILE, KEY_FILE, AUTHORITY_FILE];
-        let written = |file| dir.join(file).metadata().and_then(|of| of.modified()).ok();
-        Self(files.map(written).to_vec())
-    }
 }
 
 /// Waits until there is room on the disk of a node that has stopped.

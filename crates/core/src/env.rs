@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use steadfast_net::{MemoryNetwork, TlsCredentials, TlsTransport, lock, process};
+use steadfast_net::{MemoryNetwork, TlsTransport, lock, process};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::{AdminCommand, AdminError};
-use crate::config::{Bootstrap, ConfigError, RepConfig};
+use crate::config::{Bootstrap, RepConfig};
 use crate::database::{Database, WriteBatch};
 use crate::error::{FeedError, OpenError, ReadError, ReadyError, WriteError};
 use crate::events::GroupEvents;
@@ -422,21 +422,8 @@ impl ReplicatedEnvironment {
             .map_err(OpenError::Close)
     }
 
-    /// Uses these credentials for all connections from now on; open ones go on.
-    ///
-    /// # Errors
-    /// When they are not of this node, do not belong together, or the node has none so far.
-    pub fn replace_credentials(&self, credentials: &TlsCredentials) -> Result<(), ConfigError> {
-        let error = |problem: String| ConfigError::new("credentials", problem);
-        let Some(tls) = &self.handle.tls else {
-            return Err(error(
-                "cannot be given to a node that was opened without".to_owned(),
-            ));
-        };
-        tls.replace(credentials)
-            .map_err(|wrong| error(wrong.to_string()))?;
-        self.handle.lifecycle.note_credentials(credentials);
-        Ok(())
+    pub(crate) fn tls(&self) -> Option<&TlsTransport> {
+        self.handle.tls.as_deref()
     }
 
     pub(crate) fn lifecycle(&self) -> &Lifecycle {

@@ -96,6 +96,7 @@ pub mod credentials;
 mod database;
 pub mod engine;
 mod env;
+mod env_credentials;
 pub mod error;
 mod events;
 mod feed;
@@ -109,6 +110,7 @@ pub mod machine;
 mod member;
 mod node;
 mod open_transaction;
+mod pass;
 #[cfg(feature = "planted")]
 pub mod planted;
 #[cfg(not(feature = "planted"))]
@@ -144,6 +146,7 @@ pub use node::status::{
     Divergence, MemberStatus, NodeStatus, ReplicaStatus, RestoreProgress, StatusError, Unreachable,
 };
 pub use open_transaction::OpenTransaction;
+pub use pass::Pass;
 #[doc(hidden)]
 pub use plural::plural;
 

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{GroupUuid, NodeId};
+use crate::pass::Pass;
 
 /// Where to reach a node of the group.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -87,11 +88,14 @@ pub(crate) struct Expected {
     pub(crate) address: String,
 }
 
-/// The token format that this version writes and reads.
+/// The format of a token that holds no secret.
 const FORM: &str = "steadfast-join/1";
+/// The format of a token with a pass.
+const FORM_WITH_PASS: &str = "steadfast-join/2";
 
-/// What a new node needs to join a group, as text: which group, where its members are, and the
-/// node's own role in it. It holds no secret: anyone who can reach the members can join.
+/// What a new node needs to join a group, as text: which group, where its members are, the node's
+/// own role in it, and in a group with credentials the [`Pass`] with which it gets its own. A token
+/// with a pass is a secret until it was used or has expired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JoinToken {
     /// Name of the group.
@@ -104,9 +108,18 @@ pub struct JoinToken {
     pub priority: u32,
     /// Addresses of members to ask, each `host:port`.
     pub addresses: Vec<String>,
+    /// What it gets its certificate with; `None` where it has one, or needs none.
+    pub pass: Option<Pass>,
 }
 
 impl JoinToken {
+    /// The same, with this pass.
+    #[must_use]
+    pub fn with_pass(self, pass: Pass) -> Self {
+        let pass = Some(pass);
+        Self { pass, ..self }
+    }
+
     /// The same, for a node of this priority.
     #[must_use]
     pub fn with_priority(self, priority: u32) -> Self {
@@ -120,9 +133,14 @@ impl JoinToken {
             node_type,
             priority,
             addresses,
+            pass,
         } = self;
         let addresses = addresses.join(",");
-        format!("{FORM}/{group_name}/{group}/{node_type}/{priority}/{addresses}")
+        let rest = format!("{group_name}/{group}/{node_type}/{priority}/{addresses}");
+        match pass {
+            None => format!("{FORM}/{rest}"),
+            Some(pass) => format!("{FORM_WITH_PASS}/{rest}/{}", pass.to_text()),
+        }
     }
 }
 
@@ -145,14 +163,19 @@ impl FromStr for JoinToken {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parse = || {
-            let fields = text.strip_prefix(FORM)?.strip_prefix('/')?;
-            let mut fields = fields.split('/');
+            let of_form = |form| text.strip_prefix(form)?.strip_prefix('/');
+            let with_pass = of_form(FORM_WITH_PASS);
+            let mut fields = with_pass.or_else(|| of_form(FORM))?.split('/');
             let token = Self {
                 group_name: fields.next()?.to_owned(),
                 group: fields.next()?.parse().ok()?,
                 node_type: fields.next()?.parse().ok()?,
                 priority: fields.next()?.parse().ok()?,
                 addresses: fields.next()?.split(',').map(str::to_owned).collect(),
+                pass: match with_pass {
+                    Some(_) => Some(Pass::parse(fields.next()?)?),
+                    None => None,
+                },
             };
             (token.to_string() == text).then_some(token)
         };
@@ -172,9 +195,20 @@ mod tests {
             node_type: NodeType::Secondary,
             priority: 3,
             addresses: vec!["10.0.0.1:7400".to_owned(), "[::1]:7400".to_owned()],
+            pass: None,
         };
+        survives(&token);
+        let pass = Pass {
+            certificate: "certificate".into(),
+            key: "key".into(),
+            authorities: vec!["authority".into()],
+        };
+        survives(&token.with_pass(pass));
+    }
+
+    fn survives(token: &JoinToken) {
         let text = token.to_string();
-        assert_eq!(text.parse(), Ok(token));
+        assert_eq!(text.parse().as_ref(), Ok(token));
         for at in 0..text.len() {
             let mut changed = text.clone().into_bytes();
             changed[at] ^= 1;

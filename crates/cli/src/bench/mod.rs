@@ -192,7 +192,7 @@ impl BenchGroup {
         let secured = (!arguments.plaintext).then(|| dir.join("credentials"));
         if let Some(dir) = &secured {
             let names: Vec<_> = (1..=nodes).map(|n| format!("n{n}")).collect();
-            credentials::make(dir, "bench", &names)?;
+            credentials::make(dir, "bench", &names, true)?;
         }
         let (sender, events) = child::events();
         let start = |index: usize| {

@@ -20,7 +20,7 @@ prints what to copy where, and the command that starts each node.
 Example:
   steadfast init --group orders --out secrets n1=10.0.0.1:7400 n2=10.0.0.2:7400 n3=10.0.0.3:7400
 
-More nodes, operators and clients: see `steadfast certs issue`.")]
+More nodes: `steadfast token create`. Operators and clients: `steadfast certs issue`.")]
 pub(crate) struct Arguments {
     /// Name of the group
     #[arg(long)]
@@ -31,6 +31,10 @@ pub(crate) struct Arguments {
     /// Nodes that form the group, as in `start --bootstrap`
     #[arg(required = true, value_name = "NAME=HOST:PORT", value_delimiter = ',')]
     nodes: Vec<String>,
+    /// Keep the authority's key from the nodes: then they do not renew their certificates, nor let
+    /// new nodes in by a join token alone
+    #[arg(long)]
+    offline_authority: bool,
 }
 
 /// Makes everything, or nothing.
@@ -38,10 +42,19 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When the group or a node cannot be named so, or the directory is not empty or cannot be written.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let Arguments { group, out, nodes } = arguments;
+    let Arguments {
+        group,
+        out,
+        nodes,
+        offline_authority,
+    } = arguments;
     let addresses = checked(group, nodes)?;
-    make(out, group, addresses.keys())?;
+    make(out, group, addresses.keys(), !offline_authority)?;
     print!("{}", next_steps(group, out, &addresses));
+    print!(
+        "{}",
+        about_authority(&out.join(AUTHORITY), *offline_authority)
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -99,10 +112,20 @@ fn next_steps(group: &str, out: &Path, addresses: &BTreeMap<&str, &str>) -> Stri
         "\n{0} is for the operator of the group:\n  steadfast status {any} --credentials {0}\n",
         dir(ADMIN)
     ));
-    say(format!(
-        "\nKeep {} offline: whoever has its key can become any node. It is needed to issue more\n\
-         (steadfast certs issue), and by no node.\n",
-        dir(AUTHORITY)
-    ));
     text
+}
+
+fn about_authority(dir: &Path, is_offline: bool) -> String {
+    let dir = dir.display();
+    if is_offline {
+        return format!(
+            "\nKeep {dir} offline: whoever has its key can become any node. No node has it, so renew\n\
+             certificates and issue those of new nodes by hand (steadfast certs renew, certs issue).\n"
+        );
+    }
+    format!(
+        "\nThe nodes renew their certificates and certify new nodes (steadfast token create): they have\n\
+         the key of the authority, and whoever has it can become any node. {dir} is for operators\n\
+         and clients (steadfast certs issue): keep a copy offline.\n"
+    )
 }

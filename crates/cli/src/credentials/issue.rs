@@ -30,7 +30,8 @@ Examples:
   steadfast certs issue --authority secrets/authority --role node --name 4 --out secrets/n4
   steadfast certs issue --authority secrets/authority --role admin --name alice --out alice --days 90
 
-To renew credentials, issue new ones to the same name, and put them in the place of the old ones.")]
+A new node with a join token needs none of this (steadfast token create). To renew what was issued:
+`steadfast certs renew`.")]
 pub(super) struct Arguments {
     /// Directory of the authority, as `steadfast init` makes it
     #[arg(long, value_name = "DIR")]
@@ -44,6 +45,13 @@ pub(super) struct Arguments {
     /// Directory for the credentials: empty, or not there yet
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    #[command(flatten)]
+    validity: Validity,
+}
+
+/// For how long certificates are valid.
+#[derive(clap::Args)]
+pub(super) struct Validity {
     /// How many days they are valid
     #[arg(
         long,
@@ -54,8 +62,18 @@ pub(super) struct Arguments {
     days: u64,
 }
 
+impl Validity {
+    pub(super) fn duration(&self) -> Duration {
+        Duration::from_secs(self.days * DAY_S)
+    }
+}
+
+/// Those that are issued by hand: what a join token proves is made with the token.
 fn roles() -> impl TypedValueParser<Value = Access> {
-    PossibleValuesParser::new(Access::ALL.map(Access::word))
+    let issued = Access::ALL
+        .into_iter()
+        .filter(|role| *role != Access::Joiner);
+    PossibleValuesParser::new(issued.map(Access::word))
         .map(|word| word.parse().expect("one of the possible ones"))
 }
 
@@ -69,7 +87,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         role,
         name,
         out,
-        days,
+        validity,
     } = arguments;
     let authority = Authority::read(authority)?;
     let holder = Holder::new(authority.group(), *role, name).map_err(|error| {
@@ -78,9 +96,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
             "name the holder otherwise",
         )
     })?;
-    let (valid_for, now_ms) = (Duration::from_secs(days * DAY_S), now_ms());
+    let (valid_for, now_ms) = (validity.duration(), now_ms());
     authority.issue(&holder, valid_for, now_ms)?.write(out)?;
-    let end_ms = now_ms + days * DAY_S * 1_000;
+    let end_ms = now_ms + validity.days * DAY_S * 1_000;
     println!(
         "{} has the credentials of {holder}, valid until {}",
         out.display(),

@@ -1,7 +1,10 @@
 //! `steadfast init` and `certs`: makes and shows what nodes and operators prove with who they are.
 
+mod enrol;
 pub(crate) mod init;
 mod issue;
+mod keep;
+mod renew;
 mod show;
 
 use std::collections::BTreeMap;
@@ -13,6 +16,8 @@ use steadfast::credentials::{Authority, CredentialsError, VALID_FOR, make_direct
 use steadfast::ids::NodeId;
 use steadfast::{Access, Holder};
 
+pub(crate) use self::enrol::enrol;
+pub(crate) use self::keep::keep;
 use crate::failure::{Failure, with_sources};
 use crate::network::now_ms;
 
@@ -21,7 +26,7 @@ const AUTHORITY: &str = "authority";
 /// The directory of the credentials of a group's operator, and the name in them.
 pub(crate) const ADMIN: &str = "admin";
 
-/// Issue credentials to nodes, operators and clients, or show what is in them
+/// Issue, show and renew credentials of nodes, operators and clients
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -29,6 +34,7 @@ Examples:
   steadfast certs issue --authority secrets/authority --role monitor --name grafana --out grafana
   steadfast certs show /etc/steadfast/orders/n1
   steadfast certs show secrets/* -o json
+  steadfast certs renew --authority secrets/authority secrets/grafana
 
 `steadfast init` makes the authority of a new group, and the credentials of its first nodes.")]
 pub(crate) struct Arguments {
@@ -40,6 +46,8 @@ pub(crate) struct Arguments {
 enum Verb {
     Issue(issue::Arguments),
     Show(show::Arguments),
+    Renew(renew::Arguments),
+    RotateCa(renew::RotateArguments),
 }
 
 /// Runs the verb.
@@ -50,11 +58,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     match &arguments.verb {
         Verb::Issue(arguments) => issue::run(arguments),
         Verb::Show(arguments) => Ok(show::run(arguments)),
+        Verb::Renew(arguments) => renew::run(arguments),
+        Verb::RotateCa(arguments) => renew::run_rotation(arguments),
     }
 }
 
 /// Makes a directory with the credentials of a new group: its authority, the nodes with these names
-/// that form it, each in a directory of its name, and an admin. All of it, or nothing.
+/// that form it, each in a directory of its name, and an admin. All of it, or nothing. With `lent`,
+/// nodes have the key of the authority, and certify others.
 ///
 /// # Errors
 /// When the group cannot be named so, or the directory is not empty or cannot be written.
@@ -62,6 +73,7 @@ pub(crate) fn make<N: AsRef<str>>(
     dir: &Path,
     group: &str,
     names: impl IntoIterator<Item = N>,
+    lent: bool,
 ) -> Result<(), Failure> {
     let now_ms = now_ms();
     let authority = Authority::create(group, now_ms)?;
@@ -81,7 +93,11 @@ pub(crate) fn make<N: AsRef<str>>(
         authority.write(&dir.join(AUTHORITY))?;
         holders.iter().try_for_each(|(name, holder)| {
             let issued = authority.issue(holder, VALID_FOR, now_ms)?;
-            issued.write(&dir.join(name))
+            issued.write(&dir.join(name))?;
+            if lent && holder.access() == Access::Node {
+                authority.lend(&dir.join(name))?;
+            }
+            Ok(())
         })
     })?;
     Ok(())
@@ -109,7 +125,9 @@ fn parts(error: &CredentialsError) -> (String, &'static str, String) {
             path.display()
         ),
         CredentialsError::Expired { .. } => {
-            "issue new credentials (steadfast certs issue)".to_owned()
+            "renew them where the authority's key is (steadfast certs renew --authority DIR DIR); a node that \
+             has authority-key.pem is its own authority"
+                .to_owned()
         }
         CredentialsError::NotYetValid { .. } => {
             "set the clock of this machine, or of the one that issued them".to_owned()

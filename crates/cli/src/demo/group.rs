@@ -79,7 +79,7 @@ impl Group {
             .map_err(|error| Failure::system("no free ports for the nodes", &error))?;
         let names: Vec<_> = Self::all().map(name).collect();
         let credentials = dir.join(CREDENTIALS);
-        credentials::make(&credentials, GROUP, &names)?;
+        credentials::make(&credentials, GROUP, &names, true)?;
         let network = with_credentials(&credentials.join(ADMIN))?;
         let (sender, events) = child::events();
         Ok(Self {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use steadfast::Transport;
 
 use crate::failure::Failure;
-use crate::network::network;
+use crate::network::{chosen, network};
 use crate::status::{Output, Survey};
 
 /// How long a verb waits for an answer before it says that it waits.
@@ -82,7 +82,7 @@ impl Ask {
 
     /// Whether nodes were asked with credentials.
     pub(crate) fn has_credentials(&self) -> bool {
-        self.credentials.is_some()
+        chosen(self.credentials.as_deref()).is_some()
     }
 
     /// How the nodes are reached.

@@ -76,7 +76,7 @@ fn a_group_gets_credentials_with_the_ids_that_its_nodes_will_have_and_is_told_ho
         "steadfast start --group orders --node n2 --data-dir /var/lib/steadfast/orders/n2",
         "--listen 10.0.0.2:7400 --credentials /etc/steadfast/orders/n2",
         "--bootstrap n1=10.0.0.1:7400,n2=10.0.0.2:7400",
-        "authority offline",
+        "keep a copy offline",
     ] {
         assert!(said.contains(words), "{words:?} is not in: {said}");
     }
@@ -225,10 +225,10 @@ fn issue_refuses_typos_other_authorities_and_a_key_that_others_can_read() {
         issue(&empty, "admin", "a", &[]),
         &["authority.pem is missing"],
     );
-    let n1 = format!("{out}/n1");
+    let admin = format!("{out}/admin");
     refuse(
         1,
-        issue(&n1, "admin", "a", &[]),
+        issue(&admin, "admin", "a", &[]),
         &["authority-key.pem is missing"],
     );
     // By now it has fewer than that.

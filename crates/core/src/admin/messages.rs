@@ -4,6 +4,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::group::{LogIdRecord, MemberRecord};
+use crate::pass::Pass;
 
 /// Asks the master to change the group.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -14,7 +15,7 @@ pub(crate) struct AdminRequest {
     /// UUID of the intended group, 16 bytes; empty for any.
     #[prost(bytes = "bytes", tag = "2")]
     pub(crate) group: Bytes,
-    #[prost(oneof = "AdminCall", tags = "3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "AdminCall", tags = "3, 4, 5, 6, 7, 8, 9, 10")]
     pub(crate) call: Option<AdminCall>,
 }
 
@@ -32,6 +33,10 @@ pub(crate) enum AdminCall {
     Shutdown(ShutdownRequest),
     #[prost(message, tag = "8")]
     Readmit(ReadmitRequest),
+    #[prost(message, tag = "9")]
+    Invite(InviteRequest),
+    #[prost(message, tag = "10")]
+    Certify(CertifyRequest),
 }
 
 /// A new node asks to join.
@@ -101,6 +106,21 @@ pub(crate) struct ReadmitRequest {
     pub(crate) is_question: bool,
 }
 
+/// Asks for a pass with which a new node gets its certificate.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct InviteRequest {
+    #[prost(uint64, tag = "1")]
+    pub(crate) valid_for_ms: u64,
+}
+
+/// The caller asks for a certificate: that of a new node with a pass, or its own again.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct CertifyRequest {
+    /// PKCS #10, in DER.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) request: Bytes,
+}
+
 /// Stops all nodes once all have everything.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub(crate) struct ShutdownRequest {
@@ -134,6 +154,21 @@ pub(crate) struct AdminDone {
     /// In answer to [`AdminCall::Join`].
     #[prost(message, optional, tag = "2")]
     pub(crate) joined: Option<Joined>,
+    /// In answer to [`AdminCall::Invite`].
+    #[prost(message, optional, tag = "3")]
+    pub(crate) pass: Option<Pass>,
+    /// In answer to [`AdminCall::Certify`].
+    #[prost(message, optional, tag = "4")]
+    pub(crate) certified: Option<CertifiedMessage>,
+}
+
+/// A certificate and the authorities to believe, as PEM texts.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct CertifiedMessage {
+    #[prost(string, tag = "1")]
+    pub(crate) certificate: String,
+    #[prost(string, tag = "2")]
+    pub(crate) authority: String,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

@@ -1,6 +1,7 @@
 //! What an operator may ask of a group, and why it may be refused.
 
 pub(crate) mod client;
+mod enrolment;
 pub(crate) mod messages;
 
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use steadfast_net::Transport;
 
 use crate::admin::messages::{
-    AdminCall, AlterRequest, RemoveRequest, ShutdownRequest, TransferRequest,
+    AdminCall, AdminDone, AlterRequest, RemoveRequest, ShutdownRequest, TransferRequest,
 };
 use crate::member::NodeType;
 use client::{AdminRefusal, Asked};
@@ -72,7 +73,7 @@ pub enum AdminCommand {
 pub const PRIORITY_MAX: u32 = 1000;
 
 /// How long a change may take beyond its own wait.
-const ANSWER_MAX: Duration = Duration::from_secs(15);
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(15);
 
 /// How long all nodes of a group may take to close.
 const CLOSE_MAX: Duration = Duration::from_secs(40);
@@ -146,19 +147,8 @@ impl AdminCommand {
     }
 
     pub(crate) async fn send_by(&self, client: &client::Client<'_>) -> Result<String, AdminError> {
-        match client.call(self.call(), self.time_limit()).await {
-            Asked::Done(done) => Ok(done.text),
-            Asked::Refused(refusal) => {
-                let AdminRefusal { what, to_do, .. } = refusal;
-                Err(if refusal.may_be_done {
-                    AdminError::Uncertain { what, to_do }
-                } else {
-                    AdminError::Refused { what, to_do }
-                })
-            }
-            Asked::Denied { why } => Err(AdminError::NotAllowed { why }),
-            Asked::NoAnswer { why, may_be_done } => Err(AdminError::NoAnswer { why, may_be_done }),
-        }
+        let done = answered(client.call(self.call(), self.time_limit()).await)?;
+        Ok(done.text)
     }
 
     fn call(&self) -> AdminCall {
@@ -197,5 +187,21 @@ impl AdminCommand {
                 timeout_ms: ms(*within),
             }),
         }
+    }
+}
+
+pub(crate) fn answered(asked: Asked<AdminDone>) -> Result<AdminDone, AdminError> {
+    match asked {
+        Asked::Done(done) => Ok(done),
+        Asked::Refused(refusal) => {
+            let AdminRefusal { what, to_do, .. } = refusal;
+            Err(if refusal.may_be_done {
+                AdminError::Uncertain { what, to_do }
+            } else {
+                AdminError::Refused { what, to_do }
+            })
+        }
+        Asked::Denied { why } => Err(AdminError::NotAllowed { why }),
+        Asked::NoAnswer { why, may_be_done } => Err(AdminError::NoAnswer { why, may_be_done }),
     }
 }

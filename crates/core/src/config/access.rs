@@ -11,6 +11,8 @@ const SCHEME: &str = "steadfast://";
 /// What the holder of a certificate may do: its role. Each may do what those before it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {
+    /// Asks, with a join token, for the certificate of a new node.
+    Joiner,
     /// Asks nodes who they are and who is master.
     Client,
     /// Follows the events of the group too.
@@ -25,7 +27,8 @@ pub enum Access {
 
 impl Access {
     /// All, from the least.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
+        Self::Joiner,
         Self::Client,
         Self::Monitor,
         Self::Subscriber,
@@ -36,6 +39,7 @@ impl Access {
     /// Its word in an identity.
     pub fn word(self) -> &'static str {
         match self {
+            Self::Joiner => "joiner",
             Self::Client => "client",
             Self::Monitor => "monitor",
             Self::Subscriber => "subscriber",
@@ -52,7 +56,7 @@ impl FromStr for Access {
         let found = Self::ALL.into_iter().find(|role| role.word() == word);
         found.ok_or_else(|| {
             let problem =
-                format!("{word:?} is not one of client, monitor, subscriber, admin, node");
+                format!("{word:?} is not one of joiner, client, monitor, subscriber, admin, node");
             ConfigError::new("role", problem)
         })
     }

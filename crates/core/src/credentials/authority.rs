@@ -6,15 +6,26 @@ use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    KeyUsagePurpose, PublicKeyData, SanType,
 };
 
 use super::certificate::{self, Certificate};
-use super::{
-    AUTHORITY_FILE, AUTHORITY_KEY_FILE, AUTHORITY_VALID_FOR, CERTIFICATE_FILE, CredentialsError,
-    KEY_FILE, files,
-};
+use super::error::CredentialsError;
+use super::files::{self, AUTHORITY_FILE, AUTHORITY_KEY_FILE, CERTIFICATE_FILE, KEY_FILE};
+#[cfg(doc)]
+use super::request::CertificateRequest;
+use super::request::{Certified, new_key, public_key};
 use crate::config::access::{Access, Holder};
+use crate::pass::Pass;
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// How long a certificate is valid, unless asked for otherwise.
+pub const VALID_FOR: Duration = DAY.saturating_mul(365);
+/// How long a join token is valid, unless asked for otherwise.
+pub const INVITED_FOR: Duration = DAY;
+/// How long an authority is valid: ten years.
+pub const AUTHORITY_VALID_FOR: Duration = DAY.saturating_mul(3_652);
 
 /// How long before its issue a certificate begins to be valid: clocks differ by less.
 const BACKDATED: Duration = Duration::from_mins(10);
@@ -24,6 +35,9 @@ const NAME_BYTES_MAX: usize = 64;
 
 /// Hexadecimal digits that tell the authorities of one group from each other.
 const NUMBER_DIGITS: usize = 16;
+
+/// Hexadecimal digits of the name of a pass, which no other one may have.
+const PASS_DIGITS: usize = 32;
 
 /// The authority of one group: signs the certificates of its nodes and clients.
 ///
@@ -116,10 +130,53 @@ impl Authority {
     /// [`CredentialsError::NotEmpty`]; [`CredentialsError::Io`].
     pub fn write(&self, dir: &Path) -> Result<(), CredentialsError> {
         files::make_directory(dir, |dir| {
-            let key = self.issuer.key().serialize_pem();
             files::write(&dir.join(AUTHORITY_FILE), &self.pem)?;
-            files::write(&dir.join(AUTHORITY_KEY_FILE), &key)
+            files::write(&dir.join(AUTHORITY_KEY_FILE), &self.key_pem())
         })
+    }
+
+    /// Lets whoever has the credentials in a directory sign as this authority.
+    ///
+    /// # Errors
+    /// [`CredentialsError::Io`].
+    pub fn lend(&self, dir: &Path) -> Result<(), CredentialsError> {
+        files::replace(dir, AUTHORITY_FILE, &self.pem)?;
+        files::replace(dir, AUTHORITY_KEY_FILE, &self.key_pem())
+    }
+
+    /// Its certificate, and those that are believed beside it.
+    pub(super) fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// Its certificate alone.
+    pub(super) fn own_pem(&self) -> String {
+        certificate::to_pem(&self.own.der)
+    }
+
+    pub(super) fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
+    /// Whether one of those that are believed beside it has this private key.
+    ///
+    /// # Errors
+    /// [`CredentialsError::Malformed`].
+    pub(super) fn believes(&self, key_pem: &str) -> Result<bool, CredentialsError> {
+        let path = Path::new(AUTHORITY_FILE);
+        let key = KeyPair::from_pem(key_pem)
+            .map_err(|error| CredentialsError::malformed(Path::new(AUTHORITY_KEY_FILE), &error))?;
+        let all = certificate::read_all(path, self.pem.as_bytes())?;
+        Ok(all.iter().any(|one| one.public_key == key.public_key_raw()))
+    }
+
+    /// Whether another one is believed beside it.
+    ///
+    /// # Errors
+    /// [`CredentialsError::Malformed`].
+    pub(super) fn believes_others(&self) -> Result<bool, CredentialsError> {
+        let all = certificate::read_all(Path::new(AUTHORITY_FILE), self.pem.as_bytes())?;
+        Ok(all.len() > 1)
     }
 
     /// The group for which it signs.
@@ -145,6 +202,62 @@ impl Authority {
         valid_for: Duration,
         now_ms: u64,
     ) -> Result<Issued, CredentialsError> {
+        let key = new_key()?;
+        let signed = self.sign(holder, &key, valid_for, now_ms)?;
+        Ok(Issued {
+            certificate: signed.pem(),
+            key: key.serialize_pem(),
+            authority: self.pem.clone(),
+        })
+    }
+
+    /// The certificate that a [`CertificateRequest`] asks for, in its DER form. It names `holder`,
+    /// whatever the request says, and is valid no longer than the authority.
+    ///
+    /// # Errors
+    /// [`CredentialsError::BadRequest`]; otherwise as [`Authority::issue`].
+    pub fn certify(
+        &self,
+        holder: &Holder,
+        request: &[u8],
+        valid_for: Duration,
+        now_ms: u64,
+    ) -> Result<Certified, CredentialsError> {
+        let key = public_key(request)?;
+        let left = Duration::from_millis(self.own.not_after_ms.saturating_sub(now_ms));
+        let signed = self.sign(holder, &key, valid_for.min(left), now_ms)?;
+        Ok(Certified {
+            certificate: signed.pem(),
+            authority: self.pem.clone(),
+        })
+    }
+
+    /// What a new node proves to the group that it was asked in: a key, and a certificate for
+    /// nothing else that ends with the invitation.
+    ///
+    /// # Errors
+    /// As [`Authority::issue`].
+    pub fn invite(&self, valid_for: Duration, now_ms: u64) -> Result<Pass, CredentialsError> {
+        let key = new_key()?;
+        let number = certificate::fingerprint(key.public_key_raw());
+        let holder = Holder::new(&self.group, Access::Joiner, &number[..PASS_DIGITS]);
+        let holder = holder.map_err(|error| CredentialsError::signing(&error))?;
+        let signed = self.sign(&holder, &key, valid_for, now_ms)?;
+        let authorities = certificate::read_all(Path::new(AUTHORITY_FILE), self.pem.as_bytes())?;
+        Ok(Pass {
+            certificate: signed.der().to_vec().into(),
+            key: key.serialize_der().into(),
+            authorities: authorities.into_iter().map(|one| one.der.into()).collect(),
+        })
+    }
+
+    fn sign(
+        &self,
+        holder: &Holder,
+        key: &impl PublicKeyData,
+        valid_for: Duration,
+        now_ms: u64,
+    ) -> Result<rcgen::Certificate, CredentialsError> {
         if holder.group() != self.group {
             return Err(CredentialsError::OtherGroup {
                 group: self.group.clone(),
@@ -166,14 +279,8 @@ impl Authority {
             let server = ExtendedKeyUsagePurpose::ServerAuth;
             params.extended_key_usages.push(server);
         }
-        let key = new_key()?;
-        let signed = params.signed_by(&key, &self.issuer);
-        let signed = signed.map_err(|error| CredentialsError::signing(&error))?;
-        Ok(Issued {
-            certificate: signed.pem(),
-            key: key.serialize_pem(),
-            authority: self.pem.clone(),
-        })
+        let signed = params.signed_by(key, &self.issuer);
+        signed.map_err(|error| CredentialsError::signing(&error))
     }
 }
 
@@ -218,11 +325,6 @@ impl fmt::Debug for Issued {
             .field("certificate", &self.certificate)
             .finish_non_exhaustive()
     }
-}
-
-fn new_key() -> Result<KeyPair, CredentialsError> {
-    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
-        .map_err(|error| CredentialsError::signing(&error))
 }
 
 /// A certificate for the holder of `uri`, with names for people. Its serial number is the digest of

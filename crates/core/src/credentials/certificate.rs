@@ -3,13 +3,14 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use pem::{EncodeConfig, LineEnding};
 use ring::digest::{SHA256, digest};
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::{ASN1Time, X509Certificate, X509Name};
 
-use super::CredentialsError;
+use super::error::CredentialsError;
 use crate::config::access::Holder;
 use crate::config::{ConfigError, check_name};
 
@@ -146,6 +147,12 @@ pub(super) fn read_all(path: &Path, pem: &[u8]) -> Result<Vec<Certificate>, Cred
     Ok(certificates)
 }
 
+/// One certificate as a PEM text.
+pub(super) fn to_pem(der: &[u8]) -> String {
+    let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", der), lines)
+}
+
 fn read_one(der: Vec<u8>) -> Result<Certificate, String> {
     let (rest, parsed) = parse_x509_certificate(&der).map_err(|error| error.to_string())?;
     if !rest.is_empty() {
@@ -171,10 +178,11 @@ fn read_one(der: Vec<u8>) -> Result<Certificate, String> {
     })
 }
 
-/// When the certificate in these bytes ends, in milliseconds since 1970.
-pub(super) fn ends_ms(der: &[u8]) -> Option<u64> {
+/// From when to when the certificate in these bytes is valid, in milliseconds since 1970.
+pub(super) fn valid_ms(der: &[u8]) -> Option<(u64, u64)> {
     let (_, parsed) = parse_x509_certificate(der).ok()?;
-    Some(in_ms(parsed.validity().not_after))
+    let validity = parsed.validity();
+    Some((in_ms(validity.not_before), in_ms(validity.not_after)))
 }
 
 fn common_name(name: &X509Name<'_>) -> String {

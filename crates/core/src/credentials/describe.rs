@@ -4,9 +4,8 @@ use std::fmt;
 use std::path::Path;
 
 use super::certificate::{self, Certificate};
-use super::{
-    AUTHORITY_FILE, AUTHORITY_KEY_FILE, CERTIFICATE_FILE, CredentialsError, KEY_FILE, files,
-};
+use super::error::CredentialsError;
+use super::files::{self, AUTHORITY_FILE, AUTHORITY_KEY_FILE, CERTIFICATE_FILE, KEY_FILE};
 use crate::config::access::Holder;
 
 /// What credentials say, whether or not they can be used.

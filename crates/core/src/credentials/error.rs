@@ -120,6 +120,12 @@ pub enum CredentialsError {
         /// The directory.
         path: PathBuf,
     },
+    /// A request for a certificate is none, or was not made with its own key.
+    #[error("the request for a certificate cannot be used: {reason}")]
+    BadRequest {
+        /// Why.
+        reason: String,
+    },
     /// No certificate could be made.
     #[error("no certificate could be made: {reason}")]
     Signing {

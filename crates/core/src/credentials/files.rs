@@ -5,7 +5,16 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use super::CredentialsError;
+use super::error::CredentialsError;
+
+/// The file with the certificate of a holder.
+pub const CERTIFICATE_FILE: &str = "certificate.pem";
+/// The file with the private key of a holder.
+pub const KEY_FILE: &str = "key.pem";
+/// The file with the certificates of the authorities that are believed.
+pub const AUTHORITY_FILE: &str = "authority.pem";
+/// The file with the private key of an authority.
+pub const AUTHORITY_KEY_FILE: &str = "authority-key.pem";
 
 /// The largest file that is read: enough for hundreds of certificates.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -64,6 +73,34 @@ pub(super) fn write(path: &Path, text: &str) -> Result<(), CredentialsError> {
         file.sync_all()
     });
     written.map_err(failed("write", path))
+}
+
+/// Writes a file in the place of the one of this name, if any, durably: at every moment there is
+/// either the earlier one or the new one.
+///
+/// # Errors
+/// [`CredentialsError::Io`].
+pub(super) fn replace(dir: &Path, name: &str, text: &str) -> Result<(), CredentialsError> {
+    let path = dir.join(name);
+    // It has mode 0600, and is removed if anything fails.
+    let beside = tempfile::Builder::new().prefix(".new.").tempfile_in(dir);
+    let written = beside.and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(&path).map_err(|error| error.error)
+    });
+    written.map_err(failed("write", &path))?;
+    sync(dir)
+}
+
+/// Removes a file, durably.
+///
+/// # Errors
+/// [`CredentialsError::Io`].
+#[expect(clippy::disallowed_methods, reason = "the edge of these files")]
+pub(super) fn remove(path: &Path) -> Result<(), CredentialsError> {
+    fs::remove_file(path).map_err(failed("remove", path))?;
+    path.parent().map_or(Ok(()), sync)
 }
 
 /// The whole of a file.

@@ -5,7 +5,8 @@
 //!     certificate.pem      its certificate, then those between it and an authority, if any
 //!     key.pem              its private key
 //!     authority.pem        the authorities whose certificates it believes
-//!   authority/             of an authority, kept offline
+//!     authority-key.pem    at nodes that may certify others, which is up to the operator
+//!   authority/             of an authority
 //!     authority.pem        its certificate; others beside it are believed too
 //!     authority-key.pem    its private key: whoever has it can become any node
 //! ```
@@ -22,36 +23,27 @@ mod certificate;
 mod describe;
 mod error;
 mod files;
+mod request;
+mod rotation;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use steadfast_net::{TcpTransport, TlsCredentials, TlsTransport};
 
-pub use self::authority::{Authority, Issued};
+pub use self::authority::{AUTHORITY_VALID_FOR, Authority, INVITED_FOR, Issued, VALID_FOR};
 pub use self::certificate::date;
 pub use self::describe::{Believed, Description, Subject, describe};
 pub use self::error::CredentialsError;
-pub use self::files::make_directory;
+pub use self::files::{
+    AUTHORITY_FILE, AUTHORITY_KEY_FILE, CERTIFICATE_FILE, KEY_FILE, make_directory,
+};
+pub(crate) use self::request::key_fingerprint;
+pub use self::request::{CertificateRequest, Certified};
+pub use self::rotation::{Rotation, renew, rotate};
 #[cfg(doc)]
 use crate::config::access::Holder;
-
-/// The file with the certificate of a holder.
-pub const CERTIFICATE_FILE: &str = "certificate.pem";
-/// The file with the private key of a holder.
-pub const KEY_FILE: &str = "key.pem";
-/// The file with the certificates of the authorities that are believed.
-pub const AUTHORITY_FILE: &str = "authority.pem";
-/// The file with the private key of an authority.
-pub const AUTHORITY_KEY_FILE: &str = "authority-key.pem";
-
-const DAY: Duration = Duration::from_hours(24);
-
-/// How long a certificate is valid, unless asked for otherwise.
-pub const VALID_FOR: Duration = DAY.saturating_mul(365);
-/// How long an authority is valid: ten years.
-pub const AUTHORITY_VALID_FOR: Duration = DAY.saturating_mul(3_652);
+use crate::pass::Pass;
 
 /// Reads the credentials in a directory, and checks that a handshake can be made with them at the
 /// time `now_ms`, in milliseconds since 1970.
@@ -85,9 +77,35 @@ pub fn read(dir: &Path, now_ms: u64) -> Result<TlsCredentials, CredentialsError>
     Ok(credentials)
 }
 
+/// The authority whose key is in a directory of credentials; `None` if there is no key of one.
+///
+/// # Errors
+/// As [`Authority::read`].
+pub fn read_authority(dir: &Path) -> Result<Option<Authority>, CredentialsError> {
+    if files::exists(&dir.join(AUTHORITY_KEY_FILE))? {
+        return Authority::read(dir).map(Some);
+    }
+    Ok(None)
+}
+
+/// What a new node connects with to ask for its certificate.
+///
+/// # Errors
+/// [`CredentialsError::Malformed`] when the pass is none.
+pub fn of_pass(pass: &Pass) -> Result<TlsCredentials, CredentialsError> {
+    let read = TlsCredentials::from_der(&pass.certificate, &pass.key, &pass.authorities);
+    read.map_err(|error| CredentialsError::malformed(Path::new("the join token"), &error))
+}
+
+/// From when to when the certificate is valid, in milliseconds since 1970; `None` if it cannot be
+/// read.
+pub fn valid_ms(credentials: &TlsCredentials) -> Option<(u64, u64)> {
+    certificate::valid_ms(credentials.certificate())
+}
+
 /// When the certificate ends, in milliseconds since 1970; `None` if it cannot be read.
 pub(crate) fn ends_ms(credentials: &TlsCredentials) -> Option<u64> {
-    certificate::ends_ms(credentials.certificate())
+    valid_ms(credentials).map(|(_, ends_ms)| ends_ms)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rcgen::{CertificateParams, KeyPair, SanType};

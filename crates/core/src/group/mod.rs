@@ -1,6 +1,7 @@
 //! The members of the group, the identity of a data directory, and the notes beside it.
 
 pub(crate) mod addresses;
+pub(crate) mod awaited;
 pub(crate) mod identity;
 pub(crate) mod known;
 

@@ -4,30 +4,29 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
 use crate::admin::client::{self};
 use crate::admin::messages::{AdminAnswer, AdminCall, AdminRequest, AlterRequest, RemoveRequest};
 use crate::admin::{AdminCommand, AdminError, PRIORITY_MAX};
-use crate::config::access::Holder;
+use crate::config::access::{Access, Holder};
 use crate::config::{check_address, check_name, is_unspecified};
 use crate::consensus::{Consensus, TransferError};
 use crate::group::identity::Identity;
 use crate::group::{Member, Members};
 use crate::ids::NodeId;
-use crate::lifecycle::admission::{self, with_node_ids};
+use crate::lifecycle::admission;
 use crate::lifecycle::changes::{
-    CHANGE_MAX, Done, Undone, candidates, change, done, find, known, refused, refused_for_now,
+    Asking, CHANGE_MAX, Done, Undone, candidates, change, done, find, known, refused,
+    refused_for_now,
 };
+use crate::lifecycle::node_ids::with_node_ids;
 use crate::lifecycle::quorum::Present;
 use crate::lifecycle::transfer::{LOOK_INTERVAL, hand_over, transfer};
-use crate::lifecycle::{Lifecycle, repair};
+use crate::lifecycle::{Lifecycle, enrolment, lock, repair};
 use crate::member::{NodeAddress, NodeType};
 use crate::node::Node;
-use crate::txn::catalog::{CATALOG, NODE_ID_KEY, decode_node_id};
-use crate::txn::view::ViewError;
 use crate::wire::hello::DialError;
 
 /// How long a change that takes a vote away waits for a majority of the others to be up and
@@ -44,14 +43,20 @@ impl Lifecycle {
     /// See [`AdminError`].
     pub(crate) async fn administer(&self, command: &AdminCommand) -> Result<String, AdminError> {
         let identity = self.identity.borrow().clone();
+        let addresses = self.addresses_of_all();
+        let client = self.admin_client(&identity, &addresses);
+        command.send_by(&client).await
+    }
+
+    /// Where the nodes of the group may be. This node's own address comes first: another's is asked
+    /// when this node is not the master.
+    pub(super) fn addresses_of_all(&self) -> Vec<String> {
         let members = self.around.members.borrow().clone();
-        // This node's own address first: another's is asked when this node is not the master.
         let mut addresses = vec![self.listen_address().to_owned()];
         let known = &self.around.addresses;
         let places = |(id, member): (&NodeId, &Member)| known.candidates(*id, &member.address);
         addresses.extend(members.iter().flat_map(places));
-        let client = self.admin_client(&identity, &addresses);
-        command.send_by(&client).await
+        addresses
     }
 
     /// A client that asks the nodes at these addresses for changes to this group.
@@ -76,13 +81,17 @@ impl Lifecycle {
         holder: Option<&Holder>,
     ) -> AdminAnswer {
         let checked = self.check_admin(&request);
-        let caller = holder.and_then(Holder::node_id);
-        let checked = checked.and_then(|node| self.check_caller(&request, caller).map(|()| node));
+        let asking = Asking {
+            holder,
+            authority: lock(&self.authority).clone(),
+            now_ms: self.machine.clock.now_ms(),
+        };
+        let checked = checked.and_then(|node| self.check_caller(&request, holder).map(|()| node));
         let done = match (checked, request.call) {
             (Ok(node), Some(AdminCall::Shutdown(request))) if node.consensus.is_master() => {
                 self.shut_group_down(&node, &request).await
             }
-            (Ok(node), call) => carry_out(&node, call, caller).await,
+            (Ok(node), call) => carry_out(&node, call, &asking).await,
             (Err(undone), _) => Err(undone),
         };
         match done {
@@ -104,29 +113,19 @@ impl Lifecycle {
         }
     }
 
-    /// The newest node id assigned, as far as this node has applied it: 0 while only founders have
-    /// ids. The highest possible id if the catalog cannot be read, so that a read error makes no
-    /// node look new.
-    pub(super) fn newest_node_id(&self) -> NodeId {
-        let Ok(node) = self.running() else {
-            return NodeId(0);
-        };
-        let kept = node.view().get(CATALOG, &Bytes::from_static(NODE_ID_KEY));
-        let newest = kept.map(|kept| decode_node_id(kept.as_ref()));
-        match newest {
-            Ok(Ok(newest)) => newest,
-            Err(ViewError::TooOld { .. }) => NodeId(0),
-            Ok(Err(error)) | Err(ViewError::Engine(error)) => {
-                tracing::warn!(%error, "the newest node id is not known");
-                NodeId(u64::MAX)
-            }
+    /// Whoever has a pass may ask for a certificate, and a node that is no member yet to be let in:
+    /// nothing else. A node is let in again as nobody but itself.
+    fn check_caller(&self, request: &AdminRequest, holder: Option<&Holder>) -> Result<(), Undone> {
+        let is_joiner = holder.is_some_and(|holder| holder.access() == Access::Joiner);
+        if is_joiner && !matches!(request.call, Some(AdminCall::Certify(_))) {
+            return refused(
+                "a join token is good for the certificate of a new node alone",
+                "use the credentials of an admin",
+            );
         }
-    }
-
-    /// A node that is no member yet may ask to be let in, and nothing else; a node is let in again as
-    /// nobody but itself.
-    fn check_caller(&self, request: &AdminRequest, caller: Option<NodeId>) -> Result<(), Undone> {
-        let Some(caller) = caller else { return Ok(()) };
+        let Some(caller) = holder.and_then(Holder::node_id) else {
+            return Ok(());
+        };
         let is_member = self.around.members.borrow().contains_key(&caller);
         let may = match &request.call {
             Some(AdminCall::Join(_)) => true,
@@ -167,8 +166,8 @@ impl Lifecycle {
 
 /// Carries out a call. Calls a refusal final only if a majority confirms that this node is still
 /// the master, and so knows the members.
-async fn carry_out(node: &Arc<Node>, call: Option<AdminCall>, caller: Option<NodeId>) -> Done {
-    let mut done = decide(node, call, caller).await;
+async fn carry_out(node: &Arc<Node>, call: Option<AdminCall>, asking: &Asking<'_>) -> Done {
+    let mut done = decide(node, call, asking).await;
     if let Err(Undone::Refused(refusal)) = &mut done
         && !refusal.passes
     {
@@ -178,7 +177,7 @@ async fn carry_out(node: &Arc<Node>, call: Option<AdminCall>, caller: Option<Nod
     done
 }
 
-async fn decide(node: &Arc<Node>, call: Option<AdminCall>, caller: Option<NodeId>) -> Done {
+async fn decide(node: &Arc<Node>, call: Option<AdminCall>, asking: &Asking<'_>) -> Done {
     if let Some(AdminCall::Join(request)) = &call
         && node.consensus.is_master()
     {
@@ -198,11 +197,13 @@ async fn decide(node: &Arc<Node>, call: Option<AdminCall>, caller: Option<NodeId
     }
     check_stand_in(node, call.as_ref())?;
     match call {
-        Some(AdminCall::Join(request)) => admission::join(node, request, caller).await,
+        Some(AdminCall::Join(request)) => admission::join(node, request, asking).await,
         Some(AdminCall::Remove(request)) => remove(node, request).await,
         Some(AdminCall::Alter(request)) => alter(&node.consensus, request).await,
         Some(AdminCall::Transfer(request)) => transfer(&node.consensus, request).await,
         Some(AdminCall::Readmit(request)) => repair::readmit(node, request).await,
+        Some(AdminCall::Invite(request)) => enrolment::invite(node, request, asking),
+        Some(AdminCall::Certify(request)) => enrolment::certify(node, &request, asking).await,
         // Only the master's own handler carries it out.
         Some(AdminCall::Shutdown(_)) => Err(Undone::NotMaster),
         None => refused(
@@ -262,7 +263,14 @@ async fn remove(node: &Node, request: RemoveRequest) -> Done {
         return leave(consensus, &members, &candidates(&rest, &voters)).await;
     }
     // Its id must never be reused, and may be the highest that anybody knows of.
-    with_node_ids(node, |transaction| transaction.note_node_id(id)).await?;
+    with_node_ids(node, |transaction| {
+        let mut awaited = transaction.awaited_nodes()?;
+        if awaited.note_removed(id) {
+            transaction.set_awaited_nodes(&awaited)?;
+        }
+        transaction.note_node_id(id)
+    })
+    .await?;
     change(|| consensus.remove_member(id)).await?;
     Ok(done(format!("{} was removed", member.name)))
 }

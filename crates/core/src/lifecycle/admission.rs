@@ -3,25 +3,22 @@
 use std::sync::Arc;
 
 use crate::admin::messages::JoinRequest;
-use crate::error::WriteError;
+use crate::group::awaited::AwaitedNode;
 use crate::group::{Member, Members};
 use crate::ids::{Incarnation, NodeId};
 use crate::lifecycle::admin::{
     check_free_address, check_free_name, check_given_address, check_member, known_type,
 };
-use crate::lifecycle::changes::{
-    CHANGE_MAX, Done, Undone, change, find, let_in, refused, refused_for_now,
-};
-use crate::lifecycle::quorum::no_majority;
+use crate::lifecycle::changes::{Asking, Done, Undone, change, find, let_in, refused};
+use crate::lifecycle::node_ids::{AWAITED_FOR_MS, next_node_id, with_node_ids};
 use crate::limits::NODES_MAX;
-use crate::node::{Node, write};
-use crate::policy::Durability;
+use crate::node::Node;
 use crate::txn::transaction::Transaction;
 
 /// How far the id in a certificate may be above the next one: ids are not to run out.
 const ID_GAP_MAX: u64 = 1_000;
 
-pub(super) async fn join(node: &Arc<Node>, request: JoinRequest, caller: Option<NodeId>) -> Done {
+pub(super) async fn join(node: &Arc<Node>, request: JoinRequest, asking: &Asking<'_>) -> Done {
     let consensus = &node.consensus;
     let wanted = Member {
         name: request.name,
@@ -46,7 +43,7 @@ pub(super) async fn join(node: &Arc<Node>, request: JoinRequest, caller: Option<
         );
     }
     check_free_address(&members, &wanted.address, None)?;
-    let id = take_node_id(node, &members, caller).await?;
+    let id = take_node_id(node, &members, asking).await?;
     change(|| consensus.add_member(id, wanted.clone())).await?;
     tracing::info!(node = %wanted.name, %id, "admitted a node");
     let mut members = (*consensus.members()).clone();
@@ -54,22 +51,40 @@ pub(super) async fn join(node: &Arc<Node>, request: JoinRequest, caller: Option<
     Ok(let_in(node, &Arc::new(members), id, &wanted))
 }
 
-/// An id that no node has or ever had, and which is `named` in the certificate of the node if it
-/// has one; the newest id is stored with the data.
+/// An id that no node has or ever had: the one that the certificate of the new node names, if it
+/// has one. The newest id is stored with the data.
 async fn take_node_id(
     node: &Node,
     members: &Members,
-    named: Option<NodeId>,
+    asking: &Asking<'_>,
 ) -> Result<NodeId, Undone> {
-    let last = members.keys().next_back().copied().unwrap_or_default();
-    let last = last.max(node.identity.epoch.ids_before());
+    let (named, now_ms) = (asking.node_id(), asking.now_ms);
     let mut next = NodeId(0);
     let mut taken = None;
     let take = |transaction: &Transaction| {
-        next = NodeId(transaction.note_node_id(last)?.0 + 1);
-        let is_new = |id: &NodeId| *id >= next && id.0 - next.0 <= ID_GAP_MAX;
-        taken = Some(named.unwrap_or(next)).filter(is_new);
-        taken.map_or(Ok(next), |id| transaction.note_node_id(id))?;
+        next = next_node_id(transaction, node, members)?;
+        let Some(named) = named else {
+            taken = Some(transaction.note_node_id(next)?);
+            return Ok(());
+        };
+        let mut awaited = transaction.awaited_nodes()?;
+        let is_new = named >= next && named.0 - next.0 <= ID_GAP_MAX;
+        let is_taken = members.contains_key(&named);
+        let may_come = !is_taken && (is_new || awaited.awaits(named));
+        taken = may_come.then_some(named);
+        if may_come && is_new {
+            // If the change of the members fails, it may ask again.
+            let until_ms = now_ms.saturating_add(AWAITED_FOR_MS);
+            let new = AwaitedNode {
+                id: named.0,
+                until_ms,
+                ..AwaitedNode::default()
+            };
+            if awaited.add(new, now_ms) {
+                transaction.set_awaited_nodes(&awaited)?;
+            }
+            transaction.note_node_id(named)?;
+        }
         Ok(())
     };
     with_node_ids(node, take).await?;
@@ -81,23 +96,6 @@ async fn take_node_id(
                 named.unwrap_or_default()
             ),
             format!("issue it a certificate for node {next}"),
-        ),
-    }
-}
-
-/// Updates what is stored about node ids.
-pub(super) async fn with_node_ids<T>(
-    node: &Node,
-    mut work: impl FnMut(&Transaction) -> Result<T, WriteError>,
-) -> Result<(), Undone> {
-    let work = |transaction: &Transaction| work(transaction).map(drop);
-    match write::write(node, Durability::MAJORITY, CHANGE_MAX, work).await {
-        Ok(_) => Ok(()),
-        Err(WriteError::NotMaster { .. }) => Err(Undone::NotMaster),
-        Err(WriteError::InsufficientReplicas { .. }) => Err(no_majority(&node.consensus)),
-        Err(error) => refused_for_now(
-            format!("could not write the node ids: {error}"),
-            "look at `steadfast status`, then try again",
         ),
     }
 }

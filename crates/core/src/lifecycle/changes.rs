@@ -1,11 +1,14 @@
 //! What the changes to the group have in common: how one is made, and what is answered.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admin::client::AdminRefusal;
 use crate::admin::messages::{AdminDone, Joined};
+use crate::config::access::Holder;
 use crate::consensus::{ChangeError, ConsensusError};
+use crate::credentials::Authority;
 use crate::group::{Member, MemberRecord, Members};
 use crate::ids::NodeId;
 use crate::node::Node;
@@ -25,6 +28,32 @@ pub(super) enum Undone {
     NotMaster,
 }
 
+/// Who asks for a change, and what it may be answered with.
+pub(super) struct Asking<'a> {
+    /// Whom the caller's certificate names; `None` in plaintext.
+    pub(super) holder: Option<&'a Holder>,
+    pub(super) authority: Option<Arc<Authority>>,
+    pub(super) now_ms: u64,
+}
+
+impl Asking<'_> {
+    pub(super) fn node_id(&self) -> Option<NodeId> {
+        self.holder.and_then(Holder::node_id)
+    }
+
+    pub(super) fn authority(&self, node: &Node) -> Result<&Authority, Undone> {
+        if let Some(authority) = &self.authority {
+            return Ok(authority);
+        }
+        let master = &node.identity.node_name;
+        refused(
+            format!("{master} is master, and does not have the key of the group's authority"),
+            "issue the certificate where the key is (steadfast certs issue, certs renew), or make a \
+             node master that has authority-key.pem among its credentials",
+        )
+    }
+}
+
 pub(super) type Done = Result<AdminDone, Undone>;
 
 pub(super) fn refused<T>(what: impl Into<String>, to_do: impl Into<String>) -> Result<T, Undone> {
@@ -40,7 +69,10 @@ pub(super) fn refused_for_now<T>(
 }
 
 pub(super) fn done(text: String) -> AdminDone {
-    AdminDone { text, joined: None }
+    AdminDone {
+        text,
+        ..AdminDone::default()
+    }
 }
 
 impl From<ChangeError> for Undone {
@@ -93,6 +125,7 @@ pub(super) fn let_in(node: &Node, members: &Members, id: NodeId, member: &Member
             epoch: node.identity.epoch.0,
             entry: None,
         }),
+        ..AdminDone::default()
     }
 }
 

@@ -17,6 +17,7 @@ mod calls;
 mod changes;
 mod compare;
 mod describe;
+mod enrolment;
 mod feeds;
 mod fence;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub(crate) mod formation;
 mod founding;
 pub(crate) mod join;
 mod known;
+mod node_ids;
 pub(crate) mod protection;
 mod quorum;
 mod repair;
@@ -48,6 +50,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::compare::digest::SharedDigest;
 use crate::config::RepConfig;
 use crate::consensus::MasterNotices;
+use crate::credentials::Authority;
 use crate::error::{OpenError, ReadyError};
 use crate::group::Member;
 use crate::group::addresses::{self, Addresses};
@@ -67,6 +70,7 @@ use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIP
 use compare::Compared;
 use fence::Fence;
 use known::Known;
+use node_ids::Given;
 use protection::{is_unprotected, warn_of_plaintext};
 use room::Room;
 use serving::Service;
@@ -77,6 +81,8 @@ pub(crate) struct Lifecycle {
     config: RepConfig,
     /// `None` without a certificate.
     certificate_ends_ms: Mutex<Option<u64>>,
+    /// The authority that this node certifies others with, if it has its key.
+    authority: Mutex<Option<Arc<Authority>>>,
     machine: Machine,
     dir: Mutex<Option<DataDir>>,
     identity: watch::Sender<Arc<Identity>>,
@@ -167,6 +173,7 @@ impl Lifecycle {
             subscriptions,
             copies,
             certificate_ends_ms: Mutex::new(protection::certificate_ends_ms(&config)),
+            authority: Mutex::default(),
             config,
             machine,
             dir: Mutex::new(Some(dir)),
@@ -299,18 +306,12 @@ impl Lifecycle {
     fn serve(self: &Arc<Self>) {
         let timeout = self.config.tuning.dial_timeout;
         let members = self.around.members.subscribe();
-        let lifecycle = Arc::downgrade(self);
-        let newest_id = move || {
-            lifecycle
-                .upgrade()
-                .map_or(NodeId(0), |it| it.newest_node_id())
-        };
         let gate = Gate::new(
             self.identity.subscribe(),
             members,
             timeout,
             Arc::clone(&self.around.superseded),
-            Arc::new(newest_id),
+            Arc::new(Given(Arc::downgrade(self))),
         );
         for name in [
             FEEDER,

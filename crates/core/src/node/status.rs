@@ -247,6 +247,7 @@ impl JoinToken {
             node_type,
             priority: PRIORITY_DEFAULT,
             addresses: addresses.collect(),
+            pass: None,
         })
     }
 }

@@ -9,6 +9,7 @@
 //! | name of a database | its id, `u32` little-endian |
 //! | `"\0next"`, which is not a name | the next free id, `u32` little-endian |
 //! | `"\0node"`, which is not a name | the newest id given to a node, `u64` little-endian |
+//! | `"\0await"`, which is not a name | the nodes with new ids that may ask to be let in (`group/awaited.rs`) |
 //! | `"\0id"` and an id, `u32` big-endian | the name to which the id was given; never removed |
 //!
 //! An id is never reused. A dropped database loses its entry, a truncated one gets a new id: the
@@ -36,6 +37,9 @@ pub(crate) const NEXT_ID_KEY: &[u8] = b"\0next";
 
 /// Key of the newest node id given out after the founding of the group.
 pub(crate) const NODE_ID_KEY: &[u8] = b"\0node";
+
+/// Key of the nodes with new ids that may ask to be let in.
+pub(crate) const AWAITED_KEY: &[u8] = b"\0await";
 
 /// The id stored under [`NODE_ID_KEY`]: 0 while only founders have one.
 ///

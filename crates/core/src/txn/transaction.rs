@@ -1,5 +1,7 @@
 //! What a user's function sees: the databases of a read-only snapshot, or of a write transaction.
 
+mod node_ids;
+
 use std::collections::BTreeMap;
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +12,7 @@ use bytes::Bytes;
 
 use crate::engine::{Direction, EngineError, KeyRange};
 use crate::error::{ReadError, WriteError};
-use crate::ids::{DatabaseId, NodeId, Vlsn};
+use crate::ids::{DatabaseId, Vlsn};
 use crate::limits::{
     KEY_BYTES_MAX, TRANSACTION_DATABASES_MAX, TRANSACTION_KEYS_MAX, TRANSACTION_READS_MAX,
     VALUE_BYTES_MAX,
@@ -360,23 +362,6 @@ impl Transaction {
         journal.create(&name, next, self.bytes_max)?;
         journal.forget(id);
         Ok(true)
-    }
-
-    /// Records that a node id was given out. Returns the newest id given out so far.
-    ///
-    /// # Errors
-    /// Those of a read and of a write.
-    pub(crate) fn note_node_id(&self, id: NodeId) -> Result<NodeId, WriteError> {
-        let key = Bytes::from_static(catalog::NODE_ID_KEY);
-        let noted = catalog::decode_node_id(self.get(CATALOG, &key)?.as_ref());
-        let noted = noted.map_err(ReadError::Engine)?;
-        if noted >= id {
-            return Ok(noted);
-        }
-        let value = Bytes::copy_from_slice(&id.0.to_le_bytes());
-        self.lock()
-            .write(CATALOG, key, Some(value), self.bytes_max)?;
-        Ok(id)
     }
 
     pub(crate) fn finish(self) -> Finished {

@@ -25,11 +25,17 @@ pub(crate) struct Gate {
     members: watch::Receiver<Members>,
     timeout: Duration,
     superseded: Superseded,
-    newest_id: NewestId,
+    given: Arc<dyn GivenIds>,
 }
 
-/// Returns the newest id given to a node that joined, as far as this node knows.
-pub(crate) type NewestId = Arc<dyn Fn() -> NodeId + Send + Sync>;
+/// The ids that were given to nodes, as far as this node knows.
+pub(crate) trait GivenIds: Send + Sync {
+    /// The newest one.
+    fn newest(&self) -> NodeId;
+
+    /// Whether the node of this id has not been let in yet, or not been removed again.
+    fn may_come(&self, id: NodeId) -> bool;
+}
 
 /// A refusal with its text for people.
 type Refused = (Refusal, String);
@@ -40,14 +46,14 @@ impl Gate {
         members: watch::Receiver<Members>,
         timeout: Duration,
         superseded: Superseded,
-        newest_id: NewestId,
+        given: Arc<dyn GivenIds>,
     ) -> Self {
         Self {
             identity,
             members,
             timeout,
             superseded,
-            newest_id,
+            given,
         }
     }
 
@@ -144,7 +150,7 @@ impl Gate {
         let members = self.members.borrow();
         let (is_member, is_new) = (
             members.contains_key(&proven),
-            proven > self.newest_known(&members),
+            self.may_be_new(proven, &members),
         );
         let may = match service {
             NODE_STATE | ADMIN => is_member || is_new,
@@ -222,13 +228,15 @@ impl Gate {
         Err((refusal, text))
     }
 
-    /// The newest node id that this node knows to be given out. A removed node has no higher id.
-    fn newest_known(&self, members: &Members) -> NodeId {
+    /// Whether a node of this id, which is no member, may be one that comes, and not one that was
+    /// removed: that has no higher id than the newest that this node knows to be given out.
+    fn may_be_new(&self, id: NodeId, members: &Members) -> bool {
         let identity = self.identity.borrow();
         let founders = identity.founders.iter().map(|(id, _)| *id);
         let earlier = identity.epoch.ids_before();
         let known = members.keys().copied().chain(founders).chain([earlier]);
-        known.max().unwrap_or_default().max((self.newest_id)())
+        let newest = known.max().unwrap_or_default().max(self.given.newest());
+        id > newest || self.given.may_come(id)
     }
 
     fn check_sender(&self, hello: &Hello, service: &str) -> Result<Option<NodeId>, Refused> {
@@ -241,7 +249,7 @@ impl Gate {
             // A sender admitted after everything that this node has heard of may be the very master
             // that has to tell it so. Until then it may do that, and nothing else.
             let may_tell = [FEEDER, ELECTION].contains(&service);
-            if may_tell && sender > self.newest_known(&members) {
+            if may_tell && self.may_be_new(sender, &members) {
                 return Ok(Some(sender));
             }
             return Err((
@@ -280,6 +288,19 @@ mod tests {
             node_id: NodeId(node),
             epoch: GroupEpoch(epoch),
             ..Identity::fresh("orders", &format!("n{node}"), Incarnation(node))
+        }
+    }
+
+    /// The newest id that was given out; only node 5 is awaited.
+    struct Newest(u64);
+
+    impl GivenIds for Newest {
+        fn newest(&self) -> NodeId {
+            NodeId(self.0)
+        }
+
+        fn may_come(&self, id: NodeId) -> bool {
+            id == NodeId(5)
         }
     }
 
@@ -322,7 +343,7 @@ mod tests {
             watch::Sender::new(members).subscribe(),
             Duration::ZERO,
             Arc::clone(&superseded),
-            Arc::new(move || NodeId(newest)),
+            Arc::new(Newest(newest)),
         );
         let caller = Caller::Node(Arc::new(caller), superseded);
         let refused = gate.check(&caller.hello(NodeId(1), service), service);
@@ -340,6 +361,11 @@ mod tests {
         );
         assert_eq!(refusal(3, 3), Some(Refusal::NotAMember), "it was removed");
         assert_eq!(refusal(3, 7), Some(Refusal::NotAMember));
+        assert_eq!(
+            refusal(5, 7),
+            None,
+            "it was given that id, and may be the master by now"
+        );
         assert_eq!(
             refusal(1, 0),
             Some(Refusal::NotAMember),
@@ -388,7 +414,7 @@ mod tests {
             watch::Sender::new(Arc::new(members.into())).subscribe(),
             Duration::ZERO,
             Arc::clone(&superseded),
-            Arc::new(|| NodeId(5)),
+            Arc::new(Newest(5)),
         );
         let caller = match sender {
             0 => Caller::Client,
@@ -445,6 +471,7 @@ mod tests {
         assert_eq!(refusal("orders/node/4", 0), removed, "nor as a client");
         let new = [None, none, none, None, None, None, None];
         assert_eq!(refusal("orders/node/6", 6), new, "it asks to be let in");
+        assert_eq!(refusal("orders/node/5", 5), new, "it was given that id");
         assert_eq!(refusal("other/node/2", 2), [Some(Refusal::WrongGroup); 7]);
         assert_eq!(refusal("other/admin/a", 0), [Some(Refusal::WrongGroup); 7]);
     }

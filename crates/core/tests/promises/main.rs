@@ -14,6 +14,7 @@ mod databases;
 mod digest;
 mod endings;
 mod engine;
+mod enrolment;
 mod events;
 mod failures;
 mod feed;

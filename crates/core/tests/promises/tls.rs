@@ -21,17 +21,17 @@ use tokio::runtime::Runtime;
 
 use crate::support::{Env, PATIENCE, STEADY, eventually, get, put, runtime};
 
-const GROUP: &str = "orders";
+pub(crate) const GROUP: &str = "orders";
 
 /// The network of a group, and the authority that its nodes believe.
-struct World {
-    network: MemoryNetwork,
-    authority: Authority,
-    runtime: Runtime,
+pub(crate) struct World {
+    pub(crate) network: MemoryNetwork,
+    pub(crate) authority: Authority,
+    pub(crate) runtime: Runtime,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             network: MemoryNetwork::new(),
             authority: Authority::create(GROUP, now_ms()).expect("an authority"),
@@ -39,12 +39,12 @@ impl World {
         }
     }
 
-    fn node(&self, id: u64) -> TlsCredentials {
+    pub(crate) fn node(&self, id: u64) -> TlsCredentials {
         issued(&self.authority, Access::Node, &id.to_string())
     }
 
     /// The network as a client with these credentials sees it.
-    fn seen_by(&self, credentials: &TlsCredentials) -> TlsTransport {
+    pub(crate) fn seen_by(&self, credentials: &TlsCredentials) -> TlsTransport {
         let transport = self.network.host("client");
         TlsTransport::new(transport, credentials).expect("they belong together")
     }
@@ -66,7 +66,7 @@ impl World {
         self.runtime.block_on(Env::open_on(config, machine))
     }
 
-    fn open_three(&self) -> Vec<Env> {
+    pub(crate) fn open_three(&self) -> Vec<Env> {
         let list = || Bootstrap::expect((1..=3).map(|n| format!("n{n}=n{n}:7400")));
         let open = |id: u64| {
             let config = self.config(id, list().expect("well-formed"));
@@ -80,19 +80,22 @@ impl World {
         group
     }
 
-    fn join(&self, id: u64, token: &JoinToken, credentials: TlsCredentials) -> Env {
+    pub(crate) fn join(&self, id: u64, token: &JoinToken, credentials: TlsCredentials) -> Env {
         let config = self.config(id, Bootstrap::join(token.clone()));
         let node = self.open(id, config.credentials(credentials));
         node.expect("it listens, and asks")
     }
 
-    fn ask(&self, credentials: &TlsCredentials, digest: bool) -> Option<NodeStatus> {
+    pub(crate) fn ask(&self, credentials: &TlsCredentials, digest: bool) -> Option<NodeStatus> {
         let network = self.seen_by(credentials);
         let asked = NodeStatus::ask_on(&network, "n1:7400", digest, PATIENCE);
         self.runtime.block_on(asked).ok()
     }
 
-    fn subscribe(&self, credentials: &TlsCredentials) -> Result<Subscription, FeedError> {
+    pub(crate) fn subscribe(
+        &self,
+        credentials: &TlsCredentials,
+    ) -> Result<Subscription, FeedError> {
         let network: Arc<dyn Transport> = Arc::new(self.seen_by(credentials));
         let addresses = vec!["n1:7400".to_owned()];
         // A client may hear of its refusal as a connection that closed, and tries again.
@@ -101,7 +104,7 @@ impl World {
         self.runtime.block_on(connecting)
     }
 
-    fn set_priority(&self, credentials: &TlsCredentials) -> bool {
+    pub(crate) fn set_priority(&self, credentials: &TlsCredentials) -> bool {
         let command = AdminCommand::SetPriority {
             node: "n2".to_owned(),
             priority: 1,
@@ -113,12 +116,12 @@ impl World {
     }
 }
 
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     u64::try_from(since.expect("after 1970").as_millis()).expect("before the year 500 million")
 }
 
-fn issued(authority: &Authority, access: Access, name: &str) -> TlsCredentials {
+pub(crate) fn issued(authority: &Authority, access: Access, name: &str) -> TlsCredentials {
     issued_by(authority, authority, access, name)
 }
 
@@ -144,7 +147,7 @@ fn read(node: &Env, key: &str) -> Option<Vec<u8>> {
     get(node, ConsistencyPolicy::Linearizable, key).expect("it answers")
 }
 
-fn master(group: &[Env]) -> &Env {
+pub(crate) fn master(group: &[Env]) -> &Env {
     let is_master = |node: &&Env| node.state().role == steadfast::Role::Master;
     group.iter().find(is_master).expect("a master")
 }
