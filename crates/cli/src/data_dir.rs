@@ -23,6 +23,9 @@ pub(crate) const OF_A_NODE: [&str; 8] = [
 /// The directory of the credentials that a node got with its join token. No node of ours writes into
 /// it while it runs, and it stays when a group is restored.
 pub(crate) const CREDENTIALS: &str = "credentials";
+/// The file with the changes of the group that the node was asked for, and the one before it.
+pub(crate) const AUDIT: &str = "audit.log";
+pub(crate) const AUDIT_BEFORE: &str = "audit.log.1";
 /// The directory that file systems keep in the root of a volume.
 pub(crate) const VOLUME_ROOT_FILE: &str = "lost+found";
 
@@ -41,6 +44,9 @@ pub(crate) fn foreign_names(dir: &Path) -> Vec<String> {
     names
 }
 
+/// What a node may find in its directory, and leaves there.
+const IN_NOBODYS_WAY: [&str; 4] = [VOLUME_ROOT_FILE, CREDENTIALS, AUDIT, AUDIT_BEFORE];
+
 /// The names in a directory that are in the way of a node. A missing directory has none.
 #[expect(
     clippy::disallowed_methods,
@@ -55,7 +61,7 @@ pub(crate) fn names_in(dir: &Path) -> io::Result<Vec<String>> {
     for entry in entries {
         names.push(entry?.file_name().to_string_lossy().into_owned());
     }
-    names.retain(|name| name != VOLUME_ROOT_FILE && name != CREDENTIALS);
+    names.retain(|name| !IN_NOBODYS_WAY.contains(&name.as_str()));
     Ok(names)
 }
 

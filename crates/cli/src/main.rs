@@ -15,6 +15,7 @@
 mod output;
 
 mod addresses;
+mod audit;
 mod backup;
 mod bench;
 mod child;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use steadfast::{ReadyError, ReplicatedEnvironment, Role, RoleState};
 
+use crate::audit::Audit;
 use crate::credentials;
 use crate::failure::Failure;
 use crate::output;
@@ -72,10 +73,12 @@ async fn run_once(of: &NodeConfig, stop: &mut Stop) -> Result<End, Failure> {
         "{node} of group {group} listens on {}",
         env.listen_address()
     );
+    let mut audit = Audit::new(&env, config.data_dir());
     let ended = tokio::select! {
         () = stop.wait() => Ok(End::Closed),
         () = print_roles(&env, node) => why_detached(&env).await,
         ended = watch(&env, node) => ended,
+        never = audit.keep() => match never {},
         never = credentials::keep(&env, of.credentials.as_deref()) => match never {},
     };
     let ended = match ended {
@@ -89,6 +92,8 @@ async fn run_once(of: &NodeConfig, stop: &mut Stop) -> Result<End, Failure> {
         }
         ended => ended,
     };
+    // That the group was shut down, say.
+    audit.write_all();
     match env.close_async().await {
         // What a full disk did not take was never acknowledged.
         Err(error) if matches!(ended, Ok(End::DiskFull)) => {

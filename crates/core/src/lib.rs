@@ -96,7 +96,7 @@ pub mod credentials;
 mod database;
 pub mod engine;
 mod env;
-mod env_credentials;
+mod env_security;
 pub mod error;
 mod events;
 mod feed;
@@ -133,7 +133,7 @@ pub use config::{Bootstrap, RepConfig, RepConfigBuilder, Repair};
 pub use database::{CompareAndSet, Database, WriteBatch};
 pub use env::ReplicatedEnvironment;
 pub use error::{FeedError, OpenError, Outcome, ReadError, ReadyError, WriteError};
-pub use events::{GroupEvent, GroupEvents, GroupHealth, GroupView, MemberView};
+pub use events::{GroupChange, GroupEvent, GroupEvents, GroupHealth, GroupView, MemberView};
 pub use feed::{
     Change, CommittedTransaction, Feed, FeedEvent, StartAt, SubscribeOptions, Subscription,
 };

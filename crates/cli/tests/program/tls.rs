@@ -143,6 +143,16 @@ fn operators_do_everything_with_credentials_and_nobody_does_anything_without() {
     assert_eq!(secured.state(), before, "nothing was changed");
 
     secured.run_to(0, &["group", "shutdown"]);
+    let audited = |node: usize| fs::read_to_string(secured.group.data_dir(node).join("audit.log"));
+    let audited: String = (0..3).filter_map(|node| audited(node).ok()).collect();
+    for (who, what) in [
+        ("admin/admin", "a new node may join"),
+        ("node/4", "n4 is node 4"),
+        ("admin/admin", "n4 stopped"),
+    ] {
+        let is_it = |line: &str| line.contains(what) && line.contains(&format!("g/{who}\""));
+        assert!(audited.lines().any(is_it), "{who}, {what}: {audited}");
+    }
     for node in secured.group.nodes.iter_mut().filter_map(Option::take) {
         assert!(node.end().0.success());
     }

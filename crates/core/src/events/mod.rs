@@ -9,6 +9,7 @@
 //! newest state is never missed. Only a master knows which nodes are up, so the watcher moves to
 //! the master, and stays with another node while there is none.
 
+pub(crate) mod change;
 pub(crate) mod service;
 mod watcher;
 
@@ -21,6 +22,7 @@ use crate::member::NodeAddress;
 use crate::node::status::MemberStatus;
 use crate::plural::plural;
 
+pub use change::GroupChange;
 pub use watcher::GroupEvents;
 
 /// A member, and whether its master hears it.
@@ -148,6 +150,9 @@ pub enum GroupEvent {
     NodeRepaired(NodeAddress),
     /// The group's health, when it has changed.
     Health(GroupHealth),
+    /// Somebody has asked the master for a change. What the master does not learn of, because it is
+    /// refused before, is in the log of the node that refused it.
+    ChangeAsked(GroupChange),
     /// No node can be reached. Watching continues.
     OutOfSight {
         /// The last failure.
@@ -220,6 +225,7 @@ impl fmt::Display for GroupEvent {
                 let failures = plural(*survives, "failure", "failures");
                 write!(f, "survives {survives} more {failures}")
             }
+            Self::ChangeAsked(change) => change.fmt(f),
             Self::OutOfSight { why } => write!(f, "no node can be reached: {why}"),
         }
     }

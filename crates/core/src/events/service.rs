@@ -7,6 +7,7 @@ use prost::Message;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::events::change::ChangeMessage;
 use crate::group::MemberRecord;
 use crate::node::phase::Phase;
 use crate::wire::hello::{DialError, Session};
@@ -46,6 +47,11 @@ pub(crate) struct ViewMessage {
     /// Members whose data is known to be wrong; a node that is not master reports only itself.
     #[prost(message, repeated, tag = "9")]
     pub(crate) damaged: Vec<DamagedMessage>,
+    /// The newest changes that this node was asked for as master.
+    #[prost(message, repeated, tag = "10")]
+    pub(crate) changes: Vec<ChangeMessage>,
+    #[prost(bool, tag = "11")]
+    pub(crate) is_from_master: bool,
 }
 
 /// A member whose data is known to be wrong.

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::error::FeedError;
+use crate::events::change::{ChangeMessage, GroupChange};
 use crate::events::service::{STANDING_INTERVAL, ViewMessage};
 use crate::events::{GroupEvent, GroupView, MemberView, between};
 use crate::group::MemberRecord;
@@ -57,6 +58,9 @@ pub struct GroupEvents {
     lost: Option<Instant>,
     is_out_of_sight: bool,
     view: Option<GroupView>,
+    /// The newest change that was told, or was there before; `None` until a master was asked. A later
+    /// master has a greater term.
+    newest_change: Option<(Term, u64)>,
     /// Events not delivered yet: those between two views.
     pending: VecDeque<GroupEvent>,
     has_ended: bool,
@@ -148,6 +152,7 @@ impl GroupEvents {
             lost: None,
             is_out_of_sight: false,
             view: None,
+            newest_change: None,
             pending: VecDeque::new(),
             has_ended: false,
             phase: None,
@@ -305,18 +310,40 @@ impl GroupEvents {
     }
 
     /// Compares a view with the last one. A view of an older term comes from a node left behind.
-    fn take(&mut self, message: ViewMessage) {
+    fn take(&mut self, mut message: ViewMessage) {
         (self.lost, self.is_out_of_sight) = (None, false);
         let term = Term(message.term);
         if self.view.as_ref().is_some_and(|view| term < view.term) {
             return;
         }
+        let changes = std::mem::take(&mut message.changes);
+        let is_from_master = message.is_from_master;
         let view = self.view_of(message);
+        if is_from_master {
+            self.take_changes(changes, view.term);
+        }
         match &self.view {
             None => self.pending.push_back(GroupEvent::Present(view.clone())),
             Some(last) => self.pending.extend(between(last, &view)),
         }
         self.view = Some(view);
+    }
+
+    /// Takes the changes that a master was asked for since the last view. Those that are older than
+    /// the watch were told by nobody.
+    fn take_changes(&mut self, changes: Vec<ChangeMessage>, term: Term) {
+        let told = self.newest_change;
+        let mut newest = told.unwrap_or((term, 0));
+        for change in changes.into_iter().map(GroupChange::from) {
+            let at = (change.term, change.number);
+            if at > newest {
+                newest = at;
+                if told.is_some() {
+                    self.pending.push_back(GroupEvent::ChangeAsked(change));
+                }
+            }
+        }
+        self.newest_change = Some(newest);
     }
 
     fn view_of(&self, message: ViewMessage) -> GroupView {

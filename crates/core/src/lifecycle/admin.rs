@@ -79,6 +79,7 @@ impl Lifecycle {
         self: &Arc<Self>,
         request: AdminRequest,
         holder: Option<&Holder>,
+        peer: &str,
     ) -> AdminAnswer {
         let checked = self.check_admin(&request);
         let asking = Asking {
@@ -86,6 +87,7 @@ impl Lifecycle {
             authority: lock(&self.authority).clone(),
             now_ms: self.machine.clock.now_ms(),
         };
+        let is_question = matches!(&request.call, Some(AdminCall::Readmit(it)) if it.is_question);
         let checked = checked.and_then(|node| self.check_caller(&request, holder).map(|()| node));
         let done = match (checked, request.call) {
             (Ok(node), Some(AdminCall::Shutdown(request))) if node.consensus.is_master() => {
@@ -94,6 +96,9 @@ impl Lifecycle {
             (Ok(node), call) => carry_out(&node, call, &asking).await,
             (Err(undone), _) => Err(undone),
         };
+        if !is_question {
+            self.note_change(&done, holder, peer);
+        }
         match done {
             Ok(done) => AdminAnswer::Done(done),
             Err(Undone::Refused(refusal)) => {

@@ -52,6 +52,7 @@ use crate::config::RepConfig;
 use crate::consensus::MasterNotices;
 use crate::credentials::Authority;
 use crate::error::{OpenError, ReadyError};
+use crate::events::change::Changes;
 use crate::group::Member;
 use crate::group::addresses::{self, Addresses};
 use crate::group::identity::{DataDir, Identity};
@@ -83,6 +84,8 @@ pub(crate) struct Lifecycle {
     certificate_ends_ms: Mutex<Option<u64>>,
     /// The authority that this node certifies others with, if it has its key.
     authority: Mutex<Option<Arc<Authority>>>,
+    /// The changes that it was asked for as master.
+    changes: watch::Sender<Changes>,
     machine: Machine,
     dir: Mutex<Option<DataDir>>,
     identity: watch::Sender<Arc<Identity>>,
@@ -174,6 +177,7 @@ impl Lifecycle {
             copies,
             certificate_ends_ms: Mutex::new(protection::certificate_ends_ms(&config)),
             authority: Mutex::default(),
+            changes: watch::Sender::default(),
             config,
             machine,
             dir: Mutex::new(Some(dir)),

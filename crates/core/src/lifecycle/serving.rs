@@ -68,10 +68,13 @@ impl Lifecycle {
         if name == ADMIN {
             let weak = &Arc::downgrade(&self);
             drop(self);
-            let holder = &session.holder.clone();
+            let (holder, peer) = (&session.holder.clone(), &session.peer.clone());
             let answer = |request| async move {
                 match weak.upgrade() {
-                    Some(lifecycle) => lifecycle.answer_admin(request, holder.as_ref()).await,
+                    Some(lifecycle) => {
+                        let answering = lifecycle.answer_admin(request, holder.as_ref(), peer);
+                        answering.await
+                    }
                     None => AdminAnswer::NotMaster(String::new()),
                 }
             };

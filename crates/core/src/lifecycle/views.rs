@@ -4,10 +4,12 @@ use std::sync::{Arc, Weak};
 
 use tokio::time::Instant;
 
-use crate::events::GroupEvents;
+use crate::config::access::Holder;
 use crate::events::service::{self, DamagedMessage, ViewMessage};
+use crate::events::{GroupChange, GroupEvents};
 use crate::group::MemberRecord;
 use crate::ids::GroupUuid;
+use crate::lifecycle::changes::{Done, Undone};
 use crate::lifecycle::{Lifecycle, lock};
 use crate::runtime::Ground;
 use crate::wire::hello::{DialError, Session};
@@ -40,6 +42,38 @@ impl Lifecycle {
             .until(self.phase.subscribe())
     }
 
+    /// The changes that this node was asked for as master, after the one of this number.
+    pub(crate) fn changes_after(&self, number: u64) -> Vec<GroupChange> {
+        self.changes.borrow().after(number).cloned().collect()
+    }
+
+    /// Waits until there is such a change.
+    pub(crate) async fn changed_after(&self, number: u64) {
+        let mut changes = self.changes.subscribe();
+        let has_come = changes.wait_for(|changes| changes.after(number).next().is_some());
+        // It ends with the node, and so does whoever waits.
+        has_come.await.map(drop).ok();
+    }
+
+    /// Notes what a caller was answered, unless it will ask again.
+    pub(super) fn note_change(&self, done: &Done, holder: Option<&Holder>, peer: &str) {
+        let (what, is_done) = match done {
+            Ok(done) => (&done.text, true),
+            Err(Undone::Refused(refusal)) if !refusal.passes => (&refusal.what, false),
+            Err(_) => return,
+        };
+        let change = GroupChange {
+            term: self.around.role.borrow().term,
+            number: 0,
+            at_ms: self.machine.clock.now_ms(),
+            by: holder.map(Holder::to_string),
+            from: peer.to_owned(),
+            what: what.clone(),
+            is_done,
+        };
+        self.changes.send_modify(|changes| changes.add(change));
+    }
+
     /// `master_since` is when the caller first saw this node as master, if it is.
     fn view(&self, master_since: &mut Option<Instant>) -> ViewMessage {
         let identity = self.identity.borrow().clone();
@@ -54,6 +88,7 @@ impl Lifecycle {
                 .iter()
                 .map(|(id, member)| MemberRecord::new(*id, member))
                 .collect(),
+            changes: self.changes_after(0).into_iter().map(Into::into).collect(),
             ..ViewMessage::default()
         };
         let damage = self.around.notices.damage.borrow().why().cloned();
@@ -69,6 +104,7 @@ impl Lifecycle {
             *master_since = None;
             return view;
         }
+        view.is_from_master = true;
         let damaged = self.damaged_others().into_iter();
         view.damaged
             .extend(damaged.map(|(id, what)| DamagedMessage { node: id.0, what }));

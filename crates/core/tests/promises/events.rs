@@ -11,7 +11,7 @@ use crate::support::{Env, Group, PATIENCE, name, put};
 fn until(
     group: &Group,
     events: &mut GroupEvents,
-    wanted: impl Fn(&GroupEvent) -> bool,
+    mut wanted: impl FnMut(&GroupEvent) -> bool,
 ) -> Vec<String> {
     let mut before = Vec::new();
     let deadline = std::time::Instant::now() + PATIENCE;
@@ -158,6 +158,41 @@ fn a_monitor_is_told_of_members_that_come_change_and_go() {
         &mut events,
         says(&format!("{} was removed", name(joined))),
     );
+}
+
+#[test]
+fn a_monitor_is_told_who_asked_for_a_change_and_what_became_of_it() {
+    let group = Group::in_memory(3, &[]);
+    let master = group.master_except(None);
+    let given = format!("{}:7400", name(master));
+    let administer = |node: String, priority: u32| {
+        let command = AdminCommand::SetPriority { node, priority };
+        group.master().administer(&command)
+    };
+    administer(name(master), 2).expect("done");
+    let mut events = watch(&group, &[&given]).expect("a node answers");
+    until(&group, &mut events, |event| {
+        matches!(event, GroupEvent::Present(_))
+    });
+    administer(name(master), 3).expect("done");
+    administer("nobody".to_owned(), 1).expect_err("there is no such node");
+    let mut told = Vec::new();
+    until(&group, &mut events, |event| {
+        if let GroupEvent::ChangeAsked(change) = event {
+            told.push((change.is_done, change.what.clone()));
+        }
+        told.len() == 2
+    });
+    assert!(told[0].0 && told[0].1.ends_with("priority 3"), "{told:?}");
+    assert!(!told[1].0 && told[1].1.contains("nobody"), "{told:?}");
+    let nodes = (0..3).map(|node| group.node(node));
+    let kept: Vec<_> = nodes.flat_map(|node| node.changes_after(0)).collect();
+    assert_eq!(kept.len(), 3, "also the one before the watch: {kept:?}");
+    let is_kept = |(is_done, what): &(bool, String)| {
+        kept.iter()
+            .any(|kept| kept.is_done == *is_done && kept.what == *what)
+    };
+    assert!(told.iter().all(is_kept), "{kept:?}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The credentials of a node that is open.
+//! The credentials of a node that is open, and who has asked it for changes.
 
 use steadfast_net::TlsCredentials;
 
@@ -6,6 +6,7 @@ use crate::admin::AdminError;
 use crate::config::ConfigError;
 use crate::credentials::{Authority, CertificateRequest, Certified};
 use crate::env::ReplicatedEnvironment;
+use crate::events::GroupChange;
 
 impl ReplicatedEnvironment {
     /// Uses these credentials for all connections from now on; open ones go on.
@@ -52,5 +53,16 @@ impl ReplicatedEnvironment {
         request: &CertificateRequest,
     ) -> Result<Certified, AdminError> {
         self.lifecycle().renew_certificate(request).await
+    }
+
+    /// The changes to the group that this node was asked for while it was master, after the one of
+    /// this number; the newest 64 are kept.
+    pub fn changes_after(&self, number: u64) -> Vec<GroupChange> {
+        self.lifecycle().changes_after(number)
+    }
+
+    /// Waits until [`changes_after`](Self::changes_after) returns some.
+    pub async fn changed_after_async(&self, number: u64) {
+        self.lifecycle().changed_after(number).await;
     }
 }
