@@ -108,6 +108,10 @@ fn parts(error: &CredentialsError) -> (String, &'static str, String) {
             "chmod 600 {}; if others could log in meanwhile, issue new credentials",
             path.display()
         ),
+        CredentialsError::OpenToWriters { path, .. } => format!(
+            "chmod go-w {0}; see that it holds what it should (steadfast certs show {0})",
+            path.display()
+        ),
         CredentialsError::Expired { .. } => {
             "issue new credentials (steadfast certs issue)".to_owned()
         }

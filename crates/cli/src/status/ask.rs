@@ -8,7 +8,7 @@ use std::time::Duration;
 use steadfast::Transport;
 
 use crate::failure::Failure;
-use crate::network::network;
+use crate::network::{named, network};
 use crate::status::{Output, Survey};
 
 /// How long a verb waits for an answer before it says that it waits.
@@ -36,9 +36,9 @@ pub(crate) struct Ask {
         global = true
     )]
     addresses: Vec<String>,
-    /// Directory of the credentials to show to nodes; by default, that of the user
-    /// (~/.config/steadfast/credentials) if there is one
-    #[arg(long, value_name = "DIR", env = "STEADFAST_CREDENTIALS", global = true)]
+    /// Directory of the credentials to show to nodes; by default, `STEADFAST_CREDENTIALS`, or that
+    /// of the user (~/.config/steadfast/credentials) if there is one
+    #[arg(long, value_name = "DIR", global = true)]
     credentials: Option<PathBuf>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Output::Table, global = true)]
@@ -82,7 +82,7 @@ impl Ask {
 
     /// Whether nodes were asked with credentials.
     pub(crate) fn has_credentials(&self) -> bool {
-        self.credentials.is_some()
+        named(self.credentials.as_deref()).is_some()
     }
 
     /// How the nodes are reached.
