@@ -37,6 +37,9 @@ use crate::transport::{Authenticated, BoxFuture, Connected, Listener, Transport}
 /// Time limit for a handshake, seen by the client. The server's is that of its dispatcher.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The label of a certificate that names nobody.
+const NO_IDENTITY: &str = "no_identity";
+
 /// How a certificate begins in a PEM text.
 const PEM_BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
@@ -190,7 +193,7 @@ impl Transport for TlsTransport {
             let (_, session) = stream.get_ref();
             let identity = proven(session.peer_certificates());
             let identity = identity.map_err(|why| {
-                refuse("no_identity");
+                refuse(NO_IDENTITY);
                 failed(&doing, why)
             })?;
             Ok(Authenticated {
@@ -377,6 +380,16 @@ fn reason(error: &io::Error) -> &'static str {
         rustls::Error::AlertReceived(_) => "refused_by_client",
         _ => "protocol",
     }
+}
+
+/// Why a client did not authenticate, as a label, and what caused it; `None` if it was not for TLS,
+/// as when the client has gone.
+pub(crate) fn reason_and_cause(error: &NetError) -> Option<(&'static str, String)> {
+    let NetError::Tls { source, .. } = error else {
+        return None;
+    };
+    let of_handshake = source.downcast_ref().map(reason);
+    Some((of_handshake.unwrap_or(NO_IDENTITY), source.to_string()))
 }
 
 /// Whether the other end has gone.

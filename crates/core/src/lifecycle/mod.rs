@@ -322,9 +322,11 @@ impl Lifecycle {
             ADMIN,
         ] {
             let (gate, lifecycle) = (gate.clone(), Arc::downgrade(self));
+            let refusals = self.dispatcher.refusals();
             self.dispatcher.register_async(Arc::new(Service {
                 name,
                 gate,
+                refusals,
                 lifecycle,
             }));
         }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use steadfast_net::{AsyncServiceHandler, BoxFuture, Connection};
+use steadfast_net::{AsyncServiceHandler, BoxFuture, Connection, Refusals};
 
 use crate::admin::client;
 use crate::admin::messages::AdminAnswer;
@@ -12,6 +12,7 @@ use crate::state_copy::service;
 use crate::state_copy::source::Source;
 use crate::wire::gate::Gate;
 use crate::wire::hello::{DialError, Session};
+use crate::wire::messages::Refusal;
 use crate::wire::node_state::NodeStateMessage;
 use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, node_state};
 
@@ -19,6 +20,7 @@ use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIP
 pub(super) struct Service {
     pub(super) name: &'static str,
     pub(super) gate: Gate,
+    pub(super) refusals: Refusals,
     pub(super) lifecycle: Weak<Lifecycle>,
 }
 
@@ -33,12 +35,15 @@ impl AsyncServiceHandler for Service {
     }
 
     fn serve(&self, connection: Connection) -> BoxFuture<'static, steadfast_net::Result<()>> {
-        let (name, gate) = (self.name, self.gate.clone());
+        let (name, gate, refusals) = (self.name, self.gate.clone(), self.refusals.clone());
         let lifecycle = Weak::clone(&self.lifecycle);
         let peer = connection.peer().to_owned();
         Box::pin(async move {
             let served = async {
-                let (caller, session) = gate.accept(connection, name).await?;
+                let accepted = gate.accept(connection, name).await;
+                let (caller, session) = accepted.inspect_err(|error| {
+                    note(&refusals, &peer, name, error);
+                })?;
                 match lifecycle.upgrade() {
                     Some(lifecycle) => lifecycle.serve_session(name, caller, session).await,
                     None => Ok(()),
@@ -49,6 +54,17 @@ impl AsyncServiceHandler for Service {
             }
             Ok(())
         })
+    }
+}
+
+/// Notes a refused hello, unless the caller is welcome later: the others call a member that is being
+/// admitted until it is ready.
+fn note(refusals: &Refusals, peer: &str, service: &str, error: &DialError) {
+    match error {
+        DialError::Refused { refusal, text } if *refusal != Refusal::NotFormed => {
+            refusals.note(&format!("{refusal:?}"), peer, &format!("{service}: {text}"));
+        }
+        _ => {}
     }
 }
 
