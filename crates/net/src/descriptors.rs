@@ -17,6 +17,10 @@ use crate::lock::lock;
 /// less.
 pub(crate) const KEPT_MAX: usize = 256;
 
+/// What a node of a small group can live with: some 50 for its files, its runtime and its peers, as
+/// many again while it copies or compares its state, and half of all for strangers and programs.
+const ENOUGH: usize = 256;
+
 /// The most that [`Descriptors::raise_limit`] asks for: more than the connections and files of
 /// several nodes together, at half a megabyte for the kernel's table.
 const RAISED_MAX: u64 = 65_536;
@@ -73,6 +77,11 @@ impl Descriptors {
     /// How many are kept from strangers: `kept_max`, or half of the limit where that is less.
     pub(crate) fn kept(self, kept_max: usize) -> usize {
         kept_max.min(self.max / 2)
+    }
+
+    /// Whether the process may open as many as a node can live with, whatever strangers do.
+    pub fn suffice(self) -> bool {
+        self.max >= ENOUGH
     }
 
     /// Whether little more is left than what is kept from strangers by default.

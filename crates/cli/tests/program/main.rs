@@ -16,6 +16,7 @@ mod operator;
 #[path = "../../src/ports.rs"]
 mod ports;
 mod printing;
+mod strangers;
 mod tls;
 mod under_load;
 mod verify;

@@ -12,19 +12,24 @@ use serde_json::Value;
 use super::{Group, Node, PATIENCE, free_port, node_arguments, run, run_to, steadfast};
 
 /// A group of three with credentials, and where these are.
-struct Secured {
-    group: Group,
+pub(super) struct Secured {
+    pub(super) group: Group,
     secrets: String,
 }
 
 impl Secured {
-    fn start() -> Self {
+    /// The group and its credentials, before any node runs.
+    pub(super) fn prepared() -> Self {
         let group = Group::unstarted();
         let secrets = group.dir.path().join("secrets").display().to_string();
         let list: Vec<&str> = group.list.split(',').collect();
         let init = ["init", "--group", "g", "--out", &secrets];
         run_to(0, &[&init[..], &list].concat());
-        let mut secured = Self { group, secrets };
+        Self { group, secrets }
+    }
+
+    fn start() -> Self {
+        let mut secured = Self::prepared();
         for at in 0..3 {
             let node = Node::start(&secured.arguments(at));
             secured.group.nodes[at] = Some(node);
@@ -35,7 +40,7 @@ impl Secured {
         secured
     }
 
-    fn arguments(&self, at: usize) -> Vec<String> {
+    pub(super) fn arguments(&self, at: usize) -> Vec<String> {
         let mut arguments = self.group.arguments(at);
         let of_node = self.of(&format!("n{}", at + 1));
         arguments.extend(["--credentials".to_owned(), of_node]);
@@ -43,16 +48,16 @@ impl Secured {
     }
 
     /// The directory of somebody's credentials.
-    fn of(&self, who: &str) -> String {
+    pub(super) fn of(&self, who: &str) -> String {
         format!("{}/{who}", self.secrets)
     }
 
-    fn address(&self, at: usize) -> String {
+    pub(super) fn address(&self, at: usize) -> String {
         format!("127.0.0.1:{}", self.group.ports[at])
     }
 
     /// Runs a verb with the admin's credentials; returns what it printed.
-    fn run_to(&self, code: i32, verb: &[&str]) -> String {
+    pub(super) fn run_to(&self, code: i32, verb: &[&str]) -> String {
         let (address, admin) = (self.address(0), self.of("admin"));
         let whom = ["--ask", &address, "--credentials", &admin];
         run_to(code, &[verb, &whom].concat()).0

@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, Weak};
 
-use steadfast_net::{AsyncServiceHandler, BoxFuture, Connection, Refusals};
+use steadfast_net::{AsyncServiceHandler, BoxFuture, Connection, DispatcherOptions, Refusals};
 
 use crate::admin::client;
 use crate::admin::messages::AdminAnswer;
+use crate::config::Tuning;
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
 use crate::state_copy::service;
@@ -54,6 +55,16 @@ impl AsyncServiceHandler for Service {
             }
             Ok(())
         })
+    }
+}
+
+/// What strangers can take of this node.
+pub(super) fn limits(tuning: &Tuning) -> DispatcherOptions {
+    DispatcherOptions {
+        handshake_timeout: tuning.handshake_timeout,
+        connections_max: tuning.connections_max,
+        connections_per_address_max: tuning.connections_per_address_max,
+        ..DispatcherOptions::default()
     }
 }
 
