@@ -16,6 +16,7 @@ mod operator;
 #[path = "../../src/ports.rs"]
 mod ports;
 mod printing;
+mod recorded;
 mod strangers;
 mod tls;
 mod under_load;
