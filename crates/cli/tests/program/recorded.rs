@@ -10,12 +10,12 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use steadfast::{Bootstrap, RepConfig, ReplicatedEnvironment, credentials};
 
 use super::tls::Secured;
-use super::{Group, Node, Numbers, PATIENCE, STEADY, free_port, node_arguments, run_to};
+use super::{Group, Node, Numbers, PATIENCE, free_port, node_arguments, run_to};
 
 /// Little log is kept, so that a new node needs a copy of the state.
 const FORGETFUL: Numbers = &[
-    STEADY[0],
-    STEADY[1],
+    ("election_timeout_min_ms", 1_000),
+    ("election_timeout_max_ms", 1_500),
     ("log_segment_bytes", 65_536),
     ("log_keep_bytes", 0),
     ("log_retain_bytes_max", 65_536),

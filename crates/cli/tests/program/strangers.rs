@@ -1,8 +1,8 @@
 //! Strangers and liars at real nodes that use TLS: what each gets, under which reason it is refused,
 //! and that nothing has changed after it.
 
-mod hands;
-mod wire;
+pub(super) mod hands;
+pub(super) mod wire;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -17,12 +17,12 @@ use tempfile::TempDir;
 use self::hands::{Forger, Handshake, Papers};
 use self::wire::{Hello, Refusal};
 use super::tls::Secured;
-use super::{Node, Numbers, PATIENCE, STEADY, free_port, node_arguments, volumes};
+use super::{Node, Numbers, PATIENCE, free_port, node_arguments, volumes};
 
 /// Small files, so that all of them can be compared, and a short patience with strangers.
 const BESIEGED: Numbers = &[
-    STEADY[0],
-    STEADY[1],
+    ("election_timeout_min_ms", 1_000),
+    ("election_timeout_max_ms", 1_500),
     ("log_segment_bytes", 65_536),
     ("handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
 ];

@@ -33,7 +33,7 @@ pub(super) enum Handshake {
 pub(super) struct Forger(Issuer<'static, KeyPair>);
 
 /// What a client shows: certificate and key, or nothing.
-pub(super) struct Papers(Option<(String, String)>);
+pub(in super::super) struct Papers(Option<(String, String)>);
 
 impl Forger {
     /// With the key of the group's own authority.
@@ -109,7 +109,7 @@ impl Papers {
     }
 
     /// Those in a directory of credentials.
-    pub(super) fn read(dir: &str) -> Self {
+    pub(in super::super) fn read(dir: &str) -> Self {
         let read = |name: &str| fs::read_to_string(Path::new(dir).join(name)).expect("a file");
         Self(Some((read("certificate.pem"), read("key.pem"))))
     }
@@ -138,8 +138,23 @@ impl Papers {
         peer
     }
 
+    /// Says hello to a node that may be too busy for it, and then sends garbage.
+    pub(in super::super) fn try_garbage(&self, address: &str, hello: &Hello, garbage: &[u8]) {
+        let Ok(stream) = TcpStream::connect(address) else {
+            return;
+        };
+        let stream = self.over(stream, Handshake::Tls13);
+        let (mut peer, _) = Peer::open(stream, hello, "ELECTION");
+        peer.write(garbage);
+        peer.receive();
+    }
+
     fn connect(&self, address: &str, version: Handshake) -> Secure {
         let stream = TcpStream::connect(address).expect("it listens");
+        self.over(stream, version)
+    }
+
+    fn over(&self, stream: TcpStream, version: Handshake) -> Secure {
         stream.set_read_timeout(Some(PATIENCE)).expect("set");
         StreamOwned::new(self.session(version), stream)
     }
@@ -172,7 +187,7 @@ impl Papers {
 pub(super) type Secure = StreamOwned<ClientConnection, TcpStream>;
 
 /// The first bytes that a client of TLS 1.3 sends.
-pub(super) fn client_hello() -> Vec<u8> {
+pub(in super::super) fn client_hello() -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut session = Papers::none().session(Handshake::Tls13);
     session.write_tls(&mut bytes).expect("into memory");

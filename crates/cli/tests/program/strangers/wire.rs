@@ -10,7 +10,7 @@ const HELLO: u8 = 1;
 
 /// A hello, true or not.
 #[derive(Clone, Debug)]
-pub(super) struct Hello {
+pub(in super::super) struct Hello {
     versions: (u64, u64),
     group: Vec<u8>,
     sender: u64,
@@ -35,7 +35,7 @@ pub(super) enum Refusal {
 
 impl Hello {
     /// What the owner of this directory says to a node.
-    pub(super) fn of_directory(dir: &Path, receiver: u64) -> Self {
+    pub(in super::super) fn of_directory(dir: &Path, receiver: u64) -> Self {
         let identity = fs::read(dir.join("identity")).expect("an identity");
         let fields = fields(&identity[20..]);
         let find = |wanted: u64| {
