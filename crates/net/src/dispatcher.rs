@@ -139,7 +139,8 @@ impl Shared {
             // told where it failed.
             tracing::debug!(peer, reason, "a connection was refused");
         } else {
-            self.refusals.note(reason, peer, &"before it reached a service");
+            self.refusals
+                .note(reason, peer, &"before it reached a service");
         }
     }
 }

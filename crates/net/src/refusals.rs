@@ -16,7 +16,7 @@ use crate::lock::lock;
 
 /// How long refusals are counted before they are told: short enough for an operator who waits for
 /// the next line, long enough for a log that nobody watches.
-const INTERVAL: Duration = Duration::from_secs(60);
+const INTERVAL: Duration = Duration::from_mins(1);
 
 /// The refusals of one [`Dispatcher`](crate::Dispatcher) and its services. Clones are the same.
 #[derive(Clone, Default)]

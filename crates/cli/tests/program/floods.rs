@@ -239,7 +239,9 @@ impl Besieged {
             all.push(Attacker::begin(move |stopped| {
                 hold_half_open(port, half_open, held, stopped);
             }));
-            all.push(Attacker::begin(move |stopped| hold_slow(port, slow, stopped)));
+            all.push(Attacker::begin(move |stopped| {
+                hold_slow(port, slow, stopped);
+            }));
             let (address, of) = (self.secured.address(at), self.secured.of("n3"));
             let directory = self.secured.group.data_dir(2);
             for number in 0..scale.garbage.div_ceil(3).min(scale.garbage) {
@@ -386,12 +388,8 @@ fn assert_files_are_opened(of: &mut Besieged, since: &[PathBuf]) {
 fn a_flood_of_connections_neither_stops_a_node_nor_its_writes_and_doctor_says_what_is_left() {
     let scale = Scale::asked();
     let mut besieged = Besieged::start(&scale);
-    let (term, before_bytes) = (
-        besieged.term(),
-        besieged.nodes.iter().map(Loaded::resident_bytes),
-    );
-    let before_bytes: Vec<_> = before_bytes.collect();
-    let (calm, [calm_median, calm_p99], _) = besieged.watch(scale.watched);
+    let term = besieged.term();
+    let (calm, [calm_median, calm_p99], before_bytes) = besieged.watch(scale.watched);
     let flood = besieged.flood(&scale);
     let strangers_min = if scale.is_full() {
         scale.half_open / 4 + scale.slow / 4
@@ -411,7 +409,11 @@ fn a_flood_of_connections_neither_stops_a_node_nor_its_writes_and_doctor_says_wh
     println!("during: {stormy} writes, median {median:?}, p99 {p99:?}; descriptors {held:?}");
     for (most, before) in most.iter().zip(&before_bytes) {
         let grown = most.saturating_sub(*before);
-        println!("memory: {} KiB before, {} KiB more", before >> 10, grown >> 10);
+        println!(
+            "memory: {} KiB before, {} KiB more",
+            before >> 10,
+            grown >> 10
+        );
         assert!(grown < GROWN_MAX, "grown by {grown} bytes");
     }
     assert_eq!(besieged.term(), term, "no election");
@@ -419,7 +421,10 @@ fn a_flood_of_connections_neither_stops_a_node_nor_its_writes_and_doctor_says_wh
     let admin = besieged.secured.of("admin");
     let doctor = ["doctor", "--ask", &address, "--credentials", &admin];
     if scale.is_full() {
-        assert!(p99 <= 2 * calm_p99, "{p99:?} with the flood, {calm_p99:?} before");
+        assert!(
+            p99 <= 2 * calm_p99,
+            "{p99:?} with the flood, {calm_p99:?} before"
+        );
     } else {
         assert_files_are_opened(&mut besieged, &segments);
         wait_until("doctor says how many descriptors are left", || {
@@ -429,7 +434,9 @@ fn a_flood_of_connections_neither_stops_a_node_nor_its_writes_and_doctor_says_wh
         });
     }
     flood.into_iter().for_each(Attacker::end);
-    wait_until("doctor finds nothing any more", || run(&doctor).status.success());
+    wait_until("doctor finds nothing any more", || {
+        run(&doctor).status.success()
+    });
     assert_eq!(besieged.term(), term, "no election");
 }
 

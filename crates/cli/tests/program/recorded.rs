@@ -27,7 +27,10 @@ const PIECE: usize = 8;
 
 /// What was recorded: one entry for each direction of each connection.
 #[derive(Clone, Default)]
-struct Tape(Arc<Mutex<Vec<Arc<Mutex<Vec<u8>>>>>>);
+struct Tape(Arc<Mutex<Vec<Bytes>>>);
+
+/// What went in one direction.
+type Bytes = Arc<Mutex<Vec<u8>>>;
 
 impl Tape {
     /// Listens in front of this port, and records what goes through. Returns its own port.
@@ -49,7 +52,7 @@ impl Tape {
     }
 
     fn pass(&self, mut from: TcpStream, mut to: TcpStream) {
-        let bytes = Arc::<Mutex<Vec<u8>>>::default();
+        let bytes = Bytes::default();
         self.0.lock().expect("no panic").push(Arc::clone(&bytes));
         std::thread::spawn(move || {
             let mut piece = vec![0; 64 * 1024];
@@ -101,9 +104,10 @@ impl Recorded {
         secured.group.list = list.join(",");
         secured.group.numbers = FORGETFUL;
         for at in [1, 2] {
-            let arguments = match with_tls {
-                true => secured.arguments(at),
-                false => secured.group.arguments(at),
+            let arguments = if with_tls {
+                secured.arguments(at)
+            } else {
+                secured.group.arguments(at)
             };
             secured.group.nodes[at] = Some(Node::start(&arguments));
         }

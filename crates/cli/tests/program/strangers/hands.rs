@@ -50,7 +50,9 @@ impl Forger {
     /// With the key of an authority that nobody knows.
     pub(super) fn stranger() -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
-        params.distinguished_name.push(DnType::CommonName, "stranger");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "stranger");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         Self(Issuer::new(params, KeyPair::generate().expect("a key")))
     }
