@@ -22,15 +22,23 @@ const FORGETFUL: Numbers = &[
     ("flush_interval_ms", 50),
 ];
 
+/// Recorded connections that are sent again.
+const REPLAYED_MAX: usize = 30;
+
 /// Pieces of the marker that are this long are found too.
 const PIECE: usize = 8;
 
 /// What was recorded: one entry for each direction of each connection.
 #[derive(Clone, Default)]
-struct Tape(Arc<Mutex<Vec<Bytes>>>);
+struct Tape(Arc<Mutex<Vec<Direction>>>);
 
-/// What went in one direction.
-type Bytes = Arc<Mutex<Vec<u8>>>;
+/// One direction of a connection.
+#[derive(Clone)]
+struct Direction {
+    /// The port of the node to which it goes; `None` back to the caller.
+    to: Option<u16>,
+    bytes: Arc<Mutex<Vec<u8>>>,
+}
 
 impl Tape {
     /// Listens in front of this port, and records what goes through. Returns its own port.
@@ -43,37 +51,57 @@ impl Tape {
                 // The node may be down.
                 if let Ok(node) = TcpStream::connect(("127.0.0.1", port)) {
                     let clone = |stream: &TcpStream| stream.try_clone().expect("a descriptor");
-                    tape.pass(clone(&caller), clone(&node));
-                    tape.pass(node, caller);
+                    tape.pass(clone(&caller), clone(&node), Some(port));
+                    tape.pass(node, caller, None);
                 }
             }
         });
         own
     }
 
-    fn pass(&self, mut from: TcpStream, mut to: TcpStream) {
-        let bytes = Bytes::default();
-        self.0.lock().expect("no panic").push(Arc::clone(&bytes));
+    fn pass(&self, mut from: TcpStream, mut into: TcpStream, to: Option<u16>) {
+        let bytes = Arc::default();
+        let direction = Direction { to, bytes };
+        let bytes = Arc::clone(&direction.bytes);
+        self.0.lock().expect("no panic").push(direction);
         std::thread::spawn(move || {
             let mut piece = vec![0; 64 * 1024];
             while let Ok(length @ 1..) = from.read(&mut piece) {
                 let read = &piece[..length];
                 bytes.lock().expect("no panic").extend_from_slice(read);
-                if to.write_all(read).is_err() {
+                if into.write_all(read).is_err() {
                     break;
                 }
             }
             // Either end may have closed already.
-            to.shutdown(Shutdown::Write).ok();
+            into.shutdown(Shutdown::Write).ok();
         });
+    }
+
+    /// Sends again what callers have sent to nodes; returns on how many connections.
+    fn replay(&self) -> usize {
+        let directions = self.0.lock().expect("no panic").clone();
+        let to_nodes = directions.iter().filter_map(|direction| {
+            let bytes = direction.bytes.lock().expect("no panic").clone();
+            Some((direction.to?, bytes)).filter(|(_, bytes)| !bytes.is_empty())
+        });
+        let sent = to_nodes.take(REPLAYED_MAX).map(|(port, bytes)| {
+            let mut node = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+            // It is closed in the middle.
+            node.write_all(&bytes).ok();
+            node.shutdown(Shutdown::Write).ok();
+            node.set_read_timeout(Some(PATIENCE)).expect("set");
+            node.read_to_end(&mut Vec::new()).ok();
+        });
+        sent.count()
     }
 
     /// How many bytes were recorded, and how many pieces of the marker are among them.
     fn find(&self, marker: &[u8]) -> (usize, usize) {
         let pieces: BTreeSet<&[u8]> = marker.windows(PIECE).collect();
         let streams = self.0.lock().expect("no panic");
-        let counts = streams.iter().map(|bytes| {
-            let bytes = bytes.lock().expect("no panic");
+        let counts = streams.iter().map(|direction| {
+            let bytes = direction.bytes.lock().expect("no panic");
             let found = bytes.windows(PIECE).filter(|seen| pieces.contains(seen));
             (bytes.len(), found.count())
         });
@@ -193,6 +221,17 @@ fn write(env: &ReplicatedEnvironment, marker: &[u8], first_segment: &Path) {
     }
 }
 
+/// Votes, appends and all else that was recorded count for nothing when they come again.
+fn assert_replays_change_nothing(env: &ReplicatedEnvironment, tape: &Tape) {
+    let before = env.status();
+    assert!(tape.replay() >= 8, "each node calls each other one twice");
+    let after = env.status();
+    assert_eq!((after.term, after.applied), (before.term, before.applied));
+    assert_eq!(after.members, before.members);
+    let written = env.write(|txn| txn.database("d")?.put("k", "v"));
+    assert_eq!(written.expect("still master").term, before.term);
+}
+
 /// Has a group replicate, copy its state and be backed up; returns how much was recorded of that,
 /// and how many pieces of what users wrote are in it.
 fn record(with_tls: bool) -> (usize, usize) {
@@ -204,6 +243,9 @@ fn record(with_tls: bool) -> (usize, usize) {
 
     let backup = group.secured.group.dir.path().join("backup");
     group.run(&["backup", "create", &backup.display().to_string()]);
+    if with_tls {
+        assert_replays_change_nothing(&env, &group.tape);
+    }
     let fourth = group.join_fourth();
     drop(fourth);
     env.close().expect("closed");
