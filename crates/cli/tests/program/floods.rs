@@ -229,8 +229,10 @@ impl Besieged {
         (took.len(), parts, most)
     }
 
-    /// Begins a flood of the whole group.
+    /// Begins a flood of the whole group. It gives way to the nodes: attackers have processors of their
+    /// own.
     fn flood(&self, scale: &Scale) -> Vec<Attacker> {
+        give_way();
         let ports = &self.secured.group.ports;
         let mut all = Vec::new();
         for (port, at) in ports.iter().zip(0..) {
@@ -261,6 +263,20 @@ impl Besieged {
             }
         }
         all
+    }
+}
+
+/// Has this thread, and those that it starts from here on, get what others leave of the processors.
+fn give_way() {
+    let own = fs::read_link("/proc/thread-self").expect("Linux");
+    let own = own.file_name().expect("a number").to_owned();
+    let renice = Command::new("renice")
+        .args(["-n", "19", "-p"])
+        .arg(own)
+        .output();
+    // Where there is no such program, the flood weighs more.
+    if let Err(error) = renice {
+        println!("the flood does not give way: {error}");
     }
 }
 
