@@ -129,7 +129,7 @@ impl Formation {
                     Err(why) => missing.push(why),
                 },
                 Err(error) => {
-                    let why = with_source(&error);
+                    let why = with_source(error);
                     missing.push(format!("{} at {} ({why})", node.name, node.address));
                 }
             }
