@@ -1,5 +1,6 @@
 //! How verbs reach nodes: over TLS with the user's credentials, or in plaintext where there are none.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,24 +9,36 @@ use steadfast::{TcpTransport, TlsTransport, Transport, credentials};
 
 use crate::failure::Failure;
 
+/// The environment variable that names a directory of credentials.
+const VARIABLE: &str = "STEADFAST_CREDENTIALS";
+
 /// Where a user's credentials lie, below the directory for configuration.
 const OF_USER: &str = "steadfast/credentials";
 
-/// The network for verbs: with the credentials in this directory, else with those of the user.
+/// The directory of credentials that somebody has named, by a flag or in the environment. A variable
+/// that is empty counts as not set, as in most programs: clap would refuse it.
+fn named(flag: Option<&Path>) -> Option<PathBuf> {
+    flag.map(Path::to_owned)
+        .or_else(|| variable(VARIABLE).map(PathBuf::from))
+}
+
+/// The network for verbs: with the credentials in this directory, else in the one that the
+/// environment names, else with those of the user.
 ///
 /// # Errors
 /// When credentials cannot be used.
-pub(crate) fn network(given: Option<&Path>) -> Result<Arc<dyn Transport>, Failure> {
-    match chosen(given) {
+pub(crate) fn network(flag: Option<&Path>) -> Result<Arc<dyn Transport>, Failure> {
+    match chosen(flag) {
         Some(dir) => with_credentials(&dir),
         None => Ok(Arc::new(TcpTransport)),
     }
 }
 
-/// The directory of the credentials that verbs use, if any.
-pub(crate) fn chosen(given: Option<&Path>) -> Option<PathBuf> {
+/// The directory of the credentials that verbs use, if any: the one that is named, else that of the
+/// user.
+pub(crate) fn chosen(flag: Option<&Path>) -> Option<PathBuf> {
     let of_user = of_user().filter(|dir| dir.exists());
-    given.map(Path::to_owned).or(of_user)
+    named(flag).or(of_user)
 }
 
 /// The network with the credentials in a directory.
@@ -44,10 +57,14 @@ pub(crate) fn with_credentials(dir: &Path) -> Result<Arc<dyn Transport>, Failure
 }
 
 fn of_user() -> Option<PathBuf> {
-    let of = |variable| std::env::var_os(variable).filter(|value| !value.is_empty());
-    let base = of("XDG_CONFIG_HOME").map(PathBuf::from);
-    let base = base.or_else(|| Some(PathBuf::from(of("HOME")?).join(".config")));
+    let base = variable("XDG_CONFIG_HOME").map(PathBuf::from);
+    let base = base.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".config")));
     base.map(|base| base.join(OF_USER))
+}
+
+/// The value of an environment variable, unless it is empty.
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// Milliseconds since 1970.

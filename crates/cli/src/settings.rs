@@ -101,7 +101,9 @@ impl Flags {
         }
         for key in KEYS {
             let variable = format!("{VARIABLE_PREFIX}{}", key.name.to_uppercase());
-            if let Ok(text) = std::env::var(variable) {
+            if let Ok(text) = std::env::var(variable)
+                && !text.is_empty()
+            {
                 settings.add_text(key.name, &text)?;
             }
         }

@@ -17,6 +17,10 @@ use crate::lock::lock;
 /// less.
 pub(crate) const KEPT_MAX: usize = 256;
 
+/// What a node of a small group can live with: some 50 for its files, its runtime and its peers, as
+/// many again while it copies or compares its state, and half of all for strangers and programs.
+const ENOUGH: usize = 256;
+
 /// The most that [`Descriptors::raise_limit`] asks for: more than the connections and files of
 /// several nodes together, at half a megabyte for the kernel's table.
 const RAISED_MAX: u64 = 65_536;
@@ -24,8 +28,8 @@ const RAISED_MAX: u64 = 65_536;
 /// How long a count stays valid: other code opens files meanwhile.
 const COUNT_AGE_MAX: Duration = Duration::from_millis(100);
 
-/// Accepted connections after which descriptors are counted again. Counting a thousand takes a
-/// tenth of a millisecond.
+/// Accepted connections after which descriptors are counted again. Where the system has to be asked
+/// for the whole list, thousands take milliseconds.
 const CONNECTIONS_BETWEEN: usize = 16;
 
 /// Where the system lists the descriptors of this process.
@@ -73,6 +77,11 @@ impl Descriptors {
     /// How many are kept from strangers: `kept_max`, or half of the limit where that is less.
     pub(crate) fn kept(self, kept_max: usize) -> usize {
         kept_max.min(self.max / 2)
+    }
+
+    /// Whether the process may open as many as a node can live with, whatever strangers do.
+    pub fn suffice(self) -> bool {
+        self.max >= ENOUGH
     }
 
     /// Whether little more is left than what is kept from strangers by default.
@@ -138,6 +147,11 @@ fn used(max: usize) -> Option<usize> {
     reason = "the system's own list, not a file of anybody's"
 )]
 fn count(max: usize) -> Option<usize> {
+    // Linux says in the size of the list how long it is, from 6.2 on. A process that asks has some.
+    let size = std::fs::metadata(LIST).map_or(0, |list| list.len());
+    if size > 0 && cfg!(target_os = "linux") {
+        return usize::try_from(size).ok();
+    }
     match std::fs::read_dir(LIST) {
         // Reading the list itself takes one.
         Ok(list) => Some(list.count().saturating_sub(1)),

@@ -10,8 +10,8 @@
 //! starts: one task accepts connections and owns one task for each. `stop` drops the listener,
 //! turns the connections off, and waits for those tasks.
 //!
-//! A refused connection gets no reply. No failure of `accept` ends the loop. A failing handler
-//! affects only its own connection.
+//! A refused connection gets no reply; the log says why, in few lines. No failure of `accept` ends
+//! the loop. A failing handler affects only its own connection.
 //!
 //! | metric | counts |
 //! | --- | --- |
@@ -45,7 +45,9 @@ use crate::error::{NetError, Result};
 use crate::lock::lock;
 use crate::places::{Place, Places, Refusal};
 use crate::process;
+use crate::refusals::Refusals;
 use crate::service::{AsyncServiceHandler, check_service_name, read_service_name};
+use crate::tls;
 use crate::transport::{Authenticated, Listener, Transport};
 
 /// Pause after a failed accept. Nothing signals that the system has descriptors again, so the loop
@@ -104,6 +106,7 @@ struct Shared {
     services: Mutex<BTreeMap<String, Service>>,
     places: Arc<Places>,
     blocking_handlers: Arc<Semaphore>,
+    refusals: Refusals,
     running: AtomicBool,
 }
 
@@ -125,6 +128,20 @@ impl Shared {
         lock(&self.services)
             .keys()
             .try_for_each(|name| check_service_name(name))
+    }
+
+    /// Counts a connection that was closed before a handler saw it.
+    fn refuse(&self, peer: &str, refusal: Refusal) {
+        let reason = refusal.reason();
+        metrics::counter!("steadfast_connections_refused_total", "reason" => reason).increment(1);
+        if refusal == Refusal::HandshakeFailed {
+            // Whoever looks whether the port is open ends like this too. What is worth telling was
+            // told where it failed.
+            tracing::debug!(peer, reason, "a connection was refused");
+        } else {
+            self.refusals
+                .note(reason, peer, &"before it reached a service");
+        }
     }
 }
 
@@ -158,6 +175,7 @@ impl Dispatcher {
                 options.handlers_blocking_max.min(Semaphore::MAX_PERMITS),
             )),
             services: Mutex::default(),
+            refusals: Refusals::default(),
             running: AtomicBool::new(false),
             options,
         };
@@ -241,6 +259,12 @@ impl Dispatcher {
         *run = None;
     }
 
+    /// Where its services note whom they refuse, to be told in the log with those that it refuses
+    /// itself.
+    pub fn refusals(&self) -> Refusals {
+        self.shared.refusals.clone()
+    }
+
     /// Whether it has been started and not stopped since.
     pub fn is_running(&self) -> bool {
         self.shared.running.load(Ordering::SeqCst)
@@ -279,9 +303,11 @@ impl Accepting {
                     Ok((stream, peer)) => self.admit(stream, peer),
                     Err(error) => self.rest_after(error).await,
                 },
+                never = self.shared.refusals.tell() => match never {},
             }
         }
         drop(listener);
+        self.shared.refusals.tell_rest();
         let joining = async {
             while let Some(ended) = self.connections.join_next().await {
                 report(ended);
@@ -303,7 +329,7 @@ impl Accepting {
         let descriptors = self.transport.descriptors();
         let place = match self.shared.places.admit(&peer, descriptors) {
             Ok(place) => place,
-            Err(refusal) => return refuse(&peer, refusal),
+            Err(refusal) => return self.shared.refuse(&peer, refusal),
         };
         let incoming = Incoming {
             shared: Arc::clone(&self.shared),
@@ -352,7 +378,7 @@ impl Incoming {
             None => Ok(()),
         };
         if let Err(refusal) = served {
-            refuse(&self.peer, refusal);
+            self.shared.refuse(&self.peer, refusal);
         }
     }
 
@@ -385,7 +411,12 @@ impl Incoming {
     ) -> std::result::Result<(Authenticated, String), Refusal> {
         let authenticated = self.transport.authenticate(stream, &self.peer).await;
         let mut client = authenticated.map_err(|error| {
-            tracing::debug!(peer = self.peer, %error, "a client did not authenticate");
+            match tls::reason_and_cause(&error) {
+                Some((reason, cause)) => self.shared.refusals.note(reason, &self.peer, &cause),
+                None => {
+                    tracing::debug!(peer = self.peer, %error, "a client did not authenticate");
+                }
+            }
             Refusal::HandshakeFailed
         })?;
         let name = read_service_name(&mut client.stream).await?;
@@ -466,11 +497,4 @@ fn report(ended: std::result::Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         tracing::error!(%error, "the task of a connection failed");
     }
-}
-
-/// Counts a connection that was closed before a handler saw it.
-fn refuse(peer: &str, refusal: Refusal) {
-    let reason = refusal.reason();
-    metrics::counter!("steadfast_connections_refused_total", "reason" => reason).increment(1);
-    tracing::debug!(peer, reason, "a connection was refused");
 }

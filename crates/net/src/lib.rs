@@ -67,7 +67,7 @@
 //! | `tcp`, `memory` | the two transports |
 //! | `tls` | TLS over either, with a certificate at both ends |
 //! | `service` | async handlers, the service open as the server reads it |
-//! | `dispatcher`, `places` | the accept loop and the limits on what it lets in |
+//! | `dispatcher`, `places`, `refusals` | the accept loop, the limits on what it lets in, and what its log says of the rest |
 //! | `descriptors` | how many more files and connections this process may open |
 //! | `blocking` | the blocking API, for programs without an async runtime |
 
@@ -86,6 +86,7 @@ mod lock;
 mod memory;
 mod places;
 pub mod process;
+mod refusals;
 mod service;
 mod tcp;
 mod tls;
@@ -102,6 +103,7 @@ pub use dispatcher::{Dispatcher, DispatcherOptions};
 pub use error::{NetError, Result};
 pub use lock::lock;
 pub use memory::MemoryNetwork;
+pub use refusals::Refusals;
 pub use service::{AsyncServiceHandler, MAX_SERVICE_NAME_LEN};
 pub use tcp::TcpTransport;
 pub use tls::{TlsCredentials, TlsTransport};

@@ -44,6 +44,9 @@ const LINGER: Duration = Duration::from_secs(1);
 /// The most that is read meanwhile of what it had sent.
 const UNREAD_BYTES_MAX: usize = 64 * 1024;
 
+/// The label of a certificate that names nobody.
+const NO_IDENTITY: &str = "no_identity";
+
 /// How a certificate begins in a PEM text.
 const PEM_BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
@@ -222,7 +225,7 @@ impl Transport for TlsTransport {
             let (_, session) = stream.get_ref();
             let identity = proven(session.peer_certificates());
             let identity = identity.map_err(|why| {
-                refuse("no_identity");
+                refuse(NO_IDENTITY);
                 failed(&doing, why)
             })?;
             Ok(Authenticated {
@@ -428,6 +431,16 @@ async fn let_it_read(mut stream: Box<dyn ByteStream>) {
     };
     // However it ends, the connection is closed.
     timeout(LINGER, linger).await.ok();
+}
+
+/// Why a client did not authenticate, as a label, and what caused it; `None` if it was not for TLS,
+/// as when the client has gone.
+pub(crate) fn reason_and_cause(error: &NetError) -> Option<(&'static str, String)> {
+    let NetError::Tls { source, .. } = error else {
+        return None;
+    };
+    let of_handshake = source.downcast_ref().map(reason);
+    Some((of_handshake.unwrap_or(NO_IDENTITY), source.to_string()))
 }
 
 /// Whether the other end has gone.

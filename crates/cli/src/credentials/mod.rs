@@ -124,6 +124,10 @@ fn parts(error: &CredentialsError) -> (String, &'static str, String) {
             "chmod 600 {}; if others could log in meanwhile, issue new credentials",
             path.display()
         ),
+        CredentialsError::OpenToWriters { path, .. } => format!(
+            "chmod go-w {0}; see that it holds what it should (steadfast certs show {0})",
+            path.display()
+        ),
         CredentialsError::Expired { .. } => {
             "renew them where the authority's key is (steadfast certs renew --authority DIR DIR); a node that \
              has authority-key.pem is its own authority"

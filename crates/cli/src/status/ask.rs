@@ -36,9 +36,9 @@ pub(crate) struct Ask {
         global = true
     )]
     addresses: Vec<String>,
-    /// Directory of the credentials to show to nodes; by default, that of the user
-    /// (~/.config/steadfast/credentials) if there is one
-    #[arg(long, value_name = "DIR", env = "STEADFAST_CREDENTIALS", global = true)]
+    /// Directory of the credentials to show to nodes; by default, `STEADFAST_CREDENTIALS`, or that
+    /// of the user (~/.config/steadfast/credentials) if there is one
+    #[arg(long, value_name = "DIR", global = true)]
     credentials: Option<PathBuf>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Output::Table, global = true)]

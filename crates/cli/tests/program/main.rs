@@ -17,6 +17,8 @@ mod operator;
 #[path = "../../src/ports.rs"]
 mod ports;
 mod printing;
+mod recorded;
+mod strangers;
 mod tls;
 mod under_load;
 mod verify;

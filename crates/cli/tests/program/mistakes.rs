@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::operator::Operated;
 use super::{
     Group, Node, Numbers, PATIENCE, assert_refused, assert_unharmed, free_port, node_arguments,
-    run, run_to, written_dir,
+    run, run_to, steadfast, written_dir,
 };
 
 /// Timers that keep a master in office on a busy machine.
@@ -253,5 +253,28 @@ fn a_node_that_listens_everywhere_says_where_the_others_reach_it_or_is_refused()
     let (_, errors) = run_to(1, &["node", "address", "n1", "0.0.0.0:1", &reached]);
     for word in ["every address", "nothing was changed"] {
         assert!(errors.contains(word), "{word:?} is not in: {errors}");
+    }
+}
+
+#[test]
+fn an_empty_variable_names_no_credentials() {
+    let dir = TempDir::new().expect("a directory");
+    let with = |value: &str, arguments: &[String]| {
+        let mut command = steadfast();
+        command.args(arguments).env("HOME", dir.path());
+        command.env_remove("XDG_CONFIG_HOME");
+        command.env("STEADFAST_CREDENTIALS", value);
+        command
+    };
+    let port = free_port();
+    let mut start = vec!["start".to_owned()];
+    start.extend(node_arguments("g", "n1", &dir.path().join("data"), port));
+    let node = Node::spawn(&mut with("", &start));
+    node.wait_for(&["is master"]);
+    let status = ["status".to_owned(), format!("127.0.0.1:{port}")];
+    for (value, code) in [("", 0), ("nowhere", 1)] {
+        let output = with(value, &status).output().expect("it runs");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{value:?}: {errors}");
     }
 }

@@ -2,8 +2,6 @@
 //! gets.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -181,33 +179,6 @@ fn those_with_less_credentials_get_less() {
     let (_, errors) = as_monitor(1, &["backup", "create", &backup.display().to_string()]);
     assert!(errors.contains("may not call SUBSCRIPTION"), "{errors}");
     assert_eq!(secured.state(), before);
-}
-
-#[test]
-fn bytes_of_strangers_change_nothing() {
-    let secured = Secured::start();
-    let before = secured.state();
-    let written = |at: usize| fs::metadata(secured.group.data_dir(at).join("identity")).ok();
-    let identity = written(0).and_then(|of| of.modified().ok());
-    let hellos: [&[u8]; 5] = [
-        b"\x08\0\0\0ELECTION\x04\0\0\0\x01\0\0\0",
-        b"\x05\0\0\0ADMIN\x10\0\0\0",
-        b"GET / HTTP/1.1\r\nHost: n1\r\n\r\n",
-        &[0xff; 4096],
-        &[0x16, 0x03, 0x01, 0xff, 0xff, 0x01],
-    ];
-    for bytes in hellos {
-        let mut stream = TcpStream::connect(secured.address(0)).expect("it listens");
-        stream.write_all(bytes).expect("sent");
-        stream.shutdown(std::net::Shutdown::Write).expect("ended");
-        stream.set_read_timeout(Some(PATIENCE)).expect("set");
-        let mut answer = Vec::new();
-        // A reset is an answer too.
-        stream.read_to_end(&mut answer).ok();
-        assert!(answer.len() <= 16, "an alert at most: {answer:?}");
-    }
-    assert_eq!(secured.state(), before);
-    assert_eq!(written(0).and_then(|of| of.modified().ok()), identity);
 }
 
 #[test]

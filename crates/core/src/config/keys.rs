@@ -208,6 +208,16 @@ keys! {
     "dial_timeout_ms", "ms", within(10, 60_000),
         "Deadline for connecting to a node, hello included.",
         dial_timeout: Duration = ms(1000);
+    "handshake_timeout_ms", "ms", within(100, 60_000),
+        "A connection that has not authenticated and named a service within this time is closed.",
+        handshake_timeout: Duration = ms(5000);
+    // 512 of them are for those who authenticate.
+    "connections_max", "connections", within(1024, 1_000_000),
+        "Connections that this node holds at once. When all are taken, the one that has been half open for the longest is closed.",
+        connections_max: usize = count(4096);
+    "connections_per_address_max", "connections", within(8, 1_000_000),
+        "Of these, the ones from one address that have not authenticated.",
+        connections_per_address_max: usize = count(512);
     "silence_max_ms", "ms", within(100, 600_000),
         "A connection on which an answer is due and no byte moves for this long is dropped.",
         silence_max: Duration = ms(5000);

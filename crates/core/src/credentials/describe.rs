@@ -63,7 +63,7 @@ impl fmt::Display for Subject {
 }
 
 /// Describes the credentials in a directory, those of an authority in its directory, or a file with
-/// certificates. Neither dates nor the mode of the key are judged, and the key is not read.
+/// certificates. Neither dates nor modes are judged, and the key is not read.
 ///
 /// # Errors
 /// When a certificate is missing or malformed, or names neither a holder nor the authority of a
@@ -82,7 +82,7 @@ pub fn describe(path: &Path) -> Result<Description, CredentialsError> {
 }
 
 fn read(path: &Path) -> Result<Vec<Certificate>, CredentialsError> {
-    certificate::read_all(path, &files::read(path)?)
+    certificate::read_all(path, &files::look(path)?)
 }
 
 /// A certificate that was read from `path`, followed by those between it and an authority.

@@ -43,7 +43,19 @@ pub enum CredentialsError {
         /// Its mode.
         mode: u32,
     },
-    /// A file does not hold what its name says.
+    /// Others than its owner may write a certificate. Whoever writes `authority.pem` decides who is
+    /// believed, so see that it holds what it should.
+    #[error(
+        "others than its owner may write {} (mode {mode:04o}); run `chmod go-w {0}`",
+        path.display()
+    )]
+    OpenToWriters {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// A file does not hold what its name says, or is none.
     #[error("{} cannot be used: {reason}", path.display())]
     Malformed {
         /// The file.

@@ -5,6 +5,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
+
 use super::error::CredentialsError;
 
 /// The file with the certificate of a holder.
@@ -25,6 +27,8 @@ const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 /// The bits of a mode that are about others than the owner.
 const OTHERS: u32 = 0o077;
+/// Of these, the ones that let them write.
+const OTHERS_WRITE: u32 = 0o022;
 
 /// Makes a directory: `fill` gets an empty one beside it, which takes its name once that has
 /// succeeded. So the directory is there whole or not at all.
@@ -103,13 +107,20 @@ pub(super) fn remove(path: &Path) -> Result<(), CredentialsError> {
     path.parent().map_or(Ok(()), sync)
 }
 
-/// The whole of a file.
+/// The whole of a file that decides who is believed, which nobody but its owner may write.
 ///
 /// # Errors
-/// [`CredentialsError::Missing`]; [`CredentialsError::Io`]; [`CredentialsError::Malformed`] when it
-/// is too long.
+/// [`CredentialsError::Missing`]; [`CredentialsError::Io`]; [`CredentialsError::OpenToWriters`];
+/// [`CredentialsError::Malformed`] when it is no file, or too long.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, CredentialsError> {
-    read_open(&open(path)?, path)
+    let (file, mode) = open(path)?;
+    if mode & OTHERS_WRITE != 0 {
+        return Err(CredentialsError::OpenToWriters {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    read_open(&file, path)
 }
 
 /// The same for a private key, which nobody but its owner may use.
@@ -117,16 +128,22 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, CredentialsError> {
 /// # Errors
 /// As [`read`]; [`CredentialsError::OpenKey`].
 pub(super) fn read_key(path: &Path) -> Result<Vec<u8>, CredentialsError> {
-    let file = open(path)?;
-    // Of the open file: its name could stand for another one by then.
-    let metadata = file.metadata().map_err(failed("read", path))?;
-    if metadata.mode() & OTHERS != 0 {
+    let (file, mode) = open(path)?;
+    if mode & OTHERS != 0 {
         return Err(CredentialsError::OpenKey {
             path: path.to_owned(),
-            mode: metadata.mode() & 0o7777,
+            mode,
         });
     }
     read_open(&file, path)
+}
+
+/// The same for a file that is only looked at, whoever may write it.
+///
+/// # Errors
+/// As [`read`], but for the mode.
+pub(super) fn look(path: &Path) -> Result<Vec<u8>, CredentialsError> {
+    read_open(&open(path)?.0, path)
 }
 
 /// Whether there is a file or directory of this name.
@@ -137,14 +154,25 @@ pub(super) fn exists(path: &Path) -> Result<bool, CredentialsError> {
     path.try_exists().map_err(failed("read", path))
 }
 
+/// A regular file, and its mode. Anything else could have no end, or none to write into it: a pipe
+/// would be waited for at the open already, but for `NONBLOCK`.
 #[expect(clippy::disallowed_methods, reason = "the edge of these files")]
-fn open(path: &Path) -> Result<File, CredentialsError> {
-    File::open(path).map_err(|error| match error.kind() {
+fn open(path: &Path) -> Result<(File, u32), CredentialsError> {
+    let without_waiting = i32::try_from(OFlags::NONBLOCK.bits()).expect("a flag of the system");
+    let mut options = OpenOptions::new();
+    let opened = options.read(true).custom_flags(without_waiting).open(path);
+    let file = opened.map_err(|error| match error.kind() {
         ErrorKind::NotFound => CredentialsError::Missing {
             path: path.to_owned(),
         },
         _ => failed("read", path)(error),
-    })
+    })?;
+    // Of the open file: its name could stand for another one by then.
+    let metadata = file.metadata().map_err(failed("read", path))?;
+    if !metadata.is_file() {
+        return Err(CredentialsError::malformed(path, &"it is no regular file"));
+    }
+    Ok((file, metadata.mode() & 0o7777))
 }
 
 fn read_open(file: &File, path: &Path) -> Result<Vec<u8>, CredentialsError> {
@@ -187,5 +215,110 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Credent
         doing,
         path: path.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::disallowed_methods, reason = "tests look at files")]
+
+    use std::path::PathBuf;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use tempfile::TempDir;
+
+    use super::super::{
+        AUTHORITY_FILE, AUTHORITY_KEY_FILE, Authority, CERTIFICATE_FILE, KEY_FILE, VALID_FOR,
+        describe, read,
+    };
+    use super::*;
+    use crate::config::access::Holder;
+    use crate::ids::NodeId;
+
+    const NOW_MS: u64 = 1_800_000_000_000;
+
+    /// A directory for tests with an authority, and the credentials of node 1.
+    fn written() -> (TempDir, PathBuf, PathBuf) {
+        let root = TempDir::new().expect("a directory");
+        let (of_authority, of_node) = (root.path().join("authority"), root.path().join("n1"));
+        let authority = Authority::create("orders", NOW_MS).expect("made");
+        authority.write(&of_authority).expect("written");
+        let node = Holder::node("orders", NodeId(1)).expect("valid");
+        let issued = authority.issue(&node, VALID_FOR, NOW_MS).expect("issued");
+        issued.write(&of_node).expect("written");
+        (root, of_authority, of_node)
+    }
+
+    /// Reads what the file belongs to, of a node or of an authority.
+    fn read_again(dir: &Path) -> Result<(), CredentialsError> {
+        if dir.ends_with("authority") {
+            Authority::read(dir).map(drop)
+        } else {
+            read(dir, NOW_MS).map(drop)
+        }
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_and_not_waited_for() {
+        let (_root, of_authority, of_node) = written();
+        let is_refused = |path: &Path, refused: Option<CredentialsError>| match refused {
+            Some(CredentialsError::Malformed { path: of, reason }) => {
+                assert_eq!(of, path);
+                assert!(reason.contains("regular file"), "{reason}");
+            }
+            other => panic!("{}: {other:?}", path.display()),
+        };
+        for (dir, name) in [
+            (&of_node, CERTIFICATE_FILE),
+            (&of_node, KEY_FILE),
+            (&of_node, AUTHORITY_FILE),
+            (&of_authority, AUTHORITY_FILE),
+            (&of_authority, AUTHORITY_KEY_FILE),
+        ] {
+            let (path, aside) = (dir.join(name), dir.join("aside"));
+            let refused = || read_again(dir).err();
+            rename(&path, &aside).expect("renamed");
+            mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("made");
+            is_refused(&path, refused());
+            fs::remove_file(&path).expect("removed");
+            DirBuilder::new().mode(0o700).create(&path).expect("made");
+            is_refused(&path, refused());
+            fs::remove_dir(&path).expect("removed");
+            std::os::unix::fs::symlink("/dev/zero", &path).expect("linked");
+            is_refused(&path, refused());
+            fs::remove_file(&path).expect("removed");
+            rename(&aside, &path).expect("renamed");
+        }
+        read_again(&of_node).expect("usable");
+        read_again(&of_authority).expect("usable");
+    }
+
+    #[test]
+    fn who_is_believed_is_not_read_from_a_file_that_others_may_write_but_is_shown() {
+        let (_root, of_authority, of_node) = written();
+        for (dir, name) in [
+            (&of_node, CERTIFICATE_FILE),
+            (&of_node, AUTHORITY_FILE),
+            (&of_authority, AUTHORITY_FILE),
+        ] {
+            let path = dir.join(name);
+            let set = |mode| fs::set_permissions(&path, Permissions::from_mode(mode));
+            for open in [0o620, 0o602, 0o664, 0o666] {
+                set(open).expect("set");
+                match read_again(dir) {
+                    Err(error @ CredentialsError::OpenToWriters { mode, .. }) => {
+                        assert_eq!(mode, open);
+                        let remedy = format!("chmod go-w {}", path.display());
+                        assert!(error.to_string().contains(&remedy), "{error}");
+                    }
+                    other => panic!("{name} {open:o}: {other:?}"),
+                }
+                describe(dir).expect("it is only looked at");
+            }
+            // All may know whom a node believes.
+            set(0o644).expect("set");
+        }
+        read_again(&of_node).expect("usable");
+        read_again(&of_authority).expect("usable");
     }
 }

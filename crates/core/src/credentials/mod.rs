@@ -49,7 +49,8 @@ use crate::pass::Pass;
 /// time `now_ms`, in milliseconds since 1970.
 ///
 /// # Errors
-/// [`CredentialsError::OpenKey`] when others than its owner may use the key;
+/// [`CredentialsError::OpenKey`] when others than its owner may use the key, and
+/// [`OpenToWriters`](CredentialsError::OpenToWriters) when they may write a certificate;
 /// [`Expired`](CredentialsError::Expired) and [`NotYetValid`](CredentialsError::NotYetValid) by the
 /// dates of the certificate; [`NoHolder`](CredentialsError::NoHolder) when it names no holder;
 /// [`Unusable`](CredentialsError::Unusable) when the files do not belong together; others when a

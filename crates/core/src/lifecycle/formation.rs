@@ -28,7 +28,7 @@ use crate::group::{Member, MemberRecord};
 use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId};
 use crate::member::Expected;
 use crate::planted::{self, Bug};
-use crate::wire::hello::DialError;
+use crate::wire::hello::{DialError, with_source};
 use crate::wire::node_state;
 use crate::wire::node_state::NodeStateMessage;
 
@@ -129,7 +129,8 @@ impl Formation {
                     Err(why) => missing.push(why),
                 },
                 Err(error) => {
-                    missing.push(format!("{} at {} ({error})", node.name, node.address));
+                    let why = with_source(error);
+                    missing.push(format!("{} at {} ({why})", node.name, node.address));
                 }
             }
         }

@@ -42,7 +42,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
-use steadfast_net::{Dispatcher, DispatcherOptions, lock, process};
+use steadfast_net::{Descriptors, Dispatcher, lock, process};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -178,6 +178,7 @@ impl Lifecycle {
             certificate_ends_ms: Mutex::new(protection::certificate_ends_ms(&config)),
             authority: Mutex::default(),
             changes: watch::Sender::default(),
+            dispatcher: Dispatcher::new(serving::limits(&config.tuning)),
             config,
             machine,
             dir: Mutex::new(Some(dir)),
@@ -195,7 +196,6 @@ impl Lifecycle {
             gives_way: AtomicBool::new(false),
             put_right_before: AtomicU64::new(0),
             shutdown: Shutdown::default(),
-            dispatcher: Dispatcher::new(DispatcherOptions::default()),
             listen_address: OnceLock::new(),
             forming: Mutex::default(),
             known: Known::default(),
@@ -243,6 +243,7 @@ impl Lifecycle {
         }
         self.serve();
         let transport = Arc::clone(&self.machine.transport);
+        warn_of_few(transport.descriptors());
         let listening = self.dispatcher.start(transport, &self.config.listen).await;
         let address = listening.map_err(|source| OpenError::Listen {
             address: self.config.listen.clone(),
@@ -327,9 +328,11 @@ impl Lifecycle {
             ADMIN,
         ] {
             let (gate, lifecycle) = (gate.clone(), Arc::downgrade(self));
+            let refusals = self.dispatcher.refusals();
             self.dispatcher.register_async(Arc::new(Service {
                 name,
                 gate,
+                refusals,
                 lifecycle,
             }));
         }
@@ -518,5 +521,17 @@ async fn watch_failure(lifecycle: Weak<Lifecycle>, node: Arc<Node>) {
     node.consensus.shutdown().await;
     if let Some(lifecycle) = lifecycle.upgrade() {
         lifecycle.note_superseded().await;
+    }
+}
+
+/// Says so if this process may open few files and connections. A node that runs out of them stops.
+fn warn_of_few(descriptors: Option<Descriptors>) {
+    let few = descriptors.filter(|descriptors| !descriptors.suffice());
+    if let Some(Descriptors { max, .. }) = few {
+        tracing::warn!(
+            max,
+            "this process may open few files and connections, and a node under attack could run out \
+             of them: raise its hard limit of open files (ulimit -n, LimitNOFILE=) to 256 or more"
+        );
     }
 }

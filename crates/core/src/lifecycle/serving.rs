@@ -2,16 +2,18 @@
 
 use std::sync::{Arc, Weak};
 
-use steadfast_net::{AsyncServiceHandler, BoxFuture, Connection};
+use steadfast_net::{AsyncServiceHandler, BoxFuture, Connection, DispatcherOptions, Refusals};
 
 use crate::admin::client;
 use crate::admin::messages::AdminAnswer;
+use crate::config::Tuning;
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
 use crate::state_copy::service;
 use crate::state_copy::source::Source;
 use crate::wire::gate::Gate;
 use crate::wire::hello::{DialError, Session};
+use crate::wire::messages::Refusal;
 use crate::wire::node_state::NodeStateMessage;
 use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, node_state};
 
@@ -19,6 +21,7 @@ use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIP
 pub(super) struct Service {
     pub(super) name: &'static str,
     pub(super) gate: Gate,
+    pub(super) refusals: Refusals,
     pub(super) lifecycle: Weak<Lifecycle>,
 }
 
@@ -33,12 +36,15 @@ impl AsyncServiceHandler for Service {
     }
 
     fn serve(&self, connection: Connection) -> BoxFuture<'static, steadfast_net::Result<()>> {
-        let (name, gate) = (self.name, self.gate.clone());
+        let (name, gate, refusals) = (self.name, self.gate.clone(), self.refusals.clone());
         let lifecycle = Weak::clone(&self.lifecycle);
         let peer = connection.peer().to_owned();
         Box::pin(async move {
             let served = async {
-                let (caller, session) = gate.accept(connection, name).await?;
+                let accepted = gate.accept(connection, name).await;
+                let (caller, session) = accepted.inspect_err(|error| {
+                    note(&refusals, &peer, name, error);
+                })?;
                 match lifecycle.upgrade() {
                     Some(lifecycle) => lifecycle.serve_session(name, caller, session).await,
                     None => Ok(()),
@@ -49,6 +55,27 @@ impl AsyncServiceHandler for Service {
             }
             Ok(())
         })
+    }
+}
+
+/// What strangers can take of this node.
+pub(super) fn limits(tuning: &Tuning) -> DispatcherOptions {
+    DispatcherOptions {
+        handshake_timeout: tuning.handshake_timeout,
+        connections_max: tuning.connections_max,
+        connections_per_address_max: tuning.connections_per_address_max,
+        ..DispatcherOptions::default()
+    }
+}
+
+/// Notes a refused hello, unless the caller is welcome later: the others call a member that is being
+/// admitted until it is ready.
+fn note(refusals: &Refusals, peer: &str, service: &str, error: &DialError) {
+    match error {
+        DialError::Refused { refusal, text } if *refusal != Refusal::NotFormed => {
+            refusals.note(&format!("{refusal:?}"), peer, &format!("{service}: {text}"));
+        }
+        _ => {}
     }
 }
 

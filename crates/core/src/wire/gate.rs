@@ -108,12 +108,6 @@ impl Gate {
             Err((refusal, text)) => {
                 metrics::counter!("steadfast_hello_refused_total", "reason" => format!("{refusal:?}"))
                     .increment(1);
-                if refusal == Refusal::NotFormed {
-                    // A member that is being admitted: the others retry until it is ready.
-                    tracing::debug!(%peer, service, text, "refused a hello for now");
-                } else {
-                    tracing::warn!(%peer, service, ?refusal, text, "refused a hello");
-                }
                 Err(DialError::Refused { refusal, text })
             }
         }
