@@ -99,6 +99,9 @@ mod env;
 pub mod error;
 mod events;
 mod feed;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod group;
 pub mod ids;
 mod lifecycle;

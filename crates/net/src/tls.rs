@@ -341,7 +341,7 @@ fn proven(chain: Option<&[CertificateDer<'_>]>) -> std::result::Result<String, S
 }
 
 /// The one URI among the subject alternative names of a certificate.
-fn identity_of(certificate: &CertificateDer<'_>) -> std::result::Result<String, String> {
+pub(crate) fn identity_of(certificate: &CertificateDer<'_>) -> std::result::Result<String, String> {
     let certificate = EndEntityCert::try_from(certificate)
         .map_err(|error| format!("the certificate cannot be read: {error}"))?;
     let mut names = certificate.valid_uri_names();

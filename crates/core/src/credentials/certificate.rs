@@ -146,7 +146,7 @@ pub(super) fn read_all(path: &Path, pem: &[u8]) -> Result<Vec<Certificate>, Cred
     Ok(certificates)
 }
 
-fn read_one(der: Vec<u8>) -> Result<Certificate, String> {
+pub(super) fn read_one(der: Vec<u8>) -> Result<Certificate, String> {
     let (rest, parsed) = parse_x509_certificate(&der).map_err(|error| error.to_string())?;
     if !rest.is_empty() {
         return Err("there are bytes behind the certificate".to_owned());

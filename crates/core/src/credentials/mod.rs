@@ -22,6 +22,8 @@ mod certificate;
 mod describe;
 mod error;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -409,6 +409,39 @@ pub(super) fn decode_record(bytes: &[u8], at: usize, place: Place) -> Result<Par
     })
 }
 
+/// Makes the bytes of a record those of `place`, after the record with the checksum `previous`.
+/// Returns its own checksum and its size; `None` when it is longer than the bytes.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn seal_record(bytes: &mut [u8], place: Place, previous: u32) -> Option<(u32, u32)> {
+    let header = bytes.get_mut(..RECORD_HEADER_BYTES)?;
+    put(header, RECORD_PLACE, place.to_number().to_le_bytes());
+    put(header, RECORD_PREVIOUS, previous.to_le_bytes());
+    let size = record_bytes(u32_at(header, RECORD_LENGTH) as usize);
+    let checksum = crc32c::crc32c(bytes.get(RECORD_LENGTH..size)?);
+    put(bytes, RECORD_CHECKSUM, checksum.to_le_bytes());
+    Some((checksum, u32::try_from(size).ok()?))
+}
+
+/// Makes the bytes of a segment those of the whole file with this number, of this log. Returns the
+/// checksum of the last record before it.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn seal_segment(bytes: &mut [u8], identity: LogIdentity, sequence: u32) -> u32 {
+    let length = u32::try_from(bytes.len()).expect("a segment is shorter than 4 GiB");
+    put(bytes, 0, MAGIC);
+    put(bytes, SEGMENT_SEQUENCE, sequence.to_le_bytes());
+    put(bytes, SEGMENT_BYTES, length.to_le_bytes());
+    put(bytes, SEGMENT_GROUP, identity.group.0.into_bytes());
+    put(bytes, SEGMENT_NODE, identity.node.0.to_le_bytes());
+    put(
+        bytes,
+        SEGMENT_INCARNATION,
+        identity.incarnation.0.to_le_bytes(),
+    );
+    let checksum = segment_checksum(bytes);
+    put(bytes, SEGMENT_CHECKSUM, checksum.to_le_bytes());
+    u32_at(bytes, SEGMENT_PREVIOUS_CHECKSUM)
+}
+
 /// Whether a record header claims this place, intact or not.
 fn claims_place(header: &[u8], place: Place) -> bool {
     u64_at(header, RECORD_PLACE) == place.to_number()

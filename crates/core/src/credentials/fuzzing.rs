@@ -1,0 +1,27 @@
+//! Certificates as functions of bytes. See `crate::fuzzing`.
+
+use std::path::Path;
+
+use super::certificate::{Certificate, date, ends_ms, read_all, read_one};
+
+/// A PEM text with certificates, or one certificate in DER, and what is shown of each.
+pub(crate) fn certificate(input: &[u8]) {
+    let path = Path::new("certificate.pem");
+    let in_pem = read_all(path, input).unwrap_or_default();
+    for certificate in in_pem.iter().chain(&read_one(input.to_vec())) {
+        look_at(certificate, path);
+    }
+}
+
+fn look_at(certificate: &Certificate, path: &Path) {
+    let (holder, group) = (certificate.holder(path), certificate.group(path));
+    assert!(
+        holder.is_err() || group.is_err(),
+        "an authority is no holder"
+    );
+    let (from, to) = (certificate.not_before_ms, certificate.not_after_ms);
+    assert_eq!(ends_ms(&certificate.der), Some(to));
+    assert!(certificate.check_dates(path, to).is_ok() || from > to);
+    assert!(!date(from).is_empty() && !date(to).is_empty());
+    certificate.was_signed_by(certificate);
+}
