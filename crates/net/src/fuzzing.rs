@@ -4,13 +4,13 @@
 //! Each function decodes as the crate does, and panics where bytes lead to something that must not
 //! be. Blocking channels have no framing of their own: they are connections too.
 
-use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::{Builder, Runtime};
@@ -62,8 +62,9 @@ pub fn net_frame(input: &[u8]) {
 /// The name of the service that a client asks for.
 pub fn net_service_open(input: &[u8]) {
     let mut rest = input;
-    let read = runtime(|runtime| runtime.block_on(read_service_name(&mut rest)));
-    let Ok(name) = read else { return };
+    let Ok(name) = now(read_service_name(&mut rest)) else {
+        return;
+    };
     assert!((1..=MAX_SERVICE_NAME_LEN).contains(&name.len()));
     assert_eq!(
         input.len() - rest.len(),
@@ -98,7 +99,7 @@ fn received(bytes: &[u8], step: usize) -> (Vec<Bytes>, Option<String>) {
     let (_sender, mut receiver) = Connection::new(Box::new(stream), String::new()).split();
     let mut frames = Vec::new();
     let end = loop {
-        match runtime(|runtime| runtime.block_on(receiver.receive())) {
+        match now(receiver.receive()) {
             Ok(Some(frame)) => frames.push(frame),
             Ok(None) => break None,
             Err(error) => break Some(error.to_string()),
@@ -128,21 +129,21 @@ fn sent(frames: &[Bytes]) -> Vec<u8> {
         }
         sender.flush().await
     };
-    runtime(|runtime| runtime.block_on(sending)).expect("memory takes everything");
+    now(sending).expect("memory takes everything");
     std::mem::take(&mut *lock(&outgoing))
 }
 
-/// Runs `work` with this thread's runtime: deadlines need one.
-fn runtime<T>(work: impl FnOnce(&Runtime) -> T) -> T {
+/// The output of work on a stream that never waits. Deadlines need a runtime.
+fn now<T>(work: impl Future<Output = T>) -> T {
     thread_local! {
-        static RUNTIME: RefCell<Option<Runtime>> = const { RefCell::new(None) };
-    }
-    RUNTIME.with_borrow_mut(|runtime| {
-        let runtime = runtime.get_or_insert_with(|| {
+        static RUNTIME: Runtime = {
             let built = Builder::new_current_thread().enable_time().build();
             built.expect("a runtime without threads and sockets")
-        });
-        work(runtime)
+        };
+    }
+    RUNTIME.with(|runtime| {
+        let _context = runtime.enter();
+        work.now_or_never().expect("nothing waits")
     })
 }
 

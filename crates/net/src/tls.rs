@@ -346,9 +346,9 @@ pub(crate) fn identity_of(certificate: &CertificateDer<'_>) -> std::result::Resu
         .map_err(|error| format!("the certificate cannot be read: {error}"))?;
     let mut names = certificate.valid_uri_names();
     match (names.next(), names.next()) {
-        (Some(name), None) => Ok(name.to_owned()),
-        (None, _) => Err("the certificate names no identity, which is a URI".to_owned()),
-        (Some(_), Some(_)) => Err("the certificate names more than one identity".to_owned()),
+        (Some(name), None) if !name.is_empty() => Ok(name.to_owned()),
+        (_, None) => Err("the certificate names no identity, which is a URI".to_owned()),
+        (_, Some(_)) => Err("the certificate names more than one identity".to_owned()),
     }
 }
 

@@ -22,6 +22,9 @@ pub(super) const RECORD_ALIGNMENT: usize = 8;
 
 const MAGIC: [u8; 8] = *b"STDFSTLG";
 
+/// No term and no position comes near this.
+const NUMBER_MAX: u64 = u64::MAX / 2;
+
 // Segment header.
 const SEGMENT_CHECKSUM: usize = 8;
 const SEGMENT_VERSION: usize = SEGMENT_CHECKSUM + 4;
@@ -115,6 +118,21 @@ impl Head {
                 self.last = later(self.last, self.purged);
             }
         }
+    }
+}
+
+impl Head {
+    /// Whether a log can be in this state. Bytes that are intact may still be of no log: numbers near
+    /// the end of their range would overflow in additions.
+    pub(super) fn is_possible(&self) -> bool {
+        let ids = [self.purged, self.last, self.committed];
+        let ids = ids.into_iter().flatten();
+        let mut numbers = ids.flat_map(|id| [id.term.0, id.position.0]);
+        let term = self.vote.map_or(0, |vote| vote.term.0);
+        let position = |id: Option<LogId>| id.map(|id| id.position);
+        position(self.last) >= position(self.purged)
+            && numbers.all(|number| number < NUMBER_MAX)
+            && term < NUMBER_MAX
     }
 }
 
