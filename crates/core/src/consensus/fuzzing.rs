@@ -16,10 +16,9 @@ pub(crate) fn append(append: Append) {
     let Ok(request) = check_append(caller, append) else {
         return;
     };
-    let mut next = request.prev_log_id.map_or(0, |prev| prev.index + 1);
-    for entry in request.entries {
+    let first = request.prev_log_id.map_or(0, |prev| prev.index + 1);
+    for (next, entry) in (first..).zip(request.entries) {
         assert_eq!(from_raft_log_id(&entry.log_id).position.0, next);
-        next += 1;
     }
 }
 

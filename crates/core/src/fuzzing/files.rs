@@ -23,7 +23,7 @@ const SLOT: std::ops::Range<usize> = 8..64;
 
 /// The file `identity`.
 pub fn identity_file(input: &[u8]) {
-    let disk = planted("identity", record(input));
+    let disk = planted("identity", &record(input));
     let dir = DataDir::open(&disk, Path::new(DIR)).expect("a directory");
     let Ok(Some((identity, _))) = dir.examine_identity(&disk) else {
         return;
@@ -35,7 +35,7 @@ pub fn identity_file(input: &[u8]) {
 
 /// The file `members`.
 pub fn members_file(input: &[u8]) {
-    let (disk, dir, own) = (planted("members", record(input)), Path::new(DIR), own());
+    let (disk, dir, own) = (planted("members", &record(input)), Path::new(DIR), own());
     let members = Arc::new(known::read(&disk, dir, &own).into_iter().collect());
     now(known::write(&disk, dir, &own, &members)).expect("memory takes everything");
     let again = known::read(&disk, dir, &own);
@@ -44,7 +44,7 @@ pub fn members_file(input: &[u8]) {
 
 /// The file `addresses`.
 pub fn addresses_file(input: &[u8]) {
-    let (disk, dir, own) = (planted("addresses", record(input)), Path::new(DIR), own());
+    let (disk, dir, own) = (planted("addresses", &record(input)), Path::new(DIR), own());
     let book = addresses::read(&disk, dir, &own);
     now(addresses::write(&disk, dir, &own, &book)).expect("memory takes everything");
     let again = addresses::read(&disk, dir, &own);
@@ -61,7 +61,7 @@ pub fn digest_file(input: &[u8]) {
         seal(&mut sector, SLOT.start - 4, checksum);
         bytes.extend(sector);
     }
-    let disk = planted("digest", bytes);
+    let disk = planted("digest", &bytes);
     let (disk, path): (Arc<dyn Disk>, _) = (Arc::new(disk), Path::new(DIR).join("digest"));
     let mut file = now(DigestFile::open(&disk, &path)).expect("memory gives everything");
     let Some(point) = file.furthest_found() else {
@@ -93,11 +93,11 @@ fn seal(bytes: &mut [u8], at: usize, number: u32) {
     }
 }
 
-fn planted(name: &str, bytes: Vec<u8>) -> MemoryDisk {
+fn planted(name: &str, bytes: &[u8]) -> MemoryDisk {
     let disk = MemoryDisk::new();
     disk.create_dir_all(Path::new(DIR))
         .expect("memory takes everything");
-    disk.plant(&Path::new(DIR).join(name), &bytes);
+    disk.plant(&Path::new(DIR).join(name), bytes);
     disk
 }
 

@@ -70,7 +70,7 @@ fn of(kind: Kind, frame: Bytes) -> Result<(), WireError> {
         Kind::Append => read(kind, frame).and_then(|it| append(&it)),
         Kind::AppendReply => read(kind, frame).and_then(append_reply),
         Kind::ElectionRequest => read(kind, frame).and_then(election_request),
-        Kind::ElectionReply => read(kind, frame).and_then(election_reply),
+        Kind::ElectionReply => read(kind, frame).and_then(|it| election_reply(&it)),
         Kind::NodeState => read(kind, frame).map(node_state),
         Kind::NodeStateRequest => read::<NodeStateRequest>(kind, frame).map(drop),
         Kind::AdminRequest => read::<AdminRequest>(kind, frame).map(drop),
@@ -136,7 +136,7 @@ fn election_request(request: ElectionRequest) -> Result<(), WireError> {
     }
 }
 
-fn election_reply(reply: ElectionReply) -> Result<(), WireError> {
+fn election_reply(reply: &ElectionReply) -> Result<(), WireError> {
     match reply.answer.ok_or(WireError::Missing("an answer"))? {
         ElectionAnswer::Vote(answer) => {
             vote(answer.vote)?;
@@ -181,8 +181,8 @@ fn restore_reply(reply: RestoreReply) -> Result<(), WireError> {
             log_id(begun.entry)
         }
         RestoreAnswer::Entries(entries) => {
-            let entries = entries.entries.into_iter().map(Entry::try_from);
-            entries.map(|entry| entry.map(drop)).collect()
+            let mut entries = entries.entries.into_iter().map(Entry::try_from);
+            entries.try_for_each(|entry| entry.map(drop))
         }
         RestoreAnswer::Manifest(manifest) => {
             let rows = [manifest.sent, manifest.state.and_then(|state| state.rows)];

@@ -281,7 +281,8 @@ impl Replay {
         let order = || corrupt(&segment.path, place.offset.into(), Damage::Order);
         let mut head = self.head;
         head.apply(&parsed.record);
-        if !head.is_possible() {
+        // A record vouches for what is before it, and for no more.
+        if !head.is_possible() || parsed.link.synced_below > place {
             return Err(order());
         }
         match parsed.record {

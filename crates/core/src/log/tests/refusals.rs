@@ -111,8 +111,14 @@ async fn a_missing_segment_is_corruption() {
     Node::open(&disk, TINY).await.unwrap();
 }
 
+/// The first place of a record.
+const FIRST: Place = Place {
+    segment: 1,
+    offset: RECORDS_START,
+};
+
 /// What a log says whose only segment has this header and this record, both intact.
-async fn opened_with(head: Head, record: &Record) -> LogError {
+async fn opened_with(head: Head, record: &Record, synced_below: Place) -> LogError {
     let header = SegmentHeader {
         identity: IDENTITY,
         sequence: 1,
@@ -121,14 +127,10 @@ async fn opened_with(head: Head, record: &Record) -> LogError {
         previous_checksum: 0,
         head,
     };
-    let place = Place {
-        segment: 1,
-        offset: RECORDS_START,
-    };
     let link = Link {
-        place,
+        place: FIRST,
         previous: 0,
-        synced_below: place,
+        synced_below,
     };
     let mut bytes = header.encode().to_vec();
     bytes.resize(RECORDS_START as usize, 0);
@@ -147,7 +149,7 @@ async fn intact_bytes_of_a_state_that_no_log_is_in_are_corruption() {
         purged: Some(id(0, 7)),
         ..Head::default()
     };
-    let error = opened_with(purged_ahead, &blank).await;
+    let error = opened_with(purged_ahead, &blank, FIRST).await;
     assert!(is(&error, Damage::Header), "{error}");
     for record in [
         Record::Entry(EntryKind::Blank, id(0, u64::MAX)),
@@ -156,9 +158,20 @@ async fn intact_bytes_of_a_state_that_no_log_is_in_are_corruption() {
         Record::Purge(id(0, u64::MAX)),
         Record::Vote(vote(u64::MAX)),
     ] {
-        let error = opened_with(Head::default(), &record).await;
+        let error = opened_with(Head::default(), &record, FIRST).await;
         assert!(is(&error, Damage::Order), "{record:?}: {error}");
     }
+}
+
+#[tokio::test]
+async fn a_record_that_vouches_for_itself_is_corruption() {
+    let blank = Record::Entry(EntryKind::Blank, id(0, 0));
+    let behind = Place {
+        offset: FIRST.offset + 8,
+        ..FIRST
+    };
+    let error = opened_with(Head::default(), &blank, behind).await;
+    assert!(is(&error, Damage::Order), "{error}");
 }
 
 fn is(error: &LogError, expected: Damage) -> bool {
