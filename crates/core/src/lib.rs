@@ -100,6 +100,9 @@ mod env_security;
 pub mod error;
 mod events;
 mod feed;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod group;
 pub mod ids;
 mod lifecycle;

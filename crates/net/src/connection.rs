@@ -405,6 +405,12 @@ impl FrameReceiver {
         }
     }
 
+    /// Bytes of memory for what has been received, and not been returned.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     async fn next_frame(&mut self) -> Result<Option<Bytes>> {
         loop {
             let missing_bytes = match parse_header(&self.buffer)? {

@@ -82,6 +82,9 @@ mod connection;
 mod descriptors;
 mod dispatcher;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod lock;
 mod memory;
 mod places;

@@ -376,14 +376,14 @@ fn proven(chain: Option<&[CertificateDer<'_>]>) -> std::result::Result<String, S
 }
 
 /// The one URI among the subject alternative names of a certificate.
-fn identity_of(certificate: &CertificateDer<'_>) -> std::result::Result<String, String> {
+pub(crate) fn identity_of(certificate: &CertificateDer<'_>) -> std::result::Result<String, String> {
     let certificate = EndEntityCert::try_from(certificate)
         .map_err(|error| format!("the certificate cannot be read: {error}"))?;
     let mut names = certificate.valid_uri_names();
     match (names.next(), names.next()) {
-        (Some(name), None) => Ok(name.to_owned()),
-        (None, _) => Err("the certificate names no identity, which is a URI".to_owned()),
-        (Some(_), Some(_)) => Err("the certificate names more than one identity".to_owned()),
+        (Some(name), None) if !name.is_empty() => Ok(name.to_owned()),
+        (_, None) => Err("the certificate names no identity, which is a URI".to_owned()),
+        (_, Some(_)) => Err("the certificate names more than one identity".to_owned()),
     }
 }
 

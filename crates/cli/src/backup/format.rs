@@ -202,19 +202,29 @@ pub(super) fn read_chunk(
     dir: &Path,
     number: usize,
     chunk: &Chunk,
-    mut each: impl FnMut(Record<'_>) -> Result<(), BackupError>,
+    each: impl FnMut(Record<'_>) -> Result<(), BackupError>,
 ) -> Result<(), BackupError> {
     let path = chunk_path(dir, number);
     let bytes = read_bounded(&path, CHUNK_BYTES_MAX)?;
+    parse_chunk((&path, &bytes), number, chunk, each)
+}
+
+/// The same for the bytes of a file.
+pub(super) fn parse_chunk(
+    (path, bytes): (&Path, &[u8]),
+    number: usize,
+    chunk: &Chunk,
+    mut each: impl FnMut(Record<'_>) -> Result<(), BackupError>,
+) -> Result<(), BackupError> {
     let damaged = |offset, what| BackupError::Damaged {
-        path: path.clone(),
+        path: path.to_owned(),
         offset,
         what,
     };
     if bytes.len() as u64 != chunk.bytes {
         return Err(damaged(bytes.len(), "the file has the wrong length"));
     }
-    if bytes.len() < HEADER_BYTES + HASH_BYTES || hex(&bytes) != chunk.checksum {
+    if bytes.len() < HEADER_BYTES + HASH_BYTES || hex(bytes) != chunk.checksum {
         return Err(damaged(0, "the checksum does not match"));
     }
     let (body, hash) = bytes.split_at(bytes.len() - HASH_BYTES);
@@ -278,13 +288,18 @@ impl Manifest {
             }
             read => read?,
         };
+        Self::parse(&path, &bytes)
+    }
+
+    /// Verifies the bytes of a manifest.
+    pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, BackupError> {
         let damaged = |what| BackupError::Damaged {
-            path: path.clone(),
+            path: path.to_owned(),
             offset: 0,
             what,
         };
         let value: serde_json::Value =
-            serde_json::from_slice(&bytes).map_err(|_| damaged("it is not JSON"))?;
+            serde_json::from_slice(bytes).map_err(|_| damaged("it is not JSON"))?;
         let found = value.get("format").and_then(serde_json::Value::as_u64);
         let found = found.and_then(|found| u32::try_from(found).ok());
         match found {
@@ -301,7 +316,7 @@ impl Manifest {
         }
     }
 
-    fn own_checksum(&self) -> String {
+    pub(super) fn own_checksum(&self) -> String {
         let bare = Self {
             checksum: String::new(),
             ..self.clone()
@@ -310,7 +325,8 @@ impl Manifest {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// The BLAKE3 of bytes, in hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
     let hash = blake3::hash(bytes);
     let mut text = String::new();
     for byte in hash.as_bytes() {

@@ -2,6 +2,8 @@
 
 mod create;
 mod format;
+#[cfg(test)]
+mod fuzzing;
 mod place;
 mod progress;
 mod restore;

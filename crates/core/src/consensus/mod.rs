@@ -13,6 +13,8 @@ mod damage;
 pub(crate) mod election;
 mod failover;
 mod feeder;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod log_store;
 #[cfg(test)]
 mod log_store_suite;

@@ -153,7 +153,7 @@ pub(super) fn to_pem(der: &[u8]) -> String {
     pem::encode_config(&pem::Pem::new("CERTIFICATE", der), lines)
 }
 
-fn read_one(der: Vec<u8>) -> Result<Certificate, String> {
+pub(super) fn read_one(der: Vec<u8>) -> Result<Certificate, String> {
     let (rest, parsed) = parse_x509_certificate(&der).map_err(|error| error.to_string())?;
     if !rest.is_empty() {
         return Err("there are bytes behind the certificate".to_owned());

@@ -23,6 +23,8 @@ mod certificate;
 mod describe;
 mod error;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod request;
 mod rotation;
 

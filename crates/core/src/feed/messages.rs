@@ -9,6 +9,7 @@ use prost::Message;
 use crate::error::FeedError;
 use crate::feed::{Change, CommittedTransaction, FeedEvent, Filter, StartAt, SubscribeOptions};
 use crate::ids::{GroupUuid, Term, Vlsn};
+use crate::limits::SUBSCRIPTION_FILTERS_MAX;
 use crate::token::CommitToken;
 use crate::wire::messages::WireError;
 
@@ -259,6 +260,10 @@ impl TryFrom<SubscribeMessage> for SubscribeOptions {
     type Error = WireError;
 
     fn try_from(message: SubscribeMessage) -> Result<Self, WireError> {
+        // Each is compared with all the others before the whole filter can be checked.
+        if message.filter.len() > SUBSCRIPTION_FILTERS_MAX {
+            return Err(WireError::Invalid("number of prefixes"));
+        }
         let begin = match message.begin.ok_or(WireError::Missing("a beginning"))? {
             BeginMessage::Now(_) => StartAt::Now,
             BeginMessage::Start(_) => StartAt::Start,
@@ -509,6 +514,21 @@ mod tests {
             changes,
         });
         assert_eq!(back(event.clone()), event);
+    }
+
+    #[test]
+    fn a_request_with_more_prefixes_than_may_be_is_refused() {
+        let asked = |count| {
+            let filter = vec![PrefixMessage::default(); count];
+            SubscribeOptions::try_from(SubscribeMessage {
+                begin: Some(BeginMessage::Now(true)),
+                filter,
+                ..SubscribeMessage::default()
+            })
+        };
+        assert!(asked(SUBSCRIPTION_FILTERS_MAX).is_ok());
+        let refused = asked(SUBSCRIPTION_FILTERS_MAX + 1);
+        assert!(matches!(refused, Err(WireError::Invalid(_))));
     }
 
     #[test]

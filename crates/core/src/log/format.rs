@@ -22,6 +22,9 @@ pub(super) const RECORD_ALIGNMENT: usize = 8;
 
 const MAGIC: [u8; 8] = *b"STDFSTLG";
 
+/// No term and no position comes near this.
+const NUMBER_MAX: u64 = u64::MAX / 2;
+
 // Segment header.
 const SEGMENT_CHECKSUM: usize = 8;
 const SEGMENT_VERSION: usize = SEGMENT_CHECKSUM + 4;
@@ -115,6 +118,21 @@ impl Head {
                 self.last = later(self.last, self.purged);
             }
         }
+    }
+}
+
+impl Head {
+    /// Whether a log can be in this state. Bytes that are intact may still be of no log: numbers near
+    /// the end of their range would overflow in additions.
+    pub(super) fn is_possible(&self) -> bool {
+        let ids = [self.purged, self.last, self.committed];
+        let ids = ids.into_iter().flatten();
+        let mut numbers = ids.flat_map(|id| [id.term.0, id.position.0]);
+        let term = self.vote.map_or(0, |vote| vote.term.0);
+        let position = |id: Option<LogId>| id.map(|id| id.position);
+        position(self.last) >= position(self.purged)
+            && numbers.all(|number| number < NUMBER_MAX)
+            && term < NUMBER_MAX
     }
 }
 
@@ -407,6 +425,39 @@ pub(super) fn decode_record(bytes: &[u8], at: usize, place: Place) -> Result<Par
         payload: payload..payload + length,
         size: u32::try_from(size).map_err(|_| Invalid::Length)?,
     })
+}
+
+/// Makes the bytes of a record those of `place`, after the record with the checksum `previous`.
+/// Returns its own checksum and its size; `None` when it is longer than the bytes.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn seal_record(bytes: &mut [u8], place: Place, previous: u32) -> Option<(u32, u32)> {
+    let header = bytes.get_mut(..RECORD_HEADER_BYTES)?;
+    put(header, RECORD_PLACE, place.to_number().to_le_bytes());
+    put(header, RECORD_PREVIOUS, previous.to_le_bytes());
+    let size = record_bytes(u32_at(header, RECORD_LENGTH) as usize);
+    let checksum = crc32c::crc32c(bytes.get(RECORD_LENGTH..size)?);
+    put(bytes, RECORD_CHECKSUM, checksum.to_le_bytes());
+    Some((checksum, u32::try_from(size).ok()?))
+}
+
+/// Makes the bytes of a segment those of the whole file with this number, of this log. Returns the
+/// checksum of the last record before it.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn seal_segment(bytes: &mut [u8], identity: LogIdentity, sequence: u32) -> u32 {
+    let length = u32::try_from(bytes.len()).expect("a segment is shorter than 4 GiB");
+    put(bytes, 0, MAGIC);
+    put(bytes, SEGMENT_SEQUENCE, sequence.to_le_bytes());
+    put(bytes, SEGMENT_BYTES, length.to_le_bytes());
+    put(bytes, SEGMENT_GROUP, identity.group.0.into_bytes());
+    put(bytes, SEGMENT_NODE, identity.node.0.to_le_bytes());
+    put(
+        bytes,
+        SEGMENT_INCARNATION,
+        identity.incarnation.0.to_le_bytes(),
+    );
+    let checksum = segment_checksum(bytes);
+    put(bytes, SEGMENT_CHECKSUM, checksum.to_le_bytes());
+    u32_at(bytes, SEGMENT_PREVIOUS_CHECKSUM)
 }
 
 /// Whether a record header claims this place, intact or not.

@@ -37,6 +37,8 @@ mod appender;
 mod cache;
 mod disk;
 mod format;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod index;
 mod lag;
 mod reader;

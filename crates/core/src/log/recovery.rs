@@ -212,6 +212,9 @@ fn read_header(file: &dyn DiskFile, path: &Path) -> Result<SegmentHeader, LogErr
         Invalid::Version(version) if version > VERSION => newer(path, version),
         _ => corrupt(path, 0, Damage::Header),
     })?;
+    if !header.head.is_possible() {
+        return Err(corrupt(path, 0, Damage::Header));
+    }
     let bytes = file.len().map_err(|error| refused(path, error))?;
     if bytes < header.bytes.into() {
         return Err(corrupt(path, bytes, Damage::Short));
@@ -276,6 +279,12 @@ impl Replay {
     fn record(&mut self, segment: &Segment, parsed: &Parsed) -> Result<(), LogError> {
         let place = parsed.link.place;
         let order = || corrupt(&segment.path, place.offset.into(), Damage::Order);
+        let mut head = self.head;
+        head.apply(&parsed.record);
+        // A record vouches for what is before it, and for no more.
+        if !head.is_possible() || parsed.link.synced_below > place {
+            return Err(order());
+        }
         match parsed.record {
             Record::Entry(_, id) => {
                 if self
@@ -300,7 +309,7 @@ impl Replay {
             Record::Purge(upto) => self.index.purge(upto.position),
             Record::Vote(_) | Record::Mark(_) => {}
         }
-        self.head.apply(&parsed.record);
+        self.head = head;
         self.chain = parsed.checksum;
         self.synced = self.synced.max(Some(parsed.link.synced_below));
         Ok(())

@@ -27,6 +27,8 @@
 //! | `swap.rs` | from the old state to the new one |
 
 pub(crate) mod fetch;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub(crate) mod service;
 pub(crate) mod source;
 mod staged;

@@ -115,7 +115,12 @@ impl Gate {
 
     /// Whether the hello says what the certificate of the caller proves, and whether its holder may
     /// call this service.
-    fn check_holder(&self, hello: &Hello, holder: &Holder, service: &str) -> Result<(), Refused> {
+    pub(super) fn check_holder(
+        &self,
+        hello: &Hello,
+        holder: &Holder,
+        service: &str,
+    ) -> Result<(), Refused> {
         let identity = self.identity.borrow().clone();
         if holder.group() != identity.group_name {
             let text = format!(
@@ -158,7 +163,7 @@ impl Gate {
         Err((Refusal::NotAMember, text))
     }
 
-    fn check(&self, hello: &Hello, service: &str) -> Result<Option<NodeId>, Refused> {
+    pub(super) fn check(&self, hello: &Hello, service: &str) -> Result<Option<NodeId>, Refused> {
         let identity = self.identity.borrow().clone();
         if hello.version_min > PROTOCOL_VERSION_MAX || hello.version_max < PROTOCOL_VERSION_MIN {
             let text = format!(

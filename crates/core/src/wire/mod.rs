@@ -3,6 +3,8 @@
 mod access;
 pub(crate) mod comparison;
 pub(crate) mod dialling;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub(crate) mod gate;
 pub(crate) mod hello;
 pub(crate) mod messages;

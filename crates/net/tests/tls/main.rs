@@ -285,7 +285,8 @@ fn a_certificate_names_one_identity() {
     let mut two = naming("test://node/2");
     two.subject_alt_names
         .extend(naming("test://node/3").subject_alt_names);
-    for (params, says) in [(nobody, "names no identity"), (two, "more than one")] {
+    let none = "names no identity";
+    for (params, says) in [(nobody, none), (naming(""), none), (two, "more than one")] {
         let (certificate, key) = authority.issue(&params);
         let refused = TlsCredentials::from_pem(
             certificate.as_bytes(),

@@ -1,6 +1,8 @@
 //! What a log refuses: callers' mistakes, and files that are not what they should be.
 
-use super::super::format::{RECORDS_START, record_bytes};
+use super::super::format::{
+    Head, Link, Place, RECORDS_START, Record, SegmentHeader, encode_record, record_bytes,
+};
 use super::super::{Damage, Disk, OpenMode};
 use super::*;
 
@@ -107,4 +109,71 @@ async fn a_missing_segment_is_corruption() {
         disk.plant(&path, &bytes);
     }
     Node::open(&disk, TINY).await.unwrap();
+}
+
+/// The first place of a record.
+const FIRST: Place = Place {
+    segment: 1,
+    offset: RECORDS_START,
+};
+
+/// What a log says whose only segment has this header and this record, both intact.
+async fn opened_with(head: Head, record: &Record, synced_below: Place) -> LogError {
+    let header = SegmentHeader {
+        identity: IDENTITY,
+        sequence: 1,
+        bytes: TINY.segment_bytes,
+        previous_end: 0,
+        previous_checksum: 0,
+        head,
+    };
+    let link = Link {
+        place: FIRST,
+        previous: 0,
+        synced_below,
+    };
+    let mut bytes = header.encode().to_vec();
+    bytes.resize(RECORDS_START as usize, 0);
+    encode_record(&mut bytes, &link, record, &[]);
+    bytes.resize(TINY.segment_bytes as usize, 0);
+    let disk = MemoryDisk::new();
+    disk.create_dir_all(&dir()).unwrap();
+    disk.plant(&segment_path(1), &bytes);
+    Node::open(&disk, TINY).await.err().unwrap()
+}
+
+#[tokio::test]
+async fn intact_bytes_of_a_state_that_no_log_is_in_are_corruption() {
+    let blank = Record::Entry(EntryKind::Blank, id(0, 0));
+    let purged_ahead = Head {
+        purged: Some(id(0, 7)),
+        ..Head::default()
+    };
+    let error = opened_with(purged_ahead, &blank, FIRST).await;
+    assert!(is(&error, Damage::Header), "{error}");
+    for record in [
+        Record::Entry(EntryKind::Blank, id(0, u64::MAX)),
+        Record::Mark(Some(id(u64::MAX, 0))),
+        Record::Truncation(Some(id(0, u64::MAX))),
+        Record::Purge(id(0, u64::MAX)),
+        Record::Vote(vote(u64::MAX)),
+    ] {
+        let error = opened_with(Head::default(), &record, FIRST).await;
+        assert!(is(&error, Damage::Order), "{record:?}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_vouches_for_itself_is_corruption() {
+    let blank = Record::Entry(EntryKind::Blank, id(0, 0));
+    let behind = Place {
+        offset: FIRST.offset + 8,
+        ..FIRST
+    };
+    let error = opened_with(Head::default(), &blank, behind).await;
+    assert!(is(&error, Damage::Order), "{error}");
+}
+
+fn is(error: &LogError, expected: Damage) -> bool {
+    matches!(error, LogError::Corrupt { damage, .. } if *damage == expected)
 }

@@ -31,6 +31,8 @@ const SLOTS_DURABLE: usize = 2;
 const SLOTS: usize = 64;
 const SLOT_BYTES: usize = 64;
 const CHECKED_FROM: usize = 8;
+/// No slot has a higher number: it would leave none to those after it.
+const NUMBER_MAX: u64 = u64::MAX / 2;
 const FILE_BYTES: usize = SLOTS * SECTOR_BYTES;
 
 /// The file could not be read or written.
@@ -88,6 +90,9 @@ impl Slot {
             return None;
         }
         let number = slot.get_u64_le();
+        if number > NUMBER_MAX {
+            return None;
+        }
         let position = LogPosition(slot.get_u64_le());
         let vlsn = Vlsn(slot.get_u64_le());
         let rows = slot.get_u64_le();
@@ -279,6 +284,18 @@ mod tests {
         let again = DigestFile::open(&shared, path).await.unwrap();
         assert_eq!(again.found_at(LogPosition(7)), Some(point(7)));
         assert_eq!(again.furthest_found(), Some(point(200)));
+    }
+
+    #[test]
+    fn a_slot_that_leaves_no_number_to_the_next_is_none() {
+        let of = |number| Slot {
+            number,
+            point: point(9),
+            checked: Vlsn(4),
+        };
+        let decoded = |number| Slot::decode(&of(number).encode());
+        assert_eq!(decoded(NUMBER_MAX), Some(of(NUMBER_MAX)));
+        assert_eq!(decoded(u64::MAX), None);
     }
 
     #[test]

@@ -1,0 +1,70 @@
+//! The corpora of `fuzz/`, replayed.
+
+#![expect(clippy::disallowed_methods, reason = "the corpora are files")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
+
+use super::TARGETS;
+use super::messages::{KINDS, of_kind};
+
+/// What the names of the targets of other crates begin with.
+const ELSEWHERE: [&str; 2] = ["cli_", "net_"];
+
+#[test]
+fn messages_records_and_texts_of_the_corpora_are_decoded_without_a_panic() {
+    for (name, decode) in TARGETS {
+        let inputs = files_in(&fuzz().join("corpus").join(name)).into_iter();
+        let panics = |input: &PathBuf| {
+            let bytes = fs::read(input).unwrap();
+            catch_unwind(|| decode(&bytes)).is_err()
+        };
+        let failed: Vec<_> = inputs.filter(panics).collect();
+        assert!(failed.is_empty(), "{failed:?}");
+    }
+}
+
+#[test]
+fn every_target_has_a_corpus_and_every_corpus_a_target() {
+    let known: BTreeSet<String> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(names_in("corpus"), known);
+    assert_eq!(names_in("fuzz_targets"), known);
+    for name in known {
+        assert!(
+            !files_in(&fuzz().join("corpus").join(&name)).is_empty(),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn the_corpus_has_a_valid_message_of_each_kind() {
+    let inputs = files_in(&fuzz().join("corpus/message")).into_iter();
+    let valid = inputs.filter_map(|input| of_kind(&fs::read(input).unwrap())?.ok());
+    let valid: Vec<_> = valid.collect();
+    for kind in KINDS {
+        assert!(valid.contains(&kind), "{kind:?}");
+    }
+}
+
+fn fuzz() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz")
+}
+
+fn files_in(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder);
+    let entries = entries.unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+/// The names in a folder of `fuzz/` that are of this crate.
+fn names_in(folder: &str) -> BTreeSet<String> {
+    let names = files_in(&fuzz().join(folder)).into_iter();
+    let names = names.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned());
+    let is_own = |name: &String| !ELSEWHERE.iter().any(|prefix| name.starts_with(prefix));
+    names.filter(is_own).collect()
+}
