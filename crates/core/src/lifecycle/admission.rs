@@ -70,7 +70,8 @@ async fn take_node_id(
         let mut awaited = transaction.awaited_nodes()?;
         let is_new = named >= next && named.0 - next.0 <= ID_GAP_MAX;
         let is_taken = members.contains_key(&named);
-        let may_come = !is_taken && (is_new || awaited.awaits(named));
+        let is_awaited = named > node.identity.epoch.ids_before() && awaited.awaits(named);
+        let may_come = !is_taken && (is_new || is_awaited);
         taken = may_come.then_some(named);
         if may_come && is_new {
             // If the change of the members fails, it may ask again.

@@ -159,8 +159,7 @@ impl Gate {
         if may {
             return Ok(());
         }
-        let text = format!("node {proven} is not a member");
-        Err((Refusal::NotAMember, text))
+        Err(self.no_member(proven))
     }
 
     pub(super) fn check(&self, hello: &Hello, service: &str) -> Result<Option<NodeId>, Refused> {
@@ -235,7 +234,18 @@ impl Gate {
         let earlier = identity.epoch.ids_before();
         let known = members.keys().copied().chain(founders).chain([earlier]);
         let newest = known.max().unwrap_or_default().max(self.given.newest());
-        id > newest || self.given.may_come(id)
+        // After a recovery, nobody knows who else had an id of before.
+        id > newest || (id > earlier && self.given.may_come(id))
+    }
+
+    /// Why a node of this id is refused.
+    fn no_member(&self, id: NodeId) -> Refused {
+        let newest = self.given.newest();
+        let text = format!(
+            "node {id} is not a member, and its id may not come any more: a new node needs credentials for \
+             one that was never given, above {newest}, or a join token that gives it some"
+        );
+        (Refusal::NotAMember, text)
     }
 
     fn check_sender(&self, hello: &Hello, service: &str) -> Result<Option<NodeId>, Refused> {
@@ -406,10 +416,15 @@ mod tests {
     /// What node 1 of group "orders", whose only other member is node 2, answers to a hello that
     /// says to come from `sender`, with a certificate of this identity.
     fn proving(identity_text: &str, sender: u64, service: &str) -> Option<Refusal> {
+        proving_in(1, identity_text, sender, service)
+    }
+
+    /// The same in a later epoch of the group.
+    fn proving_in(epoch: u64, identity_text: &str, sender: u64, service: &str) -> Option<Refusal> {
         let superseded: Superseded = Arc::new(|_, _| {});
         let members = [(NodeId(2), Member::default())];
         let gate = Gate::new(
-            watch::Sender::new(Arc::new(identity(1, 1))).subscribe(),
+            watch::Sender::new(Arc::new(identity(1, epoch))).subscribe(),
             watch::Sender::new(Arc::new(members.into())).subscribe(),
             Duration::ZERO,
             Arc::clone(&superseded),
@@ -417,7 +432,7 @@ mod tests {
         );
         let caller = match sender {
             0 => Caller::Client,
-            id => Caller::Node(Arc::new(identity(id, 1)), superseded),
+            id => Caller::Node(Arc::new(identity(id, epoch)), superseded),
         };
         let hello = caller.hello(NodeId(1), service);
         let holder = identity_text.parse().expect("an identity");
@@ -471,6 +486,8 @@ mod tests {
         let new = [None, none, none, None, None, None, None];
         assert_eq!(refusal("orders/node/6", 6), new, "it asks to be let in");
         assert_eq!(refusal("orders/node/5", 5), new, "it was given that id");
+        let recovered = proving_in(2, "steadfast://orders/node/5", 5, NODE_STATE);
+        assert_eq!(recovered, none, "before the group was recovered");
         assert_eq!(refusal("other/node/2", 2), [Some(Refusal::WrongGroup); 7]);
         assert_eq!(refusal("other/admin/a", 0), [Some(Refusal::WrongGroup); 7]);
     }
