@@ -79,6 +79,8 @@ struct IdentityRecord {
     damaged: Option<u64>,
     #[prost(fixed64, repeated, tag = "15")]
     earlier: Vec<u64>,
+    #[prost(bool, tag = "16")]
+    joins: bool,
 }
 
 /// A [`FileMark`].
@@ -120,6 +122,8 @@ pub(crate) struct Identity {
     /// The incarnations before this one, oldest first: a member that has been away since before a
     /// repair knows one of them.
     pub(crate) earlier: Vec<Incarnation>,
+    /// Whether it was begun with a join token: it founds no group.
+    pub(crate) joins: bool,
 }
 
 /// Maximum number of earlier incarnations that a directory remembers.
@@ -143,6 +147,7 @@ impl Identity {
             log: 0,
             damaged: None,
             earlier: Vec::new(),
+            joins: false,
         }
     }
 
@@ -487,6 +492,7 @@ fn record(identity: &Identity, origin: Option<FileMark>) -> IdentityRecord {
         log: identity.log,
         damaged: identity.damaged.map(|before| before.0),
         earlier: identity.earlier.iter().map(|earlier| earlier.0).collect(),
+        joins: identity.joins,
     }
 }
 
@@ -576,6 +582,7 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<(Identity, Option<FileMark>), Ope
         log: record.log,
         damaged: record.damaged.map(Incarnation),
         earlier: record.earlier.into_iter().map(Incarnation).collect(),
+        joins: record.joins,
     };
     Ok((identity, origin))
 }

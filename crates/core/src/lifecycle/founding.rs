@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::config::RepConfig;
+use crate::config::{ConfigError, RepConfig};
 use crate::error::OpenError;
 use crate::group::Members;
 use crate::group::identity::{DataDir, Identity};
@@ -16,6 +16,10 @@ use crate::node::create_log;
 use crate::node::phase::Phase;
 use crate::quorum_loss;
 use crate::state_copy::swap;
+
+/// A node that was to join a group founds none of its own because its token is gone.
+const BEGUN_WITH_TOKEN: &str = "is missing: this data directory was begun with a join token, and its \
+     group has not let the node in yet; give a token again, or an empty directory";
 
 /// The identity in the directory, or a new one that has been written there.
 pub(super) async fn own_identity(
@@ -36,11 +40,17 @@ pub(super) async fn own_identity(
         if found.node_name != config.node {
             return Err(foreign("node", &found.node_name, &config.node));
         }
+        if found.joins && found.group.is_none() && config.token.is_none() {
+            return Err(ConfigError::new("join", BEGUN_WITH_TOKEN).into());
+        }
         let found = swap::finish(&node::log_config(config), machine, dir, found).await?;
         return quorum_loss::finish(machine, dir, found).await;
     }
     let (incarnation, _) = draw(machine.seed);
-    let identity = Identity::fresh(&config.group, &config.node, Incarnation(incarnation));
+    let identity = Identity {
+        joins: config.token.is_some(),
+        ..Identity::fresh(&config.group, &config.node, Incarnation(incarnation))
+    };
     dir.write_identity(&*machine.disk, &identity).await?;
     Ok(identity)
 }

@@ -10,6 +10,7 @@ const ORIGIN: FileMark = FileMark {
 
 fn identity(group: Option<u128>) -> Identity {
     Identity {
+        joins: true,
         group_name: "orders".to_owned(),
         node_name: "n1".to_owned(),
         incarnation: Incarnation(77),
