@@ -216,6 +216,9 @@ enum TokenVerb {
         /// Hours after which it is good for nothing
         #[arg(long, value_name = "N", default_value_t = HOURS, value_parser = clap::value_parser!(u64).range(1..=HOURS_MAX))]
         hours: u64,
+        /// A token for a node that has credentials of its own: it brings none, and is no secret
+        #[arg(long)]
+        without_credentials: bool,
         #[command(flatten)]
         at: At,
     },
@@ -332,9 +335,10 @@ pub(crate) async fn run_token(arguments: TokenArguments) -> Result<ExitCode, Fai
         node_type,
         priority,
         hours,
+        without_credentials,
         at,
     } = verb;
-    let valid_for = Duration::from_secs(hours * 3_600);
+    let valid_for = (!without_credentials).then(|| Duration::from_secs(hours * 3_600));
     let token = ask.at(at).token(node_type, priority, valid_for).await?;
     ask.print("token", &token.to_string());
     Ok(ExitCode::SUCCESS)
@@ -365,7 +369,18 @@ async fn replace(ask: &Ask, node: String, force: bool) -> Result<ExitCode, Failu
         ),
         |member| (member.node_type, member.priority, member.node.address),
     );
-    let token = ask.token(node_type, priority, INVITED_FOR).await?;
+    // The old node is gone by now: a token comes of it in any case.
+    let invited = ask.token(node_type, priority, Some(INVITED_FOR)).await;
+    let token = match invited {
+        Ok(token) => token,
+        Err(failure) => {
+            eprintln!(
+                "note: the token brings no credentials: {}\n{BY_HAND}",
+                failure.what()
+            );
+            ask.token(node_type, priority, None).await?
+        }
+    };
     let start = format!(
         "steadfast start --group {} --node {node} --data-dir EMPTY_DIR --listen {address} --join {token}",
         token.group_name
@@ -398,15 +413,15 @@ impl Ask {
         &self,
         node_type: NodeType,
         priority: u32,
-        valid_for: Duration,
+        valid_for: Option<Duration>,
     ) -> Result<JoinToken, Failure> {
         let count = u32::try_from(self.addresses().len()).unwrap_or(u32::MAX);
         let limit = ANSWER_TIMEOUT.saturating_mul(count);
         let asked = self.ask_for_token(node_type, priority);
         let token = self.wait_for(limit, asked).await?;
-        if !self.has_credentials() {
+        let Some(valid_for) = valid_for.filter(|_| self.has_credentials()) else {
             return Ok(token);
-        }
+        };
         let network = self.network()?;
         match token
             .clone()
@@ -414,12 +429,7 @@ impl Ask {
             .await
         {
             Ok(token) => Ok(token),
-            Err(AdminError::Refused { what, .. }) => {
-                eprintln!(
-                    "note: the new node gets no credentials with this token: {what}\n{BY_HAND}"
-                );
-                Ok(token)
-            }
+            Err(AdminError::Refused { what, to_do }) => Err(Failure::new(what, NOTHING, to_do)),
             Err(error) => Err(not_done(error)),
         }
     }
@@ -448,7 +458,8 @@ impl Ask {
         Err(Failure::new(
             why.join("; "),
             NOTHING,
-            "give --ask the address of a working node",
+            "give --ask the address of a working node, and --credentials those of an admin, if the group has \
+             credentials",
         ))
     }
 }

@@ -201,6 +201,7 @@ impl Settings {
         let token = self.token()?.filter(|token| token.pass.is_some());
         let data_dir = self.text("data_dir").map(PathBuf::from);
         let own = data_dir.map(|dir| dir.join(data_dir::CREDENTIALS));
+        self.check_joins(own.as_deref())?;
         let has_own = |dir: &PathBuf| token.is_some() || dir.join(CERTIFICATE_FILE).exists();
         let given = self.text("credentials").map(PathBuf::from);
         let dir = given.or_else(|| own.filter(has_own));
@@ -231,9 +232,28 @@ impl Settings {
         }
     }
 
-    fn has_identity(&self) -> bool {
-        let dir = self.text("data_dir").map(Path::new);
-        dir.is_some_and(|dir| dir.join(data_dir::IDENTITY).exists())
+    /// Whether the node of this data directory belongs to a group: it has a log then.
+    fn has_joined(&self) -> bool {
+        let dir = self
+            .text("data_dir")
+            .map(|dir| Path::new(dir).join(data_dir::LOG));
+        let names = dir.and_then(|dir| data_dir::names_in(&dir).ok());
+        names.is_some_and(|names| !names.is_empty())
+    }
+
+    /// A node that has got its credentials with a join token joins with it, and founds no group.
+    fn check_joins(&self, own: Option<&Path>) -> Result<(), ConfigError> {
+        let has_own = own.is_some_and(|dir| dir.join(CERTIFICATE_FILE).exists());
+        let how = ["join", "bootstrap"];
+        if !has_own || self.has_joined() || how.iter().any(|key| self.0.contains_key(key)) {
+            return Ok(());
+        }
+        let problem = format!(
+            "is missing: there are credentials in {}, and the node belongs to no group yet; give the join \
+             token that they came with, or the nodes that form the group (bootstrap)",
+            own.unwrap_or(Path::new("")).display()
+        );
+        Err(ConfigError::new("join", problem))
     }
 
     /// The join token; one that begins with `@` is in the file of that name.
@@ -251,7 +271,7 @@ impl Settings {
             .map(|path| (path, std::fs::read_to_string(path)))
         {
             // A node that has joined needs no token, and a used one may well be gone.
-            Some((_, Err(_))) if self.has_identity() => {
+            Some((_, Err(_))) if self.has_joined() => {
                 self.0.remove("join");
                 return Ok(None);
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use steadfast::credentials::CertificateRequest;
+use steadfast::credentials::{CertificateRequest, CredentialsError};
 use steadfast::{AdminError, JoinToken, TcpTransport};
 
 use crate::failure::{Failure, with_sources};
@@ -18,7 +18,14 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// When the group does not give them, or they cannot be written.
 pub(crate) async fn enrol(token: &JoinToken, dir: &Path) -> Result<(), Failure> {
-    let request = CertificateRequest::begin(dir)?;
+    let request = CertificateRequest::begin(dir).map_err(|error| match error {
+        CredentialsError::NotEmpty { .. } => Failure::new(
+            with_sources(&error),
+            NOTHING,
+            "name a directory for the new credentials that is empty, or not there yet (--credentials)",
+        ),
+        error => error.into(),
+    })?;
     println!(
         "asking group {} at {} for credentials",
         token.group_name,
@@ -40,8 +47,8 @@ fn not_certified(error: AdminError) -> Failure {
         AdminError::NotAllowed { .. } => Failure::new(
             what,
             NOTHING,
-            "the token may have expired, or the clock of this machine may be wrong: create another one \
-             (steadfast token create)",
+            "the token may have expired, the group may have another authority by now, or the clock of this \
+             machine may be wrong: create another token (steadfast token create)",
         ),
         AdminError::NoAnswer { .. } => Failure::new(
             what,

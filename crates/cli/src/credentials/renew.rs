@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use steadfast::credentials::{Authority, Rotation, date, describe, read, renew, rotate};
+use steadfast::credentials::{
+    Authority, Rotation, date, describe, is_current, renew, rotate, rotation,
+};
 
 use super::issue::Validity;
 use crate::failure::Failure;
@@ -33,7 +35,8 @@ Each call takes the next step, and renews the credentials in the directories tha
   3  nobody believes the old one any more
 
 Give all directories of the group each time, nodes, operators and clients, and before the next step see
-that they are in use where they belong: copied there, and `steadfast certs show` lists the authorities.
+that they are in use where they belong: copied there, and `steadfast certs show` has the same in BELIEVES.
+If some of them are behind, since a call was interrupted, it only brings those up to date.
 Nodes that got their credentials with a join token follow within a day, or when they start again.
 
 Example:
@@ -65,31 +68,51 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Takes the next step.
+/// Takes the next step, or finishes the last one, if some of the directories have not come that far:
+/// it may have been interrupted.
 ///
 /// # Errors
 /// When the authority cannot be read or written, or a directory cannot be renewed.
 pub(super) fn run_rotation(arguments: &RotateArguments) -> Result<ExitCode, Failure> {
     let whose = &arguments.whose;
-    // A directory that cannot be renewed is found before anything is changed.
+    let authority = Authority::read(&whose.authority)?;
+    let mut behind = Vec::new();
     for dir in &whose.directories {
-        read(dir, now_ms())?;
+        // What cannot be renewed is found before anything is changed.
+        describe(dir)?;
+        if !is_current(dir, &authority)? {
+            behind.push(dir.display().to_string());
+        }
     }
-    let step = rotate(&whose.authority, now_ms())?;
-    whose.renew().map_err(|failure| {
-        let rest = "renew the rest with `steadfast certs renew`, before the next step";
-        failure.with("the step was taken for the directories above", rest)
-    })?;
-    println!("{}", next(step));
+    let step = if behind.is_empty() {
+        Some(rotate(&whose.authority, now_ms())?)
+    } else {
+        println!(
+            "first these, which are behind: {}; call again for the next step",
+            behind.join(", ")
+        );
+        rotation(&whose.authority)?
+    };
+    whose.renew()?;
+    println!("{}", step.map_or(UP_TO_DATE, next));
     Ok(ExitCode::SUCCESS)
 }
+
+const PARTLY: &str = "those above were renewed, and the rest were not";
+const AGAIN: &str = "fix the cause, then call it again with all of them";
+const UP_TO_DATE: &str = "these are up to date with the authority";
 
 impl Whose {
     fn renew(&self) -> Result<(), Failure> {
         let authority = Authority::read(&self.authority)?;
         let valid_for = self.validity.duration();
-        let mut directories = self.directories.iter();
-        directories.try_for_each(|dir| renew_one(&authority, dir, valid_for))
+        for dir in &self.directories {
+            renew_one(&authority, dir, valid_for).map_err(|failure| {
+                let what = format!("{}: {}", dir.display(), failure.what());
+                Failure::new(what, PARTLY, AGAIN)
+            })?;
+        }
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 use steadfast::credentials::{
-    Authority, CredentialsError, Description, Subject, date, describe, read,
+    Authority, CredentialsError, Description, Subject, date, describe, read, read_authority,
 };
 use steadfast::plural;
 
@@ -21,15 +21,16 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 const SOON_DAYS: u64 = 30;
 
 /// Digits of a fingerprint that a table shows.
-const SHORT_DIGITS: usize = 16;
+const SHORT_DIGITS: usize = 8;
 
-const COLUMNS: [&str; 6] = [
+const COLUMNS: [&str; 7] = [
     "DIRECTORY",
     "HOLDER",
     "VALID UNTIL",
     "DAYS LEFT",
     "KEY",
     "AUTHORITY",
+    "BELIEVES",
 ];
 
 /// Show whose credentials these are, how long they are valid, and what is wrong with them
@@ -105,11 +106,17 @@ impl<'a> Shown<'a> {
         self.problem.is_none() && self.days_left < SOON_DAYS
     }
 
-    fn row(&self) -> [String; 6] {
+    fn row(&self) -> [String; 7] {
         let path = self.path.display().to_string();
         let Some(of) = &self.description else {
-            return [&path, "?", "", "", "", ""].map(str::to_owned);
+            return [&path, "?", "", "", "", "", ""].map(str::to_owned);
         };
+        let mut believed: Vec<_> = of
+            .authorities
+            .iter()
+            .map(|by| short(&by.fingerprint))
+            .collect();
+        believed.sort_unstable();
         let signed = of.authorities.iter().find(|authority| authority.has_signed);
         [
             path,
@@ -118,6 +125,7 @@ impl<'a> Shown<'a> {
             self.days_left.to_string(),
             if of.key_is_here { "here" } else { "none" }.to_owned(),
             signed.map_or("?", |by| short(&by.fingerprint)).to_owned(),
+            believed.join(" "),
         ]
     }
 
@@ -192,7 +200,10 @@ fn problem(path: &Path, of: &Description, now_ms: u64) -> Option<CredentialsErro
     match of.subject {
         // A file alone is there to be looked at.
         _ if path.is_file() => None,
-        Subject::Holder(_) => read(&path, now_ms).err(),
+        Subject::Holder(_) => {
+            let usable = read(&path, now_ms).map(drop);
+            usable.and_then(|()| read_authority(&path).map(drop)).err()
+        }
         Subject::Authority { .. } => Authority::read(&path).err(),
     }
 }

@@ -452,7 +452,8 @@ pub(crate) fn remedy_of_stop(status: &NodeStatus) -> &'static str {
 
 /// What to do about nodes that are up and do not talk to the caller.
 pub(crate) const OTHER_CREDENTIALS: &str = "it is up: give credentials of the group that are good \
-    (--credentials DIR); see them with steadfast certs show, on the node's machine too";
+    (--credentials DIR); see them with steadfast certs show, on the node's machine too. Those of a node that \
+    missed a change of the authority are renewed with steadfast certs renew";
 
 fn problem_of_unseen(name: &str, address: &str, why: &Unseen) -> Problem {
     if why.kind == UnseenKind::Unreachable(Unreachable::Denied) {

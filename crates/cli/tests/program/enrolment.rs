@@ -165,10 +165,83 @@ fn a_group_whose_authority_is_offline_says_how_a_new_node_gets_its_credentials()
         "--credentials",
         &admin,
     ];
-    let (token, notes) = run_to(0, &create);
+    let (_, errors) = run_to(1, &create);
+    assert!(errors.contains("does not have the key"), "{errors}");
+    assert!(errors.contains("steadfast certs issue"), "{errors}");
+    let (token, _) = run_to(0, &[&create[..], &["--without-credentials"]].concat());
     assert!(token.starts_with("steadfast-join/1/"), "{token}");
-    assert!(
-        notes.contains("steadfast certs issue --role node"),
-        "{notes}"
-    );
+}
+
+#[test]
+fn a_change_of_the_authority_that_was_interrupted_is_finished_before_the_next_step() {
+    let root = TempDir::new().expect("a directory");
+    let out = root.path().join("secrets").display().to_string();
+    let nodes = ["n1=127.0.0.1:1", "n2=127.0.0.1:2"];
+    let init = ["init", "--group", "g", "--out", &out];
+    run_to(0, &[&init[..], &nodes].concat());
+    let of = |name: &str| format!("{out}/{name}");
+    let (authority, n1, n2) = (of("authority"), of("n1"), of("n2"));
+    let rotate = |directories: &[&str]| {
+        let rotate = ["certs", "rotate-ca", "--authority", &authority];
+        run_to(0, &[&rotate[..], directories].concat()).0
+    };
+    let believed = |name: &str| {
+        let described = describe(Path::new(&of(name))).expect("credentials");
+        described.authorities.len()
+    };
+    for (step, believes) in [(1, 2), (2, 2), (3, 1)] {
+        // As if it had ended after the first directory.
+        let said = rotate(&[&n1]);
+        assert!(said.contains(&format!("step {step} of 3")), "{said}");
+        let said = rotate(&[&n1, &n2]);
+        assert!(said.contains("which are behind"), "{said}");
+        assert!(!said.contains(&format!("step {} of 3", step + 1)), "{said}");
+        assert_eq!([believed("n1"), believed("n2")], [believes; 2]);
+        let shown = run_to(0, &["certs", "show", &n1, &n2]).0;
+        let mut rows = shown.lines().skip(1).map(|line| {
+            let (_, believes) = line.split_once("here").expect("a key");
+            believes.trim().to_owned()
+        });
+        assert_eq!(rows.next(), rows.next(), "{shown}");
+    }
+}
+
+#[test]
+fn a_node_that_was_to_join_founds_no_group_when_its_token_is_gone() {
+    let root = TempDir::new().expect("a directory");
+    let dir = root.path().join("n4");
+    let with = |more: &[&str]| {
+        let mut arguments = node_arguments("g", "n4", &dir, free_port());
+        arguments.extend(more.iter().map(|word| (*word).to_owned()));
+        arguments
+    };
+    // Nobody lets it in.
+    let body = "steadfast-join/1/g/f9858012-f9cf-4200-91e8-8ecb6b6c023d/electable/1/127.0.0.1:1";
+    let token = format!("{body}/{:08x}", crc32c::crc32c(body.as_bytes()));
+    let node = Node::start(&with(&["--join", &token]));
+    node.wait_for(&["is waiting for group"]);
+    node.signal("-TERM");
+    assert!(node.end().0.success());
+    for (more, words) in [
+        (&[][..], "begun with a join token"),
+        (
+            &["--bootstrap", "n4=127.0.0.1:1"],
+            "begun with a join token",
+        ),
+        (&["--join", "@nowhere"], "cannot be read from nowhere"),
+    ] {
+        let told = refused_start(2, &with(more));
+        assert!(told.contains(words), "{words:?} is not in: {told}");
+    }
+    // With the token it goes on.
+    Node::start(&with(&["--join", &token])).wait_for(&["is waiting for group"]);
+
+    // The same before it has asked to be let in: it has its credentials, and nothing else.
+    let (dir, out) = (root.path().join("n5"), root.path().join("secrets"));
+    let init = ["init", "--group", "g", "--out", &out.display().to_string()];
+    run_to(0, &[&init[..], &["n1=127.0.0.1:1"]].concat());
+    fs::create_dir(&dir).expect("made");
+    fs::rename(out.join("n1"), dir.join("credentials")).expect("renamed");
+    let told = refused_start(2, &node_arguments("g", "n5", &dir, free_port()));
+    assert!(told.contains("token that they came with"), "{told}");
 }

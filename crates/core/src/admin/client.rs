@@ -147,6 +147,7 @@ impl Client<'_> {
         // Addresses of this round where somebody denies the call, and where nobody is.
         let (mut denied, mut silent) = (0, 0);
         let mut denied_since = None;
+        let mut why_denied = String::new();
         loop {
             let Some(address) = next.pop_front() else {
                 denied_since = match denied_since {
@@ -156,7 +157,7 @@ impl Client<'_> {
                 };
                 let is_denied = denied_since.is_some_and(|since| since.elapsed() >= DENIED_MAX);
                 if is_denied && !may_be_done.load(Ordering::Relaxed) {
-                    return Asked::Denied { why: last };
+                    return Asked::Denied { why: why_denied };
                 }
                 if self.addresses.is_empty() || Instant::now() + RETRY_INTERVAL >= deadline {
                     return no_answer(last);
@@ -175,10 +176,13 @@ impl Client<'_> {
             match asked.await {
                 Err(_) => return no_answer(format!("{address} did not answer in time")),
                 Ok(Err(error)) => {
-                    denied += usize::from(error.is_denied());
                     let is_silent = matches!(error, DialError::Net(NetError::Io { .. }));
                     silent += usize::from(is_silent);
                     last = format!("{address}: {}", with_source(&error));
+                    if error.is_denied() {
+                        denied += 1;
+                        why_denied.clone_from(&last);
+                    }
                 }
                 Ok(Ok(AdminAnswer::Done(done))) => return Asked::Done(done),
                 Ok(Ok(AdminAnswer::Refused(refused))) => {

@@ -181,11 +181,11 @@ keys! {
     "bootstrap", "list of name=host:port", "this node alone",
         "The nodes that form the group. Used only while data_dir is empty, ignored afterwards.";
     "join", "token", "none",
-        "Token from `steadfast token create`, instead of `bootstrap`: lets this node join an existing group. Used only while data_dir is empty.";
+        "Token from `steadfast token create`, instead of `bootstrap`: lets this node join an existing group. `steadfast` reads it from a file if it is `@FILE`, from the directory in which it is started. Used only while data_dir is empty.";
     "advertise", "host:port", "the address of `listen`",
         "Where the others reach this node: the address it gives them when it joins or founds the group. Required if it listens on every address (0.0.0.0) and has no `bootstrap`.";
     "credentials", "path", "none",
-        "Directory with the node's certificate, key and authorities, as `steadfast init` makes it: all connections are then encrypted and authenticated. Required where other machines can reach the node. Read again when it changes.";
+        "Directory with the node's certificate, key and authorities, as `steadfast init` makes it, or a join token fills it (by default `credentials` in data_dir): all connections are then encrypted and authenticated. Required where other machines can reach the node. Read again when it changes.";
     "insecure_plaintext", "yes or no", "no",
         "Does without credentials where other machines can reach the node: whoever reaches its port reads and changes everything.";
     "durability", "majority, all, local or none", "majority",

@@ -170,13 +170,21 @@ impl Authority {
         Ok(all.iter().any(|one| one.public_key == key.public_key_raw()))
     }
 
+    /// The fingerprints of those that are believed, its own among them.
+    ///
+    /// # Errors
+    /// [`CredentialsError::Malformed`].
+    pub(super) fn fingerprints(&self) -> Result<Vec<String>, CredentialsError> {
+        let all = certificate::read_all(Path::new(AUTHORITY_FILE), self.pem.as_bytes())?;
+        Ok(all.iter().map(Certificate::fingerprint).collect())
+    }
+
     /// Whether another one is believed beside it.
     ///
     /// # Errors
     /// [`CredentialsError::Malformed`].
     pub(super) fn believes_others(&self) -> Result<bool, CredentialsError> {
-        let all = certificate::read_all(Path::new(AUTHORITY_FILE), self.pem.as_bytes())?;
-        Ok(all.len() > 1)
+        Ok(self.fingerprints()?.len() > 1)
     }
 
     /// The group for which it signs.

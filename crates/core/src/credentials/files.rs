@@ -2,8 +2,9 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 
@@ -20,6 +21,11 @@ pub const AUTHORITY_KEY_FILE: &str = "authority-key.pem";
 
 /// The largest file that is read: enough for hundreds of certificates.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// How a file is named that is about to take another one's place.
+const NEW: &str = ".new.";
+/// How old such a file is that was left there.
+const LEFT_AFTER: Duration = Duration::from_mins(1);
 
 /// Mode of a directory that is made: only its owner may look inside.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -86,15 +92,43 @@ pub(super) fn write(path: &Path, text: &str) -> Result<(), CredentialsError> {
 /// [`CredentialsError::Io`].
 pub(super) fn replace(dir: &Path, name: &str, text: &str) -> Result<(), CredentialsError> {
     let path = dir.join(name);
+    remove_left(dir);
     // It has mode 0600, and is removed if anything fails.
-    let beside = tempfile::Builder::new().prefix(".new.").tempfile_in(dir);
+    let beside = tempfile::Builder::new().prefix(NEW).tempfile_in(dir);
     let written = beside.and_then(|mut file| {
+        keep_owner(dir, file.as_file())?;
         file.write_all(text.as_bytes())?;
         file.as_file().sync_all()?;
         file.persist(&path).map_err(|error| error.error)
     });
     written.map_err(failed("write", &path))?;
     sync(dir)
+}
+
+/// Gives a new file to the owner of its directory: another user, root perhaps, may write it for the
+/// one that runs the node.
+fn keep_owner(dir: &Path, file: &File) -> io::Result<()> {
+    let (of_dir, own) = (fs::metadata(dir)?, file.metadata()?);
+    if own.uid() == of_dir.uid() {
+        return Ok(());
+    }
+    fchown(file, Some(of_dir.uid()), Some(of_dir.gid()))
+}
+
+/// Removes files that an interrupted [`replace`] has left; they may hold keys. One that is being
+/// written is younger.
+#[expect(clippy::disallowed_methods, reason = "the edge of these files")]
+fn remove_left(dir: &Path) {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    for entry in entries {
+        let is_new = entry.file_name().to_string_lossy().starts_with(NEW);
+        let written = entry.metadata().and_then(|of| of.modified()).ok();
+        let age = written.and_then(|at| at.elapsed().ok());
+        if is_new && age.is_some_and(|age| age > LEFT_AFTER) {
+            // It is in nobody's way, and the next one may remove it.
+            fs::remove_file(entry.path()).ok();
+        }
+    }
 }
 
 /// Removes a file, durably.

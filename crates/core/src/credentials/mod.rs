@@ -42,7 +42,7 @@ pub use self::files::{
 };
 pub(crate) use self::request::key_fingerprint;
 pub use self::request::{CertificateRequest, Certified};
-pub use self::rotation::{Rotation, renew, rotate};
+pub use self::rotation::{Rotation, is_current, renew, rotate, rotation};
 #[cfg(doc)]
 use crate::config::access::Holder;
 use crate::pass::Pass;

@@ -9,11 +9,13 @@
 //! | [switched](Rotation::Switched) | old, new | new |
 //! | [finished](Rotation::Finished) | new | new |
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 use super::authority::Authority;
 use super::certificate;
+use super::describe::describe;
 use super::error::CredentialsError;
 use super::files::{self, AUTHORITY_FILE, AUTHORITY_KEY_FILE, CERTIFICATE_FILE};
 use super::request::CertificateRequest;
@@ -58,6 +60,41 @@ pub fn rotate(dir: &Path, now_ms: u64) -> Result<Rotation, CredentialsError> {
         return Ok(Rotation::Finished);
     }
     announce(dir, &authority, now_ms)
+}
+
+/// How far the change of the authority in a directory has come; `None` if none is under way.
+///
+/// # Errors
+/// As [`Authority::read`].
+pub fn rotation(dir: &Path) -> Result<Option<Rotation>, CredentialsError> {
+    let authority = Authority::read(dir)?;
+    Ok(match authority.believes_others()? {
+        false => None,
+        true if files::exists(&dir.join(NEXT_KEY_FILE))? => Some(Rotation::Announced),
+        true => Some(Rotation::Switched),
+    })
+}
+
+/// Whether the credentials in a directory are as [`renew`] leaves them with the authority as it is
+/// now: they believe whom it believes, and it has signed them.
+///
+/// # Errors
+/// When a file is missing or malformed.
+pub fn is_current(dir: &Path, authority: &Authority) -> Result<bool, CredentialsError> {
+    let said = describe(dir)?;
+    let believed: BTreeSet<String> = authority.fingerprints()?.into_iter().collect();
+    let own = said.authorities.iter();
+    let has_signed = own
+        .clone()
+        .any(|one| one.has_signed && one.fingerprint == authority.fingerprint());
+    let lent = if files::exists(&dir.join(AUTHORITY_KEY_FILE))? {
+        // A key that belongs to none of those that are believed is none that is used.
+        Authority::read(dir).is_ok_and(|lent| lent.fingerprint() == authority.fingerprint())
+    } else {
+        true
+    };
+    let believes: BTreeSet<String> = own.map(|one| one.fingerprint.clone()).collect();
+    Ok(believes == believed && has_signed && lent)
 }
 
 fn announce(dir: &Path, authority: &Authority, now_ms: u64) -> Result<Rotation, CredentialsError> {

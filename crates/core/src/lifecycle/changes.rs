@@ -48,8 +48,9 @@ impl Asking<'_> {
         let master = &node.identity.node_name;
         refused(
             format!("{master} is master, and does not have the key of the group's authority"),
-            "issue the certificate where the key is (steadfast certs issue, certs renew), or make a \
-             node master that has authority-key.pem among its credentials",
+            "make a node master that has authority-key.pem among its credentials (steadfast master transfer \
+             NODE), or issue them where the key is (steadfast certs issue, and token create \
+             --without-credentials)",
         )
     }
 }
