@@ -314,11 +314,12 @@ impl Settings {
                 ("repair", Setting::Text(repair)) => builder.repair(repair.parse()?),
                 ("insecure_plaintext", Setting::Text(word)) => match &*word {
                     "yes" => builder.insecure_plaintext(),
+                    "too" => builder.insecure_plaintext_too(),
                     "no" => builder,
                     _ => {
                         return Err(ConfigError::new(
                             key,
-                            format!("{word:?} is neither yes nor no"),
+                            format!("{word:?} is neither yes, no nor too"),
                         ));
                     }
                 },

@@ -170,34 +170,44 @@ impl TlsTransport {
     fn ends(&self) -> Ends {
         lock(&self.ends).clone()
     }
+
+    /// Connects; `None` if the other end closes instead of a handshake, as one does that uses no TLS.
+    pub(crate) async fn try_connect(&self, address: &str) -> Result<Option<Connected>> {
+        let Connected {
+            stream, address, ..
+        } = self.inner.connect(address).await?;
+        let doing = authenticating(&address);
+        // The name is not sent, and not checked.
+        let name = ServerName::try_from("steadfast").expect("a host name");
+        let handshake = self.ends().client.connect(name, stream);
+        let stream = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) if is_end(&error) => return Ok(None),
+            Ok(Err(error)) => return Err(NetError::io(doing, error)),
+            Err(_) => return Err(NetError::DeadlineExceeded { doing }),
+        };
+        let (_, session) = stream.get_ref();
+        let identity = proven(session.peer_certificates());
+        let identity = identity.map_err(|why| failed(&doing, why))?;
+        Ok(Some(Connected {
+            stream: Box::new(stream),
+            address,
+            identity: Some(identity),
+        }))
+    }
+}
+
+fn authenticating(address: &str) -> String {
+    format!("authenticate with {address}")
 }
 
 impl Transport for TlsTransport {
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected>> {
         Box::pin(async move {
-            let Connected {
-                stream, address, ..
-            } = self.inner.connect(address).await?;
-            let doing = format!("authenticate with {address}");
-            // The name is not sent, and not checked.
-            let name = ServerName::try_from("steadfast").expect("a host name");
-            let handshake = self.ends().client.connect(name, stream);
-            let stream = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) if is_end(&error) => {
-                    let why = "it ended the handshake; it may not use TLS".to_owned();
-                    return Err(failed(&doing, why));
-                }
-                Ok(Err(error)) => return Err(NetError::io(doing, error)),
-                Err(_) => return Err(NetError::DeadlineExceeded { doing }),
-            };
-            let (_, session) = stream.get_ref();
-            let identity = proven(session.peer_certificates());
-            let identity = identity.map_err(|why| failed(&doing, why))?;
-            Ok(Connected {
-                stream: Box::new(stream),
-                address,
-                identity: Some(identity),
+            let connected = self.try_connect(address).await?;
+            connected.ok_or_else(|| {
+                let why = "it ended the handshake; it may not use TLS".to_owned();
+                failed(&authenticating(address), why)
             })
         })
     }

@@ -307,3 +307,41 @@ fn a_node_starts_again_without_its_list_and_a_backup_is_restored_for_other_machi
     let (said, _) = run_to(0, &[&restore[..], &["--listen", "192.0.2.7:7400"]].concat());
     assert!(said.contains("certs issue --role node --name 1"), "{said}");
 }
+
+#[test]
+fn a_group_without_credentials_gets_them_node_by_node() {
+    let mut secured = Secured::prepared();
+    let plain = |secured: &Secured, at: usize| secured.group.arguments(at);
+    let too = |secured: &Secured, at: usize| {
+        let mut arguments = secured.arguments(at);
+        arguments.extend(["--set", "insecure_plaintext=too"].map(str::to_owned));
+        arguments
+    };
+    for at in 0..3 {
+        let node = Node::start(&plain(&secured, at));
+        secured.group.nodes[at] = Some(node);
+    }
+    secured.group.status_until(0);
+    let again = |secured: &mut Secured, at: usize, arguments: &[String]| {
+        let node = secured.group.nodes[at].take().expect("it runs");
+        node.signal("-TERM");
+        assert!(node.end().0.success());
+        let node = Node::start(arguments);
+        node.wait_ready();
+        secured.group.nodes[at] = Some(node);
+    };
+    for at in 0..3 {
+        let arguments = too(&secured, at);
+        again(&mut secured, at, &arguments);
+        // Those with credentials and those without hear each other, and anybody may ask.
+        secured.group.status_until(0);
+    }
+    for at in 0..3 {
+        let arguments = secured.arguments(at);
+        again(&mut secured, at, &arguments);
+        secured.wait_whole(3);
+    }
+    let address = secured.address(1);
+    let (_, errors) = run_to(1, &["status", "--ask", &address]);
+    assert!(errors.contains("credentials"), "{errors}");
+}

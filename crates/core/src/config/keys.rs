@@ -186,8 +186,8 @@ keys! {
         "Where the others reach this node: the address it gives them when it joins or founds the group. Required if it listens on every address (0.0.0.0) and has no `bootstrap`.";
     "credentials", "path", "none",
         "Directory with the node's certificate, key and authorities, as `steadfast init` makes it, or a join token fills it (by default `credentials` in data_dir): all connections are then encrypted and authenticated. Required where other machines can reach the node. Read again when it changes.";
-    "insecure_plaintext", "yes or no", "no",
-        "Does without credentials where other machines can reach the node: whoever reaches its port reads and changes everything.";
+    "insecure_plaintext", "yes, no or too", "no",
+        "Does without credentials where other machines can reach the node: whoever reaches its port reads and changes everything. too: a node with credentials speaks plaintext with those that have none, while a group is given credentials node by node.";
     "durability", "majority, all, local or none", "majority",
         "Default durability for writes that specify none. A failover may roll back writes acknowledged with local or none; see docs/durability.md.";
     "repair", "auto or never", "auto",

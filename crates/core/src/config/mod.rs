@@ -10,9 +10,7 @@ mod security;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use steadfast_net::TlsCredentials;
 use tokio::runtime::RuntimeFlavor;
 
 use crate::limits::{NAME_BYTES_MAX, NODES_MAX};
@@ -156,6 +154,7 @@ impl RepConfig {
             durability: Durability::default(),
             repair: Repair::default(),
             security: Security::default(),
+            speaks_plaintext_too: false,
             numbers: Vec::new(),
             runtime: None,
         }
@@ -194,6 +193,7 @@ pub struct RepConfigBuilder {
     durability: Durability,
     repair: Repair,
     security: Security,
+    speaks_plaintext_too: bool,
     numbers: Vec<(String, u64)>,
     runtime: Option<tokio::runtime::Handle>,
 }
@@ -238,21 +238,6 @@ impl RepConfigBuilder {
     #[must_use]
     pub fn repair(mut self, repair: Repair) -> Self {
         self.repair = repair;
-        self
-    }
-
-    /// Protects all connections by TLS. The certificate names the node by its id: a [`Holder`](crate::Holder).
-    #[must_use]
-    pub fn credentials(mut self, credentials: TlsCredentials) -> Self {
-        self.security = Security::Tls(Arc::new(credentials));
-        self
-    }
-
-    /// Leaves connections unprotected although other machines can reach this node: whoever reaches
-    /// its port reads and changes everything, and stops the group. Nobody needs this on loopback.
-    #[must_use]
-    pub fn insecure_plaintext(mut self) -> Self {
-        self.security = Security::InsecurePlaintext;
         self
     }
 
@@ -305,7 +290,12 @@ impl RepConfigBuilder {
             Some(token) => check_token(&self.group, token)?,
             None => check_expected(&self.node, &expected)?,
         }
-        if let Security::Tls(credentials) = &self.security {
+        let security = if self.speaks_plaintext_too {
+            self.security.with_plaintext()
+        } else {
+            self.security
+        };
+        if let Some(credentials) = security.credentials() {
             check_credentials(credentials, &self.group)?;
         }
         let mut tuning = Tuning::default();
@@ -326,7 +316,7 @@ impl RepConfigBuilder {
             token,
             durability,
             repair: self.repair,
-            security: self.security,
+            security,
             tuning,
             runtime,
         })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use steadfast_net::TlsCredentials;
 
 use crate::config::access::Holder;
-use crate::config::{ConfigError, RepConfig, is_loopback};
+use crate::config::{ConfigError, RepConfig, RepConfigBuilder, is_loopback};
 use crate::ids::NodeId;
 
 /// How the connections of a node are protected.
@@ -17,6 +17,55 @@ pub(crate) enum Security {
     /// Not at all, as somebody has asked for.
     InsecurePlaintext,
     Tls(Arc<TlsCredentials>),
+    /// TLS with whoever has it, and plaintext with whoever has not.
+    Migrating(Arc<TlsCredentials>),
+}
+
+impl Security {
+    pub(crate) fn credentials(&self) -> Option<&Arc<TlsCredentials>> {
+        match self {
+            Self::Tls(credentials) | Self::Migrating(credentials) => Some(credentials),
+            Self::Loopback | Self::InsecurePlaintext => None,
+        }
+    }
+
+    /// Whether whoever reaches the node needs no credentials, as somebody has asked for.
+    pub(crate) fn is_insecure(&self) -> bool {
+        matches!(self, Self::InsecurePlaintext | Self::Migrating(_))
+    }
+
+    /// The same, with plaintext too.
+    pub(super) fn with_plaintext(self) -> Self {
+        match self {
+            Self::Tls(credentials) | Self::Migrating(credentials) => Self::Migrating(credentials),
+            Self::Loopback | Self::InsecurePlaintext => Self::InsecurePlaintext,
+        }
+    }
+}
+
+impl RepConfigBuilder {
+    /// Protects all connections by TLS. The certificate names the node by its id: a [`Holder`].
+    #[must_use]
+    pub fn credentials(mut self, credentials: TlsCredentials) -> Self {
+        self.security = Security::Tls(Arc::new(credentials));
+        self
+    }
+
+    /// Leaves connections unprotected although other machines can reach this node: whoever reaches
+    /// its port reads and changes everything, and stops the group. Nobody needs this on loopback.
+    #[must_use]
+    pub fn insecure_plaintext(mut self) -> Self {
+        self.security = Security::InsecurePlaintext;
+        self
+    }
+
+    /// Beside TLS, speaks plaintext with whoever has no credentials: so a group that runs without gets
+    /// them node by node. As insecure as [`insecure_plaintext`](Self::insecure_plaintext).
+    #[must_use]
+    pub fn insecure_plaintext_too(mut self) -> Self {
+        self.speaks_plaintext_too = true;
+        self
+    }
 }
 
 impl RepConfig {
@@ -45,7 +94,7 @@ impl RepConfig {
     /// Whether the certificate, if there is one, names the node that this one is in the list: ids
     /// follow the order of the names.
     pub(crate) fn check_listed(&self) -> Result<(), ConfigError> {
-        let Security::Tls(credentials) = &self.security else {
+        let Some(credentials) = self.security.credentials() else {
             return Ok(());
         };
         let mut names: Vec<&String> = self.expected.iter().map(|listed| &listed.name).collect();
@@ -67,7 +116,7 @@ impl RepConfig {
 
     /// Whether the certificate, if there is one, names the node of this id.
     pub(crate) fn check_holder(&self, own: NodeId) -> Result<(), ConfigError> {
-        let Security::Tls(credentials) = &self.security else {
+        let Some(credentials) = self.security.credentials() else {
             return Ok(());
         };
         let holder: Holder = credentials.identity().parse()?;

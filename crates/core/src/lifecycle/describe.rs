@@ -6,7 +6,6 @@ use std::time::Duration;
 use steadfast_net::Descriptors;
 
 use crate::compare::digest;
-use crate::config::Security;
 use crate::consensus;
 use crate::error::ReadError;
 use crate::group::identity::Identity;
@@ -64,7 +63,7 @@ impl Lifecycle {
             put_right: self.put_right_before.load(Ordering::Relaxed),
             restore: self.restore.borrow().map(Into::into),
             certificate_ends_ms: *lock(&self.certificate_ends_ms),
-            insecure_plaintext: matches!(self.config.security, Security::InsecurePlaintext),
+            insecure_plaintext: self.config.security.is_insecure(),
             copies: u32::try_from(self.copies.count()).unwrap_or(u32::MAX),
             ..NodeStateMessage::default()
         };

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use steadfast_net::{TlsCredentials, TlsTransport, Transport};
+use steadfast_net::{MigratingTransport, TlsCredentials, TlsTransport};
 
-use crate::config::{ConfigError, RepConfig, Security, is_loopback};
+use crate::config::{ConfigError, RepConfig, is_loopback};
 use crate::credentials;
 use crate::error::OpenError;
 use crate::lifecycle::{Lifecycle, lock};
@@ -20,19 +20,25 @@ pub(crate) fn secured(
     config: &RepConfig,
     machine: &mut Machine,
 ) -> Result<Option<Arc<TlsTransport>>, OpenError> {
-    let Security::Tls(credentials) = &config.security else {
+    let Some(credentials) = config.security.credentials() else {
         return Ok(None);
     };
-    let tls = TlsTransport::new(Arc::clone(&machine.transport), credentials);
+    let plain = Arc::clone(&machine.transport);
+    let tls = TlsTransport::new(Arc::clone(&plain), credentials);
     let tls = Arc::new(tls.map_err(|error| ConfigError::new("credentials", error.to_string()))?);
-    machine.transport = Arc::clone(&tls) as Arc<dyn Transport>;
+    let secured = Arc::clone(&tls);
+    machine.transport = if config.security.is_insecure() {
+        Arc::new(MigratingTransport::new(secured, plain))
+    } else {
+        secured
+    };
     Ok(Some(tls))
 }
 
 /// Whether connections at this address are not protected, and other machines can reach it. Anything
 /// but a socket address is in memory.
 pub(super) fn is_unprotected(config: &RepConfig, address: &str) -> bool {
-    let is_open = matches!(config.security, Security::InsecurePlaintext);
+    let is_open = config.security.is_insecure();
     is_open && address.parse::<SocketAddr>().is_ok() && !is_loopback(address)
 }
 
@@ -49,10 +55,10 @@ pub(super) async fn warn_of_plaintext(address: String) {
 
 /// When the certificate of the node ends, if it has one.
 pub(super) fn certificate_ends_ms(config: &RepConfig) -> Option<u64> {
-    match &config.security {
-        Security::Tls(credentials) => credentials::ends_ms(credentials),
-        Security::Loopback | Security::InsecurePlaintext => None,
-    }
+    config
+        .security
+        .credentials()
+        .and_then(|credentials| credentials::ends_ms(credentials))
 }
 
 impl Lifecycle {
