@@ -424,8 +424,8 @@ fn reason(error: &io::Error) -> &'static str {
     }
 }
 
-/// Lets a client that was refused read why: if what it had sent were left unread, the system would
-/// tell it of a connection that was reset, and of nothing else.
+/// Lets a client that was refused read why: if what it has sent were left unread, the connection would
+/// be reset, and whoever was still writing would not get to the alert.
 async fn let_it_read(mut stream: Box<dyn ByteStream>) {
     let linger = async {
         stream.shutdown().await?;
