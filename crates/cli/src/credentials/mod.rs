@@ -139,6 +139,9 @@ fn parts(error: &CredentialsError) -> (String, &'static str, String) {
         CredentialsError::OtherGroup { .. } => {
             "name the authority of that group (--authority)".to_owned()
         }
+        CredentialsError::OldAuthority { .. } => {
+            "name the directory of the authority that the group has now (--authority)".to_owned()
+        }
         CredentialsError::OutlivesAuthority { .. } => {
             "ask for fewer days (--days), or make a new authority".to_owned()
         }

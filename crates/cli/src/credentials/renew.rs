@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use steadfast::credentials::{
-    Authority, Rotation, date, describe, is_current, renew, rotate, rotation,
+    Authority, Rotation, Subject, date, describe, is_current, renew, rotate, rotation,
 };
 
 use super::issue::Validity;
@@ -29,19 +29,22 @@ pub(super) struct Arguments {
 /// Change the authority of a group to a new key, in three steps, without an interruption
 #[derive(clap::Args)]
 #[command(after_help = "\
-Each call takes the next step, and renews the credentials in the directories that are given:
+Each step also renews the credentials in the directories that are given:
   1  everybody believes the new authority beside the old one
   2  certificates are signed by the new one
   3  nobody believes the old one any more
 
 Give all directories of the group each time, nodes, operators and clients, and before the next step see
 that they are in use where they belong: copied there, and `steadfast certs show` has the same in BELIEVES.
-If some of them are behind, since a call was interrupted, it only brings those up to date.
+A step that was interrupted is taken again. A token that was made before step 1 is good until step 2.
 Nodes that got their credentials with a join token follow within a day, or when they start again.
 
 Example:
-  steadfast certs rotate-ca --authority secrets/authority secrets/n1 secrets/n2 secrets/n3 secrets/admin")]
+  steadfast certs rotate-ca --step 1 --authority secrets/authority secrets/n1 secrets/n2 secrets/n3 secrets/admin")]
 pub(super) struct RotateArguments {
+    /// Which step to take; to take it again comes to the same
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(LAST_STEP)))]
+    step: u8,
     #[command(flatten)]
     whose: Whose,
 }
@@ -68,40 +71,76 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Takes the next step, or finishes the last one, if some of the directories have not come that far:
-/// it may have been interrupted.
+/// Takes a step, or finishes it: called again, it comes to the same.
 ///
 /// # Errors
-/// When the authority cannot be read or written, or a directory cannot be renewed.
+/// When an earlier step is missing, the authority cannot be read or written, or a directory cannot be
+/// renewed.
 pub(super) fn run_rotation(arguments: &RotateArguments) -> Result<ExitCode, Failure> {
     let whose = &arguments.whose;
     let authority = Authority::read(&whose.authority)?;
+    let group = authority.group();
     let mut behind = Vec::new();
+    // What cannot be renewed is found before anything is changed.
     for dir in &whose.directories {
-        // What cannot be renewed is found before anything is changed.
-        describe(dir)?;
+        match describe(dir)?.subject {
+            Subject::Holder(holder) if holder.group() == group => {}
+            other => {
+                return Err(Failure::usage(
+                    format!("{} has the credentials of {other}", dir.display()),
+                    format!("name directories of nodes and clients of group {group}"),
+                ));
+            }
+        }
         if !is_current(dir, &authority)? {
             behind.push(dir.display().to_string());
         }
     }
-    let step = if behind.is_empty() {
-        Some(rotate(&whose.authority, now_ms())?)
-    } else {
-        println!(
-            "first these, which are behind: {}; call again for the next step",
-            behind.join(", ")
-        );
-        rotation(&whose.authority)?
+    let done = match rotation(&whose.authority)? {
+        None => 0,
+        Some(Rotation::Announced) => 1,
+        Some(_) => 2,
     };
+    let step = arguments.step;
+    let is_taken = step == done || (step == LAST_STEP && done == 0);
+    if !is_taken && step != done + 1 {
+        return Err(Failure::usage(
+            format!("step {step} cannot be taken: the authority has taken step {done}"),
+            format!("take step {} (--step)", done + 1),
+        ));
+    }
+    if !is_taken && !behind.is_empty() {
+        return Err(Failure::new(
+            format!("{} have not got step {done}", behind.join(", ")),
+            "nothing was changed",
+            format!("take step {done} again with all directories, and put them where they belong"),
+        ));
+    }
+    if !is_taken {
+        rotate(&whose.authority, now_ms())?;
+    }
     whose.renew()?;
-    println!("{}", step.map_or(UP_TO_DATE, next));
+    println!(
+        "step {step} of {LAST_STEP}: {}",
+        AFTER[usize::from(step) - 1]
+    );
     Ok(ExitCode::SUCCESS)
 }
 
-const PARTLY: &str = "those above were renewed, and the rest were not";
-const AGAIN: &str = "fix the cause, then call it again with all of them";
-const UP_TO_DATE: &str = "these are up to date with the authority";
+const LAST_STEP: u8 = 3;
 
+/// What holds after each step, and what comes next.
+const AFTER: [&str; 3] = [
+    "these believe the new authority beside the old one. When all of the group's nodes and clients do, \
+     take step 2",
+    "these have certificates of the new authority. When all of the group's nodes and clients have, take \
+     step 3",
+    "these believe the new authority alone. Start the nodes again one by one to be rid of connections \
+     that the old one vouched for",
+];
+
+const PARTLY: &str = "what is listed above, if anything, was renewed, and the rest was not";
+const AGAIN: &str = "fix the cause, then call it again with all of them";
 impl Whose {
     fn renew(&self) -> Result<(), Failure> {
         let authority = Authority::read(&self.authority)?;
@@ -126,21 +165,4 @@ fn renew_one(authority: &Authority, dir: &Path, valid_for: Duration) -> Result<(
         date(end_ms)
     );
     Ok(())
-}
-
-fn next(step: Rotation) -> &'static str {
-    match step {
-        Rotation::Announced => {
-            "step 1 of 3: these believe the new authority beside the old one. When all of the group's \
-             nodes and clients do, take the next step"
-        }
-        Rotation::Switched => {
-            "step 2 of 3: these have certificates of the new authority. When all of the group's nodes \
-             and clients have, take the last step"
-        }
-        Rotation::Finished => {
-            "step 3 of 3: these no longer believe the old authority. Start the nodes again one by one \
-             to be rid of connections that it vouched for"
-        }
-    }
 }

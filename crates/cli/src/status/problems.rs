@@ -29,7 +29,7 @@ impl Survey {
                 "{}: whoever reaches the port reads and changes everything (insecure_plaintext)",
                 names.join(", ")
             ),
-            remedy: "give all nodes credentials (steadfast init), and start them again".to_owned(),
+            remedy: "give all nodes credentials (steadfast init), node by node, as docs/security.md says".to_owned(),
         })
     }
 

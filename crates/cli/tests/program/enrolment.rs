@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use steadfast::credentials::{Authority, describe};
@@ -109,7 +110,15 @@ fn the_authority_changes_in_three_steps_while_all_goes_on() {
     let directories = ["n1", "n2", "n3", "admin"].map(|name| secured.of(name));
     let authority = secured.of("authority");
     for step in 1..=3 {
-        let mut rotate = vec!["certs", "rotate-ca", "--authority", &authority];
+        let number = step.to_string();
+        let mut rotate = vec![
+            "certs",
+            "rotate-ca",
+            "--step",
+            &number,
+            "--authority",
+            &authority,
+        ];
         rotate.extend(directories.iter().map(String::as_str));
         let (said, _) = run_to(0, &rotate);
         assert!(said.contains(&format!("step {step} of 3")), "{said}");
@@ -181,21 +190,44 @@ fn a_change_of_the_authority_that_was_interrupted_is_finished_before_the_next_st
     run_to(0, &[&init[..], &nodes].concat());
     let of = |name: &str| format!("{out}/{name}");
     let (authority, n1, n2) = (of("authority"), of("n1"), of("n2"));
-    let rotate = |directories: &[&str]| {
-        let rotate = ["certs", "rotate-ca", "--authority", &authority];
-        run_to(0, &[&rotate[..], directories].concat()).0
+    let rotate = |code: i32, step: &str, directories: &[&str]| {
+        let rotate = [
+            "certs",
+            "rotate-ca",
+            "--step",
+            step,
+            "--authority",
+            &authority,
+        ];
+        let (said, errors) = run_to(code, &[&rotate[..], directories].concat());
+        said + &errors
     };
     let believed = |name: &str| {
         let described = describe(Path::new(&of(name))).expect("credentials");
         described.authorities.len()
     };
-    for (step, believes) in [(1, 2), (2, 2), (3, 1)] {
+    let copy = root.path().join("copy");
+    let copied = Command::new("cp")
+        .args(["-a", &authority])
+        .arg(&copy)
+        .status();
+    assert!(copied.expect("cp runs").success());
+    assert!(rotate(2, "2", &[&n1, &n2]).contains("has taken step 0"));
+    assert!(rotate(2, "1", &[&n1, &authority]).contains("authority of g"));
+    for (step, believes) in [("1", 2), ("2", 2), ("3", 1)] {
         // As if it had ended after the first directory.
-        let said = rotate(&[&n1]);
-        assert!(said.contains(&format!("step {step} of 3")), "{said}");
-        let said = rotate(&[&n1, &n2]);
-        assert!(said.contains("which are behind"), "{said}");
-        assert!(!said.contains(&format!("step {} of 3", step + 1)), "{said}");
+        rotate(0, step, &[&n1]);
+        let next = match step {
+            "1" => "2",
+            _ => "3",
+        };
+        if step != "3" {
+            assert!(rotate(1, next, &[&n1, &n2]).contains("n2 have not got step"));
+        }
+        for _ in 0..2 {
+            let said = rotate(0, step, &[&n1, &n2]);
+            assert!(said.contains(&format!("step {step} of 3")), "{said}");
+        }
         assert_eq!([believed("n1"), believed("n2")], [believes; 2]);
         let shown = run_to(0, &["certs", "show", &n1, &n2]).0;
         let mut rows = shown.lines().skip(1).map(|line| {
@@ -204,6 +236,11 @@ fn a_change_of_the_authority_that_was_interrupted_is_finished_before_the_next_st
         });
         assert_eq!(rows.next(), rows.next(), "{shown}");
     }
+    // A copy from before knows nothing of the authority of today.
+    let copy = copy.display().to_string();
+    let (_, errors) = run_to(1, &["certs", "renew", "--authority", &copy, &n1]);
+    assert!(errors.contains("a copy of an earlier one"), "{errors}");
+    assert_eq!(believed("n1"), 1);
 }
 
 #[test]

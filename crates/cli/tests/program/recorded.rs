@@ -185,7 +185,7 @@ impl Recorded {
 
     /// Lets in a node that the log alone does not bring up to date.
     fn join_fourth(&self) -> Node {
-        let token = self.run(&["token", "create"]);
+        let token = self.run(&["token", "create", "--without-credentials"]);
         let port = free_port();
         let dir = self.secured.group.dir.path().join("n4");
         let mut arguments = node_arguments("g", "n4", &dir, port);

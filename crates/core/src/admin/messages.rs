@@ -4,6 +4,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::group::{LogIdRecord, MemberRecord};
+use crate::member::NodeType;
 use crate::pass::Pass;
 
 /// Asks the master to change the group.
@@ -37,6 +38,47 @@ pub(crate) enum AdminCall {
     Invite(InviteRequest),
     #[prost(message, tag = "10")]
     Certify(CertifyRequest),
+}
+
+impl AdminCall {
+    /// What the caller wants, for people.
+    pub(crate) fn asks_for(&self) -> String {
+        match self {
+            Self::Join(JoinRequest { name, address, .. }) => {
+                format!("to let {name} in, at {address}")
+            }
+            Self::Remove(RemoveRequest { name, .. }) => format!("to remove {name}"),
+            Self::Alter(request) => request.asks_for(),
+            Self::Transfer(TransferRequest { to, .. }) if to.is_empty() => {
+                "for another master".to_owned()
+            }
+            Self::Transfer(TransferRequest { to, .. }) => {
+                format!("for the master {}", to.join(" or "))
+            }
+            Self::Shutdown(_) => "to stop the group".to_owned(),
+            Self::Readmit(ReadmitRequest { name, .. }) => format!("to let {name} in again"),
+            Self::Invite(InviteRequest { valid_for_ms }) => {
+                format!("for a join token, for {} s", valid_for_ms / 1_000)
+            }
+            Self::Certify(_) => "for a certificate".to_owned(),
+        }
+    }
+}
+
+impl AlterRequest {
+    fn asks_for(&self) -> String {
+        let mut text = format!("to change {}", self.name);
+        if let Some(node_type) = self.node_type.and_then(NodeType::from_number) {
+            text = format!("{text}, to be {node_type}");
+        }
+        if let Some(priority) = self.priority {
+            text = format!("{text}, to priority {priority}");
+        }
+        if let Some(address) = &self.address {
+            text = format!("{text}, to address {address}");
+        }
+        text
+    }
 }
 
 /// A new node asks to join.

@@ -291,7 +291,7 @@ impl RepConfigBuilder {
             None => check_expected(&self.node, &expected)?,
         }
         let security = if self.speaks_plaintext_too {
-            self.security.with_plaintext()
+            self.security.with_plaintext()?
         } else {
             self.security
         };

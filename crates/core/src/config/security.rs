@@ -35,10 +35,15 @@ impl Security {
     }
 
     /// The same, with plaintext too.
-    pub(super) fn with_plaintext(self) -> Self {
+    pub(super) fn with_plaintext(self) -> Result<Self, ConfigError> {
         match self {
-            Self::Tls(credentials) | Self::Migrating(credentials) => Self::Migrating(credentials),
-            Self::Loopback | Self::InsecurePlaintext => Self::InsecurePlaintext,
+            Self::Tls(credentials) | Self::Migrating(credentials) => {
+                Ok(Self::Migrating(credentials))
+            }
+            Self::Loopback | Self::InsecurePlaintext => Err(ConfigError::new(
+                "insecure_plaintext",
+                "is \"too\", which needs credentials beside it",
+            )),
         }
     }
 }

@@ -16,6 +16,7 @@ use super::files::{self, AUTHORITY_FILE, AUTHORITY_KEY_FILE, CERTIFICATE_FILE, K
 use super::request::CertificateRequest;
 use super::request::{Certified, new_key, public_key};
 use crate::config::access::{Access, Holder};
+use crate::ids::GroupEpoch;
 use crate::pass::Pass;
 
 const DAY: Duration = Duration::from_hours(24);
@@ -158,6 +159,31 @@ impl Authority {
         self.issuer.key().serialize_pem()
     }
 
+    /// Whether the credentials in a directory are not of a later authority, which this one, a copy
+    /// perhaps, knows nothing of.
+    ///
+    /// # Errors
+    /// [`CredentialsError::OldAuthority`]; others when a file is missing or malformed.
+    pub(super) fn check_not_older(&self, dir: &Path) -> Result<(), CredentialsError> {
+        let path = dir.join(CERTIFICATE_FILE);
+        let chain = certificate::read_all(&path, &files::read(&path)?)?;
+        let path = dir.join(AUTHORITY_FILE);
+        let known = self.fingerprints()?;
+        for authority in certificate::read_all(&path, &files::read(&path)?)? {
+            // To the second; two that were made in one of them may be either.
+            let is_later = authority.not_before_ms >= self.own.not_before_ms;
+            let is_unknown = !known.contains(&authority.fingerprint());
+            if is_later && is_unknown && chain[chain.len() - 1].was_signed_by(&authority) {
+                return Err(CredentialsError::OldAuthority {
+                    dir: dir.to_owned(),
+                    made_ms: self.own.not_before_ms,
+                    later_ms: authority.not_before_ms,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Whether one of those that are believed beside it has this private key.
     ///
     /// # Errors
@@ -241,14 +267,21 @@ impl Authority {
     }
 
     /// What a new node proves to the group that it was asked in: a key, and a certificate for
-    /// nothing else that ends with the invitation.
+    /// nothing else that ends with the invitation, or when the group is recovered: who has used it may
+    /// be forgotten then.
     ///
     /// # Errors
     /// As [`Authority::issue`].
-    pub fn invite(&self, valid_for: Duration, now_ms: u64) -> Result<Pass, CredentialsError> {
+    pub fn invite(
+        &self,
+        epoch: GroupEpoch,
+        valid_for: Duration,
+        now_ms: u64,
+    ) -> Result<Pass, CredentialsError> {
         let key = new_key()?;
         let number = certificate::fingerprint(key.public_key_raw());
-        let holder = Holder::new(&self.group, Access::Joiner, &number[..PASS_DIGITS]);
+        let name = format!("{}{}", pass_prefix(epoch), &number[..PASS_DIGITS]);
+        let holder = Holder::new(&self.group, Access::Joiner, &name);
         let holder = holder.map_err(|error| CredentialsError::signing(&error))?;
         let signed = self.sign(&holder, &key, valid_for, now_ms)?;
         let authorities = certificate::read_all(Path::new(AUTHORITY_FILE), self.pem.as_bytes())?;
@@ -333,6 +366,11 @@ impl fmt::Debug for Issued {
             .field("certificate", &self.certificate)
             .finish_non_exhaustive()
     }
+}
+
+/// How the names of the passes of an epoch begin.
+pub(crate) fn pass_prefix(epoch: GroupEpoch) -> String {
+    format!("{}-", epoch.0.max(1))
 }
 
 /// A certificate for the holder of `uri`, with names for people. Its serial number is the digest of

@@ -132,6 +132,20 @@ pub enum CredentialsError {
         /// The directory.
         path: PathBuf,
     },
+    /// A certificate was signed by an authority that was made later, and that this one does not know:
+    /// it may be a copy from before the authority was changed.
+    #[error(
+        "this authority was made on {}, and that of {} on {}: it may be a copy of an earlier one",
+        date(*made_ms), dir.display(), date(*later_ms)
+    )]
+    OldAuthority {
+        /// The directory with the certificate.
+        dir: PathBuf,
+        /// When this authority was made, in milliseconds since 1970.
+        made_ms: u64,
+        /// When the later one was made.
+        later_ms: u64,
+    },
     /// A request for a certificate is none, or was not made with its own key.
     #[error("the request for a certificate cannot be used: {reason}")]
     BadRequest {

@@ -180,6 +180,24 @@ pub(super) fn look(path: &Path) -> Result<Vec<u8>, CredentialsError> {
     read_open(&open(path)?.0, path)
 }
 
+/// Whether nobody but its owner can put other files into a directory.
+///
+/// # Errors
+/// [`CredentialsError::OpenToWriters`]; [`CredentialsError::Io`].
+pub(super) fn check_directory(dir: &Path) -> Result<(), CredentialsError> {
+    let metadata = match fs::metadata(dir) {
+        // Its files are missing then.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        metadata => metadata.map_err(failed("read", dir))?,
+    };
+    let mode = metadata.mode() & 0o7777;
+    if metadata.is_dir() && mode & OTHERS_WRITE != 0 {
+        let path = dir.to_owned();
+        return Err(CredentialsError::OpenToWriters { path, mode });
+    }
+    Ok(())
+}
+
 /// Whether there is a file or directory of this name.
 ///
 /// # Errors
@@ -352,6 +370,16 @@ mod tests {
             // All may know whom a node believes.
             set(0o644).expect("set");
         }
+        // Nor from a directory into which they may put another file.
+        let set = |mode| fs::set_permissions(&of_node, Permissions::from_mode(mode));
+        set(0o777).expect("set");
+        let refused = read_again(&of_node);
+        let is_open = matches!(
+            refused,
+            Err(CredentialsError::OpenToWriters { mode: 0o777, .. })
+        );
+        assert!(is_open, "{refused:?}");
+        set(0o755).expect("set");
         read_again(&of_node).expect("usable");
         read_again(&of_authority).expect("usable");
     }

@@ -33,6 +33,7 @@ use std::sync::Arc;
 
 use steadfast_net::{TcpTransport, TlsCredentials, TlsTransport};
 
+pub(crate) use self::authority::pass_prefix;
 pub use self::authority::{AUTHORITY_VALID_FOR, Authority, INVITED_FOR, Issued, VALID_FOR};
 pub use self::certificate::date;
 pub use self::describe::{Believed, Description, Subject, describe};
@@ -58,6 +59,7 @@ use crate::pass::Pass;
 /// [`Unusable`](CredentialsError::Unusable) when the files do not belong together; others when a
 /// file is missing or malformed.
 pub fn read(dir: &Path, now_ms: u64) -> Result<TlsCredentials, CredentialsError> {
+    files::check_directory(dir)?;
     let [certificate_path, key_path, authority_path] =
         [CERTIFICATE_FILE, KEY_FILE, AUTHORITY_FILE].map(|name| dir.join(name));
     let certificates = files::read(&certificate_path)?;

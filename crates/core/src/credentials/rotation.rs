@@ -110,7 +110,7 @@ fn announce(dir: &Path, authority: &Authority, now_ms: u64) -> Result<Rotation, 
 /// the directory has the key of one, its key.
 ///
 /// # Errors
-/// [`CredentialsError::OtherGroup`]; others when something is missing, malformed or cannot be
+/// [`CredentialsError::OtherGroup`]; [`CredentialsError::OldAuthority`]; others when something is missing, malformed or cannot be
 /// written.
 pub fn renew(
     dir: &Path,
@@ -121,6 +121,7 @@ pub fn renew(
     let path = dir.join(CERTIFICATE_FILE);
     let chain = certificate::read_all(&path, &files::read(&path)?)?;
     let holder = chain[0].holder(&path)?;
+    authority.check_not_older(dir)?;
     let request = CertificateRequest::read(dir)?.to_der()?;
     let certified = authority.certify(&holder, &request, valid_for, now_ms)?;
     let certifies = files::exists(&dir.join(AUTHORITY_KEY_FILE))?;

@@ -24,6 +24,8 @@ pub struct GroupChange {
     pub by: Option<String>,
     /// The address from which the caller connected.
     pub from: String,
+    /// What the caller wanted.
+    pub asked: String,
     /// What was done, or why it was not.
     pub what: String,
     /// Whether it was done.
@@ -34,7 +36,10 @@ impl fmt::Display for GroupChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let by = self.by.as_deref().unwrap_or("somebody without credentials");
         let verdict = if self.is_done { "" } else { "refused: " };
-        write!(f, "{verdict}{} (asked by {by} at {})", self.what, self.from)
+        let Self {
+            asked, what, from, ..
+        } = self;
+        write!(f, "{verdict}{what} ({by} at {from} asked {asked})")
     }
 }
 
@@ -55,6 +60,8 @@ pub(crate) struct ChangeMessage {
     what: String,
     #[prost(bool, tag = "7")]
     is_done: bool,
+    #[prost(string, tag = "8")]
+    asked: String,
 }
 
 impl From<GroupChange> for ChangeMessage {
@@ -65,6 +72,7 @@ impl From<GroupChange> for ChangeMessage {
             at_ms,
             by,
             from,
+            asked,
             what,
             is_done,
         } = change;
@@ -74,6 +82,7 @@ impl From<GroupChange> for ChangeMessage {
             at_ms,
             by,
             from,
+            asked,
             what,
             is_done,
         }
@@ -88,6 +97,7 @@ impl From<ChangeMessage> for GroupChange {
             at_ms,
             by,
             from,
+            asked,
             what,
             is_done,
         } = message;
@@ -97,6 +107,7 @@ impl From<ChangeMessage> for GroupChange {
             at_ms,
             by,
             from,
+            asked,
             what,
             is_done,
         }
@@ -140,6 +151,7 @@ mod tests {
             at_ms: 7,
             by: Some("steadfast://g/admin/alice".to_owned()),
             from: "10.0.0.9:5000".to_owned(),
+            asked: "to remove it".to_owned(),
             what: what.to_owned(),
             is_done: true,
         }
@@ -169,7 +181,7 @@ mod tests {
         }
         assert_eq!(
             refused.to_string(),
-            "refused: n9 is not a member (asked by steadfast://g/admin/alice at 10.0.0.9:5000)"
+            "refused: n9 is not a member (steadfast://g/admin/alice at 10.0.0.9:5000 asked to remove it)"
         );
     }
 }

@@ -87,6 +87,11 @@ impl Lifecycle {
             authority: lock(&self.authority).clone(),
             now_ms: self.machine.clock.now_ms(),
         };
+        let asked = request
+            .call
+            .as_ref()
+            .map(AdminCall::asks_for)
+            .unwrap_or_default();
         let is_question = matches!(&request.call, Some(AdminCall::Readmit(it)) if it.is_question);
         let checked = checked.and_then(|node| self.check_caller(&request, holder).map(|()| node));
         let done = match (checked, request.call) {
@@ -97,7 +102,7 @@ impl Lifecycle {
             (Err(undone), _) => Err(undone),
         };
         if !is_question {
-            self.note_change(&done, holder, peer);
+            self.note_change(&asked, &done, holder, peer);
         }
         match done {
             Ok(done) => AdminAnswer::Done(done),

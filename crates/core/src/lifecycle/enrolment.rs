@@ -23,7 +23,9 @@ use crate::admin::messages::{
 };
 use crate::admin::{ANSWER_MAX, AdminError, answered};
 use crate::config::access::{Access, Holder};
-use crate::credentials::{Authority, CertificateRequest, Certified, VALID_FOR, key_fingerprint};
+use crate::credentials::{
+    Authority, CertificateRequest, Certified, VALID_FOR, key_fingerprint, pass_prefix,
+};
 use crate::group::awaited::AwaitedNode;
 use crate::ids::NodeId;
 use crate::lifecycle::changes::{Asking, Done, Undone, done, refused};
@@ -45,7 +47,7 @@ pub(super) fn invite(node: &Node, request: InviteRequest, asking: &Asking<'_>) -
             "ask for fewer, and for more than none",
         );
     }
-    match authority.invite(valid_for, asking.now_ms) {
+    match authority.invite(node.identity.epoch, valid_for, asking.now_ms) {
         Ok(pass) => Ok(AdminDone {
             pass: Some(pass),
             ..done("a new node may join".to_owned())
@@ -111,6 +113,12 @@ fn member_id(holder: &Holder) -> Result<NodeId, Undone> {
 
 /// The id of the node with this key that uses a pass: a new one, or that which it was given before.
 async fn id_for_pass(node: &Node, pass: &str, key: &str, now_ms: u64) -> Result<NodeId, Undone> {
+    if !pass.starts_with(&pass_prefix(node.identity.epoch)) {
+        return refused(
+            "this join token is older than the recovery of the group, which may not know who has used it",
+            "create another one: steadfast token create",
+        );
+    }
     let until_ms = now_ms.saturating_add(AWAITED_FOR_MS);
     let members = node.consensus.members();
     let mut given = Err(Taken::Used);

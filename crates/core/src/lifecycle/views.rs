@@ -56,7 +56,13 @@ impl Lifecycle {
     }
 
     /// Notes what a caller was answered, unless it will ask again.
-    pub(super) fn note_change(&self, done: &Done, holder: Option<&Holder>, peer: &str) {
+    pub(super) fn note_change(
+        &self,
+        asked: &str,
+        done: &Done,
+        holder: Option<&Holder>,
+        peer: &str,
+    ) {
         let (what, is_done) = match done {
             Ok(done) => (&done.text, true),
             Err(Undone::Refused(refusal)) if !refusal.passes => (&refusal.what, false),
@@ -68,6 +74,7 @@ impl Lifecycle {
             at_ms: self.machine.clock.now_ms(),
             by: holder.map(Holder::to_string),
             from: peer.to_owned(),
+            asked: asked.to_owned(),
             what: what.clone(),
             is_done,
         };

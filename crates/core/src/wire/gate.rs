@@ -240,7 +240,8 @@ impl Gate {
 
     /// Why a node of this id is refused.
     fn no_member(&self, id: NodeId) -> Refused {
-        let newest = self.given.newest();
+        let earlier = self.identity.borrow().epoch.ids_before();
+        let newest = self.given.newest().max(earlier);
         let text = format!(
             "node {id} is not a member, and its id may not come any more: a new node needs credentials for \
              one that was never given, above {newest}, or a join token that gives it some"

@@ -9,7 +9,7 @@ use steadfast::credentials::{
     Authority, CertificateRequest, INVITED_FOR, Rotation, VALID_FOR, of_pass, read, read_authority,
     renew, rotate,
 };
-use steadfast::ids::NodeId;
+use steadfast::ids::{GroupEpoch, NodeId};
 use steadfast::{
     Access, AdminCommand, AdminError, Holder, JoinToken, NodeType, TlsCredentials, Transport,
 };
@@ -180,6 +180,14 @@ fn a_token_is_good_for_nothing_but_a_certificate_and_ends_with_its_time() {
     let invited = token.clone().invited(&network, DIAL_TIMEOUT, INVITED_FOR);
     let what = refused(group.world.runtime.block_on(invited));
     assert!(what.contains("good for the certificate"), "{what}");
+
+    // After a recovery, nobody may know who has used it.
+    let of_another_epoch = group
+        .authority()
+        .invite(GroupEpoch(2), INVITED_FOR, now_ms());
+    let voided = token.clone().with_pass(of_another_epoch.expect("a pass"));
+    let what = refused(group.enrol(&voided, "voided"));
+    assert!(what.contains("older than the recovery"), "{what}");
 
     let mut last = Ok(());
     eventually("it has expired", || {

@@ -17,7 +17,7 @@ use steadfast::{
 };
 use tempfile::TempDir;
 
-use crate::support::{Env, Group, PATIENCE, STEADY, put, runtime};
+use crate::support::{Env, Group, PATIENCE, STEADY, eventually, put, runtime};
 
 /// Who has changed what.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -187,6 +187,9 @@ fn what_reads_changes_nothing_beside_a_node_that_writes() {
         address: address.clone(),
         ..env.status().node
     };
+    // Its note of the members, which it writes when it knows them.
+    let note = dir.path().join("n1/members");
+    eventually("it has noted the members", || note.exists());
     disk.take();
     let writer = {
         let (env, done) = (env.clone(), Arc::clone(&done));

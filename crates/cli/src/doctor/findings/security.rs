@@ -20,8 +20,8 @@ pub(super) fn unprotected(survey: &Survey) -> Option<Finding> {
             "plaintext",
             format!("connections to {} are not protected", names.join(", ")),
             "whoever reaches their ports reads everything, changes everything and stops the group",
-            "make credentials (steadfast init), give them to all nodes (--credentials), and start all again \
-             without insecure_plaintext",
+            "give all nodes credentials (steadfast init), node by node, as docs/security.md says, and then start \
+             them without insecure_plaintext",
         )
     })
 }

@@ -1,6 +1,7 @@
 //! The files of a Noxu environment, as far as we touch them.
 
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use tempfile::TempDir;
@@ -15,7 +16,9 @@ use crate::log::owner;
 )]
 pub(super) fn make_directory_durable(directory: &Path) -> io::Result<()> {
     if !directory.exists() {
-        std::fs::create_dir_all(directory)?;
+        // Noxu's own files are readable for everybody.
+        let mut private = std::fs::DirBuilder::new();
+        private.recursive(true).mode(0o700).create(directory)?;
         owner::inherit(directory)?;
     }
     for entry in std::fs::read_dir(directory)? {
@@ -100,4 +103,23 @@ pub(super) fn bytes_in(directory: &Path) -> u64 {
     };
     let sizes = entries.filter_map(|entry| entry.and_then(|entry| entry.metadata()).ok());
     sizes.map(|metadata| metadata.len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn nobody_else_reads_the_files_of_an_engine() {
+        let root = TempDir::new().expect("a directory");
+        let engine = root.path().join("engine");
+        make_directory_durable(&engine).expect("made");
+        let mode = std::fs::metadata(&engine)
+            .expect("there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o7777, 0o700);
+    }
 }
