@@ -144,4 +144,9 @@ pub(crate) const FOUND: &[(u64, &str)] = &[
         "a node with a wrong engine held a partial copy of the state that reached one transaction further \
          than the other node of two, back from a power cut, knew to be committed: each waited for the other",
     ),
+    (
+        660_131,
+        "a node that had copied the state of a later term followed the master of an earlier one, which had \
+         not heard of its end, and got an entry of it behind the copy",
+    ),
 ];

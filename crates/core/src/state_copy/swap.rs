@@ -9,7 +9,7 @@
 //!
 //! A crash before the first step is durable leaves the old state; after it, the next open of the
 //! directory completes the rest. The log is the same before and after, so a vote once given stays
-//! given. Entries above the copy's position stay if they follow it: they may have been
+//! given; a copy that ends in a later term is a vote in that term. Entries above the copy's position stay if they follow it: they may have been
 //! acknowledged. If the log has another entry at that position, they were never committed.
 
 use tokio::sync::oneshot;
@@ -17,8 +17,8 @@ use tokio::sync::oneshot;
 use crate::config::RepConfig;
 use crate::error::OpenError;
 use crate::group::identity::{DataDir, Identity};
-use crate::ids::LogPosition;
-use crate::log::{Entry, Log, LogConfig, LogError, LogId};
+use crate::ids::{LogPosition, NodeId};
+use crate::log::{Entry, Log, LogConfig, LogError, LogId, Vote};
 use crate::machine::Machine;
 use crate::node;
 
@@ -64,7 +64,7 @@ pub(crate) async fn finish(
             node::create_log(log_config, machine, dir, &finished).await?;
         }
         let log = node::open_idle_log(log_config, machine, dir, &finished).await?;
-        let begun = begin_after(&log, last).await;
+        let begun = begin_after(&log, last, finished.node_id).await;
         let closed = log.close().await;
         begun.and(closed).map_err(OpenError::Log)?;
         finished.log_begins_after = None;
@@ -88,8 +88,18 @@ pub(crate) async fn finish(
 }
 
 /// Makes the log continue after `last`, which is committed.
-async fn begin_after(log: &Log, last: LogId) -> Result<(), LogError> {
+async fn begin_after(log: &Log, last: LogId, own: NodeId) -> Result<(), LogError> {
     let state = log.state();
+    if state.vote.is_none_or(|vote| vote.term < last.term) {
+        // Who has an entry of a term knows of that term, and follows no master of an earlier one. It
+        // voted for nobody in it, and does so no more; its master is heard all the same.
+        let vote = Vote {
+            term: last.term,
+            node: own,
+            committed: false,
+        };
+        log.save_vote(vote).await?;
+    }
     if state
         .purged
         .is_some_and(|purged| purged.position >= last.position)
@@ -112,8 +122,8 @@ mod tests {
 
     use super::*;
     use crate::engine::MemoryStore;
-    use crate::ids::{GroupUuid, Incarnation, NodeId, Term};
-    use crate::log::{EntryKind, MemoryDisk, Vote};
+    use crate::ids::{GroupUuid, Incarnation, Term};
+    use crate::log::{EntryKind, MemoryDisk};
     use crate::machine::Threads;
     use steadfast_net::MemoryNetwork;
 
@@ -184,6 +194,15 @@ mod tests {
     /// The log after a swap to a copy that ends with `last`, after power cuts at every number of
     /// steps.
     async fn swapped(last: LogId) -> (Option<LogId>, Option<LogId>) {
+        let vote = if last.term > VOTE.term {
+            Vote {
+                term: last.term,
+                node: NodeId(1),
+                committed: false,
+            }
+        } else {
+            VOTE
+        };
         for steps in 0.. {
             let disk = MemoryDisk::new();
             written(&disk).await;
@@ -202,15 +221,17 @@ mod tests {
                 .unwrap();
             let state = log.state();
             log.close().await.unwrap();
-            assert_eq!(state.vote, Some(VOTE), "a vote that was given stays given");
             if found.copy == 0 {
                 assert!(done.is_err());
+                assert_eq!(state.vote, Some(VOTE));
                 assert_eq!((state.purged, state.last), (None, Some(id(3, 4))));
-            } else if done.is_ok() {
-                return (state.purged, state.last);
-            } else {
-                assert_eq!(state.purged, Some(last));
+                continue;
             }
+            assert_eq!(state.vote, Some(vote), "a vote that was given stays given");
+            if done.is_ok() {
+                return (state.purged, state.last);
+            }
+            assert_eq!(state.purged, Some(last));
         }
         unreachable!("it is done after some steps")
     }
@@ -218,6 +239,14 @@ mod tests {
     #[tokio::test]
     async fn a_crash_leaves_the_old_log_or_one_that_begins_after_the_copy() {
         assert_eq!(swapped(id(5, 90)).await, (Some(id(5, 90)), Some(id(5, 90))));
+    }
+
+    #[tokio::test]
+    async fn whoever_has_a_copy_of_a_later_term_follows_no_earlier_master() {
+        assert_eq!(
+            swapped(id(12, 90)).await,
+            (Some(id(12, 90)), Some(id(12, 90)))
+        );
     }
 
     #[tokio::test]
