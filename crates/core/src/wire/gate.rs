@@ -196,7 +196,11 @@ impl Gate {
             );
             return Err((Refusal::WrongGroup, text));
         }
-        self.check_epoch(hello, identity.epoch)?;
+        let caller = GroupEpoch::from_number(hello.epoch);
+        if caller > identity.epoch && !self.may_supersede(NodeId(hello.sender)) {
+            return Err(self.no_member(NodeId(hello.sender)));
+        }
+        self.check_epoch(caller, identity.epoch)?;
         if hello.receiver != identity.node_id.0 {
             let text = format!("this is node {} ({})", identity.node_id, identity.node_name);
             return Err((Refusal::WrongNode, text));
@@ -204,10 +208,16 @@ impl Gate {
         self.check_sender(hello, service)
     }
 
+    /// Whether a node may belong to a later epoch of the group, and so end this one: a member that was
+    /// recovered, or one that came after all that this node has heard of. A removed one is neither.
+    fn may_supersede(&self, sender: NodeId) -> bool {
+        let members = self.members.borrow();
+        members.contains_key(&sender) || self.may_be_new(sender, &members)
+    }
+
     /// Nodes of different epochs must not communicate: they could disagree about what was
     /// acknowledged. The node of the older epoch stops.
-    fn check_epoch(&self, hello: &Hello, own: GroupEpoch) -> Result<(), Refused> {
-        let caller = GroupEpoch::from_number(hello.epoch);
+    fn check_epoch(&self, caller: GroupEpoch, own: GroupEpoch) -> Result<(), Refused> {
         if caller == own {
             return Ok(());
         }
@@ -412,6 +422,14 @@ mod tests {
         assert_eq!(meet(2, 2), (None, vec![]));
         assert_eq!(meet(2, 1), (Some(Refusal::OldEpoch), vec![]));
         assert_eq!(meet(1, 2), (Some(Refusal::NewerEpoch), vec![(1, 2)]));
+        let removed = meet_as(3, 1, 2, 7);
+        assert_eq!(
+            removed,
+            (Some(Refusal::NotAMember), vec![]),
+            "it may say so"
+        );
+        let joined_there = meet_as(8, 1, 2, 7);
+        assert_eq!(joined_there, (Some(Refusal::NewerEpoch), vec![(1, 2)]));
     }
 
     /// What node 1 of group "orders", whose only other member is node 2, answers to a hello that

@@ -19,6 +19,7 @@ mod events;
 mod failures;
 mod feed;
 mod feed_remote;
+mod hostile;
 mod input;
 mod isolation;
 mod looking;
