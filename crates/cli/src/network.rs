@@ -5,12 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use steadfast::credentials::CERTIFICATE_FILE;
 use steadfast::{TcpTransport, TlsTransport, Transport, credentials};
 
+use crate::data_dir::CREDENTIALS;
 use crate::failure::Failure;
 
 /// The environment variable that names a directory of credentials.
 const VARIABLE: &str = "STEADFAST_CREDENTIALS";
+
+/// The environment variable that names a node's data directory, where a join token has put its
+/// credentials.
+const OF_NODE: &str = "STEADFAST_DATA_DIR";
 
 /// Where a user's credentials lie, below the directory for configuration.
 const OF_USER: &str = "steadfast/credentials";
@@ -35,10 +41,11 @@ pub(crate) fn network(flag: Option<&Path>) -> Result<Arc<dyn Transport>, Failure
 }
 
 /// The directory of the credentials that verbs use, if any: the one that is named, else that of the
-/// user.
+/// node whose data directory the environment names, else that of the user.
 pub(crate) fn chosen(flag: Option<&Path>) -> Option<PathBuf> {
-    let of_user = of_user().filter(|dir| dir.exists());
-    named(flag).or(of_user)
+    let of_node = variable(OF_NODE).map(|dir| PathBuf::from(dir).join(CREDENTIALS));
+    let mut there = [of_node, of_user()].into_iter().flatten();
+    named(flag).or_else(|| there.find(|dir| dir.join(CERTIFICATE_FILE).exists()))
 }
 
 /// The network with the credentials in a directory.

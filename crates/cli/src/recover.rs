@@ -39,8 +39,9 @@ Exit codes: 0 done, 1 nothing was recovered, 2 usage.")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     verb: Verb,
-    /// Directory of the credentials to show to running nodes; by default, `STEADFAST_CREDENTIALS`, or
-    /// that of the user (~/.config/steadfast/credentials) if there is one
+    /// Directory of the credentials to show to running nodes; by default, `STEADFAST_CREDENTIALS`, then that of
+    /// the node whose data directory is `STEADFAST_DATA_DIR`, then that of the user
+    /// (~/.config/steadfast/credentials)
     #[arg(long, value_name = "DIR", global = true)]
     credentials: Option<PathBuf>,
 }

@@ -36,8 +36,9 @@ pub(crate) struct Ask {
         global = true
     )]
     addresses: Vec<String>,
-    /// Directory of the credentials to show to nodes; by default, `STEADFAST_CREDENTIALS`, or that
-    /// of the user (~/.config/steadfast/credentials) if there is one
+    /// Directory of the credentials to show to nodes; by default, `STEADFAST_CREDENTIALS`, then that of
+    /// the node whose data directory is `STEADFAST_DATA_DIR`, then that of the user
+    /// (~/.config/steadfast/credentials)
     #[arg(long, value_name = "DIR", global = true)]
     credentials: Option<PathBuf>,
     /// Output format

@@ -59,6 +59,19 @@ fn a_new_node_needs_nothing_but_a_token_and_keeps_what_it_got() {
     let own = describe(&root.join("n4/credentials")).expect("credentials");
     assert_eq!(own.subject.to_string(), "steadfast://g/node/4");
     secured.wait_whole(4);
+    // On its machine, verbs find its credentials by its data directory.
+    let mut ask = steadfast();
+    ask.args(["status", "--ask", &secured.address(0)]);
+    ask.env_remove("STEADFAST_CREDENTIALS");
+    let own = ask
+        .env("STEADFAST_DATA_DIR", root.join("n4"))
+        .output()
+        .expect("it runs");
+    assert!(
+        own.status.success(),
+        "{}",
+        String::from_utf8_lossy(&own.stderr)
+    );
     let told = refused_start(2, &of("n6", free_port()));
     assert!(told.contains("cannot be read from"), "{told}");
 }

@@ -15,7 +15,7 @@ use steadfast::ids::GroupEpoch;
 use steadfast::{Access, AdminCommand, NodeStatus, TlsCredentials, TlsTransport};
 use steadfast_net::open_service;
 
-use crate::support::{eventually, put};
+use crate::support::{Env, eventually, put};
 use crate::tls::{World, issued, master, now_ms};
 
 const CONNECTIONS: usize = 500;
@@ -173,7 +173,7 @@ fn a_hostile_peer_that_is_no_node_moves_nobody() {
     eventually("both know", || {
         group.iter().all(|node| node.status().members.len() == 2)
     });
-    let statuses = || group.iter().map(|node| node.status()).collect::<Vec<_>>();
+    let statuses = || group.iter().map(Env::status).collect::<Vec<_>>();
     let before = kept(&statuses());
 
     let uuid = group[0].status().group.expect("a group");
