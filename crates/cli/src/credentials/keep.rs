@@ -19,7 +19,7 @@ use crate::network::now_ms;
 /// How often a node looks whether its credentials have changed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long a node waits before it tries again to have its certificate renewed.
+/// How often a node looks whether its certificate has to be renewed.
 const RETRY_INTERVAL: Duration = Duration::from_mins(1);
 
 /// How often a node that depends on others for its certificate asks for a new one, also when it
@@ -46,15 +46,15 @@ pub(crate) async fn keep(env: &ReplicatedEnvironment, dir: Option<&Path>) -> Inf
             take_over(env, dir);
         }
         let now = Instant::now();
+        // Before it belongs to a group, a node has no id that a certificate could name.
+        if now < next_try || env.status().group.is_none() {
+            continue;
+        }
+        next_try = now + RETRY_INTERVAL;
         let depends = !dir.join(AUTHORITY_KEY_FILE).exists();
         let asks = depends && now >= next_ask;
-        // Before it belongs to a group, a node has no id that a certificate could name.
-        let may = now >= next_try && env.status().group.is_some();
-        if may && (asks || is_due(dir)) {
-            if renew(env, dir).await {
-                next_ask = now + ASK_INTERVAL;
-            }
-            next_try = now + RETRY_INTERVAL;
+        if (asks || is_due(dir)) && renew(env, dir).await {
+            next_ask = now + ASK_INTERVAL;
         }
     }
 }

@@ -110,10 +110,22 @@ pub(super) fn run_rotation(arguments: &RotateArguments) -> Result<ExitCode, Fail
         ));
     }
     if !is_taken && !behind.is_empty() {
+        let remedy = match done {
+            0 => "renew them first (steadfast certs renew), and put them where they belong"
+                .to_owned(),
+            done => {
+                format!(
+                    "take step {done} again with all directories, and put them where they belong"
+                )
+            }
+        };
         return Err(Failure::new(
-            format!("{} have not got step {done}", behind.join(", ")),
+            format!(
+                "{} have not come as far as the authority",
+                behind.join(", ")
+            ),
             "nothing was changed",
-            format!("take step {done} again with all directories, and put them where they belong"),
+            remedy,
         ));
     }
     if !is_taken {

@@ -235,7 +235,7 @@ fn a_change_of_the_authority_that_was_interrupted_is_finished_before_the_next_st
             _ => "3",
         };
         if step != "3" {
-            assert!(rotate(1, next, &[&n1, &n2]).contains("n2 have not got step"));
+            assert!(rotate(1, next, &[&n1, &n2]).contains("n2 have not come as far"));
         }
         for _ in 0..2 {
             let said = rotate(0, step, &[&n1, &n2]);
