@@ -11,6 +11,9 @@ use crate::ids::Term;
 /// How many a master remembers, for watchers that come late.
 const KEPT_MAX: usize = 64;
 
+/// The most characters that are kept of a text.
+const TEXT_MAX: usize = 300;
+
 /// A change that somebody asked for, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupChange {
@@ -122,11 +125,15 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// Adds one, and numbers it.
+    /// Adds one, and numbers it. What callers have sent may be long, and is shown to others.
     pub(crate) fn add(&mut self, change: GroupChange) {
         self.newest += 1;
-        let number = self.newest;
-        self.kept.push_back(GroupChange { number, ..change });
+        self.kept.push_back(GroupChange {
+            number: self.newest,
+            asked: printable(&change.asked),
+            what: printable(&change.what),
+            ..change
+        });
         if self.kept.len() > KEPT_MAX {
             self.kept.pop_front();
         }
@@ -138,6 +145,17 @@ impl Changes {
             .iter()
             .filter(move |change| change.number > number)
     }
+}
+
+/// The beginning of a text, without characters that a terminal obeys.
+fn printable(text: &str) -> String {
+    let escaped = text.chars().take(TEXT_MAX).flat_map(|c| {
+        let is_plain = !c.is_control();
+        let plain = is_plain.then_some(c);
+        let escaped = (!is_plain).then(|| c.escape_default());
+        plain.into_iter().chain(escaped.into_iter().flatten())
+    });
+    escaped.collect()
 }
 
 #[cfg(test)]
@@ -167,6 +185,18 @@ mod tests {
         assert_eq!(numbers, (37..=100).collect::<Vec<_>>());
         assert_eq!(changes.after(99).count(), 1);
         assert_eq!(changes.after(100).count(), 0);
+    }
+
+    #[test]
+    fn what_a_caller_sends_is_kept_short_and_without_control_characters() {
+        let mut changes = Changes::default();
+        changes.add(GroupChange {
+            asked: "x".repeat(1_000_000),
+            ..change("no member is called \"n\u{1b}[2J\n\"")
+        });
+        let kept = changes.after(0).next().expect("it is kept");
+        assert_eq!(kept.asked.len(), TEXT_MAX);
+        assert_eq!(kept.what, "no member is called \"n\\u{1b}[2J\\n\"");
     }
 
     #[test]
