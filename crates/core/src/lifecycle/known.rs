@@ -67,14 +67,15 @@ impl Lifecycle {
 }
 
 /// Records the members and their addresses on every change, until the node closes or has failed.
+/// The founders are in the identity: they are recorded only after others were.
 async fn keep(lifecycle: Weak<Lifecycle>) {
-    let Some((mut phase, mut members, mut book)) = lifecycle.upgrade().map(|lifecycle| {
-        let around = &lifecycle.around;
-        let (members, book) = (around.members.subscribe(), around.addresses.watch());
-        (lifecycle.phase.subscribe(), members, book)
-    }) else {
+    let Some(held) = lifecycle.upgrade() else {
         return;
     };
+    let (mut phase, mut identity) = (held.phase.subscribe(), held.identity.subscribe());
+    let mut members = held.around.members.subscribe();
+    let mut book = held.around.addresses.watch();
+    drop(held);
     let mut noted: Option<Members> = None;
     // As read from disk.
     let mut noted_book = book.borrow().clone();
@@ -87,7 +88,9 @@ async fn keep(lifecycle: Weak<Lifecycle>) {
         let Some(lifecycle) = lifecycle.upgrade() else {
             return;
         };
-        if *phase.borrow() == Phase::Running {
+        // Before that, a record would belong to no group.
+        let is_in_group = identity.borrow_and_update().group.is_some();
+        if *phase.borrow() == Phase::Running && is_in_group {
             let before = noted.take().unwrap_or_else(|| lifecycle.noted_members());
             if before != latest {
                 lifecycle.note_members(&latest).await;
@@ -102,6 +105,7 @@ async fn keep(lifecycle: Weak<Lifecycle>) {
         let changed = tokio::select! {
             biased;
             changed = phase.changed() => changed.is_ok(),
+            changed = identity.changed() => changed.is_ok(),
             changed = members.changed() => changed.is_ok(),
             changed = book.changed() => changed.is_ok(),
         };
