@@ -16,12 +16,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // Writes go to the master. The function may run more than once, and sees its own writes.
     let at = position(&group).ok_or("no master")?;
-    let token = group[at].write(|txn| {
+    let written = group[at].write(|txn| {
         let stock = txn.database("stock")?;
         let apples = stock.get("apples")?.map_or(0, |old| old[0]);
         stock.put("apples", [apples + 3])
     })?;
-    println!("three more apples, committed as {token}");
+    println!("three more apples, committed as {}", written.token);
 
     // Any node can read, and sees what was acknowledged before the read began.
     for node in &group {

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use steadfast::{Bootstrap, NodeStatus, RepConfig, ReplicatedEnvironment, Role};
+use steadfast::{Bootstrap, NodeStatus, RepConfig, ReplicatedEnvironment, Role, WriteError};
 use tokio::time::Instant;
 
 /// As in the `steadfast` program.
@@ -246,7 +246,7 @@ fn key(n: u64) -> [u8; 8] {
 fn fill(env: &ReplicatedEnvironment, keys: u64) -> Result<()> {
     const AT_ONCE: u64 = 500;
     for first in (0..keys).step_by(usize::try_from(AT_ONCE)?) {
-        let _token = env.write(|txn| {
+        let _written = env.write(|txn| -> std::result::Result<_, WriteError> {
             let data = txn.database("data")?;
             for n in first..keys.min(first + AT_ONCE) {
                 data.put(key(n), [n.to_le_bytes()[0]; VALUE_BYTES])?;

@@ -9,7 +9,9 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use steadfast::{Bootstrap, ConsistencyPolicy, RepConfig, ReplicatedEnvironment, Role, WriteError};
+use steadfast::{
+    Bootstrap, ConsistencyPolicy, ReadError, RepConfig, ReplicatedEnvironment, Role, WriteError,
+};
 
 const NODES: usize = 3;
 const DONE: &str = "done";
@@ -76,7 +78,7 @@ fn node_process(node: &str, dir: &str, nodes: &[String]) -> Result<(), Box<dyn E
     if env.state().role == Role::Master {
         println!("{node} is the master, and writes for all");
         for name in nodes {
-            let token = env.write(|txn| txn.database("seen")?.put(name, b"yes"))?;
+            let token = env.database("seen").put(name, b"yes")?;
             println!("{node} committed {name} as {token}");
         }
     } else {
@@ -95,7 +97,7 @@ fn node_process(node: &str, dir: &str, nodes: &[String]) -> Result<(), Box<dyn E
     }
     let seen = |env: &ReplicatedEnvironment| {
         env.read(ConsistencyPolicy::Linearizable, |s| {
-            Ok(s.database("seen")?.iter().count())
+            Ok::<_, ReadError>(s.database("seen")?.iter().count())
         })
     };
     while seen(&env)? < nodes.len() {

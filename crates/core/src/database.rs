@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::env::ReplicatedEnvironment;
 use crate::error::{ReadError, WriteError};
 use crate::policy::ConsistencyPolicy;
-use crate::token::CommitToken;
+use crate::token::{CommitToken, Committed};
 use crate::txn::transaction::Transaction;
 
 /// One database of an environment, for operations that are each one transaction. Clones are the
@@ -100,7 +100,7 @@ impl Database {
         value: impl AsRef<[u8]>,
     ) -> Result<CommitToken, WriteError> {
         let put = |txn: &Transaction| txn.database(&self.name)?.put(&key, &value);
-        self.environment.write_async(put).await
+        Ok(self.environment.write_async(put).await?.token)
     }
 
     /// Removes `key`; does nothing if the key is absent.
@@ -117,7 +117,7 @@ impl Database {
     /// See [`WriteError`]; never `Conflict`.
     pub async fn delete_async(&self, key: impl AsRef<[u8]>) -> Result<CommitToken, WriteError> {
         let delete = |txn: &Transaction| txn.database(&self.name)?.delete(&key);
-        self.environment.write_async(delete).await
+        Ok(self.environment.write_async(delete).await?.token)
     }
 
     /// Sets `key` to `value` if it has no value.
@@ -168,20 +168,18 @@ impl Database {
         expected: Option<&[u8]>,
         value: impl AsRef<[u8]>,
     ) -> Result<CompareAndSet, WriteError> {
-        let mut refused = None;
-        let set = |txn: &Transaction| {
+        let set = |txn: &Transaction| -> Result<_, WriteError> {
             let database = txn.database(&self.name)?;
             let current = database.get(&key)?;
-            refused = None;
             if current.as_deref() == expected {
-                return database.put(&key, &value);
+                database.put(&key, &value)?;
+                return Ok(None);
             }
             // Committed without a write: only then is the value that it saw proven to have existed.
-            refused = Some(current);
-            Ok(())
+            Ok(Some(current))
         };
-        let token = self.environment.write_async(set).await?;
-        Ok(match refused {
+        let Committed { value, token } = self.environment.write_async(set).await?;
+        Ok(match value {
             None => CompareAndSet::Done(token),
             Some(current) => CompareAndSet::Refused { current, token },
         })

@@ -26,7 +26,7 @@ use crate::node::status::NodeStatus;
 use crate::open_transaction::OpenTransaction;
 use crate::policy::{ConsistencyPolicy, Durability, ReadOptions};
 use crate::runtime::{Ground, OwnRuntime};
-use crate::token::{CommitToken, TokenOutcome};
+use crate::token::{CommitToken, Committed, TokenOutcome};
 use crate::txn::transaction::{Snapshot, Transaction};
 
 /// A node of a replicated group, in this process. Clones are the same node; the last one dropped
@@ -145,17 +145,51 @@ impl ReplicatedEnvironment {
     /// outside the transaction. After several conflicts, with a short wait after each, it runs with
     /// all other writes held off, for at most a second, and so gets through. It must not write to
     /// the same environment except through the transaction: that is [`WriteError::Nested`] on its
-    /// own thread, and may end as [`WriteError::Overtaken`] if it waits for another thread. An
-    /// error it returns aborts the transaction and is returned; see [`WriteError::abort`] for your
-    /// own errors.
+    /// own thread, and may end as [`WriteError::Overtaken`] if it waits for another thread.
+    ///
+    /// What it returns comes back with the transaction's token. An error it returns aborts the
+    /// transaction and comes back unchanged: any type made from a [`WriteError`] will do. Name the
+    /// type where nothing else does: `|txn| -> Result<_, MyError> { … }`. A transaction that wrote
+    /// nothing is checked like any other, but takes no place in the log, as long as the log has the
+    /// last one before it.
+    ///
+    /// ```
+    /// # use steadfast::{ReplicatedEnvironment, WriteError};
+    /// #[derive(Debug, thiserror::Error)]
+    /// enum SaleError {
+    ///     #[error("only {0} are left")]
+    ///     TooFew(u8),
+    ///     #[error(transparent)]
+    ///     Write(#[from] WriteError),
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let group = ReplicatedEnvironment::in_memory_group(1)?;
+    /// # let env = &group[0];
+    /// let sell = |count: u8| {
+    ///     env.write(|txn| {
+    ///         let stock = txn.database("stock")?;
+    ///         let left = stock.get("tickets")?.map_or(3, |value| value[0]);
+    ///         let after = left.checked_sub(count).ok_or(SaleError::TooFew(left))?;
+    ///         stock.put("tickets", [after])?;
+    ///         Ok(after)
+    ///     })
+    /// };
+    /// let sold = sell(2)?;
+    /// assert_eq!(sold.value, 1);
+    /// println!("sold as {}", sold.token);
+    /// assert!(matches!(sell(2), Err(SaleError::TooFew(1))));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// See [`WriteError`]; nothing was written, except possibly with `OutcomeUnknown` and
-    /// `InsufficientAcks`.
-    pub fn write(
+    /// What the function returned, or see [`WriteError`]; nothing was written, except possibly with
+    /// `OutcomeUnknown` and `InsufficientAcks`.
+    pub fn write<T, E: From<WriteError>>(
         &self,
-        transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
-    ) -> Result<CommitToken, WriteError> {
+        transaction: impl FnMut(&Transaction) -> Result<T, E>,
+    ) -> Result<Committed<T>, E> {
         self.block_on(self.write_async(transaction))
     }
 
@@ -163,10 +197,10 @@ impl ReplicatedEnvironment {
     ///
     /// # Errors
     /// See [`WriteError`].
-    pub async fn write_async(
+    pub async fn write_async<T, E: From<WriteError>>(
         &self,
-        transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
-    ) -> Result<CommitToken, WriteError> {
+        transaction: impl FnMut(&Transaction) -> Result<T, E>,
+    ) -> Result<Committed<T>, E> {
         self.handle.lifecycle.write(None, transaction).await
     }
 
@@ -175,11 +209,11 @@ impl ReplicatedEnvironment {
     ///
     /// # Errors
     /// See [`WriteError`].
-    pub fn write_with(
+    pub fn write_with<T, E: From<WriteError>>(
         &self,
         durability: Durability,
-        transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
-    ) -> Result<CommitToken, WriteError> {
+        transaction: impl FnMut(&Transaction) -> Result<T, E>,
+    ) -> Result<Committed<T>, E> {
         self.block_on(self.write_with_async(durability, transaction))
     }
 
@@ -187,11 +221,11 @@ impl ReplicatedEnvironment {
     ///
     /// # Errors
     /// See [`WriteError`].
-    pub async fn write_with_async(
+    pub async fn write_with_async<T, E: From<WriteError>>(
         &self,
         durability: Durability,
-        transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
-    ) -> Result<CommitToken, WriteError> {
+        transaction: impl FnMut(&Transaction) -> Result<T, E>,
+    ) -> Result<Committed<T>, E> {
         let lifecycle = &self.handle.lifecycle;
         lifecycle.write(Some(durability), transaction).await
     }
@@ -256,19 +290,20 @@ impl ReplicatedEnvironment {
     /// # Errors
     /// See [`WriteError`].
     pub async fn write_batch_async(&self, batch: &WriteBatch) -> Result<CommitToken, WriteError> {
-        self.write_async(|txn| batch.run(txn)).await
+        let written = self.write_async(|txn| batch.run(txn)).await?;
+        Ok(written.token)
     }
 
     /// Runs `read` on a consistent snapshot of all databases, as fresh as `policy` requires, and
     /// returns its result. A policy can carry a timeout: `policy.within(…)`.
     ///
     /// # Errors
-    /// See [`ReadError`].
-    pub fn read<T>(
+    /// What the function returned, of any type made from a [`ReadError`], or see there.
+    pub fn read<T, E: From<ReadError>>(
         &self,
         policy: impl Into<ReadOptions>,
-        read: impl FnOnce(&Snapshot) -> Result<T, ReadError>,
-    ) -> Result<T, ReadError> {
+        read: impl FnOnce(&Snapshot) -> Result<T, E>,
+    ) -> Result<T, E> {
         let (options, lifecycle) = (policy.into(), &self.handle.lifecycle);
         let snapshot = match options.policy {
             // Nothing to wait for, so no runtime is needed.
@@ -282,11 +317,11 @@ impl ReplicatedEnvironment {
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub async fn read_async<T>(
+    pub async fn read_async<T, E: From<ReadError>>(
         &self,
         policy: impl Into<ReadOptions>,
-        read: impl FnOnce(&Snapshot) -> Result<T, ReadError>,
-    ) -> Result<T, ReadError> {
+        read: impl FnOnce(&Snapshot) -> Result<T, E>,
+    ) -> Result<T, E> {
         let snapshot = self.handle.lifecycle.snapshot(policy.into()).await?;
         read(&snapshot)
     }

@@ -6,19 +6,20 @@
 //! acknowledged before the read began, unless it asks for less.
 //!
 //! ```
-//! use steadfast::{ConsistencyPolicy, ReplicatedEnvironment, Role};
+//! use steadfast::{ConsistencyPolicy, ReplicatedEnvironment, Role, WriteError};
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     // Three connected nodes in this process, for tests.
 //!     let group = ReplicatedEnvironment::in_memory_group(3)?;
 //!     let is_master = |node: &&ReplicatedEnvironment| node.state().role == Role::Master;
 //!     let master = group.iter().find(is_master).ok_or("no master")?;
-//!     let token = master.write(|txn| {
+//!     let placed = master.write(|txn| -> Result<u8, WriteError> {
 //!         let orders = txn.database("orders")?;
-//!         let count = orders.get("count")?.map_or(0, |old| old[0]);
-//!         orders.put("count", [count + 1])
+//!         let count = orders.get("count")?.map_or(0, |old| old[0]) + 1;
+//!         orders.put("count", [count])?;
+//!         Ok(count)
 //!     })?;
-//!     println!("committed as {token}");
+//!     println!("{} orders as of {}", placed.value, placed.token);
 //!     for node in &group {
 //!         let count = node.read(ConsistencyPolicy::Linearizable, |snapshot| {
 //!             snapshot.database("orders")?.get("count")
@@ -158,7 +159,7 @@ pub use policy::{
 };
 pub use steadfast_net::Descriptors;
 pub use steadfast_net::{TcpTransport, TlsCredentials, TlsTransport, Transport};
-pub use token::{CommitToken, ParseTokenError, TokenOutcome};
+pub use token::{CommitToken, Committed, ParseTokenError, TokenOutcome};
 pub use txn::scan::Scan;
 pub use txn::transaction::{Snapshot, SnapshotDatabase, Transaction, TransactionDatabase};
 

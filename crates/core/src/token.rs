@@ -54,6 +54,15 @@ impl<'de> Deserialize<'de> for CommitToken {
     }
 }
 
+/// What a function given to `write` returned, and the token of its transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed<T> {
+    /// What the function returned, in the run that was committed.
+    pub value: T,
+    /// The transaction's token; if it wrote nothing, that of the last one that it could see.
+    pub token: CommitToken,
+}
+
 /// What became of a token's write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenOutcome {

@@ -35,14 +35,14 @@ fn master(group: &[ReplicatedEnvironment]) -> &ReplicatedEnvironment {
 fn a_write_is_read_on_every_node() {
     let group = group();
     let token = master(&group)
-        .write(|txn| {
+        .write(|txn| -> Result<_, WriteError> {
             let orders = txn.database("orders")?;
             orders.put(b"count", b"1")?;
             assert_eq!(orders.get(b"count")?.as_deref(), Some(&b"1"[..]));
             Ok(())
         })
         .expect("committed");
-    assert_eq!(token.vlsn.0, 1);
+    assert_eq!(token.token.vlsn.0, 1);
     for node in &group {
         let value = node.read(ConsistencyPolicy::Linearizable, |s| {
             s.database("orders")?.get(b"count")

@@ -152,7 +152,7 @@ fn a_replica_that_was_stopped_and_woken_never_answers_with_stale_data() {
     assert_eq!(replica.answer(), "ready");
 
     let put = |n: u64| master.write(|txn| txn.database("d")?.put("n", n.to_be_bytes()));
-    let newest = Mutex::new((1, put(1).expect("committed")));
+    let newest = Mutex::new((1, put(1).expect("committed").token));
     let is_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -160,7 +160,7 @@ fn a_replica_that_was_stopped_and_woken_never_answers_with_stale_data() {
                 if is_done.load(Ordering::Relaxed) {
                     return;
                 }
-                let token = put(n).expect("two of three are there");
+                let token = put(n).expect("two of three are there").token;
                 *newest.lock().expect("no panic") = (n, token);
             }
         });

@@ -13,7 +13,7 @@ use rand::RngExt;
 use rand::seq::IndexedRandom;
 use steadfast::engine::Falsehood;
 use steadfast::ids::DatabaseId;
-use steadfast::{ConsistencyPolicy, ReadyError};
+use steadfast::{ConsistencyPolicy, ReadError, ReadyError};
 
 use crate::check::{self, CATALOG};
 use crate::falsehood::{engine, kept, tells};
@@ -130,7 +130,7 @@ async fn stay_without_use(world: &World, wrong: &[usize]) -> Result<(), String> 
             let Some(env) = world.hosts[*at].life().and_then(|life| life.env) else {
                 return Err(format!("{name} is down"));
             };
-            let read = env.read_async(ConsistencyPolicy::Eventual, |_| Ok(()));
+            let read = env.read_async(ConsistencyPolicy::Eventual, |_| Ok::<_, ReadError>(()));
             if read.await.is_ok() {
                 return Err(format!("{name} lets itself be read"));
             }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::seq::SliceRandom;
 use steadfast::quorum_loss::{self, NextStep, RecoverError, RecoveryPlan};
-use steadfast::{ConsistencyPolicy, NodeType, ReplicatedEnvironment, Role};
+use steadfast::{ConsistencyPolicy, NodeType, ReadError, ReplicatedEnvironment, Role};
 use steadfast_net::process::Process;
 use tokio_util::sync::CancellationToken;
 
@@ -287,14 +287,17 @@ async fn check_kept(
     acknowledged: &BTreeMap<u64, usize>,
 ) -> Result<(), String> {
     let end = plan.survivors.first().map_or(0, |survivor| survivor.vlsn.0);
-    let read = recovered.read_async(ConsistencyPolicy::Linearizable, |snapshot| {
-        let marks = snapshot.database(MARKERS)?;
-        let mut kept = BTreeMap::new();
-        for (vlsn, id) in acknowledged {
-            kept.insert(*vlsn, marks.get(marker(*id))?.is_some());
-        }
-        Ok(kept)
-    });
+    let read = recovered.read_async(
+        ConsistencyPolicy::Linearizable,
+        |snapshot| -> Result<_, ReadError> {
+            let marks = snapshot.database(MARKERS)?;
+            let mut kept = BTreeMap::new();
+            for (vlsn, id) in acknowledged {
+                kept.insert(*vlsn, marks.get(marker(*id))?.is_some());
+            }
+            Ok(kept)
+        },
+    );
     let kept = read.await.map_err(|error| error.to_string())?;
     for (vlsn, is_kept) in kept {
         if is_kept != (vlsn <= end) {

@@ -93,8 +93,8 @@ async fn write(world: &World) -> Vlsn {
                     let database = txn.database("slow")?;
                     database.put(key.as_bytes(), vec![0; VALUE_BYTES])
                 });
-                if let Ok(token) = written.await {
-                    last = token.vlsn;
+                if let Ok(written) = written.await {
+                    last = written.token.vlsn;
                     break;
                 }
             }

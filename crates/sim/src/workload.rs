@@ -121,7 +121,8 @@ async fn write(world: &Arc<World>, rng: &mut StdRng, at: usize, life: &Life, bet
     let durability = durability(rng);
     let script = Script::draw(world, rng, Some(id));
     let run = |txn: &Txn| script.run(world, id, txn, &between);
-    let answer = ask(life, env.write_with_async(durability, run)).await;
+    let written = ask(life, env.write_with_async(durability, run)).await;
+    let answer = written.map(|written| written.map(|written| written.token));
     end(world, at, id, durability, answer.as_ref());
     if durability == Durability::ALL
         && matches!(answer, Some(Ok(_)))
@@ -236,7 +237,7 @@ pub async fn mark(world: &World, env: &ReplicatedEnvironment) -> Option<CommitTo
     // Before the write: the waiting task may be gone when it completes.
     world.history().transactions[id].writes = vec![(MARKERS, mark.clone(), Some(Bytes::new()))];
     let written = env.write_async(|txn| txn.database(MARKERS)?.put(&mark, b""));
-    written.await.ok()
+    Some(written.await.ok()?.token)
 }
 
 /// Records a node's answer.
@@ -471,7 +472,7 @@ async fn read(
     let Some(env) = &life.env else { return false };
     let floor = floor(world, policy);
     let began = world.history().tick();
-    let run = |snapshot: &Snapshot| {
+    let run = |snapshot: &Snapshot| -> Result<_, ReadError> {
         let reads = script.read(|| snapshot.list_databases(), |name| snapshot.database(name))?;
         Ok((snapshot.vlsn().0, reads))
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use steadfast::engine::StorageEngine;
 use steadfast::ids::DatabaseId;
-use steadfast::{ConsistencyPolicy, Durability, ReplicatedEnvironment};
+use steadfast::{ConsistencyPolicy, Durability, ReadError, ReplicatedEnvironment};
 use tokio::time::Instant;
 
 use super::{Consistency, Workload};
@@ -70,15 +70,18 @@ impl Load {
     /// # Errors
     /// The environment's error.
     pub(super) fn counted(&self, env: &ReplicatedEnvironment) -> Result<u64, String> {
-        let read = env.read(ConsistencyPolicy::Linearizable, |snapshot| {
-            let database = snapshot.database(DATABASE)?;
-            let mut sum = 0_u64;
-            for key in 0..self.keys {
-                let value = database.get(key.to_be_bytes())?.unwrap_or_default();
-                sum = sum.wrapping_add(counter(&value).wrapping_sub(COUNTER_FIRST));
-            }
-            Ok(sum)
-        });
+        let read = env.read(
+            ConsistencyPolicy::Linearizable,
+            |snapshot| -> Result<_, ReadError> {
+                let database = snapshot.database(DATABASE)?;
+                let mut sum = 0_u64;
+                for key in 0..self.keys {
+                    let value = database.get(key.to_be_bytes())?.unwrap_or_default();
+                    sum = sum.wrapping_add(counter(&value).wrapping_sub(COUNTER_FIRST));
+                }
+                Ok(sum)
+            },
+        );
         read.map_err(|error| error.to_string())
     }
 

@@ -137,7 +137,7 @@ fn read(env: &ReplicatedEnvironment) -> Report {
 
 /// Reports every record; returns the rest of what the node holds.
 fn tell(env: &ReplicatedEnvironment) -> Result<Report, ReadError> {
-    let (vlsn, accounts, sum) = env.read(ConsistencyPolicy::Eventual, |snapshot| {
+    let read = |snapshot: &Snapshot| -> Result<_, ReadError> {
         let mut rows = Vec::new();
         for row in &snapshot.database(JOURNAL)? {
             rows.push(parse_row(row?));
@@ -148,7 +148,8 @@ fn tell(env: &ReplicatedEnvironment) -> Result<Report, ReadError> {
         say(&Report::Rows(rows));
         let (accounts, sum) = balance(snapshot)?;
         Ok((snapshot.vlsn().0, accounts, sum))
-    })?;
+    };
+    let (vlsn, accounts, sum) = env.read(ConsistencyPolicy::Eventual, read)?;
     let (digest_vlsn, digest) = env.digest()?;
     let (digest, digest_vlsn) = (format!("{digest:032x}"), digest_vlsn.0);
     Ok(Report::Told {

@@ -4,7 +4,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use steadfast::{CommitToken, ReplicatedEnvironment, Transaction, WriteError};
+use steadfast::{CommitToken, Committed, ReplicatedEnvironment, Transaction, WriteError};
 
 use super::protocol::{ACCOUNT_COUNT, ACCOUNT_START, ACCOUNTS, COUNTERS, JOURNAL, Report};
 
@@ -97,13 +97,9 @@ impl Worker {
             self.tries += 1;
             // Each attempt has an id of its own: one whose outcome is unknown may still appear.
             let id = format!("{}-{}-{}", self.life, self.stream, self.tries);
-            let mut number = 0;
-            let appended = env.write(|txn| {
-                number = append(txn, self.stream, &id)?;
-                Ok(())
-            });
+            let appended = env.write(|txn| append(txn, self.stream, &id));
             let is_refused = appended.is_err();
-            report(&told(appended, id, number));
+            report(&told(appended, id));
             let paid = if is_refused { None } else { self.pay(env).ok() };
             if let Some(CommitToken { term, vlsn, .. }) = paid {
                 report(&Report::Paid {
@@ -125,17 +121,17 @@ impl Worker {
         let from = account(chance);
         let to = (from + 1 + account(chance >> 16) % (ACCOUNT_COUNT - 1)) % ACCOUNT_COUNT;
         let amount = i64::from(account(chance >> 32));
-        env.write(|txn| pay(txn, from, to, amount))
+        Ok(env.write(|txn| pay(txn, from, to, amount))?.token)
     }
 }
 
-fn told(appended: Result<CommitToken, WriteError>, id: String, number: u64) -> Report {
+fn told(appended: Result<Committed<u64>, WriteError>, id: String) -> Report {
     match appended {
-        Ok(CommitToken { term, vlsn, .. }) => Report::Appended {
+        Ok(Committed { value, token }) => Report::Appended {
             id,
-            number,
-            term: term.0,
-            vlsn: vlsn.0,
+            number: value,
+            term: token.term.0,
+            vlsn: token.vlsn.0,
         },
         Err(WriteError::OutcomeUnknown { .. } | WriteError::InsufficientAcks { .. }) => {
             Report::Uncertain { id }

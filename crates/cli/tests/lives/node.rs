@@ -142,7 +142,7 @@ fn write_one(env: &ReplicatedEnvironment, write: &Write) -> Outcome {
             })
         });
         let error = match written {
-            Ok(token) => return Outcome::Acknowledged(token),
+            Ok(written) => return Outcome::Acknowledged(written.token),
             Err(error) => error,
         };
         match error.outcome() {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use steadfast::{ConsistencyPolicy, ReplicatedEnvironment};
+use steadfast::{ConsistencyPolicy, ReadError, ReplicatedEnvironment};
 use tempfile::TempDir;
 
 use super::{Group, Node, free_port, node_arguments, run, run_to, write_everywhere};
@@ -256,7 +256,7 @@ fn a_backup_that_is_damaged_or_was_not_finished_is_found_and_not_restored() {
 
     let env = rig.env.take().expect("open");
     let found = env.read(ConsistencyPolicy::Linearizable, |snapshot| {
-        Ok(snapshot.database("large")?.iter().count())
+        Ok::<_, ReadError>(snapshot.database("large")?.iter().count())
     });
     assert_eq!(found.expect("read"), 200, "the group goes on");
     env.close().expect("closed");

@@ -33,8 +33,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use steadfast::{
-    AdminCommand, Bootstrap, CommitToken, ConsistencyPolicy, Durability, NodeType, RepConfig,
-    RepConfigBuilder, ReplicatedEnvironment, Role, Transaction, WriteError,
+    AdminCommand, Bootstrap, CommitToken, ConsistencyPolicy, Durability, NodeType, ReadError,
+    RepConfig, RepConfigBuilder, ReplicatedEnvironment, Role, Transaction, WriteError,
 };
 use tempfile::TempDir;
 
@@ -314,7 +314,7 @@ fn write_everywhere(
     let deadline = Instant::now() + PATIENCE;
     loop {
         match env.write_with(Durability::ALL.within(PATIENCE), &mut write) {
-            Ok(token) => return token,
+            Ok(written) => return written.token,
             Err(WriteError::InsufficientReplicas { .. }) if Instant::now() < deadline => {}
             Err(error) => panic!("{error}"),
         }
@@ -378,7 +378,7 @@ fn a_group_that_lost_two_of_three_directories_goes_on_from_the_third() {
     let written = env.write_with(Durability::ALL, |txn| {
         (0..100_u32).try_for_each(|n| txn.database("d")?.put(n.to_be_bytes(), "v"))
     });
-    let kept = written.expect("all three are there").vlsn;
+    let kept = written.expect("all three are there").token.vlsn;
     env.close().expect("closed");
     let lost = group.dir.path().join("lost");
     fs::create_dir(&lost).expect("made");
@@ -423,12 +423,13 @@ fn a_group_that_lost_two_of_three_directories_goes_on_from_the_third() {
 
     let env = group.embed();
     assert_eq!(env.state().role, Role::Master);
-    let found = env.read(ConsistencyPolicy::Linearizable, |snapshot| {
-        Ok(snapshot.database("d")?.iter().count())
-    });
+    let found = env.read(
+        ConsistencyPolicy::Linearizable,
+        |snapshot| -> Result<_, ReadError> { Ok(snapshot.database("d")?.iter().count()) },
+    );
     assert_eq!(found.expect("it is master"), 100);
     let written = env.write(|txn| txn.database("d")?.put("new", "v"));
-    assert_eq!(written.expect("it needs nobody").vlsn, kept.next());
+    assert_eq!(written.expect("it needs nobody").token.vlsn, kept.next());
 
     assert_new_node_gets_a_new_id(&group, &env);
 

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use steadfast::ids::NodeId;
-use steadfast::{ConsistencyPolicy, NodeStatus, Outcome, ReplicatedEnvironment, Role, WriteError};
+use steadfast::{
+    ConsistencyPolicy, NodeStatus, Outcome, ReadError, ReplicatedEnvironment, Role, WriteError,
+};
 use tempfile::TempDir;
 
 use super::{
@@ -240,7 +242,7 @@ fn a_group_that_is_shut_down_has_everything_everywhere_and_comes_back_with_it() 
     let env = group.embed();
     group.status_until(0);
     let rows = env.read(ConsistencyPolicy::Linearizable, |snapshot| {
-        Ok(snapshot.database("d")?.iter().count())
+        Ok::<_, ReadError>(snapshot.database("d")?.iter().count())
     });
     assert_eq!(rows.expect("read"), acknowledged as usize);
     env.close().expect("closed");

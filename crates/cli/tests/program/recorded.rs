@@ -229,7 +229,7 @@ fn assert_replays_change_nothing(env: &ReplicatedEnvironment, tape: &Tape) {
     assert_eq!((after.term, after.applied), (before.term, before.applied));
     assert_eq!(after.members, before.members);
     let written = env.write(|txn| txn.database("d")?.put("k", "v"));
-    assert_eq!(written.expect("still master").term, before.term);
+    assert_eq!(written.expect("still master").token.term, before.term);
 }
 
 /// Has a group replicate, copy its state and be backed up; returns how much was recorded of that,

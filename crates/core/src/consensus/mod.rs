@@ -339,6 +339,11 @@ impl Consensus {
         self.applied.clone()
     }
 
+    /// The node's role, and the master it knows.
+    pub(crate) fn role(&self) -> watch::Receiver<RoleState> {
+        self.role.subscribe()
+    }
+
     /// A position at or above every write that was acknowledged before this call. A reader that has
     /// applied it is up to date.
     ///

@@ -179,7 +179,8 @@ pub enum WriteError {
          nothing was written; write on the master, or retry later"
     )]
     Restoring,
-    /// The closure aborted the transaction. Nothing was written. See [`WriteError::into_aborted`].
+    /// The closure aborted the transaction. Nothing was written. See
+    /// [`WriteError::abort`].
     #[error("the transaction was aborted; nothing was written: {0}")]
     Aborted(Box<dyn Error + Send + Sync>),
     /// The volume of the master's data directory is nearly full, and no node with room could take
@@ -208,51 +209,10 @@ pub enum WriteError {
 }
 
 impl WriteError {
-    /// Aborts a transaction: return this from the closure given to `write`, and `write` returns it.
-    ///
-    /// Call it in an `impl From<MyError> for WriteError`, and `?` aborts with your own errors;
-    /// [`WriteError::into_aborted`] gives them back unchanged.
+    /// Aborts a transaction for a reason of the application that has no error type of its own: return
+    /// this from the function given to `write`, and `write` returns it.
     pub fn abort(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Aborted(reason.into())
-    }
-
-    /// The error with which the closure aborted the transaction, unchanged.
-    ///
-    /// # Errors
-    /// This error itself, when it is any other.
-    ///
-    /// ```
-    /// # use steadfast::{ReplicatedEnvironment, WriteError};
-    /// #[derive(Debug, PartialEq, thiserror::Error)]
-    /// #[error("{0} are left")]
-    /// struct SoldOut(u64);
-    ///
-    /// impl From<SoldOut> for WriteError {
-    ///     fn from(error: SoldOut) -> Self {
-    ///         Self::abort(error)
-    ///     }
-    /// }
-    ///
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let group = ReplicatedEnvironment::in_memory_group(1)?;
-    /// # let env = &group[0];
-    /// let sold = env.write(|txn| {
-    ///     let _stock = txn.database("stock")?.get("tickets")?;
-    ///     Err(SoldOut(0))?
-    /// });
-    /// match sold.map_err(WriteError::into_aborted::<SoldOut>) {
-    ///     Ok(token) => println!("sold as {token}"),
-    ///     Err(Ok(sold_out)) => assert_eq!(sold_out, SoldOut(0)),
-    ///     Err(Err(error)) => return Err(error.into()),
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn into_aborted<E: Error + Send + Sync + 'static>(self) -> Result<E, Self> {
-        match self {
-            Self::Aborted(reason) => reason.downcast().map(|own| *own).map_err(Self::Aborted),
-            other => Err(other),
-        }
     }
 
     /// What is known about the write.

@@ -9,22 +9,26 @@ use crate::error::{ReadError, WriteError};
 use crate::ids::Vlsn;
 use crate::listener::Role;
 use crate::node::phase::Phase;
+use crate::node::write::Failure;
 use crate::node::{Node, outcome, read, write};
 use crate::policy::{ConsistencyPolicy, Durability, ReadOptions};
-use crate::token::{CommitToken, TokenOutcome};
+use crate::token::{CommitToken, Committed, TokenOutcome};
 use crate::txn::transaction::{Snapshot, Transaction};
 
 impl Lifecycle {
-    pub(crate) async fn write(
+    pub(crate) async fn write<T, E: From<WriteError>>(
         &self,
         durability: Option<Durability>,
-        transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
-    ) -> Result<CommitToken, WriteError> {
+        transaction: impl FnMut(&Transaction) -> Result<T, E>,
+    ) -> Result<Committed<T>, E> {
         let node = self.writable()?;
         let _writing = self.shutdown.write()?;
         let (durability, timeout) = self.promise(durability);
         let written = write::write(&node, durability, timeout, transaction).await;
-        written.map_err(|error| self.why_not_written(error))
+        written.map_err(|failure| match failure {
+            Failure::Returned(error) => error,
+            Failure::Write(error) => self.why_not_written(error).into(),
+        })
     }
 
     pub(crate) async fn begin_transaction(&self) -> Result<Transaction, WriteError> {

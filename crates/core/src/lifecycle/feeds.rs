@@ -124,7 +124,7 @@ mod tests {
             let put = self
                 .lifecycle
                 .write(None, |txn| txn.database("d")?.put([n], [n]));
-            self.tokens.push(put.await.expect("committed"));
+            self.tokens.push(put.await.expect("committed").token);
         }
 
         /// Drops the log through the current last transaction.

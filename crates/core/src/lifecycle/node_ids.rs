@@ -77,7 +77,8 @@ pub(super) async fn with_node_ids<T>(
     mut work: impl FnMut(&Transaction) -> Result<T, WriteError>,
 ) -> Result<(), Undone> {
     let work = |transaction: &Transaction| work(transaction).map(drop);
-    match write::write(node, Durability::MAJORITY, CHANGE_MAX, work).await {
+    let written = write::write(node, Durability::MAJORITY, CHANGE_MAX, work).await;
+    match written.map_err(WriteError::from) {
         Ok(_) => Ok(()),
         Err(WriteError::NotMaster { .. }) => Err(Undone::NotMaster),
         Err(WriteError::InsufficientReplicas { .. }) => Err(no_majority(&node.consensus)),

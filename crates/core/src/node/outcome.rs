@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::error::ReadError;
+use crate::ids::{Term, Vlsn};
 use crate::listener::RoleState;
 use crate::node::Node;
 use crate::node::read::{check_group, current};
@@ -51,20 +52,30 @@ async fn known(node: &Node, token: CommitToken) -> Result<TokenOutcome, ReadErro
             TokenOutcome::StillUnknown
         });
     }
-    let term = match node.sequencer.term_of(token.vlsn) {
-        Some(term) => term,
-        None => match node.history().find(token.vlsn).await {
-            Ok(found) => found.id.term,
-            Err(HistoryError::Gone { .. }) => return Err(ReadError::HistoryGone { token }),
-            Err(HistoryError::Log(error)) => return Err(error.into()),
-            Err(HistoryError::Batch(error)) => {
-                unreachable!("the log has only what was checked before: {error}")
-            }
-        },
-    };
+    let term = term_of(node, token.vlsn).await?;
+    let term = term.ok_or(ReadError::HistoryGone { token })?;
     Ok(if term == token.term {
         TokenOutcome::Committed
     } else {
         TokenOutcome::NotCommitted
     })
+}
+
+/// The term in which the applied transaction `vlsn` was committed; `None` when the log no longer
+/// reaches back to it.
+///
+/// # Errors
+/// [`ReadError`] when the log cannot be read.
+pub(super) async fn term_of(node: &Node, vlsn: Vlsn) -> Result<Option<Term>, ReadError> {
+    if let Some(term) = node.sequencer.term_of(vlsn) {
+        return Ok(Some(term));
+    }
+    match node.history().find(vlsn).await {
+        Ok(found) => Ok(Some(found.id.term)),
+        Err(HistoryError::Gone { .. }) => Ok(None),
+        Err(HistoryError::Log(error)) => Err(error.into()),
+        Err(HistoryError::Batch(error)) => {
+            unreachable!("the log has only what was checked before: {error}")
+        }
+    }
 }

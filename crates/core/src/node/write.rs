@@ -3,6 +3,7 @@
 mod nested;
 mod slow;
 mod turns;
+mod unwritten;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use crate::node::Node;
 use crate::node::ack::{Numbered, acknowledge, check_replicas};
 use crate::planted::{self, Bug};
 use crate::policy::Durability;
-use crate::token::CommitToken;
+use crate::token::{CommitToken, Committed};
 use crate::txn::sequencer::SubmitError;
 use crate::txn::transaction::Transaction;
 use crate::txn::view::View;
@@ -32,17 +33,39 @@ const ALONE_MAX: u32 = 3;
 /// What a transaction takes of the queue in addition to the bytes it writes.
 const TRANSACTION_OVERHEAD_BYTES: usize = 256;
 
+/// Why a function's transaction did not commit.
+pub(crate) enum Failure<E> {
+    /// The function returned this.
+    Returned(E),
+    Write(WriteError),
+}
+
+impl<E> From<WriteError> for Failure<E> {
+    fn from(error: WriteError) -> Self {
+        Self::Write(error)
+    }
+}
+
+impl From<Failure<Self>> for WriteError {
+    fn from(failure: Failure<Self>) -> Self {
+        match failure {
+            Failure::Returned(error) | Failure::Write(error) => error,
+        }
+    }
+}
+
 /// Runs and commits a transaction, retrying after conflicts. Waits at most `timeout` for the
 /// durability.
 ///
 /// # Errors
-/// See [`WriteError`]. `NotMaster` comes without the master's address.
-pub(crate) async fn write(
+/// What the function returned, or see [`WriteError`]. `NotMaster` comes without the master's
+/// address.
+pub(crate) async fn write<T, E>(
     node: &Node,
     durability: Durability,
     timeout: Duration,
-    mut transaction: impl FnMut(&Transaction) -> Result<(), WriteError>,
-) -> Result<CommitToken, WriteError> {
+    mut transaction: impl FnMut(&Transaction) -> Result<T, E>,
+) -> Result<Committed<T>, Failure<E>> {
     nested::check(node)?;
     let mut conflicts = 0;
     check_replicas(node, durability.ack).await?;
@@ -55,17 +78,20 @@ pub(crate) async fn write(
             None
         };
         let running = start(node)?;
-        nested::within(node, || transaction(&running))?;
+        let value = nested::within(node, || transaction(&running)).map_err(Failure::Returned)?;
         let alone = alone.as_ref().and_then(Alone::turn);
         match submit(node, durability, timeout, running, alone).await {
+            Ok(token) => return Ok(Committed { value, token }),
             Err(WriteError::Conflict) => conflicts += 1,
-            ended => return ended,
+            Err(error) => return Err(error.into()),
         }
         if conflicts == CONFLICTS_MAX + ALONE_MAX {
+            let held_off = HOLD_OFF_MAX;
             return Err(WriteError::Overtaken {
                 conflicts,
-                held_off: HOLD_OFF_MAX,
-            });
+                held_off,
+            }
+            .into());
         }
         node.turns.step_back(conflicts).await;
     }
@@ -153,6 +179,13 @@ async fn submit(
                 .await
         }
     };
+    if finished.operations.is_empty() {
+        let confirmed = unwritten::confirm(node, durability, timeout, &finished);
+        let confirmed = node.slow_writes.watch("its confirmation", confirmed).await;
+        if let Some(token) = confirmed? {
+            return Ok(token);
+        }
+    }
     let session = finished.session;
     // Held until the outcome is known: this bounds the bytes in flight. A transaction larger than
     // the whole budget takes all of it.
@@ -181,17 +214,21 @@ async fn submit(
             let acknowledged = acknowledge(node, durability, timeout, numbered);
             node.slow_writes.watch("its durability", acknowledged).await
         }
+        Err(error) => Err(not_numbered(node, error)),
+    }
+}
+
+fn not_numbered(node: &Node, error: SubmitError) -> WriteError {
+    match error {
         // Its reads belong to an ended session, and a new session has begun here.
-        Err(SubmitError::NotMaster) if node.sequencer.newest().is_some() => {
-            Err(WriteError::NotCommitted {
-                reason: "the master changed since the transaction began",
-            })
-        }
-        Err(SubmitError::NotMaster) => Err(WriteError::NotMaster { master: None }),
-        Err(SubmitError::TooOld { age_max }) => Err(WriteError::TooOld { age_max }),
-        Err(SubmitError::Conflict) => {
+        SubmitError::NotMaster if node.sequencer.newest().is_some() => WriteError::NotCommitted {
+            reason: "the master changed since the transaction began",
+        },
+        SubmitError::NotMaster => WriteError::NotMaster { master: None },
+        SubmitError::TooOld { age_max } => WriteError::TooOld { age_max },
+        SubmitError::Conflict => {
             metrics::counter!("steadfast_conflicts_total").increment(1);
-            Err(WriteError::Conflict)
+            WriteError::Conflict
         }
     }
 }

@@ -117,6 +117,15 @@ pub(crate) enum Outcome {
     Unknown,
 }
 
+/// What a transaction that got no number could see.
+#[derive(Debug)]
+pub(crate) struct Unnumbered {
+    /// The newest number.
+    pub(crate) vlsn: Vlsn,
+    /// How that one ends, unless it has been applied.
+    pub(crate) pending: Option<oneshot::Receiver<Outcome>>,
+}
+
 /// Number of terms whose first VLSN is remembered. Others are looked up in the log.
 const RUNS_MAX: usize = 1024;
 
@@ -266,18 +275,7 @@ impl Sequencer {
     ) -> Result<(Vlsn, oneshot::Receiver<Outcome>), SubmitError> {
         let (done, receiver) = oneshot::channel();
         let mut guard = self.lock();
-        let session = guard
-            .as_mut()
-            .filter(|session| session.id == finished.session);
-        let session = session.ok_or(SubmitError::NotMaster)?;
-        let has_conflict = self.has_conflict(&finished);
-        // Checked after reading the window, which is complete only for a reader still open.
-        if let Some(age_max) = finished.reader.ended_at_age() {
-            return Err(SubmitError::TooOld { age_max });
-        }
-        if has_conflict {
-            return Err(SubmitError::Conflict);
-        }
+        let session = self.checked(&mut guard, &finished)?;
         let batch = session.batch_with_room(self.batch_bytes_max);
         let vlsn = batch.builder.push(&finished.operations);
         for operation in finished.operations {
@@ -291,6 +289,48 @@ impl Sequencer {
             self.ready.notify_one();
         }
         Ok((vlsn, receiver))
+    }
+
+    /// Validates a transaction that wrote nothing, and gives it no number.
+    ///
+    /// # Errors
+    /// See [`SubmitError`].
+    pub(crate) fn validate(&self, finished: &Finished) -> Result<Unnumbered, SubmitError> {
+        let mut guard = self.lock();
+        let session = self.checked(&mut guard, finished)?;
+        let vlsn = session.numbered;
+        let pending = (vlsn > self.visible()).then(|| {
+            let (done, receiver) = oneshot::channel();
+            let open = session.open.back_mut().map(|batch| &mut batch.waiters);
+            let in_flight = session.in_flight.back_mut().map(|batch| &mut batch.waiters);
+            let newest = open
+                .or(in_flight)
+                .expect("a number that is not visible is in a batch");
+            newest.outcome.push(done);
+            receiver
+        });
+        Ok(Unnumbered { vlsn, pending })
+    }
+
+    /// The session of a transaction that may commit in it.
+    fn checked<'a>(
+        &self,
+        session: &'a mut Option<Session>,
+        finished: &Finished,
+    ) -> Result<&'a mut Session, SubmitError> {
+        let session = session
+            .as_mut()
+            .filter(|session| session.id == finished.session);
+        let session = session.ok_or(SubmitError::NotMaster)?;
+        let has_conflict = self.has_conflict(finished);
+        // Checked after reading the window, which is complete only for a reader still open.
+        if let Some(age_max) = finished.reader.ended_at_age() {
+            return Err(SubmitError::TooOld { age_max });
+        }
+        if has_conflict {
+            return Err(SubmitError::Conflict);
+        }
+        Ok(session)
     }
 
     fn has_conflict(&self, finished: &Finished) -> bool {

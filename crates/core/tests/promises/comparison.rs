@@ -22,7 +22,7 @@ pub(crate) fn fill(group: &Group) {
         let database = txn.database("d")?;
         (0..200_u32).try_for_each(|n| database.put(format!("k{n:03}"), "v"))
     });
-    let token = written.expect("committed");
+    let token = written.expect("committed").token;
     eventually("everything in every engine", || {
         (0..group.nodes.len()).all(|at| {
             let applied = group.engine(at).applied().expect("it is open");

@@ -67,7 +67,7 @@ fn databases_are_listed_by_name_in_snapshots_and_as_a_transaction_has_them() {
     for name in ["orders", "customers", "ü"] {
         put_in(node, name, "k");
     }
-    let listed = node.write(|txn| {
+    let listed = node.write(|txn| -> Result<_, WriteError> {
         assert_eq!(txn.list_databases()?, ["customers", "orders", "ü"]);
         txn.database("new")?.put("k", "v")?;
         assert!(txn.drop_database("orders")?);
@@ -125,7 +125,7 @@ fn a_drop_and_a_truncate_are_undone_with_their_transaction() {
     let node = group.master();
     put_in(node, "a", "k");
     put_in(node, "b", "k");
-    let aborted = node.write(|txn| {
+    let aborted = node.write(|txn| -> Result<(), WriteError> {
         txn.drop_database("a")?;
         txn.truncate_database("b")?;
         Err(WriteError::abort("no"))
@@ -225,7 +225,9 @@ fn truncates_and_reclaims(group: &Group) {
             });
             let _token = filled.expect("committed");
         }
-        let rows = node.read(LINEARIZABLE, |s| Ok(s.database("d")?.iter().count()));
+        let rows = node.read(LINEARIZABLE, |s| {
+            Ok::<_, ReadError>(s.database("d")?.iter().count())
+        });
         // Plus what the previous round left.
         assert_eq!(rows.expect("read"), 512 + usize::from(round > 0));
         let truncated = node.write(|txn| {
@@ -291,19 +293,21 @@ fn an_open_snapshot_keeps_what_was_dropped_and_nobody_else_sees_the_difference()
     std::thread::scope(|scope| {
         let group = &group;
         let reader = scope.spawn(move || {
-            group.node(held).read(LINEARIZABLE, |snapshot| {
-                let mut rows = snapshot.database("d")?.iter();
-                let first = rows.next().transpose()?;
-                holding.send(()).expect("the test lives");
-                released.recv_timeout(PATIENCE).expect("told to go on");
-                let late = snapshot.database("d")?.get("299")?;
-                Ok((
-                    first.is_some(),
-                    rows.count(),
-                    late.is_some(),
-                    snapshot.list_databases()?,
-                ))
-            })
+            group
+                .node(held)
+                .read(LINEARIZABLE, |snapshot| -> Result<_, ReadError> {
+                    let mut rows = snapshot.database("d")?.iter();
+                    let first = rows.next().transpose()?;
+                    holding.send(()).expect("the test lives");
+                    released.recv_timeout(PATIENCE).expect("told to go on");
+                    let late = snapshot.database("d")?.get("299")?;
+                    Ok((
+                        first.is_some(),
+                        rows.count(),
+                        late.is_some(),
+                        snapshot.list_databases()?,
+                    ))
+                })
         });
         holds.recv_timeout(PATIENCE).expect("the snapshot is open");
         let dropped = node.write(|txn| txn.drop_database("d").map(|_| ()));

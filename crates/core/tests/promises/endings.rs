@@ -254,14 +254,14 @@ fn linearizable() -> ReadOptions {
 /// On a node that has lost the other members of its group.
 const CALLS: [(&str, Call); 7] = [
     ("a read of what is not there yet", |env, token| {
-        format!("{:?}", env.read(later(token), |_| Ok(())))
+        format!("{:?}", env.read(later(token), |_| Ok::<_, ReadError>(())))
     }),
     ("a read that no master confirms", |env, _| {
-        format!("{:?}", env.read(linearizable(), |_| Ok(())))
+        format!("{:?}", env.read(linearizable(), |_| Ok::<_, ReadError>(())))
     }),
     ("a read within a task", |env, token| {
         let runtime = runtime();
-        let read = runtime.spawn(async move { env.read(later(token), |_| Ok(())) });
+        let read = runtime.spawn(async move { env.read(later(token), |_| Ok::<_, ReadError>(())) });
         format!("{:?}", runtime.block_on(read).expect("no panic"))
     }),
     ("a change of the group", |env, _| {
@@ -367,7 +367,7 @@ fn functions_that_run_while_their_environment_closes_see_it_and_their_calls_end(
                 ),
                 "{written:?}"
             );
-            let read = env.read(LINEARIZABLE, |_| Ok(()));
+            let read = env.read(LINEARIZABLE, |_| Ok::<_, ReadError>(()));
             assert!(matches!(read, Err(ReadError::Closed)), "{read:?}");
             let ready = env.wait_ready(LONG);
             assert!(matches!(ready, Err(ReadyError::Closed)), "{ready:?}");

@@ -138,6 +138,33 @@ fn a_master_that_is_cut_off_acknowledges_and_shows_nothing_that_the_others_do_no
 }
 
 #[test]
+fn a_transaction_that_wrote_nothing_is_not_confirmed_by_a_master_that_is_cut_off() {
+    let group = Group::in_memory(3, &[("commit_timeout_ms", 300)]);
+    let old = group.master_except(None);
+    let _token = put(group.node(old), "k", b"old").expect("committed");
+    group.network.isolate(&name(old));
+    std::thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            let new = group.node(group.master_except(Some(old)));
+            put(new, "k", b"new").expect("the others go on")
+        });
+        while !others.is_finished() {
+            let looked = group
+                .node(old)
+                .write(|txn| txn.database("d")?.get("k"))
+                .expect_err("nobody confirms that what it read is current");
+            assert_eq!(looked.outcome(), Outcome::NotCommitted, "{looked}");
+            assert!(looked.is_retryable(), "{looked}");
+        }
+        let _token = others.join().expect("no panic");
+    });
+    group.network.heal(&name(old));
+    eventually("the deposed master follows", || {
+        group.node(old).state().role == Role::Replica
+    });
+}
+
+#[test]
 fn a_replica_that_is_cut_off_says_that_it_cannot_be_current() {
     let group = Group::in_memory(3, &[("read_timeout_ms", 300)]);
     let master = group.master_except(None);

@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use steadfast::ids::{Term, Vlsn};
 use steadfast::{
-    Change, CommitToken, CommittedTransaction, ConsistencyPolicy, FeedError, FeedEvent, StartAt,
-    SubscribeOptions, Subscription,
+    Change, CommitToken, CommittedTransaction, ConsistencyPolicy, FeedError, FeedEvent, ReadError,
+    StartAt, SubscribeOptions, Subscription,
 };
 
 use crate::support::{Env, Group, STEADY, eventually, in_time, name, put};
@@ -99,16 +99,19 @@ fn follow<E: Into<FeedError> + std::fmt::Debug>(
 }
 
 fn rows_of(node: &Env) -> Rows {
-    let read = node.read(ConsistencyPolicy::Eventual, |snapshot| {
-        let mut rows = Rows::new();
-        for name in snapshot.list_databases()? {
-            for row in &snapshot.database(&name)? {
-                let (key, value) = row?;
-                rows.insert((name.clone(), key), value);
+    let read = node.read(
+        ConsistencyPolicy::Eventual,
+        |snapshot| -> Result<_, ReadError> {
+            let mut rows = Rows::new();
+            for name in snapshot.list_databases()? {
+                for row in &snapshot.database(&name)? {
+                    let (key, value) = row?;
+                    rows.insert((name.clone(), key), value);
+                }
             }
-        }
-        Ok(rows)
-    });
+            Ok(rows)
+        },
+    );
     read.expect("a read")
 }
 
@@ -146,7 +149,7 @@ fn every_node_yields_every_transaction_with_its_token_and_its_changes() {
         txn.database("d")?.delete([1])?;
         txn.database("e")?.put("x", "y")
     });
-    tokens.push(deleted.expect("committed"));
+    tokens.push(deleted.expect("committed").token);
     let last = tokens[20].vlsn;
     let rows = rows_of(group.master());
     let zero = CommitToken {
@@ -212,7 +215,7 @@ fn a_feed_names_what_was_written_to_a_database_that_has_been_dropped_since() {
     let before = put(node, "k", "0").expect("committed");
     let _written = put(node, "k", "1").expect("committed");
     let dropped = node.write(|txn| txn.drop_database("d").map(|_| ()));
-    let dropped = dropped.expect("committed").vlsn;
+    let dropped = dropped.expect("committed").token.vlsn;
     let again = put(node, "k", "2").expect("committed").vlsn;
     let feed = node.subscribe(StartAt::Token(before)).expect("a feed");
     let seen = follow(feed, again).seen;
@@ -296,7 +299,7 @@ fn a_filter_lets_nothing_else_through_and_its_position_moves_on() {
     let first = put(node, "a1", "v").expect("committed");
     let write = |database: &str, key: &str| {
         let written = node.write(|txn| txn.database(database)?.put(key, "v"));
-        written.expect("committed")
+        written.expect("committed").token
     };
     let _other = write("other", "x");
     for _ in 0..1_500 {

@@ -235,7 +235,7 @@ fn what_is_over_a_limit_is_refused_and_what_is_at_it_is_committed() {
     let _token = put(node, vec![b'k'; KEY_BYTES_MAX], b"").expect("committed");
     let _token = fill(64).expect("committed");
     let rows = node.read(ConsistencyPolicy::Linearizable, |s| {
-        Ok(s.database("d")?.iter().count())
+        Ok::<_, ReadError>(s.database("d")?.iter().count())
     });
     assert_eq!(rows.expect("read"), 3);
     group.digest();

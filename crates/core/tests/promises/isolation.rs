@@ -4,7 +4,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use steadfast::{ConsistencyPolicy, WriteError};
+use steadfast::{ConsistencyPolicy, ReadError, WriteError};
 
 use crate::support::{Env, Group, PATIENCE, eventually, get, number, put};
 
@@ -16,7 +16,7 @@ fn increment(node: &Env, key: &str) -> Result<(), WriteError> {
         let old = number(db.get(key)?);
         db.put(key, (old + 1).to_le_bytes())
     })?;
-    assert!(token.vlsn.0 > 0);
+    assert!(token.token.vlsn.0 > 0);
     Ok(())
 }
 
@@ -77,7 +77,7 @@ fn a_range_that_was_read_as_empty_gets_one_key_at_most() {
         let barrier = Barrier::new(2);
         let book = |who: &str| {
             let first = AtomicU32::new(0);
-            node.write(|txn| {
+            node.write(|txn| -> Result<_, WriteError> {
                 let db = txn.database("d")?;
                 let is_free = db
                     .prefix(format!("room{round}/"))
@@ -100,7 +100,7 @@ fn a_range_that_was_read_as_empty_gets_one_key_at_most() {
             }
         });
         let rows = node.read(ConsistencyPolicy::Linearizable, |s| {
-            Ok(s.database("d")?.prefix(format!("room{round}/")).count())
+            Ok::<_, ReadError>(s.database("d")?.prefix(format!("room{round}/")).count())
         });
         assert_eq!(rows.expect("read"), 1, "round {round}");
     }
@@ -144,7 +144,7 @@ fn a_transaction_that_always_conflicts_gets_through_and_leaves_nothing_of_its_ea
         drop(ask);
     });
     let rows = node.read(ConsistencyPolicy::Linearizable, |s| {
-        Ok(s.database("d")?.prefix("run").count())
+        Ok::<_, ReadError>(s.database("d")?.prefix("run").count())
     });
     assert_eq!(rows.expect("read"), 1);
     assert_eq!(runs.load(Ordering::Relaxed), 10);
@@ -157,7 +157,7 @@ fn a_panic_in_a_transaction_leaves_the_node_usable() {
     let panicked = std::thread::scope(|scope| {
         scope
             .spawn(|| {
-                node.write(|txn| {
+                node.write(|txn| -> Result<(), WriteError> {
                     txn.database("d")?.put("k", b"v")?;
                     panic!("in the transaction");
                 })

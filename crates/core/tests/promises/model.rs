@@ -7,7 +7,9 @@ use std::ops::Bound;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use steadfast::ids::Vlsn;
-use steadfast::{ConsistencyPolicy, Scan, Snapshot, Transaction, TransactionDatabase, WriteError};
+use steadfast::{
+    ConsistencyPolicy, ReadError, Scan, Snapshot, Transaction, TransactionDatabase, WriteError,
+};
 
 use crate::support::{Env, Group, Numbers, STEADY};
 
@@ -236,7 +238,9 @@ impl Run<'_> {
         read: impl FnOnce(&Snapshot) -> Result<T, TestCaseError>,
     ) -> Result<T, TestCaseError> {
         self.node
-            .read(ConsistencyPolicy::Linearizable, |s| Ok(read(s)))
+            .read(ConsistencyPolicy::Linearizable, |s| {
+                Ok::<_, ReadError>(read(s))
+            })
             .expect("a snapshot")
     }
 
@@ -279,7 +283,7 @@ impl Run<'_> {
         });
         checked?;
         match written {
-            Ok(token) => Ok(Some(token.vlsn)),
+            Ok(written) => Ok(Some(written.token.vlsn)),
             Err(WriteError::Aborted(_)) if abort => Ok(None),
             Err(error) => Err(TestCaseError::fail(error.to_string())),
         }

@@ -37,12 +37,9 @@ const WRITES: [(&str, Write); 7] = [
         runtime.expect("a runtime").block_on(put)
     }),
     ("a write in a read", |env| {
-        let mut written = Ok(());
-        env.read(steadfast::ConsistencyPolicy::Eventual, |_| {
-            written = put(env, "k", "nested").map(drop);
-            Ok(())
-        })?;
-        written
+        let read = |_: &_| Ok::<_, WriteError>(put(env, "k", "nested"));
+        env.read(steadfast::ConsistencyPolicy::Eventual, read)?
+            .map(drop)
     }),
 ];
 
@@ -95,7 +92,9 @@ fn a_function_may_write_to_another_environment_and_one_that_panics_leaves_nothin
         txn.database("d")?.put("k", "v")
     });
     let _token = written.expect("committed");
-    let panicking = std::panic::AssertUnwindSafe(|| node.write(|_| panic!("on purpose")));
+    let panicking = std::panic::AssertUnwindSafe(|| {
+        node.write(|_| -> Result<(), WriteError> { panic!("on purpose") })
+    });
     std::panic::catch_unwind(panicking).expect_err("it panics");
     let _token = put(&node, "k", "v").expect("committed");
 }

@@ -46,7 +46,7 @@ fn writers_that_outrun_the_disk_wait_within_the_bound_and_all_finish() {
         }
     });
     let rows = node.read(ConsistencyPolicy::Linearizable, |s| {
-        Ok(s.database("d")?.prefix("k").count())
+        Ok::<_, ReadError>(s.database("d")?.prefix("k").count())
     });
     assert_eq!(rows.expect("read"), 16);
 }

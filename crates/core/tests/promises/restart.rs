@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use steadfast::machine::Machine;
 use steadfast::quorum_loss::{self, NextStep};
-use steadfast::{ConsistencyPolicy, OpenError, ReadyError};
+use steadfast::{ConsistencyPolicy, OpenError, ReadError, ReadyError};
 
 use crate::support::{Env, Group, PATIENCE, Release, Storage, eventually, put, stays};
 
@@ -25,16 +25,19 @@ fn fill(node: &Env, from: u32, count: u32) {
 }
 
 fn assert_filled(node: &Env, count: u32) {
-    let rows = node.read(ConsistencyPolicy::Linearizable, |s| {
-        let db = s.database("d")?;
-        for n in 0..count {
-            assert_eq!(
-                db.get(format!("k{n}"))?.as_deref(),
-                Some(&n.to_le_bytes()[..])
-            );
-        }
-        Ok(db.prefix("k").count())
-    });
+    let rows = node.read(
+        ConsistencyPolicy::Linearizable,
+        |s| -> Result<_, ReadError> {
+            let db = s.database("d")?;
+            for n in 0..count {
+                assert_eq!(
+                    db.get(format!("k{n}"))?.as_deref(),
+                    Some(&n.to_le_bytes()[..])
+                );
+            }
+            Ok(db.prefix("k").count())
+        },
+    );
     assert_eq!(rows.expect("read"), count as usize);
 }
 
@@ -149,13 +152,16 @@ fn write_until(node: &Env, round: usize, stop: &AtomicBool) -> Vec<String> {
 }
 
 fn assert_holds(node: &Env, acknowledged: &[String]) {
-    let read = node.read(ConsistencyPolicy::Linearizable, |s| {
-        let db = s.database("d")?;
-        for key in acknowledged {
-            assert_eq!(db.get(key)?.as_deref(), Some(&b"v"[..]), "{key}");
-        }
-        Ok(())
-    });
+    let read = node.read(
+        ConsistencyPolicy::Linearizable,
+        |s| -> Result<_, ReadError> {
+            let db = s.database("d")?;
+            for key in acknowledged {
+                assert_eq!(db.get(key)?.as_deref(), Some(&b"v"[..]), "{key}");
+            }
+            Ok(())
+        },
+    );
     read.expect("read");
 }
 

@@ -88,7 +88,7 @@ impl Run {
             writes.iter().try_for_each(put)
         });
         let (vlsn, ended) = match &result {
-            Ok(token) => (token.vlsn.0, Some(self.now())),
+            Ok(written) => (written.token.vlsn.0, Some(self.now())),
             Err(error) => match error.outcome() {
                 Outcome::Unknown(token) | Outcome::Committed(token) => (token.vlsn.0, None),
                 Outcome::NotCommitted => return None,

@@ -58,7 +58,9 @@ pub(crate) fn single_operations(group: &Group) {
         database.delete_async("b").await
     };
     let _token = group.runtime.block_on(twins).expect("committed");
-    let rows = node.read(LINEARIZABLE, |s| Ok(s.database("single")?.iter().count()));
+    let rows = node.read(LINEARIZABLE, |s| {
+        Ok::<_, ReadError>(s.database("single")?.iter().count())
+    });
     assert_eq!(rows.expect("read"), 1);
     assert!(matches!(
         node.database("").put("k", "v"),
@@ -153,10 +155,13 @@ fn a_batch_is_done_whole_and_meets_no_conflict() {
             let stop = &stop;
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    let seen = reader.read(ConsistencyPolicy::Eventual, |snapshot| {
-                        let value = |name: &str| snapshot.database(name)?.get("k");
-                        Ok((value("a")?, value("b")?))
-                    });
+                    let seen = reader.read(
+                        ConsistencyPolicy::Eventual,
+                        |snapshot| -> Result<_, ReadError> {
+                            let value = |name: &str| snapshot.database(name)?.get("k");
+                            Ok((value("a")?, value("b")?))
+                        },
+                    );
                     let (a, b) = seen.expect("read");
                     assert_eq!(a, b);
                 }

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use steadfast::{AdminCommand, AdminError, ConsistencyPolicy, Outcome, Role, WriteError};
+use steadfast::{
+    AdminCommand, AdminError, ConsistencyPolicy, Outcome, ReadError, Role, WriteError,
+};
 
 use crate::support::{Group, Numbers, eventually, get, name, put, stays};
 
@@ -133,7 +135,7 @@ fn a_node_that_stopped_on_a_full_disk_opens_again_with_all_that_was_acknowledged
     group.close_failed(0);
     group.reopen(0).expect("opened");
     let rows = group.master().read(ConsistencyPolicy::Linearizable, |s| {
-        Ok(s.database("d")?.iter().count())
+        Ok::<_, ReadError>(s.database("d")?.iter().count())
     });
     assert!(rows.expect("read") > acknowledged as usize);
 }

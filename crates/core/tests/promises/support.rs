@@ -473,7 +473,8 @@ pub(crate) fn put(
     key: impl AsRef<[u8]>,
     value: impl AsRef<[u8]>,
 ) -> Result<CommitToken, WriteError> {
-    node.write(|txn| txn.database("d")?.put(&key, &value))
+    let written = node.write(|txn| txn.database("d")?.put(&key, &value));
+    Ok(written?.token)
 }
 
 pub(crate) fn get(

@@ -5,11 +5,13 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use steadfast::engine::MemoryStore;
-use steadfast::limits::{TRANSACTION_DATABASES_MAX, TRANSACTION_KEYS_MAX, TRANSACTION_READS_MAX};
+use steadfast::limits::{
+    TRANSACTION_DATABASES_MAX, TRANSACTION_KEYS_MAX, TRANSACTION_READS_MAX, VALUE_BYTES_MAX,
+};
 use steadfast::machine::Machine;
 use steadfast::{
-    ConsistencyPolicy, OpenTransaction, Outcome, ReadError, ReplicatedEnvironment, Role, Scan,
-    Transaction, TransactionDatabase, WriteError,
+    CommitToken, ConsistencyPolicy, OpenTransaction, Outcome, ReadError, ReplicatedEnvironment,
+    Role, Scan, TokenOutcome, Transaction, TransactionDatabase, WriteError,
 };
 
 use crate::engine::{Scanned, Watch, Watched};
@@ -259,15 +261,18 @@ fn an_open_transaction_that_is_too_old_is_told_the_limit_at_its_next_read_and_at
         assert!(error.is_retryable());
         assert_eq!(error.outcome(), Outcome::NotCommitted);
     }
-    let read = node.read(ConsistencyPolicy::Eventual, |snapshot| {
-        eventually("it is too old", || {
-            matches!(
-                snapshot.list_databases(),
-                Err(ReadError::SnapshotTooOld { .. })
-            )
-        });
-        Ok(())
-    });
+    let read = node.read(
+        ConsistencyPolicy::Eventual,
+        |snapshot| -> Result<_, ReadError> {
+            eventually("it is too old", || {
+                matches!(
+                    snapshot.list_databases(),
+                    Err(ReadError::SnapshotTooOld { .. })
+                )
+            });
+            Ok(())
+        },
+    );
     read.expect("what the function returned");
     assert_eq!(value(node, "n"), 1);
 }
@@ -315,37 +320,103 @@ fn sixty_four_threads_that_raise_one_counter_all_finish() {
     assert_eq!(raised, 64 * 4 * 2);
 }
 
-#[derive(Debug, PartialEq, thiserror::Error)]
-#[error("{left} are left")]
-struct SoldOut {
-    left: u64,
-}
-
-impl From<SoldOut> for WriteError {
-    fn from(error: SoldOut) -> Self {
-        Self::abort(error)
-    }
+#[derive(Debug, thiserror::Error)]
+enum SaleError {
+    #[error("{left} are left")]
+    SoldOut { left: u64 },
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
 }
 
 #[test]
 fn an_error_of_ones_own_aborts_the_transaction_and_comes_back_as_it_was() {
     let group = Group::in_memory(1, &[]);
     let node = group.master();
-    let sold = node.write(|txn| {
+    let sold = node.write(|txn| -> Result<(), SaleError> {
         let left = raise(txn, "sold")?;
-        Err(SoldOut { left })?
+        Err(SaleError::SoldOut { left })
     });
     let error = sold.expect_err("aborted");
-    assert_eq!(error.outcome(), Outcome::NotCommitted);
-    assert!(!error.is_retryable());
-    let other = error
-        .into_aborted::<std::io::Error>()
-        .expect_err("another type");
-    assert_eq!(
-        other.into_aborted::<SoldOut>().expect("this one"),
-        SoldOut { left: 1 }
-    );
+    assert!(matches!(error, SaleError::SoldOut { left: 1 }), "{error}");
     assert_eq!(value(node, "sold"), 0);
+    let read = node.read(LINEARIZABLE, |snapshot| {
+        let left = snapshot.database("d")?.iter().count() as u64;
+        Err::<(), _>(SaleError::SoldOut { left })
+    });
+    let error = read.expect_err("what the function returned");
+    assert!(matches!(error, SaleError::SoldOut { left: 0 }), "{error}");
+    let refused = node.write(|txn| -> Result<(), SaleError> {
+        Ok(txn.database("d")?.put("k", vec![0; VALUE_BYTES_MAX + 1])?)
+    });
+    let error = refused.expect_err("too large");
+    assert!(matches!(
+        error,
+        SaleError::Write(WriteError::TooLarge { .. })
+    ));
+}
+
+/// Another client's write, which a transaction that runs on this thread cannot make.
+fn put_elsewhere(node: &Env, key: &str, value: u64) -> CommitToken {
+    let put = || put(node, key, value.to_le_bytes());
+    let put = std::thread::scope(|scope| scope.spawn(put).join());
+    put.expect("no panic").expect("committed")
+}
+
+#[test]
+fn a_write_returns_what_the_run_that_was_committed_returned() {
+    let group = Group::in_memory(1, &[]);
+    let node = group.master();
+    let mut runs = 0;
+    let written = node.write(|txn| {
+        let raised = raise(txn, "n")?;
+        runs += 1;
+        if runs == 1 {
+            let _token = put_elsewhere(node, "n", 9);
+        }
+        Ok::<_, WriteError>((runs, raised))
+    });
+    let written = written.expect("committed");
+    assert_eq!(written.value, (2, 10));
+    assert_eq!(
+        node.outcome(written.token).expect("known"),
+        TokenOutcome::Committed
+    );
+}
+
+#[test]
+fn a_transaction_that_wrote_nothing_takes_no_vlsn_and_is_validated_like_any_other() {
+    let mut group = Group::on_disk(1, &[]);
+    let node = group.master();
+    let look = |node: &Env| node.write(|txn| txn.database("d")?.get("n"));
+    let of_nothing = look(node).expect("committed");
+    let first = put(node, "n", 1_u64.to_le_bytes()).expect("committed");
+    assert_eq!(first.vlsn.0, of_nothing.token.vlsn.0 + 1);
+    for _ in 0..3 {
+        let looked = look(node).expect("committed");
+        assert_eq!(looked.token, first);
+        assert_eq!(number(looked.value), 1);
+    }
+    let mut runs = 0;
+    let looked = node.write(|txn| {
+        let found = number(txn.database("d")?.get("n")?);
+        runs += 1;
+        if runs == 1 {
+            let _token = put_elsewhere(node, "n", 2);
+        }
+        Ok::<_, WriteError>(found)
+    });
+    let looked = looked.expect("committed");
+    assert_eq!((looked.value, runs), (2, 2));
+    assert_eq!(looked.token.vlsn, first.vlsn.next());
+    group.close(0);
+    group.reopen(0).expect("opened");
+    let again = look(group.master()).expect("committed");
+    assert_eq!(
+        again.token, looked.token,
+        "the term of the write, not the newest"
+    );
 }
 
 #[test]
@@ -371,7 +442,9 @@ fn the_keys_that_a_transaction_may_write_are_bounded_and_the_error_says_how_many
             .contains(&TRANSACTION_KEYS_MAX.to_string())
     );
     let _token = fill(TRANSACTION_KEYS_MAX).expect("committed");
-    let rows = node.read(LINEARIZABLE, |s| Ok(s.database("d")?.iter().count()));
+    let rows = node.read(LINEARIZABLE, |s| {
+        Ok::<_, ReadError>(s.database("d")?.iter().count())
+    });
     assert_eq!(rows.expect("read"), TRANSACTION_KEYS_MAX);
     let emptied = node.write(|txn| {
         let database = txn.database("d")?;
@@ -437,7 +510,7 @@ fn the_keys_that_a_transaction_may_read_are_bounded_and_a_scan_counts_once() {
     assert!(is_named && !refused.is_retryable(), "{refused:?}");
     drop(database);
     // A snapshot is never checked for conflicts, and may read as much as it likes.
-    let read = node.read(LINEARIZABLE, |snapshot| {
+    let read = node.read(LINEARIZABLE, |snapshot| -> Result<_, ReadError> {
         let database = snapshot.database("d")?;
         let keys = 0..TRANSACTION_READS_MAX + 10;
         keys.clone()
@@ -485,7 +558,7 @@ fn a_scan_of_large_values_holds_few_of_them_at_a_time() {
         Ok(())
     };
     let (forward, reverse) = (|| (0..40).collect(), || (0..40).rev().collect());
-    let read = node.read(LINEARIZABLE, |snapshot| {
+    let read = node.read(LINEARIZABLE, |snapshot| -> Result<_, ReadError> {
         let database = snapshot.database("d")?;
         check(database.iter(), forward())?;
         check(database.iter().reverse(), reverse())
@@ -494,7 +567,7 @@ fn a_scan_of_large_values_holds_few_of_them_at_a_time() {
     let written = node.write(|txn| {
         let database = txn.database("d")?;
         check(database.iter(), forward())?;
-        Ok(check(database.iter().reverse(), reverse())?)
+        Ok::<_, WriteError>(check(database.iter().reverse(), reverse())?)
     });
     let _token = written.expect("committed");
     let open = begin(node);

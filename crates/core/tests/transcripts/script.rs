@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use steadfast::{
-    AdminCommand, ConsistencyPolicy, Durability, NodeType, ReadyError, ReplicatedEnvironment,
+    AdminCommand, Committed, ConsistencyPolicy, Durability, NodeType, ReadyError,
+    ReplicatedEnvironment,
 };
 
 use crate::group::Group;
@@ -147,7 +148,7 @@ fn write(group: &Group, name: &str, pair: &str, durability: Durability) {
     answer(group, name, async move |env| {
         let put = env.write_with_async(durability, |txn| txn.database(DATABASE)?.put(&key, &value));
         match put.await {
-            Ok(token) => format!(
+            Ok(Committed { token, .. }) => format!(
                 "{key}={value} is VLSN {} of term {}",
                 token.vlsn, token.term
             ),

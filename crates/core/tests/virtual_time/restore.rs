@@ -42,7 +42,7 @@ async fn write_kib(world: &World, at: usize, kib: u64) -> Vec<CommitToken> {
         let put = world.hosts[at]
             .env()
             .write_async(|txn| txn.database("keys")?.put(format!("large{}", n % 7), &value));
-        tokens.push(put.await.expect("two of three are there"));
+        tokens.push(put.await.expect("two of three are there").token);
     }
     tokens
 }

@@ -10,8 +10,8 @@ use steadfast::engine::MemoryStore;
 use steadfast::log::MemoryDisk;
 use steadfast::machine::{Clock, Machine, Threads};
 use steadfast::{
-    Bootstrap, CommitToken, ConsistencyPolicy, Durability, OpenError, ReadError, ReadOptions,
-    RepConfig, RepConfigBuilder, ReplicatedEnvironment, Role, WriteError,
+    Bootstrap, CommitToken, Committed, ConsistencyPolicy, Durability, OpenError, ReadError,
+    ReadOptions, RepConfig, RepConfigBuilder, ReplicatedEnvironment, Role, WriteError,
 };
 use steadfast_net::MemoryNetwork;
 use steadfast_net::process::Process;
@@ -167,7 +167,7 @@ impl World {
             })
             .await;
         match written {
-            Ok(token) => {
+            Ok(Committed { token, .. }) => {
                 self.note(&format!("{key} is {token}"));
                 self.acknowledged.push((key.to_owned(), token));
             }
@@ -240,7 +240,7 @@ impl World {
     ) -> Result<CommitToken, WriteError> {
         let env = self.hosts[at].env();
         let write = env.write_with_async(durability, |txn| txn.database("keys")?.put(key, "v"));
-        write.await
+        Ok(write.await?.token)
     }
 
     /// Whether a read on this node finds the key.
