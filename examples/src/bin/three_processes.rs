@@ -1,7 +1,7 @@
 //! Three processes that embed the library and form one group on this machine. This program starts
 //! each of them from its own executable.
 //!
-//! `cargo run --example three_processes -p steadfast`
+//! `cargo run -p steadfast-examples --bin three_processes`
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read};

@@ -1,6 +1,6 @@
 //! Three nodes in one process, on in-memory disks: write, read elsewhere, lose the master, go on.
 //!
-//! `cargo run --example in_memory_group -p steadfast`
+//! `cargo run -p steadfast-examples --bin in_memory_group`
 
 use std::error::Error;
 use std::time::Duration;
