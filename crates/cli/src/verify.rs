@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use serde_json::json;
-use steadfast::{Comparison, NodeAddress, NodeStatus, Transport, plural};
+use steadfast::{Comparison, NodeAddress, NodeStatus, Role, Transport, plural};
 
 use crate::failure::{FAILED, Failure, with_sources};
 use crate::output;
@@ -99,7 +99,7 @@ fn not_working(survey: &Survey) -> Vec<(String, String)> {
             Err(why) => why.to_string(),
             Ok(status) => match &status.damage {
                 Some(damage) => format!("it serves nothing: {damage}"),
-                None if status.restore.is_some() || status.role != "detached" => {
+                None if status.restore.is_some() || status.role != Role::Detached => {
                     format!("it waits for {}", status.waiting_for)
                 }
                 None => format!("it has stopped: {}", status.waiting_for),

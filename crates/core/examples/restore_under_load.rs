@@ -174,7 +174,7 @@ async fn watch_copy(address: &str, running: &[Node], most: &mut [u64]) -> Result
                     println!("copied {} MiB, memory {most:?} MiB", bytes >> 20);
                 }
             }
-            (None, Some(began)) if status.role == "replica" => {
+            (None, Some(began)) if status.role == Role::Replica => {
                 return Ok((began.elapsed(), bytes));
             }
             _ => {}

@@ -22,6 +22,7 @@ use crate::lifecycle::protection::secured;
 use crate::listener::{RoleState, StateChanges};
 use crate::machine::Machine;
 use crate::member::{JoinToken, NodeType};
+use crate::node::health::Health;
 use crate::node::status::NodeStatus;
 use crate::open_transaction::OpenTransaction;
 use crate::policy::{ConsistencyPolicy, Durability, ReadOptions};
@@ -121,7 +122,7 @@ impl ReplicatedEnvironment {
     }
 
     /// Waits until the node can be used: it belongs to a group, has replayed its log, and knows a
-    /// master.
+    /// master, or is one that hears a majority.
     ///
     /// # Errors
     /// See [`ReadyError`]; a timeout says what is missing, and which nodes it waits for.
@@ -409,9 +410,36 @@ impl ReplicatedEnvironment {
         lifecycle.group_events(self.handle.ground.clone())
     }
 
-    /// This node's role, and the master it knows.
+    /// This node's role, and the master it knows. A master that loses its majority is
+    /// [`Role::Unknown`](crate::Role) within `election_timeout_max_ms`.
     pub fn state(&self) -> RoleState {
         self.handle.lifecycle.role().borrow().clone()
+    }
+
+    /// What the node can do at this moment, for readiness and liveness endpoints. Does not block,
+    /// and touches no disk.
+    ///
+    /// ```
+    /// # use steadfast::ReplicatedEnvironment;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let group = ReplicatedEnvironment::in_memory_group(1)?;
+    /// # let env = &group[0];
+    /// let health = env.health();
+    /// let liveness = if health.is_live() { 200 } else { 503 };
+    /// let readiness = if health.is_ready() { 200 } else { 503 };
+    /// # assert_eq!((liveness, readiness), (200, 200));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn health(&self) -> Health {
+        self.handle.lifecycle.health()
+    }
+
+    /// Whether this node takes a write of the default durability now: it is master, a majority
+    /// answers it, and its disk has room. The write itself may still fail, as any moment may be the
+    /// last of a master.
+    pub fn can_write(&self) -> bool {
+        self.health().can_write
     }
 
     /// The address on which the node listens.

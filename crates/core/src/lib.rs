@@ -143,9 +143,10 @@ pub use feed::{
 };
 #[doc(hidden)]
 pub use group::identity::UNFINISHED_RESTORE;
-pub use listener::{Role, RoleState, StateChanges};
+pub use listener::{ParseRoleError, Role, RoleState, StateChanges};
 pub use member::{JoinToken, ParseJoinTokenError};
 pub use member::{NodeAddress, NodeType, PRIORITY_DEFAULT, ParseNodeTypeError};
+pub use node::health::{Health, NodePhase};
 pub use node::status::{
     Divergence, MemberStatus, NodeStatus, ReplicaStatus, RestoreProgress, StatusError, Unreachable,
 };

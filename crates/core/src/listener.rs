@@ -1,6 +1,7 @@
 //! State changes: who is master, as a stream that never misses the newest state.
 
 use std::fmt;
+use std::str::FromStr;
 
 use futures_util::{Stream, stream};
 use serde::{Deserialize, Serialize};
@@ -12,27 +13,67 @@ use crate::runtime::Ground;
 
 /// A node's current role in its group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Role {
-    /// No master is known, or the known one has been silent for several election timeouts.
+    /// No master is known, or the known one has been silent for several election timeouts; or this
+    /// node leads, but no majority has answered it for `election_timeout_max_ms`: then it takes no
+    /// writes, and may have been replaced.
     #[default]
     Unknown,
-    /// This node is the master and takes writes.
+    /// This node is the master, hears a majority, and takes writes.
     Master,
     /// Another node is the master.
     Replica,
     /// This node takes no part: it is closed, or has failed.
     Detached,
+    /// This node, of priority 0, leads in place of a master: it brings the others up to date and
+    /// changes members, but takes no writes. Its status and health say so; to those who follow its
+    /// state it knows no master.
+    StandIn,
 }
 
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Role {
+    /// Whether the node knows the master: it is the master itself, or follows it.
+    pub fn is_known(self) -> bool {
+        matches!(self, Self::Master | Self::Replica)
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
             Self::Unknown => "unknown",
             Self::Master => "master",
             Self::Replica => "replica",
             Self::Detached => "detached",
-        })
+            Self::StandIn => "stand-in",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A text that names no role.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no role of a node")]
+pub struct ParseRoleError(String);
+
+impl FromStr for Role {
+    type Err = ParseRoleError;
+
+    fn from_str(text: &str) -> Result<Self, ParseRoleError> {
+        let all = [
+            Self::Unknown,
+            Self::Master,
+            Self::Replica,
+            Self::Detached,
+            Self::StandIn,
+        ];
+        let named = all.into_iter().find(|role| role.as_str() == text);
+        named.ok_or_else(|| ParseRoleError(text.to_owned()))
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use steadfast::{CommitToken, FeedError, FeedEvent, NodeStatus, StartAt, Subscription, plural};
+use steadfast::{
+    CommitToken, FeedError, FeedEvent, NodeStatus, Role, StartAt, Subscription, plural,
+};
 
 use crate::backup::format::{
     BackedUp, BackupError, CHUNK_BYTES, Chunk, ChunkBuilder, Digest, Manifest, VERSION, chunk_path,
@@ -69,7 +71,7 @@ fn source(survey: &Survey) -> Result<NodeStatus, Failure> {
     let working = with_data.filter(|node| node.is_working());
     let working = working.filter_map(|node| node.status.as_ref().ok());
     let well = working.filter(|status| status.damage.is_none());
-    let best = well.max_by_key(|status| (status.role != "master", status.vlsn));
+    let best = well.max_by_key(|status| (status.role != Role::Master, status.vlsn));
     best.cloned().ok_or_else(|| {
         Failure::new(
             "no working node has undamaged data",
@@ -95,7 +97,7 @@ fn word(survey: &Survey, source: &NodeStatus) -> Result<String, String> {
         _ => {
             let heard = match source.master_heard_ms_ago {
                 Some(ago) => format!("has heard no master for {} s", ago / 1_000),
-                None if source.role == "master" => "leads, and reaches no majority".to_owned(),
+                None if source.role == Role::Master => "leads, and reaches no majority".to_owned(),
                 None => "has heard no master since it started".to_owned(),
             };
             Err(format!(

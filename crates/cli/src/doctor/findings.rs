@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 use steadfast::config::is_unspecified;
-use steadfast::{NodeStatus, NodeType, Unreachable, plural};
+use steadfast::{NodeStatus, NodeType, Role, Unreachable, plural};
 
 use crate::status::{
     Cause, Health, IF_ALL_MOVED, OTHER_CREDENTIALS, Survey, SurveyedNode, UnseenKind,
@@ -216,12 +216,12 @@ fn not_working(survey: &Survey) -> Vec<Finding> {
             );
             let data = survives(survey);
             findings.push(Finding::new(warning, "not_let_in", what, data, to_do));
-        } else if status.role == "detached" {
+        } else if status.role == Role::Detached {
             let what = format!("{name} has stopped: {why}");
             let to_do = remedy_of_stop(status);
             let data = survives(survey);
             findings.push(Finding::new(warning, "stopped", what, data, to_do));
-        } else if status.role == "unknown" && survey.health != Health::NoQuorum {
+        } else if status.role == Role::Unknown && survey.health != Health::NoQuorum {
             let what = format!("{name} works but knows no master: it waits for {why}");
             let to_do = format!("check the network between {name} and the master");
             let data = survives(survey);
@@ -247,7 +247,7 @@ fn bad_data(survey: &Survey) -> Vec<Finding> {
         let Ok(status) = &node.status else { continue };
         let name = &status.node.name;
         if let Some(damage) = &status.damage {
-            let data = if status.role == "detached" || !node.persists() {
+            let data = if status.role == Role::Detached || !node.persists() {
                 "this node serves nothing; nothing that the others hold is lost"
             } else {
                 "nothing that the others hold is lost; what this node serves may be wrong"
@@ -312,12 +312,12 @@ fn room(survey: &Survey) -> Vec<Finding> {
         let name = &status.node.name;
         let to_do = "make room on the volume of its data directory, or enlarge it";
         if let Some(reason) = &status.read_only {
-            let data = if status.role == "master" {
+            let data = if status.role == Role::Master {
                 "no write is possible until there is room; nothing acknowledged is lost, reads go on"
             } else {
                 "nothing is lost; the node is not made master until it has room"
             };
-            let severity = if status.role == "master" {
+            let severity = if status.role == Role::Master {
                 Severity::Critical
             } else {
                 Severity::Warning
@@ -408,12 +408,12 @@ fn slow_disks(survey: &Survey) -> Vec<Finding> {
             "the disk of {name} is slow: 1 sync in 100 takes {} ms or more",
             took / 1000
         );
-        let data = if status.role == "master" {
+        let data = if status.role == Role::Master {
             "nothing is lost; writes wait for it as soon as a replica is slow too"
         } else {
             "nothing is lost; writes wait for it when they need its copy"
         };
-        let to_do = if status.role == "master" {
+        let to_do = if status.role == Role::Master {
             format!(
                 "find out what else uses its disk; `steadfast master transfer` away from {name}"
             )

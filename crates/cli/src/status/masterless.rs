@@ -1,7 +1,7 @@
 //! Why a group takes no writes, and what to do about it.
 
 use steadfast::ids::LogPosition;
-use steadfast::{NodeStatus, NodeType, plural};
+use steadfast::{NodeStatus, NodeType, Role, plural};
 
 use crate::status::{Survey, SurveyedNode};
 
@@ -48,12 +48,12 @@ impl Cause {
         }
         if up
             .iter()
-            .any(|node| says(node, |status| status.role == "stand-in"))
+            .any(|node| says(node, |status| status.role == Role::StandIn))
         {
             return Self::new(
                 format!(
                     "no node is master: {} stands in for one while {} catches up",
-                    names_of(&up, |status| status.role == "stand-in"),
+                    names_of(&up, |status| status.role == Role::StandIn),
                     names(&leaders)
                 ),
                 "nothing: it hands over as soon as one has caught up; ask again",
@@ -91,7 +91,7 @@ fn is_electable(node: &SurveyedNode) -> bool {
 
 fn too_few(survey: &Survey, up: &[&SurveyedNode], down: &[&SurveyedNode]) -> Cause {
     let count = up.len() + down.len();
-    // A master that has lost its majority notices at its next write.
+    // A master that has lost its majority notices within an election timeout.
     let masters = if survey.master.is_some() {
         "the master has no majority"
     } else {
@@ -129,7 +129,7 @@ fn of_no_priority(up: &[&SurveyedNode], down: &[&SurveyedNode]) -> Cause {
     let Some(electable) = electable else {
         return Cause::new(what, start);
     };
-    let stands_in = names_of(up, |status| status.role == "stand-in");
+    let stands_in = names_of(up, |status| status.role == Role::StandIn);
     let (what, when) = if stands_in.is_empty() {
         let what = format!("{what}; one of priority 0 stands in within seconds");
         (what, "as soon as one stands in, ")

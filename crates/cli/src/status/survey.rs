@@ -9,8 +9,8 @@ use futures_util::future::join_all;
 use serde_json::json;
 use steadfast::ids::{NodeId, Term, Vlsn};
 use steadfast::{
-    MemberStatus, NodeAddress, NodeStatus, NodeType, PRIORITY_DEFAULT, Transport, Unreachable,
-    plural,
+    MemberStatus, NodeAddress, NodeStatus, NodeType, PRIORITY_DEFAULT, Role, Transport,
+    Unreachable, plural,
 };
 
 use crate::failure::{DEGRADED, NO_WRITES, with_sources};
@@ -106,7 +106,7 @@ impl SurveyedNode {
     }
 
     pub(crate) fn is_working(&self) -> bool {
-        let works = |status: &NodeStatus| status.group.is_some() && status.role != "detached";
+        let works = |status: &NodeStatus| status.group.is_some() && status.role != Role::Detached;
         self.status.as_ref().is_ok_and(works)
     }
 
@@ -226,7 +226,7 @@ impl Survey {
         let majority = voters.clone().count() / 2 + 1;
         let working = voters.filter(|node| node.persists()).count();
         if is_formed {
-            let masters = self.working().filter(|status| status.role == "master");
+            let masters = self.working().filter(|status| status.role == Role::Master);
             self.master = masters.max_by_key(|status| status.term).cloned();
             self.survives = working.saturating_sub(majority);
             let limps = |status: &&NodeStatus| {
@@ -424,7 +424,7 @@ pub(crate) fn remedy_of_damage(status: &NodeStatus) -> String {
                 that has counted its own rows and found them right"
             .to_owned();
     }
-    if status.needs_state && status.role == "detached" {
+    if status.needs_state && status.role == Role::Detached {
         return "no node has the right data. Nothing was removed: keep the data directories, and bring back what \
                 is missing from a backup (steadfast backup restore) or an older data directory of a node"
             .to_owned();
@@ -484,7 +484,7 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
         });
     }
     // A node that copies another one's state is detached as well, and comes back.
-    if status.role == "detached" && status.restore.is_none() && status.group.is_some() {
+    if status.role == Role::Detached && status.restore.is_none() && status.group.is_some() {
         return Some(Problem {
             what: format!("{name} has stopped: {}", status.waiting_for),
             remedy: remedy_of_stop(status).to_owned(),
@@ -500,7 +500,7 @@ fn problem_of(node: &SurveyedNode) -> Option<Problem> {
         });
     }
     if !status.waiting_for.is_empty() {
-        let remedy = if status.role == "stand-in" {
+        let remedy = if status.role == Role::StandIn {
             "nothing: it hands over by itself as soon as such a node has caught up"
         } else if status.group.is_none() {
             "start the nodes that it waits for, or correct what it names"

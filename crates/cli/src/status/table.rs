@@ -3,7 +3,9 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use steadfast::{MemberStatus, NodeStatus, NodeType, PRIORITY_DEFAULT, RestoreProgress, plural};
+use steadfast::{
+    MemberStatus, NodeStatus, NodeType, PRIORITY_DEFAULT, RestoreProgress, Role, plural,
+};
 
 use crate::status::survey::SurveyedNode;
 use crate::status::{Health, Survey};
@@ -187,17 +189,17 @@ fn state(survey: &Survey, status: &NodeStatus) -> String {
     if let Some(restore) = &status.restore {
         return copying(status, restore);
     }
-    match (&status.role[..], status.group) {
+    match (status.role, status.group) {
         (_, None) if survey.health == Health::Forming => "forming".to_owned(),
         (_, None) => "NOT LET IN".to_owned(),
-        ("master", _) if survey.health == Health::NoQuorum => "no majority".to_owned(),
-        ("master", _) if survey.master.as_ref().is_some_and(is_master) => "MASTER".to_owned(),
-        ("master", _) => "deposed".to_owned(),
-        ("stand-in", _) => "stands in".to_owned(),
+        (Role::Master, _) if survey.health == Health::NoQuorum => "no majority".to_owned(),
+        (Role::Master, _) if survey.master.as_ref().is_some_and(is_master) => "MASTER".to_owned(),
+        (Role::Master, _) => "deposed".to_owned(),
+        (Role::StandIn, _) => "stands in".to_owned(),
         // The master that it follows is gone; it learns of that when another is elected.
-        ("replica", _) if survey.master.is_none() => "no master".to_owned(),
-        ("replica", _) => "replica".to_owned(),
-        ("detached", _) => "STOPPED".to_owned(),
+        (Role::Replica, _) if survey.master.is_none() => "no master".to_owned(),
+        (Role::Replica, _) => "replica".to_owned(),
+        (Role::Detached, _) => "STOPPED".to_owned(),
         _ => "no master".to_owned(),
     }
 }

@@ -27,26 +27,28 @@ impl Electable {
 }
 
 impl Consensus {
-    /// Whether a majority has answered this master within its lease, the time for which they
-    /// consider it alive; otherwise it may have been replaced. True for a node that is not master.
-    pub(crate) fn majority_is_heard(&self) -> bool {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let acked = metrics.last_quorum_acked;
-        acked.is_none_or(|at| openraft::Instant::elapsed(&*at) <= self.timers.election_timeout_max)
-    }
-
     /// How many electable nodes are alive: this one, and those that have answered within the lease.
     pub(crate) fn heard(&self) -> Electable {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let heartbeats = metrics.heartbeat.iter().flatten();
-        let lease = self.timers.election_timeout_max;
-        let is_heard = |id| {
-            let mut answers = heartbeats.clone().filter(|(other, _)| **other == id);
-            answers.any(|(_, at)| at.is_some_and(|at| openraft::Instant::elapsed(&*at) <= lease))
+        count(&metrics, |id| self.is_heard(&metrics, id))
+    }
+
+    /// The electable nodes that have not answered this leader within the lease.
+    pub(crate) fn unheard(&self) -> Vec<NodeId> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let voters = metrics.membership_config.membership().voter_ids();
+        voters.filter(|id| !self.is_heard(&metrics, *id)).collect()
+    }
+
+    fn is_heard(&self, metrics: &Metrics, id: NodeId) -> bool {
+        let mut answers = metrics.heartbeat.iter().flatten();
+        let is_recent = |at: &openraft::alias::InstantOf<TypeConfig>| {
+            openraft::Instant::elapsed(at) < self.timers.election_timeout_max
         };
-        count(&metrics, |id| id == self.identity.node_id || is_heard(id))
+        id == self.identity.node_id
+            || answers.any(|(other, at)| *other == id && at.is_some_and(|at| is_recent(&at)))
     }
 
     /// The same, once `are_enough` accepts it or a lease has passed since `since`.

@@ -6,7 +6,7 @@
 //!  Unknown ─────────────────────► (waiting) ─────────────────────────► Master: session open
 //!     ▲                                                                  │  ▲
 //!     ├──────────────────── openraft: not leader ◄───────────────────────┤  │
-//!     └──────── openraft: no majority heard, a proposal refused ─────────┴──┘ until one is taken
+//!     └───────── no majority heard for a lease, a proposal refused ──────┴──┘ until one answers
 //! ```
 //!
 //! The blank entry makes numbering safe: once it has been applied, every transaction of every
@@ -258,11 +258,32 @@ async fn lead(
         () = stand_in::until_it_may_be_master(consensus) => {}
     }
     consensus.sequencer.begin_session(own.term);
-    publish(consensus, Role::Master, own);
+    let refused = watch::Sender::new(false);
     tokio::select! {
         biased;
         () = &mut lost => {}
-        () = propose_all(consensus, own, clock) => {}
+        () = publish_own(consensus, own, &refused) => {}
+        () = propose_all(consensus, own, clock, &refused) => {}
+    }
+}
+
+/// Publishes whether this leader acts as master: it hears a majority, and no proposal of it has
+/// been refused since one was taken. Runs until dropped.
+async fn publish_own(consensus: &Consensus, own: &Leadership, refused: &watch::Sender<bool>) {
+    let mut refused = refused.subscribe();
+    loop {
+        let acts = !*refused.borrow_and_update() && consensus.majority_is_heard();
+        publish(
+            consensus,
+            if acts { Role::Master } else { Role::Unknown },
+            own,
+        );
+        tokio::select! {
+            biased;
+            // `lead` owns the sender.
+            _ = refused.changed() => {}
+            () = consensus.majority_may_differ() => {}
+        }
     }
 }
 
@@ -291,13 +312,18 @@ async fn settled(consensus: &Consensus, term: Term, is_first: bool) -> bool {
 }
 
 /// Proposes batches as they come, one after another, until consensus stops.
-async fn propose_all(consensus: &Consensus, own: &Leadership, clock: &dyn Clock) {
+async fn propose_all(
+    consensus: &Consensus,
+    own: &Leadership,
+    clock: &dyn Clock,
+    refused: &watch::Sender<bool>,
+) {
     let sequencer = &consensus.sequencer;
     let in_flight_max = consensus.timers.batches_in_flight_max;
     loop {
         consensus.hold.pass().await;
         if let Some(batch) = sequencer.take_batch(in_flight_max, clock.now_ms()) {
-            if propose(consensus, own, &batch).await.is_err() {
+            if propose(consensus, own, &batch, refused).await.is_err() {
                 return;
             }
             continue;
@@ -314,7 +340,7 @@ async fn propose_all(consensus: &Consensus, own: &Leadership, clock: &dyn Clock)
 /// log without this one.
 ///
 /// A leader that has not heard from a majority within its lease refuses proposals, and accepts them
-/// again once it hears from a majority. Until then this node does not act as master.
+/// again once it hears from a majority. `refused` says so meanwhile.
 ///
 /// # Errors
 /// When consensus has stopped.
@@ -322,9 +348,9 @@ async fn propose(
     consensus: &Consensus,
     own: &Leadership,
     batch: &Batch,
+    refused: &watch::Sender<bool>,
 ) -> Result<(), ConsensusError> {
     let session = SessionId { term: own.term };
-    let mut was_refused = false;
     loop {
         let place = consensus.sequencer.place_of(session, batch.first());
         let proposal = consensus.propose(own.term, batch.clone()).await?;
@@ -337,14 +363,12 @@ async fn propose(
         if !is_refused {
             break;
         }
-        was_refused = true;
         consensus.sequencer.note_refused(true);
-        publish(consensus, Role::Unknown, own);
+        refused.send_replace(true);
         tokio::time::sleep(LEAD_RETRY).await;
         consensus.sequencer.note_refused(false);
     }
-    if was_refused {
-        publish(consensus, Role::Master, own);
-    }
+    // Wakes nobody at an ordinary commit.
+    refused.send_if_modified(std::mem::take);
     Ok(())
 }

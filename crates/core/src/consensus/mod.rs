@@ -18,6 +18,7 @@ pub(crate) mod fuzzing;
 mod log_store;
 #[cfg(test)]
 mod log_store_suite;
+mod majority;
 mod mastership;
 mod members;
 mod network;
@@ -329,9 +330,9 @@ impl Consensus {
         self.identity.node_id
     }
 
-    /// Whether this node believes that it is master.
+    /// Whether this node believes that it is master, even while it hears no majority.
     pub(crate) fn is_master(&self) -> bool {
-        self.role.borrow().role == Role::Master
+        self.sequencer.session_began().is_some()
     }
 
     /// Id of the last applied entry.
@@ -376,7 +377,7 @@ impl Consensus {
 
     async fn own_barrier(&self) -> Result<Option<LogPosition>, ConsensusError> {
         use openraft::errors::LinearizableReadError::{ForwardToLeader, QuorumNotEnough};
-        if planted::is(Bug::BarrierAlone) && self.role.borrow().role == Role::Master {
+        if planted::is(Bug::BarrierAlone) && self.is_master() {
             return Ok(self.applied.borrow().map(|id| id.position));
         }
         let asked =
@@ -438,9 +439,11 @@ impl Consensus {
         others.map(progress).collect()
     }
 
-    /// How long ago this node last heard a master; `None` if it has not since the start.
+    /// How long ago this node last heard a master; `None` if it has not since the start. On a
+    /// leader, how long ago a majority last answered it.
     pub(crate) fn heard_master(&self) -> Option<Duration> {
-        self.heard.borrow().map(|heard| heard.at.elapsed())
+        let heard = || self.heard.borrow().map(|heard| heard.at.elapsed());
+        self.majority_heard_ago().or_else(heard)
     }
 
     /// Checks that a member is at this address: whoever answers there proves it in the hello.

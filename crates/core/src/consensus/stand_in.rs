@@ -82,7 +82,7 @@ pub(super) async fn run(consensus: Arc<Consensus>) {
 }
 
 fn is_known(state: &RoleState) -> bool {
-    matches!(state.role, Role::Master | Role::Replica)
+    state.role.is_known()
 }
 
 /// Returns when no master was known for [`PATIENCE_ROUNDS`].

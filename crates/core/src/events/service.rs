@@ -9,11 +9,13 @@ use tokio::time::Instant;
 
 use crate::events::change::ChangeMessage;
 use crate::group::MemberRecord;
+use crate::listener::RoleState;
 use crate::node::phase::Phase;
 use crate::wire::hello::{DialError, Session};
 use crate::wire::messages::{Kind, WireError, encode};
 
-/// How often a node checks whom it hears, and the longest delay of such a change.
+/// How often a node checks whom it hears, and the longest delay of such a change. A change of its
+/// own role is sent at once.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often a node sends its view although nothing has changed.
@@ -71,10 +73,13 @@ pub(crate) struct DamagedMessage {
 pub(crate) async fn serve(
     mut session: Session,
     mut phase: watch::Receiver<Phase>,
+    mut role: watch::Receiver<RoleState>,
     look: impl Fn() -> Option<ViewMessage>,
 ) -> Result<(), DialError> {
     let mut sent: Option<(ViewMessage, Instant)> = None;
-    while let Some(view) = look() {
+    loop {
+        role.mark_unchanged();
+        let Some(view) = look() else { return Ok(()) };
         let is_due = sent
             .as_ref()
             .is_none_or(|(last, at)| *last != view || at.elapsed() >= STANDING_INTERVAL);
@@ -92,8 +97,9 @@ pub(crate) async fn serve(
                 Some(_) => return Err(WireError::Invalid("request").into()),
             },
             _ = phase.wait_for(is_over) => return Ok(()),
+            // An error means that the node is gone, which the next look notices.
+            _ = role.changed() => {}
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
         }
     }
-    Ok(())
 }

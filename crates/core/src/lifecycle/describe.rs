@@ -26,11 +26,7 @@ impl Lifecycle {
     pub(super) fn describe(&self) -> NodeStateMessage {
         let identity = self.identity.borrow().clone();
         let members = self.around.members.borrow().clone();
-        let mut role = self.around.role.borrow().clone();
-        if self.restore.borrow().is_some() {
-            // To callers, a node that is copying a state is detached.
-            role.role = Role::Detached;
-        }
+        let role = self.role_now();
         let room = self.room_now();
         let descriptors = self.machine.transport.descriptors();
         let damage = self.around.notices.damage.borrow().clone();
@@ -138,19 +134,16 @@ impl From<Progress> for RestoreProgressMessage {
     }
 }
 
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn describe_node(node: &Node, message: &mut NodeStateMessage) {
-    if node.consensus.stands_in() {
-        "stand-in".clone_into(&mut message.role);
-    }
     message.vlsn = node.sequencer.visible().0;
     message.persisted = node.log.state().persisted.map(Into::into);
     message.sync_p99_us = node.log.sync_p99().map(micros);
     message.disk_hangs_ms = node.hangs_for().map(millis);
-    if !node.consensus.is_master() {
+    if message.role != Role::Master.to_string() {
         message.master_heard_ms_ago = node.consensus.heard_master().map(millis);
     }
     message.applied = node.consensus.applied().borrow().map(Into::into);

@@ -149,7 +149,12 @@ async fn what_ends_a_node_or_its_data_is_taken_from_the_master_that_it_follows_a
         assert_eq!(status.damage, None);
         assert_eq!(node.state().term, master.term);
         let is_master = status.node.id == master.node.id;
-        assert_eq!(status.role, if is_master { "master" } else { "replica" });
+        let role = if is_master {
+            Role::Master
+        } else {
+            Role::Replica
+        };
+        assert_eq!(status.role, role);
         let written = node.read_async(crate::ConsistencyPolicy::Eventual, |snapshot| {
             snapshot.list_databases()
         });

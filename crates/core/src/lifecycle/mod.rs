@@ -24,6 +24,7 @@ mod fence;
 mod forgery;
 pub(crate) mod formation;
 mod founding;
+mod health;
 pub(crate) mod join;
 mod known;
 mod node_ids;
@@ -53,16 +54,13 @@ use crate::consensus::MasterNotices;
 use crate::credentials::Authority;
 use crate::error::{OpenError, ReadyError};
 use crate::events::change::Changes;
-use crate::group::Member;
 use crate::group::addresses::{self, Addresses};
 use crate::group::identity::{DataDir, Identity};
-use crate::ids::NodeId;
 use crate::listener::{Role, RoleState};
 use crate::machine::Machine;
 use crate::node::phase::{NotRunning, Phase};
 use crate::node::status::NodeStatus;
 use crate::node::{Node, Surroundings};
-use crate::plural::plural;
 use crate::state_copy::fetch::Progress;
 use crate::state_copy::source::Copies;
 use crate::tasks::Tasks;
@@ -367,7 +365,7 @@ impl Lifecycle {
                 }
                 Phase::Closing | Phase::Closed => return Err(ReadyError::Closed),
             }
-            if matches!(role.borrow_and_update().role, Role::Master | Role::Replica) {
+            if role.borrow_and_update().role.is_known() {
                 return Ok(());
             }
             let changed = async {
@@ -385,56 +383,6 @@ impl Lifecycle {
                 });
             }
         }
-    }
-
-    /// What the node waits for, in words; empty when it is ready.
-    fn waiting_for(&self) -> String {
-        match &*self.phase.borrow() {
-            Phase::Forming => return self.waiting_for.borrow().clone(),
-            Phase::Restoring => return self.restore_in_words(),
-            Phase::Refused(reason) | Phase::Stopped(reason) => return reason.clone(),
-            Phase::Closing | Phase::Closed => return "nothing; it is closed".to_owned(),
-            Phase::Running => {}
-        }
-        if matches!(self.around.role.borrow().role, Role::Master | Role::Replica) {
-            return String::new();
-        }
-        if self.node().is_some_and(|node| node.consensus.stands_in()) {
-            return "a node that may be master: this one has priority 0, takes no writes, and only \
-                    stands in for a master; `steadfast node priority NODE 1` lets a node be master"
-                .to_owned();
-        }
-        self.majority_in_words()
-    }
-
-    /// The nodes of which a majority must work before there is a master.
-    fn majority_in_words(&self) -> String {
-        let members = self.around.members.borrow();
-        let own = self.identity.borrow().node_id;
-        let votes = self.node().map(|node| node.consensus.voters());
-        let votes = votes.filter(|votes| !votes.is_empty());
-        let is_voter = |id: &NodeId, member: &Member| match &votes {
-            Some(votes) => votes.contains(id),
-            None => member.node_type.votes(),
-        };
-        let voters = members.iter().filter(|(id, member)| is_voter(id, member));
-        let names: Vec<_> = voters
-            .map(|(id, member)| {
-                if *id == own {
-                    "this one".to_owned()
-                } else {
-                    let at = self.around.addresses.best(*id, &member.address);
-                    format!("{} at {at}", member.name)
-                }
-            })
-            .collect();
-        format!(
-            "a master, which needs {} of {} voting {}: {}",
-            names.len() / 2 + 1,
-            names.len(),
-            plural(names.len(), "node", "nodes"),
-            names.join(", ")
-        )
     }
 
     pub(crate) fn role(&self) -> watch::Receiver<RoleState> {

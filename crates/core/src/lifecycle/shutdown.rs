@@ -65,6 +65,11 @@ impl Drop for Writing<'_> {
 }
 
 impl Shutdown {
+    /// Whether this master takes no more writes.
+    pub(super) fn is_under_way(&self) -> bool {
+        *self.is_under_way.borrow()
+    }
+
     /// Admits a write.
     ///
     /// # Errors
@@ -73,7 +78,7 @@ impl Shutdown {
         // Counted before the check: the shutdown sees the write, or the write the shutdown.
         self.writing.fetch_add(1, Ordering::SeqCst);
         let writing = Writing(self);
-        if *self.is_under_way.borrow() {
+        if self.is_under_way() {
             return Err(WriteError::NotCommitted {
                 reason: "the group is being shut down",
             });

@@ -26,12 +26,13 @@ impl Lifecycle {
         let Ok(_place) = Arc::clone(&self.subscriptions).try_acquire_owned() else {
             return Err(DialError::Closed);
         };
-        let (phase, weak) = (self.phase.subscribe(), Arc::downgrade(&self));
+        let (phase, role) = (self.phase.subscribe(), self.role());
+        let weak = Arc::downgrade(&self);
         // A connection must not keep a dropped environment alive.
         drop(self);
         let master_since = std::sync::Mutex::new(None);
         let look = || Some(Weak::upgrade(&weak)?.view(&mut lock(&master_since)));
-        service::serve(session, phase, look).await
+        service::serve(session, phase, role, look).await
     }
 
     /// See [`crate::ReplicatedEnvironment::group_events`].

@@ -8,6 +8,7 @@
 //! ```
 
 pub(crate) mod ack;
+pub(crate) mod health;
 mod opening;
 pub(crate) mod outcome;
 pub(crate) mod phase;

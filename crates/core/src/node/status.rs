@@ -11,6 +11,7 @@ use steadfast_net::{NetError, TcpTransport, Transport};
 use crate::error::REMOVED;
 use crate::group::MemberRecord;
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term, Vlsn};
+use crate::listener::Role;
 use crate::member::{JoinToken, NodeAddress, NodeType, PRIORITY_DEFAULT};
 use crate::wire::hello::DialError;
 use crate::wire::node_state;
@@ -35,10 +36,8 @@ pub struct NodeStatus {
     pub node: NodeAddress,
     /// All members, this node included; empty until the group has formed.
     pub members: Vec<MemberStatus>,
-    /// "master", "replica", "unknown" or "detached"; "stand-in" for a node of priority 0 that leads
-    /// in place of a master: it brings the others up to date and changes members, but takes no
-    /// writes.
-    pub role: String,
+    /// Its role: [`Role::Master`] only while a majority answers it.
+    pub role: Role,
     /// The newest term that the node knows.
     pub term: Term,
     /// The master that the node follows.
@@ -82,8 +81,9 @@ pub struct NodeStatus {
     /// the engine's from 10 s on. Meanwhile the node counts for nothing: what it does not persist
     /// is not acknowledged.
     pub disk_hangs_ms: Option<u64>,
-    /// How long ago the node last heard a master, in milliseconds; `None` on a master, and if it
-    /// has heard none since it was started.
+    /// How long ago the node last heard a master, in milliseconds; on a node that leads without a
+    /// majority, how long ago one last answered it. `None` on a master, and if it has heard none
+    /// since it was started.
     pub master_heard_ms_ago: Option<u64>,
     /// The node's clock, in milliseconds since 1970; 0 from a version that does not report it.
     pub clock_ms: u64,
@@ -335,7 +335,8 @@ impl NodeStatus {
             epoch: GroupEpoch::from_number(state.epoch),
             node: address(state.node.ok_or("the answer names no node")?),
             members: state.members.into_iter().map(member).collect(),
-            role: state.role,
+            // A later version may know other roles.
+            role: state.role.parse().unwrap_or_default(),
             term: Term(state.term),
             master: state.master.map(NodeId),
             vlsn: Vlsn(state.vlsn),

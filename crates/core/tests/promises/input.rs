@@ -281,7 +281,7 @@ fn after_a_close_everything_says_closed() {
         assert!(matches!(ready, Err(ReadyError::Closed)));
         assert!(matches!(node.digest(), Err(ReadError::Closed)));
         assert_eq!(node.state().role, Role::Detached);
-        assert_eq!(node.status().role, "detached");
+        assert_eq!(node.status().role, Role::Detached);
     });
 }
 

@@ -82,6 +82,11 @@ fn a_group_without_room_refuses_writes_by_name_answers_reads_and_comes_back_by_i
     assert!(matches!(again, Err(WriteError::DiskFull { .. })));
     let begun = group.master().begin_transaction();
     assert!(matches!(begun, Err(WriteError::DiskFull { .. })));
+    let health = group.master().health();
+    assert!(health.is_live() && health.is_ready(), "{health:?}");
+    assert!(!health.can_write, "{health:?}");
+    let why = health.read_only.expect("why");
+    assert!(why.contains("disk_free_read_only_bytes"), "{why}");
     stays("a master", || {
         group
             .open_nodes()
@@ -96,6 +101,7 @@ fn a_group_without_room_refuses_writes_by_name_answers_reads_and_comes_back_by_i
     eventually("writes again", || {
         put(group.master(), "after", b"v").is_ok()
     });
+    eventually("it says so", || group.master().can_write());
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn set_priority(node: &str, priority: u32) -> AdminCommand {
 }
 
 fn stands_in(node: &Env) -> bool {
-    node.status().role == "stand-in"
+    node.status().role == Role::StandIn
 }
 
 /// The open node that stands in.

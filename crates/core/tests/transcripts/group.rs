@@ -176,7 +176,7 @@ fn describe(state: &RoleState) -> String {
     match state.role {
         Role::Master => format!("is master of term {term}"),
         Role::Replica => format!("is replica of {master} in term {term}"),
-        Role::Unknown => "knows no master".to_owned(),
         Role::Detached => "takes no part".to_owned(),
+        _ => "knows no master".to_owned(),
     }
 }

@@ -5,6 +5,7 @@
 //! its story, and the parent compares two of them.
 
 mod durability;
+mod health;
 mod membership;
 mod policies;
 mod recovery;

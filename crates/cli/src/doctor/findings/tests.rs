@@ -54,7 +54,7 @@ impl Rig {
             serde_json::from_value(text).expect("a status")
         };
         let mut nodes: Vec<_> = (1..=types.len()).map(status).collect();
-        "master".clone_into(&mut nodes[0].role);
+        nodes[0].role = Role::Master;
         nodes[0].replicas = (2..=types.len()).map(replica).collect();
         Self {
             nodes,
@@ -177,7 +177,7 @@ fn few_descriptors_are_found_also_on_a_node_that_has_stopped() {
     assert_says(&Rig::three().with(2, few).only(), "descriptors", &words);
     let stopped = Rig::three().with(2, |status| {
         few(status);
-        "detached".clone_into(&mut status.role);
+        status.role = Role::Detached;
     });
     let findings = stopped.findings();
     assert!(
@@ -225,7 +225,7 @@ fn a_node_that_is_not_reached_is_found_with_its_cause_and_what_is_left() {
 #[test]
 fn the_cause_of_a_lack_of_a_master_is_found() {
     let follows = |status: &mut NodeStatus| {
-        "unknown".clone_into(&mut status.role);
+        status.role = Role::Unknown;
         status.master = None;
     };
     let down = gone(Unreachable::Refused);
@@ -270,7 +270,7 @@ fn the_cause_of_a_lack_of_a_master_is_found() {
         "node priority n2 1",
     ];
     assert_says(&none_may.findings()[0], "no_master", &words);
-    let stands_in = none_may.with(3, |status| "stand-in".clone_into(&mut status.role));
+    let stands_in = none_may.with(3, |status| status.role = Role::StandIn);
     let words = ["n3 stands in, and takes no writes", "node priority n2 1"];
     assert_says(&stands_in.findings()[0], "no_master", &words);
     let alone = Rig::three().unseen(2, down).unseen(3, down);
@@ -283,7 +283,7 @@ fn a_data_node_that_lacks_what_only_the_arbiter_knows_of_is_named_with_the_way_o
     use NodeType::{Arbiter, Electable};
     let at = |position| {
         move |status: &mut NodeStatus| {
-            "unknown".clone_into(&mut status.role);
+            status.role = Role::Unknown;
             status.persisted = Some(LogPosition(position));
         }
     };
@@ -305,7 +305,7 @@ fn a_data_node_that_lacks_what_only_the_arbiter_knows_of_is_named_with_the_way_o
 #[test]
 fn nodes_that_answer_and_do_not_work_are_found() {
     let stopped = Rig::three().with(2, |status| {
-        "detached".clone_into(&mut status.role);
+        status.role = Role::Detached;
         "the log failed".clone_into(&mut status.waiting_for);
     });
     assert_says(
@@ -318,7 +318,7 @@ fn nodes_that_answer_and_do_not_work_are_found() {
         "n2 is a member already".clone_into(&mut status.waiting_for);
     });
     assert_says(&refused.only(), "not_let_in", &["n2", "node replace n2"]);
-    let alone = Rig::three().with(2, |status| "unknown".clone_into(&mut status.role));
+    let alone = Rig::three().with(2, |status| status.role = Role::Unknown);
     assert_says(
         &alone.only(),
         "masterless",
@@ -413,7 +413,7 @@ fn a_group_whose_master_has_no_room_takes_no_writes_and_says_so() {
 
 #[test]
 fn damage_is_found_and_named_also_without_a_master() {
-    let unknown = |status: &mut NodeStatus| "unknown".clone_into(&mut status.role);
+    let unknown = |status: &mut NodeStatus| status.role = Role::Unknown;
     let down = gone(Unreachable::Refused);
     let waits = Rig::three()
         .unseen(1, down)
