@@ -188,6 +188,7 @@ async fn submit(
             })
         }
         Err(SubmitError::NotMaster) => Err(WriteError::NotMaster { master: None }),
+        Err(SubmitError::Counter(error)) => Err(WriteError::Counter(error)),
         Err(SubmitError::TooOld { age_max }) => Err(WriteError::TooOld { age_max }),
         Err(SubmitError::Conflict) => {
             metrics::counter!("steadfast_conflicts_total").increment(1);
