@@ -120,6 +120,31 @@ impl Database {
         Ok(self.environment.write_async(delete).await?.token)
     }
 
+    /// Adds `delta` to the counter at `key`. However many add to one counter, none of them waits for
+    /// another or has to be run again: see [`TransactionDatabase::add`].
+    ///
+    /// # Errors
+    /// See [`WriteError`]; never `Conflict`. [`WriteError::Counter`] when the value is no counter, or
+    /// the sum is beyond an `i64`.
+    ///
+    /// [`TransactionDatabase::add`]: crate::TransactionDatabase::add
+    pub fn add(&self, key: impl AsRef<[u8]>, delta: i64) -> Result<CommitToken, WriteError> {
+        self.environment.block_on(self.add_async(key, delta))
+    }
+
+    /// As [`Database::add`].
+    ///
+    /// # Errors
+    /// As [`Database::add`].
+    pub async fn add_async(
+        &self,
+        key: impl AsRef<[u8]>,
+        delta: i64,
+    ) -> Result<CommitToken, WriteError> {
+        let add = |txn: &Transaction| txn.database(&self.name)?.add(&key, delta);
+        Ok(self.environment.write_async(add).await?.token)
+    }
+
     /// Sets `key` to `value` if it has no value.
     ///
     /// # Errors

@@ -136,7 +136,7 @@ pub use config::access::{Access, Holder};
 pub use config::{Bootstrap, RepConfig, RepConfigBuilder, Repair};
 pub use database::{CompareAndSet, Database, WriteBatch};
 pub use env::ReplicatedEnvironment;
-pub use error::{FeedError, OpenError, Outcome, ReadError, ReadyError, WriteError};
+pub use error::{CounterError, FeedError, OpenError, Outcome, ReadError, ReadyError, WriteError};
 pub use events::{GroupChange, GroupEvent, GroupEvents, GroupHealth, GroupView, MemberView};
 pub use feed::{
     Change, CommittedTransaction, Feed, FeedEvent, StartAt, SubscribeOptions, Subscription,

@@ -1,5 +1,6 @@
 //! The public errors. Each says what happened, what it means for the data, and what to do next.
 
+mod counter;
 mod feed;
 mod open;
 
@@ -13,6 +14,7 @@ use crate::member::NodeAddress;
 use crate::plural::plural;
 use crate::token::CommitToken;
 
+pub use counter::CounterError;
 pub use feed::FeedError;
 pub use open::{OpenError, ReadyError};
 
@@ -169,6 +171,9 @@ pub enum WriteError {
         /// How long the other writes were held off, for each of the last runs.
         held_off: Duration,
     },
+    /// The transaction cannot add to a counter. Nothing was written.
+    #[error("{0}; nothing was written")]
+    Counter(#[source] CounterError),
     /// A read within the transaction failed. Nothing was written.
     #[error("a read in the transaction failed; nothing was written: {0}")]
     Read(#[source] ReadError),

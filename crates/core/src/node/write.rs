@@ -168,7 +168,7 @@ async fn submit(
     alone: Option<Turn>,
 ) -> Result<CommitToken, WriteError> {
     let bytes = transaction.written_bytes() + TRANSACTION_OVERHEAD_BYTES;
-    let finished = transaction.finish();
+    let mut finished = transaction.finish();
     // The gate before the budget: nobody holding budget may wait for the gate, or a transaction
     // that runs alone and those it holds off would deadlock.
     let turn = match alone {
@@ -180,7 +180,7 @@ async fn submit(
         }
     };
     if finished.operations.is_empty() {
-        let confirmed = unwritten::confirm(node, durability, timeout, &finished);
+        let confirmed = unwritten::confirm(node, durability, timeout, &mut finished);
         let confirmed = node.slow_writes.watch("its confirmation", confirmed).await;
         if let Some(token) = confirmed? {
             return Ok(token);
@@ -225,6 +225,7 @@ fn not_numbered(node: &Node, error: SubmitError) -> WriteError {
             reason: "the master changed since the transaction began",
         },
         SubmitError::NotMaster => WriteError::NotMaster { master: None },
+        SubmitError::Counter(error) => WriteError::Counter(error),
         SubmitError::TooOld { age_max } => WriteError::TooOld { age_max },
         SubmitError::Conflict => {
             metrics::counter!("steadfast_conflicts_total").increment(1);

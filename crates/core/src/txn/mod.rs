@@ -4,6 +4,7 @@
 pub(crate) mod audit;
 pub(crate) mod batch;
 pub(crate) mod catalog;
+pub(crate) mod counter;
 pub(crate) mod flush;
 pub(crate) mod history;
 pub(crate) mod holds;

@@ -32,15 +32,17 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::engine::KeyRange;
+use crate::error::CounterError;
 use crate::ids::{DatabaseId, LogPosition, Term, Vlsn};
 use crate::limits::BATCH_TRANSACTIONS_MAX;
 use crate::log::LogId;
 use crate::planted::{self, Bug};
 use crate::txn::batch::{Batch, BatchBuilder, Operation};
 use crate::txn::catalog::CATALOG;
+use crate::txn::counter;
 use crate::txn::names::Names;
 use crate::txn::readers::ReaderGuard;
-use crate::txn::window::{VersionKey, Window};
+use crate::txn::window::{Version, VersionKey, Window};
 
 /// What a transaction read. A commit is valid while none of it has a newer version.
 #[derive(Debug, Default)]
@@ -93,10 +95,13 @@ pub(crate) struct Finished {
     pub(crate) reads: ReadSet,
     /// Sorted by (database, key), each key once.
     pub(crate) operations: Vec<Operation>,
+    /// Those of the operations that add to a counter, by their index, and how much. Their values are
+    /// the sums at the snapshot.
+    pub(crate) additions: Vec<(usize, i128)>,
 }
 
 /// Why a transaction got no number. It had no effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SubmitError {
     #[error("something that the transaction read has changed")]
     Conflict,
@@ -104,6 +109,8 @@ pub(crate) enum SubmitError {
     NotMaster,
     #[error("the transaction's snapshot was ended because it was older than {age_max:?}")]
     TooOld { age_max: Duration },
+    #[error(transparent)]
+    Counter(CounterError),
 }
 
 /// How a numbered transaction ended.
@@ -271,11 +278,11 @@ impl Sequencer {
     /// See [`SubmitError`].
     pub(crate) fn submit(
         &self,
-        finished: Finished,
+        mut finished: Finished,
     ) -> Result<(Vlsn, oneshot::Receiver<Outcome>), SubmitError> {
         let (done, receiver) = oneshot::channel();
         let mut guard = self.lock();
-        let session = self.checked(&mut guard, &finished)?;
+        let session = self.checked(&mut guard, &mut finished)?;
         let batch = session.batch_with_room(self.batch_bytes_max);
         let vlsn = batch.builder.push(&finished.operations);
         for operation in finished.operations {
@@ -295,7 +302,7 @@ impl Sequencer {
     ///
     /// # Errors
     /// See [`SubmitError`].
-    pub(crate) fn validate(&self, finished: &Finished) -> Result<Unnumbered, SubmitError> {
+    pub(crate) fn validate(&self, finished: &mut Finished) -> Result<Unnumbered, SubmitError> {
         let mut guard = self.lock();
         let session = self.checked(&mut guard, finished)?;
         let vlsn = session.numbered;
@@ -312,17 +319,18 @@ impl Sequencer {
         Ok(Unnumbered { vlsn, pending })
     }
 
-    /// The session of a transaction that may commit in it.
+    /// The session of a transaction that may commit in it; its additions have their sums.
     fn checked<'a>(
         &self,
         session: &'a mut Option<Session>,
-        finished: &Finished,
+        finished: &mut Finished,
     ) -> Result<&'a mut Session, SubmitError> {
         let session = session
             .as_mut()
             .filter(|session| session.id == finished.session);
         let session = session.ok_or(SubmitError::NotMaster)?;
         let has_conflict = self.has_conflict(finished);
+        let added = self.add_up(finished);
         // Checked after reading the window, which is complete only for a reader still open.
         if let Some(age_max) = finished.reader.ended_at_age() {
             return Err(SubmitError::TooOld { age_max });
@@ -330,6 +338,7 @@ impl Sequencer {
         if has_conflict {
             return Err(SubmitError::Conflict);
         }
+        added.map_err(SubmitError::Counter)?;
         Ok(session)
     }
 
@@ -342,6 +351,30 @@ impl Sequencer {
         };
         (!planted::is(Bug::ForgetKeys) && reads.keys.iter().any(changed))
             || (!planted::is(Bug::ForgetRanges) && reads.ranges.iter().any(has_changed))
+    }
+
+    /// Gives the additions of a transaction the sums that are right where it is numbered.
+    ///
+    /// An addition is in no read set, so it conflicts with nothing. It is serializable all the same,
+    /// because here, under the lock, nothing comes between what it reads and its own number: the
+    /// newest version in the window or, where there is none after the snapshot, the value there,
+    /// from which the transaction has made the sum already.
+    fn add_up(&self, finished: &mut Finished) -> Result<(), CounterError> {
+        let at = finished.reader.at();
+        for (index, delta) in &finished.additions {
+            let Operation {
+                database,
+                key,
+                value,
+            } = &mut finished.operations[*index];
+            let base = match self.window.newest_after(*database, key, at) {
+                Some(Version::Value(base)) => Some(base),
+                Some(Version::Deleted) => None,
+                None => continue,
+            };
+            *value = Some(counter::sum(key, base.as_ref(), *delta)?);
+        }
+        Ok(())
     }
 
     /// Waits until [`Sequencer::take_batch`] may have something to give.

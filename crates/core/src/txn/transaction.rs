@@ -1,5 +1,6 @@
 //! What a user's function sees: the databases of a read-only snapshot, or of a write transaction.
 
+mod additions;
 mod node_ids;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use crate::txn::names::Names;
 use crate::txn::scan::{Scan, Source};
 use crate::txn::sequencer::{Finished, ReadSet, SessionId};
 use crate::txn::view::{Chunk, View, ViewError, lay_over};
+use additions::Additions;
 
 /// A transaction's catalog changes may take 1/n of its byte limit, on top of it: so a batch, the
 /// transaction that overfills it and its names fit into a segment of the log.
@@ -141,6 +143,8 @@ impl<'a> IntoIterator for &SnapshotDatabase<'a> {
 struct Journal {
     reads: ReadSet,
     writes: BTreeMap<(DatabaseId, Bytes), Option<Bytes>>,
+    /// Those of the writes that only add to what is there: see `additions.rs`.
+    additions: Additions,
     /// What it writes to databases, and to the catalog.
     written: Tally,
     cataloged: Tally,
@@ -265,12 +269,29 @@ impl Journal {
         Ok(id)
     }
 
+    /// The database to write to: it is created if it does not exist and `next` is the next free id.
+    /// `None` when another thread of this transaction has just dropped it: this write comes first.
+    fn id_for_write(
+        &mut self,
+        name: &Bytes,
+        next: Option<DatabaseId>,
+        bytes_max: usize,
+    ) -> Result<Option<DatabaseId>, WriteError> {
+        match (self.id(name), next) {
+            (None, Some(next)) => self.create(name, next, bytes_max).map(Some),
+            (id, _) => Ok(id),
+        }
+    }
+
     /// Forgets what was written to a database that has lost its name.
     fn forget(&mut self, database: DatabaseId) {
         let own = self.writes.range((database, Bytes::new())..);
         let own = own.take_while(|((of, _), _)| *of == database);
         let places: Vec<_> = own.map(|(place, _)| place.clone()).collect();
         for place in places {
+            if self.additions.remove(&place).is_some() {
+                self.reads.keys.insert(place.clone());
+            }
             let value = self.writes.remove(&place).flatten();
             let tally = self.tally(database);
             tally.keys -= 1;
@@ -367,6 +388,7 @@ impl Transaction {
     pub(crate) fn finish(self) -> Finished {
         let journal = self.journal.into_inner();
         let journal = journal.unwrap_or_else(PoisonError::into_inner);
+        let additions = journal.numbered_additions();
         let operations = journal
             .writes
             .into_iter()
@@ -380,6 +402,7 @@ impl Transaction {
             reader: self.view.into_reader(),
             reads: journal.reads,
             operations: operations.collect(),
+            additions,
         }
     }
 
@@ -401,12 +424,10 @@ impl Transaction {
             None => Some(self.next_id()?),
         };
         let mut journal = self.lock();
-        let id = match (journal.id(name), next) {
-            (Some(id), _) => id,
-            (None, Some(next)) => journal.create(name, next, self.bytes_max)?,
-            // Another thread of this transaction has just dropped it: this write comes first.
-            (None, None) => return Ok(()),
+        let Some(id) = journal.id_for_write(name, next, self.bytes_max)? else {
+            return Ok(());
         };
+        journal.settle(&(id, key.clone()))?;
         journal.write(id, key, value, self.bytes_max)
     }
 
@@ -433,6 +454,7 @@ impl Transaction {
         {
             let mut journal = self.lock();
             let place = (database, key.clone());
+            journal.settle(&place)?;
             if let Some(own) = journal.writes.get(&place) {
                 return Ok(own.clone());
             }

@@ -124,17 +124,29 @@ impl Window {
 
     /// Whether `key` has a version newer than `at`.
     pub(crate) fn key_changed(&self, database: DatabaseId, key: &Bytes, at: Vlsn) -> bool {
+        self.newest_after(database, key, at).is_some()
+    }
+
+    /// The newest version of `key`, if it is newer than `at`. The caller holds open a reader at
+    /// `at`, and the lock under which versions are numbered and dropped.
+    pub(crate) fn newest_after(
+        &self,
+        database: DatabaseId,
+        key: &Bytes,
+        at: Vlsn,
+    ) -> Option<Version> {
         let from = VersionKey {
             database,
             key: key.clone(),
             vlsn: Reverse(Vlsn(u64::MAX)),
         };
-        self.versions
-            .lower_bound(Bound::Included(&from))
-            .is_some_and(|entry| {
-                let found = entry.key();
-                found.database == database && found.key == *key && found.vlsn.0 > at
-            })
+        let entry = self.versions.lower_bound(Bound::Included(&from))?;
+        let found = entry.key();
+        if found.database != database || found.key != *key || found.vlsn.0 <= at {
+            return None;
+        }
+        let value = entry.value().clone();
+        Some(value.map_or(Version::Deleted, Version::Value))
     }
 
     /// Whether any key of `range` has a version newer than `at`.

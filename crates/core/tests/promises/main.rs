@@ -10,6 +10,7 @@ mod addresses;
 mod audit;
 mod blocking;
 mod comparison;
+mod counters;
 mod databases;
 mod digest;
 mod endings;

@@ -28,7 +28,7 @@ pub(super) async fn confirm(
     node: &Node,
     durability: Durability,
     timeout: Duration,
-    finished: &Finished,
+    finished: &mut Finished,
 ) -> Result<Option<CommitToken>, WriteError> {
     let validated = node.sequencer.validate(finished);
     let Unnumbered { vlsn, pending } =

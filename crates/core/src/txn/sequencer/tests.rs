@@ -27,6 +27,7 @@ fn finished(at: u64, reads: ReadSet, operations: Vec<Operation>) -> Finished {
         reader: Arc::new(Readers::default()).begin(|| Vlsn(at)),
         reads,
         operations,
+        additions: vec![],
     }
 }
 
