@@ -56,6 +56,7 @@
 //!
 //! | module | holds |
 //! | --- | --- |
+//! | [`table`] | typed tables with indexes, and counters |
 //! | `env` | [`ReplicatedEnvironment`]: open, write, read, close |
 //! | `database`, `open_transaction` | single operations and batches; transactions without a closure |
 //! | [`config`], [`limits`] | everything that can be configured, and every bound that cannot |
@@ -125,6 +126,7 @@ pub mod quorum_loss;
 mod recent;
 mod runtime;
 mod state_copy;
+pub mod table;
 mod tasks;
 mod token;
 mod txn;
@@ -168,4 +170,5 @@ pub use txn::transaction::{Snapshot, SnapshotDatabase, Transaction, TransactionD
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 #[doc = include_str!("../../../docs/guide.md")]
+#[doc = include_str!("../../../docs/tables.md")]
 struct Guides;

@@ -39,6 +39,7 @@ mod single;
 mod slow_way;
 mod space;
 mod support;
+mod tables;
 mod tls;
 mod transactions;
 mod ways_out;

@@ -1,0 +1,107 @@
+//! Why an operation on a typed table failed.
+
+use std::error::Error;
+
+use bytes::Bytes;
+
+use super::key::KeyError;
+use crate::error::{ReadError, WriteError};
+
+/// Why an operation on a typed table failed.
+///
+/// It converts into the errors of the functions that are given to `write` and `read`, so that `?` works
+/// there. [`WriteError::into_aborted`] and [`ReadError::into_refused`] give it back.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TableError {
+    /// The read failed.
+    #[error(transparent)]
+    Read(ReadError),
+    /// The write failed.
+    #[error(transparent)]
+    Write(WriteError),
+    /// Another row has the same key in a unique index. The operation has written nothing.
+    #[error(
+        "the unique index {index} leads from {} to the row {} already",
+        key.escape_ascii(),
+        row.escape_ascii()
+    )]
+    NotUnique {
+        /// The database of the index.
+        index: String,
+        /// The key in the index, as bytes.
+        key: Bytes,
+        /// The key of the row that has it, as bytes.
+        row: Bytes,
+    },
+    /// The codec cannot write the value. The operation has written nothing.
+    #[error("a value for {database} cannot be written as bytes: {source}")]
+    Encode {
+        /// The database of the table.
+        database: String,
+        /// The error of the codec.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// What is stored is no key of the table or index.
+    #[error("{database} has the key {}, which is none of its type: {source}", key.escape_ascii())]
+    Key {
+        /// The database of the table or index.
+        database: String,
+        /// The key, or what stands in its place.
+        key: Bytes,
+        /// What is wrong with it.
+        source: KeyError,
+    },
+    /// What is stored is no value of the table.
+    #[error("the value of {} in {database} is none of its type: {source}", key.escape_ascii())]
+    Value {
+        /// The database of the table.
+        database: String,
+        /// The key of the row, as bytes.
+        key: Bytes,
+        /// The error of the codec.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// An index leads to a row that does not exist. Somebody writes to the table without its indexes:
+    /// see `Table::verify` and `Table::rebuild`.
+    #[error("the index {index} leads to the row {}, which does not exist", row.escape_ascii())]
+    Dangling {
+        /// The database of the index.
+        index: String,
+        /// The key of the row, as bytes.
+        row: Bytes,
+    },
+}
+
+impl From<ReadError> for TableError {
+    /// A `TableError` that a function given to `read` has returned comes out again as it was.
+    fn from(error: ReadError) -> Self {
+        error.into_refused().unwrap_or_else(Self::Read)
+    }
+}
+
+impl From<WriteError> for TableError {
+    /// A `TableError` that a function given to `write` has returned comes out again as it was.
+    fn from(error: WriteError) -> Self {
+        error.into_aborted().unwrap_or_else(Self::Write)
+    }
+}
+
+impl From<TableError> for WriteError {
+    fn from(error: TableError) -> Self {
+        match error {
+            TableError::Read(error) => error.into(),
+            TableError::Write(error) => error,
+            error => Self::abort(error),
+        }
+    }
+}
+
+impl From<TableError> for ReadError {
+    fn from(error: TableError) -> Self {
+        match error {
+            TableError::Read(error) => error,
+            error => Self::refuse(error),
+        }
+    }
+}
