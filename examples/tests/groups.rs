@@ -18,6 +18,16 @@ fn a_group_in_memory_is_written_to_and_loses_its_master() {
 }
 
 #[test]
+fn typed_tables_keep_their_index_and_their_count() {
+    let said = output(env!("CARGO_BIN_EXE_typed_tables"));
+    assert!(
+        said.contains("ada paid 650 cents; Some(2) teas were sold"),
+        "{said}"
+    );
+    assert!(said.contains("refused: the unique index"), "{said}");
+}
+
+#[test]
 fn three_processes_form_a_group_and_all_see_what_their_master_wrote() {
     let said = output(env!("CARGO_BIN_EXE_three_processes"));
     assert!(said.contains("writes for all"), "{said}");

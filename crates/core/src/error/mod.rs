@@ -373,32 +373,12 @@ pub enum ReadError {
     /// This node is an arbiter.
     #[error("an arbiter has no data; ask another node")]
     NoData,
-    /// The closure cannot use what it has read. See [`ReadError::into_refused`].
-    #[error("{0}")]
-    Refused(Box<dyn Error + Send + Sync>),
     /// The environment was closed.
     #[error("the environment is closed")]
     Closed,
 }
 
 impl ReadError {
-    /// Ends a read with an error of its reader's own: return this from the closure given to `read`,
-    /// and `read` returns it.
-    pub fn refuse(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self::Refused(reason.into())
-    }
-
-    /// The error with which the closure ended the read, unchanged.
-    ///
-    /// # Errors
-    /// This error itself, when it is any other.
-    pub fn into_refused<E: Error + Send + Sync + 'static>(self) -> Result<E, Self> {
-        match self {
-            Self::Refused(reason) => reason.downcast().map(|own| *own).map_err(Self::Refused),
-            other => Err(other),
-        }
-    }
-
     /// Whether the same read may succeed later.
     pub fn is_retryable(&self) -> bool {
         matches!(

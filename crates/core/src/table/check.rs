@@ -20,7 +20,6 @@ use super::state::State;
 use super::state::sealed::Stored;
 use crate::engine::KeyRange;
 use crate::env::ReplicatedEnvironment;
-use crate::error::{ReadError, WriteError};
 use crate::policy::ReadOptions;
 use crate::txn::transaction::{Snapshot, Transaction};
 
@@ -251,9 +250,7 @@ impl<K: TableKey, V, C: Codec<V>> Table<K, V, C> {
         let mut report = Report::default();
         let mut walk = Some(self.walk());
         while let Some(at) = walk {
-            let read = |snapshot: &Snapshot| -> Result<Part, ReadError> {
-                Ok(self.of(snapshot)?.part(&at)?)
-            };
+            let read = |snapshot: &Snapshot| self.of(snapshot)?.part(&at);
             let part = environment.read_async(policy, read).await?;
             walk = self.after(&at, &part);
             report.take(at.place, part);
@@ -287,18 +284,14 @@ impl<K: TableKey, V, C: Codec<V>> Table<K, V, C> {
         let mut done = Rebuilt::default();
         let mut walk = Some(self.walk());
         while let Some(at) = walk {
-            let mut part = Part::default();
-            let put_right = |txn: &Transaction| -> Result<(), WriteError> {
+            let put_right = |txn: &Transaction| -> Result<_, TableError> {
                 let rows = self.of(txn)?;
-                let found = rows.part(&at)?;
-                found
-                    .findings
-                    .iter()
-                    .try_for_each(|of| rows.put_right(of))?;
-                part = found;
-                Ok(())
+                let part = rows.part(&at)?;
+                let mut findings = part.findings.iter();
+                findings.try_for_each(|finding| rows.put_right(finding))?;
+                Ok(part)
             };
-            let _token = environment.write_async(put_right).await?;
+            let part = environment.write_async(put_right).await?.value;
             walk = self.after(&at, &part);
             let found = u64::try_from(part.findings.len()).unwrap_or(u64::MAX);
             match at.place {

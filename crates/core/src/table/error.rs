@@ -9,17 +9,16 @@ use crate::error::{ReadError, WriteError};
 
 /// Why an operation on a typed table failed.
 ///
-/// It converts into the errors of the functions that are given to `write` and `read`, so that `?` works
-/// there. [`WriteError::into_aborted`] and [`ReadError::into_refused`] give it back.
+/// Functions given to `write` and `read` may return it, or an error type of yours that is made from it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TableError {
     /// The read failed.
     #[error(transparent)]
-    Read(ReadError),
+    Read(#[from] ReadError),
     /// The write failed.
     #[error(transparent)]
-    Write(WriteError),
+    Write(#[from] WriteError),
     /// Another row has the same key in a unique index. The operation has written nothing.
     #[error(
         "the unique index {index} leads from {} to the row {} already",
@@ -71,37 +70,4 @@ pub enum TableError {
         /// The key of the row, as bytes.
         row: Bytes,
     },
-}
-
-impl From<ReadError> for TableError {
-    /// A `TableError` that a function given to `read` has returned comes out again as it was.
-    fn from(error: ReadError) -> Self {
-        error.into_refused().unwrap_or_else(Self::Read)
-    }
-}
-
-impl From<WriteError> for TableError {
-    /// A `TableError` that a function given to `write` has returned comes out again as it was.
-    fn from(error: WriteError) -> Self {
-        error.into_aborted().unwrap_or_else(Self::Write)
-    }
-}
-
-impl From<TableError> for WriteError {
-    fn from(error: TableError) -> Self {
-        match error {
-            TableError::Read(error) => error.into(),
-            TableError::Write(error) => error,
-            error => Self::abort(error),
-        }
-    }
-}
-
-impl From<TableError> for ReadError {
-    fn from(error: TableError) -> Self {
-        match error {
-            TableError::Read(error) => error,
-            error => Self::refuse(error),
-        }
-    }
 }

@@ -22,7 +22,7 @@
 //! ```
 //! use serde::{Deserialize, Serialize};
 //! use steadfast::table::{Counters, Index, Table, TableError};
-//! use steadfast::{ConsistencyPolicy, ReadError, ReplicatedEnvironment, WriteError};
+//! use steadfast::{ConsistencyPolicy, ReplicatedEnvironment};
 //!
 //! #[derive(Debug, PartialEq, Serialize, Deserialize)]
 //! struct User {
@@ -39,17 +39,17 @@
 //! static VISITS: Counters<String> = Counters::count("visits");
 //!
 //! let ada = User { email: "ada@example.org".into(), city: "London".into() };
-//! let _token = env.write(|txn| -> Result<(), WriteError> {
+//! env.write(|txn| {
 //!     users.of(txn)?.put(&7, &ada)?;
-//!     Ok(VISITS.of(txn)?.add("London", 1)?)
+//!     VISITS.of(txn)?.add("London", 1)
 //! })?;
-//! let taken = env.write(|txn| -> Result<(), WriteError> { Ok(users.of(txn)?.put(&8, &ada)?) });
-//! assert!(matches!(taken.map_err(TableError::from), Err(TableError::NotUnique { .. })));
+//! let taken = env.write(|txn| users.of(txn)?.put(&8, &ada));
+//! assert!(matches!(taken, Err(TableError::NotUnique { .. })));
 //!
-//! let found = env.read(ConsistencyPolicy::Linearizable, |snapshot| -> Result<_, ReadError> {
+//! let found = env.read(ConsistencyPolicy::Linearizable, |snapshot| {
 //!     let users = users.of(snapshot)?;
 //!     assert_eq!(users.by(&by_city)?.equal("London").count(), 1);
-//!     Ok(users.by(&by_email)?.get("ada@example.org")?)
+//!     users.by(&by_email)?.get("ada@example.org")
 //! })?;
 //! assert_eq!(found, Some((7, ada)));
 //! # Ok(())

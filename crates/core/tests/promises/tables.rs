@@ -50,24 +50,16 @@ fn users() -> Users {
 
 fn write<T: Debug>(
     node: &Env,
-    mut work: impl FnMut(&Transaction) -> Result<T, TableError>,
+    work: impl FnMut(&Transaction) -> Result<T, TableError>,
 ) -> Result<T, TableError> {
-    let mut done = None;
-    let written = node.write(|txn| -> Result<(), WriteError> {
-        done = Some(work(txn)?);
-        Ok(())
-    });
-    let _token = written?;
-    Ok(done.expect("the function has run"))
+    Ok(node.write(work)?.value)
 }
 
 fn read<T>(
     node: &Env,
     work: impl FnOnce(&Snapshot) -> Result<T, TableError>,
 ) -> Result<T, TableError> {
-    Ok(node.read(LINEARIZABLE, |snapshot| -> Result<T, ReadError> {
-        Ok(work(snapshot)?)
-    })?)
+    node.read(LINEARIZABLE, work)
 }
 
 fn put(node: &Env, users: &Users, key: u16, user: &User) -> Result<(), TableError> {

@@ -1,13 +1,13 @@
 //! A small shop on typed tables: orders with an index, products whose names are unique, and counters.
 //!
-//! `cargo run --example typed_tables -p steadfast`
+//! `cargo run -p steadfast-examples --bin typed_tables`
 
 use std::cmp::Reverse;
 use std::error::Error;
 
 use serde::{Deserialize, Serialize};
 use steadfast::table::{Counters, Index, Table, TableError};
-use steadfast::{ConsistencyPolicy, ReadError, ReplicatedEnvironment, WriteError};
+use steadfast::{ConsistencyPolicy, ReplicatedEnvironment, WriteError};
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Product {
@@ -19,6 +19,16 @@ struct Order {
     customer: String,
     product: u32,
     cents: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum OrderError {
+    #[error("there is no product {0}")]
+    NoSuchProduct(u32),
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
 }
 
 /// All that the shop stores.
@@ -50,9 +60,7 @@ impl Shop {
         let product = Product {
             name: name.to_owned(),
         };
-        let _token = env.write(|txn| -> Result<(), WriteError> {
-            Ok(self.products.of(txn)?.put(&id, &product)?)
-        })?;
+        env.write(|txn| self.products.of(txn)?.put(&id, &product))?;
         Ok(())
     }
 
@@ -62,10 +70,10 @@ impl Shop {
         env: &ReplicatedEnvironment,
         number: u64,
         order: &Order,
-    ) -> Result<(), TableError> {
-        let _token = env.write(|txn| -> Result<(), WriteError> {
+    ) -> Result<(), OrderError> {
+        env.write(|txn| {
             if !self.products.of(txn)?.contains(&order.product)? {
-                return Err(WriteError::abort("there is no such product"));
+                return Err(OrderError::NoSuchProduct(order.product));
             }
             self.orders.of(txn)?.put(&number, order)?;
             Ok(self.sold.of(txn)?.add(&order.product, 1)?)
@@ -98,7 +106,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let (paid, teas) = env.read(
         ConsistencyPolicy::Linearizable,
-        |snapshot| -> Result<_, ReadError> {
+        |snapshot| -> Result<_, TableError> {
             let orders = shop.orders.of(snapshot)?;
             let mut paid = 0;
             for row in orders.by(&shop.by_customer)?.prefix(&("ada".to_owned(),)) {
@@ -127,12 +135,4 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     env.close()?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_shop_keeps_count() {
-        super::main().expect("no error");
-    }
 }
