@@ -62,6 +62,7 @@ mod error;
 mod index;
 mod key;
 mod rows;
+mod single;
 mod state;
 
 use std::borrow::Cow;
@@ -74,6 +75,7 @@ pub use error::TableError;
 pub use index::{Index, IndexIter, IndexRows};
 pub use key::{EncodeKey, KeyError, PrefixOf, TableKey};
 pub use rows::{Rows, RowsIter};
+pub use single::TableOn;
 pub use state::{Source, State};
 
 use index::Declared;
