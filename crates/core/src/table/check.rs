@@ -10,8 +10,8 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
-use super::Table;
 use super::codec::Codec;
+use super::description::Table;
 use super::error::TableError;
 use super::index::Declared;
 use super::key::TableKey;

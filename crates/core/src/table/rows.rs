@@ -6,13 +6,13 @@ use std::ops::{Bound, RangeBounds};
 
 use bytes::Bytes;
 
-use super::codec::Codec;
+use super::codec::{Codec, Count};
+use super::description::Table;
 use super::error::TableError;
 use super::index::{Index, IndexRows};
 use super::key::{EncodeKey, PrefixOf, TableKey};
 use super::state::State;
 use super::state::sealed::Stored;
-use super::{Count, Table};
 use crate::engine::KeyRange;
 use crate::error::WriteError;
 use crate::txn::counter;

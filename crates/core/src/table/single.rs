@@ -2,10 +2,10 @@
 
 use std::borrow::Borrow;
 
-use super::codec::Codec;
+use super::codec::{Codec, Count};
+use super::description::Table;
 use super::error::TableError;
 use super::key::{EncodeKey, TableKey};
-use super::{Count, Table};
 use crate::env::ReplicatedEnvironment;
 use crate::error::{ReadError, WriteError};
 use crate::policy::ReadOptions;
@@ -33,7 +33,7 @@ impl<K: TableKey, V, C: Codec<V>> TableOn<'_, K, V, C> {
     /// The value of `key`, if it has one, in a state as fresh as `policy` requires.
     ///
     /// # Errors
-    /// As [`Rows::get`](super::Rows::get); see [`ReadError`].
+    /// As [`Rows::get`](crate::table::Rows::get); see [`ReadError`].
     pub fn get<Q: EncodeKey + ?Sized>(
         &self,
         policy: impl Into<ReadOptions>,
@@ -66,7 +66,7 @@ impl<K: TableKey, V, C: Codec<V>> TableOn<'_, K, V, C> {
     /// Sets the row `key` to `value`, in all indexes as well.
     ///
     /// # Errors
-    /// As [`Rows::put`](super::Rows::put); see [`WriteError`].
+    /// As [`Rows::put`](crate::table::Rows::put); see [`WriteError`].
     pub fn put<Q: EncodeKey + ?Sized>(&self, key: &Q, value: &V) -> Result<CommitToken, TableError>
     where
         K: Borrow<Q>,
@@ -161,7 +161,7 @@ impl<K: TableKey> TableOn<'_, K, i64, Count> {
     /// Adds `delta` to the counter `key`. In a table without indexes it conflicts with nothing.
     ///
     /// # Errors
-    /// As [`Rows::add`](super::Rows::add); see [`WriteError`].
+    /// As [`Rows::add`](crate::table::Rows::add); see [`WriteError`].
     pub fn add<Q: EncodeKey + ?Sized>(&self, key: &Q, delta: i64) -> Result<CommitToken, TableError>
     where
         K: Borrow<Q>,
