@@ -9,10 +9,12 @@
 //! What is private to a folder is called from a `fuzzing.rs` in that folder.
 
 mod files;
+mod keys;
 mod messages;
 mod texts;
 
 pub use self::files::{addresses_file, digest_file, identity_file, members_file};
+pub use self::keys::table_key;
 pub use self::messages::{envelope, message};
 pub use self::texts::{commit_token, config, holder, join_token};
 
@@ -37,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     ("log_segment", log_segment),
     ("members_file", members_file),
     ("message", message),
+    ("table_key", table_key),
 ];
 
 /// A PEM text with certificates, and whom they name.

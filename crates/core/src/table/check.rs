@@ -10,8 +10,8 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
-use super::Table;
 use super::codec::Codec;
+use super::description::Table;
 use super::error::TableError;
 use super::index::Declared;
 use super::key::TableKey;
@@ -386,10 +386,7 @@ impl<K: TableKey, V, C: Codec<V>, S: State> Rows<'_, K, V, C, S> {
     /// Looks for a row of the table in all indexes.
     fn check_row(&self, row: &Bytes, value: &Bytes, part: &mut Part) -> Result<(), TableError> {
         let table = self.table;
-        let decoded = table
-            .decode_key(row)
-            .and_then(|key| Ok((key, table.decode(row, value)?)));
-        let (key, value) = match decoded {
+        let (key, value) = match table.decode_row(row, value) {
             Ok(row) => row,
             Err(error) => {
                 part.findings.push(Finding::UnreadableRow {

@@ -6,13 +6,13 @@ use std::ops::{Bound, RangeBounds};
 
 use bytes::Bytes;
 
-use super::codec::Codec;
+use super::codec::{Codec, Count};
+use super::description::Table;
 use super::error::TableError;
 use super::index::{Index, IndexRows};
 use super::key::{EncodeKey, PrefixOf, TableKey};
 use super::state::State;
 use super::state::sealed::Stored;
-use super::{Count, Table};
 use crate::engine::KeyRange;
 use crate::error::WriteError;
 use crate::txn::counter;
@@ -278,16 +278,20 @@ impl<K: TableKey, V, C: Codec<V>> Iterator for RowsIter<'_, K, V, C> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let row = self.scan.next()?;
-        Some(row.map_err(TableError::from).and_then(|(key, value)| {
-            Ok((
-                self.table.decode_key(&key)?,
-                self.table.decode(&key, &value)?,
-            ))
-        }))
+        let row = row.map_err(TableError::from);
+        Some(row.and_then(|(key, value)| self.table.decode_row(&key, &value)))
     }
 }
 
 impl<K: TableKey, V, C: Codec<V>> Table<K, V, C> {
+    /// The row that has these bytes, from the change feed for instance.
+    ///
+    /// # Errors
+    /// [`TableError::Key`] and [`TableError::Value`].
+    pub fn decode_row(&self, key: &[u8], value: &[u8]) -> Result<(K, V), TableError> {
+        Ok((self.decode_key(key)?, self.decode(key, value)?))
+    }
+
     pub(super) fn decode_key(&self, key: &[u8]) -> Result<K, TableError> {
         K::from_key_bytes(key).map_err(|source| TableError::Key {
             database: self.database.to_string(),

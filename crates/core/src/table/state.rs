@@ -40,7 +40,11 @@ impl Source for OpenTransaction {
 }
 
 pub(super) mod sealed {
-    use super::{Bytes, KeyRange, Scan, TableError};
+    use bytes::Bytes;
+
+    use crate::engine::KeyRange;
+    use crate::table::error::TableError;
+    use crate::txn::scan::Scan;
 
     /// Databases of one kind.
     pub trait Open {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::ops::Bound;
+use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -14,7 +14,10 @@ use steadfast::table::{
     Codec, CodecError, Counters, EncodeKey, Finding, Index, Postcard, Raw, Report, Rows, Source,
     State, Table, TableError,
 };
-use steadfast::{ConsistencyPolicy, CounterError, ReadError, Snapshot, Transaction, WriteError};
+use steadfast::{
+    Change, ConsistencyPolicy, CounterError, FeedEvent, ReadError, Snapshot, StartAt,
+    SubscribeOptions, Transaction, WriteError,
+};
 
 use crate::support::{Env, Group, Release, STEADY};
 
@@ -235,13 +238,13 @@ fn check_tags<S: State>(
     let by_tag = rows.by(&users.by_tag)?;
     for tag in [250, 252, 254, 255] {
         let bounds: [(Bound<u8>, Bound<u8>); 7] = [
-            (Bound::Included(tag), Bound::Included(tag)),
-            (Bound::Excluded(tag), Bound::Unbounded),
-            (Bound::Included(tag), Bound::Unbounded),
-            (Bound::Unbounded, Bound::Excluded(tag)),
-            (Bound::Unbounded, Bound::Included(tag)),
-            (Bound::Excluded(tag), Bound::Included(255)),
-            (Bound::Unbounded, Bound::Unbounded),
+            (Included(tag), Included(tag)),
+            (Excluded(tag), Unbounded),
+            (Included(tag), Unbounded),
+            (Unbounded, Excluded(tag)),
+            (Unbounded, Included(tag)),
+            (Excluded(tag), Included(255)),
+            (Unbounded, Unbounded),
         ];
         for range in bounds {
             let contains = |of: u8| std::ops::RangeBounds::contains(&range, &of);
@@ -270,6 +273,35 @@ fn check_tags<S: State>(
         );
     }
     Ok(())
+}
+
+#[test]
+fn a_range_of_a_unique_index_begins_and_ends_where_it_says() {
+    let group = Group::in_memory(1, STEADY);
+    let node = group.master();
+    let mut table = Table::<u8, u8>::new("numbers");
+    let by_value = table.unique_index("value", |_, value| [*value]);
+    let found = |range: (Bound<u8>, Bound<u8>)| {
+        let read = read(node, |snapshot| {
+            let rows = table.of(snapshot)?.by(&by_value)?.range(range);
+            rows.map(|row| row.map(|(value, ..)| value))
+                .collect::<Result<Vec<_>, _>>()
+        });
+        read.expect("read")
+    };
+    let written = write(node, |txn| {
+        let rows = table.of(txn)?;
+        [0, 1, 2, 254, 255]
+            .into_iter()
+            .try_for_each(|n| rows.put(&n, &n))
+    });
+    written.expect("committed");
+    assert_eq!(found((Excluded(0), Excluded(2))), [1]);
+    assert_eq!(found((Included(1), Included(2))), [1, 2]);
+    assert_eq!(found((Excluded(2), Included(255))), [254, 255]);
+    assert_eq!(found((Excluded(254), Unbounded)), [255]);
+    assert_eq!(found((Excluded(255), Unbounded)), [0; 0]);
+    assert_eq!(found((Unbounded, Excluded(0))), [0; 0]);
 }
 
 #[test]
@@ -439,6 +471,78 @@ fn an_index_is_built_on_many_rows_while_others_write() {
     });
     let report = clean(node, &users);
     assert_eq!(report.rows, 5_000);
+}
+
+#[test]
+fn single_operations_on_a_table_are_each_a_transaction() {
+    let group = Group::in_memory(1, STEADY);
+    let (node, users) = (group.master(), users());
+    let (ada, bob) = (user("ada", &[1]), user("bob", &[2]));
+    let table = users.table.on(node);
+    let first = table.put(&1, &ada).expect("committed");
+    let (is_new, second) = table.insert(&2, &bob).expect("committed");
+    assert!(is_new && second > first);
+    assert!(!table.insert(&2, &ada).expect("committed").0);
+    assert_eq!(
+        table.get(LINEARIZABLE, &2).expect("read"),
+        Some(bob.clone())
+    );
+    let taken = table.put(&1, &bob);
+    assert!(
+        matches!(taken, Err(TableError::NotUnique { .. })),
+        "{taken:?}"
+    );
+    let policy = ConsistencyPolicy::AtLeast(table.delete(&1).expect("committed"));
+    assert_eq!(table.get(policy, &1).expect("read"), None);
+    assert_eq!(clean(node, &users).index_rows, 2);
+    let counters = Counters::<String>::count("counts");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| counters.on(node).add("n", 2).expect("committed"));
+        }
+    });
+    let count = counters.on(node).get(LINEARIZABLE, "n").expect("read");
+    assert_eq!(count, Some(16));
+}
+
+#[test]
+fn a_task_can_use_a_table_on_any_thread() {
+    let group = Group::in_memory(1, STEADY);
+    let (node, users) = (group.master().clone(), users());
+    let task = group.runtime.spawn(async move {
+        let (table, ada) = (&users.table, user("ada", &[1, 2]));
+        let _token = table.on(&node).put_async(&1, &ada).await?;
+        let (is_new, _token) = table.on(&node).insert_async(&1, &ada).await?;
+        let found = table.on(&node).get_async(LINEARIZABLE, &1).await?;
+        let added = table.rebuild_async(&node).await?.added;
+        let report = table.verify_async(&node, LINEARIZABLE).await?;
+        let _token = table.on(&node).delete_async(&1).await?;
+        let counters = Counters::<u8>::count("counts");
+        let _token = counters.on(&node).add_async(&1, 1).await?;
+        Ok::<_, TableError>((is_new, found == Some(ada), added, report.index_rows))
+    });
+    let seen = group.runtime.block_on(task).expect("no panic");
+    assert_eq!(seen.expect("done"), (false, true, 0, 3));
+}
+
+#[test]
+fn the_change_feed_has_rows_that_the_table_can_decode() {
+    let group = Group::in_memory(1, STEADY);
+    let (node, users) = (group.master(), users());
+    put(node, &users, 1, &user("a", &[])).expect("committed");
+    let options = SubscribeOptions::new(StartAt::Now).database("users");
+    let feed = node.subscribe(options).expect("subscribed");
+    put(node, &users, 2, &user("b", &[4])).expect("committed");
+    let mut transactions = feed.filter_map(|event| match event.expect("a feed") {
+        FeedEvent::Transaction(transaction) => Some(transaction.changes),
+        _ => None,
+    });
+    let changes = transactions.next().expect("a transaction");
+    let [Change::Put { key, value, .. }] = &changes[..] else {
+        panic!("{changes:?}");
+    };
+    let row = users.table.decode_row(key, value).expect("a row");
+    assert_eq!(row, (2, user("b", &[4])));
 }
 
 /// Texts that are never empty.

@@ -70,6 +70,35 @@ fn a_transaction_conflicts_with_one_in_flight_that_wrote_what_it_read() {
 }
 
 #[test]
+fn an_addition_counts_from_a_version_that_is_in_flight() {
+    let sequencer = sequencer();
+    let add = |at, delta: i64| {
+        let operation = Operation {
+            value: Some(Bytes::copy_from_slice(&delta.to_le_bytes())),
+            ..put("n", "")
+        };
+        // As of the snapshot, the counter is at 0.
+        sequencer.submit(Finished {
+            additions: vec![(0, delta.into())],
+            ..finished(at, ReadSet::default(), vec![operation])
+        })
+    };
+    let value = |count: i64| Some(Version::Value(Bytes::copy_from_slice(&count.to_le_bytes())));
+    let _first = add(10, 5).unwrap();
+    let _second = add(10, 7).unwrap();
+    assert_eq!(newest(&sequencer, "n", 12), value(12));
+    assert_eq!(newest(&sequencer, "n", 11), value(5));
+    // What is dropped with its session counts no more.
+    sequencer.end_session();
+    sequencer.begin_session(TERM);
+    let _third = add(10, 1).unwrap();
+    assert_eq!(newest(&sequencer, "n", 12), value(1));
+    let full = add(10, i64::MAX).unwrap_err();
+    assert!(matches!(full, SubmitError::Counter(_)), "{full}");
+    assert_eq!(newest(&sequencer, "n", 12), value(1));
+}
+
+#[test]
 fn a_key_that_appears_in_a_scanned_range_is_a_conflict() {
     let sequencer = sequencer();
     let range = KeyRange::prefix(b"a");
