@@ -15,7 +15,7 @@ use crate::config::{Bootstrap, RepConfig};
 use crate::database::{Database, WriteBatch};
 use crate::error::{FeedError, OpenError, ReadError, ReadyError, WriteError};
 use crate::events::GroupEvents;
-use crate::feed::{Feed, SubscribeOptions};
+use crate::feed::{Feed, SharedFeed, SharedFeedOptions, SubscribeOptions};
 use crate::ids::Vlsn;
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::protection::secured;
@@ -363,6 +363,29 @@ impl ReplicatedEnvironment {
     pub fn subscribe(&self, options: impl Into<SubscribeOptions>) -> Result<Feed, FeedError> {
         let ground = self.handle.ground.clone();
         self.handle.lifecycle.subscribe(options.into(), ground)
+    }
+
+    /// A subscription for any number of listeners in this process, each from its own token, as the
+    /// clients of a web server. It takes one of the node's places, and bounded memory.
+    ///
+    /// # Errors
+    /// As [`ReplicatedEnvironment::subscribe`].
+    pub fn shared_feed(&self, options: SharedFeedOptions) -> Result<SharedFeed, FeedError> {
+        self.block_on(self.shared_feed_async(options))
+    }
+
+    /// As [`ReplicatedEnvironment::shared_feed`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn shared_feed_async(
+        &self,
+        options: SharedFeedOptions,
+    ) -> Result<SharedFeed, FeedError> {
+        let ground = &self.handle.ground;
+        let _held = ground.hold().ok_or(FeedError::Closed)?;
+        let shared = self.handle.lifecycle.shared_feed(options, ground.clone());
+        ground.run(shared).await
     }
 
     /// The events of the group from now on, as its master sees them, including members that join or

@@ -138,7 +138,8 @@ pub use env::ReplicatedEnvironment;
 pub use error::{FeedError, OpenError, Outcome, ReadError, ReadyError, WriteError};
 pub use events::{GroupChange, GroupEvent, GroupEvents, GroupHealth, GroupView, MemberView};
 pub use feed::{
-    Change, CommittedTransaction, Feed, FeedEvent, StartAt, SubscribeOptions, Subscription,
+    Change, CommittedTransaction, Feed, FeedEvent, FeedListener, ListenOptions, SharedFeed,
+    SharedFeedOptions, StartAt, SubscribeOptions, Subscription,
 };
 #[doc(hidden)]
 pub use group::identity::UNFINISHED_RESTORE;

@@ -46,3 +46,11 @@ pub(crate) const BATCHES_IN_FLIGHT_MAX: usize = 64;
 
 /// A batch with this many transactions takes no further one.
 pub(crate) const BATCH_TRANSACTIONS_MAX: u32 = 4096;
+/// Number of filtered-out transactions after which a subscriber is told how far it has come. A
+/// resumed subscription passes over fewer than this again.
+pub(crate) const PROGRESS_TRANSACTIONS: u64 = 1024;
+
+/// Bytes of recent transactions that a shared feed keeps by default: with transactions of 1 KiB, the
+/// last second or more of a busy group, so that only listeners that stand still are too slow.
+pub const SHARED_FEED_BYTES: usize = 16 * 1024 * 1024;
+

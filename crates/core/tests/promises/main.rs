@@ -19,6 +19,7 @@ mod events;
 mod failures;
 mod feed;
 mod feed_remote;
+mod feed_shared;
 mod hostile;
 mod input;
 mod isolation;
