@@ -96,6 +96,7 @@ pub mod credentials;
 mod database;
 pub mod engine;
 mod env;
+mod env_group;
 mod env_security;
 pub mod error;
 mod events;

@@ -26,6 +26,7 @@ pub(crate) mod formation;
 mod founding;
 pub(crate) mod join;
 mod known;
+mod metadata;
 mod node_ids;
 pub(crate) mod protection;
 mod quorum;
@@ -57,6 +58,7 @@ use crate::group::Member;
 use crate::group::addresses::{self, Addresses};
 use crate::group::identity::{DataDir, Identity};
 use crate::ids::NodeId;
+use crate::lifecycle::metadata::Published;
 use crate::listener::{Role, RoleState};
 use crate::machine::Machine;
 use crate::node::phase::{NotRunning, Phase};
@@ -118,6 +120,7 @@ pub(crate) struct Lifecycle {
     listen_address: OnceLock<String>,
     forming: Mutex<Option<JoinHandle<()>>>,
     known: Known,
+    published: Published,
     tasks: Tasks,
     closing: tokio::sync::Mutex<()>,
 }
@@ -199,6 +202,7 @@ impl Lifecycle {
             listen_address: OnceLock::new(),
             forming: Mutex::default(),
             known: Known::default(),
+            published: Published::default(),
             tasks: Tasks::default(),
             closing: tokio::sync::Mutex::default(),
         }
@@ -220,6 +224,7 @@ impl Lifecycle {
             }
         });
         self.known.begin(self);
+        self.begin_metadata();
         let identity = self.identity.borrow().clone();
         let (mut why_damaged, mut differs) = (None, None);
         if identity.group.is_some() {

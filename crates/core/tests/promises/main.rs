@@ -25,6 +25,7 @@ mod input;
 mod isolation;
 mod looking;
 mod membership;
+mod metadata;
 mod model;
 mod nested;
 mod pressure;
