@@ -86,6 +86,7 @@ struct Settings(BTreeMap<&'static str, Setting>);
 enum Setting {
     Text(String),
     List(Vec<String>),
+    Pairs(BTreeMap<String, String>),
     Number(u64),
 }
 
@@ -170,6 +171,14 @@ impl Settings {
                 Setting::List(items.into_iter().map(item).collect::<Result<_, _>>()?)
             }
             ("bootstrap", _) => return Err(wrong("an array of strings \"name=host:port\"")),
+            ("metadata", Value::Table(table)) => {
+                let pair = |(name, value)| match value {
+                    Value::String(text) => Ok((name, text)),
+                    _ => Err(wrong("a table of strings")),
+                };
+                Setting::Pairs(table.into_iter().map(pair).collect::<Result<_, _>>()?)
+            }
+            ("metadata", _) => return Err(wrong("a table of strings")),
             (_, Value::Integer(number)) => {
                 Setting::Number(u64::try_from(number).map_err(|_| wrong("0 or more"))?)
             }
@@ -189,6 +198,7 @@ impl Settings {
                     .map(|item| Value::String(item.trim().to_owned()));
                 Value::Array(items.collect())
             }
+            "metadata" => Value::Table(pairs(text)?),
             _ => Value::Integer(
                 text.parse()
                     .map_err(|_| ConfigError::new(key, format!("{text:?} is not a number")))?,
@@ -305,6 +315,11 @@ impl Settings {
             builder = match (key, setting) {
                 (_, Setting::List(nodes)) => builder.bootstrap(Bootstrap::expect(nodes)?),
                 (_, Setting::Number(number)) => builder.set(key, number),
+                (_, Setting::Pairs(pairs)) => {
+                    let add =
+                        |builder: RepConfigBuilder, (name, value)| builder.metadata(name, value);
+                    pairs.into_iter().fold(builder, add)
+                }
                 ("join", Setting::Text(token)) => {
                     let token = token.parse::<JoinToken>();
                     let token = token.map_err(|error| ConfigError::new(key, error.to_string()))?;
@@ -334,6 +349,20 @@ impl Settings {
         }
         Ok(builder)
     }
+}
+
+/// The values of `name=value,name=value`.
+fn pairs(text: &str) -> Result<toml::Table, ConfigError> {
+    let pair = |item: &str| {
+        let (name, value) = item.trim().split_once('=').ok_or_else(|| {
+            ConfigError::new(
+                "metadata",
+                format!("{item:?} is not of the form name=value"),
+            )
+        })?;
+        Ok((name.to_owned(), Value::String(value.to_owned())))
+    };
+    text.split(',').map(pair).collect()
 }
 
 fn is_text(key: &str) -> bool {

@@ -242,6 +242,8 @@ mod tests {
     use steadfast::ids::NodeId;
 
     use super::*;
+    use std::collections::BTreeMap;
+
     use crate::ports::free_addresses;
 
     #[test]
@@ -251,6 +253,7 @@ mod tests {
             id: NodeId(3),
             name: "n3".to_owned(),
             address,
+            metadata: BTreeMap::new(),
         };
         let mut compared = Comparison {
             checked: vec![CheckedNode {

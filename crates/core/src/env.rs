@@ -10,18 +10,16 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::admin::{AdminCommand, AdminError};
 use crate::config::{Bootstrap, RepConfig};
 use crate::database::{Database, WriteBatch};
 use crate::error::{FeedError, OpenError, ReadError, ReadyError, WriteError};
 use crate::events::GroupEvents;
-use crate::feed::{Feed, SubscribeOptions};
+use crate::feed::{Feed, SharedFeed, SharedFeedOptions, SubscribeOptions};
 use crate::ids::Vlsn;
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::protection::secured;
 use crate::listener::{RoleState, StateChanges};
 use crate::machine::Machine;
-use crate::member::{JoinToken, NodeType};
 use crate::node::health::Health;
 use crate::node::status::NodeStatus;
 use crate::open_transaction::OpenTransaction;
@@ -327,62 +325,6 @@ impl ReplicatedEnvironment {
         read(&snapshot)
     }
 
-    /// Has the group change itself: membership, types, priorities, addresses, the master. Any node
-    /// can be asked. Returns a description of what was done.
-    ///
-    /// # Errors
-    /// See [`AdminError`].
-    pub fn administer(&self, command: &AdminCommand) -> Result<String, AdminError> {
-        self.block_on(self.administer_async(command))
-    }
-
-    /// As [`ReplicatedEnvironment::administer`].
-    ///
-    /// # Errors
-    /// See [`AdminError`].
-    pub async fn administer_async(&self, command: &AdminCommand) -> Result<String, AdminError> {
-        let closed = || AdminError::NoAnswer {
-            why: "the environment is closed".to_owned(),
-            may_be_done: true,
-        };
-        let mut closes = self.handle.closes.subscribe();
-        if *closes.borrow() {
-            return Err(closed());
-        }
-        tokio::select! {
-            biased;
-            done = self.handle.lifecycle.administer(command) => done,
-            // The sender is part of `self`.
-            _ = closes.wait_for(|closes| *closes) => Err(closed()),
-        }
-    }
-
-    /// Shuts down the whole group: the master stops taking writes, waits, for at most `within`,
-    /// until every node that answers has all of them on disk, and then all nodes close, the master
-    /// last. Any node can be asked. Returns a description of what was done; this node then closes
-    /// by itself, and [`ReplicatedEnvironment::state_changes`] ends.
-    ///
-    /// # Errors
-    /// See [`AdminError`]; after a refusal the group carries on as before.
-    pub fn shutdown_group(&self, within: Duration) -> Result<String, AdminError> {
-        self.block_on(self.shutdown_group_async(within))
-    }
-
-    /// As [`ReplicatedEnvironment::shutdown_group`].
-    ///
-    /// # Errors
-    /// See [`AdminError`].
-    pub async fn shutdown_group_async(&self, within: Duration) -> Result<String, AdminError> {
-        self.administer_async(&AdminCommand::Shutdown { within })
-            .await
-    }
-
-    /// A token that lets a new node of this type join the group: see [`Bootstrap::join`]. `None`
-    /// until this node belongs to a group.
-    pub fn join_token(&self, node_type: NodeType) -> Option<JoinToken> {
-        JoinToken::new(&self.status(), node_type)
-    }
-
     /// The states of this node from now on, starting with the current one.
     pub fn state_changes(&self) -> StateChanges {
         StateChanges::new(self.handle.lifecycle.role(), self.handle.ground.clone())
@@ -399,6 +341,29 @@ impl ReplicatedEnvironment {
     pub fn subscribe(&self, options: impl Into<SubscribeOptions>) -> Result<Feed, FeedError> {
         let ground = self.handle.ground.clone();
         self.handle.lifecycle.subscribe(options.into(), ground)
+    }
+
+    /// A subscription for any number of listeners in this process, each from its own token, as the
+    /// clients of a web server. It takes one of the node's places, and bounded memory.
+    ///
+    /// # Errors
+    /// As [`ReplicatedEnvironment::subscribe`].
+    pub fn shared_feed(&self, options: SharedFeedOptions) -> Result<SharedFeed, FeedError> {
+        self.block_on(self.shared_feed_async(options))
+    }
+
+    /// As [`ReplicatedEnvironment::shared_feed`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn shared_feed_async(
+        &self,
+        options: SharedFeedOptions,
+    ) -> Result<SharedFeed, FeedError> {
+        let ground = &self.handle.ground;
+        let _held = ground.hold().ok_or(FeedError::Closed)?;
+        let shared = self.handle.lifecycle.shared_feed(options, ground.clone());
+        ground.run(shared).await
     }
 
     /// The events of the group from now on, as its master sees them, including members that join or
@@ -485,12 +450,27 @@ impl ReplicatedEnvironment {
             .map_err(OpenError::Close)
     }
 
+    pub(crate) fn ground(&self) -> &Ground {
+        &self.handle.ground
+    }
+
     pub(crate) fn tls(&self) -> Option<&TlsTransport> {
         self.handle.tls.as_deref()
     }
 
-    pub(crate) fn lifecycle(&self) -> &Lifecycle {
+    pub(crate) fn lifecycle(&self) -> &Arc<Lifecycle> {
         &self.handle.lifecycle
+    }
+
+    /// The result of `work`; `None` once the application has closed the environment.
+    pub(crate) async fn unless_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut closes = self.handle.closes.subscribe();
+        tokio::select! {
+            biased;
+            // The sender is part of `self`.
+            _ = closes.wait_for(|closes| *closes) => None,
+            done = work => Some(done),
+        }
     }
 
     /// Waits for `work` on this thread; timers in it run on the environment's runtime.

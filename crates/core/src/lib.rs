@@ -98,6 +98,7 @@ pub mod credentials;
 mod database;
 pub mod engine;
 mod env;
+mod env_group;
 mod env_security;
 pub mod error;
 mod events;
@@ -141,7 +142,8 @@ pub use env::ReplicatedEnvironment;
 pub use error::{CounterError, FeedError, OpenError, Outcome, ReadError, ReadyError, WriteError};
 pub use events::{GroupChange, GroupEvent, GroupEvents, GroupHealth, GroupView, MemberView};
 pub use feed::{
-    Change, CommittedTransaction, Feed, FeedEvent, StartAt, SubscribeOptions, Subscription,
+    Change, CommittedTransaction, Feed, FeedEvent, FeedListener, ListenOptions, SharedFeed,
+    SharedFeedOptions, StartAt, SubscribeOptions, Subscription,
 };
 #[doc(hidden)]
 pub use group::identity::UNFINISHED_RESTORE;

@@ -31,6 +31,15 @@ pub const DATABASE_NAME_BYTES_MAX: usize = 255;
 /// Longest name of a group or of a node, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 
+/// Most values that a node publishes as its metadata. They are part of every list of members.
+pub const METADATA_ENTRIES_MAX: usize = 16;
+
+/// Longest name of such a value, in bytes.
+pub const METADATA_KEY_BYTES_MAX: usize = 64;
+
+/// Longest such value, in bytes: enough for a URL.
+pub const METADATA_VALUE_BYTES_MAX: usize = 256;
+
 /// Most nodes in a group: more electable nodes make commits slower and no safer.
 pub const NODES_MAX: usize = 63;
 
@@ -40,6 +49,14 @@ pub(crate) const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
 /// Most databases and key prefixes in one subscription. Each is compared with every change.
 pub const SUBSCRIPTION_FILTERS_MAX: usize = 64;
+
+/// Number of filtered-out transactions after which a subscriber is told how far it has come. A
+/// resumed subscription passes over fewer than this again.
+pub(crate) const PROGRESS_TRANSACTIONS: u64 = 1024;
+
+/// Bytes of recent transactions that a shared feed keeps by default: with transactions of 1 KiB, the
+/// last second or more of a busy group, so that only listeners that stand still are too slow.
+pub const SHARED_FEED_BYTES: usize = 16 * 1024 * 1024;
 
 /// The largest `batches_in_flight_max`. A search of the log looks at that many extra batches.
 pub(crate) const BATCHES_IN_FLIGHT_MAX: usize = 64;

@@ -1,5 +1,6 @@
 //! The members of a group as values: addresses, node types, and what a new node brings with it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -17,6 +18,11 @@ pub struct NodeAddress {
     pub name: String,
     /// Where the others reach it: `host:port`.
     pub address: String,
+    /// What its application says of it: see [`RepConfigBuilder::metadata`].
+    ///
+    /// [`RepConfigBuilder::metadata`]: crate::RepConfigBuilder::metadata
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// A node's part in its group.

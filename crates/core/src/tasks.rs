@@ -3,8 +3,9 @@
 use steadfast_net::process;
 use tokio::sync::watch;
 
-/// The tasks of one part of a node. Dropping it without [`Tasks::end`] leaves them running.
-#[derive(Debug, Default)]
+/// The tasks of one part of a node, to which a clone adds. Dropping it without [`Tasks::end`] leaves
+/// them running.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Tasks {
     /// Whether they are to end. Each task holds a receiver for as long as it runs.
     end: watch::Sender<bool>,

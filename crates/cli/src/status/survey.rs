@@ -301,6 +301,7 @@ impl Survey {
                 "type": node.member.node_type,
                 "priority": node.member.priority,
                 "votes": node.member.votes,
+                "metadata": node.member.node.metadata,
                 "status": node.status.as_ref().ok(),
                 "error": node.status.as_ref().err().map(|unseen| &unseen.text),
             })
@@ -325,6 +326,7 @@ fn to_be(asked: String, answer: &Result<NodeStatus, Unseen>) -> MemberStatus {
         id: NodeId(0),
         name: "?".to_owned(),
         address: asked,
+        metadata: BTreeMap::new(),
     };
     MemberStatus {
         node: answer

@@ -1,5 +1,7 @@
 //! The messages of ADMIN.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use prost::Message;
 
@@ -77,6 +79,10 @@ impl AlterRequest {
         if let Some(address) = &self.address {
             text = format!("{text}, to address {address}");
         }
+        if let Some(metadata) = &self.metadata {
+            let names: Vec<_> = metadata.entries.keys().map(String::as_str).collect();
+            text = format!("{text}, to publish [{}]", names.join(", "));
+        }
         text
     }
 }
@@ -120,6 +126,15 @@ pub(crate) struct AlterRequest {
     /// Whether to accept the address although the member may not answer there.
     #[prost(bool, tag = "5")]
     pub(crate) untried: bool,
+    /// In place of all that its application has said of it.
+    #[prost(message, optional, tag = "6")]
+    pub(crate) metadata: Option<MetadataMessage>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct MetadataMessage {
+    #[prost(btree_map = "string, string", tag = "1")]
+    pub(crate) entries: BTreeMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

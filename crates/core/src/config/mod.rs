@@ -5,9 +5,10 @@
 
 pub(crate) mod access;
 mod keys;
+pub(crate) mod metadata;
 mod security;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,7 @@ use crate::policy::Durability;
 
 pub(crate) use keys::Tuning;
 pub use keys::{KEYS, Key, Range};
+use metadata::check_metadata;
 pub(crate) use security::Security;
 use security::check_credentials;
 
@@ -137,6 +139,8 @@ pub struct RepConfig {
     /// What the node does when its own data is damaged.
     pub(crate) repair: Repair,
     pub(crate) security: Security,
+    /// What this node publishes when it opens; if empty, the group keeps what it has.
+    pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) tuning: Tuning,
     pub(crate) runtime: Option<tokio::runtime::Handle>,
 }
@@ -155,6 +159,7 @@ impl RepConfig {
             repair: Repair::default(),
             security: Security::default(),
             speaks_plaintext_too: false,
+            metadata: BTreeMap::new(),
             numbers: Vec::new(),
             runtime: None,
         }
@@ -194,6 +199,7 @@ pub struct RepConfigBuilder {
     repair: Repair,
     security: Security,
     speaks_plaintext_too: bool,
+    metadata: BTreeMap<String, String>,
     numbers: Vec<(String, u64)>,
     runtime: Option<tokio::runtime::Handle>,
 }
@@ -238,6 +244,25 @@ impl RepConfigBuilder {
     #[must_use]
     pub fn repair(mut self, repair: Repair) -> Self {
         self.repair = repair;
+        self
+    }
+
+    /// Adds a value that the application publishes of this node, such as the address of its web
+    /// interface: `.metadata("web", "http://10.0.0.1:8080")`. All nodes have it, in every
+    /// [`NodeAddress`] of this one: as the master in [`WriteError::NotMaster`], among the members, in
+    /// events and in the status. At most 16 values, each of at most 256 bytes, with names of at most
+    /// 64.
+    ///
+    /// The node has the group take them over once it is a member, in place of those that it had
+    /// before. A node that is given none leaves them as they are.
+    /// [`ReplicatedEnvironment::set_metadata`] changes them while it runs.
+    ///
+    /// [`NodeAddress`]: crate::NodeAddress
+    /// [`WriteError::NotMaster`]: crate::WriteError::NotMaster
+    /// [`ReplicatedEnvironment::set_metadata`]: crate::ReplicatedEnvironment::set_metadata
+    #[must_use]
+    pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.insert(name.into(), value.into());
         self
     }
 
@@ -298,6 +323,7 @@ impl RepConfigBuilder {
         if let Some(credentials) = security.credentials() {
             check_credentials(credentials, &self.group)?;
         }
+        check_metadata(&self.metadata)?;
         let mut tuning = Tuning::default();
         for (key, value) in self.numbers {
             tuning.set(&key, value)?;
@@ -317,6 +343,7 @@ impl RepConfigBuilder {
             durability,
             repair: self.repair,
             security,
+            metadata: self.metadata,
             tuning,
             runtime,
         })

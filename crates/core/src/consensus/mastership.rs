@@ -132,8 +132,20 @@ pub(super) fn publish_members(consensus: &Consensus, metrics: &ServerMetrics) {
     consensus.peers.dialler().addresses.follow(&members);
     consensus.members.send_if_modified(|old| {
         let changed = *old != members;
-        *old = members;
+        old.clone_from(&members);
         changed
+    });
+    // The same master may be reached elsewhere, or say something else of itself.
+    consensus.role.send_if_modified(|role| {
+        let Some(master) = &mut role.master else {
+            return false;
+        };
+        let latest = members.get(&master.id).map(|of| of.node_address(master.id));
+        let Some(latest) = latest.filter(|latest| latest != master) else {
+            return false;
+        };
+        *master = latest;
+        true
     });
     consensus.raft.runtime_config().elect(consensus.can_lead());
 }

@@ -60,6 +60,13 @@ pub enum FeedError {
         /// The limit.
         max: usize,
     },
+    /// A listener of a shared feed is so far behind that what it needs next is no longer kept in
+    /// memory. Listen again from `resume`, which reads the rest from the log, or end the client.
+    #[error("the listener is too slow: what it needs next is no longer kept; listen from {resume}")]
+    Slow {
+        /// Everything up to this token has been delivered, or left out by a filter.
+        resume: CommitToken,
+    },
     /// No listed node could be reached in time. Resume from `resume` when one can.
     #[error("no node can continue the subscription ({reason}); {}", resume_hint(.resume.as_ref()))]
     Disconnected {
@@ -109,7 +116,24 @@ impl FeedError {
                 | Self::NotReady
                 | Self::Restoring
                 | Self::SnapshotTooOld
+                | Self::Slow { .. }
         )
+    }
+
+    /// The same for another listener. A cause that cannot be copied is told in words.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::HistoryGone { oldest } => Self::HistoryGone { oldest: *oldest },
+            Self::Restoring => Self::Restoring,
+            Self::NotReady => Self::NotReady,
+            Self::Closed => Self::Closed,
+            Self::Stopped { reason } => Self::Stopped {
+                reason: reason.clone(),
+            },
+            error => Self::Stopped {
+                reason: error.to_string(),
+            },
+        }
     }
 }
 

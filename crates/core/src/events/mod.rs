@@ -126,7 +126,7 @@ pub enum GroupEvent {
     MemberAdded(MemberStatus),
     /// A node has left the group for good.
     MemberRemoved(MemberStatus),
-    /// A member's type, priority, address or vote has changed.
+    /// A member's type, priority, address, metadata or vote has changed.
     MemberChanged(MemberStatus),
     /// Another node is master, or none is.
     MasterChanged {
@@ -188,12 +188,13 @@ impl fmt::Display for GroupEvent {
             Self::MemberRemoved(of) => write!(f, "{} was removed", of.node.name),
             Self::MemberChanged(of) => write!(
                 f,
-                "{} is {} with priority {} at {}, and {}",
+                "{} is {} with priority {} at {}, and {}{}",
                 of.node.name,
                 of.node_type,
                 of.priority,
                 of.node.address,
-                if of.votes { "votes" } else { "does not vote" }
+                if of.votes { "votes" } else { "does not vote" },
+                published(&of.node)
             ),
             Self::MasterChanged {
                 term,
@@ -229,6 +230,18 @@ impl fmt::Display for GroupEvent {
             Self::OutOfSight { why } => write!(f, "no node can be reached: {why}"),
         }
     }
+}
+
+/// What the application says of a node, for people.
+fn published(node: &NodeAddress) -> String {
+    let values = node.metadata.iter();
+    let values: Vec<_> = values
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    if values.is_empty() {
+        return String::new();
+    }
+    format!("; {}", values.join(", "))
 }
 
 /// The events between two views, in the order in which people would tell them.
@@ -280,6 +293,8 @@ fn between(before: &GroupView, after: &GroupView) -> Vec<GroupEvent> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::ids::NodeId;
     use crate::member::NodeType;
@@ -291,6 +306,7 @@ mod tests {
                     id: NodeId(id),
                     name: format!("n{id}"),
                     address: format!("h{id}:1"),
+                    metadata: BTreeMap::new(),
                 },
                 node_type: NodeType::Electable,
                 priority: 1,
@@ -337,7 +353,9 @@ mod tests {
         let mut grown = view();
         grown.members.push(member(4));
         grown.members[0].member.priority = 7;
-        let changed = "n1 is electable with priority 7 at h1:1, and votes";
+        let metadata = &mut grown.members[0].member.node.metadata;
+        metadata.insert("zone".to_owned(), "b".to_owned());
+        let changed = "n1 is electable with priority 7 at h1:1, and votes; zone=b";
         assert_eq!(told(&view(), &grown), [changed, "n4 was added, electable"]);
         assert_eq!(told(&grown, &view())[0], "n4 was removed");
 

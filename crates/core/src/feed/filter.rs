@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::engine::KeyRange;
 use crate::error::FeedError;
+use crate::feed::event::Change;
 use crate::limits::{DATABASE_NAME_BYTES_MAX, KEY_BYTES_MAX, SUBSCRIPTION_FILTERS_MAX};
 
 /// Prefixes by database, none of which begins with another; an empty filter matches everything.
@@ -69,6 +70,17 @@ impl Filter {
     pub(super) fn has_key(&self, database: &str, key: &[u8]) -> bool {
         let begins = |prefixes: &Vec<Bytes>| prefixes.iter().any(|prefix| key.starts_with(prefix));
         self.is_all() || self.prefixes.get(database).is_some_and(begins)
+    }
+
+    pub(super) fn has_change(&self, change: &Change) -> bool {
+        match change {
+            Change::Put { database, key, .. } | Change::Delete { database, key } => {
+                self.has_key(database, key)
+            }
+            Change::Created { database } | Change::Dropped { database } => {
+                self.has_database(database)
+            }
+        }
     }
 
     /// The key ranges of a database that match, ascending and disjoint.

@@ -8,13 +8,16 @@
 //! A feed pulls. It reads the entries that the node has applied, from the log's cache while it is
 //! close behind and otherwise from the segments. It holds nothing but its position and the part it
 //! has read: one entry, or 1 MiB of smaller ones. A slow subscriber costs the node nothing else. A
-//! [`Feed`] subscribes to a node in this process, a [`Subscription`] to nodes elsewhere.
+//! [`Feed`] subscribes to a node in this process, a [`Subscription`] to nodes elsewhere. A
+//! [`SharedFeed`] hands what one feed yields to many listeners.
 
+mod event;
 mod filter;
 pub(crate) mod messages;
 mod names;
 mod remote;
 pub(crate) mod service;
+mod shared;
 mod state;
 mod tail;
 
@@ -23,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{Stream, stream};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use crate::error::FeedError;
@@ -35,9 +39,11 @@ use crate::token::CommitToken;
 use crate::txn::history::HistoryError;
 use crate::txn::holds::Hold;
 
+pub use event::{Change, CommittedTransaction, FeedEvent};
 pub(crate) use filter::Filter;
 use names::Names;
 pub use remote::Subscription;
+pub use shared::{FeedListener, ListenOptions, SharedFeed, SharedFeedOptions};
 use state::StateScan;
 use tail::Tail;
 
@@ -104,97 +110,11 @@ impl From<StartAt> for SubscribeOptions {
     }
 }
 
-/// One change within a committed transaction.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Change {
-    /// The key has this value.
-    Put {
-        /// The database.
-        database: Arc<str>,
-        /// The key.
-        key: Bytes,
-        /// Its value.
-        value: Bytes,
-    },
-    /// The key is gone.
-    Delete {
-        /// The database.
-        database: Arc<str>,
-        /// The key.
-        key: Bytes,
-    },
-    /// The database is now empty: it was created, or truncated.
-    Created {
-        /// The database.
-        database: Arc<str>,
-    },
-    /// The database is gone, with everything in it.
-    Dropped {
-        /// The database.
-        database: Arc<str>,
-    },
-}
-
-impl Change {
-    /// The database that is changed.
-    pub fn database(&self) -> &str {
-        match self {
-            Self::Put { database, .. }
-            | Self::Delete { database, .. }
-            | Self::Created { database }
-            | Self::Dropped { database } => database,
-        }
-    }
-}
-
-/// A committed transaction, as far as the subscription's filter lets it through.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommittedTransaction {
-    /// Its token, which includes its VLSN. A subscription from this token continues after it.
-    pub token: CommitToken,
-    /// The master's wall clock when it was proposed, in milliseconds since 1970.
-    pub committed_at_ms: u64,
-    /// What it changed: first databases created and dropped, then keys, each once, ordered by
-    /// database and key.
-    pub changes: Vec<Change>,
-}
-
-/// What a subscription yields.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FeedEvent {
-    /// A part of the initial state of [`StartAt::Start`]: up to 1 MiB, or one larger row. Databases
-    /// come in order of their names, keys ascending, each once; at least one part per database.
-    State {
-        /// The database.
-        database: Arc<str>,
-        /// Keys with their values.
-        rows: Vec<(Bytes, Bytes)>,
-    },
-    /// The parts so far are the whole state as of this transaction. What follows comes after it.
-    StateComplete {
-        /// The last transaction in the state; VLSN 0 when there is none yet.
-        token: CommitToken,
-        /// The running digest of all databases as of that transaction, the same on every node,
-        /// which the rows match. `None` if a filter left some out, or the node could not tell in
-        /// time.
-        digest: Option<u128>,
-    },
-    /// The next transaction.
-    Transaction(CommittedTransaction),
-    /// The filter has left out every transaction since the last event up to this one, and there
-    /// were many. A subscription from this token skips them.
-    Progress {
-        /// The last transaction left out.
-        token: CommitToken,
-    },
-}
-
 /// A subscription to a node in this process.
 ///
-/// As an iterator it blocks; [`Feed::next_async`] waits. It ends after its first error, and with
-/// [`FeedError::Closed`] when the environment closes. It survives changes of master.
+/// As an iterator it blocks; [`Feed::next_async`] waits, and [`Feed::into_stream`] makes a stream.
+/// It ends after its first error, and with [`FeedError::Closed`] when the environment closes. It
+/// survives changes of master.
 pub struct Feed {
     source: Option<Source>,
     resume: Option<CommitToken>,
@@ -294,14 +214,7 @@ impl Feed {
             Some(_held) => {
                 let next = source.next(&mut self.resume);
                 let event = self.ground.run(next).await;
-                // Once the node is closing, any error of a part being torn down means closed.
-                event.map_err(|error| {
-                    if source.has_closed() {
-                        FeedError::Closed
-                    } else {
-                        error
-                    }
-                })
+                event.map_err(|error| source.why_ended(error))
             }
             None => Err(FeedError::Closed),
         };
@@ -309,6 +222,27 @@ impl Feed {
             self.source = None;
         }
         Some(event)
+    }
+
+    /// The same as a stream, which ends after an error.
+    pub fn into_stream(self) -> impl Stream<Item = Result<FeedEvent, FeedError>> + Send + use<> {
+        stream::unfold(self, |mut feed| async move {
+            let event = feed.next_async().await?;
+            Some((event, feed))
+        })
+    }
+
+    /// The next event among what the node has applied; `None` after the last. Of a feed that has
+    /// begun after a transaction.
+    ///
+    /// # Errors
+    /// See [`FeedError`].
+    pub(crate) async fn next_applied(&mut self) -> Result<Option<FeedEvent>, FeedError> {
+        let Some(source) = self.source.as_mut() else {
+            return Err(FeedError::Closed);
+        };
+        let event = source.next_applied(&mut self.resume).await;
+        event.map_err(|error| source.why_ended(error))
     }
 
     /// Finds where the tail begins, so that [`Feed::resume_token`] is known. Returns at once for a
@@ -371,20 +305,34 @@ impl Source {
                     }
                 }
                 Stage::Complete(..) => return self.complete(resume).await,
-                Stage::Tail(tail) => {
-                    let next = tail.next_position();
-                    self.hold.advance(LogPosition(next.0.saturating_sub(1)));
-                    if let Some(event) = tail.next(&self.node, &self.filter).await? {
-                        *resume = Some(tail.token());
+                Stage::Tail(_) => {
+                    if let Some(event) = self.next_applied(resume).await? {
                         return Ok(event);
                     }
-                    *resume = Some(tail.token());
+                    let Stage::Tail(tail) = &self.stage else {
+                        continue;
+                    };
                     let tail_ends = tail.next_position();
                     self.wait_applied(|id| id.position >= tail_ends).await?;
                 }
                 Stage::Begin(..) => {}
             }
         }
+    }
+
+    /// The next event of the tail; `None` until another entry is applied.
+    async fn next_applied(
+        &mut self,
+        resume: &mut Option<CommitToken>,
+    ) -> Result<Option<FeedEvent>, FeedError> {
+        let Stage::Tail(tail) = &mut self.stage else {
+            return Ok(None);
+        };
+        let next = tail.next_position();
+        self.hold.advance(LogPosition(next.0.saturating_sub(1)));
+        let event = tail.next(&self.node, &self.filter).await?;
+        *resume = Some(tail.token());
+        Ok(event)
     }
 
     /// Finds where the tail begins, if that is the next step.
@@ -454,8 +402,13 @@ impl Source {
         }
     }
 
-    fn has_closed(&self) -> bool {
-        self.phase.borrow().is_closing()
+    /// Once the node is closing, any error of a part being torn down means closed.
+    fn why_ended(&self, error: FeedError) -> FeedError {
+        if self.phase.borrow().is_closing() {
+            FeedError::Closed
+        } else {
+            error
+        }
     }
 
     fn check_running(&self) -> Result<(), FeedError> {

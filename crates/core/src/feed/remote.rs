@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{Stream, stream};
 use steadfast_net::{TcpTransport, Transport};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -30,8 +31,8 @@ const ROUND_PAUSE: Duration = Duration::from_millis(100);
 ///
 /// It reads from one node; when that is lost, it continues at the next listed node where it left
 /// off: without gaps or duplicates. It buffers no events: what is not asked for stays at the node.
-/// As an iterator it blocks; [`Subscription::next_async`] waits. It ends after its first error.
-/// Dropping it closes the connection.
+/// As an iterator it blocks; [`Subscription::next_async`] waits, and [`Subscription::into_stream`]
+/// makes a stream. It ends after its first error. Dropping it closes the connection.
 pub struct Subscription {
     link: Link,
     session: Option<Session>,
@@ -312,6 +313,14 @@ impl Subscription {
             }
             tokio::time::sleep(ROUND_PAUSE).await;
         }
+    }
+
+    /// The same as a stream, which ends after an error.
+    pub fn into_stream(self) -> impl Stream<Item = Result<FeedEvent, FeedError>> + Send + use<> {
+        stream::unfold(self, |mut subscription| async move {
+            let event = subscription.next_async().await?;
+            Some((event, subscription))
+        })
     }
 
     /// Ends the subscription, and waits until the node has been told if it can be reached.

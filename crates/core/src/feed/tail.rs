@@ -9,6 +9,7 @@ use crate::error::FeedError;
 use crate::feed::names::Names;
 use crate::feed::{Change, CommittedTransaction, FeedEvent, Filter};
 use crate::ids::{LogPosition, Vlsn};
+use crate::limits::PROGRESS_TRANSACTIONS;
 use crate::log::{Entry, EntryKind, LogError};
 use crate::node::Node;
 use crate::planted::{self, Bug};
@@ -19,10 +20,6 @@ use crate::txn::history::Numbered;
 
 /// Payload bytes per read of the log, unless one entry is larger.
 const READ_BYTES_MAX: usize = 1024 * 1024;
-
-/// Number of filtered-out transactions after which the subscriber is told how far it has come. A
-/// resumed subscription passes over fewer than this again.
-const PROGRESS_TRANSACTIONS: u64 = 1024;
 
 /// See the module.
 pub(super) struct Tail {

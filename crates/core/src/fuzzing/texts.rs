@@ -80,6 +80,7 @@ fn with(
             builder.durability(durability.map_err(|error| refused(&error))?)
         }
         "repair" => builder.repair(value.parse()?),
+        "metadata" => builder.metadata("name", value),
         "insecure_plaintext" => builder.insecure_plaintext(),
         key => {
             let number: Result<u64, _> = value.parse();

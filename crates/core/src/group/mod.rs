@@ -25,6 +25,8 @@ pub(crate) struct Member {
     pub(crate) priority: u32,
     /// The admitted life of its data directory. Any other life has no vote.
     pub(crate) incarnation: Incarnation,
+    /// What its application says of it.
+    pub(crate) metadata: BTreeMap<String, String>,
 }
 
 impl Default for Member {
@@ -35,6 +37,7 @@ impl Default for Member {
             node_type: NodeType::default(),
             priority: PRIORITY_DEFAULT,
             incarnation: Incarnation(0),
+            metadata: BTreeMap::new(),
         }
     }
 }
@@ -53,6 +56,7 @@ impl Member {
             id,
             name: self.name.clone(),
             address: self.address.clone(),
+            metadata: self.metadata.clone(),
         }
     }
 }
@@ -74,6 +78,8 @@ pub(crate) struct MemberRecord {
     /// Absent: [`PRIORITY_DEFAULT`].
     #[prost(uint32, optional, tag = "6")]
     pub(crate) priority: Option<u32>,
+    #[prost(btree_map = "string, string", tag = "7")]
+    pub(crate) metadata: BTreeMap<String, String>,
 }
 
 impl MemberRecord {
@@ -85,6 +91,7 @@ impl MemberRecord {
             incarnation: member.incarnation.0,
             node_type: member.node_type as u32,
             priority: (member.priority != PRIORITY_DEFAULT).then_some(member.priority),
+            metadata: member.metadata.clone(),
         }
     }
 
@@ -99,6 +106,7 @@ impl MemberRecord {
                 node_type: known.unwrap_or(NodeType::Secondary),
                 priority: self.priority.unwrap_or(PRIORITY_DEFAULT),
                 incarnation: Incarnation(self.incarnation),
+                metadata: self.metadata,
             },
         )
     }

@@ -11,6 +11,7 @@ use crate::admin::client::{self};
 use crate::admin::messages::{AdminAnswer, AdminCall, AdminRequest, AlterRequest, RemoveRequest};
 use crate::admin::{AdminCommand, AdminError, PRIORITY_MAX};
 use crate::config::access::{Access, Holder};
+use crate::config::metadata::check_metadata;
 use crate::config::{check_address, check_name, is_unspecified};
 use crate::consensus::{Consensus, TransferError};
 use crate::group::identity::Identity;
@@ -355,6 +356,10 @@ async fn alter(consensus: &Consensus, request: AlterRequest) -> Done {
         altered.address = address;
         what.push(format!("{} is reached at {}", member.name, altered.address));
     }
+    if let Some(metadata) = request.metadata {
+        altered.metadata = metadata.entries;
+        what.push(format!("the metadata of {} is set", member.name));
+    }
     check_member(&altered)?;
     if !altered.node_type.votes() {
         check_majority_left(consensus, id, member)?;
@@ -395,7 +400,9 @@ pub(super) fn known_type(number: u32) -> Result<NodeType, Undone> {
 }
 
 pub(super) fn check_member(member: &Member) -> Result<(), Undone> {
-    let checked = check_name("node", &member.name).and(check_address("address", &member.address));
+    let checked = check_name("node", &member.name)
+        .and(check_address("address", &member.address))
+        .and(check_metadata(&member.metadata));
     if let Err(error) = checked {
         return refused(error.to_string(), "correct it");
     }

@@ -26,6 +26,7 @@ pub(super) async fn join(node: &Arc<Node>, request: JoinRequest, asking: &Asking
         incarnation: Incarnation(request.incarnation),
         node_type: known_type(request.node_type)?,
         priority: request.priority,
+        ..Member::default()
     };
     check_member(&wanted)?;
     check_given_address(&wanted.name, &wanted.address)?;

@@ -7,7 +7,7 @@ use tokio::sync::TryAcquireError;
 
 use crate::error::FeedError;
 use crate::feed::service::{self, Served};
-use crate::feed::{Feed, SubscribeOptions};
+use crate::feed::{Feed, SharedFeed, SharedFeedOptions, SubscribeOptions};
 use crate::lifecycle::Lifecycle;
 use crate::node::phase::NotRunning;
 use crate::runtime::Ground;
@@ -35,6 +35,19 @@ impl Lifecycle {
             TryAcquireError::Closed => FeedError::Closed,
         })?;
         Feed::new(node, self.phase.subscribe(), place, options, ground)
+    }
+
+    /// See [`crate::ReplicatedEnvironment::shared_feed`].
+    ///
+    /// # Errors
+    /// See there.
+    pub(crate) async fn shared_feed(
+        &self,
+        options: SharedFeedOptions,
+        ground: Ground,
+    ) -> Result<SharedFeed, FeedError> {
+        let feed = self.subscribe(SharedFeed::wanted(&options), ground)?;
+        SharedFeed::new(feed, options, self.tasks.clone()).await
     }
 
     /// Serves one SUBSCRIPTION connection.

@@ -27,6 +27,7 @@ mod founding;
 mod health;
 pub(crate) mod join;
 mod known;
+mod metadata;
 mod node_ids;
 pub(crate) mod protection;
 mod quorum;
@@ -56,6 +57,7 @@ use crate::error::{OpenError, ReadyError};
 use crate::events::change::Changes;
 use crate::group::addresses::{self, Addresses};
 use crate::group::identity::{DataDir, Identity};
+use crate::lifecycle::metadata::Published;
 use crate::listener::{Role, RoleState};
 use crate::machine::Machine;
 use crate::node::phase::{NotRunning, Phase};
@@ -116,6 +118,7 @@ pub(crate) struct Lifecycle {
     listen_address: OnceLock<String>,
     forming: Mutex<Option<JoinHandle<()>>>,
     known: Known,
+    published: Published,
     tasks: Tasks,
     closing: tokio::sync::Mutex<()>,
 }
@@ -197,6 +200,7 @@ impl Lifecycle {
             listen_address: OnceLock::new(),
             forming: Mutex::default(),
             known: Known::default(),
+            published: Published::default(),
             tasks: Tasks::default(),
             closing: tokio::sync::Mutex::default(),
         }
@@ -218,6 +222,7 @@ impl Lifecycle {
             }
         });
         self.known.begin(self);
+        self.begin_metadata();
         let identity = self.identity.borrow().clone();
         let (mut why_damaged, mut differs) = (None, None);
         if identity.group.is_some() {

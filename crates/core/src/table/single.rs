@@ -7,9 +7,8 @@ use super::description::Table;
 use super::error::TableError;
 use super::key::{EncodeKey, TableKey};
 use crate::env::ReplicatedEnvironment;
-use crate::error::{ReadError, WriteError};
 use crate::policy::ReadOptions;
-use crate::token::CommitToken;
+use crate::token::{CommitToken, Committed};
 use crate::txn::transaction::{Snapshot, Transaction};
 
 /// A table in an environment, for operations that are each one transaction: see [`Table::on`]. A write
@@ -57,16 +56,14 @@ impl<K: TableKey, V, C: Codec<V>> TableOn<'_, K, V, C> {
     where
         K: Borrow<Q>,
     {
-        let get = |snapshot: &Snapshot| -> Result<Option<V>, ReadError> {
-            Ok(self.table.of(snapshot)?.get(key)?)
-        };
-        Ok(self.environment.read_async(policy, get).await?)
+        let get = |snapshot: &Snapshot| self.table.of(snapshot)?.get(key);
+        self.environment.read_async(policy, get).await
     }
 
     /// Sets the row `key` to `value`, in all indexes as well.
     ///
     /// # Errors
-    /// As [`Rows::put`](crate::table::Rows::put); see [`WriteError`].
+    /// As [`Rows::put`](crate::table::Rows::put); see [`WriteError`](crate::WriteError).
     pub fn put<Q: EncodeKey + ?Sized>(&self, key: &Q, value: &V) -> Result<CommitToken, TableError>
     where
         K: Borrow<Q>,
@@ -86,10 +83,8 @@ impl<K: TableKey, V, C: Codec<V>> TableOn<'_, K, V, C> {
     where
         K: Borrow<Q>,
     {
-        let put = |txn: &Transaction| -> Result<(), WriteError> {
-            Ok(self.table.of(txn)?.put(key, value)?)
-        };
-        Ok(self.environment.write_async(put).await?)
+        let put = |txn: &Transaction| self.table.of(txn)?.put(key, value);
+        Ok(self.environment.write_async(put).await?.token)
     }
 
     /// Sets the row `key` to `value` if it has none. Returns whether it did, and the commit as of which
@@ -101,7 +96,7 @@ impl<K: TableKey, V, C: Codec<V>> TableOn<'_, K, V, C> {
         &self,
         key: &Q,
         value: &V,
-    ) -> Result<(bool, CommitToken), TableError>
+    ) -> Result<Committed<bool>, TableError>
     where
         K: Borrow<Q>,
     {
@@ -116,17 +111,12 @@ impl<K: TableKey, V, C: Codec<V>> TableOn<'_, K, V, C> {
         &self,
         key: &Q,
         value: &V,
-    ) -> Result<(bool, CommitToken), TableError>
+    ) -> Result<Committed<bool>, TableError>
     where
         K: Borrow<Q>,
     {
-        let mut is_new = false;
-        let insert = |txn: &Transaction| -> Result<(), WriteError> {
-            is_new = self.table.of(txn)?.insert(key, value)?;
-            Ok(())
-        };
-        let token = self.environment.write_async(insert).await?;
-        Ok((is_new, token))
+        let insert = |txn: &Transaction| self.table.of(txn)?.insert(key, value);
+        self.environment.write_async(insert).await
     }
 
     /// Removes the row `key`, from all indexes as well; does nothing when it is not there.
@@ -151,9 +141,8 @@ impl<K: TableKey, V, C: Codec<V>> TableOn<'_, K, V, C> {
     where
         K: Borrow<Q>,
     {
-        let delete =
-            |txn: &Transaction| -> Result<(), WriteError> { Ok(self.table.of(txn)?.delete(key)?) };
-        Ok(self.environment.write_async(delete).await?)
+        let delete = |txn: &Transaction| self.table.of(txn)?.delete(key);
+        Ok(self.environment.write_async(delete).await?.token)
     }
 }
 
@@ -161,7 +150,7 @@ impl<K: TableKey> TableOn<'_, K, i64, Count> {
     /// Adds `delta` to the counter `key`. In a table without indexes it conflicts with nothing.
     ///
     /// # Errors
-    /// As [`Rows::add`](crate::table::Rows::add); see [`WriteError`].
+    /// As [`Rows::add`](crate::table::Rows::add); see [`WriteError`](crate::WriteError).
     pub fn add<Q: EncodeKey + ?Sized>(&self, key: &Q, delta: i64) -> Result<CommitToken, TableError>
     where
         K: Borrow<Q>,
@@ -181,9 +170,7 @@ impl<K: TableKey> TableOn<'_, K, i64, Count> {
     where
         K: Borrow<Q>,
     {
-        let add = |txn: &Transaction| -> Result<(), WriteError> {
-            Ok(self.table.of(txn)?.add(key, delta)?)
-        };
-        Ok(self.environment.write_async(add).await?)
+        let add = |txn: &Transaction| self.table.of(txn)?.add(key, delta);
+        Ok(self.environment.write_async(add).await?.token)
     }
 }

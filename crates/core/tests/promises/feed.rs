@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use steadfast::ids::{Term, Vlsn};
 use steadfast::{
     Change, CommitToken, CommittedTransaction, ConsistencyPolicy, FeedError, FeedEvent, ReadError,
-    StartAt, SubscribeOptions, Subscription,
+    SharedFeedOptions, StartAt, SubscribeOptions, Subscription,
 };
 
-use crate::support::{Env, Group, STEADY, eventually, in_time, name, put};
+use crate::support::{Env, Group, STEADY, eventually, in_time, name, put, runtime};
 
 type Rows = BTreeMap<(String, Bytes), Bytes>;
 
@@ -395,6 +396,37 @@ fn a_token_that_is_not_of_this_history_is_refused() {
         matches!(refused, Err(FeedError::WrongGroup { .. })),
         "{refused:?}"
     );
+}
+
+#[test]
+fn feeds_as_streams_yield_the_same_and_end_after_an_error() {
+    let group = Group::in_memory(1, STEADY);
+    let node = group.master();
+    let before = put(node, "k", "0").expect("committed");
+    let after = put(node, "k", "1").expect("committed");
+    let from = StartAt::Token(before);
+    let feed = node.subscribe(from).expect("a feed").into_stream();
+    let shared = node.shared_feed(SharedFeedOptions::default());
+    let listener = shared.expect("a shared feed").listen(Some(before));
+    let listener = listener.expect("a listener").into_stream();
+    let remote = connect(&group, SubscribeOptions::new(from).patience(Duration::ZERO));
+    let remote = remote.expect("connected").into_stream();
+    let streams = [feed.boxed(), listener.boxed(), remote.boxed()];
+    let firsts = streams.map(|mut stream| {
+        let first = group.runtime.block_on(stream.next());
+        assert!(
+            matches!(&first, Some(Ok(FeedEvent::Transaction(of))) if of.token == after),
+            "{first:?}"
+        );
+        stream
+    });
+    node.close().expect("closed");
+    for stream in firsts {
+        let rest = in_time("its end", move || {
+            runtime().block_on(stream.collect::<Vec<_>>())
+        });
+        assert!(matches!(rest[..], [Err(_)]), "{rest:?}");
+    }
 }
 
 #[test]

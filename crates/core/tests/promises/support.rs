@@ -178,6 +178,7 @@ pub(crate) struct Group {
     founders: usize,
     tokens: BTreeMap<usize, JoinToken>,
     ports: BTreeMap<usize, u16>,
+    metadata: BTreeMap<usize, BTreeMap<String, String>>,
     /// Set once requested: a clone keeps a node open.
     shared: Option<Nodes>,
     _dir: Option<TempDir>,
@@ -232,6 +233,7 @@ impl Group {
             founders: storages.len(),
             tokens: BTreeMap::new(),
             ports: BTreeMap::new(),
+            metadata: BTreeMap::new(),
             shared: None,
             nodes: storages.iter().map(|_| None).collect(),
             engines: storages.iter().map(|_| Engine::default()).collect(),
@@ -259,6 +261,12 @@ impl Group {
             builder.set(*key, *value)
         };
         let builder = self.numbers.iter().fold(builder, set);
+        let metadata = self.metadata.get(&at).cloned().unwrap_or_default();
+        let builder = metadata
+            .into_iter()
+            .fold(builder, |builder, (name, value)| {
+                builder.metadata(name, value)
+            });
         builder.build().expect("a configuration")
     }
 
@@ -338,6 +346,11 @@ impl Group {
     /// Sets the port a closed node listens on from now on.
     pub(crate) fn listen_on(&mut self, at: usize, port: u16) {
         self.ports.insert(at, port);
+    }
+
+    /// Sets what a closed node publishes from now on when it opens.
+    pub(crate) fn publish(&mut self, at: usize, metadata: BTreeMap<String, String>) {
+        self.metadata.insert(at, metadata);
     }
 
     /// Waits until every open node has persisted what any of them has.

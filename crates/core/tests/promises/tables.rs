@@ -480,9 +480,9 @@ fn single_operations_on_a_table_are_each_a_transaction() {
     let (ada, bob) = (user("ada", &[1]), user("bob", &[2]));
     let table = users.table.on(node);
     let first = table.put(&1, &ada).expect("committed");
-    let (is_new, second) = table.insert(&2, &bob).expect("committed");
-    assert!(is_new && second > first);
-    assert!(!table.insert(&2, &ada).expect("committed").0);
+    let second = table.insert(&2, &bob).expect("committed");
+    assert!(second.value && second.token > first);
+    assert!(!table.insert(&2, &ada).expect("committed").value);
     assert_eq!(
         table.get(LINEARIZABLE, &2).expect("read"),
         Some(bob.clone())
@@ -512,7 +512,7 @@ fn a_task_can_use_a_table_on_any_thread() {
     let task = group.runtime.spawn(async move {
         let (table, ada) = (&users.table, user("ada", &[1, 2]));
         let _token = table.on(&node).put_async(&1, &ada).await?;
-        let (is_new, _token) = table.on(&node).insert_async(&1, &ada).await?;
+        let is_new = table.on(&node).insert_async(&1, &ada).await?.value;
         let found = table.on(&node).get_async(LINEARIZABLE, &1).await?;
         let added = table.rebuild_async(&node).await?.added;
         let report = table.verify_async(&node, LINEARIZABLE).await?;

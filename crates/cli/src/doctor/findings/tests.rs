@@ -19,6 +19,7 @@ fn address(id: usize) -> NodeAddress {
         id: NodeId(id as u64),
         name: format!("n{id}"),
         address: format!("h{id}:7400"),
+        metadata: BTreeMap::new(),
     }
 }
 
