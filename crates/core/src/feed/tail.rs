@@ -187,6 +187,7 @@ fn changes(
                 key,
                 value,
             },
+            None if operation.expires => Change::Expired { database, key },
             None => Change::Delete { database, key },
         });
     }

@@ -93,6 +93,8 @@ pub(crate) struct Finished {
     pub(crate) reads: ReadSet,
     /// Sorted by (database, key), each key once.
     pub(crate) operations: Vec<Operation>,
+    /// The earliest deadline that it gives a key, in group time.
+    pub(crate) deadline_ms: Option<u64>,
 }
 
 /// Why a transaction got no number. It had no effect.
@@ -180,6 +182,8 @@ pub(crate) struct Sequencer {
     /// The terms of applied transactions, each with its first VLSN, both ascending.
     runs: Mutex<VecDeque<(Term, Vlsn)>>,
     ready: Notify,
+    /// A session has begun since it was last waited for.
+    began: Notify,
     batch_bytes_max: usize,
 }
 
@@ -194,6 +198,7 @@ impl Sequencer {
             visible: watch::Sender::new(applied),
             runs: Mutex::default(),
             ready: Notify::new(),
+            began: Notify::new(),
             batch_bytes_max,
         }
     }
@@ -234,6 +239,13 @@ impl Sequencer {
             open: VecDeque::new(),
             in_flight: VecDeque::new(),
         });
+        drop(session);
+        self.began.notify_one();
+    }
+
+    /// Waits until a session begins, unless one has begun since the last call. For one waiter.
+    pub(crate) async fn session_begins(&self) {
+        self.began.notified().await;
     }
 
     /// Ends the session, if one is open: pending versions leave the window, and waiters learn what

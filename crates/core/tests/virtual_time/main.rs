@@ -5,6 +5,7 @@
 //! its story, and the parent compares two of them.
 
 mod durability;
+mod lifetimes;
 mod membership;
 mod policies;
 mod recovery;

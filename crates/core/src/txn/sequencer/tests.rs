@@ -18,6 +18,7 @@ fn put(key: &'static str, value: &'static str) -> Operation {
         database: DB,
         key: key.into(),
         value: Some(value.into()),
+        expires: false,
     }
 }
 
@@ -27,6 +28,7 @@ fn finished(at: u64, reads: ReadSet, operations: Vec<Operation>) -> Finished {
         reader: Arc::new(Readers::default()).begin(|| Vlsn(at)),
         reads,
         operations,
+        deadline_ms: None,
     }
 }
 
