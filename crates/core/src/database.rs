@@ -1,6 +1,7 @@
 //! Single operations on one database, and batches of writes, for uses that need no closure.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -100,6 +101,37 @@ impl Database {
         value: impl AsRef<[u8]>,
     ) -> Result<CommitToken, WriteError> {
         let put = |txn: &Transaction| txn.database(&self.name)?.put(&key, &value);
+        Ok(self.environment.write_async(put).await?.token)
+    }
+
+    /// Sets `key` to `value`, and lets the key end when `ttl` has passed since the commit, unless it
+    /// is put or deleted before: then the master deletes it. See
+    /// [`TransactionDatabase::put_with_ttl`](crate::TransactionDatabase::put_with_ttl).
+    ///
+    /// # Errors
+    /// [`WriteError::TimeToLive`] for a `ttl` under 1 ms or over [`TTL_MAX`](crate::limits::TTL_MAX),
+    /// and see [`WriteError`]; never `Conflict`.
+    pub fn put_with_ttl(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        ttl: Duration,
+    ) -> Result<CommitToken, WriteError> {
+        self.environment
+            .block_on(self.put_with_ttl_async(key, value, ttl))
+    }
+
+    /// As [`Database::put_with_ttl`].
+    ///
+    /// # Errors
+    /// As [`Database::put_with_ttl`].
+    pub async fn put_with_ttl_async(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        ttl: Duration,
+    ) -> Result<CommitToken, WriteError> {
+        let put = |txn: &Transaction| txn.database(&self.name)?.put_with_ttl(&key, &value, ttl);
         Ok(self.environment.write_async(put).await?.token)
     }
 
@@ -229,7 +261,15 @@ pub enum CompareAndSet {
 /// Puts and deletes that are applied atomically. The last one on a key wins.
 #[derive(Clone, Debug, Default)]
 pub struct WriteBatch {
-    operations: Vec<(Arc<str>, Bytes, Option<Bytes>)>,
+    operations: Vec<(Arc<str>, Bytes, Write)>,
+}
+
+/// What a [`WriteBatch`] does to a key.
+#[derive(Clone, Debug)]
+enum Write {
+    Put(Bytes),
+    PutWithTtl(Bytes, Duration),
+    Delete,
 }
 
 impl WriteBatch {
@@ -246,30 +286,48 @@ impl WriteBatch {
         value: impl AsRef<[u8]>,
     ) -> &mut Self {
         let value = Bytes::copy_from_slice(value.as_ref());
-        self.add(database, key.as_ref(), Some(value))
+        self.add(database, key.as_ref(), Write::Put(value))
+    }
+
+    /// Adds a put of a key that ends when `ttl` has passed since the commit. A `ttl` that is none
+    /// makes the batch fail, with [`WriteError::TimeToLive`].
+    pub fn put_with_ttl(
+        &mut self,
+        database: &str,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        ttl: Duration,
+    ) -> &mut Self {
+        let value = Bytes::copy_from_slice(value.as_ref());
+        self.add(database, key.as_ref(), Write::PutWithTtl(value, ttl))
     }
 
     /// Adds a delete.
     pub fn delete(&mut self, database: &str, key: impl AsRef<[u8]>) -> &mut Self {
-        self.add(database, key.as_ref(), None)
+        self.add(database, key.as_ref(), Write::Delete)
     }
 
     /// Applies the batch in the transaction.
     pub(crate) fn run(&self, txn: &Transaction) -> Result<(), WriteError> {
-        for (database, key, value) in &self.operations {
-            txn.database(database)?.set(key.clone(), value.clone())?;
+        for (database, key, write) in &self.operations {
+            let (database, key) = (txn.database(database)?, key.clone());
+            match write {
+                Write::Put(value) => database.set(key, Some(value.clone()))?,
+                Write::PutWithTtl(value, ttl) => database.set_with_ttl(key, value.clone(), *ttl)?,
+                Write::Delete => database.set(key, None)?,
+            }
         }
         Ok(())
     }
 
-    fn add(&mut self, database: &str, key: &[u8], value: Option<Bytes>) -> &mut Self {
+    fn add(&mut self, database: &str, key: &[u8], write: Write) -> &mut Self {
         let last = self.operations.last().map(|(last, ..)| last);
         let database = match last {
             Some(last) if **last == *database => Arc::clone(last),
             _ => Arc::from(database),
         };
         self.operations
-            .push((database, Bytes::copy_from_slice(key), value));
+            .push((database, Bytes::copy_from_slice(key), write));
         self
     }
 }

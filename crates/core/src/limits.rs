@@ -1,5 +1,7 @@
 //! Every bound that a user can meet, with its unit and its reason.
 
+use std::time::Duration;
+
 /// Longest key, in bytes. Keys are stored in inner nodes of the window and of the engine.
 pub const KEY_BYTES_MAX: usize = 64 * 1024;
 
@@ -24,6 +26,9 @@ pub const TRANSACTION_DATABASES_MAX: usize = 30_000;
 /// writes under the lock that numbers all transactions. A scan counts as one range, however long.
 /// The names of the databases it uses are counted separately, with the same limit.
 pub const TRANSACTION_READS_MAX: usize = 100_000;
+
+/// Longest time to live of a key: ten years of 365 days.
+pub const TTL_MAX: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Longest name of a database, in bytes.
 pub const DATABASE_NAME_BYTES_MAX: usize = 255;

@@ -6,21 +6,28 @@
 use std::future::Future;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand::TryRng;
 use rand::rngs::SysRng;
 use steadfast_net::{MemoryNetwork, TcpTransport, Transport, process};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::engine::{EngineFactory, MemoryStore, NoxuFactory};
 use crate::error::OpenError;
 use crate::log::{Disk, MemoryDisk, RealDisk};
 
-/// Wall-clock time, passed in.
+/// The clocks of a machine, passed in.
 pub trait Clock: Send + Sync + 'static {
-    /// Milliseconds since 1970.
+    /// Milliseconds since 1970, by the wall clock.
     fn now_ms(&self) -> u64;
+
+    /// How long ago `then` was, by the monotonic clock. Never more than the true time and a
+    /// thousandth of it: no key ends before its time to live.
+    fn passed_since(&self, then: Instant) -> Duration {
+        then.elapsed()
+    }
 }
 
 /// What a node runs on.
@@ -32,7 +39,7 @@ pub struct Machine {
     pub transport: Arc<dyn Transport>,
     /// What opens the storage engine.
     pub engines: Arc<dyn EngineFactory>,
-    /// Wall-clock time. Correctness never depends on it.
+    /// Its clocks. Correctness never depends on the wall clock.
     pub clock: Arc<dyn Clock>,
     /// Seed of all randomness: election timeouts, incarnations, UUIDs.
     pub seed: u64,

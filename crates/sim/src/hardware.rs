@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -126,12 +127,14 @@ impl Hardware {
     }
 }
 
-/// The wall clock of one machine, which may be wrong and run at another speed.
+/// The clocks of one machine: the wall clock may be wrong and run at another speed.
 pub struct SimClock {
     started: Instant,
     offset_ms: AtomicI64,
     /// Speed, in thousandths of the true one.
     speed: AtomicU64,
+    /// What the monotonic clock gains, in millionths.
+    gains_ppm: AtomicI64,
 }
 
 impl SimClock {
@@ -141,12 +144,18 @@ impl SimClock {
             started: Instant::now(),
             offset_ms: AtomicI64::new(1_800_000_000_000),
             speed: AtomicU64::new(speed),
+            gains_ppm: AtomicI64::new(0),
         }
     }
 
     /// Sets the clock forward or back.
     pub fn jump(&self, ms: i64) {
         self.offset_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    /// Lets the monotonic clock gain this, in millionths of the true time.
+    pub(crate) fn gain(&self, gains_ppm: i64) {
+        self.gains_ppm.store(gains_ppm, Ordering::Relaxed);
     }
 
     /// How long a timer of `ms` on this machine really takes.
@@ -161,5 +170,11 @@ impl Clock for SimClock {
         let shown = elapsed * self.speed.load(Ordering::Relaxed) / 1000;
         let offset = self.offset_ms.load(Ordering::Relaxed);
         shown.saturating_add_signed(offset)
+    }
+
+    fn passed_since(&self, then: Instant) -> Duration {
+        let true_us = u64::try_from(then.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let speed = 1_000_000_u64.saturating_add_signed(self.gains_ppm.load(Ordering::Relaxed));
+        Duration::from_micros(true_us.saturating_mul(speed) / 1_000_000)
     }
 }

@@ -7,6 +7,7 @@ pub mod faults;
 pub mod gone;
 pub mod hardware;
 pub mod history;
+pub mod lifetimes;
 pub mod logfile;
 pub mod nemesis;
 pub mod net;

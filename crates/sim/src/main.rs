@@ -4,7 +4,6 @@ mod budget;
 mod found;
 mod shrink;
 
-use std::collections::BTreeSet;
 use std::io::BufRead;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -33,6 +32,7 @@ Examples:
   steadfast-sim --seed 4711                         replay one seed and print its story
   steadfast-sim --seed 4711 --without kill,pause    replay it with fewer faults
   steadfast-sim --seed 4711 --shrink                shrink it to the least that still fails
+  steadfast-sim --seeds 100 --lifetimes             keys with a time to live: none ends early, none late
   steadfast-sim --long --ledger seeds.jsonl         run until stopped, one line per 1,000 seeds
 
 Exit code: 0 when no seed failed, 1 when one did, 2 for bad arguments."
@@ -78,6 +78,9 @@ struct Arguments {
     /// Names of faults to leave out
     #[arg(long, value_delimiter = ',', value_name = "FAULT,...")]
     without: Vec<Fault>,
+    /// Run keys with a time to live through the faults of each seed, instead of its own load
+    #[arg(long, conflicts_with = "found")]
+    lifetimes: bool,
     /// With --seed: print every trace event instead of the story
     #[arg(long, requires = "seed")]
     trace: bool,
@@ -92,11 +95,16 @@ struct Arguments {
 
 impl Arguments {
     fn cuts(&self) -> Cuts {
+        // Those have checks of their own.
+        let others = Fault::AFTER.iter().chain(Fault::OF_ENGINES).copied();
+        let others = others.filter(|_| self.lifetimes);
+        let without = self.without.iter().copied().chain(others);
         Cuts {
             nodes: self.nodes.map(usize::from),
             safety: self.safety_ms.map(Duration::from_millis),
             every_fault: self.every_fault,
-            without: self.without.iter().copied().collect::<BTreeSet<_>>(),
+            without: without.collect(),
+            lifetimes: self.lifetimes,
         }
     }
 }
@@ -175,7 +183,12 @@ fn report(seed: u64, arguments: &Arguments) -> std::io::Result<ExitCode> {
 
 fn run_here(seed: u64, arguments: &Arguments, is_told: bool) -> std::io::Result<(Report, Story)> {
     let plan = Plan::new(seed, &arguments.cuts());
-    let (mut report, story) = run::run(plan, || Story::new(is_told, arguments.trace))?;
+    let story = || Story::new(is_told, arguments.trace);
+    let (mut report, story) = if arguments.lifetimes {
+        run::lifetimes(plan, story)?
+    } else {
+        run::run(plan, story)?
+    };
     report.cpu_us = cpu_us();
     Ok((report, story))
 }

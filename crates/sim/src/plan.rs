@@ -121,6 +121,8 @@ pub struct Cuts {
     pub every_fault: bool,
     /// Faults to leave out.
     pub without: BTreeSet<Fault>,
+    /// Whether it is a run with times to live instead.
+    pub lifetimes: bool,
 }
 
 impl Cuts {
@@ -135,6 +137,9 @@ impl Cuts {
         }
         if self.every_fault {
             arguments.push("--every-fault".to_owned());
+        }
+        if self.lifetimes {
+            arguments.push("--lifetimes".to_owned());
         }
         if !self.without.is_empty() {
             let names: Vec<_> = self.without.iter().map(|fault| fault.name()).collect();

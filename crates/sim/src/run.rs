@@ -20,7 +20,8 @@ use crate::plan::{Fault, Plan};
 use crate::story::Story;
 use crate::world::{Host, World, wait, where_it_is};
 use crate::{
-    check, falsehood, gone, logfile, nemesis, onlooker, recovery, slow_way, subscribers, workload,
+    check, falsehood, gone, lifetimes, logfile, nemesis, onlooker, recovery, slow_way, subscribers,
+    workload,
 };
 
 /// After the faults have ended, a majority commits within this time, and all nodes agree within
@@ -67,6 +68,30 @@ impl Report {
 /// # Errors
 /// When no runtime can be created.
 pub fn run(plan: Plan, story_of: impl FnOnce() -> Story) -> std::io::Result<(Report, Story)> {
+    drive(plan, story_of, simulate)
+}
+
+/// Runs a plan with keys that have a time to live, in place of its own load, to its end.
+///
+/// # Errors
+/// As [`run`].
+pub fn lifetimes(plan: Plan, story_of: impl FnOnce() -> Story) -> std::io::Result<(Report, Story)> {
+    drive(plan, story_of, async |plan: Plan, story: Story| {
+        let seed = plan.seed;
+        let (world, transactions) = lifetimes::simulate(plan, story.clone()).await;
+        tell_panics(&story);
+        Report {
+            transactions,
+            ..report(seed, &world)
+        }
+    })
+}
+
+fn drive<R: Future<Output = Report>>(
+    plan: Plan,
+    story_of: impl FnOnce() -> Story,
+    simulate: impl FnOnce(Plan, Story) -> R,
+) -> std::io::Result<(Report, Story)> {
     std::panic::set_hook(Box::new(|panic| lock(&PANICS).push(panic.to_string())));
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder
@@ -144,10 +169,14 @@ async fn simulate(plan: Plan, story: Story) -> Report {
             slow_way::run(&world).await;
         }
     }
+    tell_panics(&story);
+    report(seed, &world)
+}
+
+fn tell_panics(story: &Story) {
     for panic in lock(&PANICS).drain(..) {
         story.violation(format!("panic: {panic}"));
     }
-    report(seed, &world)
 }
 
 /// Checks all nodes now and then.

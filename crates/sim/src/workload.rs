@@ -76,7 +76,7 @@ fn pick(world: &World, rng: &mut StdRng) -> Option<(usize, Life)> {
 }
 
 /// Runs `call` in a node's process. `None` if the process ended or gave no answer.
-async fn ask<T>(life: &Life, call: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn ask<T>(life: &Life, call: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         biased;
         answer = life.process.run(call) => Some(answer),

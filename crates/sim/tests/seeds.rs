@@ -31,6 +31,23 @@ fn a_budget_ends_with_one_line_and_checks_that_seeds_repeat() {
 }
 
 #[test]
+fn keys_end_neither_early_nor_late_through_faults_with_clocks_of_different_speed() {
+    let output = sim(&[
+        "--seeds",
+        "6",
+        "--lifetimes",
+        "--twice-every",
+        "6",
+        "--safety-ms",
+        "8000",
+    ]);
+    assert!(output.status.success(), "{output:?}");
+    let line = last_line(&output);
+    assert_eq!(line["failed"], serde_json::json!([]));
+    assert!(line["faults"]["key_ended"].as_u64() > Some(200), "{line}");
+}
+
+#[test]
 fn a_seed_tells_its_story() {
     let output = sim(&["--seed", "3", "--safety-ms", "4000"]);
     let story = String::from_utf8_lossy(&output.stdout);

@@ -47,7 +47,7 @@ pub(crate) fn range_digest(
     let is_catalog = request.database.is_empty();
     let rows = match &request.database[..] {
         "" => snapshot.catalog(range),
-        name => snapshot.database(name)?.scan(range),
+        name => snapshot.any_database(name)?.scan(range),
     };
     let (mut hash, mut count, mut to) = (Xxh3::new(), 0, None);
     for row in rows {
@@ -63,7 +63,7 @@ pub(crate) fn range_digest(
         count += 1;
     }
     let databases = if is_catalog {
-        snapshot.list_databases()?
+        snapshot.list_all_databases()?
     } else {
         Vec::new()
     };

@@ -204,6 +204,7 @@ mod tests {
                 database: DatabaseId(1),
                 key: "key".into(),
                 value: Some("value".into()),
+                expires: false,
             }]);
         }
         builder.finish(0)

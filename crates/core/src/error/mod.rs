@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::engine::EngineError;
 use crate::ids::Vlsn;
+use crate::limits::TTL_MAX;
 use crate::log::LogError;
 use crate::member::NodeAddress;
 use crate::plural::plural;
@@ -124,6 +125,15 @@ pub enum WriteError {
     TooManyKeys {
         /// The most keys.
         max: usize,
+    },
+    /// A time to live is none. Nothing was written.
+    #[error(
+        "{ttl:?} is no time to live: it is from 1 ms to {} days; nothing was written",
+        TTL_MAX.as_secs() / (24 * 60 * 60)
+    )]
+    TimeToLive {
+        /// The time given.
+        ttl: Duration,
     },
     /// The transaction creates, truncates or drops too many databases. Nothing was written.
     #[error(

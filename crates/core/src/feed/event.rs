@@ -26,6 +26,13 @@ pub enum Change {
         /// The key.
         key: Bytes,
     },
+    /// The key is gone because its time to live has passed.
+    Expired {
+        /// The database.
+        database: Arc<str>,
+        /// The key.
+        key: Bytes,
+    },
     /// The database is now empty: it was created, or truncated.
     Created {
         /// The database.
@@ -44,6 +51,7 @@ impl Change {
         match self {
             Self::Put { database, .. }
             | Self::Delete { database, .. }
+            | Self::Expired { database, .. }
             | Self::Created { database }
             | Self::Dropped { database } => database,
         }
@@ -58,7 +66,8 @@ pub struct CommittedTransaction {
     /// The master's wall clock when it was proposed, in milliseconds since 1970.
     pub committed_at_ms: u64,
     /// What it changed: first databases created and dropped, then keys, each once, ordered by
-    /// database and key.
+    /// database and key. Nothing, if it is one of the group's own, such as those in which the master
+    /// notes the time while keys have a time to live.
     pub changes: Vec<Change>,
 }
 

@@ -74,9 +74,9 @@ impl Filter {
 
     pub(super) fn has_change(&self, change: &Change) -> bool {
         match change {
-            Change::Put { database, key, .. } | Change::Delete { database, key } => {
-                self.has_key(database, key)
-            }
+            Change::Put { database, key, .. }
+            | Change::Delete { database, key }
+            | Change::Expired { database, key } => self.has_key(database, key),
             Change::Created { database } | Change::Dropped { database } => {
                 self.has_database(database)
             }

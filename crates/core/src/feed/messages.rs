@@ -168,7 +168,7 @@ pub(crate) struct TransactionMessage {
 pub(crate) struct ChangeMessage {
     #[prost(uint32, tag = "1")]
     pub(crate) database: u32,
-    /// 0 put, 1 delete, 2 created, 3 dropped.
+    /// 0 put, 1 delete, 2 created, 3 dropped, 4 expired.
     #[prost(uint32, tag = "2")]
     pub(crate) kind: u32,
     #[prost(bytes = "bytes", tag = "3")]
@@ -317,6 +317,7 @@ impl From<CommittedTransaction> for TransactionMessage {
                 Change::Delete { database, key } => (database, 1, key, Bytes::new()),
                 Change::Created { database } => (database, 2, Bytes::new(), Bytes::new()),
                 Change::Dropped { database } => (database, 3, Bytes::new(), Bytes::new()),
+                Change::Expired { database, key } => (database, 4, key, Bytes::new()),
             };
             ChangeMessage {
                 database: index(database),
@@ -355,6 +356,7 @@ impl TryFrom<TransactionMessage> for CommittedTransaction {
                 1 => Change::Delete { database, key },
                 2 => Change::Created { database },
                 3 => Change::Dropped { database },
+                4 => Change::Expired { database, key },
                 _ => return Err(WireError::Invalid("kind of change")),
             })
         };
@@ -504,8 +506,12 @@ mod tests {
                 value: Bytes::new(),
             },
             Change::Delete {
-                database: a,
+                database: a.clone(),
                 key: "k".into(),
+            },
+            Change::Expired {
+                database: a,
+                key: "l".into(),
             },
         ];
         let event = FeedEvent::Transaction(CommittedTransaction {

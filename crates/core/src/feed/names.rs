@@ -11,7 +11,7 @@ use crate::error::FeedError;
 use crate::feed::Change;
 use crate::ids::DatabaseId;
 use crate::txn::batch::Operation;
-use crate::txn::catalog::{CATALOG, parse_id_key};
+use crate::txn::catalog::{CATALOG, Expiry, Named, is_users_name, parse_id_key};
 use crate::txn::view::{View, ViewError};
 
 /// See the module.
@@ -69,9 +69,9 @@ impl Names {
             return None;
         }
         let name = parse_name(key)?;
-        let id = value.try_into().ok().map(u32::from_le_bytes)?;
-        self.present.insert(Arc::clone(&name), DatabaseId(id));
-        Some(name)
+        let named = Named::decode(value)?;
+        self.present.insert(Arc::clone(&name), named.id);
+        (named.expiry != Expiry::SinceLater).then_some(name)
     }
 }
 
@@ -84,8 +84,8 @@ impl From<ViewError> for FeedError {
     }
 }
 
-/// The name in a key of the catalog. A key that begins with a zero byte holds none.
+/// The name that a user gave in a key of the catalog. Subscribers see nothing of other databases.
 fn parse_name(key: &[u8]) -> Option<Arc<str>> {
     let name = std::str::from_utf8(key).ok()?;
-    (!name.starts_with('\0')).then(|| name.into())
+    is_users_name(key).then(|| name.into())
 }

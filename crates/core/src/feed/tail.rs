@@ -184,6 +184,7 @@ fn changes(
                 key,
                 value,
             },
+            None if operation.expires => Change::Expired { database, key },
             None => Change::Delete { database, key },
         });
     }

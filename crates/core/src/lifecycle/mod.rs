@@ -18,6 +18,7 @@ mod changes;
 mod compare;
 mod describe;
 mod enrolment;
+mod expiry;
 mod feeds;
 mod fence;
 #[cfg(test)]
@@ -305,7 +306,14 @@ impl Lifecycle {
         }
         // Only now: they may stop the node again.
         let watching = watch_failure(Arc::downgrade(self), Arc::clone(&node));
-        self.tasks.spawn(watching);
+        let expiry = expiry::run(Arc::downgrade(self), Arc::clone(&node));
+        self.tasks.spawn(async {
+            tokio::select! {
+                biased;
+                () = watching => {}
+                () = expiry => {}
+            }
+        });
         let watching = restoring::watch(Arc::downgrade(self), Arc::clone(&node));
         *lock(&self.restoring) = Some(process::spawn(watching));
         Ok(())

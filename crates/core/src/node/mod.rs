@@ -48,6 +48,7 @@ use crate::txn::audit::{Audit, Opening};
 use crate::txn::flush::{Flush, FlushLimits};
 use crate::txn::history::History;
 use crate::txn::holds::Holds;
+use crate::txn::lifetimes::GroupTime;
 use crate::txn::readers::Readers;
 use crate::txn::sequencer::Sequencer;
 use crate::txn::transaction::Snapshot;
@@ -86,6 +87,7 @@ pub(crate) struct Node {
     pub(crate) transaction_bytes_max: usize,
     pub(crate) turns: Turns,
     pub(crate) slow_writes: SlowWrites,
+    pub(crate) group_time: Arc<GroupTime>,
     stop_flush: watch::Sender<bool>,
     flushed: std::sync::Mutex<Option<FlushEnd>>,
     has_ended: AtomicBool,
@@ -250,6 +252,7 @@ impl Node {
             transaction_bytes_max: transaction_bytes_max(config),
             turns,
             slow_writes: SlowWrites::default(),
+            group_time: Arc::new(GroupTime::new(Arc::clone(&machine.clock))),
             stop_flush,
             flushed,
             has_ended: AtomicBool::new(false),

@@ -156,7 +156,13 @@ fn start(node: &Node) -> Result<Transaction, WriteError> {
     });
     let session = session.ok_or(WriteError::NotMaster { master: None })?;
     let view = View::new(Arc::clone(&node.window), Arc::clone(&node.engine), reader);
-    Ok(Transaction::new(view, session, node.transaction_bytes_max))
+    let time = Arc::clone(&node.group_time);
+    Ok(Transaction::new(
+        view,
+        session,
+        time,
+        node.transaction_bytes_max,
+    ))
 }
 
 /// Gets a number and waits for the commit.
@@ -186,7 +192,7 @@ async fn submit(
             return Ok(token);
         }
     }
-    let session = finished.session;
+    let (session, deadline_ms) = (finished.session, finished.deadline_ms);
     // Held until the outcome is known: this bounds the bytes in flight. A transaction larger than
     // the whole budget takes all of it.
     let permits = u32::try_from(bytes.min(node.budget_bytes)).unwrap_or(u32::MAX);
@@ -206,6 +212,9 @@ async fn submit(
     drop(turn);
     match submitted {
         Ok((vlsn, outcome)) => {
+            if let Some(deadline_ms) = deadline_ms {
+                node.group_time.give(deadline_ms);
+            }
             let numbered = Numbered {
                 session,
                 vlsn,

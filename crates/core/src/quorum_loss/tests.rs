@@ -94,6 +94,7 @@ async fn written(disk: &MemoryDisk, transactions: u64) {
             database: DatabaseId(1),
             key: "key".into(),
             value: Some("value".into()),
+            expires: false,
         }]);
         let payload = batch.finish(0).bytes().clone();
         entries.push(entry(number, EntryKind::Transactions, payload));

@@ -280,6 +280,7 @@ impl Staged {
             database,
             key,
             value,
+            ..
         } = operation;
         let is_copied = self
             .rest

@@ -4,7 +4,7 @@
 //! batch        | format: u8 = 1 | 0: [u8; 3] | transactions: u32 | first VLSN: u64 | committed_at_ms: u64 |
 //!              | transaction ... |
 //! transaction  | operations: u32 | operation ... |
-//! operation    | kind: u8 (1 put, 2 delete) | 0: [u8; 3] | database: u32 | key_len: u32 | value_len: u32 |
+//! operation    | kind: u8 (1 put, 2 delete, 3 expire) | 0: [u8; 3] | database: u32 | key_len: u32 | value_len: u32 |
 //!              | key | value |
 //! ```
 //!
@@ -33,6 +33,7 @@ pub(crate) const OPERATION_HEADER_BYTES: usize = 16;
 
 const KIND_PUT: u8 = 1;
 const KIND_DELETE: u8 = 2;
+const KIND_EXPIRE: u8 = 3;
 
 /// A transaction's change to one key. `value` is `None` for a deletion.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub(crate) struct Operation {
     pub(crate) database: DatabaseId,
     pub(crate) key: Bytes,
     pub(crate) value: Option<Bytes>,
+    /// Whether it is a deletion because the key's time to live has passed.
+    pub(crate) expires: bool,
 }
 
 impl Operation {
@@ -103,10 +106,10 @@ impl BatchBuilder {
         );
         self.bytes.put_u32_le(length_u32(operations.len()));
         for operation in operations {
-            let kind = if operation.value.is_some() {
-                KIND_PUT
-            } else {
-                KIND_DELETE
+            let kind = match (&operation.value, operation.expires) {
+                (Some(_), _) => KIND_PUT,
+                (None, true) => KIND_EXPIRE,
+                (None, false) => KIND_DELETE,
             };
             let value = operation.value.as_deref().unwrap_or_default();
             self.bytes.put_u32_le(u32::from(kind));
@@ -241,6 +244,7 @@ impl Batch {
                         database: raw.database,
                         key: self.bytes.slice(raw.key),
                         value: raw.value.map(|range| self.bytes.slice(range)),
+                        expires: raw.expires,
                     },
                 );
             }
@@ -270,6 +274,7 @@ struct RawOperation {
     database: DatabaseId,
     key: std::ops::Range<usize>,
     value: Option<std::ops::Range<usize>>,
+    expires: bool,
 }
 
 struct Reader<'a> {
@@ -313,13 +318,14 @@ impl Reader<'_> {
         let value = self.take(value_len, "value")?;
         let value = match kind.to_le_bytes() {
             [KIND_PUT, 0, 0, 0] => Some(value..value + value_len),
-            [KIND_DELETE, 0, 0, 0] if value_len == 0 => None,
+            [KIND_DELETE | KIND_EXPIRE, 0, 0, 0] if value_len == 0 => None,
             [kind, ..] => return Err(BatchError::Kind(kind)),
         };
         Ok(RawOperation {
             database,
             key: key..key + key_len,
             value,
+            expires: kind == u32::from(KIND_EXPIRE),
         })
     }
 }
@@ -332,10 +338,12 @@ mod tests {
 
     fn operation() -> impl Strategy<Value = Operation> {
         let bytes = || proptest::collection::vec(any::<u8>(), 0..20).prop_map(Bytes::from);
-        (0..4_u32, bytes(), proptest::option::of(bytes())).prop_map(|(database, key, value)| {
+        let value = proptest::option::of(bytes());
+        (0..4_u32, bytes(), value, any::<bool>()).prop_map(|(database, key, value, ends)| {
             Operation {
                 database: DatabaseId(database),
                 key,
+                expires: ends && value.is_none(),
                 value,
             }
         })
@@ -360,6 +368,7 @@ mod tests {
                 database: DatabaseId(1),
                 key: Bytes::copy_from_slice(&key.to_be_bytes()),
                 value: None,
+                expires: false,
             };
             let mut builder = BatchBuilder::new(Vlsn(1));
             builder.push(&(0..keys).map(operation).collect::<Vec<_>>());

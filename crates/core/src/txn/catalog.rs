@@ -6,7 +6,7 @@
 //!
 //! | key | value |
 //! | --- | --- |
-//! | name of a database | its id, `u32` little-endian |
+//! | name of a database | its id, `u32` little-endian, and its [`Expiry`], `u8`, unless that is `Never` |
 //! | `"\0next"`, which is not a name | the next free id, `u32` little-endian |
 //! | `"\0node"`, which is not a name | the newest id given to a node, `u64` little-endian |
 //! | `"\0await"`, which is not a name | the nodes with new ids that may ask to be let in (`group/awaited.rs`) |
@@ -92,6 +92,56 @@ pub(crate) fn encode_id(id: DatabaseId) -> Bytes {
     Bytes::copy_from_slice(&id.0.to_le_bytes())
 }
 
+/// Whether keys of a database may have a time to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expiry {
+    /// None ever had one.
+    Never,
+    /// Since the transaction that gave the name its id.
+    SinceCreated,
+    /// Since a later one, which did not create the database.
+    SinceLater,
+}
+
+/// What the catalog says of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) id: DatabaseId,
+    pub(crate) expiry: Expiry,
+}
+
+impl Named {
+    /// A database in which no key has had a time to live.
+    pub(crate) fn new(id: DatabaseId) -> Self {
+        Self {
+            id,
+            expiry: Expiry::Never,
+        }
+    }
+
+    pub(crate) fn encode(self) -> Bytes {
+        let [a, b, c, d] = self.id.0.to_le_bytes();
+        match self.expiry {
+            Expiry::Never => encode_id(self.id),
+            Expiry::SinceCreated => Bytes::copy_from_slice(&[a, b, c, d, 1]),
+            Expiry::SinceLater => Bytes::copy_from_slice(&[a, b, c, d, 2]),
+        }
+    }
+
+    /// `None` for anything else.
+    pub(crate) fn decode(value: &[u8]) -> Option<Self> {
+        let (id, rest) = value.split_first_chunk()?;
+        let expiry = match rest {
+            [] => Expiry::Never,
+            [1] => Expiry::SinceCreated,
+            [2] => Expiry::SinceLater,
+            _ => return None,
+        };
+        let id = DatabaseId(u32::from_le_bytes(*id));
+        Some(Self { id, expiry })
+    }
+}
+
 /// Key of the name that `id` was given to. The log has changes to databases that were dropped
 /// later: readers of the log look up their names here.
 pub(crate) fn id_key(id: DatabaseId) -> Bytes {
@@ -109,17 +159,24 @@ pub(crate) fn is_name(key: &[u8]) -> bool {
     key.first() != Some(&0)
 }
 
-/// The names among the entries of the catalog.
+/// Whether this key of the catalog is a name that a user gave, and not that of the group's own
+/// rows, which begins with a control character.
+pub(crate) fn is_users_name(key: &[u8]) -> bool {
+    key.first().is_none_or(|first| !first.is_ascii_control())
+}
+
+/// The names among the entries of the catalog that this is true of.
 ///
 /// # Errors
 /// The first error among the entries.
 pub(crate) fn names(
     entries: impl Iterator<Item = Result<(Bytes, Bytes), ReadError>>,
+    counts: impl Fn(&[u8]) -> bool,
 ) -> Result<Vec<String>, ReadError> {
-    let is_name =
-        |entry: &Result<(Bytes, _), _>| entry.as_ref().map_or(true, |(key, _)| is_name(key));
+    let counts =
+        |entry: &Result<(Bytes, _), _>| entry.as_ref().map_or(true, |(key, _)| counts(key));
     entries
-        .filter(is_name)
+        .filter(counts)
         .map(|entry| Ok(text(&entry?.0)))
         .collect()
 }
@@ -152,10 +209,17 @@ fn visit_entries(
 /// # Errors
 /// [`EngineError::Corrupt`] when it is not an id.
 pub(crate) fn id_in_entry(key: &[u8], value: &[u8]) -> Result<DatabaseId, EngineError> {
-    let bytes = value.try_into().map_err(|_| EngineError::Corrupt {
+    entry(key, value).map(|entry| entry.id)
+}
+
+/// The value of a catalog entry.
+///
+/// # Errors
+/// As [`id_in_entry`].
+pub(crate) fn entry(key: &[u8], value: &[u8]) -> Result<Named, EngineError> {
+    Named::decode(value).ok_or_else(|| EngineError::Corrupt {
         what: format!("the catalog's entry of {:?}", text(key)),
-    })?;
-    Ok(DatabaseId(u32::from_le_bytes(bytes)))
+    })
 }
 
 /// The names in the engine's catalog, with their databases.

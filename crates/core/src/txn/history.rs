@@ -275,6 +275,7 @@ mod tests {
                     database: DatabaseId(1),
                     key: "key".into(),
                     value: None,
+                    expires: false,
                 }]);
             }
             let payload = builder.finish(0).bytes().clone();

@@ -1,5 +1,5 @@
 //! Transactions: the window of recent versions, the sequencer that numbers them, the flush, the
-//! reclaiming of databases without a name, and the audit of the engine against the log.
+//! reclaiming of databases without a name, times to live, and the audit of the engine against the log.
 
 pub(crate) mod audit;
 pub(crate) mod batch;
@@ -8,6 +8,7 @@ pub(crate) mod counter;
 pub(crate) mod flush;
 pub(crate) mod history;
 pub(crate) mod holds;
+pub(crate) mod lifetimes;
 pub(crate) mod names;
 pub(crate) mod readers;
 pub(crate) mod reclaim;

@@ -98,6 +98,8 @@ pub(crate) struct Finished {
     /// Those of the operations that add to a counter, by their index, and how much. Their values are
     /// the sums at the snapshot.
     pub(crate) additions: Vec<(usize, i128)>,
+    /// The earliest deadline that it gives a key, in group time.
+    pub(crate) deadline_ms: Option<u64>,
 }
 
 /// Why a transaction got no number. It had no effect.
@@ -196,6 +198,8 @@ pub(crate) struct Sequencer {
     /// The terms of applied transactions, each with its first VLSN, both ascending.
     runs: Mutex<VecDeque<(Term, Vlsn)>>,
     ready: Notify,
+    /// A session has begun since it was last waited for.
+    began: Notify,
     batch_bytes_max: usize,
 }
 
@@ -210,6 +214,7 @@ impl Sequencer {
             visible: watch::Sender::new(applied),
             runs: Mutex::default(),
             ready: Notify::new(),
+            began: Notify::new(),
             batch_bytes_max,
         }
     }
@@ -250,6 +255,13 @@ impl Sequencer {
             open: VecDeque::new(),
             in_flight: VecDeque::new(),
         });
+        drop(session);
+        self.began.notify_one();
+    }
+
+    /// Waits until a session begins, unless one has begun since the last call. For one waiter.
+    pub(crate) async fn session_begins(&self) {
+        self.began.notified().await;
     }
 
     /// Ends the session, if one is open: pending versions leave the window, and waiters learn what
@@ -366,6 +378,7 @@ impl Sequencer {
                 database,
                 key,
                 value,
+                ..
             } = &mut finished.operations[*index];
             let base = match self.window.newest_after(*database, key, at) {
                 Some(Version::Value(base)) => Some(base),

@@ -1,9 +1,10 @@
 //! What a user's function sees: the databases of a read-only snapshot, or of a write transaction.
 
 mod additions;
+mod journal;
+mod lifetimes;
 mod node_ids;
 
-use std::collections::BTreeMap;
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,21 +15,15 @@ use bytes::Bytes;
 use crate::engine::{Direction, EngineError, KeyRange};
 use crate::error::{ReadError, WriteError};
 use crate::ids::{DatabaseId, Vlsn};
-use crate::limits::{
-    KEY_BYTES_MAX, TRANSACTION_DATABASES_MAX, TRANSACTION_KEYS_MAX, TRANSACTION_READS_MAX,
-    VALUE_BYTES_MAX,
-};
-use crate::txn::batch::{OPERATION_HEADER_BYTES, Operation};
-use crate::txn::catalog::{self, CATALOG, check_name};
+use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::txn::catalog::{self, CATALOG, Named, check_name};
+use crate::txn::lifetimes::GroupTime;
 use crate::txn::names::Names;
 use crate::txn::scan::{Scan, Source};
-use crate::txn::sequencer::{Finished, ReadSet, SessionId};
+use crate::txn::sequencer::{Finished, SessionId};
 use crate::txn::view::{Chunk, View, ViewError, lay_over};
-use additions::Additions;
-
-/// A transaction's catalog changes may take 1/n of its byte limit, on top of it: so a batch, the
-/// transaction that overfills it and its names fit into a segment of the log.
-const CATALOG_SHARE: usize = 4;
+use journal::{Journal, Row};
+pub(crate) use lifetimes::{Ended, NextDeadline};
 
 impl From<ViewError> for ReadError {
     fn from(error: ViewError) -> Self {
@@ -62,17 +57,36 @@ impl Snapshot {
     /// [`ReadError::DatabaseName`] for an impossible name, and the errors of a read.
     pub fn database(&self, name: &str) -> Result<SnapshotDatabase<'_>, ReadError> {
         let at = self.view.at();
-        // Only valid names are remembered.
-        let mut id = self.names.find(name.as_bytes(), at);
-        if id.is_none() {
-            let name = check_name(name)?;
-            if let Some(entry) = self.view.get(CATALOG, &name)? {
-                let found = database_id(&name, &entry)?;
-                self.names.remember(name, found, at);
-                id = Some(found);
-            }
-        }
+        // Only valid names are remembered, and those of the group's own rows, which no user may ask
+        // for.
+        let known = self.names.find(name.as_bytes(), at);
+        let id = match known.filter(|_| catalog::is_users_name(name.as_bytes())) {
+            None => self.look_up(check_name(name)?)?,
+            known => known,
+        };
         Ok(SnapshotDatabase { snapshot: self, id })
+    }
+
+    /// As [`Snapshot::database`], also for the group's own rows.
+    ///
+    /// # Errors
+    /// The errors of a read.
+    pub(crate) fn any_database(&self, name: &str) -> Result<SnapshotDatabase<'_>, ReadError> {
+        let id = self.look_up(Bytes::copy_from_slice(name.as_bytes()))?;
+        Ok(SnapshotDatabase { snapshot: self, id })
+    }
+
+    fn look_up(&self, name: Bytes) -> Result<Option<DatabaseId>, ReadError> {
+        let at = self.view.at();
+        if let Some(known) = self.names.find(&name, at) {
+            return Ok(Some(known));
+        }
+        let Some(entry) = self.view.get(CATALOG, &name)? else {
+            return Ok(None);
+        };
+        let id = database_id(&name, &entry)?;
+        self.names.remember(name, id, at);
+        Ok(Some(id))
     }
 
     /// The names of all databases, sorted.
@@ -80,8 +94,12 @@ impl Snapshot {
     /// # Errors
     /// The errors of a read.
     pub fn list_databases(&self) -> Result<Vec<String>, ReadError> {
-        let entries = Scan::new(Source::Snapshot(&self.view), Some(CATALOG), KeyRange::all());
-        catalog::names(entries)
+        catalog::names(self.catalog(KeyRange::all()), catalog::is_users_name)
+    }
+
+    /// The names of all databases, with those of the group's own rows.
+    pub(crate) fn list_all_databases(&self) -> Result<Vec<String>, ReadError> {
+        catalog::names(self.catalog(KeyRange::all()), catalog::is_name)
     }
 
     /// The raw entries of the catalog.
@@ -138,184 +156,29 @@ impl<'a> IntoIterator for &SnapshotDatabase<'a> {
     }
 }
 
-/// What a transaction has read and written so far.
-#[derive(Debug, Default)]
-struct Journal {
-    reads: ReadSet,
-    writes: BTreeMap<(DatabaseId, Bytes), Option<Bytes>>,
-    /// Those of the writes that only add to what is there: see `additions.rs`.
-    additions: Additions,
-    /// What it writes to databases, and to the catalog.
-    written: Tally,
-    cataloged: Tally,
-    /// Number of times it creates, truncates or drops a database.
-    databases_changed: usize,
-    /// Catalog entries among its reads.
-    catalog_reads: usize,
-    /// The databases that the transaction has looked up by name, in their current state: `None` is
-    /// one that does not exist.
-    databases: BTreeMap<Bytes, Option<DatabaseId>>,
-}
-
-/// The size of a part of a transaction's writes.
-#[derive(Clone, Copy, Debug, Default)]
-struct Tally {
-    keys: usize,
-    /// Encoded, in a batch.
-    bytes: usize,
-}
-
-impl Journal {
-    fn id(&self, name: &Bytes) -> Option<DatabaseId> {
-        self.databases.get(name).copied().flatten()
-    }
-
-    fn tally(&mut self, database: DatabaseId) -> &mut Tally {
-        if database == CATALOG {
-            &mut self.cataloged
-        } else {
-            &mut self.written
-        }
-    }
-
-    /// Changes nothing when a limit is exceeded. `bytes_max` is the limit on user keys and values.
-    fn write(
-        &mut self,
-        database: DatabaseId,
-        key: Bytes,
-        value: Option<Bytes>,
-        bytes_max: usize,
-    ) -> Result<(), WriteError> {
-        let place = (database, key);
-        let replaced = self.writes.get(&place);
-        let replaced = replaced.map(|value| write_bytes(&place.1, value.as_ref()));
-        let mut tally = *self.tally(database);
-        tally.keys += usize::from(replaced.is_none());
-        tally.bytes -= replaced.unwrap_or_default();
-        tally.bytes += write_bytes(&place.1, value.as_ref());
-        if database == CATALOG {
-            let what = "the change of the catalog";
-            check_size(what, tally.bytes, bytes_max / CATALOG_SHARE)?;
-        } else if tally.keys > TRANSACTION_KEYS_MAX {
-            return Err(WriteError::TooManyKeys {
-                max: TRANSACTION_KEYS_MAX,
-            });
-        } else {
-            check_size("a transaction", tally.bytes, bytes_max)?;
-        }
-        *self.tally(database) = tally;
-        self.writes.insert(place, value);
-        Ok(())
-    }
-
-    /// Counts a database that is created, truncated or dropped.
-    fn change_database(&mut self) -> Result<(), WriteError> {
-        if self.databases_changed == TRANSACTION_DATABASES_MAX {
-            return Err(WriteError::TooManyDatabases {
-                max: TRANSACTION_DATABASES_MAX,
-            });
-        }
-        self.databases_changed += 1;
-        Ok(())
-    }
-
-    /// Notes that a key is read.
-    fn read(&mut self, place: (DatabaseId, Bytes)) -> Result<(), ReadError> {
-        let is_of_catalog = place.0 == CATALOG;
-        if self.reads.keys.insert(place) && is_of_catalog {
-            self.catalog_reads += 1;
-        }
-        self.check_reads()
-    }
-
-    /// Catalog reads are bounded separately: there is one entry for each name that is used.
-    fn check_reads(&self) -> Result<(), ReadError> {
-        let max = TRANSACTION_READS_MAX;
-        let of_databases = self.reads.len() - self.catalog_reads;
-        if of_databases.max(self.catalog_reads) > max {
-            return Err(ReadError::TooManyReads { max });
-        }
-        Ok(())
-    }
-
-    /// Gives `name` to a new, empty database. `next` is the next free id as the transaction found
-    /// it.
-    fn create(
-        &mut self,
-        name: &Bytes,
-        next: DatabaseId,
-        bytes_max: usize,
-    ) -> Result<DatabaseId, WriteError> {
-        let next_key = Bytes::from_static(catalog::NEXT_ID_KEY);
-        // Another thread of this transaction may have created a database since.
-        let own = self.writes.get(&(CATALOG, next_key.clone())).cloned();
-        let id = match own.flatten() {
-            Some(own) => database_id(&next_key, &own)?,
-            None => next,
-        };
-        let after = catalog::id_after(id, name)?;
-        self.change_database()?;
-        // Take the id first: whatever fails from here on, nobody else gets it.
-        self.write(
-            CATALOG,
-            next_key,
-            Some(catalog::encode_id(after)),
-            bytes_max,
-        )?;
-        let (entry, given) = (Some(catalog::encode_id(id)), Some(name.clone()));
-        self.write(CATALOG, catalog::id_key(id), given, bytes_max)?;
-        self.write(CATALOG, name.clone(), entry, bytes_max)?;
-        self.databases.insert(name.clone(), Some(id));
-        Ok(id)
-    }
-
-    /// The database to write to: it is created if it does not exist and `next` is the next free id.
-    /// `None` when another thread of this transaction has just dropped it: this write comes first.
-    fn id_for_write(
-        &mut self,
-        name: &Bytes,
-        next: Option<DatabaseId>,
-        bytes_max: usize,
-    ) -> Result<Option<DatabaseId>, WriteError> {
-        match (self.id(name), next) {
-            (None, Some(next)) => self.create(name, next, bytes_max).map(Some),
-            (id, _) => Ok(id),
-        }
-    }
-
-    /// Forgets what was written to a database that has lost its name.
-    fn forget(&mut self, database: DatabaseId) {
-        let own = self.writes.range((database, Bytes::new())..);
-        let own = own.take_while(|((of, _), _)| *of == database);
-        let places: Vec<_> = own.map(|(place, _)| place.clone()).collect();
-        for place in places {
-            if self.additions.remove(&place).is_some() {
-                self.reads.keys.insert(place.clone());
-            }
-            let value = self.writes.remove(&place).flatten();
-            let tally = self.tally(database);
-            tally.keys -= 1;
-            tally.bytes -= write_bytes(&place.1, value.as_ref());
-        }
-    }
-}
-
 /// A serializable read-write transaction. It sees its own writes; others see them when it commits.
 ///
 /// Threads may share one; their operations happen in some order.
 pub struct Transaction {
     view: View,
     session: SessionId,
+    time: Arc<GroupTime>,
     bytes_max: usize,
     journal: Mutex<Journal>,
 }
 
 impl Transaction {
     /// A transaction in this session that may write `bytes_max` bytes.
-    pub(crate) fn new(view: View, session: SessionId, bytes_max: usize) -> Self {
+    pub(crate) fn new(
+        view: View,
+        session: SessionId,
+        time: Arc<GroupTime>,
+        bytes_max: usize,
+    ) -> Self {
         Self {
             view,
             session,
+            time,
             bytes_max,
             journal: Mutex::default(),
         }
@@ -341,7 +204,7 @@ impl Transaction {
     /// The errors of a read.
     pub fn list_databases(&self) -> Result<Vec<String>, WriteError> {
         let entries = Scan::new(Source::Transaction(self), Some(CATALOG), KeyRange::all());
-        Ok(catalog::names(entries)?)
+        Ok(catalog::names(entries, catalog::is_users_name)?)
     }
 
     /// Removes a database and all its data, whatever its size, atomically with the rest of the
@@ -354,7 +217,7 @@ impl Transaction {
         let name = check_name(name)?;
         self.find(&name)?;
         let mut journal = self.lock();
-        let Some(id) = journal.id(&name) else {
+        let Some(Named { id, .. }) = journal.named(&name) else {
             return Ok(false);
         };
         journal.change_database()?;
@@ -372,12 +235,12 @@ impl Transaction {
     pub fn truncate_database(&self, name: &str) -> Result<bool, WriteError> {
         let name = check_name(name)?;
         self.find(&name)?;
-        if self.lock().id(&name).is_none() {
+        if self.lock().named(&name).is_none() {
             return Ok(false);
         }
         let next = self.next_id()?;
         let mut journal = self.lock();
-        let Some(id) = journal.id(&name) else {
+        let Some(Named { id, .. }) = journal.named(&name) else {
             return Ok(false);
         };
         journal.create(&name, next, self.bytes_max)?;
@@ -387,22 +250,19 @@ impl Transaction {
 
     pub(crate) fn finish(self) -> Finished {
         let journal = self.journal.into_inner();
-        let journal = journal.unwrap_or_else(PoisonError::into_inner);
+        let mut journal = journal.unwrap_or_else(PoisonError::into_inner);
+        // Without group time the session has ended, and it gets no number.
+        let now_ms = self.time.now(self.session);
+        let deadline_ms = now_ms.and_then(|now_ms| journal.settle_lifetimes(now_ms));
         let additions = journal.numbered_additions();
-        let operations = journal
-            .writes
-            .into_iter()
-            .map(|((database, key), value)| Operation {
-                database,
-                key,
-                value,
-            });
+        let (reads, operations) = journal.into_parts();
         Finished {
             session: self.session,
             reader: self.view.into_reader(),
-            reads: journal.reads,
-            operations: operations.collect(),
+            reads,
+            operations,
             additions,
+            deadline_ms,
         }
     }
 
@@ -412,23 +272,39 @@ impl Transaction {
         journal.written.bytes + journal.cataloged.bytes
     }
 
-    /// Puts or deletes a key in a database that [`Transaction::find`] has looked up.
-    fn set(&self, name: &Bytes, key: Bytes, value: Option<Bytes>) -> Result<(), WriteError> {
+    /// Puts or deletes a key in a database that [`Transaction::find`] has looked up. With `ttl_ms`,
+    /// the key ends that long after the transaction has asked for its number.
+    fn set(
+        &self,
+        name: &Bytes,
+        key: Bytes,
+        value: Option<Bytes>,
+        ttl_ms: Option<u64>,
+    ) -> Result<(), WriteError> {
         check_size("a key", key.len(), KEY_BYTES_MAX)?;
         let value_bytes = value.as_ref().map_or(0, Bytes::len);
         check_size("a value", value_bytes, VALUE_BYTES_MAX)?;
-        let known = self.lock().id(name);
+        let known = self.lock().named(name);
         let next = match known {
             Some(_) => None,
             None if value.is_none() => return Ok(()),
             None => Some(self.next_id()?),
         };
+        let lifetime = self.lifetime(known, &key, ttl_ms)?;
         let mut journal = self.lock();
-        let Some(id) = journal.id_for_write(name, next, self.bytes_max)? else {
+        let Some(named) = journal.named_for_write(name, next, self.bytes_max)? else {
             return Ok(());
         };
-        journal.settle(&(id, key.clone()))?;
-        journal.write(id, key, value, self.bytes_max)
+        journal.settle(&(named.id, key.clone()))?;
+        if ttl_ms.is_some() {
+            journal.let_expire(name, named, self.bytes_max)?;
+        }
+        let row = Row {
+            place: (named.id, key),
+            value,
+            lifetime,
+        };
+        journal.write_row(row, self.bytes_max)
     }
 
     /// Looks up the database of this name, once per transaction.
@@ -437,8 +313,9 @@ impl Transaction {
             return Ok(());
         }
         let entry = self.get(CATALOG, name)?;
-        let id = entry.map(|entry| database_id(name, &entry)).transpose()?;
-        self.lock().databases.entry(name.clone()).or_insert(id);
+        let named = entry.map(|entry| catalog::entry(name, &entry)).transpose();
+        let named = named.map_err(ReadError::Engine)?;
+        self.lock().databases.entry(name.clone()).or_insert(named);
         Ok(())
     }
 
@@ -511,7 +388,10 @@ pub struct TransactionDatabase<'a> {
 impl<'a> TransactionDatabase<'a> {
     /// Its id, if it exists at this point.
     fn id(&self) -> Option<DatabaseId> {
-        self.transaction.lock().id(&self.name)
+        self.transaction
+            .lock()
+            .named(&self.name)
+            .map(|named| named.id)
     }
 
     /// The value of `key`, if it has one.
@@ -527,7 +407,7 @@ impl<'a> TransactionDatabase<'a> {
             .get(id, &Bytes::copy_from_slice(key.as_ref()))?)
     }
 
-    /// Sets `key` to `value`.
+    /// Sets `key` to `value`. A time to live of the key ends.
     ///
     /// # Errors
     /// [`WriteError::TooLarge`] when the key, the value or the transaction is over its limit,
@@ -550,7 +430,7 @@ impl<'a> TransactionDatabase<'a> {
 
     /// Sets `key` to a value, or deletes it, without a copy.
     pub(crate) fn set(&self, key: Bytes, value: Option<Bytes>) -> Result<(), WriteError> {
-        self.transaction.set(&self.name, key, value)
+        self.transaction.set(&self.name, key, value, None)
     }
 
     /// The keys of `range` with their values, in order. See [`Scan`] to reverse and limit it.
@@ -586,11 +466,6 @@ impl<'a> IntoIterator for &TransactionDatabase<'a> {
 /// [`ReadError::Engine`] when the entry of the catalog is damaged.
 fn database_id(key: &Bytes, entry: &Bytes) -> Result<DatabaseId, ReadError> {
     catalog::id_in_entry(key, entry).map_err(ReadError::Engine)
-}
-
-/// Encoded size of a write in a batch.
-fn write_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
-    OPERATION_HEADER_BYTES + key.len() + value.map_or(0, Bytes::len)
 }
 
 fn check_size(what: &'static str, actual: usize, max: usize) -> Result<(), WriteError> {

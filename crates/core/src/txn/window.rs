@@ -67,6 +67,7 @@ impl Window {
             database,
             key,
             value,
+            ..
         } = operation;
         let bytes = version_bytes(&key, value.as_ref());
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -271,6 +272,7 @@ mod tests {
             database: DB,
             key: Bytes::copy_from_slice(&[key]),
             value: value.map(Into::into),
+            expires: false,
         }
     }
 

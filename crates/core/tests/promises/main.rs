@@ -24,6 +24,7 @@ mod feed_shared;
 mod hostile;
 mod input;
 mod isolation;
+mod lifetimes;
 mod looking;
 mod membership;
 mod metadata;

@@ -6,6 +6,7 @@
 
 mod durability;
 mod health;
+mod lifetimes;
 mod membership;
 mod policies;
 mod recovery;

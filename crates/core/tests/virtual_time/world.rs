@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -17,12 +18,23 @@ use steadfast_net::MemoryNetwork;
 use steadfast_net::process::Process;
 use tokio::time::Instant;
 
-/// Wall-clock time that follows the paused clock.
-struct VirtualClock(Instant);
+/// Clocks that follow the paused one: the wall clock exactly, the monotonic one at a speed of its
+/// own.
+struct VirtualClock {
+    started: Instant,
+    /// What the monotonic clock gains, in millionths.
+    gains_ppm: Arc<AtomicI64>,
+}
 
 impl Clock for VirtualClock {
     fn now_ms(&self) -> u64 {
-        u64::try_from(self.0.elapsed().as_millis()).expect("a short run")
+        u64::try_from(self.started.elapsed().as_millis()).expect("a short run")
+    }
+
+    fn passed_since(&self, then: Instant) -> Duration {
+        let true_us = i64::try_from(then.elapsed().as_micros()).expect("a short run");
+        let gained_us = true_us * self.gains_ppm.load(Ordering::Relaxed) / 1_000_000;
+        Duration::from_micros(u64::try_from(true_us + gained_us).expect("it goes forward"))
     }
 }
 
@@ -32,10 +44,16 @@ pub(crate) struct Host {
     pub(crate) disk: MemoryDisk,
     store: MemoryStore,
     pub(crate) process: Process,
+    gains_ppm: Arc<AtomicI64>,
     env: Option<ReplicatedEnvironment>,
 }
 
 impl Host {
+    /// Lets its monotonic clock gain this, in millionths.
+    pub(crate) fn speed_ppm(&self, gains_ppm: i64) {
+        self.gains_ppm.store(gains_ppm, Ordering::Relaxed);
+    }
+
     pub(crate) fn env(&self) -> &ReplicatedEnvironment {
         self.env.as_ref().expect("the node is open")
     }
@@ -81,6 +99,7 @@ impl World {
                 disk: MemoryDisk::new(),
                 store: MemoryStore::new(),
                 process: Process::new(),
+                gains_ppm: Arc::default(),
                 env: None,
             });
         }
@@ -97,13 +116,20 @@ impl World {
     /// The machine of a node.
     pub(crate) fn machine(&mut self, at: usize) -> Machine {
         let Host {
-            name, disk, store, ..
+            name,
+            disk,
+            store,
+            gains_ppm,
+            ..
         } = &self.hosts[at];
         Machine {
             disk: Arc::new(disk.clone()),
             transport: self.network.host(name),
             engines: Arc::new(store.clone()),
-            clock: Arc::new(VirtualClock(self.started)),
+            clock: Arc::new(VirtualClock {
+                started: self.started,
+                gains_ppm: Arc::clone(gains_ppm),
+            }),
             seed: self.rng.random(),
             threads: Threads::Tasks,
         }

@@ -168,6 +168,10 @@ fn owned_changes(changes: &[Change]) -> (Vec<Change>, usize) {
             database: Arc::clone(database),
             key: own(key),
         },
+        Change::Expired { database, key } => Change::Expired {
+            database: Arc::clone(database),
+            key: own(key),
+        },
         Change::Created { .. } | Change::Dropped { .. } => change.clone(),
     });
     let copy: Vec<_> = copy.collect();
@@ -179,7 +183,7 @@ fn owned_changes(changes: &[Change]) -> (Vec<Change>, usize) {
 fn parts(change: &Change) -> impl Iterator<Item = &Bytes> {
     let (key, value) = match change {
         Change::Put { key, value, .. } => (Some(key), Some(value)),
-        Change::Delete { key, .. } => (Some(key), None),
+        Change::Delete { key, .. } | Change::Expired { key, .. } => (Some(key), None),
         Change::Created { .. } | Change::Dropped { .. } => (None, None),
     };
     key.into_iter().chain(value)

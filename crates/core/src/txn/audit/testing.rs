@@ -95,6 +95,7 @@ impl World {
             database: *database,
             key: Bytes::copy_from_slice(key.as_bytes()),
             value: value.map(|value| Bytes::copy_from_slice(value.as_bytes())),
+            expires: false,
         };
         let mut operations: Vec<_> = changes.iter().map(operation).collect();
         if vlsn == 1 {
@@ -102,6 +103,7 @@ impl World {
                 database: CATALOG,
                 key: "name".into(),
                 value: Some(catalog::encode_id(DB)),
+                expires: false,
             });
         }
         batch.push(&operations);

@@ -86,6 +86,7 @@ impl Rig {
             database: self.ids[*name],
             key: key.clone(),
             value: value.clone(),
+            expires: false,
         };
         let operations: Vec<_> = writes.iter().map(operation).collect();
         self.commit(&operations, is_persisted);
@@ -105,6 +106,7 @@ impl Rig {
             database: CATALOG,
             key: Bytes::from_static(key),
             value: Some(catalog::encode_id(id)),
+            expires: false,
         };
         let next = entry(catalog::NEXT_ID_KEY, self.next);
         let name_entry = entry(NAMES[name].as_bytes(), self.ids[name]);

@@ -18,6 +18,7 @@ fn put(key: &'static str, value: &'static str) -> Operation {
         database: DB,
         key: key.into(),
         value: Some(value.into()),
+        expires: false,
     }
 }
 
@@ -28,6 +29,7 @@ fn finished(at: u64, reads: ReadSet, operations: Vec<Operation>) -> Finished {
         reads,
         operations,
         additions: vec![],
+        deadline_ms: None,
     }
 }
 

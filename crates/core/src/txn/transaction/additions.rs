@@ -13,18 +13,18 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::{Journal, Transaction, TransactionDatabase, check_size};
+use super::journal::{Journal, Place, Row};
+use super::{Transaction, TransactionDatabase, check_size};
 use crate::error::{ReadError, WriteError};
-use crate::ids::DatabaseId;
 use crate::limits::KEY_BYTES_MAX;
 use crate::txn::counter;
 
 /// How much is added to each key. The sum of many `i64` fits into an `i128`.
-pub(super) type Additions = BTreeMap<(DatabaseId, Bytes), i128>;
+pub(super) type Additions = BTreeMap<Place, i128>;
 
 impl Journal {
     /// Makes an addition to this key, if there is one, a put of what has been read.
-    pub(super) fn settle(&mut self, place: &(DatabaseId, Bytes)) -> Result<(), ReadError> {
+    pub(super) fn settle(&mut self, place: &Place) -> Result<(), ReadError> {
         if self.additions.remove(place).is_some() {
             self.read(place.clone())?;
         }
@@ -53,7 +53,7 @@ impl TransactionDatabase<'_> {
     /// as 0, and has one afterwards. Everybody else sees a put of the sum. A `get` in the same
     /// transaction sees its own additions and is a read as any other: after it, and after a scan, a put
     /// or a delete of the key, the transaction conflicts with whoever changes the counter. The first
-    /// write to a database creates it, which may conflict once.
+    /// write to a database creates it, which may conflict once. A time to live of the key goes on.
     ///
     /// # Errors
     /// [`WriteError::Counter`] when the value is no counter, or the sum is beyond an `i64`, in the
@@ -69,7 +69,7 @@ impl Transaction {
     /// Adds to a key of a database that [`Transaction::find`] has looked up.
     fn add(&self, name: &Bytes, key: Bytes, delta: i64) -> Result<(), WriteError> {
         check_size("a key", key.len(), KEY_BYTES_MAX)?;
-        let known = self.lock().id(name);
+        let known = self.lock().named(name).map(|named| named.id);
         let next = match known {
             Some(_) => None,
             None => Some(self.next_id()?),
@@ -77,9 +77,10 @@ impl Transaction {
         let found = known.map_or(Ok(None), |id| self.view.get(id, &key));
         let found = found.map_err(ReadError::from)?;
         let mut journal = self.lock();
-        let Some(id) = journal.id_for_write(name, next, self.bytes_max)? else {
+        let Some(named) = journal.named_for_write(name, next, self.bytes_max)? else {
             return Ok(());
         };
+        let id = named.id;
         // Another thread of this transaction may have given the name to another, empty database.
         let found = found.filter(|_| known == Some(id));
         journal.add((id, key), found, delta.into(), self.bytes_max)
@@ -90,7 +91,7 @@ impl Journal {
     /// Adds to a key whose value, before this transaction, is `found`.
     fn add(
         &mut self,
-        place: (DatabaseId, Bytes),
+        place: Place,
         found: Option<Bytes>,
         delta: i128,
         bytes_max: usize,
@@ -111,7 +112,13 @@ impl Journal {
                 return Err(WriteError::Counter(error));
             }
         };
-        self.write(place.0, place.1.clone(), Some(sum), bytes_max)?;
+        let row = Row {
+            place: place.clone(),
+            value: Some(sum),
+            // What this transaction has given it stays.
+            lifetime: self.lifetimes.get(&place).copied(),
+        };
+        self.write_row(row, bytes_max)?;
         if let Some(earlier) = earlier {
             self.additions.insert(place, earlier + delta);
         }
