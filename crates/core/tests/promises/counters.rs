@@ -1,11 +1,14 @@
 //! Additions to counters: they do not conflict, and lose nothing.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use steadfast::{
-    ConsistencyPolicy, CounterError, Outcome, TokenOutcome, Transaction, TransactionDatabase,
-    WriteError,
+    ConsistencyPolicy, CounterError, OpenTransaction, Outcome, ReadError, TokenOutcome,
+    Transaction, TransactionDatabase, WriteError,
 };
 
 use crate::support::{Env, Group, Nodes, PATIENCE, STEADY, Storage, eventually, put};
@@ -296,4 +299,150 @@ fn what_cannot_be_added_is_a_typed_error_and_nothing_is_written() {
     assert_eq!(value(node, "n"), Some(half));
     let seen = database.get(LINEARIZABLE, "m").expect("read");
     assert_eq!(seen.as_deref(), Some(&b"none"[..]));
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Add(u8, i64),
+    Put(u8, i64),
+    PutText(u8),
+    Delete(u8),
+    Get(u8),
+    Scan,
+}
+
+impl Step {
+    fn any(chance: &mut StdRng) -> Self {
+        let (key, number) = (chance.random_range(0..3), chance.random_range(-9..9));
+        match chance.random_range(0..12) {
+            0..6 => Self::Add(key, number),
+            6 => Self::Put(key, number),
+            7 => Self::PutText(key),
+            8 => Self::Delete(key),
+            9..11 => Self::Get(key),
+            _ => Self::Scan,
+        }
+    }
+
+    /// Returns what the transaction learns.
+    fn run(self, database: &TransactionDatabase<'_>) -> String {
+        match self {
+            Self::Add(key, delta) => match database.add([key], delta) {
+                Err(WriteError::Counter(_)) => "no counter".to_owned(),
+                added => {
+                    added.expect("added");
+                    String::new()
+                }
+            },
+            Self::Put(key, number) => {
+                database.put([key], number.to_le_bytes()).expect("put");
+                String::new()
+            }
+            Self::PutText(key) => {
+                database.put([key], "text").expect("put");
+                String::new()
+            }
+            Self::Delete(key) => {
+                database.delete([key]).expect("deleted");
+                String::new()
+            }
+            Self::Get(key) => format!("{:?}", database.get([key]).expect("read")),
+            Self::Scan => {
+                let rows: Result<Vec<_>, _> = database.range([1]..).collect();
+                format!("{:?}", rows.expect("read"))
+            }
+        }
+    }
+
+    fn run_on(self, model: &mut BTreeMap<Bytes, Bytes>) -> String {
+        let at = |key: u8| Bytes::copy_from_slice(&[key]);
+        let number = |number: i64| Bytes::copy_from_slice(&number.to_le_bytes());
+        match self {
+            Self::Add(key, delta) => match model.get(&at(key)) {
+                Some(value) if value.len() != 8 => return "no counter".to_owned(),
+                old => {
+                    let sum = count(old) + delta;
+                    model.insert(at(key), number(sum));
+                }
+            },
+            Self::Put(key, value) => {
+                model.insert(at(key), number(value));
+            }
+            Self::PutText(key) => {
+                model.insert(at(key), "text".into());
+            }
+            Self::Delete(key) => {
+                model.remove(&at(key));
+            }
+            Self::Get(key) => return format!("{:?}", model.get(&at(key))),
+            Self::Scan => {
+                let rows: Vec<_> = model.range(at(1)..).collect();
+                return format!("{rows:?}");
+            }
+        }
+        String::new()
+    }
+}
+
+/// A transaction, with what it has done and learned.
+type Open = (OpenTransaction, Vec<(Step, String)>);
+
+/// Three transactions at a time, step by step. Whichever commits has learned, and leaves, what it would
+/// have if it had run alone at the moment of its commit.
+#[test]
+fn transactions_with_additions_are_as_if_run_one_after_the_other() {
+    let group = Group::in_memory(1, FLUSHED_AT_ONCE);
+    let node = group.master();
+    let _token = node.database("d").put([0], "text").expect("committed");
+    let mut model = BTreeMap::from([(Bytes::from_static(&[0]), Bytes::from("text"))]);
+    let mut chance = StdRng::seed_from_u64(11);
+    let mut open: [Option<Open>; 3] = [None, None, None];
+    let mut ends = BTreeMap::<&str, usize>::new();
+    for _ in 0..3_000 {
+        let slot = &mut open[chance.random_range(0..3)];
+        let is_over = chance.random_bool(0.25);
+        let Some((transaction, mut learned)) = slot.take() else {
+            *slot = Some((node.begin_transaction().expect("begun"), Vec::new()));
+            continue;
+        };
+        if !is_over {
+            let step = Step::any(&mut chance);
+            let database = transaction.database("d").expect("a database");
+            learned.push((step, step.run(&database)));
+            drop(database);
+            *slot = Some((transaction, learned));
+            continue;
+        }
+        let mut after = model.clone();
+        let mut replay = learned
+            .iter()
+            .map(|(step, seen)| (step.run_on(&mut after), seen));
+        let is_right = replay.all(|(seen_alone, seen)| seen_alone == *seen);
+        let end = match transaction.commit() {
+            Ok(_) => {
+                assert!(is_right, "{learned:?} on {model:?}");
+                model = after;
+                "committed"
+            }
+            Err(WriteError::Conflict) => "conflict",
+            Err(WriteError::Counter(_)) => {
+                assert!(!is_right, "{learned:?} on {model:?}");
+                "no counter"
+            }
+            Err(error) => panic!("{error}"),
+        };
+        *ends.entry(end).or_default() += 1;
+        let rows = node.read(LINEARIZABLE, |snapshot| -> Result<_, ReadError> {
+            snapshot
+                .database("d")?
+                .iter()
+                .collect::<Result<BTreeMap<_, _>, _>>()
+        });
+        assert_eq!(rows.expect("read"), model, "{learned:?}");
+    }
+    let often = |end| ends.get(end).is_some_and(|count| *count > 3);
+    assert!(
+        often("committed") && often("conflict") && often("no counter"),
+        "{ends:?}"
+    );
 }
