@@ -22,7 +22,7 @@ use crate::txn::names::Names;
 use crate::txn::scan::{Scan, Source};
 use crate::txn::sequencer::{Finished, SessionId};
 use crate::txn::view::{Chunk, View, ViewError, lay_over};
-use journal::{Journal, Row};
+use journal::{Journal, Row, check_size, database_id};
 pub(crate) use lifetimes::{Ended, NextDeadline};
 
 impl From<ViewError> for ReadError {
@@ -459,19 +459,5 @@ impl<'a> IntoIterator for &TransactionDatabase<'a> {
 
     fn into_iter(self) -> Scan<'a> {
         self.iter()
-    }
-}
-
-/// # Errors
-/// [`ReadError::Engine`] when the entry of the catalog is damaged.
-fn database_id(key: &Bytes, entry: &Bytes) -> Result<DatabaseId, ReadError> {
-    catalog::id_in_entry(key, entry).map_err(ReadError::Engine)
-}
-
-fn check_size(what: &'static str, actual: usize, max: usize) -> Result<(), WriteError> {
-    if actual <= max {
-        Ok(())
-    } else {
-        Err(WriteError::TooLarge { what, actual, max })
     }
 }

@@ -9,18 +9,13 @@
 //! transaction conflicts with whoever changes the key. A scan needs nothing of this: its range has
 //! been read, and where nothing in it has changed, the sum is the one that the scan saw.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 
-use super::journal::{Journal, Place, Row};
-use super::{Transaction, TransactionDatabase, check_size};
+use super::journal::{Journal, Place, Row, check_size};
+use super::{Transaction, TransactionDatabase};
 use crate::error::{ReadError, WriteError};
 use crate::limits::KEY_BYTES_MAX;
 use crate::txn::counter;
-
-/// How much is added to each key. The sum of many `i64` fits into an `i128`.
-pub(super) type Additions = BTreeMap<Place, i128>;
 
 impl Journal {
     /// Makes an addition to this key, if there is one, a put of what has been read.

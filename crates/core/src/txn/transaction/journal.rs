@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::additions::Additions;
-use super::{check_size, database_id};
 use crate::error::{ReadError, WriteError};
 use crate::ids::DatabaseId;
 use crate::limits::{TRANSACTION_DATABASES_MAX, TRANSACTION_KEYS_MAX, TRANSACTION_READS_MAX};
@@ -96,6 +94,9 @@ impl Lifetime {
 
 /// A key of a database.
 pub(super) type Place = (DatabaseId, Bytes);
+
+/// How much is added to each key: see `additions.rs`. The sum of many `i64` fits into an `i128`.
+pub(super) type Additions = BTreeMap<Place, i128>;
 
 /// A write of one key.
 #[derive(Debug)]
@@ -344,5 +345,19 @@ impl Journal {
             value,
         });
         (self.reads, operations.collect())
+    }
+}
+
+/// # Errors
+/// [`ReadError::Engine`] when the entry of the catalog is damaged.
+pub(super) fn database_id(key: &Bytes, entry: &Bytes) -> Result<DatabaseId, ReadError> {
+    catalog::id_in_entry(key, entry).map_err(ReadError::Engine)
+}
+
+pub(super) fn check_size(what: &'static str, actual: usize, max: usize) -> Result<(), WriteError> {
+    if actual <= max {
+        Ok(())
+    } else {
+        Err(WriteError::TooLarge { what, actual, max })
     }
 }

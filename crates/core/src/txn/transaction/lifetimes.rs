@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::journal::Lifetime;
-use super::{SnapshotDatabase, Transaction, TransactionDatabase, check_size};
+use super::journal::{Lifetime, check_size};
+use super::{SnapshotDatabase, Transaction, TransactionDatabase};
 use crate::engine::{Direction, KeyRange};
 use crate::error::{ReadError, WriteError};
 use crate::ids::DatabaseId;
