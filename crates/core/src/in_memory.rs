@@ -54,7 +54,7 @@ const PORT: u16 = 7400;
 ///
 /// group.crash(&name)?; // another node takes over
 /// let master = group.wait_master(Duration::from_secs(10))?;
-/// assert!(master.database("orders").get("0001", ConsistencyPolicy::Linearizable)?.is_some());
+/// assert!(master.database("orders").get(ConsistencyPolicy::Linearizable, "0001")?.is_some());
 ///
 /// group.start(&name)?.wait_ready(Duration::from_secs(10))?;
 /// # Ok(())
