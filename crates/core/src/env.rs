@@ -1,16 +1,15 @@
 //! The environment: what users open, write, read and close. It only delegates.
 
 use std::future::Future;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use steadfast_net::{MemoryNetwork, TlsTransport, lock, process};
+use steadfast_net::{TlsTransport, lock, process};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::config::{Bootstrap, RepConfig};
+use crate::config::RepConfig;
 use crate::database::{Database, WriteBatch};
 use crate::error::{FeedError, OpenError, ReadError, ReadyError, WriteError};
 use crate::events::GroupEvents;
@@ -87,33 +86,10 @@ impl ReplicatedEnvironment {
         Opening::start(config, machine, ground, None)?.done().await
     }
 
-    /// A group of `nodes` connected nodes in this process, with in-memory disks, for an
-    /// application's tests. Returns once it has a master.
-    ///
-    /// # Errors
-    /// When the nodes cannot be started, or know no master within 30 s.
-    pub fn in_memory_group(nodes: usize) -> Result<Vec<Self>, OpenError> {
-        let network = MemoryNetwork::new();
-        let list: Vec<_> = (1..=nodes).map(|n| format!("n{n}=n{n}:7400")).collect();
-        let open = |n: usize| {
-            let name = format!("n{n}");
-            let config = RepConfig::builder("in-memory", &name)
-                .data_dir(PathBuf::from("/in-memory"))
-                .listen(format!("{name}:7400"))
-                .bootstrap(Bootstrap::expect(&list)?)
-                .set("worker_threads", 1)
-                .build()?;
-            Self::open_on_own_runtime(config, Machine::in_memory(&network, &name)?)
-        };
-        let group: Vec<_> = (1..=nodes).map(open).collect::<Result<_, _>>()?;
-        for node in &group {
-            let ready = node.wait_ready(Duration::from_secs(30));
-            ready.map_err(|error| OpenError::Start(error.to_string()))?;
-        }
-        Ok(group)
-    }
-
-    fn open_on_own_runtime(config: RepConfig, machine: Machine) -> Result<Self, OpenError> {
+    pub(crate) fn open_on_own_runtime(
+        config: RepConfig,
+        machine: Machine,
+    ) -> Result<Self, OpenError> {
         let (ground, own) = runtime(&config)?;
         let opening = Opening::start(config, machine, ground.clone(), own)?;
         ground.wait_for(opening.done())

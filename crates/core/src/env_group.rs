@@ -78,8 +78,8 @@ impl ReplicatedEnvironment {
             .await
     }
 
-    /// A token that lets a new node of this type join the group: see [`Bootstrap::join`]. `None`
-    /// until this node belongs to a group.
+    /// A token that lets a new node of this type join the group: see
+    /// [`Bootstrap::join`](crate::Bootstrap::join). `None` until this node belongs to a group.
     pub fn join_token(&self, node_type: NodeType) -> Option<JoinToken> {
         JoinToken::new(&self.status(), node_type)
     }

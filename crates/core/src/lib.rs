@@ -58,6 +58,7 @@
 //! | --- | --- |
 //! | [`table`] | typed tables with indexes, and counters |
 //! | `env` | [`ReplicatedEnvironment`]: open, write, read, close |
+//! | `in_memory` | [`InMemoryGroup`]: groups for the tests of applications |
 //! | `database`, `open_transaction` | single operations and batches; transactions without a closure |
 //! | [`config`], [`limits`] | everything that can be configured, and every bound that cannot |
 //! | `runtime`, `tasks` | the runtime for calls, and its lifetime; tasks that end with their owner |
@@ -108,6 +109,7 @@ mod feed;
 pub mod fuzzing;
 mod group;
 pub mod ids;
+mod in_memory;
 mod lifecycle;
 pub mod limits;
 mod listener;
@@ -147,6 +149,7 @@ pub use feed::{
 };
 #[doc(hidden)]
 pub use group::identity::UNFINISHED_RESTORE;
+pub use in_memory::{InMemoryError, InMemoryGroup};
 pub use listener::{ParseRoleError, Role, RoleState, StateChanges};
 pub use member::{JoinToken, ParseJoinTokenError};
 pub use member::{NodeAddress, NodeType, PRIORITY_DEFAULT, ParseNodeTypeError};

@@ -63,6 +63,11 @@ const CLOCK_MS: RangeInclusive<u64> = 1_577_836_800_000..=4_102_444_799_999;
 /// The average length of a year over 400 years, in milliseconds.
 const YEAR_MS: u64 = 31_556_952_000;
 
+/// The time by this machine's clock, in milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    SystemClock.now_ms()
+}
+
 struct SystemClock;
 
 impl Clock for SystemClock {

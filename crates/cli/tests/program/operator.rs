@@ -357,3 +357,45 @@ fn every_verb_takes_addresses_as_arguments_by_ask_and_from_the_environment() {
     assert!(!errors.contains("does not answer"), "{errors}");
     run_to(0, &["group", "shutdown", &both]);
 }
+
+#[test]
+fn a_node_publishes_the_metadata_of_its_configuration() {
+    let dir = TempDir::new().expect("a directory");
+    let (path, port) = (dir.path().join("data"), free_port());
+    let config = dir.path().join("node.toml");
+    let arguments = |table: &str| {
+        std::fs::write(&config, format!("metadata = {table}\n")).expect("written");
+        let config = ["--config".to_owned(), config.display().to_string()];
+        [&config[..], &node_arguments("g", "n1", &path, port)].concat()
+    };
+    for wrong in ["7", "{ web = 7 }", "\"web\""] {
+        assert_refused(&arguments(wrong), 2, &["metadata", "a table of strings"]);
+    }
+    let mut unnamed = arguments("{}");
+    unnamed.extend(["--set".to_owned(), "metadata=web".to_owned()]);
+    assert_refused(&unnamed, 2, &["metadata", "name=value"]);
+
+    let published = |expected: &Value| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let output = run(&["status", &format!("127.0.0.1:{port}"), "-o", "json"]);
+            let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+            if status["nodes"][0]["metadata"] == *expected {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{status}");
+        }
+    };
+    let node = Node::start(&arguments("{ web = \"http://h:1/?a=b\", zone = \"b\" }"));
+    node.wait_ready();
+    published(&serde_json::json!({"web": "http://h:1/?a=b", "zone": "b"}));
+    drop(node);
+    let mut other = arguments("{}");
+    other.extend([
+        "--set".to_owned(),
+        "metadata=web=http://h:2, zone=c".to_owned(),
+    ]);
+    let node = Node::start(&other);
+    node.wait_ready();
+    published(&serde_json::json!({"web": "http://h:2", "zone": "c"}));
+}

@@ -189,7 +189,7 @@ keys! {
     "insecure_plaintext", "yes, no or too", "no",
         "Does without credentials where other machines can reach the node: whoever reaches its port reads and changes everything. too: a node with credentials speaks plaintext with those that have none, while a group is given credentials node by node.";
     "metadata", "name=value, by commas", "none",
-        "What the application publishes of this node, for example `web=http://10.0.0.1:8080,zone=b`: all nodes have it, and `steadfast status --json` shows it. In a file, a table: `metadata = { web = \"http://10.0.0.1:8080\" }`. At most 16 values of 256 bytes, with names of 64.";
+        "What the application publishes of this node, for example `web=http://10.0.0.1:8080,zone=b`: all nodes have it, and `steadfast status -o json` shows it. In a file, a table: `metadata = { web = \"http://10.0.0.1:8080\" }`. At most 16 values of 256 bytes, with names of 64.";
     "durability", "majority, all, local or none", "majority",
         "Default durability for writes that specify none. A failover may roll back writes acknowledged with local or none; see docs/durability.md.";
     "repair", "auto or never", "auto",

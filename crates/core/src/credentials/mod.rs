@@ -46,6 +46,7 @@ pub use self::request::{CertificateRequest, Certified};
 pub use self::rotation::{Rotation, is_current, renew, rotate, rotation};
 #[cfg(doc)]
 use crate::config::access::Holder;
+use crate::machine;
 use crate::pass::Pass;
 
 /// Reads the credentials in a directory, and checks that a handshake can be made with them at the
@@ -80,6 +81,23 @@ pub fn read(dir: &Path, now_ms: u64) -> Result<TlsCredentials, CredentialsError>
     };
     TlsTransport::new(Arc::new(TcpTransport), &credentials).map_err(unusable)?;
     Ok(credentials)
+}
+
+/// As [`read`], at the time by this machine's clock: for an application that opens a node with what
+/// `steadfast init` or `steadfast certs issue` made.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let credentials = steadfast::credentials::load("/etc/orders/credentials")?;
+/// let config = steadfast::RepConfig::builder("orders", "n1").credentials(credentials);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// As [`read`].
+pub fn load(dir: impl AsRef<Path>) -> Result<TlsCredentials, CredentialsError> {
+    read(dir.as_ref(), machine::now_ms())
 }
 
 /// The authority whose key is in a directory of credentials; `None` if there is no key of one.

@@ -22,6 +22,7 @@ mod feed;
 mod feed_remote;
 mod feed_shared;
 mod hostile;
+mod in_memory;
 mod input;
 mod isolation;
 mod lifetimes;
