@@ -126,10 +126,7 @@ fn read(env: &ReplicatedEnvironment) -> Report {
             accounts,
             sum,
         },
-        // A removed node is asked until its removal is seen.
-        Err(error @ (ReadError::Stopped { .. } | ReadError::Closed)) => {
-            Report::Unread(error.to_string())
-        }
+        // A removed node, too, is asked until its removal is seen.
         Err(error) if error.is_retryable() => Report::Unread(error.to_string()),
         Err(error) => Report::Failed(error.to_string()),
     }

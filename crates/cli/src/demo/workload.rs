@@ -140,9 +140,7 @@ fn told(appended: Result<CommitToken, WriteError>, id: String, number: u64) -> R
         Err(WriteError::OutcomeUnknown { .. } | WriteError::InsufficientAcks { .. }) => {
             Report::Uncertain { id }
         }
-        Err(error) if error.is_retryable() || matches!(error, WriteError::Closed) => {
-            Report::Refused { id }
-        }
+        Err(error) if error.is_retryable() => Report::Refused { id },
         Err(error) => Report::Failed(error.to_string()),
     }
 }

@@ -109,6 +109,9 @@ impl FeedError {
                 | Self::NotReady
                 | Self::Restoring
                 | Self::SnapshotTooOld
+                | Self::NoData
+                | Self::Stopped { .. }
+                | Self::Closed
         )
     }
 }

@@ -9,12 +9,14 @@
 mod addresses;
 mod audit;
 mod blocking;
+mod closing;
 mod comparison;
 mod databases;
 mod digest;
 mod endings;
 mod engine;
 mod enrolment;
+mod errors;
 mod events;
 mod failures;
 mod feed;
