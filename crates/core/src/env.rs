@@ -9,6 +9,7 @@ use steadfast_net::{MemoryNetwork, TlsTransport, lock, process};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
 use crate::admin::{AdminCommand, AdminError};
 use crate::config::{Bootstrap, RepConfig};
@@ -271,6 +272,7 @@ impl ReplicatedEnvironment {
         read: impl FnOnce(&Snapshot) -> Result<T, ReadError>,
     ) -> Result<T, ReadError> {
         let (options, lifecycle) = (policy.into(), &self.handle.lifecycle);
+        let _span = lifecycle.read_span(options.policy).entered();
         let snapshot = match options.policy {
             // Nothing to wait for, so no runtime is needed.
             ConsistencyPolicy::Eventual => lifecycle.snapshot_at_hand()?,
@@ -288,8 +290,11 @@ impl ReplicatedEnvironment {
         policy: impl Into<ReadOptions>,
         read: impl FnOnce(&Snapshot) -> Result<T, ReadError>,
     ) -> Result<T, ReadError> {
-        let snapshot = self.handle.lifecycle.snapshot(policy.into()).await?;
-        read(&snapshot)
+        let (options, lifecycle) = (policy.into(), &self.handle.lifecycle);
+        let reading = async { read(&lifecycle.snapshot(options).await?) };
+        reading
+            .instrument(lifecycle.read_span(options.policy))
+            .await
     }
 
     /// Has the group change itself: membership, types, priorities, addresses, the master. Any node

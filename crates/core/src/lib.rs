@@ -123,6 +123,7 @@ mod policy;
 pub mod quorum_loss;
 mod recent;
 mod runtime;
+mod spans;
 mod state_copy;
 mod tasks;
 mod token;
@@ -157,11 +158,20 @@ pub use plural::plural;
 pub use policy::{
     ConsistencyPolicy, Durability, ParseDurabilityError, ReadOptions, ReplicaAckPolicy, SyncPolicy,
 };
+pub use spans::SPANS;
 pub use steadfast_net::Descriptors;
 pub use steadfast_net::{TcpTransport, TlsCredentials, TlsTransport, Transport};
 pub use token::{CommitToken, ParseTokenError, TokenOutcome};
 pub use txn::scan::Scan;
 pub use txn::transaction::{Snapshot, SnapshotDatabase, Transaction, TransactionDatabase};
+
+/// A filter for logs, in the syntax of `tracing-subscriber`, with which a healthy node says a line for
+/// each change and nothing else: the libraries below say at `info` and `warn` much that only their
+/// own developers need.
+///
+/// For `EnvFilter::new(LOG_FILTER)` or `LOG_FILTER.parse::<Targets>()`; what comes through the `log`
+/// crate, as from Noxu, is meant too.
+pub const LOG_FILTER: &str = "info,openraft=error,noxu=warn";
 
 /// The examples in the README and the guide, run with the documentation's own.
 #[cfg(doctest)]

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::{Instrument, Span};
+
 use super::{Lifecycle, NotRunning};
 use crate::compare::digest;
 use crate::error::{ReadError, WriteError};
@@ -11,6 +13,7 @@ use crate::listener::Role;
 use crate::node::phase::Phase;
 use crate::node::{Node, outcome, read, write};
 use crate::policy::{ConsistencyPolicy, Durability, ReadOptions};
+use crate::spans;
 use crate::token::{CommitToken, TokenOutcome};
 use crate::txn::transaction::{Snapshot, Transaction};
 
@@ -23,7 +26,10 @@ impl Lifecycle {
         let node = self.writable()?;
         let _writing = self.shutdown.write()?;
         let (durability, timeout) = self.promise(durability);
-        let written = write::write(&node, durability, timeout, transaction).await;
+        let span = spans::commit(&self.config.node);
+        let written = write::write(&node, durability, timeout, transaction);
+        let written = written.instrument(span.clone()).await;
+        note(&span, &written);
         written.map_err(|error| self.why_not_written(error))
     }
 
@@ -42,8 +48,16 @@ impl Lifecycle {
         let node = self.writable()?;
         let _writing = self.shutdown.write()?;
         let (durability, timeout) = self.promise(durability);
-        let committed = write::commit(&node, durability, timeout, transaction).await;
+        let span = spans::commit(&self.config.node);
+        let committed = write::commit(&node, durability, timeout, transaction);
+        let committed = committed.instrument(span.clone()).await;
+        note(&span, &committed);
         committed.map_err(|error| self.why_not_written(error))
+    }
+
+    /// A span of a read on this node.
+    pub(crate) fn read_span(&self, policy: ConsistencyPolicy) -> Span {
+        spans::read(&self.config.node, policy)
     }
 
     /// The given durability, or else the environment's, and its timeout.
@@ -127,5 +141,12 @@ impl Lifecycle {
     pub(crate) fn digest(&self) -> Result<(Vlsn, u128), ReadError> {
         let node = self.with_data()?;
         digest::digest(&node.snapshot())
+    }
+}
+
+/// Notes in a commit's span what was committed.
+fn note(span: &Span, committed: &Result<CommitToken, WriteError>) {
+    if let Ok(token) = committed {
+        span.record("vlsn", token.vlsn.0);
     }
 }

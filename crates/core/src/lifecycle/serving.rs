@@ -159,8 +159,12 @@ impl Lifecycle {
                 service::serve(session, &mut source).await
             }
             FEEDER => {
-                if let Err(error) = node.consensus.serve_feeder(caller, session).await {
-                    tracing::warn!(%caller, %error, "a FEEDER connection ended");
+                match node.consensus.serve_feeder(caller, session).await {
+                    Err(error) if error.is_end() => {
+                        tracing::debug!(%caller, %error, "a FEEDER connection ended");
+                    }
+                    Err(error) => tracing::warn!(%caller, %error, "a FEEDER connection was cut"),
+                    Ok(()) => {}
                 }
                 Ok(())
             }

@@ -39,6 +39,7 @@ mod serializable;
 mod single;
 mod slow_way;
 mod space;
+mod spans;
 mod support;
 mod tls;
 mod transactions;
