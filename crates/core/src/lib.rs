@@ -110,6 +110,7 @@ pub mod limits;
 mod listener;
 pub mod log;
 pub mod machine;
+mod measures;
 mod member;
 mod node;
 mod open_transaction;
@@ -144,6 +145,7 @@ pub use feed::{
 #[doc(hidden)]
 pub use group::identity::UNFINISHED_RESTORE;
 pub use listener::{ParseRoleError, Role, RoleState, StateChanges};
+pub use measures::{METRICS, Metric, MetricKind, describe_metrics};
 pub use member::{JoinToken, ParseJoinTokenError};
 pub use member::{NodeAddress, NodeType, PRIORITY_DEFAULT, ParseNodeTypeError};
 pub use node::health::{Health, NodePhase};

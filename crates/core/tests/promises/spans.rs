@@ -11,9 +11,12 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::support::{Group, put};
 
-/// The spans of the library, each with the name of its parent.
+/// A span and its parent, by name.
+type Named = (&'static str, Option<&'static str>);
+
+/// The spans of the library.
 #[derive(Clone, Default)]
-struct Seen(Arc<Mutex<Vec<(&'static str, Option<&'static str>)>>>);
+struct Seen(Arc<Mutex<Vec<Named>>>);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Seen {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
