@@ -115,6 +115,7 @@ pub mod limits;
 mod listener;
 pub mod log;
 pub mod machine;
+mod measures;
 mod member;
 mod node;
 mod open_transaction;
@@ -128,6 +129,7 @@ mod policy;
 pub mod quorum_loss;
 mod recent;
 mod runtime;
+mod spans;
 mod state_copy;
 pub mod table;
 mod tasks;
@@ -151,6 +153,7 @@ pub use feed::{
 pub use group::identity::UNFINISHED_RESTORE;
 pub use in_memory::{InMemoryError, InMemoryGroup};
 pub use listener::{ParseRoleError, Role, RoleState, StateChanges};
+pub use measures::{METRICS, Metric, MetricKind, describe_metrics};
 pub use member::{JoinToken, ParseJoinTokenError};
 pub use member::{NodeAddress, NodeType, PRIORITY_DEFAULT, ParseNodeTypeError};
 pub use node::health::{Health, NodePhase};
@@ -165,11 +168,20 @@ pub use plural::plural;
 pub use policy::{
     ConsistencyPolicy, Durability, ParseDurabilityError, ReadOptions, ReplicaAckPolicy, SyncPolicy,
 };
+pub use spans::SPANS;
 pub use steadfast_net::Descriptors;
 pub use steadfast_net::{TcpTransport, TlsCredentials, TlsTransport, Transport};
 pub use token::{CommitToken, Committed, ParseTokenError, TokenOutcome};
 pub use txn::scan::Scan;
 pub use txn::transaction::{Snapshot, SnapshotDatabase, Transaction, TransactionDatabase};
+
+/// A filter for logs, in the syntax of `tracing-subscriber`, with which a healthy node says a line for
+/// each change and nothing else: the libraries below say at `info` and `warn` much that only their
+/// own developers need.
+///
+/// For `EnvFilter::new(LOG_FILTER)` or `LOG_FILTER.parse::<Targets>()`; what comes through the `log`
+/// crate, as from Noxu, is meant too.
+pub const LOG_FILTER: &str = "info,openraft=error,noxu=warn";
 
 /// The examples in the README and the guide, run with the documentation's own.
 #[cfg(doctest)]

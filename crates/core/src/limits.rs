@@ -48,6 +48,12 @@ pub const METADATA_VALUE_BYTES_MAX: usize = 256;
 /// Most nodes in a group: more electable nodes make commits slower and no safer.
 pub const NODES_MAX: usize = 63;
 
+/// How long a close takes at the most, whatever is under way, as long as the disk does what it is
+/// given. Services and the last flush have a second each to end, and the engine has one to begin to
+/// free space: what they leave is done when the node is opened again. The rest is what the engine
+/// has to write of its cache.
+pub const CLOSE_MAX: Duration = Duration::from_secs(5);
+
 /// A batch that has reached this many bytes takes no further transaction. Small enough to keep one
 /// fdatasync and one frame short, large enough to make per-batch costs vanish.
 pub(crate) const BATCH_BYTES_MAX: usize = 1024 * 1024;

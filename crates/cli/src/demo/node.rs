@@ -108,28 +108,28 @@ fn say_when_ready(env: &ReplicatedEnvironment) {
 
 /// Reads what must never go back: the last number of each stream, and the sum of all accounts.
 fn read(env: &ReplicatedEnvironment) -> Report {
-    let found = env.read(ConsistencyPolicy::Linearizable, |snapshot| {
-        let mut numbers = Vec::new();
-        for row in &snapshot.database(COUNTERS)? {
-            let (stream, number) = row?;
-            // An invalid number is reported as the lowest, which is detected as having gone back.
-            let stream = stream[..].try_into().map_or(u32::MAX, u32::from_be_bytes);
-            let number = number[..].try_into().map_or(0, u64::from_be_bytes);
-            numbers.push((stream, number));
-        }
-        let (accounts, sum) = balance(snapshot)?;
-        Ok((numbers, accounts, sum))
-    });
+    let found = env.read(
+        ConsistencyPolicy::Linearizable,
+        |snapshot| -> Result<_, ReadError> {
+            let mut numbers = Vec::new();
+            for row in &snapshot.database(COUNTERS)? {
+                let (stream, number) = row?;
+                // An invalid number is reported as the lowest, which is detected as having gone back.
+                let stream = stream[..].try_into().map_or(u32::MAX, u32::from_be_bytes);
+                let number = number[..].try_into().map_or(0, u64::from_be_bytes);
+                numbers.push((stream, number));
+            }
+            let (accounts, sum) = balance(snapshot)?;
+            Ok((numbers, accounts, sum))
+        },
+    );
     match found {
         Ok((numbers, accounts, sum)) => Report::Read {
             numbers,
             accounts,
             sum,
         },
-        // A removed node is asked until its removal is seen.
-        Err(error @ (ReadError::Stopped { .. } | ReadError::Closed)) => {
-            Report::Unread(error.to_string())
-        }
+        // A removed node, too, is asked until its removal is seen.
         Err(error) if error.is_retryable() => Report::Unread(error.to_string()),
         Err(error) => Report::Failed(error.to_string()),
     }

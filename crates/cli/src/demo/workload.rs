@@ -136,9 +136,7 @@ fn told(appended: Result<Committed<u64>, WriteError>, id: String) -> Report {
         Err(WriteError::OutcomeUnknown { .. } | WriteError::InsufficientAcks { .. }) => {
             Report::Uncertain { id }
         }
-        Err(error) if error.is_retryable() || matches!(error, WriteError::Closed) => {
-            Report::Refused { id }
-        }
+        Err(error) if error.is_retryable() => Report::Refused { id },
         Err(error) => Report::Failed(error.to_string()),
     }
 }

@@ -150,7 +150,11 @@ fn write_one(env: &ReplicatedEnvironment, write: &Write) -> Outcome {
             steadfast::Outcome::Unknown(_) => return Outcome::Unknown,
             steadfast::Outcome::NotCommitted => {}
         }
-        let passes = error.is_retryable() && !matches!(error, WriteError::NotMaster { .. });
+        let is_elsewhere = matches!(
+            error,
+            WriteError::NotMaster { .. } | WriteError::Stopped { .. } | WriteError::Closed
+        );
+        let passes = error.is_retryable() && !is_elsewhere;
         if !passes || Instant::now() > deadline {
             return Outcome::Refused(error.to_string());
         }

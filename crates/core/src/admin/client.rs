@@ -15,9 +15,10 @@ use tokio::time::Instant;
 use crate::admin::messages::{
     AdminAnswer, AdminCall, AdminDone, AdminReply, AdminRequest, RefusedMessage,
 };
+use crate::error::in_full;
 use crate::ids::GroupUuid;
 use crate::wire::ADMIN;
-use crate::wire::hello::{Callee, Caller, DialError, Session, with_source};
+use crate::wire::hello::{Callee, Caller, DialError, Session};
 use crate::wire::messages::{Kind, decode, encode};
 
 /// Pause before a caller asks all addresses again.
@@ -178,7 +179,7 @@ impl Client<'_> {
                 Ok(Err(error)) => {
                     let is_silent = matches!(error, DialError::Net(NetError::Io { .. }));
                     silent += usize::from(is_silent);
-                    last = format!("{address}: {}", with_source(&error));
+                    last = format!("{address}: {}", in_full(&error));
                     if error.is_denied() {
                         denied += 1;
                         why_denied.clone_from(&last);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
-use steadfast_net::{FrameReceiver, lock};
+use steadfast_net::{FrameReceiver, NetError, lock};
 
 use crate::consensus::types::{
     EntryError, TypeConfig, from_raft_log_id, from_raft_vote, to_raft_entry, to_raft_log_id,
@@ -31,6 +31,13 @@ pub(crate) enum AppendError {
     Impostor { caller: NodeId, claimed: NodeId },
     #[error("entry {at} does not follow {after:?}")]
     Gap { after: Option<LogId>, at: LogId },
+}
+
+impl AppendError {
+    /// Whether the connection has only ended, as it does whenever a node closes.
+    pub(crate) fn is_end(&self) -> bool {
+        matches!(self, Self::Dial(DialError::Net(error)) if !matches!(error, NetError::Protocol { .. }))
+    }
 }
 
 /// Converts an append from `caller` to a request, after checking all of it.

@@ -9,6 +9,7 @@ use steadfast_net::NetError;
 use super::certificate::date;
 use crate::config::ConfigError;
 use crate::config::access::Holder;
+use crate::error::in_full;
 
 /// Why credentials cannot be made, read or used. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -28,8 +29,7 @@ pub enum CredentialsError {
         /// With which file or directory.
         path: PathBuf,
         /// Why.
-        #[source]
-        source: io::Error,
+        r#source: io::Error,
     },
     /// Others than its owner may use a private key. Whoever has read it can go on using it, so
     /// issue new credentials if others could.
@@ -69,8 +69,7 @@ pub enum CredentialsError {
         /// The file.
         path: PathBuf,
         /// What is wrong with the name.
-        #[source]
-        source: ConfigError,
+        r#source: ConfigError,
     },
     /// A certificate was valid once: issue another one.
     #[error(
@@ -100,13 +99,12 @@ pub enum CredentialsError {
     },
     /// The files are well formed, but no handshake can be made with them: the key may be that of
     /// another certificate.
-    #[error("the files in {} do not belong together: {source}", dir.display())]
+    #[error("the files in {} do not belong together: {}", dir.display(), in_full(.source))]
     Unusable {
         /// The directory.
         dir: PathBuf,
         /// Why.
-        #[source]
-        source: NetError,
+        r#source: NetError,
     },
     /// An authority signs for its own group alone.
     #[error("this is the authority of group {group:?}, and does not sign for {holder}")]

@@ -18,8 +18,7 @@ pub enum EngineError {
     #[error("too little space for the engine ({source}); nothing was changed")]
     DiskFull {
         /// The engine's own error.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        r#source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A file could not be read or written. Close the engine and open it again; replay the log from
     /// the position that it then holds.
@@ -28,8 +27,7 @@ pub enum EngineError {
         /// What it was doing, to be read after "could not".
         doing: &'static str,
         /// The engine's own error.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        r#source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// An earlier call failed in a way that leaves the state on disk unknown. Close and open again.
     #[error("the engine has failed before: close it and open it again")]

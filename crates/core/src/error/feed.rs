@@ -117,6 +117,9 @@ impl FeedError {
                 | Self::Restoring
                 | Self::SnapshotTooOld
                 | Self::Slow { .. }
+                | Self::NoData
+                | Self::Stopped { .. }
+                | Self::Closed
         )
     }
 

@@ -1,4 +1,8 @@
 //! The public errors. Each says what happened, what it means for the data, and what to do next.
+//!
+//! A text names its cause itself, once, because most callers print nothing else. So the cause is in
+//! a field but is not the error's [`source`](Error::source), which those who print whole chains
+//! would repeat: hence the fields `r#source`.
 
 mod counter;
 mod feed;
@@ -186,7 +190,7 @@ pub enum WriteError {
     Counter(#[source] CounterError),
     /// A read within the transaction failed. Nothing was written.
     #[error("a read in the transaction failed; nothing was written: {0}")]
-    Read(#[source] ReadError),
+    Read(ReadError),
     /// The node is copying a peer's state, because the log that it needs is gone. Nothing was
     /// written.
     #[error(
@@ -245,8 +249,8 @@ impl WriteError {
         }
     }
 
-    /// Whether the same write may succeed later, here or on the master, with no risk of being done
-    /// twice.
+    /// Whether the same write may succeed later, here or on another node, with no risk of being done
+    /// twice. A node that has closed or stopped takes it no more, but the next master does.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::NotMaster { .. }
@@ -255,6 +259,8 @@ impl WriteError {
             | Self::TooOld { .. }
             | Self::DiskFull { .. }
             | Self::Restoring
+            | Self::Stopped { .. }
+            | Self::Closed
             | Self::Conflict => true,
             Self::Read(read) => read.is_retryable(),
             _ => false,
@@ -338,7 +344,7 @@ pub enum ReadError {
     },
     /// The log on this node's disk cannot be read.
     #[error("the log cannot be read: {0}")]
-    Log(#[from] LogError),
+    Log(LogError),
     /// The snapshot exceeded its maximum age: `snapshot_age_max_ms`, or less if it kept the memory
     /// for recent versions (`window_bytes_max`) nearly full.
     #[error(
@@ -388,8 +394,14 @@ pub enum ReadError {
     Closed,
 }
 
+impl From<LogError> for ReadError {
+    fn from(error: LogError) -> Self {
+        Self::Log(error)
+    }
+}
+
 impl ReadError {
-    /// Whether the same read may succeed later.
+    /// Whether the same read may succeed later, or on another node.
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
@@ -398,8 +410,34 @@ impl ReadError {
                 | Self::Lagging { .. }
                 | Self::SnapshotTooOld { .. }
                 | Self::Restoring
+                | Self::NoData
+                | Self::Stopped { .. }
+                | Self::Closed
         )
     }
+}
+
+/// An error with its causes, except those that its own text already states.
+pub(crate) fn in_full(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The cause at the bottom of an error, or the error itself.
+fn first_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 fn master_hint(master: Option<&NodeAddress>) -> String {

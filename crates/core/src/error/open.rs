@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{REMOVED, after_stop};
+use super::{REMOVED, after_stop, first_cause};
 use crate::config::ConfigError;
 use crate::engine::EngineError;
 use crate::log::LogError;
@@ -100,14 +100,14 @@ pub enum OpenError {
         /// The file or directory.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// The log on disk cannot be opened.
     #[error(transparent)]
     Log(LogError),
     /// The storage engine cannot be opened.
     #[error("the storage engine cannot be opened: {0}")]
-    Engine(#[from] EngineError),
+    Engine(EngineError),
     /// The storage engine does not hold what the log gave it, and the log does not reach back far
     /// enough to put it right.
     #[error(
@@ -120,12 +120,15 @@ pub enum OpenError {
         what: String,
     },
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; is another program using the port?")]
+    #[error(
+        "cannot listen on {address}: {}; is another program using the port?",
+        first_cause(.source)
+    )]
     Listen {
         /// The address as configured.
         address: String,
         /// What the network said.
-        source: steadfast_net::NetError,
+        r#source: steadfast_net::NetError,
     },
     /// The runtime or consensus could not be started.
     #[error("cannot start: {0}")]
@@ -143,6 +146,12 @@ pub enum OpenError {
     /// acknowledged is lost: it is in the log.
     #[error("the node has stopped, but could not write everything: {0}")]
     Close(String),
+}
+
+impl From<EngineError> for OpenError {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
 }
 
 /// Why an environment is not ready.

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use crate::error::FeedError;
+use crate::error::{FeedError, in_full};
 use crate::events::change::{ChangeMessage, GroupChange};
 use crate::events::service::{STANDING_INTERVAL, ViewMessage};
 use crate::events::{GroupEvent, GroupView, MemberView, between};
@@ -20,7 +20,7 @@ use crate::node::phase::Phase;
 use crate::node::status::MemberStatus;
 use crate::runtime::{Ground, OwnRuntime};
 use crate::wire::EVENTS;
-use crate::wire::hello::{Callee, Caller, DialError, Session, with_source};
+use crate::wire::hello::{Callee, Caller, DialError, Session};
 use crate::wire::messages::{Kind, decode};
 
 /// How long connecting to one node may take.
@@ -265,7 +265,7 @@ impl GroupEvents {
                 }
                 Err(error) => {
                     denied += usize::from(error.is_about_credentials());
-                    why = format!("{address}: {}", with_source(&error));
+                    why = format!("{address}: {}", in_full(&error));
                 }
             }
         }

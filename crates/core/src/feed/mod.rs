@@ -28,6 +28,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tracing::Instrument;
 
 use crate::error::FeedError;
 use crate::ids::{LogPosition, Term, Vlsn};
@@ -35,6 +36,7 @@ use crate::log::LogId;
 use crate::node::Node;
 use crate::node::phase::Phase;
 use crate::runtime::Ground;
+use crate::spans;
 use crate::token::CommitToken;
 use crate::txn::history::HistoryError;
 use crate::txn::holds::Hold;
@@ -212,7 +214,8 @@ impl Feed {
         let source = self.source.as_mut()?;
         let event = match self.ground.hold() {
             Some(_held) => {
-                let next = source.next(&mut self.resume);
+                let span = spans::feed(&source.node.identity.node_name);
+                let next = source.next(&mut self.resume).instrument(span);
                 let event = self.ground.run(next).await;
                 event.map_err(|error| source.why_ended(error))
             }

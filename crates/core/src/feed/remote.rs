@@ -10,14 +10,14 @@ use steadfast_net::{TcpTransport, Transport};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::error::FeedError;
+use crate::error::{FeedError, in_full};
 use crate::feed::messages::{FeedMessage, Received, SubscribeMessage};
 use crate::feed::{FeedEvent, StartAt, SubscribeOptions};
 use crate::ids::GroupUuid;
 use crate::runtime::{Ground, OwnRuntime};
 use crate::token::CommitToken;
 use crate::wire::SUBSCRIPTION;
-use crate::wire::hello::{Callee, Caller, DialError, Session, with_source};
+use crate::wire::hello::{Callee, Caller, DialError, Session};
 use crate::wire::messages::{Kind, decode, encode};
 
 /// How long connecting to one node may take.
@@ -84,7 +84,7 @@ enum Trouble {
 impl<E: Into<DialError>> From<E> for Trouble {
     fn from(error: E) -> Self {
         let error = error.into();
-        let reason = with_source(&error);
+        let reason = in_full(&error);
         if error.is_about_credentials() {
             Self::Refused(FeedError::NotAllowed { reason })
         } else {

@@ -14,6 +14,7 @@ use crate::config::access::{Access, Holder};
 use crate::config::metadata::check_metadata;
 use crate::config::{check_address, check_name, is_unspecified};
 use crate::consensus::{Consensus, TransferError};
+use crate::error::in_full;
 use crate::group::identity::Identity;
 use crate::group::{Member, Members};
 use crate::ids::NodeId;
@@ -28,7 +29,6 @@ use crate::lifecycle::transfer::{LOOK_INTERVAL, hand_over, transfer};
 use crate::lifecycle::{Lifecycle, enrolment, lock, repair};
 use crate::member::{NodeAddress, NodeType};
 use crate::node::Node;
-use crate::wire::hello::DialError;
 
 /// How long a change that takes a vote away waits for a majority of the others to be up and
 /// current, and for the vote to be gone.
@@ -434,17 +434,6 @@ pub(super) fn check_given_address(name: &str, address: &str) -> Result<(), Undon
     )
 }
 
-/// The error, with its cause unless the text already contains it.
-fn with_cause(error: &DialError) -> String {
-    let DialError::Net(error) = error else {
-        return error.to_string();
-    };
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
-}
-
 /// Whether this master reaches the member at its new address.
 async fn check_reached(consensus: &Consensus, id: NodeId, altered: &Member) -> Result<(), Undone> {
     let Member { name, address, .. } = altered;
@@ -453,7 +442,7 @@ async fn check_reached(consensus: &Consensus, id: NodeId, altered: &Member) -> R
         Err(error) => refused(
             format!(
                 "the master cannot reach {name} at {address}: {}",
-                with_cause(&error)
+                in_full(&error)
             ),
             format!(
                 "start {name} there first, or correct the address; `--force` accepts it without a \

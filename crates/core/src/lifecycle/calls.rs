@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::{Instrument, Span};
+
 use super::{Lifecycle, NotRunning};
 use crate::compare::digest;
 use crate::error::{ReadError, WriteError};
@@ -12,6 +14,7 @@ use crate::node::phase::Phase;
 use crate::node::write::Failure;
 use crate::node::{Node, outcome, read, write};
 use crate::policy::{ConsistencyPolicy, Durability, ReadOptions};
+use crate::spans;
 use crate::token::{CommitToken, Committed, TokenOutcome};
 use crate::txn::transaction::{Snapshot, Transaction};
 
@@ -24,7 +27,10 @@ impl Lifecycle {
         let node = self.writable()?;
         let _writing = self.shutdown.write()?;
         let (durability, timeout) = self.promise(durability);
-        let written = write::write(&node, durability, timeout, transaction).await;
+        let span = spans::commit(&self.config.node);
+        let written = write::write(&node, durability, timeout, transaction);
+        let written = written.instrument(span.clone()).await;
+        note(&span, written.as_ref().ok().map(|written| written.token));
         written.map_err(|failure| match failure {
             Failure::Returned(error) => error,
             Failure::Write(error) => self.why_not_written(error).into(),
@@ -46,8 +52,16 @@ impl Lifecycle {
         let node = self.writable()?;
         let _writing = self.shutdown.write()?;
         let (durability, timeout) = self.promise(durability);
-        let committed = write::commit(&node, durability, timeout, transaction).await;
+        let span = spans::commit(&self.config.node);
+        let committed = write::commit(&node, durability, timeout, transaction);
+        let committed = committed.instrument(span.clone()).await;
+        note(&span, committed.as_ref().ok().copied());
         committed.map_err(|error| self.why_not_written(error))
+    }
+
+    /// A span of a read on this node.
+    pub(crate) fn read_span(&self, policy: ConsistencyPolicy) -> Span {
+        spans::read(&self.config.node, policy)
     }
 
     /// The given durability, or else the environment's, and its timeout.
@@ -131,5 +145,12 @@ impl Lifecycle {
     pub(crate) fn digest(&self) -> Result<(Vlsn, u128), ReadError> {
         let node = self.with_data()?;
         digest::digest(&node.snapshot())
+    }
+}
+
+/// Notes in a commit's span what was committed.
+fn note(span: &Span, committed: Option<CommitToken>) {
+    if let Some(token) = committed {
+        span.record("vlsn", token.vlsn.0);
     }
 }

@@ -23,12 +23,13 @@ use steadfast_net::Transport;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
+use crate::error::in_full;
 use crate::group::identity::Identity;
 use crate::group::{Member, MemberRecord};
 use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId};
 use crate::member::Expected;
 use crate::planted::{self, Bug};
-use crate::wire::hello::{DialError, with_source};
+use crate::wire::hello::DialError;
 use crate::wire::node_state;
 use crate::wire::node_state::NodeStateMessage;
 
@@ -129,7 +130,7 @@ impl Formation {
                     Err(why) => missing.push(why),
                 },
                 Err(error) => {
-                    let why = with_source(error);
+                    let why = in_full(error);
                     missing.push(format!("{} at {} ({why})", node.name, node.address));
                 }
             }

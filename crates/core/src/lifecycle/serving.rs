@@ -1,14 +1,18 @@
 //! Our services on the one port: the hello, then the service, of a node in any phase.
 
+use std::future::Future;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use steadfast_net::{AsyncServiceHandler, BoxFuture, Connection, DispatcherOptions, Refusals};
+use tokio::sync::watch;
 
 use crate::admin::client;
 use crate::admin::messages::AdminAnswer;
 use crate::config::Tuning;
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
+use crate::node::phase::Phase;
 use crate::state_copy::service;
 use crate::state_copy::source::Source;
 use crate::wire::gate::Gate;
@@ -58,12 +62,16 @@ impl AsyncServiceHandler for Service {
     }
 }
 
+/// How long a node that closes waits for its services to end by themselves.
+const STOP_MAX: Duration = Duration::from_secs(1);
+
 /// What strangers can take of this node.
 pub(super) fn limits(tuning: &Tuning) -> DispatcherOptions {
     DispatcherOptions {
         handshake_timeout: tuning.handshake_timeout,
         connections_max: tuning.connections_max,
         connections_per_address_max: tuning.connections_per_address_max,
+        stop_timeout: STOP_MAX,
         ..DispatcherOptions::default()
     }
 }
@@ -76,6 +84,18 @@ fn note(refusals: &Refusals, peer: &str, service: &str, error: &DialError) {
             refusals.note(&format!("{refusal:?}"), peer, &format!("{service}: {text}"));
         }
         _ => {}
+    }
+}
+
+/// Serves until the node closes: an answer may take longer than the node may.
+async fn unless_closing(
+    mut phase: watch::Receiver<Phase>,
+    serving: impl Future<Output = Result<(), DialError>>,
+) -> Result<(), DialError> {
+    tokio::select! {
+        biased;
+        served = serving => served,
+        _ = phase.wait_for(Phase::is_closing) => Ok(()),
     }
 }
 
@@ -92,6 +112,7 @@ impl Lifecycle {
         if name == EVENTS {
             return self.serve_events(session).await;
         }
+        let closing = self.phase.subscribe();
         if name == ADMIN {
             let weak = &Arc::downgrade(&self);
             drop(self);
@@ -105,7 +126,7 @@ impl Lifecycle {
                     None => AdminAnswer::NotMaster(String::new()),
                 }
             };
-            let served = client::serve(answer, session).await;
+            let served = unless_closing(closing, client::serve(answer, session)).await;
             if let Some(lifecycle) = weak.upgrade() {
                 lifecycle.shutdown.answered.notify_waiters();
             }
@@ -120,7 +141,7 @@ impl Lifecycle {
                     None => NodeStateMessage::default(),
                 }
             };
-            return node_state::serve(describe, session).await;
+            return unless_closing(closing, node_state::serve(describe, session)).await;
         }
         // Only a node that takes part serves these.
         let (Some(caller), Ok(node)) = (caller, self.running()) else {
@@ -138,8 +159,12 @@ impl Lifecycle {
                 service::serve(session, &mut source).await
             }
             FEEDER => {
-                if let Err(error) = node.consensus.serve_feeder(caller, session).await {
-                    tracing::warn!(%caller, %error, "a FEEDER connection ended");
+                match node.consensus.serve_feeder(caller, session).await {
+                    Err(error) if error.is_end() => {
+                        tracing::debug!(%caller, %error, "a FEEDER connection ended");
+                    }
+                    Err(error) => tracing::warn!(%caller, %error, "a FEEDER connection was cut"),
+                    Ok(()) => {}
                 }
                 Ok(())
             }

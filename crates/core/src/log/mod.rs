@@ -478,8 +478,7 @@ pub enum LogError {
         /// The file or directory.
         path: PathBuf,
         /// What the disk said.
-        #[source]
-        source: Arc<io::Error>,
+        r#source: Arc<io::Error>,
     },
     /// Synced bytes are not what was written. The node must not vote, and needs a restore from a
     /// peer. Nothing was cut.
@@ -530,8 +529,7 @@ pub enum LogError {
         /// The file or directory.
         path: PathBuf,
         /// What the disk said.
-        #[source]
-        source: Arc<io::Error>,
+        r#source: Arc<io::Error>,
     },
     /// The range starts before the first entry kept: restore, or read from `first` on.
     #[error("entries before {first} were purged")]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use steadfast_net::{NetError, TcpTransport, Transport};
 
-use crate::error::REMOVED;
+use crate::error::{REMOVED, in_full};
 use crate::group::MemberRecord;
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term, Vlsn};
 use crate::listener::Role;
@@ -170,10 +170,11 @@ pub struct ReplicaStatus {
 
 /// Why a node's status could not be obtained.
 #[derive(Debug, thiserror::Error)]
-#[error("{address} does not answer: {source}")]
+#[error("{address} does not answer: {}", in_full(&**.source))]
 pub struct StatusError {
     address: String,
-    source: Box<dyn Error + Send + Sync>,
+    /// Not [`Error::source`]: the text names all of it.
+    r#source: Box<dyn Error + Send + Sync>,
 }
 
 /// Why a node could not be asked, as far as the caller can tell.

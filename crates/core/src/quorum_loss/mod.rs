@@ -185,7 +185,7 @@ pub enum RecoverError {
     )]
     Begun {
         /// Why.
-        source: OpenError,
+        r#source: OpenError,
     },
     /// The directories belong to more than one group.
     #[error(

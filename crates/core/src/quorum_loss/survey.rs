@@ -9,7 +9,7 @@ use prost::Message;
 use steadfast_net::NetError;
 
 use crate::consensus::held_vlsn;
-use crate::error::OpenError;
+use crate::error::{OpenError, in_full};
 use crate::group::identity::{DataDir, Identity};
 use crate::group::{MemberRecord, MembershipRecord};
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, Term, Vlsn};
@@ -19,7 +19,7 @@ use crate::node;
 use crate::quorum_loss::{RecoverError, rewrite};
 use crate::state_copy::swap;
 use crate::txn::batch::Batch;
-use crate::wire::hello::{DialError, with_source};
+use crate::wire::hello::DialError;
 use crate::wire::node_state;
 use crate::wire::node_state::NodeStateMessage;
 
@@ -93,7 +93,7 @@ impl Survey {
             let said = match said {
                 // It may hear a master.
                 Err(error) if is_up(&error) => {
-                    let why = with_source(&error);
+                    let why = in_full(&error);
                     return Err(RecoverError::Unasked { address, why });
                 }
                 said => said.map_err(|error| error.to_string()),

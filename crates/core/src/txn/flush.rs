@@ -70,6 +70,10 @@ const WORK_TICK: Duration = Duration::from_millis(10);
 /// How long the engine may be busy before it counts as hung rather than slow.
 const ENGINE_HANGS: Duration = Duration::from_secs(10);
 
+/// How long the last flush may begin batches. What is left is in the log, and is replayed from there
+/// when the node is opened again.
+const LAST_FLUSH_MAX: Duration = Duration::from_secs(1);
+
 /// One applied entry.
 #[derive(Debug)]
 pub(crate) struct Mark {
@@ -232,7 +236,7 @@ impl Flush {
         Ok(())
     }
 
-    /// Flushes until `stop` is set, then flushes what is left.
+    /// Flushes until `stop` is set, then flushes what is left, for at most [`LAST_FLUSH_MAX`].
     ///
     /// # Errors
     /// When the engine fails. Nothing is retried: the node must be opened again.
@@ -264,7 +268,15 @@ impl Flush {
             self.readers.end_older_than(self.snapshot_age_max());
             self.evict();
             if stopped || self.is_due() {
-                self.flush_all(&mut auditor, &persisted).await?;
+                let until = Instant::now() + LAST_FLUSH_MAX;
+                let goes_on = || {
+                    if stopped {
+                        Instant::now() < until
+                    } else {
+                        !*stop.borrow()
+                    }
+                };
+                self.flush_all(&mut auditor, &persisted, goes_on).await?;
             }
             if stopped {
                 return Ok(());
@@ -332,16 +344,17 @@ impl Flush {
 
     /// Flushes everything that may be flushed at this point, and syncs once. Later entries wait for
     /// the next run: otherwise writers that never pause would put off the sync for ever, and with
-    /// it the purge of the log.
+    /// it the purge of the log. What is left when `goes_on` says no stays in the log alone.
     async fn flush_all(
         &self,
         auditor: &mut Auditor,
         persisted: &watch::Receiver<Option<LogId>>,
+        goes_on: impl Fn() -> bool,
     ) -> Result<(), FlushError> {
         let mut flushed = false;
         // Copied: a long borrow blocks the log's writer.
         let persisted = *persisted.borrow();
-        loop {
+        while goes_on() {
             let limit = self.readers.flush_limit(|| self.sequencer.visible());
             let marks = self.take_marks(limit, persisted);
             if marks.is_empty() || !self.flush_marks(auditor, marks)? {

@@ -85,20 +85,6 @@ impl DialError {
     }
 }
 
-/// The error with what caused it, on one line.
-pub(crate) fn with_source(error: &DialError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
 /// Called with this node's epoch and a later one, when a peer shows that the group was recovered
 /// without this node.
 pub(crate) type Superseded = Arc<dyn Fn(GroupEpoch, GroupEpoch) + Send + Sync>;

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use steadfast::limits::CLOSE_MAX;
 use steadfast::log::Disk;
 use steadfast::{
     CommitToken, ConsistencyPolicy, FeedError, FeedEvent, NodeType, ReadError, RestoreProgress,
@@ -109,6 +110,25 @@ fn wait_bytes(group: &Group, at: usize, bytes: u64) {
     eventually("a copy is under way", || {
         progress(group, at).is_some_and(|progress| progress.bytes >= bytes)
     });
+}
+
+#[test]
+fn a_close_during_a_copy_is_over_in_time_at_both_ends() {
+    let mut group = Group::in_memory(3, SLOW);
+    write_kib(group.master(), "before", 32);
+    leave_behind(&mut group, 2, 8 * 1024);
+    group.reopen(2).expect("opened");
+    wait_bytes(&group, 2, 1);
+    let copying = progress(&group, 2).expect("under way");
+    let source = copying.source.expect("a source");
+    let is_source = |node: &&Env| node.status().node.id == source;
+    let source = group.open_nodes().find(is_source).expect("open").clone();
+    assert_eq!(source.status().copies, 1);
+    for node in [&source, group.node(2)] {
+        let began = Instant::now();
+        node.close().expect("closed");
+        assert!(began.elapsed() <= CLOSE_MAX, "{:?}", began.elapsed());
+    }
 }
 
 #[test]

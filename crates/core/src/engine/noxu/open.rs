@@ -4,9 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
-use noxu::{CheckpointConfig, Database, DatabaseConfig, Environment, ReadOptions, Transaction};
+use noxu::{
+    CheckpointConfig, Database, DatabaseConfig, Environment, NoxuError, ReadOptions, Transaction,
+};
+use tokio::time::Instant;
 
 use super::directory::bytes_in;
 use super::errors::{io_error, read_error, write_error};
@@ -23,6 +27,8 @@ const EMPTY_ROUNDS_MAX: usize = 16;
 /// Rounds of cleaning at close. Each round frees what the previous round emptied; the bound keeps
 /// close from chasing the last file.
 const CLEAN_ROUNDS_MAX: usize = 4;
+/// How long a close may begin to empty files. One takes up to some 100 ms.
+const CLEAN_MAX: Duration = Duration::from_secs(1);
 /// Changes that a batch makes, and pairs that a scan reads, before the other gets its turn: about a
 /// millisecond of work.
 const SLICE: usize = 256;
@@ -239,33 +245,46 @@ impl Open {
         Ok(pairs)
     }
 
-    /// Frees space: moves live records out of sparse files until that frees no more. What it cannot
-    /// free costs only space, and is retried at the next close.
+    /// Frees space: moves live records out of sparse files until that frees no more, for at most
+    /// [`CLEAN_MAX`]. What it cannot free costs only space, and is retried at the next close.
     pub(super) fn clean(&self, directory: &Path) {
+        let until = Instant::now() + CLEAN_MAX;
         let mut bytes_before = u64::MAX;
         for _ in 0..CLEAN_ROUNDS_MAX {
-            let cleaned = self.clean_once();
+            let cleaned = self.clean_files(until);
             if let Err(error) = &cleaned {
                 tracing::warn!(%error, "the engine could not free space");
             }
             let bytes = bytes_in(directory);
-            if matches!(cleaned, Ok(0)) || bytes >= bytes_before {
+            let is_over = Instant::now() >= until;
+            if matches!(cleaned, Ok(0)) || bytes >= bytes_before || is_over {
                 break;
             }
             bytes_before = bytes;
         }
     }
 
-    /// Returns the number of files emptied.
-    pub(super) fn clean_once(&self) -> noxu::Result<u32> {
+    /// Empties sparse files, one after another, and begins none after `until`. Returns their number.
+    fn clean_files(&self, until: Instant) -> noxu::Result<u32> {
+        let parts = self.environment.env_impl_arc_for_test();
+        let mut files = 0;
+        while Instant::now() < until {
+            let pass = parts.lock().run_cleaner(1, false);
+            let emptied = pass
+                .map_err(|error| NoxuError::OperationNotAllowed(error.to_string()))?
+                .files_cleaned;
+            if emptied == 0 {
+                break;
+            }
+            files += emptied;
+        }
         let checkpoint = CheckpointConfig::new().with_force(true);
-        let files = self.environment.clean_log();
-        // An emptied file is removed at the second checkpoint afterwards.
+        // A file that was emptied here or before is removed at the second checkpoint afterwards.
         for _ in 0..2 {
             mark_roots(&self.environment);
             self.environment.checkpoint(Some(&checkpoint))?;
         }
-        files
+        Ok(files)
     }
 
     pub(super) fn close(self) -> Result<()> {

@@ -39,7 +39,16 @@ impl<'a> Scan<'a> {
         })
     }
 
-    pub(super) fn collect(mut self, mut limit: ScanLimit) -> Result<Vec<(Bytes, Bytes)>> {
+    pub(super) fn collect(mut self, limit: ScanLimit) -> Result<Vec<(Bytes, Bytes)>> {
+        let pairs = self.pairs(limit);
+        // Noxu warns of every cursor that is dropped instead.
+        let closed = self.cursor.close();
+        let pairs = pairs?;
+        closed.map_err(|error| read_error("scan", error))?;
+        Ok(pairs)
+    }
+
+    fn pairs(&mut self, mut limit: ScanLimit) -> Result<Vec<(Bytes, Bytes)>> {
         let mut pairs = Vec::new();
         let mut found = self.first()?;
         while found && !limit.is_used_up() {

@@ -144,7 +144,7 @@ impl Rig {
 
     fn flush(&mut self) {
         let persisted = self.persisted.subscribe();
-        let flushed = self.flush.flush_all(&mut self.auditor, &persisted);
+        let flushed = self.flush.flush_all(&mut self.auditor, &persisted, || true);
         let flushed = self.runtime.block_on(flushed);
         flushed.expect("an engine in memory");
     }
