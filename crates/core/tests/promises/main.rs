@@ -22,6 +22,7 @@ mod feed_remote;
 mod hostile;
 mod input;
 mod isolation;
+mod lifetimes;
 mod looking;
 mod membership;
 mod model;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use steadfast::log::Disk;
-use steadfast::{CommitToken, ReadyError};
+use steadfast::{CommitToken, ConsistencyPolicy, ReadyError};
 
 use crate::paused;
 use crate::world::World;
@@ -91,6 +91,51 @@ async fn wait_same(world: &World) {
     };
     let waited = tokio::time::timeout(Duration::from_mins(1), same).await;
     waited.expect("all nodes hold the same");
+}
+
+#[test]
+fn a_copy_of_the_state_has_the_times_to_live_and_its_node_goes_on_with_them() {
+    paused().block_on(async {
+        let mut world = World::tuned(3, 14, SMALL).await;
+        let master = world.master().await;
+        let behind = (master + 1) % 3;
+        let hour = Duration::from_hours(1);
+        for (key, ttl) in [("long", hour), ("short", Duration::from_mins(1))] {
+            let keys = world.hosts[master].env().database("keys");
+            let put = keys.put_with_ttl_async(key, "v", ttl).await;
+            let _token = put.expect("committed");
+        }
+        leave_behind(&mut world, behind).await;
+        world.restart(behind).await;
+        while world.hosts[behind].env().status().restore.is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        wait_same(&world).await;
+        // The others are not there to know better.
+        for at in [master, (master + 2) % 3] {
+            world.cut_power(at).await;
+        }
+        world.restart((master + 2) % 3).await;
+        let new = world.master().await;
+        for key in ["long", "short"] {
+            let read = world.hosts[behind]
+                .env()
+                .read_async(ConsistencyPolicy::Eventual, |s| {
+                    s.database("keys")?.expires_in(key)
+                });
+            let left = read.await.expect("read").expect("a time to live");
+            assert!(left <= hour, "{left:?}");
+        }
+        let node = world.hosts[new].env();
+        while world
+            .has(new, ConsistencyPolicy::Linearizable, "short")
+            .await
+            .expect("read")
+        {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(node.status().damage.is_none());
+    });
 }
 
 #[test]
