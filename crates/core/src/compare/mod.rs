@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use crate::ids::Vlsn;
 use crate::member::NodeAddress;
 use crate::node::status::Divergence;
+use crate::txn::catalog::is_users_name;
 use crate::wire::comparison::{
     CheckReply, DatabaseDigestMessage, DivergenceMessage, RangeOutcome, RangeReply, RangeRequest,
 };
@@ -214,7 +215,7 @@ impl Comparing<'_> {
             note(found, divergence);
             return Ok(false);
         }
-        let named = reply.running.into_iter().filter(|of| !of.name.is_empty());
+        let named = reply.running.into_iter().filter(|of| is_users(&of.name));
         found.databases = named
             .map(|database| ComparedDatabase {
                 name: database.name,
@@ -238,7 +239,8 @@ impl Comparing<'_> {
         let mut names = vec![String::new()];
         let mut at = 0;
         while let Some(name) = names.get(at).cloned() {
-            progress(&name, found.databases.iter().map(|of| of.rows).sum());
+            let shown = if is_users(&name) { &name } else { "" };
+            progress(shown, found.databases.iter().map(|of| of.rows).sum());
             let listed = self.database(&name, others, found).await?;
             names.extend(listed);
             at += 1;
@@ -281,7 +283,7 @@ impl Comparing<'_> {
             }
             tokio::time::sleep(began.elapsed() * self.rest).await;
         }
-        if !name.is_empty() {
+        if is_users(name) {
             found.databases.push(ComparedDatabase {
                 name: name.to_owned(),
                 rows,
@@ -391,6 +393,11 @@ impl Comparing<'_> {
         }
         unreachable!("the last attempt returns")
     }
+}
+
+/// Whether users know of a database by this name. Those of the group are compared like any other.
+fn is_users(name: &str) -> bool {
+    !name.is_empty() && is_users_name(name.as_bytes())
 }
 
 fn note(found: &mut Comparison, divergence: Divergence) {

@@ -13,6 +13,7 @@ use crate::group::MemberRecord;
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term, Vlsn};
 use crate::listener::Role;
 use crate::member::{JoinToken, NodeAddress, NodeType, PRIORITY_DEFAULT};
+use crate::txn::catalog::is_users_name;
 use crate::wire::hello::DialError;
 use crate::wire::node_state;
 use crate::wire::node_state::{
@@ -375,7 +376,8 @@ impl NodeStatus {
 /// A range of keys in which nodes differ at the same transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Divergence {
-    /// Name of the database; empty for the list of databases itself.
+    /// Name of the database; empty for the list of databases itself. One that begins with a control
+    /// character holds the times to live of keys.
     pub database: String,
     /// The first key of the range.
     pub from: Vec<u8>,
@@ -393,6 +395,7 @@ impl fmt::Display for Divergence {
         let key = |key: &[u8]| key.escape_ascii().to_string();
         match &self.database[..] {
             "" => f.write_str("the list of databases")?,
+            name if !is_users_name(name.as_bytes()) => f.write_str("the times to live")?,
             name => write!(f, "database {name}")?,
         }
         write!(f, ", keys from {:?}", key(&self.from))?;

@@ -235,6 +235,61 @@ fn a_put_at_the_moment_of_the_deadline_wins_or_finds_the_key_gone() {
 }
 
 #[test]
+fn puts_of_a_key_at_the_same_time_do_not_conflict_and_the_last_one_decides() {
+    paused().block_on(async {
+        let world = World::of(1, 68).await;
+        let env = world.hosts[world.master().await].env().clone();
+        for key in ["longer", "lasting", "shorter"] {
+            put(&env, key, s(5)).await;
+        }
+        // None of them sees what the other has done.
+        let first = env.begin_transaction_async().await.expect("begun");
+        let last = env.begin_transaction_async().await.expect("begun");
+        for (transaction, ttls) in [(&first, [2, 2, 60]), (&last, [30, 0, 2])] {
+            let keys = transaction.database("keys").expect("a database");
+            for (key, ttl) in ["longer", "lasting", "shorter"].into_iter().zip(ttls) {
+                let put = match ttl {
+                    0 => keys.put(key, "v"),
+                    ttl => keys.put_with_ttl(key, "v", s(ttl)),
+                };
+                put.expect("put");
+            }
+        }
+        for transaction in [first, last] {
+            let _token = transaction.commit_async().await.expect("no conflict");
+        }
+        for (after, there) in [
+            (1, [true, true, true]),
+            (20, [true, true, false]),
+            (15, [false, true, false]),
+            (60, [false, true, false]),
+        ] {
+            sleep(s(after)).await;
+            for (key, is_there) in ["longer", "lasting", "shorter"].into_iter().zip(there) {
+                assert_eq!(has(&env, key).await, is_there, "{key} after {after} s more");
+            }
+        }
+    });
+}
+
+/// Long enough that all that a clock may gain is more than what keys wait for each other.
+#[test]
+fn a_clock_that_gains_all_that_it_may_ends_no_key_early() {
+    paused().block_on(async {
+        let world = World::of(1, 69).await;
+        let host = &world.hosts[world.master().await];
+        host.speed_ppm(1_000);
+        let ttl = s(300);
+        let began = Instant::now();
+        put(host.env(), "k", ttl).await;
+        sleep(s(299)).await;
+        gone_after(host.env(), "k").await;
+        let lived = began.elapsed();
+        assert!(lived >= ttl && lived <= ttl + late_max(ttl), "{lived:?}");
+    });
+}
+
+#[test]
 fn what_is_no_time_to_live_and_a_key_too_long_for_one_are_refused() {
     paused().block_on(async {
         let world = World::new(64).await;

@@ -186,6 +186,7 @@ impl RunningDigest {
     pub(crate) fn name(&self, id: DatabaseId) -> String {
         let mut names = self.names.iter();
         match names.find(|(_, named)| **named == id) {
+            Some((name, _)) if !catalog::is_users_name(name) => "the times to live".to_owned(),
             Some((name, _)) => format!("database {:?}", String::from_utf8_lossy(name)),
             None if id == CATALOG => "the catalog of databases".to_owned(),
             None => format!("the database with the id {id}"),
