@@ -111,17 +111,20 @@ impl Lifecycle {
 
 /// Publishes what is wanted whenever the group has something else, until the node closes.
 async fn keep_published(lifecycle: Weak<Lifecycle>, mut phase: watch::Receiver<Phase>) {
-    let Some((mut members, mut wanted)) = lifecycle.upgrade().map(|lifecycle| {
-        let wanted = lifecycle.published.wanted.subscribe();
-        (lifecycle.around.members.subscribe(), wanted)
-    }) else {
+    let Some(held) = lifecycle.upgrade() else {
         return;
     };
+    let mut members = held.around.members.subscribe();
+    let mut wanted = held.published.wanted.subscribe();
+    // A new node has its id last.
+    let mut identity = held.identity.subscribe();
+    drop(held);
     loop {
         let Some(held) = lifecycle.upgrade() else {
             return;
         };
         wanted.borrow_and_update();
+        identity.borrow_and_update();
         let is_running = *phase.borrow_and_update() == Phase::Running;
         let differs = held.has_published(&members.borrow_and_update()) == Some(false);
         let mut pause = None;
@@ -138,6 +141,7 @@ async fn keep_published(lifecycle: Weak<Lifecycle>, mut phase: watch::Receiver<P
         let goes_on = tokio::select! {
             biased;
             changed = phase.changed() => changed.is_ok(),
+            changed = identity.changed() => changed.is_ok(),
             changed = members.changed() => changed.is_ok(),
             changed = wanted.changed() => changed.is_ok(),
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => true,

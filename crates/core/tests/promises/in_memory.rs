@@ -6,7 +6,7 @@ use std::time::Duration;
 use steadfast::{ConsistencyPolicy, InMemoryError, InMemoryGroup, ReplicatedEnvironment};
 use tokio::time::Instant;
 
-use crate::support::{PATIENCE, get, put};
+use crate::support::{PATIENCE, eventually, get, put};
 
 /// From an order to start a node until it can be used.
 const START_MAX: Duration = Duration::from_millis(100);
@@ -137,12 +137,6 @@ fn what_a_test_gets_wrong_is_told() {
         matches!(refused, Err(InMemoryError::Node(_))),
         "{refused:?}"
     );
-    let metadata = |builder: steadfast::RepConfigBuilder| builder.metadata("zone", "b");
-    let group = InMemoryGroup::configured(1, metadata).expect("a group");
-    let node = group.node("n1").expect("it runs");
-    crate::support::eventually("it is configured", || {
-        node.status().node.metadata.contains_key("zone")
-    });
 }
 
 /// The clock counts what a node waits for, however busy the machine is.
@@ -195,4 +189,20 @@ async fn on_a_paused_clock_a_time_limit_passes_at_once() {
         passed >= LONG && real < LONG / 2,
         "{passed:?} took {real:?}"
     );
+}
+
+#[test]
+fn groups_of_any_size_form_as_they_are_configured() {
+    for nodes in [1, 2, 3, 5, 1, 3] {
+        let group = InMemoryGroup::configured(nodes, |builder| builder.metadata("zone", "b"));
+        let group = group.expect("a group");
+        write(&group, "k");
+        assert_eq!(group.nodes().count(), nodes);
+        let is_configured = |node: &ReplicatedEnvironment| {
+            let members = node.status().members;
+            let mut members = members.iter().map(|member| &member.node.metadata);
+            members.all(|metadata| metadata.contains_key("zone"))
+        };
+        eventually("all are configured", || group.nodes().all(is_configured));
+    }
 }
