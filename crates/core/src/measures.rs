@@ -1,5 +1,8 @@
-//! Every metric of a node, for its documentation and its recorder. `tests/measures.rs` holds it to
+//! Every metric, for its documentation and its recorder. `tests/measures.rs` holds it to
 //! the code, and `docs/metrics.md` to it.
+//!
+//! A gauge that a node sets has its name as a label, because the nodes of one process would
+//! overwrite each other's. Counters and distributions are those of the process: they add up.
 
 use metrics::Unit;
 
@@ -47,7 +50,7 @@ macro_rules! metrics_table {
 metrics_table! {
     Counter "steadfast_accept_errors_total" Count []
         "Connections that the system could not accept, most often for want of descriptors.";
-    Gauge "steadfast_certificate_expiry_timestamp_seconds" Seconds []
+    Gauge "steadfast_certificate_expiry_timestamp_seconds" Seconds ["node"]
         "When the node's certificate ends, since 1970.";
     Counter "steadfast_conflicts_total" Count []
         "Transactions that conflicted with another one. Those with a function ran again.";
@@ -55,9 +58,9 @@ metrics_table! {
         "Connections that the node serves, or that introduce themselves.";
     Counter "steadfast_connections_refused_total" Count ["reason"]
         "Connections that were closed before they reached a service.";
-    Gauge "steadfast_damaged" Count []
+    Gauge "steadfast_damaged" Count ["node"]
         "1 while the node's data is known to be wrong, else 0.";
-    Gauge "steadfast_disk_free_ratio" Count []
+    Gauge "steadfast_disk_free_ratio" Count ["node"]
         "The free part of the fullest volume that the node writes to, from 0 to 1.";
     Counter "steadfast_divergence_total" Count []
         "Ranges of keys in which nodes differed, found by comparisons of this master.";
@@ -81,7 +84,7 @@ metrics_table! {
         "Callers that were refused by their hello: strangers, other groups, wiped nodes.";
     Counter "steadfast_outcome_unknown_total" Count []
         "Writes that ended without it being known whether they are committed.";
-    Gauge "steadfast_read_only" Count ["reason"]
+    Gauge "steadfast_read_only" Count ["node", "reason"]
         "1 while the node takes no user writes for want of room on its disk, else 0.";
     Counter "steadfast_slow_writes_total" Count ["waits_for"]
         "Writes that waited for longer than a second, by what they waited for.";

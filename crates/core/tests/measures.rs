@@ -14,6 +14,7 @@ use steadfast::{METRICS, Metric, MetricKind};
 const HEAD: &str = "# Metrics
 
 Recorded with the [`metrics`](https://docs.rs/metrics) facade: an application installs the recorder of its choice, and the library forces none.
+A gauge that a node sets has its name as the label `node`; the others are those of the process, and add up over its nodes.
 `steadfast::describe_metrics()` gives it units and meanings, and `steadfast::METRICS` is this table as data. This page is made from it:
 `STEADFAST_BLESS=1 cargo test -p steadfast --test measures` writes it anew.
 

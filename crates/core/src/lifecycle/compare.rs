@@ -189,7 +189,8 @@ impl Lifecycle {
     /// node's status says why the data cannot be relied upon.
     fn data_is_bad(&self, reason: Option<&String>) {
         let node = &self.config.node;
-        metrics::gauge!("steadfast_damaged").set(f64::from(u8::from(reason.is_some())));
+        metrics::gauge!("steadfast_damaged", "node" => node.clone())
+            .set(f64::from(u8::from(reason.is_some())));
         if let Some(reason) = reason {
             tracing::error!(node, reason, "the data of this node is bad");
         } else {

@@ -56,22 +56,25 @@ pub(super) async fn warn_of_plaintext(address: String) {
 /// When the certificate of the node ends, if it has one.
 pub(super) fn certificate_ends_ms(config: &RepConfig) -> Option<u64> {
     let credentials = config.security.credentials();
-    credentials.and_then(|credentials| ends_ms(credentials))
+    credentials.and_then(|credentials| ends_ms(credentials, &config.node))
 }
 
 /// When the certificate ends, in milliseconds since 1970. Also sets the gauge, in seconds.
-fn ends_ms(credentials: &TlsCredentials) -> Option<u64> {
+fn ends_ms(credentials: &TlsCredentials, node: &str) -> Option<u64> {
     let ends_ms = credentials::ends_ms(credentials)?;
     // Until the year 2106 it is exact, and what ends after that ends late enough.
     let seconds = u32::try_from(ends_ms / 1_000).map_or(f64::INFINITY, f64::from);
-    metrics::gauge!("steadfast_certificate_expiry_timestamp_seconds").set(seconds);
+    let gauge = metrics::gauge!(
+        "steadfast_certificate_expiry_timestamp_seconds", "node" => node.to_owned()
+    );
+    gauge.set(seconds);
     Some(ends_ms)
 }
 
 impl Lifecycle {
     /// Notes that the node has new credentials.
     pub(crate) fn note_credentials(&self, credentials: &TlsCredentials) {
-        *lock(&self.certificate_ends_ms) = ends_ms(credentials);
+        *lock(&self.certificate_ends_ms) = ends_ms(credentials, &self.config.node);
     }
 }
 
@@ -103,6 +106,12 @@ mod tests {
 
         fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
             assert_eq!(key.name(), "steadfast_certificate_expiry_timestamp_seconds");
+            let labels: Vec<_> = key.labels().map(|of| (of.key(), of.value())).collect();
+            assert_eq!(
+                labels,
+                [("node", "n1")],
+                "nodes of one process set it apart"
+            );
             Gauge::from_arc(Arc::clone(&self.0))
         }
 
@@ -121,7 +130,7 @@ mod tests {
         let [certificate, key, authority] = texts.map(String::as_bytes);
         let credentials = TlsCredentials::from_pem(certificate, key, authority).expect("good");
         let kept = Kept::default();
-        let ends_ms = metrics::with_local_recorder(&kept, || ends_ms(&credentials));
+        let ends_ms = metrics::with_local_recorder(&kept, || ends_ms(&credentials, "n1"));
         let in_a_year = NOW_MS / 1_000 + VALID_FOR.as_secs();
         assert_eq!(ends_ms, Some(in_a_year * 1_000));
         let gauge = f64::from_bits(kept.0.load(Ordering::Relaxed));

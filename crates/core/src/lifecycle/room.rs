@@ -160,7 +160,8 @@ impl Lifecycle {
         };
         #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
         let ratio = space.free_bytes as f64 / space.total_bytes.max(1) as f64;
-        metrics::gauge!("steadfast_disk_free_ratio").set(ratio);
+        let node = self.config.node.clone();
+        metrics::gauge!("steadfast_disk_free_ratio", "node" => node).set(ratio);
         Room {
             space,
             standing,
@@ -187,7 +188,9 @@ impl Lifecycle {
             return;
         }
         let is_read_only = f64::from(u8::from(room.standing == Standing::ReadOnly));
-        metrics::gauge!("steadfast_read_only", "reason" => "disk").set(is_read_only);
+        let node = self.config.node.clone();
+        metrics::gauge!("steadfast_read_only", "node" => node, "reason" => "disk")
+            .set(is_read_only);
         let (free_bytes, dir) = (room.space.free_bytes, self.config.data_dir.display());
         match room.standing {
             Standing::Enough => tracing::info!(free_bytes, %dir, "there is room on the disk again"),
