@@ -68,7 +68,7 @@ fn main() -> Result<()> {
         let followed = loaded.and_then(|()| followed.join().expect("no panic"));
         ends.done.store(true, Ordering::Relaxed);
         for writer in writers {
-            writer.join().expect("no panic")?;
+            writer.join().expect("no panic");
         }
         measured.join().expect("no panic");
         let late = followed?;
@@ -243,7 +243,7 @@ fn follow(master: &ReplicatedEnvironment, ends: &Ends) -> Result<Histogram<u64>>
 }
 
 /// Writes at a fixed pace, and notes how long each write takes from when it was due.
-fn write(master: &ReplicatedEnvironment, ends: &Ends, latencies: &Latencies) -> Result<()> {
+fn write(master: &ReplicatedEnvironment, ends: &Ends, latencies: &Latencies) {
     let application = master.database("application");
     let pace = Duration::from_secs(1) * WRITERS / WRITES_PER_S;
     let (began, value) = (Instant::now(), [7; VALUE_BYTES]);
@@ -253,10 +253,12 @@ fn write(master: &ReplicatedEnvironment, ends: &Ends, latencies: &Latencies) -> 
         }
         let due = began + pace * n;
         until(due);
-        let _token = application.put((n % 10_000).to_be_bytes(), value)?;
-        latencies.record(due.elapsed());
+        // Where nodes starve, some are refused; those are told of, and take no part in the figures.
+        match application.put((n % 10_000).to_be_bytes(), value) {
+            Ok(_token) => latencies.record(due.elapsed()),
+            Err(error) => eprintln!("a write failed: {error}"),
+        }
     }
-    Ok(())
 }
 
 /// Tells how long writes took before the minute, and in it.
