@@ -110,10 +110,6 @@ fn node_process(node: &str, dir: &str, nodes: &[String]) -> Result<(), Box<dyn E
     Ok(())
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the system is asked for a port that is free"
-)]
 fn free_port() -> std::io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
