@@ -187,5 +187,6 @@ pub const LOG_FILTER: &str = "info,openraft=error,noxu=warn";
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 #[doc = include_str!("../../../docs/guide.md")]
+#[doc = include_str!("../../../docs/service.md")]
 #[doc = include_str!("../../../docs/tables.md")]
 struct Guides;

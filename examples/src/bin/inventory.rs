@@ -13,7 +13,7 @@
 //!
 //! Any process can be asked for anything: one that is not the master sends writes there. An answer
 //! to a write has the header `token`; a read with that header sees at least that write, whichever
-//! process it reaches. `docs/guide.md` explains the service part by part.
+//! process it reaches. `docs/service.md` explains the service part by part.
 
 use std::convert::Infallible;
 use std::error::Error;
