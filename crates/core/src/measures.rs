@@ -70,6 +70,10 @@ metrics_table! {
         "Rows that the engine had lost or changed, and that the log put right.";
     Counter "steadfast_engine_wrong_total" Count []
         "Counts of all rows that found the engine wrong.";
+    Counter "steadfast_expired_keys_total" Count []
+        "Keys that this node, as master, has deleted because their time to live had passed.";
+    Gauge "steadfast_expiry_lag_seconds" Seconds ["node"]
+        "On the master: how late the last keys were deleted whose time to live had passed.";
     Counter "steadfast_frames_rejected_total" Count []
         "Frames that violated the protocol. Each cost its connection.";
     Histogram "steadfast_fsync_seconds" Seconds []

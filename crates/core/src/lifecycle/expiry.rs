@@ -130,15 +130,13 @@ impl Expiry {
     }
 
     async fn end_chunk(&mut self, lifecycle: &Lifecycle) -> Result<Ended, WriteError> {
-        let mut ended = Ended::default();
         let deleted = lifecycle.write(Some(Durability::MAJORITY), |transaction| {
-            ended = transaction.end_lifetimes(&self.from)?;
-            Ok::<_, WriteError>(())
+            transaction.end_lifetimes(&self.from)
         });
-        let _token = deleted.await?;
+        let ended = deleted.await?.value;
         self.noted = Instant::now();
         metrics::counter!("steadfast_expired_keys_total").increment(ended.keys);
-        metrics::gauge!("steadfast_expiry_lag_seconds")
+        metrics::gauge!("steadfast_expiry_lag_seconds", "node" => lifecycle.config.node.clone())
             .set(Duration::from_millis(ended.late_ms).as_secs_f64());
         self.from = ended.rest.clone().unwrap_or_else(|| self.from.clone());
         Ok(ended)
