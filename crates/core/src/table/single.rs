@@ -32,7 +32,7 @@ impl<K: TableKey, V, C: Codec<V>> TableOn<'_, K, V, C> {
     /// The value of `key`, if it has one, in a state as fresh as `policy` requires.
     ///
     /// # Errors
-    /// As [`Rows::get`](crate::table::Rows::get); see [`ReadError`].
+    /// As [`Rows::get`](crate::table::Rows::get); see [`ReadError`](crate::ReadError).
     pub fn get<Q: EncodeKey + ?Sized>(
         &self,
         policy: impl Into<ReadOptions>,
