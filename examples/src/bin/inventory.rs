@@ -72,6 +72,7 @@ impl IntoResponse for Failure {
             Self::Elsewhere(place) => return Redirect::temporary(place).into_response(),
             Self::Write(error) => error.is_retryable(),
             Self::Read(error) => error.is_retryable(),
+            Self::Table(error) => error.is_retryable(),
             Self::Feed(error) => error.is_retryable(),
             _ => false,
         };

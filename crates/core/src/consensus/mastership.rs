@@ -164,7 +164,8 @@ fn publish(consensus: &Consensus, role: Role, leadership: &Leadership) {
         let new = RoleState { role, term, master };
         let changed = *old != new;
         if changed {
-            tracing::info!(role = %new.role, term = %new.term, master = ?new.master, "role");
+            let master = new.master.as_ref().map(|master| &*master.name);
+            tracing::info!(role = %new.role, term = %new.term, master, "the role of this node");
             *old = new;
         }
         changed

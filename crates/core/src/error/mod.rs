@@ -26,11 +26,16 @@ pub use open::{OpenError, ReadyError};
 /// The reason with which a removed node stops.
 pub(crate) const REMOVED: &str = "this node was removed from the group";
 
+/// Part of the reason of a node that was started with a list of founders, but is none of them.
+pub(crate) const FORMED_WITHOUT: &str = "was formed without";
+
 /// What to do about a node that has stopped for this reason.
 fn after_stop(reason: &str) -> &'static str {
     if reason == REMOVED {
         "to bring it back, let it join again, with an empty directory and a token (steadfast token \
          create)"
+    } else if reason.contains(FORMED_WITHOUT) {
+        "to add it, let it join with a token (steadfast token create)"
     } else {
         "open it again to re-read its disk"
     }
@@ -74,10 +79,10 @@ pub enum WriteError {
     },
     /// Too few nodes are available to acknowledge the write. Nothing was written.
     #[error(
-        "the write needs {needed} electable {}, but only {available} {} connected; nothing was \
+        "the write needs {needed} electable {}, but only {available} {} answered lately; nothing was \
          written; retry when the others are back, or ask for less durability",
         plural(*.needed, "node", "nodes"),
-        plural(*.available, "is", "are")
+        plural(*.available, "has", "have")
     )]
     InsufficientReplicas {
         /// Electable nodes that must have the write on disk, the master included.

@@ -23,7 +23,7 @@ use steadfast_net::Transport;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use crate::error::in_full;
+use crate::error::{FORMED_WITHOUT, in_full};
 use crate::group::identity::Identity;
 use crate::group::{Member, MemberRecord};
 use crate::ids::{GroupEpoch, GroupUuid, Incarnation, NodeId};
@@ -194,7 +194,7 @@ impl Formation {
                  makes one group: another group needs a list of its own"
             )),
             None => Round::Refused(format!(
-                "group {group_name:?} ({group}) was formed without {node_name:?}"
+                "group {group_name:?} ({group}) {FORMED_WITHOUT} {node_name:?}"
             )),
         }
     }

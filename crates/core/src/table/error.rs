@@ -5,7 +5,7 @@ use std::error::Error;
 use bytes::Bytes;
 
 use super::key::KeyError;
-use crate::error::{ReadError, WriteError};
+use crate::error::{Outcome, ReadError, WriteError};
 
 /// Why an operation on a typed table failed.
 ///
@@ -61,8 +61,8 @@ pub enum TableError {
         /// The error of the codec.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// An index leads to a row that does not exist. Somebody writes to the table without its indexes:
-    /// see `Table::verify` and `Table::rebuild`.
+    /// An index leads to a row that does not exist. Somebody writes to the table without its indexes,
+    /// or has given its bytes a time to live: see `Table::verify` and `Table::rebuild`.
     #[error("the index {index} leads to the row {}, which does not exist", row.escape_ascii())]
     Dangling {
         /// The database of the index.
@@ -70,4 +70,24 @@ pub enum TableError {
         /// The key of the row, as bytes.
         row: Bytes,
     },
+}
+
+impl TableError {
+    /// What is known about a write that failed with this.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Write(error) => error.outcome(),
+            _ => Outcome::NotCommitted,
+        }
+    }
+
+    /// Whether the same operation may succeed later, here or on another node, with no risk of being
+    /// done twice.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Read(error) => error.is_retryable(),
+            Self::Write(error) => error.is_retryable(),
+            _ => false,
+        }
+    }
 }
