@@ -409,7 +409,10 @@ fn feeds_as_streams_yield_the_same_and_end_after_an_error() {
     let shared = node.shared_feed(SharedFeedOptions::default());
     let listener = shared.expect("a shared feed").listen(Some(before));
     let listener = listener.expect("a listener").into_stream();
-    let remote = connect(&group, SubscribeOptions::new(from).patience(Duration::ZERO));
+    let remote = connect(
+        &group,
+        SubscribeOptions::new(from).patience(Duration::from_secs(5)),
+    );
     let remote = remote.expect("connected").into_stream();
     let streams = [feed.boxed(), listener.boxed(), remote.boxed()];
     let firsts = streams.map(|mut stream| {
