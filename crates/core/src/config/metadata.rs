@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, RepConfigBuilder};
 use crate::limits::{METADATA_ENTRIES_MAX, METADATA_KEY_BYTES_MAX, METADATA_VALUE_BYTES_MAX};
 
 /// Checks the metadata of a node.
@@ -37,4 +37,25 @@ pub(crate) fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), 
         }
     }
     Ok(())
+}
+
+impl RepConfigBuilder {
+    /// Adds a value that the application publishes of this node, such as the address of its web
+    /// interface: `.metadata("web", "http://10.0.0.1:8080")`. All nodes have it, in every
+    /// [`NodeAddress`] of this one: as the master in [`WriteError::NotMaster`], among the members, in
+    /// events and in the status. At most 16 values, each of at most 256 bytes, with names of at most
+    /// 64.
+    ///
+    /// The node has the group take them over once it is a member, in place of those that it had
+    /// before. A node that is given none leaves them as they are.
+    /// [`ReplicatedEnvironment::set_metadata`] changes them while it runs.
+    ///
+    /// [`NodeAddress`]: crate::NodeAddress
+    /// [`WriteError::NotMaster`]: crate::WriteError::NotMaster
+    /// [`ReplicatedEnvironment::set_metadata`]: crate::ReplicatedEnvironment::set_metadata
+    #[must_use]
+    pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.insert(name.into(), value.into());
+        self
+    }
 }

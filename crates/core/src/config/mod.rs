@@ -247,25 +247,6 @@ impl RepConfigBuilder {
         self
     }
 
-    /// Adds a value that the application publishes of this node, such as the address of its web
-    /// interface: `.metadata("web", "http://10.0.0.1:8080")`. All nodes have it, in every
-    /// [`NodeAddress`] of this one: as the master in [`WriteError::NotMaster`], among the members, in
-    /// events and in the status. At most 16 values, each of at most 256 bytes, with names of at most
-    /// 64.
-    ///
-    /// The node has the group take them over once it is a member, in place of those that it had
-    /// before. A node that is given none leaves them as they are.
-    /// [`ReplicatedEnvironment::set_metadata`] changes them while it runs.
-    ///
-    /// [`NodeAddress`]: crate::NodeAddress
-    /// [`WriteError::NotMaster`]: crate::WriteError::NotMaster
-    /// [`ReplicatedEnvironment::set_metadata`]: crate::ReplicatedEnvironment::set_metadata
-    #[must_use]
-    pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.metadata.insert(name.into(), value.into());
-        self
-    }
-
     /// Sets a number by its key, see [`KEYS`]: `.set("flush_interval_ms", 1000)`.
     #[must_use]
     pub fn set(mut self, key: impl Into<String>, value: u64) -> Self {

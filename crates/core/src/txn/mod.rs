@@ -10,6 +10,7 @@ pub(crate) mod history;
 pub(crate) mod holds;
 pub(crate) mod lifetimes;
 pub(crate) mod names;
+pub(crate) mod read_set;
 pub(crate) mod readers;
 pub(crate) mod reclaim;
 pub(crate) mod scan;

@@ -20,8 +20,7 @@
 //! The master's log order is the order of numbering, so a transaction may read versions that are
 //! still in flight: it commits only if they do.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::ops::Bound;
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -41,42 +40,9 @@ use crate::txn::batch::{Batch, BatchBuilder, Operation};
 use crate::txn::catalog::CATALOG;
 use crate::txn::counter;
 use crate::txn::names::Names;
+use crate::txn::read_set::ReadSet;
 use crate::txn::readers::ReaderGuard;
 use crate::txn::window::{Version, VersionKey, Window};
-
-/// What a transaction read. A commit is valid while none of it has a newer version.
-#[derive(Debug, Default)]
-pub(crate) struct ReadSet {
-    pub(crate) keys: BTreeSet<(DatabaseId, Bytes)>,
-    pub(crate) ranges: Vec<(DatabaseId, KeyRange)>,
-}
-
-impl ReadSet {
-    /// Adds a part of a scan, merging it with the last one if the two adjoin.
-    pub(crate) fn add_range(&mut self, database: DatabaseId, range: KeyRange) {
-        if let Some((last_database, last)) = self.ranges.last_mut()
-            && *last_database == database
-        {
-            match (&last.start, &last.end, &range.start, &range.end) {
-                (_, Bound::Included(end), Bound::Excluded(start), _) if end == start => {
-                    last.end = range.end;
-                    return;
-                }
-                (Bound::Included(start), _, _, Bound::Excluded(end)) if start == end => {
-                    last.start = range.start;
-                    return;
-                }
-                _ => {}
-            }
-        }
-        self.ranges.push((database, range));
-    }
-
-    /// Number of keys and ranges.
-    pub(crate) fn len(&self) -> usize {
-        self.keys.len() + self.ranges.len()
-    }
-}
 
 /// One session: its term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

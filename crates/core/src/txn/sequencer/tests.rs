@@ -1,5 +1,7 @@
 //! Conflicts, sessions, and the order of what is numbered.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::txn::readers::Readers;
 use crate::txn::window::Version;

@@ -12,7 +12,7 @@ use crate::txn::catalog::{self, CATALOG, Expiry, Named};
 use crate::txn::lifetimes::{
     Deadline, LIFETIMES, current_key, deadline_after, encode_time, row_bytes, time_key,
 };
-use crate::txn::sequencer::ReadSet;
+use crate::txn::read_set::ReadSet;
 
 /// A transaction's catalog changes may take 1/n of its byte limit, on top of it: so a batch, the
 /// transaction that overfills it and its names fit into a segment of the log.
