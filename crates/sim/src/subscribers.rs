@@ -178,7 +178,7 @@ impl Follower {
 
     fn take(&mut self, event: FeedEvent, span: Span) {
         match event {
-            FeedEvent::State { database, rows } => {
+            FeedEvent::State { database, rows, .. } => {
                 let named = |(key, value)| (database.to_string(), key, value);
                 self.state.extend(rows.into_iter().map(named));
             }

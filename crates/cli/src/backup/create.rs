@@ -1,6 +1,7 @@
 //! Taking a backup: writes down the state with which a subscription begins.
 
 use std::path::Path;
+use std::time::Duration;
 
 use steadfast::{
     CommitToken, FeedError, FeedEvent, NodeStatus, Role, StartAt, Subscription, plural,
@@ -45,8 +46,12 @@ pub(super) async fn create(ask: &Ask, dir: &Path, stale: bool) -> Result<Manifes
     let mut writer = Writer::new(dir);
     let (token, digest) = loop {
         match state.next_async().await {
-            Some(Ok(FeedEvent::State { database, rows })) => {
-                writer.part(&database, &rows)?;
+            Some(Ok(FeedEvent::State {
+                database,
+                rows,
+                expiring,
+            })) => {
+                writer.part(&database, &rows, &expiring)?;
                 progress.update(writer.bytes);
             }
             Some(Ok(FeedEvent::StateComplete { token, digest })) => break (token, digest),
@@ -159,6 +164,7 @@ impl<'a> Writer<'a> {
         &mut self,
         database: &str,
         rows: &[(bytes::Bytes, bytes::Bytes)],
+        expiring: &[(usize, Duration)],
     ) -> Result<(), BackupError> {
         if self
             .databases
@@ -172,11 +178,15 @@ impl<'a> Writer<'a> {
             });
             self.builder.database(database);
         }
-        for (key, value) in rows {
+        let mut expiring = expiring.iter().peekable();
+        for (index, (key, value)) in rows.iter().enumerate() {
             let size = key.len() + value.len();
             if self.builder.len() + size > CHUNK_BYTES && !self.builder.is_empty() {
                 self.next_chunk()?;
                 self.builder.database(database);
+            }
+            if let Some((_, left)) = expiring.next_if(|(of, _)| *of == index) {
+                self.builder.time_to_live(*left);
             }
             self.builder.row(key, value);
             self.digest.add(key);

@@ -4,6 +4,7 @@
 //! chunk-000001   | "SFBACKUP" | version: u32 LE | number: u32 LE | records … | BLAKE3 of all before: 32 bytes |
 //! record         | 1: u8 | length: u32 LE | name of the database that the rows after it are of |
 //!                | 2: u8 | key length: u32 LE | value length: u32 LE | key | value |
+//!                | 3: u8 | what the key of the row after it has still to live, in ms: u64 LE |
 //! manifest.json  written last: a directory without it is no backup
 //! ```
 //!
@@ -13,14 +14,15 @@ use std::fmt::Write;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::data_dir::names_in;
 
-/// The format that this program writes and reads.
-pub(super) const VERSION: u32 = 1;
+/// The format that this program writes. It reads the first one too, which has no times to live.
+pub(super) const VERSION: u32 = 2;
 
 /// Bytes of rows in one chunk, unless one row is larger.
 pub(super) const CHUNK_BYTES: usize = 16 * 1024 * 1024;
@@ -36,6 +38,7 @@ const HEADER_BYTES: usize = 16;
 const HASH_BYTES: usize = blake3::OUT_LEN;
 const DATABASE: u8 = 1;
 const ROW: u8 = 2;
+const TIME_TO_LIVE: u8 = 3;
 const MANIFEST: &str = "manifest.json";
 
 /// The contents of a backup.
@@ -104,7 +107,7 @@ pub(crate) enum BackupError {
     },
     #[error("{} has no {MANIFEST}: it is not a backup, or one that was not finished", .0.display())]
     Unfinished(PathBuf),
-    #[error("the backup has format {found}, but this program supports {VERSION}")]
+    #[error("the backup has format {found}, but this program supports 1 to {VERSION}")]
     Format { found: u32 },
     #[error("the backup does not match its manifest: {0}")]
     Mismatch(String),
@@ -174,6 +177,13 @@ impl ChunkBuilder {
         self.bytes.extend(value);
     }
 
+    /// What the key of the next row has still to live.
+    pub(super) fn time_to_live(&mut self, left: Duration) {
+        let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        self.bytes.push(TIME_TO_LIVE);
+        self.bytes.extend(left_ms.to_le_bytes());
+    }
+
     fn length(&mut self, length: usize) {
         let length = u32::try_from(length).expect("keys, values and names are bounded");
         self.bytes.extend(length.to_le_bytes());
@@ -191,10 +201,16 @@ impl ChunkBuilder {
     }
 }
 
+pub(super) fn is_readable(format: u32) -> bool {
+    (1..=VERSION).contains(&format)
+}
+
 /// One part of a chunk.
 pub(super) enum Record<'a> {
     Database(&'a str),
     Row(&'a [u8], &'a [u8]),
+    /// What the key of the next row has still to live.
+    TimeToLive(Duration),
 }
 
 /// Reads and verifies a chunk that the manifest names, and passes its records to `each`.
@@ -235,7 +251,8 @@ pub(super) fn parse_chunk(
         let bytes = body.get(at..at + 4)?;
         Some(u32::from_le_bytes(bytes.try_into().ok()?))
     };
-    if body[..8] != *MAGIC || word(8) != Some(VERSION) || word(12) != u32::try_from(number).ok() {
+    let is_readable = word(8).is_some_and(is_readable);
+    if body[..8] != *MAGIC || !is_readable || word(12) != u32::try_from(number).ok() {
         return Err(damaged(0, "it is not a chunk, or not this one"));
     }
     let mut at = HEADER_BYTES;
@@ -261,6 +278,12 @@ pub(super) fn parse_chunk(
                 let (value, end) = field(end, second).ok_or_else(short)?;
                 each(Record::Row(key, value))?;
                 end
+            }
+            TIME_TO_LIVE => {
+                let high = word(at + 5).ok_or_else(short)?;
+                let left_ms = u64::from(high) << 32 | u64::from(first);
+                each(Record::TimeToLive(Duration::from_millis(left_ms)))?;
+                at + 9
             }
             _ => return Err(damaged(at, "a record is of an unknown kind")),
         };
@@ -303,7 +326,7 @@ impl Manifest {
         let found = value.get("format").and_then(serde_json::Value::as_u64);
         let found = found.and_then(|found| u32::try_from(found).ok());
         match found {
-            Some(VERSION) => {}
+            Some(found) if is_readable(found) => {}
             Some(found) => return Err(BackupError::Format { found }),
             None => return Err(damaged("it has no format")),
         }
@@ -406,6 +429,7 @@ mod tests {
         let mut builder = ChunkBuilder::new(1);
         builder.database("d");
         builder.row(b"key", b"value");
+        builder.time_to_live(Duration::from_millis(u64::MAX));
         builder.row(b"", b"");
         let chunk = builder.write(&chunk_path(dir.path(), 1)).expect("written");
         (dir, chunk)
@@ -417,6 +441,7 @@ mod tests {
             seen.push(match record {
                 Record::Database(name) => name.to_owned(),
                 Record::Row(key, value) => format!("{key:?} {value:?}"),
+                Record::TimeToLive(left) => format!("{left:?}"),
             });
             Ok(())
         })?;
@@ -427,9 +452,10 @@ mod tests {
     fn a_chunk_is_read_as_it_was_written_and_any_flipped_bit_in_it_is_found() {
         let (dir, chunk) = written();
         let row = format!("{:?} {:?}", b"key", b"value");
+        let left = format!("{:?}", Duration::from_millis(u64::MAX));
         assert_eq!(
             read(dir.path(), &chunk).expect("whole"),
-            ["d", &row, "[] []"]
+            ["d", &row, &left, "[] []"]
         );
         let path = chunk_path(dir.path(), 1);
         let whole = std::fs::read(&path).expect("read");

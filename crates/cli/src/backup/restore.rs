@@ -7,6 +7,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use steadfast::limits::TTL_MAX;
 use steadfast::{Bootstrap, RepConfig, ReplicatedEnvironment, WriteBatch, WriteError};
 
 use crate::backup::format::{BackupError, Chunk, Manifest, Record, read_chunk};
@@ -146,7 +147,7 @@ async fn fill(env: &ReplicatedEnvironment, dir: &Path, manifest: &Manifest) -> R
             .map_err(|error| failed(&error))?;
     }
     for (number, chunk) in (1..).zip(&manifest.chunks) {
-        for batch in batches(dir, number, chunk)? {
+        for batch in batches(dir, number, chunk, Pass::Rows)? {
             let written = env.write_batch_async(&batch.writes).await;
             let _token = written.map_err(|error| failed(&error))?;
             bytes += batch.bytes as u64;
@@ -154,11 +155,27 @@ async fn fill(env: &ReplicatedEnvironment, dir: &Path, manifest: &Manifest) -> R
         }
     }
     let digest = env.digest().map_err(|error| failed(&error))?;
-    if format!("{:032x}", digest.1) == manifest.digest {
-        return Ok(());
+    if format!("{:032x}", digest.1) != manifest.digest {
+        let what = "the restored data is not what the backup holds".to_owned();
+        return Err(BackupError::Mismatch(what).into());
     }
-    let what = "the restored data is not what the backup holds".to_owned();
-    Err(BackupError::Mismatch(what).into())
+    for (number, chunk) in (1..).zip(&manifest.chunks) {
+        for batch in batches(dir, number, chunk, Pass::TimesToLive)? {
+            // The first batch may have nothing in it.
+            if batch.rows > 0 {
+                let written = env.write_batch_async(&batch.writes).await;
+                let _token = written.map_err(|error| failed(&error))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Keys begin to end only after everything was compared with the digest of the backup.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Rows,
+    TimesToLive,
 }
 
 /// Writes of one transaction.
@@ -170,12 +187,26 @@ struct Batch {
 }
 
 /// The rows of a chunk as transactions.
-fn batches(dir: &Path, number: usize, chunk: &Chunk) -> Result<Vec<Batch>, BackupError> {
+fn batches(
+    dir: &Path,
+    number: usize,
+    chunk: &Chunk,
+    pass: Pass,
+) -> Result<Vec<Batch>, BackupError> {
     let (mut batches, mut database) = (vec![Batch::default()], String::new());
+    let mut left = None;
     read_chunk(dir, number, chunk, |record| {
         match record {
             Record::Database(name) => name.clone_into(&mut database),
+            // One that was due when the backup was made ends at once.
+            Record::TimeToLive(of_next) => {
+                left = Some(of_next.clamp(Duration::from_millis(1), TTL_MAX));
+            }
             Record::Row(key, value) => {
+                let left = left.take().filter(|_| pass == Pass::TimesToLive);
+                if left.is_none() && pass == Pass::TimesToLive {
+                    return Ok(());
+                }
                 let size = key.len() + value.len();
                 let last = &batches[batches.len() - 1];
                 let is_full = last.rows >= TRANSACTION_ROWS
@@ -185,7 +216,10 @@ fn batches(dir: &Path, number: usize, chunk: &Chunk) -> Result<Vec<Batch>, Backu
                 }
                 let at = batches.len() - 1;
                 let batch = &mut batches[at];
-                batch.writes.put(&database, key, value);
+                match left {
+                    Some(left) => batch.writes.put_with_ttl(&database, key, value, left),
+                    None => batch.writes.put(&database, key, value),
+                };
                 batch.rows += 1;
                 batch.bytes += size;
             }

@@ -32,6 +32,8 @@ struct Seen {
     last_key: Option<Vec<u8>>,
     /// Whether the chunk has named the database of its rows.
     is_within: bool,
+    /// Whether a time to live waits for its row.
+    has_time_to_live: bool,
     digest: Digest,
     rows: u64,
     bytes: u64,
@@ -40,7 +42,11 @@ struct Seen {
 impl Seen {
     fn take(&mut self, record: &Record<'_>) -> Result<(), BackupError> {
         let wrong = |what: &str| Err(BackupError::Mismatch(what.to_owned()));
+        if std::mem::take(&mut self.has_time_to_live) && !matches!(record, Record::Row(..)) {
+            return wrong("a time to live belongs to no row");
+        }
         match record {
+            Record::TimeToLive(_) => self.has_time_to_live = true,
             Record::Database(name) => {
                 self.is_within = true;
                 match self.databases.last().map(|last| last.name.as_str()) {
@@ -81,6 +87,10 @@ impl Seen {
         if !is_same {
             let noun = plural(manifest.rows, "row", "rows");
             let what = format!("it holds {} of {} {noun}", self.rows, manifest.rows);
+            return Err(BackupError::Mismatch(what));
+        }
+        if self.has_time_to_live {
+            let what = "a time to live belongs to no row".to_owned();
             return Err(BackupError::Mismatch(what));
         }
         if self.digest.hex() != manifest.digest {

@@ -3,11 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
-use steadfast::{ConsistencyPolicy, ReadError, ReplicatedEnvironment};
+use steadfast::{Bootstrap, ConsistencyPolicy, ReadError, RepConfig, ReplicatedEnvironment};
 use tempfile::TempDir;
 
-use super::{Group, Node, free_port, node_arguments, run, run_to, write_everywhere};
+use super::{Group, Node, PATIENCE, free_port, node_arguments, run, run_to, write_everywhere};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("text")
@@ -259,5 +261,59 @@ fn a_backup_that_is_damaged_or_was_not_finished_is_found_and_not_restored() {
         Ok::<_, ReadError>(snapshot.database("large")?.iter().count())
     });
     assert_eq!(found.expect("read"), 200, "the group goes on");
+    env.close().expect("closed");
+}
+
+#[test]
+fn keys_with_a_time_to_live_end_after_a_restore_too_and_not_early() {
+    let hour = Duration::from_hours(1);
+    let mut rig = Rig::new();
+    let env = rig.env.take().expect("open");
+    let _token = write_everywhere(&env, |txn| {
+        let sessions = txn.database("small")?;
+        sessions.put("plain", "v")?;
+        sessions.put_with_ttl("short", "v", Duration::from_secs(30))?;
+        (0..2_000_u32).try_for_each(|n| sessions.put_with_ttl(n.to_be_bytes(), "v", hour))
+    });
+    let began = Instant::now();
+    let made = rig.create();
+    let taken = began.elapsed();
+    assert_eq!(made["rows"], 202 + 2_002, "{made}");
+    env.close().expect("closed");
+    run_to(0, &["backup", "verify", text(&rig.backup_dir())]);
+
+    let (data_dir, listen) = (rig.dir.path().join("restored"), "127.0.0.1:0");
+    let backup = rig.backup_dir();
+    let restore = ["backup", "restore", text(&backup), "--data-dir"];
+    let node = ["--node", "r1", "--listen", listen, "--group", "again"];
+    run_to(0, &[&restore[..], &[text(&data_dir)], &node].concat());
+    let config = RepConfig::builder("again", "r1")
+        .data_dir(&data_dir)
+        .listen(listen)
+        .insecure_plaintext()
+        .bootstrap(Bootstrap::single());
+    let env = ReplicatedEnvironment::open(config.build().expect("valid")).expect("opened");
+    env.wait_ready(PATIENCE).expect("ready");
+    let left = |key: &[u8]| {
+        let read = env.read(ConsistencyPolicy::Linearizable, |snapshot| {
+            snapshot.database("small")?.expires_in(key)
+        });
+        read.expect("read")
+    };
+    for n in [0, 999, 1_999_u32] {
+        let left = left(&n.to_be_bytes()).expect("a time to live");
+        // None begins anew, and the time between backup and restore does not count.
+        assert!(hour < left + taken + began.elapsed() && left <= hour, "{left:?}");
+    }
+    assert_eq!(left(b"plain"), None);
+    let has = |key: &str| {
+        env.database("small")
+            .get(ConsistencyPolicy::Linearizable, key)
+    };
+    while has("short").expect("read").is_some() {
+        assert!(began.elapsed() < Duration::from_mins(2), "it does not end");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(has("plain").expect("read").is_some());
     env.close().expect("closed");
 }

@@ -1,6 +1,7 @@
 //! What a feed yields.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -82,6 +83,9 @@ pub enum FeedEvent {
         database: Arc<str>,
         /// Keys with their values.
         rows: Vec<(Bytes, Bytes)>,
+        /// The rows with a time to live, in ascending order: the index in `rows`, and how long the
+        /// key has still to live, never less than it has.
+        expiring: Vec<(usize, Duration)>,
     },
     /// The parts so far are the whole state as of this transaction. What follows comes after it.
     StateComplete {

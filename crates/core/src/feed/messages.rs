@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
@@ -10,6 +11,7 @@ use crate::error::FeedError;
 use crate::feed::{Change, CommittedTransaction, FeedEvent, Filter, StartAt, SubscribeOptions};
 use crate::ids::{GroupUuid, Term, Vlsn};
 use crate::limits::SUBSCRIPTION_FILTERS_MAX;
+use crate::recent::millis;
 use crate::token::CommitToken;
 use crate::wire::messages::WireError;
 
@@ -97,7 +99,7 @@ pub(crate) struct StateMessage {
     #[prost(string, tag = "1")]
     pub(crate) database: String,
     #[prost(message, repeated, tag = "2")]
-    pub(crate) rows: Vec<RowMessage>,
+    pub(crate) rows: Vec<StateRowMessage>,
 }
 
 /// A [`TokenMessage`], plus the digest of the state.
@@ -148,6 +150,18 @@ pub(crate) struct RowMessage {
     pub(crate) key: Bytes,
     #[prost(bytes = "bytes", tag = "2")]
     pub(crate) value: Bytes,
+}
+
+/// A [`RowMessage`], plus its time to live.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct StateRowMessage {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) key: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) value: Bytes,
+    /// How long the key has still to live, in milliseconds; absent without a time to live.
+    #[prost(uint64, optional, tag = "3")]
+    pub(crate) left_ms: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -280,11 +294,23 @@ impl TryFrom<SubscribeMessage> for SubscribeOptions {
 impl From<FeedEvent> for FeedItem {
     fn from(event: FeedEvent) -> Self {
         match event {
-            FeedEvent::State { database, rows } => {
-                let row = |(key, value)| RowMessage { key, value };
+            FeedEvent::State {
+                database,
+                rows,
+                expiring,
+            } => {
+                let row = |(key, value)| StateRowMessage {
+                    key,
+                    value,
+                    left_ms: None,
+                };
+                let mut rows: Vec<_> = rows.into_iter().map(row).collect();
+                for (index, left) in expiring {
+                    rows[index].left_ms = Some(millis(left));
+                }
                 Self::State(StateMessage {
                     database: database.to_string(),
-                    rows: rows.into_iter().map(row).collect(),
+                    rows,
                 })
             }
             FeedEvent::StateComplete { token, digest } => {
@@ -448,10 +474,15 @@ impl TryFrom<FeedMessage> for Received {
                 Self::Standing(group, token)
             }
             FeedItem::State(state) => {
+                let left = |(index, row): (usize, &StateRowMessage)| {
+                    Some((index, Duration::from_millis(row.left_ms?)))
+                };
+                let expiring = state.rows.iter().enumerate().filter_map(left).collect();
                 let rows = state.rows.into_iter().map(|row| (row.key, row.value));
                 Self::Event(FeedEvent::State {
                     database: state.database.into(),
                     rows: rows.collect(),
+                    expiring,
                 })
             }
             FeedItem::StateComplete(complete) => Self::Event(complete.into_event()?),

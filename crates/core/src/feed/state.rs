@@ -7,6 +7,7 @@
 //! stays open meanwhile, and ends like any other when it gets too old.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,11 @@ use crate::feed::{FeedEvent, Filter, StatePart, stopped};
 use crate::ids::{DatabaseId, Vlsn};
 use crate::node::Node;
 use crate::plural::plural;
-use crate::txn::view::View;
+use crate::txn::catalog::{CATALOG, Named};
+use crate::txn::lifetimes::{
+    LIFETIMES, current_key, decode_time, left, parse_current_key, time_key,
+};
+use crate::txn::view::{View, ViewError};
 
 /// Bytes of keys and values in one part, unless one row is larger.
 const PART_BYTES_MAX: usize = 1024 * 1024;
@@ -32,6 +37,7 @@ const VOUCH_MAX: Duration = Duration::from_secs(1);
 pub(super) struct StateScan {
     view: View,
     names: Names,
+    lifetimes: Option<Lifetimes>,
     /// The ranges left, the current one first.
     ranges: VecDeque<StateRange>,
     /// Rows read from the current range.
@@ -40,6 +46,14 @@ pub(super) struct StateScan {
     read: Option<BTreeMap<DatabaseId, RowDigest>>,
     /// The deadline for the digest at the end.
     vouched_until: Option<Instant>,
+}
+
+/// The times to live in the snapshot.
+#[derive(Clone, Copy)]
+struct Lifetimes {
+    rows: DatabaseId,
+    /// Group time, in milliseconds.
+    now_ms: u64,
 }
 
 struct StateRange {
@@ -73,6 +87,7 @@ impl StateScan {
             read,
             vouched_until: None,
             rows: VecDeque::new(),
+            lifetimes: Lifetimes::find(&view)?,
             view,
             names,
         })
@@ -139,12 +154,12 @@ impl StateScan {
             while let Some((key, value)) = self.rows.front() {
                 bytes += key.len() + value.len();
                 if bytes > PART_BYTES_MAX && !part.is_empty() {
-                    return Ok(Some(state(range, part)));
+                    return state(&self.view, self.lifetimes, range, part).map(Some);
                 }
                 part.extend(self.rows.pop_front());
             }
             let Some(rest) = range.rest.take() else {
-                let part = state(range, part);
+                let part = state(&self.view, self.lifetimes, range, part)?;
                 self.ranges.pop_front();
                 return Ok(Some(part));
             };
@@ -159,9 +174,69 @@ impl StateScan {
     }
 }
 
-fn state(range: &StateRange, rows: Vec<(Bytes, Bytes)>) -> FeedEvent {
-    FeedEvent::State {
+fn state(
+    view: &View,
+    lifetimes: Option<Lifetimes>,
+    range: &StateRange,
+    rows: Vec<(Bytes, Bytes)>,
+) -> Result<FeedEvent, FeedError> {
+    let expiring = match lifetimes {
+        Some(lifetimes) => lifetimes.of(view, range.id, &rows)?,
+        None => Vec::new(),
+    };
+    Ok(FeedEvent::State {
         database: Arc::clone(&range.database),
         rows,
+        expiring,
+    })
+}
+
+impl Lifetimes {
+    /// `None` where no key ever had a time to live.
+    fn find(view: &View) -> Result<Option<Self>, FeedError> {
+        let named = view.get(CATALOG, &Bytes::from_static(LIFETIMES))?;
+        let Some(Named { id: rows, .. }) = named.and_then(|named| Named::decode(&named)) else {
+            return Ok(None);
+        };
+        let now = view.get(rows, &time_key())?;
+        let now_ms = now.map(|now| decode_time(&now)).transpose();
+        Ok(Some(Self {
+            rows,
+            now_ms: now_ms.map_err(ViewError::Engine)?.unwrap_or_default(),
+        }))
+    }
+
+    /// Those of `rows`, which are in the order of their keys and all of `database`'s between the
+    /// first and the last one: the index in `rows`, and what is left.
+    fn of(
+        self,
+        view: &View,
+        database: DatabaseId,
+        rows: &[(Bytes, Bytes)],
+    ) -> Result<Vec<(usize, Duration)>, FeedError> {
+        let mut found = Vec::new();
+        let (Some((first, _)), Some((last, _))) = (rows.first(), rows.last()) else {
+            return Ok(found);
+        };
+        let mut rest = Some(KeyRange {
+            start: Bound::Included(current_key(database, first)),
+            end: Bound::Included(current_key(database, last)),
+        });
+        let mut keys = rows.iter().map(|(key, _)| key).enumerate().peekable();
+        while let Some(range) = rest {
+            let chunk = view.chunk(self.rows, &range, Direction::Forward)?;
+            for (row, deadline) in &chunk.rows {
+                let Some(key) = parse_current_key(row, database) else {
+                    continue;
+                };
+                while keys.next_if(|(_, earlier)| earlier[..] < *key).is_some() {}
+                if let Some((index, _)) = keys.next_if(|(_, same)| same[..] == *key) {
+                    let at_ms = decode_time(deadline).map_err(ViewError::Engine)?;
+                    found.push((index, left(at_ms, self.now_ms)));
+                }
+            }
+            rest = chunk.rest;
+        }
+        Ok(found)
     }
 }

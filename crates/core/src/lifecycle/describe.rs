@@ -1,7 +1,6 @@
 //! What a node reports about itself, in every phase of its life.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use steadfast_net::Descriptors;
 
@@ -15,7 +14,8 @@ use crate::lifecycle::room::Standing;
 use crate::lifecycle::{Lifecycle, formation, lock};
 use crate::listener::Role;
 use crate::node::Node;
-use crate::recent::micros;
+use crate::node::health::NodePhase;
+use crate::recent::{micros, millis};
 use crate::state_copy::fetch::Progress;
 use crate::wire::node_state::{
     NodeStateMessage, NodeStateRequest, ReplicaProgress, RestoreProgressMessage,
@@ -40,6 +40,7 @@ impl Lifecycle {
                 .map(|(id, member)| MemberRecord::new(*id, member))
                 .collect(),
             role: role.role.to_string(),
+            phase: NodePhase::from(&*self.phase.borrow()).to_string(),
             term: role.term.0,
             master: role.master.map(|master| master.id.0),
             disk_free_bytes: room.space.free_bytes,
@@ -132,10 +133,6 @@ impl From<Progress> for RestoreProgressMessage {
             bytes_per_s: progress.bytes_per_s,
         }
     }
-}
-
-pub(super) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn describe_node(node: &Node, message: &mut NodeStateMessage) {

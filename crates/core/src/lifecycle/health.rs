@@ -1,16 +1,17 @@
 //! What a node can do at this moment, and what it waits for.
 
 use crate::consensus::Consensus;
+use crate::error::REMOVED;
 use crate::group::Member;
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
-use crate::lifecycle::describe::millis;
 use crate::lifecycle::room::Standing;
 use crate::listener::{Role, RoleState};
 use crate::node::health::{Health, NodePhase};
 use crate::node::phase::Phase;
 use crate::plural::plural;
 use crate::policy::ReplicaAckPolicy;
+use crate::recent::millis;
 
 impl Lifecycle {
     /// See [`crate::ReplicatedEnvironment::health`].
@@ -154,6 +155,7 @@ impl From<&Phase> for NodePhase {
             Phase::Running => Self::Running,
             Phase::Restoring => Self::Restoring,
             Phase::Refused(_) => Self::Refused,
+            Phase::Stopped(reason) if reason == REMOVED => Self::Removed,
             Phase::Stopped(_) => Self::Stopped,
             Phase::Closing | Phase::Closed => Self::Closed,
         }

@@ -1,13 +1,15 @@
 //! Whether a node can be used, for the endpoints that load balancers and orchestrators ask.
 
-use serde::Serialize;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
 
 use crate::ids::Term;
 use crate::listener::Role;
 use crate::member::NodeAddress;
 
 /// Where a node stands between its opening and its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum NodePhase {
@@ -19,10 +21,46 @@ pub enum NodePhase {
     Restoring,
     /// The group does not admit it, or goes on without it.
     Refused,
-    /// Its disk or its engine has failed, or it was removed from its group.
+    /// Its disk or its engine has failed.
     Stopped,
+    /// It was removed from its group.
+    Removed,
     /// It is closing, or closed.
     Closed,
+}
+
+impl NodePhase {
+    /// The phase of this name, if it is one.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let all = [
+            Self::Forming,
+            Self::Running,
+            Self::Restoring,
+            Self::Refused,
+            Self::Stopped,
+            Self::Removed,
+            Self::Closed,
+        ];
+        all.into_iter().find(|phase| phase.as_str() == name)
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Forming => "forming",
+            Self::Running => "running",
+            Self::Restoring => "restoring",
+            Self::Refused => "refused",
+            Self::Stopped => "stopped",
+            Self::Removed => "removed",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+impl fmt::Display for NodePhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// What a node can do at this moment: see [`crate::ReplicatedEnvironment::health`].
@@ -60,7 +98,9 @@ impl Health {
     pub fn is_live(&self) -> bool {
         match self.phase {
             NodePhase::Forming | NodePhase::Running | NodePhase::Restoring => true,
-            NodePhase::Refused | NodePhase::Stopped | NodePhase::Closed => false,
+            NodePhase::Refused | NodePhase::Stopped | NodePhase::Removed | NodePhase::Closed => {
+                false
+            }
         }
     }
 

@@ -8,11 +8,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use steadfast_net::{NetError, TcpTransport, Transport};
 
-use crate::error::{REMOVED, in_full};
+use crate::error::in_full;
 use crate::group::MemberRecord;
 use crate::ids::{GroupEpoch, GroupUuid, LogPosition, NodeId, Term, Vlsn};
 use crate::listener::Role;
 use crate::member::{JoinToken, NodeAddress, NodeType, PRIORITY_DEFAULT};
+use crate::node::health::NodePhase;
 use crate::txn::catalog::is_users_name;
 use crate::wire::hello::DialError;
 use crate::wire::node_state;
@@ -37,6 +38,10 @@ pub struct NodeStatus {
     pub node: NodeAddress,
     /// All members, this node included; empty until the group has formed.
     pub members: Vec<MemberStatus>,
+    /// Where it stands between its opening and its end; `None` from a version that does not report
+    /// it.
+    #[serde(default)]
+    pub phase: Option<NodePhase>,
     /// Its role: [`Role::Master`] only while a majority answers it.
     pub role: Role,
     /// The newest term that the node knows.
@@ -63,7 +68,8 @@ pub struct NodeStatus {
     pub version: String,
     /// Memory for versions that the engine does not hold yet, in bytes.
     pub window_bytes: u64,
-    /// What the node waits for, in words; empty when it is ready.
+    /// What the node waits for, in words and with the names of nodes; empty when it is ready. What
+    /// to do follows from `phase`, `role` and the fields about disks and damage.
     pub waiting_for: String,
     /// Why this node's data is known to be wrong, according to a comparison or a check.
     pub damage: Option<String>,
@@ -257,7 +263,7 @@ impl JoinToken {
 impl NodeStatus {
     /// Whether the node stopped because it was removed from the group.
     pub fn was_removed(&self) -> bool {
-        self.waiting_for == REMOVED
+        self.phase == Some(NodePhase::Removed)
     }
 
     /// Asks the node that listens on `address`, over TCP in plaintext. With `digest` the node reads all of its
@@ -339,6 +345,7 @@ impl NodeStatus {
             members: state.members.into_iter().map(member).collect(),
             // A later version may know other roles.
             role: state.role.parse().unwrap_or_default(),
+            phase: NodePhase::named(&state.phase),
             term: Term(state.term),
             master: state.master.map(NodeId),
             vlsn: Vlsn(state.vlsn),

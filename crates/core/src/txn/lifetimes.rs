@@ -159,6 +159,20 @@ pub(crate) fn deadline_after(now_ms: u64, ttl_ms: u64) -> u64 {
     now_ms.saturating_add(ttl_ms).saturating_add(1)
 }
 
+/// What is left of a time to live.
+pub(crate) fn left(deadline_ms: u64, now_ms: u64) -> Duration {
+    Duration::from_millis(deadline_ms.saturating_sub(now_ms))
+}
+
+/// The key of which this is the own row, if it is one of `database`.
+pub(crate) fn parse_current_key(row: &[u8], database: DatabaseId) -> Option<&[u8]> {
+    let (prefix, key) = row.split_first_chunk::<CURRENT_PREFIX_BYTES>()?;
+    let [CURRENT, id @ ..] = prefix else {
+        return None;
+    };
+    (u32::from_be_bytes(*id) == database.0).then_some(key)
+}
+
 fn corrupt(what: &str) -> EngineError {
     EngineError::Corrupt {
         what: format!("{what} among the times to live"),

@@ -149,6 +149,9 @@ pub(crate) struct NodeStateMessage {
     /// When the node's certificate ends, in milliseconds since 1970; absent without one.
     #[prost(uint64, optional, tag = "45")]
     pub(crate) certificate_ends_ms: Option<u64>,
+    /// Where the node stands between its opening and its end; empty from earlier versions.
+    #[prost(string, tag = "46")]
+    pub(crate) phase: String,
 }
 
 /// Progress of a copy of the state.

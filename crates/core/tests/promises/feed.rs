@@ -29,7 +29,7 @@ pub(crate) struct Copy {
 impl Copy {
     pub(crate) fn take(&mut self, event: FeedEvent) {
         match event {
-            FeedEvent::State { database, rows } => {
+            FeedEvent::State { database, rows, .. } => {
                 assert!(self.last.is_none(), "state after its end");
                 for (key, value) in rows {
                     let old = self.rows.insert((database.to_string(), key), value);

@@ -100,6 +100,7 @@ fn a_replica_that_is_cut_off_says_how_long_it_has_heard_nothing() {
         let health = env.health();
         assert_eq!((health.role, health.can_write), (Role::Replica, false));
         assert_eq!(health.hears_majority, None, "it cannot tell");
+        assert_eq!(env.status().phase, Some(NodePhase::Running));
         assert!(health.heard_ms_ago < Some(300), "{health:?}");
         world.network.isolate(&world.hosts[replica].name);
         tokio::time::sleep(Duration::from_secs(10)).await;
@@ -110,6 +111,7 @@ fn a_replica_that_is_cut_off_says_how_long_it_has_heard_nothing() {
         env.close_async().await.expect("closed");
         let health = env.health();
         assert_eq!(health.phase, NodePhase::Closed);
+        assert_eq!(env.status().phase, Some(health.phase));
         assert!(!health.is_live() && !health.is_ready(), "{health:?}");
     });
 }

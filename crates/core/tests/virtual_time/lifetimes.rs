@@ -321,6 +321,52 @@ fn what_is_no_time_to_live_and_a_key_too_long_for_one_are_refused() {
 }
 
 #[test]
+fn the_state_of_a_subscription_says_what_its_keys_have_still_to_live() {
+    paused().block_on(async {
+        let world = World::new(71).await;
+        let env = world.hosts[world.master().await].env().clone();
+        // Several parts, and several chunks of each.
+        for hundred in 0..30_u32 {
+            let mut batch = WriteBatch::new();
+            for n in hundred * 100..(hundred + 1) * 100 {
+                let key = n.to_be_bytes();
+                match n % 3 {
+                    0 => batch.put("keys", key, [7; 600]),
+                    _ => batch.put_with_ttl("keys", key, [7; 600], s(60 + u64::from(n))),
+                };
+            }
+            let _token = env.write_batch_async(&batch).await.expect("committed");
+        }
+        put(&env, "other", s(100)).await;
+        let mut feed = env.subscribe(StartAt::Start).expect("subscribed");
+        let (mut seen, mut parts) = (0, 0);
+        while let Some(Ok(event)) = feed.next_async().await {
+            let FeedEvent::State { rows, expiring, .. } = event else {
+                break;
+            };
+            parts += 1;
+            let mut expiring = expiring.into_iter().peekable();
+            for (index, (key, _)) in rows.iter().enumerate() {
+                let left = expiring.next_if(|(of, _)| *of == index);
+                let left = left.map(|(_, left)| left);
+                let Ok(n) = key[..].try_into().map(u32::from_be_bytes) else {
+                    assert!(s(98) < left.expect("a time to live"), "{key:?}");
+                    continue;
+                };
+                seen += 1;
+                let ttl = s(60 + u64::from(n));
+                match left {
+                    None => assert_eq!(n % 3, 0, "{n}"),
+                    Some(left) => assert!(ttl <= left + s(2) && left <= ttl + s(1), "{left:?}"),
+                }
+            }
+            assert_eq!(expiring.next(), None, "in order, and each of a row");
+        }
+        assert_eq!((seen, parts > 1), (3_000, true));
+    });
+}
+
+#[test]
 fn what_is_kept_about_times_to_live_is_in_no_list_and_in_no_feed() {
     paused().block_on(async {
         let world = World::new(65).await;
@@ -340,7 +386,7 @@ fn what_is_kept_about_times_to_live_is_in_no_list_and_in_no_feed() {
         let mut databases = Vec::new();
         while let Some(Ok(event)) = feed.next_async().await {
             match event {
-                FeedEvent::State { database, rows } => databases.push((database, rows.len())),
+                FeedEvent::State { database, rows, .. } => databases.push((database, rows.len())),
                 FeedEvent::StateComplete { .. } => break,
                 other => panic!("{other:?}"),
             }

@@ -13,7 +13,7 @@ use crate::ids::DatabaseId;
 use crate::limits::TTL_MAX;
 use crate::txn::catalog::{self, CATALOG, Expiry, Named};
 use crate::txn::lifetimes::{
-    Deadline, LIFETIMES, TTL_KEY_BYTES_MAX, current_key, decode_time, time_key,
+    Deadline, LIFETIMES, TTL_KEY_BYTES_MAX, current_key, decode_time, left, time_key,
 };
 
 /// What a transaction found to have ended.
@@ -323,8 +323,4 @@ fn after(start: Bound<Bytes>) -> Bytes {
         Bound::Excluded(key) => [&key[..], &[0]].concat().into(),
         Bound::Unbounded => Bytes::new(),
     }
-}
-
-fn left(at_ms: u64, now_ms: u64) -> Duration {
-    Duration::from_millis(at_ms.saturating_sub(now_ms))
 }
