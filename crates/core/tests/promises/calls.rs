@@ -12,8 +12,8 @@ use futures_util::future::join_all;
 use steadfast::limits::{CALL_BYTES_MAX, CALL_HANDLERS_MAX, CALLS_IN_FLIGHT_MAX, NAME_BYTES_MAX};
 use steadfast::machine::Machine;
 use steadfast::{
-    Bootstrap, CallError, IncomingCall, RepConfig, Role, ServeCallsError, ServedCalls,
-    TcpTransport, Transport,
+    Bootstrap, CallError, IncomingCall, RepConfig, RepConfigBuilder, Role, ServeCallsError,
+    ServedCalls, TcpTransport, Transport,
 };
 use steadfast_net::{BoxFuture, Connected, Listener, MemoryNetwork};
 use tokio::runtime::Runtime;
