@@ -151,11 +151,16 @@ fn introduce(dir: &Path, addresses: &[String], children: &[Option<Child>]) {
         let pid = child.as_ref().map_or(0, Child::pid);
         println!("  {}  {address}  pid {pid}", name(index));
     }
+    println!("in another shell:");
+    println!("  export STEADFAST_ASK={}", addresses.join(","));
     println!(
-        "see its state:    steadfast status {} --credentials {}",
-        addresses[0],
+        "  export STEADFAST_CREDENTIALS={}",
         dir.join(CREDENTIALS).join(ADMIN).display()
     );
+    println!("  steadfast put stock chairs 12");
+    println!("  steadfast get stock chairs");
+    println!("  steadfast watch stock");
+    println!("  steadfast status");
     println!("see a failover:   kill -9 the master's pid");
     println!("Ctrl-C stops all nodes\n");
 }

@@ -21,6 +21,7 @@ mod bench;
 mod child;
 mod configure;
 mod credentials;
+mod data;
 mod data_dir;
 mod demo;
 mod dev;
@@ -30,6 +31,7 @@ mod failure;
 mod group;
 mod network;
 mod ports;
+mod progress;
 mod recover;
 mod settings;
 mod start;
@@ -66,6 +68,7 @@ Examples:
   steadfast certs show DIR                show whose credentials these are, and until when
   steadfast start --config n1.toml        run one node of a real group
   steadfast status 10.0.0.1:7400          show the state of a group; any of its nodes will do
+  steadfast put stock chairs 12           set a key, at any node; also get, delete, scan, watch
   steadfast token create                  print the token with which a new node joins
   steadfast master transfer n2            make n2 the master
   steadfast group shutdown                stop all nodes once all of them have every write
@@ -96,6 +99,14 @@ enum Verb {
     Group(group::GroupArguments),
     Doctor(doctor::Arguments),
     Events(events::Arguments),
+    Get(data::GetArguments),
+    Put(data::PutArguments),
+    Delete(data::DeleteArguments),
+    Scan(data::scan::ScanArguments),
+    Watch(data::watch::Arguments),
+    Databases(data::DatabasesArguments),
+    Export(data::scan::ExportArguments),
+    Import(data::import::Arguments),
     Verify(verify::Arguments),
     Backup(backup::Arguments),
     Recover(recover::Arguments),
@@ -132,6 +143,14 @@ fn main() -> ExitCode {
         Verb::Group(arguments) => on_runtime(group::run_group(arguments)),
         Verb::Token(arguments) => on_runtime(group::run_token(arguments)),
         Verb::Events(arguments) => on_runtime(events::run(arguments)),
+        Verb::Get(arguments) => on_runtime(data::get(arguments)),
+        Verb::Put(arguments) => on_runtime(data::put(arguments)),
+        Verb::Delete(arguments) => on_runtime(data::delete(arguments)),
+        Verb::Scan(arguments) => on_runtime(data::scan::run(arguments)),
+        Verb::Watch(arguments) => on_runtime(data::watch::run(arguments)),
+        Verb::Databases(arguments) => on_runtime(data::databases(arguments)),
+        Verb::Export(arguments) => on_runtime(data::scan::export(arguments)),
+        Verb::Import(arguments) => on_runtime(data::import::run(arguments)),
         Verb::Doctor(arguments) => on_runtime(doctor::run(arguments)),
         Verb::Verify(arguments) => on_runtime(verify::run(arguments)),
         Verb::Backup(arguments) => on_runtime(backup::run(arguments)),

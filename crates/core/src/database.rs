@@ -264,6 +264,9 @@ pub struct WriteBatch {
     operations: Vec<(Arc<str>, Bytes, Write)>,
 }
 
+/// One write of a [`WriteBatch`], see [`WriteBatch::iter`].
+type BatchedWrite<'a> = (&'a str, &'a Bytes, Option<(&'a Bytes, Option<Duration>)>);
+
 /// What a [`WriteBatch`] does to a key.
 #[derive(Clone, Debug)]
 enum Write {
@@ -305,6 +308,29 @@ impl WriteBatch {
     /// Adds a delete.
     pub fn delete(&mut self, database: &str, key: impl AsRef<[u8]>) -> &mut Self {
         self.add(database, key.as_ref(), Write::Delete)
+    }
+
+    /// How many puts and deletes it has.
+    pub fn len(&self) -> usize {
+        self.operations.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+
+    /// Its writes in their order: database, key, and the value with its time to live; `None` for a
+    /// delete.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = BatchedWrite<'_>> {
+        self.operations.iter().map(|(database, key, write)| {
+            let value = match write {
+                Write::Put(value) => Some((value, None)),
+                Write::PutWithTtl(value, ttl) => Some((value, Some(*ttl))),
+                Write::Delete => None,
+            };
+            (&**database, key, value)
+        })
     }
 
     /// Applies the batch in the transaction.

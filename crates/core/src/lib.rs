@@ -98,6 +98,7 @@ mod compare;
 pub mod config;
 mod consensus;
 pub mod credentials;
+mod data;
 mod database;
 pub mod engine;
 mod env;
@@ -111,6 +112,7 @@ mod feed;
 #[doc(hidden)]
 pub mod fuzzing;
 mod group;
+mod group_client;
 pub mod ids;
 mod in_memory;
 mod lifecycle;
@@ -148,8 +150,8 @@ pub use config::{Bootstrap, RepConfig, RepConfigBuilder, Repair};
 pub use database::{CompareAndSet, Database, WriteBatch};
 pub use env::ReplicatedEnvironment;
 pub use error::{
-    CallError, CounterError, FeedError, OpenError, Outcome, ReadError, ReadyError, ServeCallsError,
-    WriteError,
+    CallError, ClientError, CounterError, FeedError, OpenError, Outcome, ReadError, ReadyError,
+    ServeCallsError, WriteError,
 };
 pub use events::{GroupChange, GroupEvent, GroupEvents, GroupHealth, GroupView, MemberView};
 pub use feed::{
@@ -158,6 +160,7 @@ pub use feed::{
 };
 #[doc(hidden)]
 pub use group::identity::UNFINISHED_RESTORE;
+pub use group_client::GroupClient;
 pub use in_memory::{InMemoryError, InMemoryGroup};
 pub use listener::{ParseRoleError, Role, RoleState, StateChanges};
 pub use measures::{METRICS, Metric, MetricKind, describe_metrics};

@@ -11,8 +11,8 @@ use crate::backup::format::{
     BackedUp, BackupError, CHUNK_BYTES, Chunk, ChunkBuilder, Digest, Manifest, VERSION, chunk_path,
     make_empty,
 };
-use crate::backup::progress::Progress;
 use crate::failure::{Failure, with_sources};
+use crate::progress::Progress;
 use crate::status::{ANSWER_TIMEOUT, Ask, Health, Survey, grouped};
 
 /// Copies the state into `dir`.

@@ -5,7 +5,6 @@ mod format;
 #[cfg(test)]
 mod fuzzing;
 mod place;
-mod progress;
 mod restore;
 mod verify;
 

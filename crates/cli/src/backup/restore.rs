@@ -12,9 +12,9 @@ use steadfast::{Bootstrap, RepConfig, ReplicatedEnvironment, WriteBatch, WriteEr
 
 use crate::backup::format::{BackupError, Chunk, Manifest, Record, read_chunk};
 use crate::backup::place::Place;
-use crate::backup::progress::Progress;
 use crate::backup::verify;
 use crate::failure::{Failure, is_full, with_sources};
+use crate::progress::Progress;
 use crate::status::Output;
 
 /// How long a new node may take to become ready.

@@ -5,7 +5,7 @@ use std::path::Path;
 use steadfast::plural;
 
 use crate::backup::format::{BackedUp, BackupError, Digest, Manifest, Record, read_chunk};
-use crate::backup::progress::Progress;
+use crate::progress::Progress;
 
 /// Reads all of it, and checks order, numbers, checksums and digest.
 ///

@@ -303,7 +303,10 @@ fn keys_with_a_time_to_live_end_after_a_restore_too_and_not_early() {
     for n in [0, 999, 1_999_u32] {
         let left = left(&n.to_be_bytes()).expect("a time to live");
         // None begins anew, and the time between backup and restore does not count.
-        assert!(hour < left + taken + began.elapsed() && left <= hour, "{left:?}");
+        assert!(
+            hour < left + taken + began.elapsed() && left <= hour,
+            "{left:?}"
+        );
     }
     assert_eq!(left(b"plain"), None);
     let has = |key: &str| {

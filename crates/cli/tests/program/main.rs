@@ -8,6 +8,7 @@
 mod addresses;
 mod backup;
 mod credentials;
+mod data;
 mod enrolment;
 mod every_verb;
 mod floods;

@@ -127,6 +127,11 @@ impl Holder {
         is_plain.then_some(NodeId(id))
     }
 
+    /// Whether it may have a node write.
+    pub(crate) fn may_write(&self) -> bool {
+        self.access >= Access::Admin
+    }
+
     /// Whether it may have a node read all of its data, or its files.
     pub(crate) fn may_have_read(&self) -> bool {
         self.access >= Access::Admin

@@ -6,6 +6,7 @@
 
 mod call;
 mod counter;
+mod data;
 mod feed;
 mod open;
 
@@ -22,6 +23,7 @@ use crate::token::CommitToken;
 
 pub use call::{CallError, ServeCallsError};
 pub use counter::CounterError;
+pub use data::ClientError;
 pub use feed::FeedError;
 pub use open::{OpenError, ReadyError};
 
@@ -96,8 +98,8 @@ pub enum WriteError {
     /// The write is in the log, but too few nodes acknowledged it in time, or before this node lost
     /// mastership.
     #[error(
-        "{acked} of {needed} {} acknowledged the write {token}{}{}",
-        plural(*.needed, "node has", "nodes have"),
+        "{acked} {} acknowledged the write {token}, which needs {needed}{}{}",
+        plural(*.acked, "node has", "nodes have"),
         if *.lacks_own_disk {
             ", but this node's own disk, which the requested durability includes, has not"
         } else {
@@ -106,7 +108,8 @@ pub enum WriteError {
         if *.is_committed {
             "; it is committed, and will not be rolled back"
         } else {
-            "; it may still be committed: check the outcome of its token before you retry"
+            "; it was not committed in time, and may be yet: check the outcome of its token before you \
+             retry"
         }
     )]
     InsufficientAcks {

@@ -8,12 +8,14 @@ use prost::Message;
 use crate::admin::messages::{AdminReply, AdminRequest};
 use crate::calls::messages::{CallReply, CallRequest};
 use crate::consensus;
+use crate::data::messages::{DataCall, DataReply, DataRequest};
 use crate::events::service::ViewMessage;
 use crate::feed::messages::{FeedItem, FeedMessage, Received, SubscribeMessage};
 use crate::feed::{FeedEvent, SubscribeOptions};
 use crate::group::LogIdRecord;
 use crate::log::{Entry, LogId, Vote};
 use crate::node::status::NodeStatus;
+use crate::policy::ConsistencyPolicy;
 use crate::state_copy::service::{RestoreAnswer, RestoreReply, RestoreRequest};
 use crate::wire::fuzzing::framed;
 use crate::wire::messages::{
@@ -23,7 +25,7 @@ use crate::wire::messages::{
 use crate::wire::node_state::{NodeStateMessage, NodeStateRequest};
 
 /// Every kind. The place in the list is the first byte of an input, so the order stays.
-pub(super) const KINDS: [Kind; 17] = [
+pub(super) const KINDS: [Kind; 19] = [
     Kind::Hello,
     Kind::HelloReply,
     Kind::Append,
@@ -41,6 +43,8 @@ pub(super) const KINDS: [Kind; 17] = [
     Kind::RestoreReply,
     Kind::CallRequest,
     Kind::CallReply,
+    Kind::DataRequest,
+    Kind::DataReply,
 ];
 
 /// A frame as it comes, whatever its kind: nobody gets past its checksum and its kind by chance.
@@ -85,6 +89,8 @@ fn of(kind: Kind, frame: Bytes) -> Result<(), WireError> {
         Kind::RestoreReply => read(kind, frame).and_then(restore_reply),
         Kind::CallRequest => read::<CallRequest>(kind, frame).map(drop),
         Kind::CallReply => read::<CallReply>(kind, frame).map(drop),
+        Kind::DataRequest => read(kind, frame).and_then(data_request),
+        Kind::DataReply => read::<DataReply>(kind, frame).map(drop),
     }
 }
 
@@ -99,6 +105,17 @@ fn read<M: Message + Default + PartialEq + Debug>(
     assert!(received == message, "{received:?} was {message:?}");
     assert_eq!(encode(kind, &received), sent);
     Ok(message)
+}
+
+fn data_request(request: DataRequest) -> Result<(), WireError> {
+    match request.call.ok_or(WireError::Missing("a call"))? {
+        DataCall::Get(call) => {
+            let freshness = call.freshness.unwrap_or_default();
+            ConsistencyPolicy::try_from(freshness).map(drop)
+        }
+        DataCall::Databases(freshness) => ConsistencyPolicy::try_from(freshness).map(drop),
+        DataCall::Write(_) => Ok(()),
+    }
 }
 
 fn append(append: &Append) -> Result<(), WireError> {

@@ -17,6 +17,7 @@ mod called;
 mod calls;
 mod changes;
 mod compare;
+mod data;
 mod describe;
 mod enrolment;
 mod expiry;
@@ -69,7 +70,9 @@ use crate::state_copy::fetch::Progress;
 use crate::state_copy::source::Copies;
 use crate::tasks::Tasks;
 use crate::wire::gate::Gate;
-use crate::wire::{ADMIN, CALLS, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
+use crate::wire::{
+    ADMIN, CALLS, DATA, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION,
+};
 use called::Called;
 use compare::Compared;
 use fence::Fence;
@@ -339,6 +342,7 @@ impl Lifecycle {
             RESTORE,
             CALLS,
             NODE_STATE,
+            DATA,
             SUBSCRIPTION,
             EVENTS,
             ADMIN,

@@ -20,7 +20,7 @@ use crate::wire::hello::{DialError, Session};
 use crate::wire::messages::Refusal;
 use crate::wire::node_state::NodeStateMessage;
 use crate::wire::{
-    ADMIN, CALLS, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, node_state,
+    ADMIN, CALLS, DATA, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, node_state,
 };
 
 /// One of our services, as the dispatcher sees it.
@@ -133,6 +133,9 @@ impl Lifecycle {
                 lifecycle.shutdown.answered.notify_waiters();
             }
             return served;
+        }
+        if name == DATA {
+            return unless_closing(closing, self.serve_data(session)).await;
         }
         if name == NODE_STATE {
             let weak = &Arc::downgrade(&self);

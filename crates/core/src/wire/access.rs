@@ -1,14 +1,17 @@
 //! What each role may call: the one table.
 
 use crate::config::access::{Access, Holder};
-use crate::wire::{ADMIN, CALLS, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
+use crate::wire::{
+    ADMIN, CALLS, DATA, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION,
+};
 
 /// The least access that may call each service. A question to `NODE_STATE` that has the node read its
-/// data or its files needs [`Access::Admin`].
-const LEAST: [(&str, Access); 8] = [
+/// data or its files, and a write through `DATA`, need [`Access::Admin`].
+const LEAST: [(&str, Access); 9] = [
     (NODE_STATE, Access::Client),
     (EVENTS, Access::Monitor),
     (SUBSCRIPTION, Access::Subscriber),
+    (DATA, Access::Subscriber),
     (ADMIN, Access::Admin),
     (RESTORE, Access::Node),
     (CALLS, Access::Node),
@@ -43,15 +46,14 @@ mod tests {
         };
         assert_eq!(may(Access::Client), [NODE_STATE]);
         assert_eq!(may(Access::Monitor), [NODE_STATE, EVENTS]);
-        assert_eq!(may(Access::Subscriber), [NODE_STATE, EVENTS, SUBSCRIPTION]);
-        assert_eq!(
-            may(Access::Admin),
-            [NODE_STATE, EVENTS, SUBSCRIPTION, ADMIN]
-        );
+        let of_subscriber = [NODE_STATE, EVENTS, SUBSCRIPTION, DATA];
+        assert_eq!(may(Access::Subscriber), of_subscriber);
+        assert_eq!(may(Access::Admin), [&of_subscriber[..], &[ADMIN]].concat());
         assert_eq!(may(Access::Node).len(), LEAST.len());
         for access in Access::ALL {
             assert!(!may_call(&holder(access), "OTHER"));
             assert_eq!(holder(access).may_have_read(), access >= Access::Admin);
+            assert_eq!(holder(access).may_write(), access >= Access::Admin);
         }
     }
 }

@@ -12,10 +12,12 @@ use crate::group::{Member, Members};
 use crate::ids::{GroupUuid, Incarnation, NodeId};
 use crate::wire::gate::{Gate, GivenIds};
 use crate::wire::messages::{Hello, Kind, Refusal, decode};
-use crate::wire::{ADMIN, CALLS, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
+use crate::wire::{
+    ADMIN, CALLS, DATA, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION,
+};
 
 /// What only nodes ask of each other, then what others may ask too.
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 9] = [
     FEEDER,
     ELECTION,
     RESTORE,
@@ -24,6 +26,7 @@ const SERVICES: [&str; 8] = [
     SUBSCRIPTION,
     EVENTS,
     NODE_STATE,
+    DATA,
 ];
 const OF_NODES: usize = 4;
 const HOLDERS: [&str; 3] = [

@@ -44,6 +44,8 @@ pub(crate) enum Kind {
     RestoreReply = 31,
     CallRequest = 40,
     CallReply = 41,
+    DataRequest = 42,
+    DataReply = 43,
 }
 
 /// Why a frame from a peer was rejected. The connection is closed; nothing was changed.

@@ -20,11 +20,12 @@ use crate::tls::{World, issued, master, now_ms};
 
 const CONNECTIONS: usize = 500;
 
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 9] = [
     "FEEDER",
     "ELECTION",
     "RESTORE",
     "CALLS",
+    "DATA",
     "ADMIN",
     "SUBSCRIPTION",
     "EVENTS",
@@ -32,7 +33,9 @@ const SERVICES: [&str; 8] = [
 ];
 
 /// The kinds on the wire, in the order in which an input of the fuzzer counts them.
-const KINDS: [u8; 17] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 21, 22, 30, 31, 40, 41];
+const KINDS: [u8; 19] = [
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 21, 22, 30, 31, 40, 41, 42, 43,
+];
 
 /// As docs/protocol.md has it.
 #[derive(Clone, PartialEq, Eq, Message)]

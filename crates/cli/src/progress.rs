@@ -1,4 +1,4 @@
-//! Progress of a backup, on stderr: one live line with rate and time left on a terminal, otherwise
+//! Progress of long work, on stderr: one live line with rate and time left on a terminal, otherwise
 //! an occasional plain line.
 
 use std::io::{IsTerminal, Write};
@@ -13,7 +13,7 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 const MIB: u64 = 1024 * 1024;
 
 /// See the module.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     what: &'static str,
     /// Approximate total in bytes; 0 if unknown.
     total_bytes: u64,
@@ -23,7 +23,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(what: &'static str, total_bytes: u64) -> Self {
+    pub(crate) fn new(what: &'static str, total_bytes: u64) -> Self {
         let now = Instant::now();
         Self {
             what,
@@ -35,7 +35,7 @@ impl Progress {
     }
 
     /// Shows the progress, when it is time to.
-    pub(super) fn update(&mut self, bytes: u64) {
+    pub(crate) fn update(&mut self, bytes: u64) {
         let interval = if self.is_live {
             LIVE_INTERVAL
         } else {

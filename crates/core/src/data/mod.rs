@@ -1,0 +1,4 @@
+//! DATA: single reads and writes, for other processes.
+
+pub(crate) mod messages;
+pub(crate) mod service;

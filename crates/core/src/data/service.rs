@@ -1,0 +1,28 @@
+//! The side of DATA that answers.
+
+use std::future::Future;
+
+use crate::data::messages::{DataAnswer, DataReply, DataRequest};
+use crate::wire::hello::{DialError, Session};
+use crate::wire::messages::{Kind, decode, encode};
+
+/// Answers requests with `handle`, one after the other, until the caller closes or sends no request
+/// for a while.
+///
+/// # Errors
+/// When the caller sends nonsense or disconnects.
+pub(crate) async fn serve<F>(
+    handle: impl Fn(DataRequest) -> F,
+    mut session: Session,
+) -> Result<(), DialError>
+where
+    F: Future<Output = DataAnswer>,
+{
+    while let Some(frame) = session.next_request().await? {
+        let request: DataRequest = decode(Kind::DataRequest, frame)?;
+        let answer = Some(handle(request).await);
+        let reply = encode(Kind::DataReply, &DataReply { answer });
+        session.sender.send(reply).await?;
+    }
+    Ok(())
+}
