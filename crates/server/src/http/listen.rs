@@ -73,7 +73,11 @@ impl Places {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self
+            .places
+            .taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(here) = taken.get_mut(&self.address) {
             *here -= 1;
             if *here == 0 {
@@ -92,12 +96,15 @@ pub(crate) async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let taken = Mutex::new(HashMap::new());
-    let places = Arc::new(Places { limits: limits.clone(), taken });
+    let places = Arc::new(Places {
+        limits: limits.clone(),
+        taken,
+    });
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = stopped(&mut stop) => break,
             Some(_) = connections.join_next() => continue,
         };
         let (stream, address) = match accepted {
@@ -106,7 +113,7 @@ pub(crate) async fn serve(
                 tracing::warn!(%error, "a connection of a client could not be accepted");
                 tokio::select! {
                     () = tokio::time::sleep(ACCEPT_PAUSE) => continue,
-                    _ = stop.wait_for(|stop| *stop) => break,
+                    () = stopped(&mut stop) => break,
                 }
             }
         };
@@ -130,6 +137,12 @@ pub(crate) async fn serve(
     if timeout(CLOSE_MAX, all_ended).await.is_err() {
         connections.shutdown().await;
     }
+}
+
+/// Returns when the server closes.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // Who closes it may also just be gone.
+    drop(stop.wait_for(|stop| *stop).await);
 }
 
 struct Connection {
@@ -192,7 +205,7 @@ impl Connection {
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            _ = self.stop.wait_for(|stop| *stop) => {
+            () = stopped(&mut self.stop) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }

@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tower::{Service, ServiceExt};
+use tower::Service;
 
 use crate::etcd::Node;
 use crate::json::Gateway;
@@ -49,11 +49,9 @@ impl Front {
             let max = self.node.limits.message_bytes_max();
             let request = request.map(|body| frames::Limited::new(body, max));
             let mut routes = self.routes.clone();
-            return match routes.ready().await {
-                Ok(routes) => match routes.call(request).await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
-                },
+            // Routes are always ready, and cannot fail.
+            return match routes.call(request).await {
+                Ok(response) => response,
                 Err(never) => match never {},
             };
         }

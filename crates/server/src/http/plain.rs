@@ -40,7 +40,11 @@ impl Front {
     }
 }
 
-fn answer(status: StatusCode, content_type: &'static str, text: impl Into<String>) -> Response<Body> {
+fn answer(
+    status: StatusCode,
+    content_type: &'static str,
+    text: impl Into<String>,
+) -> Response<Body> {
     let mut response = Response::new(full(text.into()));
     *response.status_mut() = status;
     let content_type = HeaderValue::from_static(content_type);
@@ -50,7 +54,11 @@ fn answer(status: StatusCode, content_type: &'static str, text: impl Into<String
 
 /// The answer to a body that a plain path does not take.
 pub(super) fn too_long() -> Response<Body> {
-    answer(StatusCode::PAYLOAD_TOO_LARGE, TEXT, "the body is too long\n")
+    answer(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        TEXT,
+        "the body is too long\n",
+    )
 }
 
 /// The versions of etcd that clients go by, and this server's own.
@@ -68,7 +76,7 @@ async fn health(node: &Node, query: &str) -> Response<Body> {
     let serializable = query.split('&').any(|part| part == "serializable=true");
     let reason = if !serializable && node.leader().is_none() {
         Some("RAFT NO LEADER")
-    } else if !query.contains("exclude=NOSPACE") && node.alarms().await.is_ok_and(|on| on) {
+    } else if !query.contains("exclude=NOSPACE") && node.has_no_space() {
         Some("ALARM NOSPACE")
     } else if node.probe(serializable).await.is_err() {
         Some("RANGE ERROR")
@@ -106,7 +114,10 @@ fn metrics(node: &Node) -> Response<Body> {
     let mut gauge = |name: &str, help: &str, value: String| {
         let kind = "gauge";
         // Writing to a string does not fail.
-        let written = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+        let written = writeln!(
+            text,
+            "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}"
+        );
         debug_assert!(written.is_ok());
     };
     if let Some(bytes) = resident_bytes() {
@@ -115,20 +126,39 @@ fn metrics(node: &Node) -> Response<Body> {
     }
     let flag = |value: bool| u8::from(value).to_string();
     let (has_leader, is_leader) = (node.leader().is_some(), node.is_leader());
-    gauge("etcd_server_has_leader", "Whether a leader is known.", flag(has_leader));
-    gauge("etcd_server_is_leader", "Whether this node leads.", flag(is_leader));
+    gauge(
+        "etcd_server_has_leader",
+        "Whether a leader is known.",
+        flag(has_leader),
+    );
+    gauge(
+        "etcd_server_is_leader",
+        "Whether this node leads.",
+        flag(is_leader),
+    );
     let revision = node.header().revision;
-    gauge("etcd_debugging_mvcc_current_revision", "The newest revision.", revision.to_string());
-    let used = status.disk_total_bytes.saturating_sub(status.disk_free_bytes);
-    gauge("steadfast_disk_used_bytes", "Bytes in use on the volume of the data.", used.to_string());
+    gauge(
+        "etcd_debugging_mvcc_current_revision",
+        "The newest revision.",
+        revision.to_string(),
+    );
+    let used = status
+        .disk_total_bytes
+        .saturating_sub(status.disk_free_bytes);
+    gauge(
+        "steadfast_disk_used_bytes",
+        "Bytes in use on the volume of the data.",
+        used.to_string(),
+    );
     answer(StatusCode::OK, "text/plain; version=0.0.4", text)
 }
 
 /// The memory of this process, where the system says it.
-#[expect(clippy::disallowed_methods, reason = "it is no file of a node")]
 fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }

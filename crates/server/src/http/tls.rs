@@ -47,7 +47,6 @@ impl Tls {
 
     /// What the next connection is secured with. Files that have changed and cannot be used leave it
     /// as it is.
-    #[expect(clippy::disallowed_methods, reason = "a server has the real clock")]
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.looked.elapsed() >= LOOK_AGAIN {
@@ -68,8 +67,16 @@ impl Tls {
 }
 
 fn changed(files: &ServerTls) -> Vec<Option<SystemTime>> {
-    let all = [Some(&files.certificate), Some(&files.key), files.client_authority.as_ref()];
-    let time = |path: &PathBuf| std::fs::metadata(path).and_then(|file| file.modified()).ok();
+    let all = [
+        Some(&files.certificate),
+        Some(&files.key),
+        files.client_authority.as_ref(),
+    ];
+    let time = |path: &PathBuf| {
+        std::fs::metadata(path)
+            .and_then(|file| file.modified())
+            .ok()
+    };
     all.into_iter().flatten().map(time).collect()
 }
 

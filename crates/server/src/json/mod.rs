@@ -23,7 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
-use tower::{Service, ServiceExt};
+use tower::Service;
 
 use crate::http::frames::{framed, next_message, too_large};
 use codec::{Codec, Requests};
@@ -53,11 +53,6 @@ impl Gateway {
         }
     }
 
-    /// Whether something is called at this path.
-    pub(crate) fn knows(&self, path: &str) -> bool {
-        self.paths.find(path).is_some()
-    }
-
     /// Answers a request to a path of the gateway.
     pub(crate) async fn answer(&self, request: Request<Body>) -> Response<Body> {
         let Some(method) = self.paths.find(request.uri().path()).cloned() else {
@@ -80,17 +75,16 @@ impl Gateway {
                 Err(status) => return error(&status),
             }
         };
-        let mut call = Request::post(path_of(&method)).body(body).map_or_else(
-            |_| Request::new(Body::empty()),
-            |call| call,
-        );
+        let mut call = Request::post(path_of(&method))
+            .body(body)
+            .map_or_else(|_| Request::new(Body::empty()), |call| call);
         *call.extensions_mut() = parts.extensions;
         *call.headers_mut() = metadata(&parts.headers);
-        let response = match self.routes.clone().ready().await {
-            Ok(routes) => routes.call(call).await,
-            Err(never) => Err(never),
+        // Routes are always ready, and cannot fail.
+        let response = match self.routes.clone().call(call).await {
+            Ok(response) => response,
+            Err(never) => match never {},
         };
-        let response = response.unwrap_or_else(|never: Infallible| match never {});
         if method.is_server_streaming() {
             answers(codec, response).await
         } else {
@@ -132,7 +126,9 @@ fn requests(codec: Codec, mut body: Body) -> Body {
                 () = sender.closed() => return,
             };
             let Some(Ok(frame)) = frame else { break };
-            let Ok(data) = frame.into_data() else { continue };
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
             requests.add(&data);
             while let Some(next) = requests.next() {
                 let failed = next.is_err();

@@ -37,7 +37,11 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("/maintenance/hash", MAINTENANCE, "Hash"),
     ("/maintenance/hashkv", MAINTENANCE, "HashKV"),
     ("/maintenance/snapshot", MAINTENANCE, "Snapshot"),
-    ("/maintenance/transfer-leadership", MAINTENANCE, "MoveLeader"),
+    (
+        "/maintenance/transfer-leadership",
+        MAINTENANCE,
+        "MoveLeader",
+    ),
     ("/maintenance/downgrade", MAINTENANCE, "Downgrade"),
     ("/auth/enable", AUTH, "AuthEnable"),
     ("/auth/disable", AUTH, "AuthDisable"),
@@ -90,7 +94,10 @@ impl Paths {
 
     /// What is called at this path.
     pub(super) fn find(&self, path: &str) -> Option<&MethodDescriptor> {
-        let behind = |base: &&str| path.strip_prefix(*base).filter(|rest| rest.starts_with('/'));
+        let behind = |base: &&str| {
+            path.strip_prefix(*base)
+                .filter(|rest| rest.starts_with('/'))
+        };
         self.0.get(BASES.iter().find_map(behind)?)
     }
 }
