@@ -222,7 +222,7 @@ impl Auth {
         let hash = user.map(|user| user.hash.clone());
         let is_right = self.passwords.verify(password, hash).await?;
         match user {
-            Some(user) if is_right => Ok(self.tokens.make(&state, name, user.since)),
+            Some(user) if is_right => Ok(Tokens::make(&state, name, user.since)),
             _ => Err(Error::AuthFailed),
         }
     }

@@ -323,12 +323,12 @@ mod tests {
     use crate::proto::authpb::Permission;
     use crate::proto::authpb::permission::Type;
 
-    fn permission(kind: Type, key: &str, range_end: &[u8]) -> Option<Permission> {
-        Some(Permission {
+    fn permission(kind: Type, key: &str, range_end: &[u8]) -> Permission {
+        Permission {
             perm_type: kind.into(),
             key: key.to_owned().into(),
             range_end: range_end.to_vec().into(),
-        })
+        }
     }
 
     fn with(permissions: &[(Type, &str, &[u8])]) -> State {
@@ -339,7 +339,7 @@ mod tests {
             .expect("there is none");
         state.grant_role("user", "role").expect("both are there");
         for (kind, key, range_end) in permissions {
-            let granted = state.grant_permission("role", permission(*kind, key, range_end));
+            let granted = state.grant_permission("role", Some(permission(*kind, key, range_end)));
             granted.expect("it is a range");
         }
         state

@@ -31,7 +31,7 @@ impl Tokens {
     }
 
     /// A token for a user; `since` is that of the user in `state`.
-    pub(crate) fn make(&self, state: &State, name: &str, since: u64) -> String {
+    pub(crate) fn make(state: &State, name: &str, since: u64) -> String {
         let text = format!("{}.{since}.{name}", now_s());
         let signature = hmac::sign(&signing_key(state), text.as_bytes());
         let encode = |bytes| URL_SAFE_NO_PAD.encode(bytes);
@@ -89,8 +89,10 @@ mod tests {
     use crate::auth::state::State;
 
     fn state() -> State {
-        let mut state = State::default();
-        state.key = "key".into();
+        let mut state = State {
+            key: "key".into(),
+            ..State::default()
+        };
         state
             .add_user("a.b", "hash".to_owned())
             .expect("there is none");
@@ -100,11 +102,8 @@ mod tests {
     #[test]
     fn a_token_is_good_at_every_node_until_the_user_changes() {
         let mut state = state();
-        let (here, there) = (
-            Tokens::new(Duration::from_secs(60)),
-            Tokens::new(Duration::from_secs(60)),
-        );
-        let token = here.make(&state, "a.b", 1);
+        let there = Tokens::new(Duration::from_mins(1));
+        let token = Tokens::make(&state, "a.b", 1);
         assert_eq!(there.check(&state, &token).as_deref(), Some("a.b"));
         let cut = &token[..token.len() - 2];
         assert_eq!(there.check(&state, cut), None);
@@ -113,7 +112,7 @@ mod tests {
             .change_password("a.b", "other".to_owned())
             .expect("it is there");
         assert_eq!(there.check(&state, &token), None, "of the old password");
-        let token = here.make(&state, "a.b", 8);
+        let token = Tokens::make(&state, "a.b", 8);
         state.key = "another".into();
         assert_eq!(there.check(&state, &token), None, "of another key");
     }
@@ -121,8 +120,8 @@ mod tests {
     #[test]
     fn a_token_ends_by_itself_unless_it_is_used() {
         let state = state();
-        let tokens = Tokens::new(Duration::from_secs(60));
-        let token = tokens.make(&state, "a.b", 1);
+        let tokens = Tokens::new(Duration::from_mins(1));
+        let token = Tokens::make(&state, "a.b", 1);
         let then = now_s() - 100;
         let used = |last| {
             let mut used = tokens.used.lock().expect("nobody has panicked");

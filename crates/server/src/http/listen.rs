@@ -23,10 +23,10 @@ use crate::http::tls::{Tls, common_name};
 /// How long a connection may take to prove who it is.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// How long a head of HTTP/1.1 may take, the pause since the last request of the connection included.
-const HEAD_MAX: Duration = Duration::from_secs(300);
+const HEAD_MAX: Duration = Duration::from_mins(5);
 /// How often a connection of HTTP/2 is asked whether it is still there, and how long its answer may
 /// take: what is gone without a word holds its watches until then.
-const PING_EVERY: Duration = Duration::from_secs(60);
+const PING_EVERY: Duration = Duration::from_mins(1);
 const PING_MAX: Duration = Duration::from_secs(20);
 /// How long to wait after a failure to accept, say for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

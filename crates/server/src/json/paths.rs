@@ -85,9 +85,9 @@ impl Paths {
     pub(super) fn new() -> Self {
         let pool = DescriptorPool::decode(DESCRIPTORS).expect("the build has made them");
         let method = |(path, service, method): &(&'static str, &str, &str)| {
-            let service = pool.get_service_by_name(service);
-            let mut methods = service.as_ref().map(|service| service.methods())?;
-            Some((*path, methods.find(|known| known.name() == *method)?))
+            let service = pool.get_service_by_name(service)?;
+            let found = service.methods().find(|known| known.name() == *method);
+            Some((*path, found?))
         };
         Self(Arc::new(TABLE.iter().filter_map(method).collect()))
     }

@@ -195,10 +195,8 @@ async fn a_holder_that_has_lost_its_lock_is_refused_by_its_fencing_token() {
     assert!(!late.into_inner().succeeded, "the stale holder");
     // Even if it takes a place again under the same lease id, and so the same key.
     let grant = LeaseGrantRequest { ttl: 60, id: first };
-    LeaseClient::new(channel.clone())
-        .lease_grant(grant)
-        .await
-        .expect("it is gone");
+    let granted = LeaseClient::new(channel).lease_grant(grant).await;
+    granted.expect("it is gone");
     client
         .unlock(UnlockRequest { key: held })
         .await

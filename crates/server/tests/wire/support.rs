@@ -159,7 +159,7 @@ impl Connection {
             head,
             body: String::new(),
         };
-        let length = answer.header("content-length").map(|length| length.parse());
+        let length = answer.header("content-length").map(str::parse);
         match length {
             _ if has_no_body => {}
             Some(length) => {
