@@ -12,15 +12,31 @@
 //! next one. The rows are described in [`keys`]. Nothing in here knows of gRPC: requests and answers
 //! are the messages of [`crate::proto`], as plain structs.
 
+mod apply;
+mod check;
+mod command;
+mod compact;
+mod compare;
 mod config;
+mod forward;
+mod hash;
+mod inner;
+mod keys;
+mod lease;
+mod range;
+mod read;
+mod round;
+mod view;
+mod watch;
+mod write;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
 use steadfast::ReplicatedEnvironment;
-use tokio::sync::{mpsc, watch};
+use steadfast::ids::NodeId;
+use tokio::sync::{mpsc, watch as channel};
 
 use crate::error::Error;
 use crate::proto::etcdserverpb::{
@@ -30,18 +46,16 @@ use crate::proto::etcdserverpb::{
     PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
     WatchRequest, WatchResponse,
 };
+use command::{Answer, AuthMessage, AuthRow, Command};
+use inner::{Inner, Stop};
 
 pub use config::{REQUEST_BYTES_MAX, StoreConfig, TXN_OPERATIONS_MAX};
 
-/// The store of this node. Clones are the same store.
+/// The store of this node. Clones are the same store; the last one dropped ends its tasks.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
-}
-
-struct Inner {
-    env: ReplicatedEnvironment,
-    config: StoreConfig,
+    _stop: Arc<Stop>,
 }
 
 /// Why a store could not be opened.
@@ -57,6 +71,12 @@ pub enum OpenStoreError {
     /// The node does not give its changes.
     #[error("the changes of the databases cannot be followed: {0}")]
     Feed(#[from] steadfast::FeedError),
+    /// The node has a store already, or is closed.
+    #[error("the writes of other nodes cannot be taken: {0}")]
+    Calls(#[from] steadfast::ServeCallsError),
+    /// The rows are not what this version writes.
+    #[error("the databases of the store have rows that this version does not know")]
+    Rows,
 }
 
 /// A change of the data about users and roles, in the order of all writes: `set` is done if every row
@@ -80,14 +100,18 @@ impl Store {
         env: ReplicatedEnvironment,
         config: StoreConfig,
     ) -> Result<Self, OpenStoreError> {
-        let inner = Arc::new(Inner { env, config });
-        Ok(Self { inner })
+        let (inner, queue) = Inner::open(env, config).await?;
+        let stop = Arc::new(Stop::new(&inner));
+        inner.start(queue);
+        Ok(Self { inner, _stop: stop })
     }
 
     /// Ends the tasks of the store and waits for them. Requests under way end with
     /// [`Error::Stopped`], and streams of watches end. The environment stays open.
     pub async fn close(self) {
+        let inner = Arc::clone(&self.inner);
         drop(self);
+        inner.close().await;
     }
 
     /// Keys and values of a range, at the newest or an older revision. Everything acknowledged before
@@ -97,7 +121,8 @@ impl Store {
     /// [`Error::EmptyKey`], [`Error::InvalidSortOption`], [`Error::Compacted`],
     /// [`Error::FutureRevision`], [`Error::Timeout`].
     pub async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Error> {
-        Err(Error::Stopped)
+        check::range(&request)?;
+        self.read_range(&request, None).await
     }
 
     /// The same in pages of one revision, ordered by key; together they are what
@@ -111,7 +136,7 @@ impl Store {
         &self,
         request: RangeRequest,
     ) -> impl Stream<Item = Result<RangeResponse, Error>> + Send + use<> {
-        futures_util::stream::empty()
+        self.pages(request)
     }
 
     /// Sets a key.
@@ -123,7 +148,12 @@ impl Store {
     /// [`Error::NoLeader`] and [`Error::LeaderChanged`] for what certainly did not happen;
     /// [`Error::OutcomeUnknown`] for what may have.
     pub async fn put(&self, request: PutRequest) -> Result<PutResponse, Error> {
-        Err(Error::Stopped)
+        check::size(&request)?;
+        check::put(&request)?;
+        match self.inner.submit(Command::Put(request)).await? {
+            Answer::Put(answer) => Ok(answer),
+            _ => Err(Error::OutcomeUnknown),
+        }
     }
 
     /// Deletes the keys of a range.
@@ -134,7 +164,12 @@ impl Store {
         &self,
         request: DeleteRangeRequest,
     ) -> Result<DeleteRangeResponse, Error> {
-        Err(Error::Stopped)
+        check::size(&request)?;
+        check::delete_range(&request)?;
+        match self.inner.submit(Command::DeleteRange(request)).await? {
+            Answer::DeleteRange(answer) => Ok(answer),
+            _ => Err(Error::OutcomeUnknown),
+        }
     }
 
     /// Compares, then does one of two lists of operations, as one revision. One that can only read
@@ -145,7 +180,15 @@ impl Store {
     /// [`Error::TooManyOps`], [`Error::DuplicateKey`], and those of the operations in it: then
     /// nothing is written.
     pub async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, Error> {
-        Err(Error::Stopped)
+        check::size(&request)?;
+        check::txn(&request)?;
+        if check::is_read_only(&request) {
+            return self.read_txn(request).await;
+        }
+        match self.inner.submit(Command::Txn(request)).await? {
+            Answer::Txn(answer) => Ok(answer),
+            _ => Err(Error::OutcomeUnknown),
+        }
     }
 
     /// Gives up all revisions below one. They are gone for readers at once; with `physical` the
@@ -154,7 +197,16 @@ impl Store {
     /// # Errors
     /// [`Error::Compacted`], [`Error::FutureRevision`], and those of every write.
     pub async fn compact(&self, request: CompactionRequest) -> Result<CompactionResponse, Error> {
-        Err(Error::Stopped)
+        let (revision, physical) = (request.revision, request.physical);
+        match self.inner.submit(Command::Compact(request)).await? {
+            Answer::Compact(answer) => {
+                if physical {
+                    self.inner.compacted_to(revision).await;
+                }
+                Ok(answer)
+            }
+            _ => Err(Error::OutcomeUnknown),
+        }
     }
 
     /// Makes a lease.
@@ -165,7 +217,10 @@ impl Store {
         &self,
         request: LeaseGrantRequest,
     ) -> Result<LeaseGrantResponse, Error> {
-        Err(Error::Stopped)
+        match self.inner.submit(Command::Grant(request)).await? {
+            Answer::Grant(answer) => Ok(answer),
+            _ => Err(Error::OutcomeUnknown),
+        }
     }
 
     /// Ends a lease and deletes its keys, as one revision.
@@ -173,7 +228,10 @@ impl Store {
     /// # Errors
     /// [`Error::LeaseNotFound`], and those of every write.
     pub async fn lease_revoke(&self, id: i64) -> Result<LeaseRevokeResponse, Error> {
-        Err(Error::Stopped)
+        match self.inner.submit(Command::Revoke(id)).await? {
+            Answer::Revoke(answer) => Ok(answer),
+            _ => Err(Error::OutcomeUnknown),
+        }
     }
 
     /// Gives a lease its whole time to live again, from now on. A TTL of 0 in the answer: there is no
@@ -182,7 +240,10 @@ impl Store {
     /// # Errors
     /// [`Error::NoLeader`], and those of every write.
     pub async fn lease_keep_alive(&self, id: i64) -> Result<LeaseKeepAliveResponse, Error> {
-        Err(Error::Stopped)
+        match self.inner.submit(Command::KeepAlive(id)).await? {
+            Answer::KeepAlive(answer) => Ok(answer),
+            _ => Err(Error::OutcomeUnknown),
+        }
     }
 
     /// What a lease has left, in whole seconds rounded down, and its keys if they are asked for. A
@@ -194,7 +255,10 @@ impl Store {
         &self,
         request: LeaseTimeToLiveRequest,
     ) -> Result<LeaseTimeToLiveResponse, Error> {
-        Err(Error::Stopped)
+        match self.inner.submit(Command::TimeToLive(request)).await? {
+            Answer::TimeToLive(answer) => Ok(answer),
+            _ => Err(Error::OutcomeUnknown),
+        }
     }
 
     /// All leases.
@@ -202,7 +266,7 @@ impl Store {
     /// # Errors
     /// [`Error::Timeout`].
     pub async fn lease_leases(&self) -> Result<LeaseLeasesResponse, Error> {
-        Err(Error::Stopped)
+        self.read_leases().await
     }
 
     /// A hash of all that is readable at `revision` and since the last compaction; 0 means the newest
@@ -211,7 +275,7 @@ impl Store {
     /// # Errors
     /// [`Error::Compacted`], [`Error::FutureRevision`].
     pub async fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, Error> {
-        Err(Error::Stopped)
+        self.read_hash_kv(revision).await
     }
 
     /// A hash of everything this node has, leases and users included.
@@ -219,19 +283,19 @@ impl Store {
     /// # Errors
     /// [`Error::Stopped`].
     pub async fn hash(&self) -> Result<HashResponse, Error> {
-        Err(Error::Stopped)
+        self.read_hash().await
     }
 
     /// One stream of watches: requests go in, answers come out. Dropping either ends it. A client
     /// that does not read its answers has bounded memory here, and gets all events once it does.
     pub fn watches(&self) -> (mpsc::Sender<WatchRequest>, mpsc::Receiver<WatchResponse>) {
-        (mpsc::channel(1).0, mpsc::channel(1).1)
+        watch::open(&self.inner)
     }
 
     /// The header of an answer that depends on no read: the newest revision and term that this node
     /// has applied. After [`Store::linearize`], it is at least everything acknowledged before.
     pub fn header(&self) -> ResponseHeader {
-        ResponseHeader::default()
+        self.inner.header()
     }
 
     /// Waits until this node has everything that was acknowledged before the call.
@@ -239,7 +303,7 @@ impl Store {
     /// # Errors
     /// [`Error::Timeout`].
     pub async fn linearize(&self) -> Result<(), Error> {
-        Err(Error::Stopped)
+        self.inner.linearize().await
     }
 
     /// All rows of `etcd/auth` whose key begins with `prefix`, as this node has them;
@@ -248,7 +312,7 @@ impl Store {
     /// # Errors
     /// [`Error::Stopped`].
     pub async fn auth_rows(&self, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, Error> {
-        Err(Error::Stopped)
+        self.read_auth(prefix).await
     }
 
     /// Changes rows of `etcd/auth`, if they are as expected; else nothing, and the answer is false:
@@ -257,13 +321,25 @@ impl Store {
     /// # Errors
     /// Those of every write.
     pub async fn auth_change(&self, change: AuthChange) -> Result<bool, Error> {
-        Err(Error::Stopped)
+        let rows = |rows: Vec<(Bytes, Option<Bytes>)>| {
+            let rows = rows.into_iter().map(|(key, value)| AuthRow { key, value });
+            rows.collect()
+        };
+        let message = AuthMessage {
+            expect: rows(change.expect),
+            set: rows(change.set),
+        };
+        check::size(&message)?;
+        match self.inner.submit(Command::Auth(message)).await? {
+            Answer::Auth(is_done) => Ok(is_done),
+            _ => Err(Error::OutcomeUnknown),
+        }
     }
 
     /// A number that changes whenever this node has applied a change of `etcd/auth`: what was read
     /// of it before is to be read again.
-    pub fn auth_version(&self) -> watch::Receiver<u64> {
-        watch::channel(0).1
+    pub fn auth_version(&self) -> channel::Receiver<u64> {
+        self.inner.hub.auth_version()
     }
 
     /// The environment that the store is on.
@@ -273,11 +349,11 @@ impl Store {
 
     /// The cluster's id in headers: the same on every node, never 0.
     pub fn cluster_id(&self) -> u64 {
-        1
+        self.inner.cluster
     }
 
     /// The id in headers of the member with this node id: never 0, and never another member's.
-    pub fn member_id(&self, node: steadfast::ids::NodeId) -> u64 {
-        1
+    pub fn member_id(&self, node: NodeId) -> u64 {
+        self.inner.member_id(node)
     }
 }
