@@ -102,6 +102,8 @@ pub struct Limits {
     pub streams_per_connection_max: u32,
     /// Bytes of a request.
     pub request_bytes_max: usize,
+    /// Bytes of all requests that have begun to come and are not whole yet. A further one is refused.
+    pub receiving_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -111,6 +113,7 @@ impl Default for Limits {
             connections_per_address_max: 2048,
             streams_per_connection_max: 16_384,
             request_bytes_max: REQUEST_BYTES_MAX,
+            receiving_bytes_max: 256 * 1024 * 1024,
         }
     }
 }

@@ -13,6 +13,8 @@ use crate::error::Error;
 const COST: u32 = 10;
 /// How many are worked on at a time.
 const AT_A_TIME: usize = 2;
+/// How many more wait.
+const WAITING_MAX: usize = 256;
 /// How long one waits for its turn.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// Bytes of a password that bcrypt takes; a longer one is refused rather than cut.
@@ -23,11 +25,17 @@ static NOBODY: LazyLock<String> =
     LazyLock::new(|| bcrypt::hash("nobody", COST).unwrap_or_default());
 
 /// Makes and checks hashes.
-pub(crate) struct Passwords(Arc<Semaphore>);
+pub(crate) struct Passwords {
+    turns: Arc<Semaphore>,
+    places: Semaphore,
+}
 
 impl Passwords {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Semaphore::new(AT_A_TIME)))
+        Self {
+            turns: Arc::new(Semaphore::new(AT_A_TIME)),
+            places: Semaphore::new(AT_A_TIME + WAITING_MAX),
+        }
     }
 
     /// The hash of a password.
@@ -60,7 +68,9 @@ impl Passwords {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let turn = timeout(WAIT_MAX, Arc::clone(&self.0).acquire_owned()).await;
+        let place = self.places.try_acquire();
+        let _place = place.map_err(|_| Error::TooManyRequests)?;
+        let turn = timeout(WAIT_MAX, Arc::clone(&self.turns).acquire_owned()).await;
         let turn = turn.map_err(|_| Error::TooManyRequests)?;
         let turn = turn.map_err(|_| Error::Stopped)?;
         let done = tokio::task::spawn_blocking(move || {

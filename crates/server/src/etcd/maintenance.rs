@@ -167,6 +167,8 @@ impl Node {
             raft_applied_index: status.applied.map_or(0, |position| position.0),
             errors,
             is_learner: own.is_some_and(|own| own.node_type == NodeType::Secondary),
+            // What is behind the version of etcd that clients go by.
+            storage_version: concat!("steadfast-", env!("CARGO_PKG_VERSION")).to_owned(),
             header: Some(header),
             ..StatusResponse::default()
         }

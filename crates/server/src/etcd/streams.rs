@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, future, stream};
 
+use tokio::time::{Instant, timeout_at};
+
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::etcd::Node;
@@ -51,18 +53,21 @@ impl Node {
 /// Waits until this node has known no leader for a while.
 async fn leaderless(env: &steadfast::ReplicatedEnvironment) {
     let mut states = env.state_changes();
-    let mut known = true;
+    let mut until = None;
     loop {
         let next = states.next_async();
-        let state = if known {
-            next.await
-        } else {
-            match tokio::time::timeout(LEADERLESS_MAX, next).await {
+        let state = match until {
+            None => next.await,
+            Some(until) => match timeout_at(until, next).await {
                 Ok(state) => state,
                 Err(_) => return,
-            }
+            },
         };
         let Some(state) = state else { return };
-        known = state.role.is_known();
+        until = match until {
+            _ if state.role.is_known() => None,
+            None => Some(Instant::now() + LEADERLESS_MAX),
+            until => until,
+        };
     }
 }

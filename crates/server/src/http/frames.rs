@@ -1,11 +1,15 @@
 //! The frames of gRPC: one byte that says whether it is compressed, four of length, a message.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use tonic::{Code, Status};
+
+use crate::error::Error;
 
 /// Bytes before each message.
 pub(crate) const HEAD: usize = 5;
@@ -29,11 +33,49 @@ pub(crate) fn next_message(buffer: &mut BytesMut) -> Option<Bytes> {
     Some(buffer.split_to(length).freeze())
 }
 
+/// Memory for what clients have begun to send. Who finds none left is refused: what waits would be
+/// held up by those who send slowly.
+#[derive(Debug)]
+pub(crate) struct Budget(AtomicUsize);
+
+/// Bytes of a [`Budget`], given back when dropped.
+pub(crate) struct Taken {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Budget {
+    pub(crate) fn new(bytes: usize) -> Arc<Self> {
+        Arc::new(Self(AtomicUsize::new(bytes)))
+    }
+
+    /// # Errors
+    /// [`Error::TooManyRequests`] when there is not that much left.
+    pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Result<Taken, Error> {
+        let less = |left: usize| left.checked_sub(bytes);
+        let taken = self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        taken.map_err(|_| Error::TooManyRequests)?;
+        let budget = Arc::clone(self);
+        Ok(Taken { budget, bytes })
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.budget.0.fetch_add(self.bytes, Ordering::AcqRel);
+    }
+}
+
 /// A request whose messages are at most `max` bytes: a longer one ends it with the error that
-/// clients of etcd know, before any of it is kept.
+/// clients of etcd know, before any of it is kept. While one is under way, its bytes are taken from
+/// a budget.
 pub(crate) struct Limited<B> {
     body: B,
     max: usize,
+    budget: Arc<Budget>,
+    taken: Option<Taken>,
     /// Bytes of the message that are still to come.
     rest: usize,
     head: [u8; HEAD],
@@ -41,10 +83,12 @@ pub(crate) struct Limited<B> {
 }
 
 impl<B> Limited<B> {
-    pub(crate) fn new(body: B, max: usize) -> Self {
+    pub(crate) fn new(body: B, max: usize, budget: &Arc<Budget>) -> Self {
         Self {
             body,
             max,
+            budget: Arc::clone(budget),
+            taken: None,
             rest: 0,
             head: [0; HEAD],
             head_len: 0,
@@ -57,6 +101,9 @@ impl<B> Limited<B> {
             if self.rest > 0 {
                 let taken = self.rest.min(data.len());
                 self.rest -= taken;
+                if self.rest == 0 {
+                    self.taken = None;
+                }
                 data = &data[taken..];
                 continue;
             }
@@ -70,6 +117,7 @@ impl<B> Limited<B> {
                 if self.rest > self.max {
                     return Err(too_large(self.rest, self.max));
                 }
+                self.taken = Some(self.budget.take(self.rest)?);
             }
         }
         Ok(())
@@ -113,5 +161,68 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::Ordering;
+
+    use bytes::{Bytes, BytesMut};
+    use futures_util::{FutureExt, stream};
+    use http_body::Frame;
+    use http_body_util::{BodyExt, StreamBody};
+    use tonic::{Code, Status};
+
+    use super::{Budget, Limited, framed, next_message};
+
+    /// A body that comes in these pieces.
+    fn body(
+        pieces: Vec<Bytes>,
+    ) -> StreamBody<impl futures_util::Stream<Item = Result<Frame<Bytes>, Infallible>> + Unpin>
+    {
+        let frames = pieces.into_iter().map(|piece| Ok(Frame::data(piece)));
+        StreamBody::new(stream::iter(frames))
+    }
+
+    #[test]
+    fn messages_come_out_whole_however_they_are_cut() {
+        let whole = [framed(b"one"), framed(b""), framed(b"three")].concat();
+        for cut in 0..whole.len() {
+            let mut buffer = BytesMut::new();
+            let mut messages = Vec::new();
+            for piece in [&whole[..cut], &whole[cut..]] {
+                buffer.extend_from_slice(piece);
+                while let Some(message) = next_message(&mut buffer) {
+                    messages.push(message);
+                }
+            }
+            assert_eq!(messages, ["one", "", "three"], "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_whole_is_taken_from_the_budget_until_it_is() {
+        let budget = Budget::new(10);
+        let left = || budget.0.load(Ordering::Acquire);
+        let whole = framed(b"12345678");
+        let pieces = vec![whole.slice(..3), whole.slice(3..7), whole.slice(7..)];
+        let mut first = Limited::new(body(pieces), 100, &budget);
+        let next = |body: &mut Limited<_>| body.frame().now_or_never().flatten();
+        assert!(next(&mut first).is_some());
+        assert_eq!(left(), 10, "its length is not known yet");
+        assert!(next(&mut first).is_some());
+        assert_eq!(left(), 2);
+        let mut second = Limited::new(body(vec![framed(b"123")]), 100, &budget);
+        let refused = second.frame().now_or_never().flatten().expect("an error");
+        let refused = Status::from_error(refused.expect_err("there is no room"));
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        assert!(next(&mut first).is_some());
+        assert_eq!(left(), 10);
+        let mut third = Limited::new(body(vec![whole.slice(..7)]), 100, &budget);
+        assert!(third.frame().now_or_never().flatten().is_some());
+        drop(third);
+        assert_eq!(left(), 10, "it will never be whole");
     }
 }

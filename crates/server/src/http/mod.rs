@@ -21,6 +21,7 @@ use tonic::service::Routes;
 use tower::Service;
 
 use crate::etcd::Node;
+use crate::http::frames::Budget;
 use crate::json::Gateway;
 
 /// Bytes of a body that a plain path takes and throws away, so that the connection can go on.
@@ -31,14 +32,18 @@ const IGNORED_MAX: usize = 64 * 1024;
 pub(crate) struct Front {
     routes: Routes,
     gateway: Arc<Gateway>,
+    budget: Arc<Budget>,
     node: Arc<Node>,
 }
 
 impl Front {
     pub(crate) fn new(routes: Routes, node: Arc<Node>) -> Self {
-        let gateway = Gateway::new(routes.clone(), node.limits.message_bytes_max());
+        let budget = Budget::new(node.limits.receiving_bytes_max);
+        let max = node.limits.message_bytes_max();
+        let gateway = Gateway::new(routes.clone(), max, Arc::clone(&budget));
         Self {
             routes,
+            budget,
             gateway: Arc::new(gateway),
             node,
         }
@@ -47,7 +52,7 @@ impl Front {
     pub(crate) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         if is_grpc(&request) {
             let max = self.node.limits.message_bytes_max();
-            let request = request.map(|body| frames::Limited::new(body, max));
+            let request = request.map(|body| frames::Limited::new(body, max, &self.budget));
             let mut routes = self.routes.clone();
             // Routes are always ready, and cannot fail.
             return match routes.call(request).await {

@@ -10,12 +10,13 @@ mod codec;
 mod paths;
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
 use prost_reflect::MethodDescriptor;
 use tokio::sync::mpsc;
@@ -25,7 +26,7 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::Service;
 
-use crate::http::frames::{framed, next_message, too_large};
+use crate::http::frames::{Budget, framed, next_message, too_large};
 use codec::{Codec, Requests};
 use paths::Paths;
 
@@ -42,11 +43,13 @@ pub(crate) struct Gateway {
     paths: Paths,
     /// Bytes of a message.
     message_max: usize,
+    budget: Arc<Budget>,
 }
 
 impl Gateway {
-    pub(crate) fn new(routes: Routes, message_max: usize) -> Self {
+    pub(crate) fn new(routes: Routes, message_max: usize, budget: Arc<Budget>) -> Self {
         Self {
+            budget,
             routes,
             paths: Paths::new(),
             message_max,
@@ -94,24 +97,27 @@ impl Gateway {
 
     /// The one request of a body; what follows its JSON is ignored.
     async fn request(&self, codec: &Codec, body: Body) -> Result<Body, Status> {
-        let text = self.read(body).await?;
+        let max = self.message_max.saturating_mul(2);
+        let announced = body.size_hint().upper();
+        let announced = announced.map_or(max, |len| usize::try_from(len).unwrap_or(max));
+        let _taken = self.budget.take(announced.min(max))?;
+        let text = read(body, max).await?;
         let message = codec.first_request(&text)?;
         if message.len() > self.message_max {
             return Err(too_large(message.len(), self.message_max));
         }
         Ok(Body::new(Full::new(framed(&message))))
     }
+}
 
-    /// All of a body, if it is not longer than JSON of a message can be.
-    async fn read(&self, body: Body) -> Result<Bytes, Status> {
-        let max = self.message_max.saturating_mul(2);
-        match http_body_util::Limited::new(body, max).collect().await {
-            Ok(read) => Ok(read.to_bytes()),
-            Err(_) => Err(Status::new(
-                Code::ResourceExhausted,
-                format!("the request is longer than {max} bytes, or its end did not come"),
-            )),
-        }
+/// All of a body, if it is not longer than JSON of a message can be.
+async fn read(body: Body, max: usize) -> Result<Bytes, Status> {
+    match http_body_util::Limited::new(body, max).collect().await {
+        Ok(read) => Ok(read.to_bytes()),
+        Err(_) => Err(Status::new(
+            Code::ResourceExhausted,
+            format!("the request is longer than {max} bytes, or its end did not come"),
+        )),
     }
 }
 
