@@ -10,11 +10,15 @@ mod etcd;
 mod http;
 mod target;
 
+mod cluster;
 mod compact;
 mod election;
+mod json;
+mod json_streams;
 mod kv;
 mod lease;
 mod lock;
+mod plain_http;
 mod range;
 mod txn;
 mod watch;

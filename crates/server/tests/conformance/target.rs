@@ -82,7 +82,7 @@ impl Target {
         self.version < Version(3, 5, 16)
     }
 
-    pub(crate) fn takes_a_negative_start_for_now(&self) -> bool {
+    pub(crate) fn accepts_a_negative_start_first(&self) -> bool {
         self.version < Version(3, 5, 30)
     }
 }
