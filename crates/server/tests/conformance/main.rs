@@ -10,6 +10,7 @@ mod etcd;
 mod http;
 mod target;
 
+mod auth;
 mod cluster;
 mod compact;
 mod election;
@@ -19,6 +20,7 @@ mod kv;
 mod lease;
 mod lock;
 mod plain_http;
+mod quorum;
 mod range;
 mod txn;
 mod watch;

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::etcd;
@@ -67,6 +68,15 @@ impl Target {
             412
         } else {
             400
+        }
+    }
+
+    /// What a write without a quorum ends with. Ours says that the outcome is unknown.
+    pub(crate) fn late_write(&self) -> (Code, u16) {
+        if self.is_ours || self.version < Version(3, 5, 16) {
+            (Code::Unknown, 500)
+        } else {
+            (Code::DeadlineExceeded, 504)
         }
     }
 
