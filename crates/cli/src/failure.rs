@@ -11,6 +11,7 @@ use steadfast::engine::EngineError;
 use steadfast::log::LogError;
 use steadfast::{OpenError, ReadyError};
 
+use crate::clients::CLIENT_KEYS;
 use crate::data_dir::foreign_names;
 
 /// Exit code of a command that failed.
@@ -139,10 +140,8 @@ impl Display for Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        let remedy = match steadfast::config::KEYS
-            .iter()
-            .find(|key| key.name == error.key)
-        {
+        let mut keys = steadfast::config::KEYS.iter().chain(CLIENT_KEYS);
+        let remedy = match keys.find(|key| key.name == error.key) {
             Some(key) => format!("correct {}; see `steadfast config explain {0}`", key.name),
             None => "correct the key; `steadfast config explain` lists all of them".to_owned(),
         };

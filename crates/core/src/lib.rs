@@ -71,6 +71,7 @@
 //! | [`engine`] | where the data is stored: the contract, Noxu, and an in-memory engine |
 //! | `group` | members; the identity of a data directory |
 //! | `wire` | what is sent between nodes: hello, envelope, messages |
+//! | `calls` | calls between the applications of the nodes |
 //! | `admin` | changes to the group, requested from any member |
 //! | `feed` | the change feed, within this process and from another |
 //! | `events` | events of a group, for its watchers |
@@ -92,6 +93,7 @@
 
 pub mod addresses;
 mod admin;
+mod calls;
 mod compare;
 pub mod config;
 mod consensus;
@@ -99,6 +101,7 @@ pub mod credentials;
 mod database;
 pub mod engine;
 mod env;
+mod env_calls;
 mod env_group;
 mod env_security;
 pub mod error;
@@ -138,12 +141,16 @@ mod txn;
 mod wire;
 
 pub use admin::{AdminCommand, AdminError, PRIORITY_MAX};
+pub use calls::{IncomingCall, ServedCalls};
 pub use compare::{CheckedNode, ComparedDatabase, Comparison};
 pub use config::access::{Access, Holder};
 pub use config::{Bootstrap, RepConfig, RepConfigBuilder, Repair};
 pub use database::{CompareAndSet, Database, WriteBatch};
 pub use env::ReplicatedEnvironment;
-pub use error::{CounterError, FeedError, OpenError, Outcome, ReadError, ReadyError, WriteError};
+pub use error::{
+    CallError, CounterError, FeedError, OpenError, Outcome, ReadError, ReadyError, ServeCallsError,
+    WriteError,
+};
 pub use events::{GroupChange, GroupEvent, GroupEvents, GroupHealth, GroupView, MemberView};
 pub use feed::{
     Change, CommittedTransaction, Feed, FeedEvent, FeedListener, ListenOptions, SharedFeed,

@@ -74,3 +74,16 @@ pub(crate) const BATCHES_IN_FLIGHT_MAX: usize = 64;
 
 /// A batch with this many transactions takes no further one.
 pub(crate) const BATCH_TRANSACTIONS_MAX: u32 = 4096;
+
+/// Most bytes of a call's request, and of its answer ([`crate::ReplicatedEnvironment::call_async`]).
+/// Larger ones would hold up all that follow on the same connection.
+pub const CALL_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Most calls of one node that have no answer yet, for each node that calls it.
+pub const CALLS_IN_FLIGHT_MAX: usize = 1024;
+
+/// Most bytes of their requests.
+pub const CALLS_IN_FLIGHT_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Most handlers of calls that one node registers.
+pub const CALL_HANDLERS_MAX: usize = 64;

@@ -9,6 +9,7 @@ mod addresses;
 mod backup;
 mod credentials;
 mod enrolment;
+mod etcd;
 mod every_verb;
 mod floods;
 mod full_disk;

@@ -4,6 +4,7 @@
 //! a field but is not the error's [`source`](Error::source), which those who print whole chains
 //! would repeat: hence the fields `r#source`.
 
+mod call;
 mod counter;
 mod feed;
 mod open;
@@ -19,6 +20,7 @@ use crate::member::NodeAddress;
 use crate::plural::plural;
 use crate::token::CommitToken;
 
+pub use call::{CallError, ServeCallsError};
 pub use counter::CounterError;
 pub use feed::FeedError;
 pub use open::{OpenError, ReadyError};

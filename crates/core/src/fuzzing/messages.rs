@@ -6,6 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::admin::messages::{AdminReply, AdminRequest};
+use crate::calls::messages::{CallReply, CallRequest};
 use crate::consensus;
 use crate::events::service::ViewMessage;
 use crate::feed::messages::{FeedItem, FeedMessage, Received, SubscribeMessage};
@@ -22,7 +23,7 @@ use crate::wire::messages::{
 use crate::wire::node_state::{NodeStateMessage, NodeStateRequest};
 
 /// Every kind. The place in the list is the first byte of an input, so the order stays.
-pub(super) const KINDS: [Kind; 15] = [
+pub(super) const KINDS: [Kind; 17] = [
     Kind::Hello,
     Kind::HelloReply,
     Kind::Append,
@@ -38,6 +39,8 @@ pub(super) const KINDS: [Kind; 15] = [
     Kind::GroupView,
     Kind::RestoreRequest,
     Kind::RestoreReply,
+    Kind::CallRequest,
+    Kind::CallReply,
 ];
 
 /// A frame as it comes, whatever its kind: nobody gets past its checksum and its kind by chance.
@@ -80,6 +83,8 @@ fn of(kind: Kind, frame: Bytes) -> Result<(), WireError> {
         Kind::GroupView => read::<ViewMessage>(kind, frame).map(drop),
         Kind::RestoreRequest => read::<RestoreRequest>(kind, frame).map(drop),
         Kind::RestoreReply => read(kind, frame).and_then(restore_reply),
+        Kind::CallRequest => read::<CallRequest>(kind, frame).map(drop),
+        Kind::CallReply => read::<CallReply>(kind, frame).map(drop),
     }
 }
 

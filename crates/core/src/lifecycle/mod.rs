@@ -9,10 +9,11 @@
 //! ```
 //!
 //! `NODE_STATE` is answered in every phase; FEEDER, ELECTION, RESTORE and SUBSCRIPTION only by a
-//! running node.
+//! running node, CALLS by any that belongs to a group.
 
 mod admin;
 mod admission;
+mod called;
 mod calls;
 mod changes;
 mod compare;
@@ -68,7 +69,8 @@ use crate::state_copy::fetch::Progress;
 use crate::state_copy::source::Copies;
 use crate::tasks::Tasks;
 use crate::wire::gate::Gate;
-use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
+use crate::wire::{ADMIN, CALLS, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
+use called::Called;
 use compare::Compared;
 use fence::Fence;
 use known::Known;
@@ -120,6 +122,7 @@ pub(crate) struct Lifecycle {
     forming: Mutex<Option<JoinHandle<()>>>,
     known: Known,
     published: Published,
+    called: Called,
     tasks: Tasks,
     closing: tokio::sync::Mutex<()>,
 }
@@ -202,6 +205,7 @@ impl Lifecycle {
             forming: Mutex::default(),
             known: Known::default(),
             published: Published::default(),
+            called: Called::default(),
             tasks: Tasks::default(),
             closing: tokio::sync::Mutex::default(),
         }
@@ -333,6 +337,7 @@ impl Lifecycle {
             FEEDER,
             ELECTION,
             RESTORE,
+            CALLS,
             NODE_STATE,
             SUBSCRIPTION,
             EVENTS,
@@ -424,6 +429,7 @@ impl Lifecycle {
             return Ok(());
         }
         self.phase.send_replace(Phase::Closing);
+        self.called.handlers.close();
         self.tasks.end().await;
         let forming = lock(&self.forming).take();
         if let Some(forming) = forming {

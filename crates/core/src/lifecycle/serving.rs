@@ -19,7 +19,9 @@ use crate::wire::gate::Gate;
 use crate::wire::hello::{DialError, Session};
 use crate::wire::messages::Refusal;
 use crate::wire::node_state::NodeStateMessage;
-use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, node_state};
+use crate::wire::{
+    ADMIN, CALLS, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, node_state,
+};
 
 /// One of our services, as the dispatcher sees it.
 pub(super) struct Service {
@@ -36,7 +38,7 @@ impl AsyncServiceHandler for Service {
 
     /// The hello of these services rejects callers that are not members, within `dial_timeout`.
     fn is_for_peers(&self) -> bool {
-        [FEEDER, ELECTION, RESTORE].contains(&self.name)
+        [FEEDER, ELECTION, RESTORE, CALLS].contains(&self.name)
     }
 
     fn serve(&self, connection: Connection) -> BoxFuture<'static, steadfast_net::Result<()>> {
@@ -142,6 +144,9 @@ impl Lifecycle {
                 }
             };
             return unless_closing(closing, node_state::serve(describe, session)).await;
+        }
+        if let (CALLS, Some(caller)) = (name, caller) {
+            return unless_closing(closing, self.serve_called(caller, session)).await;
         }
         // Only a node that takes part serves these.
         let (Some(caller), Ok(node)) = (caller, self.running()) else {

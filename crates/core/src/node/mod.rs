@@ -409,7 +409,7 @@ fn transaction_bytes_max(config: &RepConfig) -> usize {
     TRANSACTION_BYTES_MAX.min(config.tuning.log_segment_bytes as usize / 2)
 }
 
-fn dialler(
+pub(crate) fn dialler(
     config: &RepConfig,
     machine: &Machine,
     identity: &Arc<Identity>,

@@ -1,16 +1,17 @@
 //! What each role may call: the one table.
 
 use crate::config::access::{Access, Holder};
-use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
+use crate::wire::{ADMIN, CALLS, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
 
 /// The least access that may call each service. A question to `NODE_STATE` that has the node read its
 /// data or its files needs [`Access::Admin`].
-const LEAST: [(&str, Access); 7] = [
+const LEAST: [(&str, Access); 8] = [
     (NODE_STATE, Access::Client),
     (EVENTS, Access::Monitor),
     (SUBSCRIPTION, Access::Subscriber),
     (ADMIN, Access::Admin),
     (RESTORE, Access::Node),
+    (CALLS, Access::Node),
     (FEEDER, Access::Node),
     (ELECTION, Access::Node),
 ];

@@ -42,6 +42,8 @@ pub(crate) enum Kind {
     GroupView = 22,
     RestoreRequest = 30,
     RestoreReply = 31,
+    CallRequest = 40,
+    CallReply = 41,
 }
 
 /// Why a frame from a peer was rejected. The connection is closed; nothing was changed.

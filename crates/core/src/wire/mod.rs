@@ -18,6 +18,8 @@ pub(crate) const ELECTION: &str = "ELECTION";
 pub(crate) const RESTORE: &str = "RESTORE";
 /// Changes of the group, requested by operators and joining nodes.
 pub(crate) const ADMIN: &str = "ADMIN";
+/// Calls between the applications of members.
+pub(crate) const CALLS: &str = "CALLS";
 /// The change feed, for any client.
 pub(crate) const SUBSCRIPTION: &str = "SUBSCRIPTION";
 /// A node's view of its group, for any watcher.

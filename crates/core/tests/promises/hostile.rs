@@ -20,10 +20,11 @@ use crate::tls::{World, issued, master, now_ms};
 
 const CONNECTIONS: usize = 500;
 
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
     "FEEDER",
     "ELECTION",
     "RESTORE",
+    "CALLS",
     "ADMIN",
     "SUBSCRIPTION",
     "EVENTS",
@@ -31,7 +32,7 @@ const SERVICES: [&str; 7] = [
 ];
 
 /// The kinds on the wire, in the order in which an input of the fuzzer counts them.
-const KINDS: [u8; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 21, 22, 30, 31];
+const KINDS: [u8; 17] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 21, 22, 30, 31, 40, 41];
 
 /// As docs/protocol.md has it.
 #[derive(Clone, PartialEq, Eq, Message)]

@@ -9,6 +9,7 @@
 mod addresses;
 mod audit;
 mod blocking;
+mod calls;
 mod closing;
 mod comparison;
 mod counters;

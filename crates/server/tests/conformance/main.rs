@@ -8,6 +8,7 @@
 mod ask;
 mod etcd;
 mod http;
+mod ours;
 mod target;
 
 mod auth;

@@ -29,8 +29,8 @@ async fn leave_alone(target: &mut Target) {
     };
     let there = || async { target.range(serializable()).await.unwrap().count == 1 };
     until("the value is everywhere", there).await;
-    target.kill(1);
-    target.kill(2);
+    target.kill(1).await;
+    target.kill(2).await;
     let target = &*target;
     let alone = || async {
         let mut client = MaintenanceClient::new(target.channel());
@@ -153,7 +153,7 @@ async fn a_new_leader_takes_over_with_everything(mut target: Target) {
             2
         };
     }
-    target.kill(dies);
+    target.kill(dies).await;
     let goes_on = || async { target.try_put(put("after", "v")).await.is_ok() };
     until("writes go on", goes_on).await;
     let answer = target.range(crate::ask::prefix("k")).await.unwrap();

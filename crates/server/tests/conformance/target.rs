@@ -14,12 +14,16 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::etcd;
 use crate::http::{self, Answer, Lines};
+use crate::ours;
 
 /// How long an answer may take. Only a failure takes that long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How long a whole row may take. Only a failure takes that long.
 const ROW_MAX: Duration = Duration::from_secs(50);
+
+/// What ours says.
+const OURS: Version = Version(3, 5, 30);
 
 /// The version that a server says it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,8 +60,16 @@ pub(crate) struct Target {
     pub(crate) version: Version,
     /// Where the members listen. A row asks the first unless it says otherwise.
     pub(crate) addresses: Vec<SocketAddr>,
-    members: Vec<Option<etcd::Member>>,
-    _home: TempDir,
+    servers: Servers,
+}
+
+/// What a target runs on.
+enum Servers {
+    Etcd {
+        members: Vec<Option<etcd::Member>>,
+        _home: TempDir,
+    },
+    Ours(ours::Group),
 }
 
 /// In what servers differ. Ours is like the newest.
@@ -109,9 +121,11 @@ impl Target {
     }
 
     /// Ends a member at once.
-    pub(crate) fn kill(&mut self, member: usize) {
-        let member = self.members[member].take();
-        member.expect("it runs").kill();
+    pub(crate) async fn kill(&mut self, member: usize) {
+        match &mut self.servers {
+            Servers::Etcd { members, .. } => members[member].take().expect("it runs").kill(),
+            Servers::Ours(group) => group.kill(member).await,
+        }
     }
 
     pub(crate) async fn http(
@@ -155,8 +169,10 @@ pub(crate) fn on_etcd<F: Future<Output = ()>>(size: Size, row: impl FnOnce(Targe
             is_ours: false,
             version: program.version,
             addresses: members.iter().map(|member| member.address).collect(),
-            members: members.into_iter().map(Some).collect(),
-            _home: home,
+            servers: Servers::Etcd {
+                members: members.into_iter().map(Some).collect(),
+                _home: home,
+            },
         };
         timeout(ROW_MAX, row(target))
             .await
@@ -164,7 +180,23 @@ pub(crate) fn on_etcd<F: Future<Output = ()>>(size: Size, row: impl FnOnce(Targe
     });
 }
 
-/// Makes a test of each row for each kind of server.
+/// Runs a row against a group of ours. The node that it asks is the master, or a replica.
+pub(crate) fn on_ours<F: Future<Output = ()>>(at_master: bool, row: impl FnOnce(Target) -> F) {
+    Runtime::new().unwrap().block_on(async {
+        let (group, addresses) = ours::Group::start(at_master).await;
+        let target = Target {
+            is_ours: true,
+            version: OURS,
+            addresses,
+            servers: Servers::Ours(group),
+        };
+        timeout(ROW_MAX, row(target))
+            .await
+            .expect("the row took too long");
+    });
+}
+
+/// Makes a test of each row for each kind of server, and of ours for a master and for a replica.
 macro_rules! rows {
     ($($size:ident: $($row:ident),+;)+) => {
         mod etcd {
@@ -172,6 +204,22 @@ macro_rules! rows {
                 #[test]
                 fn $row() {
                     $crate::target::on_etcd($crate::target::Size::$size, super::$row);
+                }
+            )+)+
+        }
+        mod our_master {
+            $($(
+                #[test]
+                fn $row() {
+                    $crate::target::on_ours(true, super::$row);
+                }
+            )+)+
+        }
+        mod our_replica {
+            $($(
+                #[test]
+                fn $row() {
+                    $crate::target::on_ours(false, super::$row);
                 }
             )+)+
         }
