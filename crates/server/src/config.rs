@@ -22,7 +22,8 @@ pub struct ServerConfig {
     pub tls: Option<ServerTls>,
     /// What is asked of clients of other machines.
     pub beyond_loopback: BeyondLoopback,
-    /// The directory of the node's data, whose size `Status` reports.
+    /// The directory of the node's data, whose size `Status` reports; `None`: it reports how much of
+    /// the volume is in use.
     pub data_dir: Option<PathBuf>,
     /// How long a token of a user is good after it was last used at a node.
     pub token_ttl: Duration,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use steadfast::{AdminCommand, AdminError, NodeType};
+use steadfast::{AdminCommand, AdminError, NodeStatus, NodeType};
 use tonic::{Code, Request, Response, Status};
 
 use crate::auth::Caller;
@@ -156,7 +156,7 @@ impl Node {
             .members
             .iter()
             .find(|member| member.node.id == status.node.id);
-        let bytes = self.data_bytes().await;
+        let bytes = self.data_bytes(&status).await;
         StatusResponse {
             version: VERSION.to_owned(),
             db_size: bytes,
@@ -174,13 +174,19 @@ impl Node {
         }
     }
 
-    /// The size of the node's files, in bytes; 0 where it has none.
-    async fn data_bytes(&self) -> i64 {
-        let Some(dir) = self.data_dir.clone() else {
-            return 0;
+    /// The size of the node's files, in bytes; of all that is on its volume, where they are not
+    /// known. Never 0: there are tools that divide by it.
+    async fn data_bytes(&self, status: &NodeStatus) -> i64 {
+        let bytes = match self.data_dir.clone() {
+            Some(dir) => {
+                let counted = tokio::task::spawn_blocking(move || bytes_in(&dir)).await;
+                counted.unwrap_or_default()
+            }
+            None => status
+                .disk_total_bytes
+                .saturating_sub(status.disk_free_bytes),
         };
-        let bytes = tokio::task::spawn_blocking(move || bytes_in(&dir)).await;
-        i64::try_from(bytes.unwrap_or_default()).unwrap_or(i64::MAX)
+        i64::try_from(bytes).unwrap_or(i64::MAX).max(1)
     }
 
     async fn move_leader(&self, target: u64) -> Result<(), Status> {

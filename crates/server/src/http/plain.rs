@@ -61,12 +61,11 @@ pub(super) fn too_long() -> Response<Body> {
     )
 }
 
-/// The versions of etcd that clients go by, and this server's own.
+/// The versions of etcd that clients go by. This server's own is in the status of a member.
 fn version() -> Response<Body> {
     let text = serde_json::json!({
         "etcdserver": VERSION,
         "etcdcluster": CLUSTER_VERSION,
-        "steadfast": env!("CARGO_PKG_VERSION"),
     });
     answer(StatusCode::OK, JSON, text.to_string())
 }

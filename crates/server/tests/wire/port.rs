@@ -37,7 +37,7 @@ async fn one_connection_takes_heads_and_bodies_apart_and_a_body_of_get() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_version_is_of_digits_and_that_of_the_server_stands_beside_it() {
+async fn the_version_is_of_digits_and_that_of_the_server_is_in_its_status() {
     let servers = Servers::start(1).await;
     let version = http(servers.address(0), "GET", "/version", "", "")
         .await
@@ -50,7 +50,10 @@ async fn the_version_is_of_digits_and_that_of_the_server_stands_beside_it() {
             .collect();
         assert!(parts[..2] == [3, 5], "{version}");
     }
-    assert_eq!(version["steadfast"], env!("CARGO_PKG_VERSION"));
+    let (_, status) = servers.post("/v3/maintenance/status", "{}").await;
+    assert_eq!(status["version"], version["etcdserver"]);
+    let own = concat!("steadfast-", env!("CARGO_PKG_VERSION"));
+    assert_eq!(status["storageVersion"], own);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
