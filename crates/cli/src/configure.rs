@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use steadfast::config::{KEYS, Key, unknown_key};
 
+use crate::clients::CLIENT_KEYS;
 use crate::failure::Failure;
 use crate::settings::Flags;
 
@@ -36,9 +37,9 @@ enum Verb {
 /// When there is no such key, or the file cannot be used.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     match &arguments.verb {
-        Verb::Explain { key: None } => KEYS.iter().for_each(explain),
+        Verb::Explain { key: None } => KEYS.iter().chain(CLIENT_KEYS).for_each(explain),
         Verb::Explain { key: Some(name) } => {
-            let key = KEYS.iter().find(|key| key.name == name);
+            let key = KEYS.iter().chain(CLIENT_KEYS).find(|key| key.name == name);
             explain(key.ok_or_else(|| unknown_key(name))?);
         }
         Verb::Check { file } => {

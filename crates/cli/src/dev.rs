@@ -58,10 +58,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         let names: Vec<_> = (0..arguments.nodes.into()).map(name).collect();
         credentials::make(&dir.join(CREDENTIALS), GROUP, &names, true)?;
     }
-    let addresses = prepare(&dir, arguments.nodes.into()).map_err(failed)?;
+    let (addresses, clients) = prepare(&dir, arguments.nodes.into()).map_err(failed)?;
     let (sender, mut events) = child::events();
     let mut children = start_all(&dir, &addresses, &sender)?;
-    introduce(&dir, &addresses, &children);
+    introduce(&dir, &addresses, &clients, &children);
     tokio::select! {
         () = stop.wait() => {}
         () = forward(&mut events, &mut children, &dir) => {}
@@ -85,28 +85,30 @@ fn config_file(dir: &Path, index: usize) -> PathBuf {
 }
 
 /// Writes one configuration per node, unless they exist from an earlier run: the addresses of a
-/// group that has formed do not change. Returns the addresses.
+/// group that has formed do not change. Returns the addresses, and those for clients.
 #[expect(
     clippy::disallowed_methods,
     reason = "a directory to play with is made here"
 )]
-fn prepare(dir: &Path, nodes: usize) -> std::io::Result<Vec<String>> {
+fn prepare(dir: &Path, nodes: usize) -> std::io::Result<(Vec<String>, Vec<String>)> {
     std::fs::create_dir_all(dir)?;
-    let addresses = free_addresses(nodes)?;
+    let mut addresses = free_addresses(2 * nodes)?;
+    let clients = addresses.split_off(nodes);
     let list: Vec<_> = addresses
         .iter()
         .enumerate()
         .map(|(index, address)| format!("{}={address}", name(index)))
         .collect();
-    let mut used = Vec::new();
-    for (index, address) in addresses.into_iter().enumerate() {
+    let (mut used, mut served) = (Vec::new(), Vec::new());
+    for (index, (address, client)) in addresses.into_iter().zip(clients).enumerate() {
         let file = config_file(dir, index);
         if file.exists() {
             let table: toml::Table = std::fs::read_to_string(&file)?
                 .parse()
                 .map_err(std::io::Error::other)?;
-            let listen = table.get("listen").and_then(toml::Value::as_str);
-            used.push(listen.unwrap_or_default().to_owned());
+            let text = |key| table.get(key).and_then(toml::Value::as_str);
+            used.push(text("listen").unwrap_or_default().to_owned());
+            served.extend(text("client_listen").map(str::to_owned));
             continue;
         }
         let name = name(index);
@@ -119,10 +121,12 @@ fn prepare(dir: &Path, nodes: usize) -> std::io::Result<Vec<String>> {
         table.insert("data_dir".to_owned(), data_dir.display().to_string().into());
         table.insert("listen".to_owned(), address.clone().into());
         table.insert("bootstrap".to_owned(), list.clone().into());
+        table.insert("client_listen".to_owned(), client.clone().into());
         std::fs::write(&file, table.to_string())?;
         used.push(address);
+        served.push(client);
     }
-    Ok(used)
+    Ok((used, served))
 }
 
 fn start_all(
@@ -140,7 +144,7 @@ fn start_all(
     (0..addresses.len()).map(start).collect()
 }
 
-fn introduce(dir: &Path, addresses: &[String], children: &[Option<Child>]) {
+fn introduce(dir: &Path, addresses: &[String], clients: &[String], children: &[Option<Child>]) {
     let nodes = plural(addresses.len(), "node", "nodes");
     println!(
         "a group of {} {nodes} in {}",
@@ -161,6 +165,10 @@ fn introduce(dir: &Path, addresses: &[String], children: &[Option<Child>]) {
     println!("  steadfast get stock chairs");
     println!("  steadfast watch stock");
     println!("  steadfast status");
+    if !clients.is_empty() {
+        let endpoints = clients.join(",");
+        println!("with any client of etcd:  etcdctl --endpoints {endpoints} put greeting hello");
+    }
     println!("see a failover:   kill -9 the master's pid");
     println!("Ctrl-C stops all nodes\n");
 }

@@ -19,6 +19,7 @@ mod audit;
 mod backup;
 mod bench;
 mod child;
+mod clients;
 mod configure;
 mod credentials;
 mod data;

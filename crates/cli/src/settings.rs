@@ -1,5 +1,5 @@
 //! The configuration of one node from a TOML file, environment variables and flags, in increasing
-//! priority. The keys are those of [`KEYS`] everywhere.
+//! priority. The keys are those of [`KEYS`] and [`CLIENT_KEYS`] everywhere.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,11 +10,13 @@ use steadfast::{
     Bootstrap, Durability, JoinToken, ParseDurabilityError, ParseJoinTokenError, RepConfig,
     RepConfigBuilder,
 };
+use steadfast_server::ServerConfig;
 use toml::Value;
 
+use crate::clients::CLIENT_KEYS;
 use crate::failure::Failure;
 use crate::network::now_ms;
-use crate::{credentials, data_dir};
+use crate::{clients, credentials, data_dir};
 
 /// Environment variables that set a key begin with this: `STEADFAST_DATA_DIR`.
 const VARIABLE_PREFIX: &str = "STEADFAST_";
@@ -47,6 +49,9 @@ pub(crate) struct Flags {
     /// default, `credentials` in its data directory, if there is one
     #[arg(long, value_name = "DIR")]
     pub(crate) credentials: Option<String>,
+    /// Address on which to serve clients of etcd
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) client_listen: Option<String>,
     /// Set any other key, for example `--set flush_interval_ms=1000`
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) numbers: Vec<String>,
@@ -57,6 +62,8 @@ pub(crate) struct NodeConfig {
     pub(crate) config: RepConfig,
     /// `None` without credentials.
     pub(crate) credentials: Option<PathBuf>,
+    /// How it serves clients of etcd; `None`: it does not.
+    pub(crate) clients: Option<ServerConfig>,
     /// The token with which a new node gets the credentials that are not there yet.
     enrolment: Option<JoinToken>,
     builder: RepConfigBuilder,
@@ -100,7 +107,7 @@ impl Flags {
         if let Some(path) = &self.config {
             settings.add_file(path)?;
         }
-        for key in KEYS {
+        for key in KEYS.iter().chain(CLIENT_KEYS) {
             let variable = format!("{VARIABLE_PREFIX}{}", key.name.to_uppercase());
             if let Ok(text) = std::env::var(variable)
                 && !text.is_empty()
@@ -115,6 +122,7 @@ impl Flags {
             ("listen", &self.listen),
             ("join", &self.join),
             ("credentials", &self.credentials),
+            ("client_listen", &self.client_listen),
         ];
         for (key, value) in flags {
             if let Some(value) = value {
@@ -216,6 +224,12 @@ impl Settings {
         let given = self.text("credentials").map(PathBuf::from);
         let dir = given.or_else(|| own.filter(has_own));
         self.0.remove("credentials");
+        let data_dir = self.text("data_dir").map(PathBuf::from);
+        let client = |key| match self.0.remove(key) {
+            Some(Setting::Text(text)) => Some(text),
+            _ => None,
+        };
+        let clients = clients::configured(client, data_dir)?;
         let mut builder = self.builder()?;
         let mut enrolment = None;
         match (&dir, token) {
@@ -231,6 +245,7 @@ impl Settings {
             config: builder.clone().build()?,
             builder,
             credentials: dir,
+            clients,
             enrolment,
         })
     }
@@ -379,9 +394,13 @@ fn is_text(key: &str) -> bool {
         "insecure_plaintext",
     ]
     .contains(&key)
+        || CLIENT_KEYS.iter().any(|known| known.name == key)
 }
 
 fn known(key: &str) -> Result<&'static str, ConfigError> {
-    let found = KEYS.iter().find(|known| known.name == key);
+    let found = KEYS
+        .iter()
+        .chain(CLIENT_KEYS)
+        .find(|known| known.name == key);
     found.map(|key| key.name).ok_or_else(|| unknown_key(key))
 }

@@ -4,8 +4,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use steadfast::{ReadyError, ReplicatedEnvironment, Role, RoleState};
+use steadfast_server::Server;
 
 use crate::audit::Audit;
+use crate::clients;
 use crate::credentials;
 use crate::failure::Failure;
 use crate::output;
@@ -28,6 +30,7 @@ Examples:
   steadfast start --config n1.toml
   steadfast start --group orders --node n1 --data-dir /var/lib/orders --listen 10.0.0.1:7400 \\
       --credentials /etc/steadfast/orders/n1 --bootstrap n1=10.0.0.1:7400,n2=10.0.0.2:7400,n3=10.0.0.3:7400
+  steadfast start --config n1.toml --client-listen 127.0.0.1:2379     serves clients of etcd too
 
 `steadfast init` makes the credentials and prints these commands.")]
 pub(crate) struct Arguments {
@@ -74,8 +77,10 @@ async fn run_once(of: &NodeConfig, stop: &mut Stop) -> Result<End, Failure> {
         env.listen_address()
     );
     let mut audit = Audit::new(&env, config.data_dir());
+    let mut server = None;
     let ended = tokio::select! {
         () = stop.wait() => Ok(End::Closed),
+        Err(failure) = serve_clients(&env, of, &mut server) => Err(failure),
         () = print_roles(&env, node) => why_detached(&env).await,
         ended = watch(&env, node) => ended,
         never = audit.keep() => match never {},
@@ -92,6 +97,9 @@ async fn run_once(of: &NodeConfig, stop: &mut Stop) -> Result<End, Failure> {
         }
         ended => ended,
     };
+    if let Some(server) = server {
+        server.close().await;
+    }
     // That the group was shut down, say.
     audit.write_all();
     match env.close_async().await {
@@ -102,6 +110,22 @@ async fn run_once(of: &NodeConfig, stop: &mut Stop) -> Result<End, Failure> {
         closed => closed?,
     }
     ended
+}
+
+/// Serves clients of etcd as long as the node runs, if it is to.
+async fn serve_clients(
+    env: &ReplicatedEnvironment,
+    of: &NodeConfig,
+    server: &mut Option<Server>,
+) -> Result<(), Failure> {
+    let Some(config) = &of.clients else {
+        return Ok(());
+    };
+    let serving = clients::serve_when_in_group(env, config).await?;
+    let (node, address) = (of.config.node(), serving.local_address());
+    println!("{node} serves clients on {address}");
+    *server = Some(serving);
+    Ok(())
 }
 
 /// Waits until there is room on the disk of a node that has stopped.

@@ -16,6 +16,9 @@ macro_rules! errors {
         }
 
         impl Error {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
             /// The gRPC code that goes with the text.
             pub fn code(self) -> Code {
                 match self {

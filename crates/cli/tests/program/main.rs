@@ -10,6 +10,7 @@ mod backup;
 mod credentials;
 mod data;
 mod enrolment;
+mod etcd;
 mod every_verb;
 mod floods;
 mod full_disk;

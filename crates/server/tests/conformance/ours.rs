@@ -1,0 +1,90 @@
+//! Our own server: a group of three nodes in this process, each with a server.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use steadfast::InMemoryGroup;
+use steadfast_server::proto::etcdserverpb::MemberListRequest;
+use steadfast_server::proto::etcdserverpb::cluster_client::ClusterClient;
+use steadfast_server::{Server, ServerConfig, serve};
+use tokio::time::{Instant, sleep};
+
+use crate::target::PATIENCE;
+
+/// How many nodes a group has, also where a row needs one alone.
+const NODES: usize = 3;
+
+/// The nodes and servers of a row, in the order of its addresses.
+pub(crate) struct Group {
+    names: Vec<String>,
+    servers: Vec<Option<Server>>,
+    nodes: InMemoryGroup,
+}
+
+impl Group {
+    /// A new group. The master comes first, or last.
+    pub(crate) async fn start(master_first: bool) -> (Self, Vec<SocketAddr>) {
+        let nodes = InMemoryGroup::new_async(NODES).await.unwrap();
+        let master = nodes
+            .wait_master_async(PATIENCE)
+            .await
+            .unwrap()
+            .status()
+            .node
+            .name;
+        let mut names: Vec<_> = nodes.nodes().map(|env| env.status().node.name).collect();
+        names.sort_by_key(|name| (*name == master) != master_first);
+        let mut servers = Vec::new();
+        let mut addresses = Vec::new();
+        for name in &names {
+            let env = nodes.node(name).unwrap().clone();
+            let server = serve(env, ServerConfig::new("127.0.0.1:0")).await.unwrap();
+            addresses.push(server.local_address());
+            servers.push(Some(server));
+        }
+        for address in &addresses {
+            knows_all(*address).await;
+        }
+        (
+            Self {
+                names,
+                servers,
+                nodes,
+            },
+            addresses,
+        )
+    }
+
+    /// Ends a node and its server at once.
+    pub(crate) async fn kill(&mut self, member: usize) {
+        drop(self.servers[member].take());
+        self.nodes.crash_async(&self.names[member]).await.unwrap();
+    }
+}
+
+/// Waits until a server can tell the addresses of all: each is published once it listens.
+async fn knows_all(address: SocketAddr) {
+    let deadline = Instant::now() + PATIENCE;
+    let mut client = ClusterClient::connect(format!("http://{address}"))
+        .await
+        .unwrap();
+    loop {
+        let request = MemberListRequest { linearizable: true };
+        let members = client
+            .member_list(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .members;
+        if members
+            .iter()
+            .filter(|member| !member.client_ur_ls.is_empty())
+            .count()
+            == NODES
+        {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not in time: {members:?}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
