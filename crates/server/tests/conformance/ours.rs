@@ -8,6 +8,7 @@ use steadfast_server::proto::etcdserverpb::MemberListRequest;
 use steadfast_server::proto::etcdserverpb::cluster_client::ClusterClient;
 use steadfast_server::{Server, ServerConfig, serve};
 use tokio::time::{Instant, sleep};
+use tonic::transport::Endpoint;
 
 use crate::target::PATIENCE;
 
@@ -65,9 +66,8 @@ impl Group {
 /// Waits until a server can tell the addresses of all: each is published once it listens.
 async fn knows_all(address: SocketAddr) {
     let deadline = Instant::now() + PATIENCE;
-    let mut client = ClusterClient::connect(format!("http://{address}"))
-        .await
-        .unwrap();
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let mut client = ClusterClient::new(endpoint.connect_lazy());
     loop {
         let request = MemberListRequest { linearizable: true };
         let members = client

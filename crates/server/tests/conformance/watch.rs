@@ -28,7 +28,8 @@ rows! {
     a_range_that_ends_before_it_begins_cannot_be_watched,
     a_negative_start_is_compacted,
     filters_leave_out_kinds_of_events,
-    large_answers_are_cut_only_when_that_was_asked_for,
+    one_revision_is_cut_only_when_that_was_asked_for,
+    large_revisions_come_in_order,
     many_watches_on_one_stream_hear_each_their_own;
 }
 
@@ -368,14 +369,18 @@ async fn filters_leave_out_kinds_of_events(target: Target) {
     assert_eq!(deletes.events(2).await, expected);
 }
 
-async fn large_answers_are_cut_only_when_that_was_asked_for(target: Target) {
+async fn one_revision_is_cut_only_when_that_was_asked_for(target: Target) {
     let large = "x".repeat(700_000);
-    let first = target.put("a", &large).await;
-    for _ in 0..3 {
-        target.put("a", &large).await;
+    for key in ["a1", "a2", "a3", "a4"] {
+        target.put(key, &large).await;
     }
+    let at = revision(target.delete(delete_prefix("a")).await.unwrap().header);
+    let request = || WatchCreateRequest {
+        prev_kv: true,
+        ..from(at, watch_prefix("a"))
+    };
     let mut watches = target.watch().await;
-    watches.create(from(first, watch("a"))).await;
+    watches.create(request()).await;
     let answer = watches.next().await;
     assert_eq!((answer.events.len(), answer.fragment), (4, false));
 
@@ -383,12 +388,33 @@ async fn large_answers_are_cut_only_when_that_was_asked_for(target: Target) {
     watches
         .create(WatchCreateRequest {
             fragment: true,
-            ..from(first, watch("a"))
+            ..request()
         })
         .await;
     for fragment in [true, false] {
         let answer = watches.next().await;
         assert_eq!((answer.events.len(), answer.fragment), (2, fragment));
+    }
+}
+
+/// A real etcd sends them in one message, however large it is.
+async fn large_revisions_come_in_order(target: Target) {
+    let large = "x".repeat(700_000);
+    let first = target.put("a", &large).await;
+    for _ in 0..3 {
+        target.put("a", &large).await;
+    }
+    let mut watches = target.watch().await;
+    watches.create(from(first, watch("a"))).await;
+    let mut at = first;
+    while at < first + 4 {
+        let answer = watches.next().await;
+        assert!(!answer.fragment && !answer.events.is_empty());
+        assert!(target.is_ours || answer.events.len() == 4);
+        for event in answer.events {
+            assert_eq!(event.kv.unwrap().mod_revision, at);
+            at += 1;
+        }
     }
 }
 
