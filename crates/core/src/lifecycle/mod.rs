@@ -9,7 +9,8 @@
 //! ```
 //!
 //! `NODE_STATE` is answered in every phase; FEEDER, ELECTION, RESTORE and SUBSCRIPTION only by a
-//! running node, CALLS by any that belongs to a group.
+//! running node, CALLS and
+//! WRITES by any that belongs to a group.
 
 mod admin;
 mod admission;
@@ -25,6 +26,7 @@ mod fence;
 #[cfg(test)]
 mod forgery;
 pub(crate) mod formation;
+mod forwarding;
 mod founding;
 mod health;
 pub(crate) mod join;
@@ -68,11 +70,13 @@ use crate::node::{Node, Surroundings};
 use crate::state_copy::fetch::Progress;
 use crate::state_copy::source::Copies;
 use crate::tasks::Tasks;
+use crate::wire::WRITES;
 use crate::wire::gate::Gate;
 use crate::wire::{ADMIN, CALLS, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
 use called::Called;
 use compare::Compared;
 use fence::Fence;
+use forwarding::Forwarding;
 use known::Known;
 use node_ids::Given;
 use protection::{is_unprotected, warn_of_plaintext};
@@ -123,6 +127,7 @@ pub(crate) struct Lifecycle {
     known: Known,
     published: Published,
     called: Called,
+    forwarding: Forwarding,
     tasks: Tasks,
     closing: tokio::sync::Mutex<()>,
 }
@@ -206,6 +211,7 @@ impl Lifecycle {
             known: Known::default(),
             published: Published::default(),
             called: Called::default(),
+            forwarding: Forwarding::default(),
             tasks: Tasks::default(),
             closing: tokio::sync::Mutex::default(),
         }
@@ -338,6 +344,7 @@ impl Lifecycle {
             ELECTION,
             RESTORE,
             CALLS,
+            WRITES,
             NODE_STATE,
             SUBSCRIPTION,
             EVENTS,

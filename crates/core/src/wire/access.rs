@@ -1,17 +1,20 @@
 //! What each role may call: the one table.
 
 use crate::config::access::{Access, Holder};
-use crate::wire::{ADMIN, CALLS, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
+use crate::wire::{
+    ADMIN, CALLS, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, WRITES,
+};
 
 /// The least access that may call each service. A question to `NODE_STATE` that has the node read its
 /// data or its files needs [`Access::Admin`].
-const LEAST: [(&str, Access); 8] = [
+const LEAST: [(&str, Access); 9] = [
     (NODE_STATE, Access::Client),
     (EVENTS, Access::Monitor),
     (SUBSCRIPTION, Access::Subscriber),
     (ADMIN, Access::Admin),
     (RESTORE, Access::Node),
     (CALLS, Access::Node),
+    (WRITES, Access::Node),
     (FEEDER, Access::Node),
     (ELECTION, Access::Node),
 ];

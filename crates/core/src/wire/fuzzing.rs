@@ -12,20 +12,23 @@ use crate::group::{Member, Members};
 use crate::ids::{GroupUuid, Incarnation, NodeId};
 use crate::wire::gate::{Gate, GivenIds};
 use crate::wire::messages::{Hello, Kind, Refusal, decode};
-use crate::wire::{ADMIN, CALLS, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION};
+use crate::wire::{
+    ADMIN, CALLS, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, WRITES,
+};
 
 /// What only nodes ask of each other, then what others may ask too.
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 9] = [
     FEEDER,
     ELECTION,
     RESTORE,
     CALLS,
+    WRITES,
     ADMIN,
     SUBSCRIPTION,
     EVENTS,
     NODE_STATE,
 ];
-const OF_NODES: usize = 4;
+const OF_NODES: usize = 5;
 const HOLDERS: [&str; 3] = [
     "steadfast://orders/node/2",
     "steadfast://orders/admin/a",

@@ -20,6 +20,8 @@ pub(crate) const RESTORE: &str = "RESTORE";
 pub(crate) const ADMIN: &str = "ADMIN";
 /// Calls between the applications of members.
 pub(crate) const CALLS: &str = "CALLS";
+/// Transactions that ran on another node, for the master to number.
+pub(crate) const WRITES: &str = "WRITES";
 /// The change feed, for any client.
 pub(crate) const SUBSCRIPTION: &str = "SUBSCRIPTION";
 /// A node's view of its group, for any watcher.
