@@ -132,12 +132,13 @@ impl World {
         net.set_tap(Box::new(move |op, from, to, bytes| {
             tapped.trace(&[op.as_bytes(), from.as_bytes(), to.as_bytes(), bytes]);
         }));
+        let anywhere = plan.anywhere;
         Arc::new(Self {
             plan,
             story,
             net,
             hosts,
-            history: Mutex::default(),
+            history: Mutex::new(History::new(anywhere)),
             digests: Mutex::default(),
             rng: Mutex::new(rng),
         })
