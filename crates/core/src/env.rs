@@ -177,7 +177,8 @@ impl ReplicatedEnvironment {
         &self,
         transaction: impl FnMut(&Transaction) -> Result<T, E>,
     ) -> Result<Committed<T>, E> {
-        self.handle.lifecycle.write(None, transaction).await
+        let write = self.handle.lifecycle.write(None, transaction);
+        self.handle.ground.run(write).await
     }
 
     /// As [`ReplicatedEnvironment::write`], with the given durability. [`Durability`] says what a
@@ -203,7 +204,8 @@ impl ReplicatedEnvironment {
         transaction: impl FnMut(&Transaction) -> Result<T, E>,
     ) -> Result<Committed<T>, E> {
         let lifecycle = &self.handle.lifecycle;
-        lifecycle.write(Some(durability), transaction).await
+        let write = lifecycle.write(Some(durability), transaction);
+        self.handle.ground.run(write).await
     }
 
     /// The outcome of the write that a token names: from an error, or from a write acknowledged
@@ -241,7 +243,8 @@ impl ReplicatedEnvironment {
     /// # Errors
     /// See [`WriteError`]: [`WriteError::NotMaster`] on a replica.
     pub async fn begin_transaction_async(&self) -> Result<OpenTransaction, WriteError> {
-        let transaction = self.handle.lifecycle.begin_transaction().await?;
+        let begin = self.handle.lifecycle.begin_transaction();
+        let transaction = self.handle.ground.run(begin).await?;
         Ok(OpenTransaction::new(self.clone(), transaction))
     }
 

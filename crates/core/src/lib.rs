@@ -71,6 +71,7 @@
 //! | [`engine`] | where the data is stored: the contract, Noxu, and an in-memory engine |
 //! | `group` | members; the identity of a data directory |
 //! | `wire` | what is sent between nodes: hello, envelope, messages |
+//! | `forward` | writes on a node that is not the master |
 //! | `calls` | calls between the applications of the nodes |
 //! | `admin` | changes to the group, requested from any member |
 //! | `feed` | the change feed, within this process and from another |
@@ -108,6 +109,7 @@ mod env_security;
 pub mod error;
 mod events;
 mod feed;
+mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -54,6 +54,10 @@ pub const NODES_MAX: usize = 63;
 /// has to write of its cache.
 pub const CLOSE_MAX: Duration = Duration::from_secs(5);
 
+/// Most bytes of a transaction that runs on a node that is not the master: what it read and what it
+/// writes. They go to the master in one frame.
+pub(crate) const FORWARDED_BYTES_MAX: usize = 48 * 1024 * 1024;
+
 /// A batch that has reached this many bytes takes no further transaction. Small enough to keep one
 /// fdatasync and one frame short, large enough to make per-batch costs vanish.
 pub(crate) const BATCH_BYTES_MAX: usize = 1024 * 1024;

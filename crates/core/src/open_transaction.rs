@@ -51,7 +51,8 @@ impl OpenTransaction {
     /// As [`OpenTransaction::commit`].
     pub async fn commit_async(self) -> Result<CommitToken, WriteError> {
         let lifecycle = self.environment.lifecycle();
-        lifecycle.commit(None, self.transaction).await
+        let commit = lifecycle.commit(None, self.transaction);
+        self.environment.ground().run(commit).await
     }
 
     /// Commits the transaction with the given durability.
@@ -72,7 +73,8 @@ impl OpenTransaction {
         durability: Durability,
     ) -> Result<CommitToken, WriteError> {
         let lifecycle = self.environment.lifecycle();
-        lifecycle.commit(Some(durability), self.transaction).await
+        let commit = lifecycle.commit(Some(durability), self.transaction);
+        self.environment.ground().run(commit).await
     }
 
     /// Aborts the transaction. None of it is done.

@@ -7,7 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-use steadfast::{ConsistencyPolicy, ReadError, ReplicatedEnvironment, Role, RoleState, WriteError};
+use steadfast::{
+    ConsistencyPolicy, InMemoryGroup, ReadError, RepConfigBuilder, ReplicatedEnvironment, Role,
+    RoleState, WriteError,
+};
 
 /// Only a failure waits this long; a busy machine must not cause one.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -52,8 +55,10 @@ fn a_write_is_read_on_every_node() {
 }
 
 #[test]
-fn a_write_on_a_replica_names_the_master() {
-    let group = group();
+fn a_write_that_is_not_to_be_forwarded_names_the_master() {
+    let here_alone = |config: RepConfigBuilder| config.set("forward_timeout_ms", 0);
+    let group = InMemoryGroup::configured(3, here_alone).expect("a group forms");
+    let group = group.into_nodes();
     let master = master(&group).state().master.expect("known");
     let replica = group
         .iter()

@@ -237,6 +237,8 @@ pub struct FeedRecord {
 /// Everything that clients did. A transaction's id is its index.
 #[derive(Clone, Debug, Default)]
 pub struct History {
+    /// Whether nodes that are not master acknowledge too.
+    pub anywhere: bool,
     events: u64,
     /// By id.
     pub transactions: Vec<Transaction>,
@@ -255,6 +257,14 @@ pub struct History {
 }
 
 impl History {
+    /// An empty one.
+    pub fn new(anywhere: bool) -> Self {
+        Self {
+            anywhere,
+            ..Self::default()
+        }
+    }
+
     /// A moment later than all before.
     pub fn tick(&mut self) -> u64 {
         self.events += 1;

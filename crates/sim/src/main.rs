@@ -33,6 +33,7 @@ Examples:
   steadfast-sim --seed 4711 --without kill,pause    replay it with fewer faults
   steadfast-sim --seed 4711 --shrink                shrink it to the least that still fails
   steadfast-sim --seeds 100 --lifetimes             keys with a time to live: none ends early, none late
+  steadfast-sim --seeds 100 --anywhere              clients write at every node
   steadfast-sim --long --ledger seeds.jsonl         run until stopped, one line per 1,000 seeds
 
 Exit code: 0 when no seed failed, 1 when one did, 2 for bad arguments."
@@ -81,6 +82,9 @@ struct Arguments {
     /// Run keys with a time to live through the faults of each seed, instead of its own load
     #[arg(long, conflicts_with = "found")]
     lifetimes: bool,
+    /// Let the clients of each seed write at every node, and not at the master alone
+    #[arg(long, conflicts_with_all = ["found", "lifetimes"])]
+    anywhere: bool,
     /// With --seed: print every trace event instead of the story
     #[arg(long, requires = "seed")]
     trace: bool,
@@ -105,6 +109,7 @@ impl Arguments {
             every_fault: self.every_fault,
             without: without.collect(),
             lifetimes: self.lifetimes,
+            anywhere: self.anywhere,
         }
     }
 }

@@ -123,6 +123,8 @@ pub struct Cuts {
     pub without: BTreeSet<Fault>,
     /// Whether it is a run with times to live instead.
     pub lifetimes: bool,
+    /// Whether clients write at every node, and not at masters alone.
+    pub anywhere: bool,
 }
 
 impl Cuts {
@@ -140,6 +142,9 @@ impl Cuts {
         }
         if self.lifetimes {
             arguments.push("--lifetimes".to_owned());
+        }
+        if self.anywhere {
+            arguments.push("--anywhere".to_owned());
         }
         if !self.without.is_empty() {
             let names: Vec<_> = self.without.iter().map(|fault| fault.name()).collect();
@@ -177,6 +182,8 @@ pub struct Plan {
     pub expendable: BTreeSet<usize>,
     /// Reduced limits of the nodes.
     pub limits: Limits,
+    /// Whether clients write at every node.
+    pub anywhere: bool,
 }
 
 /// Limits low enough to be reached in a short run.
@@ -325,6 +332,7 @@ impl Plan {
             value_max: pick(&mut rng, &[16, 300, 20_000]),
             expendable,
             limits,
+            anywhere: cuts.anywhere,
         };
         if plan.value_max > 1000 {
             // A copy of large values has to finish in the time all nodes have to agree.

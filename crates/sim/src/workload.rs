@@ -65,11 +65,11 @@ async fn operation(world: &Arc<World>, seed: u64) {
     }
 }
 
-/// Picks a node to ask: mostly one that considers itself master.
+/// Picks a node to ask: mostly one that considers itself master, unless all are to be asked.
 fn pick(world: &World, rng: &mut StdRng) -> Option<(usize, Life)> {
     let mut open = world.open_nodes();
     let masters = world.masters();
-    if rng.random_range(0..10) > 0 && !masters.is_empty() {
+    if rng.random_range(0..10) > 0 && !masters.is_empty() && !world.plan.anywhere {
         open.retain(|(at, _)| masters.contains(at));
     }
     (!open.is_empty()).then(|| open.swap_remove(rng.random_range(0..open.len())))
@@ -270,6 +270,7 @@ fn fate(durability: Durability, answer: &Result<CommitToken, WriteError>) -> Fat
         Ok(token) => (*token, true),
         Err(error) => match error.outcome() {
             Outcome::NotCommitted => return Fate::NotCommitted,
+            Outcome::Lost => return Fate::Unknown,
             Outcome::Unknown(token) => (token, false),
             Outcome::Committed(token) => {
                 let (term, vlsn) = (token.term.0, token.vlsn.0);

@@ -132,12 +132,13 @@ impl World {
         net.set_tap(Box::new(move |op, from, to, bytes| {
             tapped.trace(&[op.as_bytes(), from.as_bytes(), to.as_bytes(), bytes]);
         }));
+        let anywhere = plan.anywhere;
         Arc::new(Self {
             plan,
             story,
             net,
             hosts,
-            history: Mutex::default(),
+            history: Mutex::new(History::new(anywhere)),
             digests: Mutex::default(),
             rng: Mutex::new(rng),
         })
@@ -174,6 +175,14 @@ impl World {
             .set("silence_max_ms", ms(2000).max(100))
             .set("commit_timeout_ms", ms(limits.commit_timeout_ms).max(10))
             .set("read_timeout_ms", ms(2000).max(10))
+            .set(
+                "forward_timeout_ms",
+                if self.plan.anywhere {
+                    ms(2000).max(10)
+                } else {
+                    0
+                },
+            )
             .set("snapshot_age_max_ms", ms(limits.snapshot_age_ms).max(10))
             .set("flush_interval_ms", limits.flush_interval_ms)
             .set("flush_bytes", limits.flush_bytes)

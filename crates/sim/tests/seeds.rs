@@ -48,6 +48,23 @@ fn keys_end_neither_early_nor_late_through_faults_with_clocks_of_different_speed
 }
 
 #[test]
+fn writes_at_every_node_have_one_order_through_faults() {
+    let output = sim(&[
+        "--seeds",
+        "6",
+        "--anywhere",
+        "--twice-every",
+        "6",
+        "--safety-ms",
+        "5000",
+    ]);
+    assert!(output.status.success(), "{output:?}");
+    let line = last_line(&output);
+    assert_eq!(line["failed"], serde_json::json!([]));
+    assert!(line["transactions"].as_u64() > Some(50), "{line}");
+}
+
+#[test]
 fn a_seed_tells_its_story() {
     let output = sim(&["--seed", "3", "--safety-ms", "4000"]);
     let story = String::from_utf8_lossy(&output.stdout);

@@ -147,7 +147,7 @@ fn write_one(env: &ReplicatedEnvironment, write: &Write) -> Outcome {
         };
         match error.outcome() {
             steadfast::Outcome::Committed(token) => return Outcome::Acknowledged(token),
-            steadfast::Outcome::Unknown(_) => return Outcome::Unknown,
+            steadfast::Outcome::Unknown(_) | steadfast::Outcome::Lost => return Outcome::Unknown,
             steadfast::Outcome::NotCommitted => {}
         }
         let is_elsewhere = matches!(

@@ -57,6 +57,33 @@ pub(crate) struct Asked<'a> {
     pub(crate) to_master: bool,
     pub(crate) body: Bytes,
     pub(crate) deadline: Instant,
+    /// Whether to wait until earlier calls have their answers, where too many have none.
+    pub(crate) waits: bool,
+    pub(crate) progress: Arc<Progress>,
+}
+
+/// How far a call has come.
+#[derive(Debug, Default)]
+pub(crate) struct Progress(Mutex<(bool, Option<Bytes>)>);
+
+impl Progress {
+    /// Whether any byte of the request may have been sent.
+    pub(crate) fn is_sent(&self) -> bool {
+        lock(&self.0).0
+    }
+
+    /// What the peer has said before its answer.
+    pub(crate) fn told(&self) -> Option<Bytes> {
+        lock(&self.0).1.clone()
+    }
+
+    fn send(&self) {
+        lock(&self.0).0 = true;
+    }
+
+    fn tell(&self, told: Bytes) {
+        lock(&self.0).1 = Some(told);
+    }
 }
 
 /// The lines to all peers, each made by the first call.
@@ -113,10 +140,21 @@ impl Line {
             calls: CALLS_IN_FLIGHT_MAX - self.places.available_permits(),
             bytes: CALLS_IN_FLIGHT_BYTES_MAX - self.room.available_permits(),
         };
-        let _place = self.places.try_acquire().map_err(full)?;
-        let bytes = u32::try_from(asked.body.len()).unwrap_or(u32::MAX);
-        let _room = self.room.try_acquire_many(bytes).map_err(full)?;
         let not_in_time = |_| LineError::NotSent("it could not be reached in time".to_owned());
+        let bytes = u32::try_from(asked.body.len()).unwrap_or(u32::MAX);
+        let _taken = if asked.waits {
+            let taking = async {
+                let place = self.places.acquire().await;
+                (place.ok(), self.room.acquire_many(bytes).await.ok())
+            };
+            timeout_at(asked.deadline, taking)
+                .await
+                .map_err(not_in_time)?
+        } else {
+            let place = self.places.try_acquire().map_err(full)?;
+            let room = self.room.try_acquire_many(bytes).map_err(full)?;
+            (Some(place), Some(room))
+        };
         let first = timeout_at(asked.deadline, self.open(peer)).await;
         let first = first.map_err(not_in_time)??;
         match first.call(asked).await {
@@ -190,10 +228,41 @@ struct Calls {
     last_id: u64,
     /// Requests of which no byte was sent, in the order in which they came.
     unsent: BTreeMap<u64, Bytes>,
-    waiting: BTreeMap<u64, oneshot::Sender<Result<Bytes, LineError>>>,
+    waiting: BTreeMap<u64, Waiter>,
     used: Option<Instant>,
     /// Why the connection has ended.
     over: Option<String>,
+}
+
+impl Calls {
+    /// The next request to send.
+    fn next(&mut self) -> Option<Bytes> {
+        let (id, request) = self.unsent.pop_first()?;
+        if let Some(waiting) = self.waiting.get(&id) {
+            waiting.progress.send();
+        }
+        Some(request)
+    }
+
+    fn tell(&self, id: u64, told: &Bytes) {
+        if let Some(waiting) = self.waiting.get(&id) {
+            // It is kept for longer than the buffer that it came in.
+            waiting.progress.tell(Bytes::copy_from_slice(told));
+        }
+    }
+}
+
+/// Who waits for an answer.
+struct Waiter {
+    answer: oneshot::Sender<Result<Bytes, LineError>>,
+    progress: Arc<Progress>,
+}
+
+impl Waiter {
+    fn answer(self, answer: Result<Bytes, LineError>) {
+        // The caller may have given up.
+        self.answer.send(answer).ok();
+    }
 }
 
 impl Open {
@@ -212,7 +281,8 @@ impl Open {
             calls.last_id += 1;
             calls.used = Some(Instant::now());
             let id = calls.last_id;
-            calls.waiting.insert(id, answer);
+            let progress = Arc::clone(&asked.progress);
+            calls.waiting.insert(id, Waiter { answer, progress });
             id
         };
         let _forgotten = Waiting { open: self, id };
@@ -262,8 +332,7 @@ impl Open {
             } else {
                 LineError::Unanswered(why.to_owned())
             };
-            // The caller may have given up.
-            waiting.send(Err(error)).ok();
+            waiting.answer(Err(error));
         }
     }
 
@@ -280,8 +349,8 @@ impl Open {
 
     async fn send_all(&self, mut sender: FrameSender) -> Result<(), DialError> {
         loop {
-            let next = lock(&self.calls).unsent.pop_first();
-            if let Some((_, request)) = next {
+            let next = lock(&self.calls).next();
+            if let Some(request) = next {
                 sender.feed(request).await?;
             } else {
                 sender.flush().await?;
@@ -301,6 +370,10 @@ impl Open {
             let answer = match reply.answer.ok_or(WireError::Missing("an answer"))? {
                 CallAnswer::Standing(_) if self.end_if_idle() => return Ok(()),
                 CallAnswer::Standing(_) => continue,
+                CallAnswer::Told(told) => {
+                    lock(&self.calls).tell(reply.id, &told);
+                    continue;
+                }
                 CallAnswer::Done(answer) => Ok(answer),
                 CallAnswer::Refused(why) => {
                     let why = CallRefusal::try_from(why).unwrap_or(CallRefusal::Other);
@@ -310,7 +383,7 @@ impl Open {
             };
             let waiting = lock(&self.calls).waiting.remove(&reply.id);
             if let Some(waiting) = waiting {
-                waiting.send(answer).ok();
+                waiting.answer(answer);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The messages of CALLS.
+//! The messages of CALLS and WRITES.
 
 use bytes::Bytes;
 use prost::Message;
@@ -27,7 +27,7 @@ pub(crate) struct CallReply {
     /// Of the request; with `standing`, of none.
     #[prost(uint64, tag = "1")]
     pub(crate) id: u64,
-    #[prost(oneof = "CallAnswer", tags = "2, 3, 4, 5")]
+    #[prost(oneof = "CallAnswer", tags = "2, 3, 4, 5, 6")]
     pub(crate) answer: Option<CallAnswer>,
 }
 
@@ -45,6 +45,9 @@ pub(crate) enum CallAnswer {
     /// The node is there.
     #[prost(bool, tag = "5")]
     Standing(bool),
+    /// What the handler says before its answer, which follows.
+    #[prost(bytes = "bytes", tag = "6")]
+    Told(Bytes),
 }
 
 /// Why a handler has not got a request.

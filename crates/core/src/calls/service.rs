@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use steadfast_net::{BoxFuture, FrameSender, process};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -29,6 +30,19 @@ struct Answered {
     answer: CallAnswer,
 }
 
+/// With which a handler says something before its answer, once.
+pub(crate) struct Tell {
+    id: u64,
+    told: mpsc::Sender<(u64, Bytes)>,
+}
+
+impl Tell {
+    pub(crate) fn tell(self, what: Bytes) {
+        // Only a caller that takes nothing at all has so many untold, and its connection is given up.
+        self.told.try_send((self.id, what)).ok();
+    }
+}
+
 /// Has `begin` handle the requests of one peer until it closes. A handler is dropped when its caller
 /// waits no longer, and when the connection ends.
 ///
@@ -36,10 +50,12 @@ struct Answered {
 /// When the peer sends nonsense, disconnects, or does not take its answers.
 pub(crate) async fn serve(
     session: Session,
-    begin: impl Fn(&CallRequest) -> Result<Handled, CallRefusal>,
+    bytes_max: usize,
+    begin: impl Fn(&CallRequest, Tell) -> Result<Handled, CallRefusal>,
 ) -> Result<(), DialError> {
     let (mut sender, mut receiver) = (session.sender, session.receiver);
     let mut under_way: JoinSet<Answered> = JoinSet::new();
+    let (tell, mut told) = mpsc::channel(CALLS_IN_FLIGHT_MAX);
     let mut request_bytes = 0;
     let mut stands_until = Instant::now() + STANDING_INTERVAL;
     loop {
@@ -47,6 +63,13 @@ pub(crate) async fn serve(
             under_way.len() < CALLS_IN_FLIGHT_MAX && request_bytes < CALLS_IN_FLIGHT_BYTES_MAX;
         tokio::select! {
             biased;
+            Some((id, what)) = told.recv() => {
+                feed(&mut sender, id, CallAnswer::Told(what)).await?;
+                while let Ok((id, what)) = told.try_recv() {
+                    feed(&mut sender, id, CallAnswer::Told(what)).await?;
+                }
+                sender.flush().await?;
+            }
             Some(answered) = under_way.join_next(), if !under_way.is_empty() => {
                 let mut next = Some(answered);
                 while let Some(answered) = next {
@@ -66,7 +89,12 @@ pub(crate) async fn serve(
                     request.body = Bytes::copy_from_slice(&request.body);
                 }
                 request_bytes += request.body.len();
-                let begun = checked(&request).and_then(|()| begin(&request));
+                let begun = if request.body.len() > bytes_max {
+                    Err(CallRefusal::TooLarge)
+                } else {
+                    let (id, told) = (request.id, tell.clone());
+                    begin(&request, Tell { id, told })
+                };
                 under_way.spawn(process::in_current(answer(request, begun)));
             }
             () = sleep_until(stands_until) => {
@@ -76,13 +104,6 @@ pub(crate) async fn serve(
             }
         }
     }
-}
-
-fn checked(request: &CallRequest) -> Result<(), CallRefusal> {
-    if request.body.len() > CALL_BYTES_MAX {
-        return Err(CallRefusal::TooLarge);
-    }
-    Ok(())
 }
 
 async fn answer(request: CallRequest, begun: Result<Handled, CallRefusal>) -> Answered {

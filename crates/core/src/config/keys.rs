@@ -226,6 +226,9 @@ keys! {
     "commit_timeout_ms", "ms", within(10, 3_600_000),
         "A write that waits this long for its acknowledgements returns InsufficientAcks.",
         commit_timeout: Duration = ms(10000);
+    "forward_timeout_ms", "ms", zero_or(10, 3_600_000),
+        "How long a write on a node that is not the master looks for a master that takes it, before it returns NotMaster. 0: it does not look, and returns NotMaster at once.",
+        forward_timeout: Option<Duration> = ms_or_never(5000);
     "read_timeout_ms", "ms", within(10, 3_600_000),
         "How long a read waits for this node to be fresh enough. After that it returns an error that says how far behind the node is.",
         read_timeout: Duration = ms(5000);

@@ -54,16 +54,19 @@ pub enum Outcome {
     Committed(CommitToken),
     /// It may have been committed, or may still be: check before writing it again.
     Unknown(CommitToken),
+    /// The same, and nobody knows under which token: [`WriteError::AnswerLost`].
+    Lost,
 }
 
 /// Why a write did not return a token.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
-    /// This node is not the master. Nothing was written.
+    /// This node is not the master, and none took the write in time (`forward_timeout_ms`). Nothing
+    /// was written.
     #[error("this node is not the master{}; nothing was written", master_hint(.master.as_ref()))]
     NotMaster {
-        /// The master, if known: write there.
+        /// The master, if known.
         master: Option<NodeAddress>,
     },
     /// The write was not committed and will not be: retrying is safe.
@@ -80,6 +83,26 @@ pub enum WriteError {
     OutcomeUnknown {
         /// The token of the write, if it was committed.
         token: CommitToken,
+    },
+    /// The master got the write from this node, and was lost before it said under which number it
+    /// would commit it.
+    #[error(
+        "the outcome of the write is unknown: {node} got it as master, and was lost before it gave \
+         it a token; look whether what it writes is there before you retry"
+    )]
+    AnswerLost {
+        /// The master.
+        node: String,
+    },
+    /// The write was run on this node again and again, and conflicted each time with others that
+    /// reached the master earlier. Nothing was written.
+    #[error(
+        "other transactions changed {conflicts} times what this one had read before it reached the \
+         master; nothing was written; retry, or write on the master, where it gets through"
+    )]
+    Contended {
+        /// How often the closure was run.
+        conflicts: u32,
     },
     /// Too few nodes are available to acknowledge the write. Nothing was written.
     #[error(
@@ -255,6 +278,7 @@ impl WriteError {
             Self::OutcomeUnknown { token } | Self::InsufficientAcks { token, .. } => {
                 Outcome::Unknown(*token)
             }
+            Self::AnswerLost { .. } => Outcome::Lost,
             _ => Outcome::NotCommitted,
         }
     }
@@ -271,6 +295,7 @@ impl WriteError {
             | Self::Restoring
             | Self::Stopped { .. }
             | Self::Closed
+            | Self::Contended { .. }
             | Self::Conflict => true,
             Self::Read(read) => read.is_retryable(),
             _ => false,

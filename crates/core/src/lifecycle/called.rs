@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::calls::line::{Asked, LineError, Lines, Peer};
 use crate::calls::messages::{CallRefusal, CallRequest};
-use crate::calls::service::{self, Handled, sendable};
+use crate::calls::service::{self, Handled, Tell, sendable};
 use crate::calls::{Handlers, IncomingCall, ServedCalls};
 use crate::error::{CallError, ServeCallsError};
 use crate::ids::NodeId;
@@ -21,7 +21,7 @@ use crate::wire::CALLS;
 use crate::wire::hello::{DialError, Session};
 
 /// Pause of a call that found no master before it tries again.
-const MASTER_RETRY: Duration = Duration::from_millis(20);
+pub(super) const MASTER_RETRY: Duration = Duration::from_millis(20);
 
 /// What this node handles, and its connections to those that it calls.
 #[derive(Default)]
@@ -62,6 +62,8 @@ impl Lifecycle {
             to_master: false,
             body: checked(request)?,
             deadline: Instant::now() + timeout,
+            waits: false,
+            progress: Arc::default(),
         };
         if node == self.config.node {
             return self.call_own(&asked).await;
@@ -92,6 +94,8 @@ impl Lifecycle {
             to_master: true,
             body: checked(request)?,
             deadline,
+            waits: false,
+            progress: Arc::default(),
         };
         let (mut role, mut phase) = (self.role(), self.phase.subscribe());
         loop {
@@ -160,6 +164,16 @@ impl Lifecycle {
     }
 
     async fn call_peer(&self, id: NodeId, asked: &Asked<'_>) -> Result<Bytes, LineError> {
+        self.call_line(&self.called.lines, (id, CALLS), asked).await
+    }
+
+    /// Calls a service of a member over one of these lines.
+    pub(super) async fn call_line(
+        &self,
+        lines: &Lines,
+        (id, service): (NodeId, &'static str),
+        asked: &Asked<'_>,
+    ) -> Result<Bytes, LineError> {
         let identity = self.identity.borrow().clone();
         let members = self.around.members.borrow().clone();
         let Some(member) = members.get(&id) else {
@@ -168,13 +182,13 @@ impl Lifecycle {
         let peer = Peer {
             id,
             address: member.address.clone(),
-            service: CALLS,
+            service,
             dialler: &node::dialler(&self.config, &self.machine, &identity, &self.around),
             tasks: &self.tasks,
             phase: self.phase.subscribe(),
             silence_max: self.config.tuning.silence_max,
         };
-        let line = self.called.lines.to(id, &members);
+        let line = lines.to(id, &members);
         line.call(&peer, asked).await
     }
 
@@ -209,7 +223,7 @@ impl Lifecycle {
         let role = self.around.role.subscribe();
         // A connection must not keep a dropped environment alive.
         drop(self);
-        let begin = move |request: &CallRequest| -> Result<Handled, CallRefusal> {
+        let begin = move |request: &CallRequest, _: Tell| -> Result<Handled, CallRefusal> {
             if request.to_master && role.borrow().role != Role::Master {
                 return Err(CallRefusal::NotMaster);
             }
@@ -220,7 +234,7 @@ impl Lifecycle {
             let handled = handlers.begin(&request.name, incoming);
             handled.ok_or(CallRefusal::NoSuchService)
         };
-        service::serve(session, begin).await
+        service::serve(session, CALL_BYTES_MAX, begin).await
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
 use super::{Lifecycle, NotRunning};
@@ -24,11 +25,9 @@ impl Lifecycle {
         durability: Option<Durability>,
         transaction: impl FnMut(&Transaction) -> Result<T, E>,
     ) -> Result<Committed<T>, E> {
-        let node = self.writable()?;
-        let _writing = self.shutdown.write()?;
-        let (durability, timeout) = self.promise(durability);
+        let promise = self.promise(durability);
         let span = spans::commit(&self.config.node);
-        let written = write::write(&node, durability, timeout, transaction);
+        let written = self.write_anywhere(promise, transaction);
         let written = written.instrument(span.clone()).await;
         note(&span, written.as_ref().ok().map(|written| written.token));
         written.map_err(|failure| match failure {
@@ -37,7 +36,61 @@ impl Lifecycle {
         })
     }
 
+    /// As the master alone: for what only a master writes.
+    pub(super) async fn write_as_master<T>(
+        &self,
+        transaction: impl FnMut(&Transaction) -> Result<T, WriteError>,
+    ) -> Result<Committed<T>, WriteError> {
+        let node = self.writable()?;
+        let _writing = self.shutdown.write()?;
+        let (durability, timeout) = self.promise(Some(Durability::MAJORITY));
+        let span = spans::commit(&self.config.node);
+        let written = write::write(&node, durability, timeout, transaction);
+        let written = written.instrument(span.clone()).await;
+        note(&span, written.as_ref().ok().map(|written| written.token));
+        written.map_err(|failure| self.why_not_written(failure.into()))
+    }
+
+    /// Here if this node is the master, or else there.
+    async fn write_anywhere<T, E>(
+        &self,
+        promise: (Durability, Duration),
+        mut transaction: impl FnMut(&Transaction) -> Result<T, E>,
+    ) -> Result<Committed<T>, Failure<E>> {
+        let (durability, timeout) = promise;
+        let mut until = None;
+        loop {
+            let node = self.writable()?;
+            let _writing = self.shutdown.write()?;
+            let written = write::write(&node, durability, timeout, &mut transaction).await;
+            let Err(Failure::Write(WriteError::NotMaster { .. })) = written else {
+                return written;
+            };
+            let Some(for_at_most) = self.forwards_for(&node) else {
+                return written;
+            };
+            let until = *until.get_or_insert_with(|| Instant::now() + for_at_most);
+            let forwarded = self.forward(until, promise, &mut transaction).await?;
+            if let Some(written) = forwarded {
+                return Ok(written);
+            }
+        }
+    }
+
     pub(crate) async fn begin_transaction(&self) -> Result<Transaction, WriteError> {
+        let node = self.writable()?;
+        let _writing = self.shutdown.write()?;
+        let begun = match write::begin(&node).await {
+            Err(WriteError::NotMaster { .. }) if self.forwards_for(&node).is_some() => {
+                self.begin_elsewhere(&node).await
+            }
+            begun => begun,
+        };
+        begun.map_err(|error| self.why_not_written(error))
+    }
+
+    /// A transaction of this node as master.
+    pub(super) async fn begin_as_master(&self) -> Result<Transaction, WriteError> {
         let node = self.writable()?;
         let _writing = self.shutdown.write()?;
         let begun = write::begin(&node).await;
@@ -51,9 +104,15 @@ impl Lifecycle {
     ) -> Result<CommitToken, WriteError> {
         let node = self.writable()?;
         let _writing = self.shutdown.write()?;
-        let (durability, timeout) = self.promise(durability);
+        let promise = self.promise(durability);
         let span = spans::commit(&self.config.node);
-        let committed = write::commit(&node, durability, timeout, transaction);
+        let committed = async {
+            if transaction.is_for_master() {
+                return self.commit_elsewhere(&node, promise, transaction).await;
+            }
+            let (durability, timeout) = promise;
+            write::commit(&node, durability, timeout, transaction).await
+        };
         let committed = committed.instrument(span.clone()).await;
         note(&span, committed.as_ref().ok().copied());
         committed.map_err(|error| self.why_not_written(error))

@@ -54,7 +54,7 @@ impl Lifecycle {
                 is_denied: true,
                 ..refusal("writing needs credentials of the role admin".to_owned())
             }),
-            Some(DataCall::Write(call)) => self.answer_write(call).await,
+            Some(DataCall::Write(call)) => self.answer_write_call(call).await,
             None => Err(refusal(
                 "the node does not know this request: it is of an earlier version".to_owned(),
             )),
@@ -76,7 +76,7 @@ impl Lifecycle {
         Ok(DataAnswer::Databases(DatabasesMessage { names }))
     }
 
-    async fn answer_write(&self, call: WriteCall) -> Result<DataAnswer, DataRefused> {
+    async fn answer_write_call(&self, call: WriteCall) -> Result<DataAnswer, DataRefused> {
         let committed = self.write(None, |txn| apply(&call, txn)).await?;
         Ok(DataAnswer::Written(committed.token.into()))
     }

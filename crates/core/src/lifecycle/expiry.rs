@@ -21,7 +21,6 @@ use tokio::time::Instant;
 use crate::error::WriteError;
 use crate::lifecycle::Lifecycle;
 use crate::node::Node;
-use crate::policy::Durability;
 use crate::txn::lifetimes::{self, Deadline};
 use crate::txn::transaction::{Ended, NextDeadline};
 
@@ -103,7 +102,7 @@ impl Expiry {
             self.from = Deadline::index_key_at(given_ms).min(self.from.clone());
         }
         let next = {
-            let transaction = lifecycle.begin_transaction().await?;
+            let transaction = lifecycle.begin_as_master().await?;
             transaction.next_deadline(&self.from)?
         };
         let Some(next) = next else {
@@ -120,9 +119,9 @@ impl Expiry {
     }
 
     async fn note_time(&mut self, lifecycle: &Lifecycle) -> Result<(), WriteError> {
-        let noted = lifecycle.write(Some(Durability::MAJORITY), |transaction| {
+        let noted = lifecycle.write_as_master(|transaction| {
             transaction.note_time()?;
-            Ok::<_, WriteError>(())
+            Ok(())
         });
         let _token = noted.await?;
         self.noted = Instant::now();
@@ -130,9 +129,8 @@ impl Expiry {
     }
 
     async fn end_chunk(&mut self, lifecycle: &Lifecycle) -> Result<Ended, WriteError> {
-        let deleted = lifecycle.write(Some(Durability::MAJORITY), |transaction| {
-            transaction.end_lifetimes(&self.from)
-        });
+        let deleted =
+            lifecycle.write_as_master(|transaction| transaction.end_lifetimes(&self.from));
         let ended = deleted.await?.value;
         self.noted = Instant::now();
         metrics::counter!("steadfast_expired_keys_total").increment(ended.keys);

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! `NODE_STATE` is answered in every phase; FEEDER, ELECTION, RESTORE and SUBSCRIPTION only by a
-//! running node, CALLS by any that belongs to a group.
+//! running node, CALLS and
+//! WRITES by any that belongs to a group.
 
 mod admin;
 mod admission;
@@ -26,6 +27,7 @@ mod fence;
 #[cfg(test)]
 mod forgery;
 pub(crate) mod formation;
+mod forwarding;
 mod founding;
 mod health;
 pub(crate) mod join;
@@ -69,6 +71,7 @@ use crate::node::{Node, Surroundings};
 use crate::state_copy::fetch::Progress;
 use crate::state_copy::source::Copies;
 use crate::tasks::Tasks;
+use crate::wire::WRITES;
 use crate::wire::gate::Gate;
 use crate::wire::{
     ADMIN, CALLS, DATA, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION,
@@ -76,6 +79,7 @@ use crate::wire::{
 use called::Called;
 use compare::Compared;
 use fence::Fence;
+use forwarding::Forwarding;
 use known::Known;
 use node_ids::Given;
 use protection::{is_unprotected, warn_of_plaintext};
@@ -126,6 +130,7 @@ pub(crate) struct Lifecycle {
     known: Known,
     published: Published,
     called: Called,
+    forwarding: Forwarding,
     tasks: Tasks,
     closing: tokio::sync::Mutex<()>,
 }
@@ -209,6 +214,7 @@ impl Lifecycle {
             known: Known::default(),
             published: Published::default(),
             called: Called::default(),
+            forwarding: Forwarding::default(),
             tasks: Tasks::default(),
             closing: tokio::sync::Mutex::default(),
         }
@@ -341,6 +347,7 @@ impl Lifecycle {
             ELECTION,
             RESTORE,
             CALLS,
+            WRITES,
             NODE_STATE,
             DATA,
             SUBSCRIPTION,

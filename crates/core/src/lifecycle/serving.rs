@@ -15,6 +15,7 @@ use crate::lifecycle::Lifecycle;
 use crate::node::phase::Phase;
 use crate::state_copy::service;
 use crate::state_copy::source::Source;
+use crate::wire::WRITES;
 use crate::wire::gate::Gate;
 use crate::wire::hello::{DialError, Session};
 use crate::wire::messages::Refusal;
@@ -38,7 +39,7 @@ impl AsyncServiceHandler for Service {
 
     /// The hello of these services rejects callers that are not members, within `dial_timeout`.
     fn is_for_peers(&self) -> bool {
-        [FEEDER, ELECTION, RESTORE, CALLS].contains(&self.name)
+        [FEEDER, ELECTION, RESTORE, CALLS, WRITES].contains(&self.name)
     }
 
     fn serve(&self, connection: Connection) -> BoxFuture<'static, steadfast_net::Result<()>> {
@@ -150,6 +151,9 @@ impl Lifecycle {
         }
         if let (CALLS, Some(caller)) = (name, caller) {
             return unless_closing(closing, self.serve_called(caller, session)).await;
+        }
+        if name == WRITES {
+            return unless_closing(closing, self.serve_writes(session)).await;
         }
         // Only a node that takes part serves these.
         let (Some(caller), Ok(node)) = (caller, self.running()) else {

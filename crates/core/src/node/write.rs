@@ -1,5 +1,6 @@
 //! One write from closure to token: run, submit, wait; again on conflict, alone after several.
 
+pub(crate) mod elsewhere;
 mod nested;
 mod slow;
 mod turns;
@@ -80,7 +81,7 @@ pub(crate) async fn write<T, E>(
         let running = start(node)?;
         let value = nested::within(node, || transaction(&running)).map_err(Failure::Returned)?;
         let alone = alone.as_ref().and_then(Alone::turn);
-        match submit(node, durability, timeout, running, alone).await {
+        match submit(node, (durability, timeout), running, alone, |_| {}).await {
             Ok(token) => return Ok(Committed { value, token }),
             Err(WriteError::Conflict) => conflicts += 1,
             Err(error) => return Err(error.into()),
@@ -120,7 +121,8 @@ pub(crate) async fn commit(
 ) -> Result<CommitToken, WriteError> {
     nested::check(node)?;
     check_replicas(node, durability.ack).await?;
-    submit(node, durability, timeout, transaction, None).await
+    let promise = (durability, timeout);
+    submit(node, promise, transaction, None, |_| {}).await
 }
 
 /// Waits while the window is full, as long as this node is master and its engine accepts flushes.
@@ -159,19 +161,19 @@ fn start(node: &Node) -> Result<Transaction, WriteError> {
     let time = Arc::clone(&node.group_time);
     Ok(Transaction::new(
         view,
-        session,
+        Some(session),
         time,
         node.transaction_bytes_max,
     ))
 }
 
-/// Gets a number and waits for the commit.
+/// Gets a number, which `tell` is told, and waits for the durability, for at most that long.
 async fn submit(
     node: &Node,
-    durability: Durability,
-    timeout: Duration,
+    (durability, timeout): (Durability, Duration),
     transaction: Transaction,
     alone: Option<Turn>,
+    tell: impl FnOnce(CommitToken),
 ) -> Result<CommitToken, WriteError> {
     let bytes = transaction.written_bytes() + TRANSACTION_OVERHEAD_BYTES;
     let mut finished = transaction.finish();
@@ -215,6 +217,11 @@ async fn submit(
             if let Some(deadline_ms) = deadline_ms {
                 node.group_time.give(deadline_ms);
             }
+            tell(CommitToken {
+                group: node.group(),
+                term: session.term,
+                vlsn,
+            });
             let numbered = Numbered {
                 session,
                 vlsn,

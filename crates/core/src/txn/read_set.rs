@@ -9,7 +9,7 @@ use crate::engine::KeyRange;
 use crate::ids::DatabaseId;
 
 /// What a transaction read. A commit is valid while none of it has a newer version.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReadSet {
     pub(crate) keys: BTreeSet<(DatabaseId, Bytes)>,
     pub(crate) ranges: Vec<(DatabaseId, KeyRange)>,

@@ -1,6 +1,7 @@
 //! What a user's function sees: the databases of a read-only snapshot, or of a write transaction.
 
 mod additions;
+pub(crate) mod forwarded;
 mod journal;
 mod lifetimes;
 mod node_ids;
@@ -161,17 +162,18 @@ impl<'a> IntoIterator for &SnapshotDatabase<'a> {
 /// Threads may share one; their operations happen in some order.
 pub struct Transaction {
     view: View,
-    session: SessionId,
+    /// `None` where it runs on a node that is not the master, which numbers it.
+    session: Option<SessionId>,
     time: Arc<GroupTime>,
     bytes_max: usize,
     journal: Mutex<Journal>,
 }
 
 impl Transaction {
-    /// A transaction in this session that may write `bytes_max` bytes.
+    /// A transaction in this session, or for the master, that may write `bytes_max` bytes.
     pub(crate) fn new(
         view: View,
-        session: SessionId,
+        session: Option<SessionId>,
         time: Arc<GroupTime>,
         bytes_max: usize,
     ) -> Self {
@@ -248,16 +250,26 @@ impl Transaction {
         Ok(true)
     }
 
+    /// Whether it is for the master, and this node was not when it began.
+    pub(crate) fn is_for_master(&self) -> bool {
+        self.session.is_none()
+    }
+
+    /// # Panics
+    /// For a transaction without a session: the master finishes it.
     pub(crate) fn finish(self) -> Finished {
+        let session = self
+            .session
+            .expect("a master finishes its own transactions");
         let journal = self.journal.into_inner();
         let mut journal = journal.unwrap_or_else(PoisonError::into_inner);
         // Without group time the session has ended, and it gets no number.
-        let now_ms = self.time.now(self.session);
+        let now_ms = self.time.now(session);
         let deadline_ms = now_ms.and_then(|now_ms| journal.settle_lifetimes(now_ms));
         let additions = journal.numbered_additions();
         let (reads, operations) = journal.into_parts();
         Finished {
-            session: self.session,
+            session,
             reader: self.view.into_reader(),
             reads,
             operations,

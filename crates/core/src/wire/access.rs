@@ -2,12 +2,12 @@
 
 use crate::config::access::{Access, Holder};
 use crate::wire::{
-    ADMIN, CALLS, DATA, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION,
+    ADMIN, CALLS, DATA, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, WRITES,
 };
 
 /// The least access that may call each service. A question to `NODE_STATE` that has the node read its
 /// data or its files, and a write through `DATA`, need [`Access::Admin`].
-const LEAST: [(&str, Access); 9] = [
+const LEAST: [(&str, Access); 10] = [
     (NODE_STATE, Access::Client),
     (EVENTS, Access::Monitor),
     (SUBSCRIPTION, Access::Subscriber),
@@ -15,6 +15,7 @@ const LEAST: [(&str, Access); 9] = [
     (ADMIN, Access::Admin),
     (RESTORE, Access::Node),
     (CALLS, Access::Node),
+    (WRITES, Access::Node),
     (FEEDER, Access::Node),
     (ELECTION, Access::Node),
 ];

@@ -13,22 +13,23 @@ use crate::ids::{GroupUuid, Incarnation, NodeId};
 use crate::wire::gate::{Gate, GivenIds};
 use crate::wire::messages::{Hello, Kind, Refusal, decode};
 use crate::wire::{
-    ADMIN, CALLS, DATA, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION,
+    ADMIN, CALLS, DATA, ELECTION, EVENTS, FEEDER, NODE_STATE, RESTORE, SUBSCRIPTION, WRITES,
 };
 
 /// What only nodes ask of each other, then what others may ask too.
-const SERVICES: [&str; 9] = [
+const SERVICES: [&str; 10] = [
     FEEDER,
     ELECTION,
     RESTORE,
     CALLS,
+    WRITES,
     ADMIN,
     SUBSCRIPTION,
     EVENTS,
     NODE_STATE,
     DATA,
 ];
-const OF_NODES: usize = 4;
+const OF_NODES: usize = 5;
 const HOLDERS: [&str; 3] = [
     "steadfast://orders/node/2",
     "steadfast://orders/admin/a",

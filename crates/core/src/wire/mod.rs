@@ -22,6 +22,8 @@ pub(crate) const ADMIN: &str = "ADMIN";
 pub(crate) const CALLS: &str = "CALLS";
 /// Single reads and writes, for any client.
 pub(crate) const DATA: &str = "DATA";
+/// Transactions that ran on another node, for the master to number.
+pub(crate) const WRITES: &str = "WRITES";
 /// The change feed, for any client.
 pub(crate) const SUBSCRIPTION: &str = "SUBSCRIPTION";
 /// A node's view of its group, for any watcher.

@@ -94,6 +94,7 @@ fn add_once(nodes: &Nodes) {
                     });
                     matches!(outcome, Some(TokenOutcome::Committed))
                 }
+                Outcome::Lost => panic!("nothing is forwarded: {error}"),
             },
         };
         is_done
@@ -102,7 +103,8 @@ fn add_once(nodes: &Nodes) {
 
 #[test]
 fn no_addition_is_lost_or_done_twice_when_the_master_changes() {
-    let mut group = Group::in_memory(3, &[]);
+    // Nothing is forwarded, so each has a token.
+    let mut group = Group::in_memory(3, &[("forward_timeout_ms", 0)]);
     let _token = put(group.master(), "other", "the database exists").expect("committed");
     let nodes = group.shared_nodes();
     let done = AtomicI64::new(0);

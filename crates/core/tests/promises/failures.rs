@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use steadfast::{ConsistencyPolicy, OpenError, Outcome, ReadError, ReadyError, Role, WriteError};
 
-use crate::support::{Env, Group, PATIENCE, Release, eventually, get, name, put, stays};
+use crate::support::{Env, Group, Numbers, PATIENCE, Release, eventually, get, name, put, stays};
 
 #[test]
 fn a_master_whose_disk_fails_acknowledges_nothing_more_and_the_others_go_on() {
@@ -70,6 +70,13 @@ fn a_master_whose_disk_fails_acknowledges_nothing_more_and_the_others_go_on() {
     group.digest();
 }
 
+/// Short waits; and a write that the node does not take as master is not given to another.
+const CUT_OFF: Numbers = &[
+    ("commit_timeout_ms", 300),
+    ("read_timeout_ms", 500),
+    ("forward_timeout_ms", 0),
+];
+
 /// Writes on an isolated master until told to stop. No such write may be acknowledged.
 fn write_in_vain(node: &Env, thread: usize, stop: &AtomicBool) -> u32 {
     let mut unknown = 0;
@@ -81,7 +88,7 @@ fn write_in_vain(node: &Env, thread: usize, stop: &AtomicBool) -> u32 {
             Ok(token) => panic!("acknowledged without a majority: {token}"),
             Err(error) => match error.outcome() {
                 Outcome::Committed(token) => panic!("committed without a majority: {token}"),
-                Outcome::Unknown(_) => unknown += 1,
+                Outcome::Unknown(_) | Outcome::Lost => unknown += 1,
                 Outcome::NotCommitted => {}
             },
         }
@@ -95,7 +102,7 @@ fn ghosts(node: &Env, policy: ConsistencyPolicy) -> Result<usize, ReadError> {
 
 #[test]
 fn a_master_that_is_cut_off_acknowledges_and_shows_nothing_that_the_others_do_not_have() {
-    let group = Group::in_memory(3, &[("commit_timeout_ms", 300), ("read_timeout_ms", 500)]);
+    let group = Group::in_memory(3, CUT_OFF);
     let old = group.master_except(None);
     let _token = put(group.node(old), "before", b"v").expect("committed");
     group.network.isolate(&name(old));

@@ -7,6 +7,7 @@
 )]
 
 mod addresses;
+mod anywhere;
 mod audit;
 mod blocking;
 mod calls;

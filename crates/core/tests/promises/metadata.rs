@@ -37,7 +37,8 @@ fn not_master(node: &Env) -> Option<NodeAddress> {
 
 #[test]
 fn every_node_knows_what_the_others_publish_through_restarts_and_failovers() {
-    let mut group = Group::in_memory(3, &[]);
+    // A write on a replica is to be refused, and not forwarded.
+    let mut group = Group::in_memory(3, &[("forward_timeout_ms", 0)]);
     for at in 0..3 {
         group.publish(at, web(u16::try_from(at).expect("few")));
         group.close(at);

@@ -92,6 +92,7 @@ impl Run {
             Err(error) => match error.outcome() {
                 Outcome::Unknown(token) | Outcome::Committed(token) => (token.vlsn.0, None),
                 Outcome::NotCommitted => return None,
+                Outcome::Lost => panic!("nothing is forwarded: {error}"),
             },
         };
         self.acknowledged
@@ -166,6 +167,8 @@ fn wait_for_writes(run: &Run) {
 }
 
 const QUICK: &[(&str, u64)] = &[
+    // So that each write of unknown outcome has a token.
+    ("forward_timeout_ms", 0),
     ("flush_bytes", 1024),
     ("flush_interval_ms", 1),
     ("commit_timeout_ms", 3_000),

@@ -192,13 +192,16 @@ impl Transaction {
 
     /// Group time, in ms.
     fn group_time(&self, rows: DatabaseId) -> Result<u64, ReadError> {
-        if let Some(now_ms) = self.time.now(self.session) {
+        if let Some(now_ms) = self.session.and_then(|session| self.time.now(session)) {
             return Ok(now_ms);
         }
         let noted = self.view.get(rows, &time_key())?;
         let noted_ms = noted.map(|noted| decode_time(&noted)).transpose();
         let noted_ms = noted_ms.map_err(ReadError::Engine)?;
-        Ok(self.time.go_on(self.session, noted_ms.unwrap_or_default()))
+        let noted_ms = noted_ms.unwrap_or_default();
+        // Only a master lets it go on.
+        let session = self.session;
+        Ok(session.map_or(noted_ms, |session| self.time.go_on(session, noted_ms)))
     }
 
     /// The first deadline in the index from this entry on. `None` while no key has a time to live.
@@ -216,6 +219,24 @@ impl Transaction {
             now_ms,
             at_ms: first.at_ms,
         }))
+    }
+
+    /// Makes sure that group time goes on in this session.
+    ///
+    /// # Errors
+    /// Those of a read.
+    pub(crate) fn begin_time(&self) -> Result<(), ReadError> {
+        match (self.lifetimes()?, self.session) {
+            (Some(rows), _) => {
+                self.group_time(rows)?;
+            }
+            // The first key of the group that has a time to live.
+            (None, Some(session)) => {
+                self.time.go_on(session, 0);
+            }
+            (None, None) => {}
+        }
+        Ok(())
     }
 
     /// Notes the group time.

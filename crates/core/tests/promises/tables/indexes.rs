@@ -186,7 +186,12 @@ fn of_many_who_want_one_unique_key_one_gets_it() {
     for round in 0..10_u16 {
         let email = format!("round {round}");
         let taken = std::thread::scope(|scope| {
-            let put_one = |n: u16| put(node, &users, 10 * round + n + 1, &user(&email, &[]));
+            // On the master, and on the others.
+            let (group, users, email) = (&group, &users, &email);
+            let put_one = move |n: u16| {
+                let at = group.node(usize::from(n % 3));
+                put(at, users, 10 * round + n + 1, &user(email, &[]))
+            };
             let threads: Vec<_> = (0..8).map(|n| scope.spawn(move || put_one(n))).collect();
             let ends = threads
                 .into_iter()
