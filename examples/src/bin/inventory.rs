@@ -11,8 +11,8 @@
 //! GET  /live, GET /ready    for whoever restarts processes, and whoever routes requests
 //! ```
 //!
-//! Any process can be asked for anything: one that is not the master sends writes there. An answer
-//! to a write has the header `token`; a read with that header sees at least that write, whichever
+//! Any process can be asked for anything: the nodes send writes to the master among themselves. An
+//! answer to a write has the header `token`; a read with that header sees at least that write, whichever
 //! process it reaches. `docs/service.md` explains the service part by part.
 
 use std::convert::Infallible;
@@ -20,9 +20,9 @@ use std::error::Error;
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Redirect, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use futures_util::{Stream, StreamExt, future};
@@ -52,8 +52,6 @@ enum Failure {
     Unknown(String),
     #[error("{0} is sold out")]
     SoldOut(String),
-    #[error("the master is at {0}")]
-    Elsewhere(String),
     #[error("the token is none of this group's: {0}")]
     Token(#[from] steadfast::ParseTokenError),
     #[error(transparent)]
@@ -69,7 +67,6 @@ enum Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let retryable = match &self {
-            Self::Elsewhere(place) => return Redirect::temporary(place).into_response(),
             Self::Write(error) => error.is_retryable(),
             Self::Read(error) => error.is_retryable(),
             Self::Table(error) => error.is_retryable(),
@@ -84,26 +81,6 @@ impl IntoResponse for Failure {
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, self.to_string()).into_response()
-    }
-}
-
-impl App {
-    /// Writes here, or says where the master's process is.
-    async fn write<T>(
-        &self,
-        uri: &Uri,
-        transaction: impl FnMut(&Transaction) -> Result<T, Failure>,
-    ) -> Result<Committed<T>, Failure> {
-        let written = self.env.write_async(transaction).await;
-        written.map_err(|failure| match failure {
-            Failure::Write(WriteError::NotMaster {
-                master: Some(ref master),
-            }) => match master.metadata.get("web") {
-                Some(web) => Failure::Elsewhere(format!("{web}{uri}")),
-                None => failure,
-            },
-            failure => failure,
-        })
     }
 }
 
@@ -130,19 +107,17 @@ fn done<T: serde::Serialize>(written: Committed<T>) -> ([(&'static str, String);
 async fn stock(
     State(app): State<App>,
     Path(item): Path<String>,
-    uri: Uri,
     Json(count): Json<u64>,
 ) -> Answer<impl IntoResponse> {
-    let set = |txn: &Transaction| Ok(app.items.of(txn)?.put(&item, &count)?);
-    Ok(done(app.write(&uri, set).await?))
+    let set = |txn: &Transaction| -> Answer<_> { Ok(app.items.of(txn)?.put(&item, &count)?) };
+    Ok(done(app.env.write_async(set).await?))
 }
 
 async fn reserve(
     State(app): State<App>,
-    uri: Uri,
     Json(wanted): Json<Vec<String>>,
 ) -> Answer<impl IntoResponse> {
-    let take = |txn: &Transaction| {
+    let take = |txn: &Transaction| -> Answer<_> {
         let items = app.items.of(txn)?;
         for item in &wanted {
             let left = items.get(item)?;
@@ -152,7 +127,7 @@ async fn reserve(
         }
         Ok(())
     };
-    Ok(done(app.write(&uri, take).await?))
+    Ok(done(app.env.write_async(take).await?))
 }
 
 async fn left(
@@ -230,7 +205,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .data_dir(dir)
         .listen(node)
         .bootstrap(Bootstrap::expect(nodes)?)
-        .metadata("web", format!("http://{web}"))
         .runtime(Handle::current());
     if let Ok(credentials) = std::env::var("STEADFAST_CREDENTIALS") {
         config = config.credentials(steadfast::credentials::load(credentials)?);

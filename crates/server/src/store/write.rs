@@ -243,13 +243,18 @@ async fn fate(inner: &Inner, failure: Failure) -> Result<(), Refusal> {
     };
     let token = match error.outcome() {
         Fate::Committed(_) => return Ok(()),
-        Fate::Unknown(token) => token,
+        Fate::Unknown(token) => Some(token),
+        Fate::Lost => None,
         Fate::NotCommitted => return Err(refusal(&Failure::Write(error))),
     };
-    match inner.env.outcome_async(token).await {
-        Ok(TokenOutcome::Committed) => Ok(()),
-        Ok(TokenOutcome::NotCommitted) => Err(Refusal::Again),
-        Ok(_) | Err(_) => {
+    let outcome = match token {
+        Some(token) => inner.env.outcome_async(token).await.ok(),
+        None => None,
+    };
+    match outcome {
+        Some(TokenOutcome::Committed) => Ok(()),
+        Some(TokenOutcome::NotCommitted) => Err(Refusal::Again),
+        _ => {
             // What it did to leases, if it did, is to be read from the data.
             inner.renew_owner();
             Err(Error::OutcomeUnknown.into())
