@@ -20,11 +20,12 @@ use crate::tls::{World, issued, master, now_ms};
 
 const CONNECTIONS: usize = 500;
 
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 9] = [
     "FEEDER",
     "ELECTION",
     "RESTORE",
     "CALLS",
+    "WRITES",
     "ADMIN",
     "SUBSCRIPTION",
     "EVENTS",
