@@ -129,6 +129,9 @@ impl ReplicatedEnvironment {
     /// nothing is checked like any other, but takes no place in the log, as long as the log has the
     /// last one before it.
     ///
+    /// On a node that is not the master it runs on what that has applied, and the master commits it:
+    /// after many conflicts it ends as [`WriteError::Contended`], since nobody is held off for it.
+    ///
     /// ```
     /// # use steadfast::{ReplicatedEnvironment, WriteError};
     /// #[derive(Debug, thiserror::Error)]
@@ -230,10 +233,10 @@ impl ReplicatedEnvironment {
     }
 
     /// Begins a transaction that a later call commits, for code that cannot be a closure that may
-    /// be run again.
+    /// be run again. On a replica the master commits it.
     ///
     /// # Errors
-    /// See [`WriteError`]: [`WriteError::NotMaster`] on a replica.
+    /// See [`WriteError`].
     pub fn begin_transaction(&self) -> Result<OpenTransaction, WriteError> {
         self.block_on(self.begin_transaction_async())
     }
@@ -241,7 +244,7 @@ impl ReplicatedEnvironment {
     /// As [`ReplicatedEnvironment::begin_transaction`].
     ///
     /// # Errors
-    /// See [`WriteError`]: [`WriteError::NotMaster`] on a replica.
+    /// See [`WriteError`].
     pub async fn begin_transaction_async(&self) -> Result<OpenTransaction, WriteError> {
         let begin = self.handle.lifecycle.begin_transaction();
         let transaction = self.handle.ground.run(begin).await?;

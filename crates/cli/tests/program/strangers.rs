@@ -266,6 +266,7 @@ fn a_certificate_of_the_group_speaks_for_its_holder_and_for_nothing_else_in_the_
         "RESTORE",
         "CALLS",
         "DATA",
+        "WRITES",
         "ADMIN",
         "SUBSCRIPTION",
         "EVENTS",

@@ -6,13 +6,15 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::admin::messages::{AdminReply, AdminRequest};
-use crate::calls::messages::{CallReply, CallRequest};
+use crate::calls::messages::{CallAnswer, CallReply, CallRequest};
 use crate::consensus;
 use crate::data::messages::{DataCall, DataReply, DataRequest};
 use crate::events::service::ViewMessage;
 use crate::feed::messages::{FeedItem, FeedMessage, Received, SubscribeMessage};
 use crate::feed::{FeedEvent, SubscribeOptions};
+use crate::forward::messages::{WriteReply, WriteRequest};
 use crate::group::LogIdRecord;
+use crate::ids::GroupUuid;
 use crate::log::{Entry, LogId, Vote};
 use crate::node::status::NodeStatus;
 use crate::policy::ConsistencyPolicy;
@@ -87,8 +89,8 @@ fn of(kind: Kind, frame: Bytes) -> Result<(), WireError> {
         Kind::GroupView => read::<ViewMessage>(kind, frame).map(drop),
         Kind::RestoreRequest => read::<RestoreRequest>(kind, frame).map(drop),
         Kind::RestoreReply => read(kind, frame).and_then(restore_reply),
-        Kind::CallRequest => read::<CallRequest>(kind, frame).map(drop),
-        Kind::CallReply => read::<CallReply>(kind, frame).map(drop),
+        Kind::CallRequest => read(kind, frame).and_then(call_request),
+        Kind::CallReply => read(kind, frame).map(call_reply),
         Kind::DataRequest => read(kind, frame).and_then(data_request),
         Kind::DataReply => read::<DataReply>(kind, frame).map(drop),
     }
@@ -167,6 +169,29 @@ fn election_reply(reply: &ElectionReply) -> Result<(), WireError> {
         ElectionAnswer::Append(answer) => append_reply(answer),
         ElectionAnswer::Reached(answer) => vote(answer.vote),
         ElectionAnswer::Agrees(_) | ElectionAnswer::Barrier(_) => Ok(()),
+    }
+}
+
+/// The body too, as that of a write: a transaction that the master would commit.
+fn call_request(request: CallRequest) -> Result<(), WireError> {
+    let Ok(request) = WriteRequest::decode(request.body) else {
+        return Ok(());
+    };
+    let (forwarded, durability, timeout) = request.parts()?;
+    let sent = WriteRequest::new(forwarded.clone(), durability, timeout);
+    let (again, ..) = sent.parts().expect("what is sent is received");
+    assert_same(&again, &forwarded);
+    Ok(())
+}
+
+/// The body too, as what became of a write.
+fn call_reply(reply: CallReply) {
+    if let Some(CallAnswer::Done(body)) = reply.answer
+        && let Ok(reply) = WriteReply::decode(body)
+        && let Some(answer) = reply.answer
+        && let Err(error) = answer.into_result(GroupUuid(uuid::Uuid::nil()))
+    {
+        assert!(!error.to_string().is_empty());
     }
 }
 

@@ -3,14 +3,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use steadfast::{
-    CompareAndSet, ConsistencyPolicy, CounterError, Durability, NodeType, Outcome, Role,
-    TokenOutcome, WriteBatch, WriteError,
+    CommitToken, CompareAndSet, ConsistencyPolicy, CounterError, Durability, NodeType, Outcome,
+    ReadError, Role, TokenOutcome, WriteBatch, WriteError,
 };
 
-use crate::support::{Env, Group, Numbers, PATIENCE, STEADY, eventually, get, name, number, put};
+use crate::support::{
+    Env, Group, Nodes, Numbers, PATIENCE, STEADY, eventually, get, name, number, put,
+};
 
 /// Nothing is forwarded.
 const HERE_ALONE: Numbers = &[("forward_timeout_ms", 0)];
@@ -166,85 +170,102 @@ fn nobody_raises_a_number_from_the_same_value_twice_wherever_they_write() {
     group.digest();
 }
 
+/// What one client knows of its writes.
+#[derive(Default)]
+struct Written {
+    /// By key: the token, or that it was not committed.
+    known: Vec<(String, Option<CommitToken>)>,
+    vague: Vec<(String, CommitToken)>,
+}
+
+/// Writes at one node after the other until told to stop: a key of its own each time, and a number raised.
+fn write_everywhere(
+    nodes: &Nodes,
+    client: usize,
+    ends: &AtomicBool,
+    committed: &AtomicUsize,
+) -> Written {
+    let mut written = Written::default();
+    for n in 0_usize.. {
+        if ends.load(Ordering::Relaxed) {
+            break;
+        }
+        let Some(node) = nodes.get(client + n) else {
+            continue;
+        };
+        let key = format!("{client}/{n}");
+        let done = node.write(|txn| -> Result<(), WriteError> {
+            txn.database("marks")?.put(&key, "")?;
+            let database = txn.database("d")?;
+            let next = number(database.get("n")?) + 1;
+            database.put("n", next.to_le_bytes())
+        });
+        let outcome = match done {
+            Ok(done) => Outcome::Committed(done.token),
+            Err(error) => error.outcome(),
+        };
+        match outcome {
+            Outcome::Committed(token) => {
+                committed.fetch_add(1, Ordering::Relaxed);
+                written.known.push((key, Some(token)));
+            }
+            Outcome::NotCommitted => written.known.push((key, None)),
+            Outcome::Unknown(token) => written.vague.push((key, token)),
+            Outcome::Lost => {}
+        }
+    }
+    written
+}
+
+/// Replaces the master, by a crash or by cutting it off.
+fn replace_master(group: &mut Group, by_crash: bool) {
+    let master = group.master_except(None);
+    if by_crash {
+        group.crash(master);
+    } else {
+        group.network.isolate(&name(master));
+    }
+    assert_ne!(group.master_except(Some(master)), master);
+    if by_crash {
+        group.reopen(master).expect("opened");
+    } else {
+        group.network.heal(&name(master));
+    }
+    group.wait_ready();
+}
+
 #[test]
 fn writes_on_replicas_go_on_through_the_loss_of_masters_and_none_is_lost_or_done_twice() {
     let mut group = Group::in_memory(3, &[]);
     let nodes = group.shared_nodes();
     let (ends, committed) = (AtomicBool::new(false), AtomicUsize::new(0));
     let clients = std::thread::scope(|scope| {
-        let clients = (0..6).map(|client: usize| {
-            let (nodes, ends, committed) = (&nodes, &ends, &committed);
-            scope.spawn(move || {
-                let (mut known, mut vague, mut lost) = (Vec::new(), Vec::new(), 0);
-                for n in 0_usize.. {
-                    if ends.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    let Some(node) = nodes.get(client + n) else {
-                        continue;
-                    };
-                    let key = format!("{client}/{n}");
-                    let written = node.write(|txn| -> Result<(), WriteError> {
-                        txn.database("marks")?.put(&key, "")?;
-                        let database = txn.database("d")?;
-                        let next = number(database.get("n")?) + 1;
-                        database.put("n", next.to_le_bytes())
-                    });
-                    match written {
-                        Ok(written) => {
-                            committed.fetch_add(1, Ordering::Relaxed);
-                            known.push((key, Some(written.token)));
-                        }
-                        Err(error) => match error.outcome() {
-                            Outcome::Committed(token) => known.push((key, Some(token))),
-                            Outcome::NotCommitted => known.push((key, None)),
-                            Outcome::Unknown(token) => vague.push((key, token)),
-                            Outcome::Lost => lost += 1,
-                        },
-                    }
-                }
-                (known, vague, lost)
-            })
-        });
-        let clients: Vec<_> = clients.collect();
+        let (nodes, ends, committed) = (&nodes, &ends, &committed);
+        let write = |client| scope.spawn(move || write_everywhere(nodes, client, ends, committed));
+        let clients: Vec<_> = (0..6).map(write).collect();
         for round in 0..6 {
-            let master = group.master_except(None);
             let enough = committed.load(Ordering::Relaxed) + 100;
             eventually("writes", || committed.load(Ordering::Relaxed) >= enough);
-            if round % 2 == 0 {
-                group.crash(master);
-            } else {
-                group.network.isolate(&name(master));
-            }
-            assert_ne!(group.master_except(Some(master)), master);
-            if round % 2 == 0 {
-                group.reopen(master).expect("opened");
-            } else {
-                group.network.heal(&name(master));
-            }
-            group.wait_ready();
+            replace_master(&mut group, round % 2 == 0);
         }
         ends.store(true, Ordering::Relaxed);
-        let clients = clients.into_iter().map(|client| client.join());
-        let clients = clients.map(|client| client.expect("no panic"));
-        clients.collect::<Vec<_>>()
+        let ended = clients.into_iter().map(ScopedJoinHandle::join);
+        let ended = ended.map(|client| client.expect("no panic"));
+        ended.collect::<Vec<_>>()
     });
     group.digest();
     let node = group.node(0);
     let policy = ConsistencyPolicy::Linearizable;
-    let there: BTreeSet<String> = node
-        .read(policy, |s| {
-            let marks = s
-                .database("marks")?
-                .iter()
-                .map(|row| row.map(|(key, _)| String::from_utf8(key.to_vec()).expect("a text")));
-            marks.collect()
-        })
-        .expect("read");
+    let there = node.read(policy, |s| -> Result<BTreeSet<String>, ReadError> {
+        let rows = s.database("marks")?.iter();
+        let text = |key: Bytes| String::from_utf8(key.to_vec()).expect("a text");
+        rows.map(|row| row.map(|(key, _)| text(key))).collect()
+    });
+    let there = there.expect("read");
     let counted = number(get(node, policy, "n").expect("read"));
     assert_eq!(counted, there.len() as u64, "each mark counts once");
     let mut tokens = BTreeSet::new();
-    for (known, vague, _) in clients {
+    for Written { known, vague } in clients {
         for (key, token) in known {
             assert_eq!(there.contains(&key), token.is_some(), "{key}");
             if let Some(token) = token {
@@ -253,11 +274,8 @@ fn writes_on_replicas_go_on_through_the_loss_of_masters_and_none_is_lost_or_done
         }
         for (key, token) in vague {
             let found = node.outcome(token).expect("known");
-            assert_eq!(
-                found == TokenOutcome::Committed,
-                there.contains(&key),
-                "{key}"
-            );
+            let is_there = there.contains(&key);
+            assert_eq!(found == TokenOutcome::Committed, is_there, "{key}");
         }
     }
 }
@@ -322,7 +340,7 @@ fn keys_put_on_a_replica_end_when_their_time_has_passed() {
     let (leases, began) = (one.database("leases"), Instant::now());
     let _token = leases.put_with_ttl("short", "1", ttl).expect("put");
     let _token = leases.put_with_ttl("renewed", "1", ttl).expect("put");
-    let hour = Duration::from_secs(3600);
+    let hour = Duration::from_hours(1);
     let token = other
         .database("leases")
         .put_with_ttl("renewed", "2", hour)

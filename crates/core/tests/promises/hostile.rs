@@ -20,12 +20,13 @@ use crate::tls::{World, issued, master, now_ms};
 
 const CONNECTIONS: usize = 500;
 
-const SERVICES: [&str; 9] = [
+const SERVICES: [&str; 10] = [
     "FEEDER",
     "ELECTION",
     "RESTORE",
     "CALLS",
     "DATA",
+    "WRITES",
     "ADMIN",
     "SUBSCRIPTION",
     "EVENTS",
