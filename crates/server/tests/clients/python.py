@@ -130,6 +130,8 @@ def gateway_locks():
     second.release()
 
 
+for left_over in ("py/", "gw/"):
+    grpc.delete_prefix(left_over)
 failed = 0
 for part in (keys, transactions, watches, leases, locks, operator, gateway_keys, gateway_leases, gateway_watches, gateway_locks):
     try:
