@@ -38,7 +38,7 @@ use crate::proto::v3lockpb::lock_server::LockServer;
 use crate::store::Store;
 
 /// The version of etcd that clients go by: they read digits and dots.
-pub(crate) const VERSION: &str = "3.5.21";
+pub(crate) const VERSION: &str = "3.5.30";
 /// The version that every member has at least.
 pub(crate) const CLUSTER_VERSION: &str = "3.5.0";
 
