@@ -11,6 +11,7 @@ mod credentials;
 mod data;
 mod enrolment;
 mod etcd;
+mod etcdctl;
 mod every_verb;
 mod floods;
 mod full_disk;

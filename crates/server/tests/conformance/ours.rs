@@ -10,7 +10,7 @@ use steadfast_server::{Server, ServerConfig, serve};
 use tokio::time::{Instant, sleep};
 use tonic::transport::Endpoint;
 
-use crate::target::PATIENCE;
+use crate::target::{PATIENCE, Size};
 
 /// How many nodes a group has, also where a row needs one alone.
 const NODES: usize = 3;
@@ -24,7 +24,7 @@ pub(crate) struct Group {
 
 impl Group {
     /// A new group. The master comes first, or last.
-    pub(crate) async fn start(master_first: bool) -> (Self, Vec<SocketAddr>) {
+    pub(crate) async fn start(master_first: bool, size: Size) -> (Self, Vec<SocketAddr>) {
         let nodes = InMemoryGroup::new_async(NODES).await.unwrap();
         let master = nodes
             .wait_master_async(PATIENCE)
@@ -39,7 +39,11 @@ impl Group {
         let mut addresses = Vec::new();
         for name in &names {
             let env = nodes.node(name).unwrap().clone();
-            let server = serve(env, ServerConfig::new("127.0.0.1:0")).await.unwrap();
+            let mut config = ServerConfig::new("127.0.0.1:0");
+            if size == Size::Progress {
+                config.store.progress_interval = Duration::from_secs(1);
+            }
+            let server = serve(env, config).await.unwrap();
             addresses.push(server.local_address());
             servers.push(Some(server));
         }

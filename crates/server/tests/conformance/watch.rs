@@ -8,7 +8,7 @@ use steadfast_server::proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
 use crate::ask::{
     Operation, bytes, delete, delete_prefix, lines, put, revision, text, txn, watch, watch_prefix,
 };
-use crate::target::{Target, rows};
+use crate::target::{Target, Version, rows};
 
 rows! {
     One:
@@ -31,6 +31,8 @@ rows! {
     one_revision_is_cut_only_when_that_was_asked_for,
     large_revisions_come_in_order,
     many_watches_on_one_stream_hear_each_their_own;
+    Progress:
+    an_idle_watch_is_told_of_progress_by_itself;
 }
 
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
@@ -192,6 +194,28 @@ async fn progress_comes_when_asked_for_and_not_before_its_events(target: Target)
             assert_eq!(lines(&answer), [format!("PUT a=1@{last}")]);
             watches.ask_progress().await;
         }
+    }
+}
+
+async fn an_idle_watch_is_told_of_progress_by_itself(target: Target) {
+    let wanting = |key: &str| WatchCreateRequest {
+        progress_notify: true,
+        ..watch(key)
+    };
+    let mut watches = target.watch().await;
+    watches.create(watch("a")).await;
+    let idle = watches.create(wanting("a")).await.watch_id;
+    let now = target.put("b", "elsewhere").await;
+    if target.is_ours || target.version >= Version(3, 5, 30) {
+        watches.create(from(now + 9, wanting("a"))).await;
+    }
+    for _ in 0..2 {
+        let answer = watches.next().await;
+        assert!(
+            answer.events.is_empty() && !answer.created && !answer.canceled,
+            "{answer:?}"
+        );
+        assert_eq!((answer.watch_id, revision(answer.header)), (idle, now));
     }
 }
 
