@@ -10,6 +10,7 @@ mod backup;
 mod credentials;
 mod enrolment;
 mod etcd;
+mod etcdctl;
 mod every_verb;
 mod floods;
 mod full_disk;

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::config::Limits;
 use crate::http::Front;
+use crate::http::scheme::SchemeTaken;
 use crate::http::tls::{Tls, common_name};
 
 /// How long a connection may take to prove who it is.
@@ -201,7 +202,7 @@ impl Connection {
             let front = front.clone();
             async move { Ok::<_, std::convert::Infallible>(front.answer(request).await) }
         });
-        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let connection = http.serve_connection(TokioIo::new(SchemeTaken::new(stream)), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,

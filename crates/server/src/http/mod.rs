@@ -4,6 +4,7 @@
 pub(crate) mod frames;
 pub(crate) mod listen;
 mod plain;
+mod scheme;
 pub(crate) mod tls;
 
 use std::sync::Arc;

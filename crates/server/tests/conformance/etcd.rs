@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use crate::http;
-use crate::target::Version;
+use crate::target::{Size, Version};
 
 /// How long a server may take to be healthy. Only a failure takes that long.
 const START_MAX: Duration = Duration::from_secs(10);
@@ -70,7 +70,7 @@ impl Drop for Member {
 
 /// A healthy new cluster of as many members. One alone has short ticks, so that it starts in a few
 /// hundredths of a second.
-pub(crate) async fn start(program: &Program, size: usize) -> (TempDir, Vec<Member>) {
+pub(crate) async fn start(program: &Program, size: Size) -> (TempDir, Vec<Member>) {
     for _ in 0..STARTS_MAX {
         let home = tempfile::tempdir().unwrap();
         let members = spawn(program, size, home.path());
@@ -95,9 +95,10 @@ async fn healthy(members: &[Member]) -> bool {
     true
 }
 
-fn spawn(program: &Program, size: usize, home: &Path) -> Vec<Member> {
-    let ports = free_ports(2 * size);
-    let peers: Vec<_> = ports[size..]
+fn spawn(program: &Program, size: Size, home: &Path) -> Vec<Member> {
+    let count = if size == Size::Three { 3 } else { 1 };
+    let ports = free_ports(2 * count);
+    let peers: Vec<_> = ports[count..]
         .iter()
         .map(|at| format!("http://{at}"))
         .collect();
@@ -126,8 +127,11 @@ fn spawn(program: &Program, size: usize, home: &Path) -> Vec<Member> {
             &peers[n],
         ]);
         command.args(["--initial-cluster", &cluster.join(","), "--unsafe-no-fsync"]);
-        if size == 1 {
+        if count == 1 {
             command.args(["--heartbeat-interval", "10", "--election-timeout", "100"]);
+        }
+        if size == Size::Progress {
+            command.args(["--experimental-watch-progress-notify-interval", "1s"]);
         }
         command
             .stdin(Stdio::piped())
@@ -138,7 +142,7 @@ fn spawn(program: &Program, size: usize, home: &Path) -> Vec<Member> {
             keeper: command.spawn().unwrap(),
         }
     };
-    (0..size).map(start).collect()
+    (0..count).map(start).collect()
 }
 
 /// Addresses that nobody listened on a moment ago.

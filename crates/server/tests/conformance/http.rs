@@ -84,6 +84,16 @@ impl Connection {
         Ok(chunk)
     }
 
+    /// The next frame of HTTP/2: its head and what it carries.
+    pub(crate) async fn frame(&mut self) -> io::Result<([u8; 9], Vec<u8>)> {
+        let mut head = [0; 9];
+        timeout(PATIENCE, self.stream.read_exact(&mut head)).await??;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        timeout(PATIENCE, self.stream.read_exact(&mut payload)).await??;
+        Ok((head, payload))
+    }
+
     /// The next answer, whole.
     pub(crate) async fn answer(&mut self, method: &str) -> io::Result<Answer> {
         let mut answer = self.head().await?;

@@ -8,8 +8,9 @@ use steadfast_server::proto::etcdserverpb::MemberListRequest;
 use steadfast_server::proto::etcdserverpb::cluster_client::ClusterClient;
 use steadfast_server::{Server, ServerConfig, serve};
 use tokio::time::{Instant, sleep};
+use tonic::transport::Endpoint;
 
-use crate::target::PATIENCE;
+use crate::target::{PATIENCE, Size};
 
 /// How many nodes a group has, also where a row needs one alone.
 const NODES: usize = 3;
@@ -23,7 +24,7 @@ pub(crate) struct Group {
 
 impl Group {
     /// A new group. The master comes first, or last.
-    pub(crate) async fn start(master_first: bool) -> (Self, Vec<SocketAddr>) {
+    pub(crate) async fn start(master_first: bool, size: Size) -> (Self, Vec<SocketAddr>) {
         let nodes = InMemoryGroup::new_async(NODES).await.unwrap();
         let master = nodes
             .wait_master_async(PATIENCE)
@@ -38,7 +39,11 @@ impl Group {
         let mut addresses = Vec::new();
         for name in &names {
             let env = nodes.node(name).unwrap().clone();
-            let server = serve(env, ServerConfig::new("127.0.0.1:0")).await.unwrap();
+            let mut config = ServerConfig::new("127.0.0.1:0");
+            if size == Size::Progress {
+                config.store.progress_interval = Duration::from_secs(1);
+            }
+            let server = serve(env, config).await.unwrap();
             addresses.push(server.local_address());
             servers.push(Some(server));
         }
@@ -65,9 +70,8 @@ impl Group {
 /// Waits until a server can tell the addresses of all: each is published once it listens.
 async fn knows_all(address: SocketAddr) {
     let deadline = Instant::now() + PATIENCE;
-    let mut client = ClusterClient::connect(format!("http://{address}"))
-        .await
-        .unwrap();
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let mut client = ClusterClient::new(endpoint.connect_lazy());
     loop {
         let request = MemberListRequest { linearizable: true };
         let members = client

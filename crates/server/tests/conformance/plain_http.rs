@@ -1,5 +1,6 @@
 //! What the port answers beside the API.
 
+use crate::http::Connection;
 use crate::target::{Target, Version, rows};
 
 rows! {
@@ -9,7 +10,8 @@ rows! {
     live_and_ready_are_told,
     metrics_are_on_the_same_port,
     a_page_of_another_site_may_ask,
-    the_health_service_knows_the_server_alone;
+    the_health_service_knows_the_server_alone,
+    a_client_may_name_the_server_with_its_scheme;
 }
 
 async fn version_and_health_are_as_clients_read_them(target: Target) {
@@ -127,4 +129,55 @@ async fn check(target: &Target, service: &str) -> Result<i32, tonic::Status> {
         .await?
         .into_inner()
         .status)
+}
+
+/// As the Go client of 3.4 asks an endpoint that was given as a URL for its status.
+async fn a_client_may_name_the_server_with_its_scheme(target: Target) {
+    // http://127.0.0.1:2379 in the code of header compression.
+    const NAME: [u8; 15] = [
+        0x9d, 0x29, 0xae, 0xe3, 0x0c, 0x04, 0x4e, 0xae, 0x05, 0xc0, 0xb8, 0x6e, 0x09, 0x97, 0x5f,
+    ];
+    const SETTINGS: u8 = 4;
+    const HEADERS: u8 = 1;
+    const DATA: u8 = 0;
+    let literal = |name: &[u8], value: &[u8]| {
+        let length = u8::try_from(value.len()).unwrap();
+        [name, &[length], value].concat()
+    };
+    let first = [
+        &[0x83, 0x86][..], // POST, http
+        &literal(&[0x44], b"/etcdserverpb.Maintenance/Status"),
+        &[0x41, 0x8f],
+        &NAME,
+        &literal(&[0x5f], b"application/grpc"),
+        &literal(b"\x40\x02te", b"trailers"),
+    ];
+    // The second request refers to what the first has put into the table.
+    let second = [0x83, 0x86, 0xc1, 0xc0, 0xbf, 0xbe];
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, length, kind, flags, 0, 0, 0, stream][..], payload].concat()
+    };
+    let mut connection = Connection::open(target.addresses[0]).await.unwrap();
+    let start = [
+        &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
+        &frame(SETTINGS, 0, 0, &[]),
+    ]
+    .concat();
+    connection.send(&start).await.unwrap();
+    for (stream, block) in [(1, first.concat()), (3, second.to_vec())] {
+        let request = [
+            frame(HEADERS, 4, stream, &block),
+            frame(DATA, 1, stream, &[0; 5]),
+        ]
+        .concat();
+        connection.send(&request).await.unwrap();
+        let (kind, payload) = loop {
+            let (head, payload) = connection.frame().await.unwrap();
+            if head[8] == stream {
+                break (head[3], payload);
+            }
+        };
+        assert_eq!(kind, HEADERS, "stream {stream}: {payload:?}");
+    }
 }

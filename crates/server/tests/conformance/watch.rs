@@ -8,7 +8,7 @@ use steadfast_server::proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
 use crate::ask::{
     Operation, bytes, delete, delete_prefix, lines, put, revision, text, txn, watch, watch_prefix,
 };
-use crate::target::{Target, rows};
+use crate::target::{Target, Version, rows};
 
 rows! {
     One:
@@ -28,8 +28,11 @@ rows! {
     a_range_that_ends_before_it_begins_cannot_be_watched,
     a_negative_start_is_compacted,
     filters_leave_out_kinds_of_events,
-    large_answers_are_cut_only_when_that_was_asked_for,
+    one_revision_is_cut_only_when_that_was_asked_for,
+    large_revisions_come_in_order,
     many_watches_on_one_stream_hear_each_their_own;
+    Progress:
+    an_idle_watch_is_told_of_progress_by_itself;
 }
 
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
@@ -191,6 +194,28 @@ async fn progress_comes_when_asked_for_and_not_before_its_events(target: Target)
             assert_eq!(lines(&answer), [format!("PUT a=1@{last}")]);
             watches.ask_progress().await;
         }
+    }
+}
+
+async fn an_idle_watch_is_told_of_progress_by_itself(target: Target) {
+    let wanting = |key: &str| WatchCreateRequest {
+        progress_notify: true,
+        ..watch(key)
+    };
+    let mut watches = target.watch().await;
+    watches.create(watch("a")).await;
+    let idle = watches.create(wanting("a")).await.watch_id;
+    let now = target.put("b", "elsewhere").await;
+    if target.is_ours || target.version >= Version(3, 5, 30) {
+        watches.create(from(now + 9, wanting("a"))).await;
+    }
+    for _ in 0..2 {
+        let answer = watches.next().await;
+        assert!(
+            answer.events.is_empty() && !answer.created && !answer.canceled,
+            "{answer:?}"
+        );
+        assert_eq!((answer.watch_id, revision(answer.header)), (idle, now));
     }
 }
 
@@ -368,14 +393,18 @@ async fn filters_leave_out_kinds_of_events(target: Target) {
     assert_eq!(deletes.events(2).await, expected);
 }
 
-async fn large_answers_are_cut_only_when_that_was_asked_for(target: Target) {
+async fn one_revision_is_cut_only_when_that_was_asked_for(target: Target) {
     let large = "x".repeat(700_000);
-    let first = target.put("a", &large).await;
-    for _ in 0..3 {
-        target.put("a", &large).await;
+    for key in ["a1", "a2", "a3", "a4"] {
+        target.put(key, &large).await;
     }
+    let at = revision(target.delete(delete_prefix("a")).await.unwrap().header);
+    let request = || WatchCreateRequest {
+        prev_kv: true,
+        ..from(at, watch_prefix("a"))
+    };
     let mut watches = target.watch().await;
-    watches.create(from(first, watch("a"))).await;
+    watches.create(request()).await;
     let answer = watches.next().await;
     assert_eq!((answer.events.len(), answer.fragment), (4, false));
 
@@ -383,12 +412,33 @@ async fn large_answers_are_cut_only_when_that_was_asked_for(target: Target) {
     watches
         .create(WatchCreateRequest {
             fragment: true,
-            ..from(first, watch("a"))
+            ..request()
         })
         .await;
     for fragment in [true, false] {
         let answer = watches.next().await;
         assert_eq!((answer.events.len(), answer.fragment), (2, fragment));
+    }
+}
+
+/// A real etcd sends them in one message, however large it is.
+async fn large_revisions_come_in_order(target: Target) {
+    let large = "x".repeat(700_000);
+    let first = target.put("a", &large).await;
+    for _ in 0..3 {
+        target.put("a", &large).await;
+    }
+    let mut watches = target.watch().await;
+    watches.create(from(first, watch("a"))).await;
+    let mut at = first;
+    while at < first + 4 {
+        let answer = watches.next().await;
+        assert!(!answer.fragment && !answer.events.is_empty());
+        assert!(target.is_ours || answer.events.len() == 4);
+        for event in answer.events {
+            assert_eq!(event.kv.unwrap().mod_revision, at);
+            at += 1;
+        }
     }
 }
 

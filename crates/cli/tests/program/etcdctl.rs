@@ -1,0 +1,308 @@
+//! Every subcommand of an unmodified `etcdctl` at a group of three processes, whose master is killed
+//! in the middle. `STEADFAST_ETCDCTL` names another than the one in `PATH`.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::Write;
+
+use super::{Command, Group, Instant, Node, PATIENCE, STEADY, Stdio};
+
+struct Etcdctl {
+    program: OsString,
+    endpoints: String,
+}
+
+impl Etcdctl {
+    /// The program, if this machine has one.
+    fn find() -> Option<OsString> {
+        let program = env::var_os("STEADFAST_ETCDCTL").unwrap_or_else(|| "etcdctl".into());
+        let found = Command::new(&program).arg("version").output().is_ok();
+        if !found {
+            println!("skipped: no etcdctl in STEADFAST_ETCDCTL or PATH");
+        }
+        found.then_some(program)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.endpoints])
+            .args(arguments);
+        command
+    }
+
+    /// What it prints, and whether it succeeded.
+    fn try_run(&self, arguments: &[&str], input: &str) -> (bool, String) {
+        let mut command = self.command(arguments);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("it runs");
+        let mut stdin = child.stdin.take().expect("piped");
+        stdin.write_all(input.as_bytes()).expect("it reads");
+        drop(stdin);
+        let output = child.wait_with_output().expect("it ends");
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    }
+
+    /// What it prints; it has to succeed.
+    fn run(&self, arguments: &[&str]) -> String {
+        let (succeeded, text) = self.try_run(arguments, "");
+        assert!(succeeded, "{arguments:?}: {text}");
+        text
+    }
+
+    /// Runs it until it succeeds.
+    fn run_at_last(&self, arguments: &[&str]) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (succeeded, text) = self.try_run(arguments, "");
+            if succeeded {
+                return text;
+            }
+            assert!(Instant::now() < deadline, "{arguments:?}: {text}");
+        }
+    }
+
+    /// A subcommand that goes on.
+    fn start(&self, arguments: &[&str]) -> Node {
+        Node::spawn(&mut self.command(arguments))
+    }
+
+    fn field(&self, arguments: &[&str], at: usize) -> String {
+        self.run(arguments)
+            .split(' ')
+            .nth(at)
+            .expect("a field")
+            .trim()
+            .to_owned()
+    }
+
+    /// The id and the leader of each member, by the order of endpoints.
+    fn leaders(&self) -> Vec<(u64, u64)> {
+        let text = self.run_at_last(&["endpoint", "status", "-w", "json"]);
+        let number = |part: &str, name: &str| {
+            let (_, rest) = part.split_once(name).expect(name);
+            let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            digits.parse().expect("a number")
+        };
+        let parts = text.split("\"Endpoint\"").skip(1);
+        parts
+            .map(|part| (number(part, "\"member_id\":"), number(part, "\"leader\":")))
+            .collect()
+    }
+}
+
+/// Three processes that serve clients.
+fn group() -> (Group, Vec<String>) {
+    let mut group = Group {
+        numbers: STEADY,
+        ..Group::unstarted()
+    };
+    let mut endpoints = Vec::new();
+    for at in 0..3 {
+        group.nodes[at] = Some(start(&group, at, "127.0.0.1:0"));
+    }
+    for node in group.nodes.iter().flatten() {
+        let line = node.wait_for(&["serves clients on"]);
+        let (_, address) = line.split_once(" on ").expect("it is named");
+        endpoints.push(address.trim().to_owned());
+    }
+    (group, endpoints)
+}
+
+fn start(group: &Group, at: usize, listen: &str) -> Node {
+    let mut arguments = group.arguments(at);
+    arguments.extend(["--client-listen".to_owned(), listen.to_owned()]);
+    Node::start(&arguments)
+}
+
+#[test]
+fn every_subcommand_works_while_the_master_is_killed() {
+    let Some(program) = Etcdctl::find() else {
+        return;
+    };
+    let (mut group, endpoints) = group();
+    let ctl = Etcdctl {
+        program,
+        endpoints: endpoints.join(","),
+    };
+    ctl.run_at_last(&["endpoint", "health"]);
+    keys(&ctl);
+    let lease = ctl.field(&["lease", "grant", "60"], 1);
+    ctl.run(&["put", "w1", "x", "--lease", &lease]);
+
+    let watch = ctl.start(&["watch", "w", "--prefix", "--rev", "1"]);
+    watch.wait_for(&["w1"]);
+    let alive = ctl.start(&["lease", "keep-alive", &lease]);
+    alive.wait_for(&["keepalived"]);
+    let leads = ctl.start(&["elect", "e", "me"]);
+    leads.wait_for(&["e/"]);
+    let observes = ctl.start(&["elect", "-l", "e"]);
+    observes.wait_for(&["e/"]);
+    let holds = ctl.start(&["lock", "L"]);
+    holds.wait_for(&["L/"]);
+    let waits = ctl.start(&["lock", "L"]);
+    let mirror = ctl.start(&[
+        "make-mirror",
+        &endpoints[0],
+        "--prefix",
+        "w",
+        "--dest-prefix",
+        "m/w",
+    ]);
+
+    let members = ctl.leaders();
+    let master = members
+        .iter()
+        .position(|(id, leader)| id == leader)
+        .expect("one leads");
+    drop(group.nodes[master].take());
+    ctl.run_at_last(&["put", "w2", "after the master"]);
+    watch.wait_for(&["after the master"]);
+    assert!(ctl.run_at_last(&["get", "w2"]).contains("after the master"));
+    group.nodes[master] = Some(start(&group, master, &endpoints[master]));
+    ctl.run_at_last(&["endpoint", "health"]);
+
+    holds.signal("-INT");
+    waits.wait_for(&["L/"]);
+    leads.signal("-INT");
+    assert!(
+        ctl.run(&["lease", "timetolive", &lease, "--keys"])
+            .contains("w1")
+    );
+    assert!(ctl.run(&["lease", "list"]).contains(&lease));
+    ctl.run(&["lease", "keep-alive", "--once", &lease]);
+    ctl.run(&["lease", "revoke", &lease]);
+    assert_eq!(ctl.run(&["get", "w1"]), "");
+    watch.wait_for(&["DELETE"]);
+    drop(mirror);
+    operator(&ctl);
+    users(&ctl);
+}
+
+fn keys(ctl: &Etcdctl) {
+    for key in ["a", "b", "c"] {
+        ctl.run(&["put", key, &format!("v{key}")]);
+    }
+    assert_eq!(
+        ctl.run(&["get", "", "--prefix", "--keys-only"])
+            .split_whitespace()
+            .count(),
+        3
+    );
+    let sorted = ctl.run(&[
+        "get",
+        "b",
+        "--from-key",
+        "--sort-by",
+        "VALUE",
+        "--limit",
+        "1",
+    ]);
+    assert_eq!(sorted, "b\nvb\n");
+    assert_eq!(ctl.run(&["get", "a", "--rev", "2"]), "a\nva\n");
+    assert!(
+        ctl.run(&["get", "a", "-w", "json"])
+            .contains("\"version\":1")
+    );
+    assert!(
+        ctl.run(&["get", "a", "-w", "fields"])
+            .contains("\"ModRevision\" : 2")
+    );
+    assert_eq!(ctl.run(&["del", "c", "--prev-kv"]), "1\nc\nvc\n");
+    let guarded = "value(\"a\") = \"va\"\n\nput a new\nget b\n\nput x y\n\n";
+    let (succeeded, text) = ctl.try_run(&["txn"], guarded);
+    assert!(
+        succeeded && text.contains("SUCCESS") && text.contains("vb"),
+        "{text}"
+    );
+    assert_eq!(ctl.run(&["get", "a"]), "a\nnew\n");
+    assert!(
+        !ctl.try_run(&["get", "a", "--rev", "999"], "").0,
+        "it is in the future"
+    );
+}
+
+fn operator(ctl: &Etcdctl) {
+    assert_eq!(ctl.run(&["member", "list"]).matches("started").count(), 3);
+    ctl.run(&["endpoint", "hashkv", "--cluster"]);
+    ctl.run(&["endpoint", "health", "--cluster"]);
+    assert_eq!(ctl.run(&["alarm", "list"]).trim(), "");
+    ctl.run(&["alarm", "disarm"]);
+    ctl.run(&["compaction", "3"]);
+    assert!(
+        !ctl.try_run(&["compaction", "3"], "").0,
+        "it is compacted already"
+    );
+    ctl.run(&["defrag"]);
+    let members = ctl.leaders();
+    let (other, _) = members
+        .iter()
+        .find(|(id, leader)| id != leader)
+        .expect("a replica");
+    ctl.run(&["move-leader", &format!("{other:x}")]);
+    let deadline = Instant::now() + PATIENCE;
+    while ctl.leaders().iter().any(|(_, leader)| leader != other) {
+        assert!(
+            Instant::now() < deadline,
+            "every member knows the new leader"
+        );
+    }
+    let first = ctl.endpoints.split(',').next().expect("one").to_owned();
+    let one = Etcdctl {
+        program: ctl.program.clone(),
+        endpoints: first,
+    };
+    let file = tempfile::tempdir()
+        .expect("a directory")
+        .path()
+        .join("snapshot");
+    let (succeeded, text) = one.try_run(&["snapshot", "save", &file.display().to_string()], "");
+    assert!(!succeeded && text.contains("steadfast backup"), "{text}");
+    for verb in ["add", "remove", "promote", "update"] {
+        let urls = ["--peer-urls", "http://127.0.0.1:1"];
+        let arguments = match verb {
+            "add" => ["member", "add", "n4", urls[0], urls[1]].to_vec(),
+            "update" => ["member", "update", "1", urls[0], urls[1]].to_vec(),
+            verb => ["member", verb, "1"].to_vec(),
+        };
+        let (succeeded, text) = ctl.try_run(&arguments, "");
+        assert!(!succeeded && text.contains("steadfast "), "{verb}: {text}");
+    }
+}
+
+fn users(ctl: &Etcdctl) {
+    ctl.run(&["role", "add", "r"]);
+    ctl.run(&[
+        "role",
+        "grant-permission",
+        "r",
+        "readwrite",
+        "w",
+        "--prefix",
+    ]);
+    assert!(ctl.run(&["role", "get", "r"]).contains("prefix w"));
+    assert_eq!(ctl.run(&["role", "list"]).trim(), "r");
+    ctl.run(&["user", "add", "u:p"]);
+    ctl.run(&["user", "grant-role", "u", "r"]);
+    assert!(ctl.run(&["user", "get", "u"]).contains('r'));
+    let (succeeded, text) = ctl.try_run(&["user", "passwd", "u", "--interactive=false"], "q\n");
+    assert!(succeeded, "{text}");
+    assert_eq!(ctl.run(&["user", "list"]).trim(), "u");
+    ctl.run(&["user", "revoke-role", "u", "r"]);
+    ctl.run(&["role", "revoke-permission", "r", "w", "--prefix"]);
+    ctl.run(&["role", "delete", "r"]);
+    ctl.run(&["user", "delete", "u"]);
+    let (succeeded, text) = ctl.try_run(&["auth", "enable"], "");
+    assert!(
+        !succeeded && text.contains("root user does not exist"),
+        "{text}"
+    );
+}
