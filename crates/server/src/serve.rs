@@ -2,21 +2,27 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use steadfast::ReplicatedEnvironment;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
 
 use crate::auth::Auth;
 use crate::config::{BeyondLoopback, ServeError, ServerConfig};
 use crate::etcd::{self, Node};
 use crate::http::tls::Tls;
 use crate::http::{Front, listen};
-use crate::store::Store;
+use crate::store::{OpenStoreError, Store};
 
 /// The name of what a node publishes of itself for clients: the addresses that they use, by commas.
 pub const CLIENT_URLS: &str = "etcd-client-urls";
+
+/// How long a node may take until it can tell its group, and how often it is asked.
+const GROUP_WITHIN: Duration = Duration::from_secs(2);
+const GROUP_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A running server. Dropped without [`Server::close`], it ends without waiting for its clients.
 pub struct Server {
@@ -45,7 +51,7 @@ pub async fn serve(env: ReplicatedEnvironment, config: ServerConfig) -> Result<S
     let address = listener.local_addr().map_err(failed)?;
     check_protection(address, &config)?;
     let tls = config.tls.as_ref().map(Tls::read).transpose()?;
-    let store = Store::open(env.clone(), config.store.clone()).await?;
+    let store = open_store(&env, &config).await?;
     let timeout = config.store.request_timeout;
     let auth = match Auth::open(store.clone(), config.token_ttl, timeout).await {
         Ok(auth) => auth,
@@ -104,6 +110,20 @@ impl Drop for Server {
         if let Some(serving) = self.serving.take() {
             serving.abort();
             self.node.auth.close();
+        }
+    }
+}
+
+/// Opens the store. A node that is ready may take a moment until it can tell its group.
+async fn open_store(
+    env: &ReplicatedEnvironment,
+    config: &ServerConfig,
+) -> Result<Store, ServeError> {
+    let until = Instant::now() + GROUP_WITHIN;
+    loop {
+        match Store::open(env.clone(), config.store.clone()).await {
+            Err(OpenStoreError::NoGroup) if Instant::now() < until => sleep(GROUP_INTERVAL).await,
+            opened => return Ok(opened?),
         }
     }
 }

@@ -89,8 +89,7 @@ impl Maintenance for Services {
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         self.0.operator(&Caller::of(&request)).await?;
-        let text =
-            "not by this API: use `steadfast backup`, and `steadfast restore` for what it makes";
+        let text = "not by this API: use `steadfast backup create`, and `steadfast backup restore` for what it makes";
         Err(Status::unimplemented(text))
     }
 

@@ -43,11 +43,12 @@ impl Watch for Services {
         let answers = ReceiverStream::new(answers)
             .map(Some)
             .chain(stream::iter([None]));
+        let answers = answers.map(|answer| answer.map(Ok));
         let refused = ReceiverStream::new(refused).map(Some);
         // Ends with the store's.
         let answers = stream::select(answers, refused);
         let answers = answers.take_while(|answer| std::future::ready(answer.is_some()));
-        let answers = answers.filter_map(std::future::ready).map(Ok);
+        let answers = answers.filter_map(std::future::ready);
         Ok(Response::new(self.0.answers(&caller, answers)))
     }
 }
@@ -57,7 +58,7 @@ struct Pass {
     node: Services,
     caller: Caller,
     requests: mpsc::Sender<WatchRequest>,
-    refuse: mpsc::Sender<WatchResponse>,
+    refuse: mpsc::Sender<Result<WatchResponse, Status>>,
 }
 
 impl Pass {
@@ -68,19 +69,20 @@ impl Pass {
                 next = incoming.message() => next,
                 () = self.requests.closed() => return,
             };
-            let Ok(next) = next else { return };
-            let Some(request) = next else {
-                return self.requests.closed().await;
+            let request = match next {
+                Ok(Some(request)) => request,
+                Ok(None) => return self.requests.closed().await,
+                Err(status) => {
+                    // It may be gone, or have sent what is no request: then the stream ends with it.
+                    self.refuse.send(Err(status)).await.ok();
+                    return;
+                }
             };
             if let Some(RequestUnion::CreateRequest(create)) = &request.request_union
                 && let Err(error) = may_watch(&self.node.0, &self.caller, create).await
             {
-                if self
-                    .refuse
-                    .send(refusal(&self.node.0, error))
-                    .await
-                    .is_err()
-                {
+                let refusal = refusal(&self.node.0, error);
+                if self.refuse.send(Ok(refusal)).await.is_err() {
                     return;
                 }
                 continue;

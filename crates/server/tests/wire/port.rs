@@ -1,5 +1,6 @@
 //! One port for gRPC, JSON and the plain paths.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use steadfast::InMemoryGroup;
@@ -10,7 +11,9 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::support::{Connection, Servers, http};
+use tokio::time::Instant;
+
+use crate::support::{Answer, Connection, PATIENCE, Servers, http};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_connection_takes_heads_and_bodies_apart_and_a_body_of_get() {
@@ -101,12 +104,23 @@ async fn plain_paths_take_get_alone_and_unknown_ones_are_not_found() {
     );
 }
 
+/// Asks until the status is this one.
+async fn health_until(address: SocketAddr, status: u16) -> Answer {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let health = http(address, "GET", "/health", "", "").await;
+        if health.status == status {
+            return health;
+        }
+        assert!(Instant::now() < deadline, "still {health:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_is_a_text_that_says_true_and_false_without_a_majority() {
     let mut servers = Servers::start(3).await;
     let address = servers.address(0);
-    let health = http(address, "GET", "/health", "", "").await;
-    assert_eq!(health.status, 200);
+    let health = health_until(address, 200).await;
     assert!(
         health
             .header("content-type")
@@ -117,14 +131,7 @@ async fn health_is_a_text_that_says_true_and_false_without_a_majority() {
     for node in ["n2", "n3"] {
         servers.group.cut_off(node).expect("it runs");
     }
-    let deadline = tokio::time::Instant::now() + crate::support::PATIENCE;
-    let health = loop {
-        let health = http(address, "GET", "/health", "", "").await;
-        if health.status == 503 {
-            break health;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "still {health:?}");
-    };
+    let health = health_until(address, 503).await;
     assert_eq!(health.json()["health"], "false");
 }
 
@@ -180,7 +187,7 @@ async fn every_node_tells_the_addresses_for_clients_of_all() {
         .map(|index| format!("http://{}", servers.address(index)))
         .collect();
     expected.sort();
-    let deadline = tokio::time::Instant::now() + crate::support::PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     for index in 0..3 {
         loop {
             let path = "/v3/cluster/member/list";
@@ -197,10 +204,7 @@ async fn every_node_tells_the_addresses_for_clients_of_all() {
             if urls == expected {
                 break;
             }
-            assert!(
-                tokio::time::Instant::now() < deadline,
-                "node {index} tells {list}"
-            );
+            assert!(Instant::now() < deadline, "node {index} tells {list}");
         }
     }
 }

@@ -8,6 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use steadfast::InMemoryGroup;
 use steadfast_server::proto::authpb::{Permission, UserAddOptions, permission};
 use steadfast_server::proto::etcdserverpb::auth_client::AuthClient;
 use steadfast_server::proto::etcdserverpb::kv_client::KvClient;
@@ -220,8 +221,8 @@ async fn the_common_name_of_a_certificate_is_the_name_of_a_user() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_that_are_wrong_and_tls_without_an_authority_beyond_loopback_are_refused() {
     let files = Files::new();
-    let servers = Servers::start(1).await;
-    let env = servers.group.node("n1").expect("it runs").clone();
+    let group = InMemoryGroup::new_async(1).await.expect("a group");
+    let env = group.node("n1").expect("it runs").clone();
     let mut config = ServerConfig::new("127.0.0.1:0");
     config.tls = Some(ServerTls {
         key: files.path("none.pem"),
