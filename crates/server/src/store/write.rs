@@ -6,7 +6,8 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
@@ -14,7 +15,7 @@ use futures_util::{FutureExt, StreamExt};
 use prost::Message;
 use steadfast::{Durability, Outcome as Fate, TokenOutcome, WriteError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::command::{Answer, Command, CommandMessage, Refusal};
 use super::inner::Inner;
@@ -30,7 +31,11 @@ const ROUND_COMMANDS_MAX: usize = 512;
 const ENDED_MAX: usize = 256;
 
 /// After this a lease is tried again that could not be ended.
-const END_AGAIN: std::time::Duration = std::time::Duration::from_millis(500);
+const END_AGAIN: Duration = Duration::from_millis(500);
+
+/// How long the writer waits to learn what became of a round: a failover takes less. Other rounds wait
+/// for it.
+const OUTCOME_WAIT: Duration = Duration::from_secs(2);
 
 /// A command in the queue.
 pub(super) struct Waiting {
@@ -246,9 +251,9 @@ async fn fate(inner: &Inner, failure: Failure) -> Result<(), Refusal> {
         Fate::Unknown(token) => token,
         Fate::NotCommitted => return Err(refusal(&Failure::Write(error))),
     };
-    match inner.env.outcome_async(token).await {
-        Ok(TokenOutcome::Committed) => Ok(()),
-        Ok(TokenOutcome::NotCommitted) => Err(Refusal::Again),
+    match timeout(OUTCOME_WAIT, inner.env.outcome_async(token)).await {
+        Ok(Ok(TokenOutcome::Committed)) => Ok(()),
+        Ok(Ok(TokenOutcome::NotCommitted)) => Err(Refusal::Again),
         Ok(_) | Err(_) => {
             // What it did to leases, if it did, is to be read from the data.
             inner.renew_owner();
