@@ -130,7 +130,9 @@ pub(super) async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<Waiting>) {
             biased;
             _ = stops.wait_for(|stops| *stops) => break,
             // First of all: this lets the newest round get its number.
-            Some(parts) = in_flight.next() => parts.into_iter().for_each(|part| end(&inner, part)),
+            Some(parts) = in_flight.next() => for part in parts {
+                end(&inner, part);
+            },
             received = queue.recv_many(&mut incoming, ROUND_COMMANDS_MAX), if may_begin => {
                 if received == 0 {
                     break;
@@ -145,7 +147,9 @@ pub(super) async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<Waiting>) {
     // What is under way ends, and is answered.
     queue.close();
     while let Some(parts) = in_flight.next().await {
-        parts.into_iter().for_each(|part| end(&inner, part));
+        for part in parts {
+            end(&inner, part);
+        }
     }
     while let Ok(waiting) = queue.try_recv() {
         tell(waiting, Err(Error::Stopped.into()));
@@ -173,17 +177,13 @@ async fn leases_due(inner: &Inner) -> Vec<i64> {
     loop {
         let changed = inner.leases_changed.notified();
         let next = inner.with_leases(|lessor| lessor.next_end());
-        match next.flatten() {
-            Some(at) => {
-                tokio::select! {
-                    () = sleep_until(at) => {}
-                    () = changed => continue,
-                }
-            }
-            None => {
-                changed.await;
-                continue;
-            }
+        let Some(at) = next.flatten() else {
+            changed.await;
+            continue;
+        };
+        tokio::select! {
+            () = sleep_until(at) => {}
+            () = changed => continue,
         }
         let due = inner.with_leases(|lessor| lessor.take_due(Instant::now(), ENDED_MAX));
         if let Some(due) = due.filter(|due| !due.is_empty()) {
@@ -317,9 +317,9 @@ fn end(inner: &Arc<Inner>, part: Part) {
             .filter_map(|outcome| outcome.as_ref().ok()?.1);
         effects.for_each(|effect| lessor.note(effect, began));
     }
-    inner
-        .leases_term
-        .store(done.state.term, std::sync::atomic::Ordering::Release);
+    inner.seen(done.state);
+    let term = done.state.term;
+    inner.leases_term.store(term, Ordering::Release);
     inner.leases_changed.notify_one();
     for (waiting, outcome) in waiting.into_iter().zip(done.outcomes) {
         tell(

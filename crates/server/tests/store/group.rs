@@ -12,7 +12,7 @@ use steadfast_server::proto::mvccpb::{Event, KeyValue};
 use steadfast_server::store::{Store, StoreConfig};
 use tokio::sync::mpsc;
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 pub struct Group {
     pub nodes: InMemoryGroup,
@@ -198,8 +198,8 @@ pub fn text(bytes: &Bytes) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-pub fn revision(header: &Option<ResponseHeader>) -> i64 {
-    header.as_ref().expect("a header").revision
+pub fn revision<'h>(header: impl Into<Option<&'h ResponseHeader>>) -> i64 {
+    header.into().expect("a header").revision
 }
 
 /// Puts a key and returns the revision.

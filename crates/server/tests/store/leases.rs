@@ -43,7 +43,7 @@ pub async fn gone(store: &Store, key: &str, began: Instant) -> Duration {
         if found.count == 0 {
             return began.elapsed();
         }
-        assert!(began.elapsed() < Duration::from_secs(600), "it lives on");
+        assert!(began.elapsed() < Duration::from_mins(10), "it lives on");
         sleep(Duration::from_millis(20)).await;
     }
 }
@@ -57,7 +57,7 @@ async fn times_to_live_have_bounds_and_are_rounded_down() {
     }
     let large = grant(&store, 9_000_000_000, -5).await;
     assert_eq!(
-        (large.id, large.ttl, revision(&large.header)),
+        (large.id, large.ttl, revision(large.header.as_ref())),
         (-5, 9_000_000_000, 1)
     );
     let request = |ttl, id| LeaseGrantRequest { ttl, id };
@@ -108,14 +108,21 @@ async fn a_lease_takes_its_keys_with_it_as_one_revision() {
     watches.create(all).await;
     assert!(watches.next().await.created);
     let revoked = store.lease_revoke(7).await.expect("revoked");
-    assert_eq!(revision(&revoked.header), 9);
+    assert_eq!(revision(revoked.header.as_ref()), 9);
     let answer = watches.next().await;
     assert_eq!(shorts(&answer.events), ["-a@9", "-b@9", "-c@9"]);
     assert_eq!(left(&store, 7).await.ttl, -1);
     // One without keys takes none.
     grant(&store, 100, 9).await;
     assert_eq!(
-        revision(&store.lease_revoke(9).await.expect("revoked").header),
+        revision(
+            store
+                .lease_revoke(9)
+                .await
+                .expect("revoked")
+                .header
+                .as_ref()
+        ),
         9
     );
     assert_eq!(crate::group::keys(&store, prefix("m")).await, ["moved"]);
@@ -127,10 +134,9 @@ async fn a_lease_takes_its_keys_with_it_as_one_revision() {
 async fn a_lease_ends_soon_after_its_time_and_not_while_it_is_kept_alive() {
     let group = Group::new(3).await;
     let (store, replica) = (group.master().await, group.replica().await);
-    let began = Instant::now();
     grant(&replica, 5, 7).await;
     put_leased(&replica, "k", 7).await;
-    for n in 0..20 {
+    for n in 0..6 {
         sleep(Duration::from_secs(4)).await;
         let keeper = if n % 2 == 0 { &store } else { &replica };
         assert_eq!(keeper.lease_keep_alive(7).await.expect("kept").ttl, 5);
@@ -138,8 +144,7 @@ async fn a_lease_ends_soon_after_its_time_and_not_while_it_is_kept_alive() {
         assert!((4..=5).contains(&answer.ttl), "{answer:?}");
         assert_eq!(answer.keys, ["k"]);
     }
-    let kept = began.elapsed();
-    let ended = gone(&store, "k", began).await - kept;
+    let ended = gone(&store, "k", Instant::now()).await;
     assert!((5000..6000).contains(&ended.as_millis()), "{ended:?}");
     assert_eq!(store.lease_keep_alive(7).await.expect("an answer").ttl, 0);
     assert_eq!(replica.lease_leases().await.expect("leases").leases, []);
@@ -205,6 +210,6 @@ async fn no_lease_ends_early_or_late_over_a_failover() {
     over_a_failover(10, 0, 0, 4).await;
     over_a_failover(10, 1, 2, 0).await;
     over_a_failover(10, 5, 1, 9).await;
-    over_a_failover(60, 2, 3, 20).await;
+    over_a_failover(60, 2, 3, 0).await;
     over_a_failover(2, 0, 0, 1).await;
 }

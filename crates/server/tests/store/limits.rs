@@ -47,7 +47,7 @@ async fn many_large_writes_at_a_time_go_through_in_several_rounds() {
     let answers = join_all(puts).await;
     let mut revisions: Vec<_> = answers
         .into_iter()
-        .map(|answer| revision(&answer.expect("put").header))
+        .map(|answer| revision(answer.expect("put").header.as_ref()))
         .collect();
     revisions.sort_unstable();
     assert_eq!(revisions, (2..22).collect::<Vec<_>>());
@@ -101,7 +101,7 @@ async fn the_store_gives_up_what_is_old_but_keeps_the_newest_revisions() {
 #[tokio::test(start_paused = true)]
 async fn history_is_kept_for_its_time() {
     let config = StoreConfig {
-        history_keep: Some(Duration::from_secs(60)),
+        history_keep: Some(Duration::from_mins(1)),
         history_revisions_min: 10,
         ..StoreConfig::default()
     };

@@ -1,6 +1,11 @@
 //! The store on groups in memory, whose clocks are paused.
 
-#![expect(missing_docs, unreachable_pub, clippy::unwrap_used, reason = "a test")]
+#![expect(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::too_many_lines,
+    reason = "a test tells its story in one go"
+)]
 
 mod failover;
 mod group;

@@ -62,7 +62,7 @@ async fn done(store: &Store, request: TxnRequest) -> (Vec<String>, i64) {
     let answer = store.txn(request).await.expect("a transaction");
     (
         answer.responses.iter().map(told).collect(),
-        revision(&answer.header),
+        revision(answer.header.as_ref()),
     )
 }
 
@@ -276,7 +276,7 @@ async fn what_changes_nothing_takes_no_revision() {
         .await
         .expect("a transaction");
     assert!(empty.succeeded);
-    assert_eq!(revision(&empty.header), 2);
+    assert_eq!(revision(empty.header.as_ref()), 2);
     let guard = compare(
         "a",
         CompareTarget::Version,
@@ -288,7 +288,10 @@ async fn what_changes_nothing_takes_no_revision() {
         ..txn(vec![op(put("a", "1"))])
     };
     let failed = store.txn(failed).await.expect("a transaction");
-    assert_eq!((failed.succeeded, revision(&failed.header)), (false, 2));
+    assert_eq!(
+        (failed.succeeded, revision(failed.header.as_ref())),
+        (false, 2)
+    );
     assert_eq!(done(&store, txn(vec![op(get("a"))])).await.1, 2);
     assert_eq!(done(&store, txn(vec![op(delete("b"))])).await.1, 2);
     assert_eq!(set(&store, "a", "1").await, 3);
@@ -420,7 +423,7 @@ async fn a_transaction_that_fails_leaves_nothing_and_its_neighbours_alone() {
             store
                 .txn(txn(ops))
                 .await
-                .map(|answer| revision(&answer.header))
+                .map(|answer| revision(answer.header.as_ref()))
         }
     });
     let answers = futures_util::future::join_all(requests).await;

@@ -58,7 +58,7 @@ async fn a_watch_gets_what_happens_to_its_keys_from_its_start_on() {
     set(&store, "c", "1").await;
     let answer = watches.next().await;
     assert_eq!(
-        (shorts(&answer.events), revision(&answer.header)),
+        (shorts(&answer.events), revision(answer.header.as_ref())),
         (vec!["+c=1@6".into()], 6)
     );
     assert!(watches.is_silent(QUIET).await);
@@ -343,7 +343,7 @@ async fn progress_is_told_to_the_idle_and_to_those_who_ask_and_never_before_even
             (
                 answer.watch_id,
                 answer.events.len(),
-                revision(&answer.header)
+                revision(answer.header.as_ref())
             ),
             (id, 0, 2)
         );
@@ -370,9 +370,9 @@ async fn progress_is_told_to_the_idle_and_to_those_who_ask_and_never_before_even
             assert_eq!(answer.watch_id, -1);
             // All of a's events up to there have come: every revision is one, but for 2.
             assert!(
-                revision(&answer.header) <= last.max(2),
+                revision(answer.header.as_ref()) <= last.max(2),
                 "{} > {last}",
-                revision(&answer.header)
+                revision(answer.header.as_ref())
             );
             told += 1;
             continue;
