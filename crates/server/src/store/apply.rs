@@ -250,11 +250,11 @@ impl<'r> Change<'r, '_> {
         self.round.committed.state.revision + 1
     }
 
-    fn header(&self) -> Option<ResponseHeader> {
-        Some(ResponseHeader {
+    fn header(&self) -> ResponseHeader {
+        ResponseHeader {
             revision: self.revision(),
             ..ResponseHeader::default()
-        })
+        }
     }
 
     fn item(&self, key: &Bytes) -> Result<Option<Item>, Failure> {
@@ -310,7 +310,7 @@ impl<'r> Change<'r, '_> {
         };
         self.set(request.key, old.map(|old| old.meta), Some((meta, value)));
         Ok(PutResponse {
-            header: self.header(),
+            header: Some(self.header()),
             prev_kv,
         })
     }
@@ -335,7 +335,7 @@ impl<'r> Change<'r, '_> {
             self.set(item.key, Some(item.meta), None);
         }
         Ok(DeleteRangeResponse {
-            header: self.header(),
+            header: Some(self.header()),
             deleted,
             prev_kvs,
         })
@@ -405,7 +405,7 @@ impl<'r> Change<'r, '_> {
         Ok(match op.request.ok_or(Error::KeyNotFound)? {
             Request::RequestRange(request) => {
                 let mut response = range::answer(self, &request, newest, None, None)?;
-                response.header = self.header();
+                response.header = Some(self.header());
                 Response::ResponseRange(response)
             }
             Request::RequestPut(request) => Response::ResponsePut(self.put(request)?),
@@ -423,7 +423,7 @@ impl<'r> Change<'r, '_> {
     fn set(&mut self, key: Bytes, old: Option<Meta>, now: Option<(Meta, Bytes)>) {
         let version = now.as_ref().map(|(meta, value)| Version {
             create: meta.create,
-            version: meta.version,
+            number: meta.version,
             lease: meta.lease,
             value: value.clone(),
         });

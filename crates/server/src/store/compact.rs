@@ -126,7 +126,12 @@ fn step(tables: &Tables<SnapshotDatabase<'_>>) -> Result<Option<Step>, Failure> 
         changes += row.events.len();
         for event in row.events {
             let revision = last - event.back;
-            if revision <= before || revision > compacted {
+            // What a transaction put and deleted itself goes only after its revision: a watch that
+            // begins there gets both.
+            let is_own = event.previous == revision;
+            let first = if is_own { before } else { before + 1 };
+            let end = if is_own { compacted } else { compacted + 1 };
+            if !(first..end).contains(&revision) {
                 continue;
             }
             if event.previous > 0 {

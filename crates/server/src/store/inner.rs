@@ -117,7 +117,7 @@ impl Inner {
             config,
         });
         let feed = watch::subscribe(&inner)?;
-        watch::resume(&inner).map_err(|failure| read::open_error(failure))?;
+        watch::resume(&inner).await.map_err(read::open_error)?;
         let served = inner.serve_others()?;
         let serving = Arc::clone(&inner);
         inner.spawn(async move {

@@ -115,8 +115,9 @@ impl Meta {
 pub(super) struct Version {
     #[prost(int64, tag = "1")]
     pub(super) create: i64,
+    /// 1 when the key was made, raised by each put.
     #[prost(int64, tag = "2")]
-    pub(super) version: i64,
+    pub(super) number: i64,
     #[prost(sfixed64, tag = "3")]
     pub(super) lease: i64,
     #[prost(bytes = "bytes", tag = "4")]
@@ -136,7 +137,7 @@ impl Version {
         Meta {
             create: self.create,
             modified,
-            version: self.version,
+            version: self.number,
             lease: self.lease,
         }
     }
@@ -359,7 +360,7 @@ pub(super) fn decode<M: Message + Default>(row: Bytes) -> Result<M, Failure> {
 /// # Errors
 /// [`Error::RequestTooLarge`] for a key that is too long to be a part of the keys of rows.
 pub(super) fn check_key(key: &[u8]) -> Result<(), Error> {
-    let zeros = key.iter().filter(|byte| **byte == 0).count();
+    let zeros = key.split(|byte| *byte == 0).count() - 1;
     if key.len() + zeros + HISTORY_SUFFIX_BYTES > KEY_BYTES_MAX {
         return Err(Error::RequestTooLarge);
     }

@@ -156,7 +156,8 @@ impl Store {
         }
     }
 
-    /// Deletes the keys of a range.
+    /// Deletes the keys of a range, as one revision. More than about 30,000 at a time are refused, as
+    /// a transaction of the environment has bounds: see [`steadfast::limits`].
     ///
     /// # Errors
     /// [`Error::EmptyKey`], and those of every write.

@@ -16,7 +16,7 @@ use super::view::{Item, View, as_of, wanted_revision};
 use super::{Store, check};
 use crate::error::Error;
 use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
-use crate::proto::etcdserverpb::{RangeRequest, RangeResponse};
+use crate::proto::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeader};
 use crate::proto::mvccpb::KeyValue;
 
 /// How many counts are remembered: of as many lists that are read at the same time.
@@ -232,7 +232,7 @@ impl Store {
             left: request.limit.max(0),
             has_limit: request.limit > 0,
             request,
-            count: None,
+            first: None,
         };
         stream::try_unfold(Some(paging), |paging| async {
             let Some(paging) = paging else {
@@ -251,8 +251,8 @@ struct Paging {
     has_limit: bool,
     /// Keys up to the limit.
     left: i64,
-    /// Of the whole range.
-    count: Option<i64>,
+    /// Of the whole range, and the header of its first page.
+    first: Option<(i64, Option<ResponseHeader>)>,
 }
 
 impl Paging {
@@ -272,7 +272,8 @@ impl Paging {
         }
         let bytes_max = (!is_whole).then_some(PAGE_BYTES_MAX);
         let mut page = self.store.read_range(&self.request, bytes_max).await?;
-        page.count = *self.count.get_or_insert(page.count);
+        let first = self.first.get_or_insert((page.count, page.header));
+        (page.count, page.header) = *first;
         let read = i64::try_from(page.kvs.len()).unwrap_or(i64::MAX);
         self.left -= read;
         let last = page.kvs.last().map(|last| last.key.clone());

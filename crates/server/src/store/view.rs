@@ -214,7 +214,7 @@ fn version_at(
         return Ok(None);
     };
     let (_, modified, _) = history_parts(&row)?;
-    Ok(item_of(key.clone(), modified, version)?)
+    item_of(key.clone(), modified, version)
 }
 
 fn item_of(key: Bytes, modified: i64, version: Bytes) -> Result<Option<Item>, Failure> {
@@ -239,27 +239,29 @@ impl<'v> Versions<'v> {
         }
     }
 
-    /// The next key; with `None` as the item if it does not exist at the revision.
-    fn step(&mut self) -> Result<Option<Option<Item>>, Failure> {
-        let Some((row, version)) = self.rows.next().transpose()? else {
-            return Ok(None);
-        };
-        let (key, modified, _) = history_parts(&row)?;
-        let mut newest = (modified <= self.revision).then_some((modified, version));
-        while let Some(Ok((row, _))) = self.rows.peek() {
-            let (next, modified, _) = history_parts(row)?;
-            if next != key {
-                break;
+    /// The next key that exists at the revision.
+    fn step(&mut self) -> Result<Option<Item>, Failure> {
+        while let Some((row, version)) = self.rows.next().transpose()? {
+            let (key, modified, _) = history_parts(&row)?;
+            let mut newest = (modified <= self.revision).then_some((modified, version));
+            while let Some(Ok((row, _))) = self.rows.peek() {
+                let (next, modified, _) = history_parts(row)?;
+                if next != key {
+                    break;
+                }
+                let version = self.rows.next().transpose()?;
+                if modified <= self.revision {
+                    newest = version.map(|(_, version)| (modified, version));
+                }
             }
-            let version = self.rows.next().transpose()?;
-            if modified <= self.revision {
-                newest = version.map(|(_, version)| (modified, version));
+            let Some((modified, version)) = newest else {
+                continue;
+            };
+            if let Some(item) = item_of(key, modified, version)? {
+                return Ok(Some(item));
             }
         }
-        let Some((modified, version)) = newest else {
-            return Ok(Some(None));
-        };
-        item_of(key, modified, version).map(Some)
+        Ok(None)
     }
 }
 
@@ -267,14 +269,7 @@ impl Iterator for Versions<'_> {
     type Item = Result<Item, Failure>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            match self.step() {
-                Ok(Some(Some(item))) => return Some(Ok(item)),
-                Ok(Some(None)) => {}
-                Ok(None) => return None,
-                Err(error) => return Some(Err(error)),
-            }
-        }
+        self.step().transpose()
     }
 }
 

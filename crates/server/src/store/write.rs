@@ -6,7 +6,8 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
@@ -14,7 +15,7 @@ use futures_util::{FutureExt, StreamExt};
 use prost::Message;
 use steadfast::{Durability, Outcome as Fate, TokenOutcome, WriteError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::command::{Answer, Command, CommandMessage, Refusal};
 use super::inner::Inner;
@@ -30,7 +31,11 @@ const ROUND_COMMANDS_MAX: usize = 512;
 const ENDED_MAX: usize = 256;
 
 /// After this a lease is tried again that could not be ended.
-const END_AGAIN: std::time::Duration = std::time::Duration::from_millis(500);
+const END_AGAIN: Duration = Duration::from_millis(500);
+
+/// How long the writer waits to learn what became of a round: a failover takes less. Other rounds wait
+/// for it.
+const OUTCOME_WAIT: Duration = Duration::from_secs(2);
 
 /// A command in the queue.
 pub(super) struct Waiting {
@@ -125,7 +130,9 @@ pub(super) async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<Waiting>) {
             biased;
             _ = stops.wait_for(|stops| *stops) => break,
             // First of all: this lets the newest round get its number.
-            Some(parts) = in_flight.next() => parts.into_iter().for_each(|part| end(&inner, part)),
+            Some(parts) = in_flight.next() => for part in parts {
+                end(&inner, part);
+            },
             received = queue.recv_many(&mut incoming, ROUND_COMMANDS_MAX), if may_begin => {
                 if received == 0 {
                     break;
@@ -140,7 +147,9 @@ pub(super) async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<Waiting>) {
     // What is under way ends, and is answered.
     queue.close();
     while let Some(parts) = in_flight.next().await {
-        parts.into_iter().for_each(|part| end(&inner, part));
+        for part in parts {
+            end(&inner, part);
+        }
     }
     while let Ok(waiting) = queue.try_recv() {
         tell(waiting, Err(Error::Stopped.into()));
@@ -168,17 +177,13 @@ async fn leases_due(inner: &Inner) -> Vec<i64> {
     loop {
         let changed = inner.leases_changed.notified();
         let next = inner.with_leases(|lessor| lessor.next_end());
-        match next.flatten() {
-            Some(at) => {
-                tokio::select! {
-                    () = sleep_until(at) => {}
-                    () = changed => continue,
-                }
-            }
-            None => {
-                changed.await;
-                continue;
-            }
+        let Some(at) = next.flatten() else {
+            changed.await;
+            continue;
+        };
+        tokio::select! {
+            () = sleep_until(at) => {}
+            () = changed => continue,
         }
         let due = inner.with_leases(|lessor| lessor.take_due(Instant::now(), ENDED_MAX));
         if let Some(due) = due.filter(|due| !due.is_empty()) {
@@ -248,12 +253,14 @@ async fn fate(inner: &Inner, failure: Failure) -> Result<(), Refusal> {
         Fate::NotCommitted => return Err(refusal(&Failure::Write(error))),
     };
     let outcome = match token {
-        Some(token) => inner.env.outcome_async(token).await.ok(),
+        Some(token) => timeout(OUTCOME_WAIT, inner.env.outcome_async(token))
+            .await
+            .ok(),
         None => None,
     };
     match outcome {
-        Some(TokenOutcome::Committed) => Ok(()),
-        Some(TokenOutcome::NotCommitted) => Err(Refusal::Again),
+        Some(Ok(TokenOutcome::Committed)) => Ok(()),
+        Some(Ok(TokenOutcome::NotCommitted)) => Err(Refusal::Again),
         _ => {
             // What it did to leases, if it did, is to be read from the data.
             inner.renew_owner();
@@ -317,9 +324,9 @@ fn end(inner: &Arc<Inner>, part: Part) {
             .filter_map(|outcome| outcome.as_ref().ok()?.1);
         effects.for_each(|effect| lessor.note(effect, began));
     }
-    inner
-        .leases_term
-        .store(done.state.term, std::sync::atomic::Ordering::Release);
+    inner.seen(done.state);
+    let term = done.state.term;
+    inner.leases_term.store(term, Ordering::Release);
     inner.leases_changed.notify_one();
     for (waiting, outcome) in waiting.into_iter().zip(done.outcomes) {
         tell(

@@ -70,13 +70,15 @@ pub(super) fn subscribe(inner: &Inner) -> Result<Feed, FeedError> {
 ///
 /// # Errors
 /// Those of a read.
-pub(super) fn resume(inner: &Inner) -> Result<(), Failure> {
-    let read = inner.env.read(ConsistencyPolicy::Eventual, |snapshot| {
-        let tables = Tables::of_snapshot(snapshot)?;
-        let done = tables.number(super::keys::COMPACTED_DONE)?;
-        Ok::<_, Failure>((tables.state()?, tables.compacted()?, done))
-    });
-    let (state, compacted, done) = read?;
+pub(super) async fn resume(inner: &Inner) -> Result<(), Failure> {
+    let read = inner
+        .env
+        .read_async(ConsistencyPolicy::Eventual, |snapshot| {
+            let tables = Tables::of_snapshot(snapshot)?;
+            let done = tables.number(super::keys::COMPACTED_DONE)?;
+            Ok::<_, Failure>((tables.state()?, tables.compacted()?, done))
+        });
+    let (state, compacted, done) = read.await?;
     inner.seen(state);
     inner.hub.resume(state.revision, compacted, done);
     Ok(())
@@ -92,13 +94,10 @@ pub(super) async fn follow(inner: Arc<Inner>, mut feed: Feed) {
             }
             feed = loop {
                 sleep(RETRY).await;
-                let feed = subscribe(&inner);
-                if matches!(feed, Err(FeedError::Closed)) {
-                    return;
-                }
-                let resumed = feed.ok().filter(|_| resume(&inner).is_ok());
-                if let Some(feed) = resumed {
-                    break feed;
+                match subscribe(&inner) {
+                    Ok(feed) if resume(&inner).await.is_ok() => break feed,
+                    Err(FeedError::Closed) => return,
+                    _ => {}
                 }
             };
         }

@@ -36,8 +36,8 @@ struct Watch {
     ticket: u64,
     /// From where on the hub mails; what it wants below that is read from the log.
     mailed_after: i64,
-    without_puts: bool,
-    without_deletes: bool,
+    /// What it does not want.
+    filters: Vec<i32>,
     with_previous: bool,
     in_fragments: bool,
     /// When it was last told something, if it wants to be told of progress.
@@ -46,12 +46,12 @@ struct Watch {
 
 impl Watch {
     fn wants(&self, event: &Happened) -> bool {
-        let is_filtered = if event.is_delete {
-            self.without_deletes
+        let filter = if event.is_delete {
+            FilterType::Nodelete
         } else {
-            self.without_puts
+            FilterType::Noput
         };
-        event.revision >= self.next && !is_filtered
+        event.revision >= self.next && !self.filters.contains(&(filter as i32))
     }
 
     fn is_behind(&self) -> bool {
@@ -182,7 +182,6 @@ impl Session {
             id => id,
         };
         let (mailed_after, ticket) = self.inner.hub.register(&keys, id, &self.mailbox);
-        let is_filtered = |kind: FilterType| request.filters.contains(&(kind as i32));
         let now = Instant::now();
         let watch = Watch {
             keys,
@@ -192,8 +191,7 @@ impl Session {
             },
             ticket,
             mailed_after,
-            without_puts: is_filtered(FilterType::Noput),
-            without_deletes: is_filtered(FilterType::Nodelete),
+            filters: request.filters,
             with_previous: request.prev_kv,
             in_fragments: request.fragment,
             idle_since: request.progress_notify.then_some(now),
