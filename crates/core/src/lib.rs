@@ -1,9 +1,9 @@
 //! Replication and high availability for Noxu DB, as an embedded library.
 //!
-//! One master takes writes, and its replicas hold the same data. When the master dies, another node
-//! takes over automatically; no acknowledged write is lost. A write returns once it is on the disks
-//! of a majority. Transactions are strictly serializable. A read on any node sees every write
-//! acknowledged before the read began, unless it asks for less.
+//! One master orders the writes of all nodes, and its replicas hold the same data. When the master
+//! dies, another node takes over automatically; no acknowledged write is lost. A write returns once
+//! it is on the disks of a majority. Transactions are strictly serializable. A read on any node sees
+//! every write acknowledged before the read began, unless it asks for less.
 //!
 //! ```
 //! use steadfast::{ConsistencyPolicy, ReplicatedEnvironment, Role, WriteError};

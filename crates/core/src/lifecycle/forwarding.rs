@@ -216,7 +216,8 @@ impl Lifecycle {
         loop {
             let state = role.borrow_and_update().clone();
             match (state.role, state.master) {
-                (Role::Master, _) => return Ok(Sent::Own),
+                // As soon as it numbers.
+                (Role::Master, _) if node.sequencer.newest().is_some() => return Ok(Sent::Own),
                 (Role::Replica, Some(master)) => {
                     let to = (master.id, state.term);
                     let sent = self.send_to(node, to, promise, request).await;

@@ -19,7 +19,7 @@ use steadfast_net::{BoxFuture, Connected, Listener, MemoryNetwork};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::support::{Env, Group, PATIENCE, STEADY, eventually, free_address, name, runtime};
+use crate::support::{Env, Group, PATIENCE, STEADY, eventually, free_address, name, put, runtime};
 use crate::tls::World;
 
 /// How long a call waits that is to have no answer.
@@ -440,4 +440,8 @@ fn nodes_that_prove_who_they_are_call_each_other() {
         );
     }
     assert!(began.elapsed() < PATIENCE);
+    // So does what they write.
+    for (at, node) in nodes.iter().enumerate() {
+        let _token = put(node, name(at), "v").expect("written");
+    }
 }
