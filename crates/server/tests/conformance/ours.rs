@@ -1,4 +1,4 @@
-//! Our own server: a group of three nodes in this process, each with a server.
+//! Our own server: nodes in this process, each with a server.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tonic::transport::Endpoint;
 
 use crate::target::{PATIENCE, Size};
 
-/// How many nodes a group has, also where a row needs one alone.
+/// How many nodes a group has whose replicas matter.
 const NODES: usize = 3;
 
 /// The nodes and servers of a row, in the order of its addresses.
@@ -23,9 +23,11 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// A new group. The master comes first, or last.
+    /// A new group. The master comes first, alone where a row needs no more, or last.
     pub(crate) async fn start(master_first: bool, size: Size) -> (Self, Vec<SocketAddr>) {
-        let nodes = InMemoryGroup::new_async(NODES).await.unwrap();
+        let is_alone = master_first && size != Size::Three;
+        let count = if is_alone { 1 } else { NODES };
+        let nodes = InMemoryGroup::new_async(count).await.unwrap();
         let master = nodes
             .wait_master_async(PATIENCE)
             .await
@@ -48,7 +50,7 @@ impl Group {
             servers.push(Some(server));
         }
         for address in &addresses {
-            knows_all(*address).await;
+            knows_all(*address, count).await;
         }
         (
             Self {
@@ -68,7 +70,7 @@ impl Group {
 }
 
 /// Waits until a server can tell the addresses of all: each is published once it listens.
-async fn knows_all(address: SocketAddr) {
+async fn knows_all(address: SocketAddr, count: usize) {
     let deadline = Instant::now() + PATIENCE;
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
     let mut client = ClusterClient::new(endpoint.connect_lazy());
@@ -84,7 +86,7 @@ async fn knows_all(address: SocketAddr) {
             .iter()
             .filter(|member| !member.client_ur_ls.is_empty())
             .count()
-            == NODES
+            == count
         {
             return;
         }

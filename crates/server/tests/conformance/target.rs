@@ -46,7 +46,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// What a row needs. A group of ours always has three members.
+/// What a row needs. A group of ours has three members as well where a replica is asked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Size {
     One,
