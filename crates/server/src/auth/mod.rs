@@ -300,9 +300,10 @@ async fn follow(
                 return;
             }
         };
+        // Whoever sees the new one must find the requests of the old one here.
+        let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
         let old = publish.send_replace(Arc::new(Known::new(version, state)));
         old.requests.close();
-        let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
         before.retain(|requests| !requests.is_empty());
         before.push(old.requests.clone());
     }
