@@ -16,7 +16,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -34,6 +34,9 @@ const ROW: &[u8] = b"state";
 
 /// How often a change is tried again because of another one in between.
 const TRIES: usize = 16;
+
+/// Pause of a node that could not read the row, before it tries again.
+const READ_AGAIN: Duration = Duration::from_millis(100);
 
 /// How deep transactions may be nested, where their permissions are checked.
 const DEPTH_MAX: usize = 128;
@@ -293,16 +296,20 @@ async fn follow(
 ) {
     while versions.changed().await.is_ok() {
         let version = *versions.borrow_and_update();
-        let state = match read(&store).await {
-            Ok(read) => read,
-            Err(error) => {
-                tracing::warn!(%error, "users and roles cannot be read");
-                return;
+        let state = loop {
+            match read(&store).await {
+                Ok(read) => break read,
+                Err(Error::Stopped) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "users and roles cannot be read");
+                    sleep(READ_AGAIN).await;
+                }
             }
         };
+        // Whoever sees the new one must find the requests of the old one here.
+        let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
         let old = publish.send_replace(Arc::new(Known::new(version, state)));
         old.requests.close();
-        let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
         before.retain(|requests| !requests.is_empty());
         before.push(old.requests.clone());
     }
