@@ -46,7 +46,7 @@ impl Cluster for Services {
         &self,
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        let verb = "`steadfast group remove`";
+        let verb = "`steadfast node remove`";
         Err(self.0.by_verb(&Caller::of(&request), verb).await)
     }
 
@@ -54,7 +54,7 @@ impl Cluster for Services {
         &self,
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        let verb = "`steadfast group address`";
+        let verb = "`steadfast node address`";
         Err(self.0.by_verb(&Caller::of(&request), verb).await)
     }
 
@@ -62,7 +62,7 @@ impl Cluster for Services {
         &self,
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        let verb = "`steadfast group promote`";
+        let verb = "`steadfast node promote`";
         Err(self.0.by_verb(&Caller::of(&request), verb).await)
     }
 }
