@@ -445,6 +445,38 @@ async fn a_stream_that_is_not_read_costs_little_and_misses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_watch_that_catches_up_misses_nothing_of_what_happens_meanwhile() {
+    let group = Group::new(1).await;
+    let store = group.master().await;
+    let large = "x".repeat(1_000_000);
+    for _ in 0..60 {
+        set(&store, "k", &large).await; // 2 to 61
+    }
+    let mut watches = Watches::new(&store);
+    created(&mut watches, watch("k", 2)).await;
+    // It stands still with as many answers as may wait, and behind.
+    let mut next = 2;
+    for n in 62..122 {
+        set(&store, "k", "small").await;
+        if n < 82 {
+            continue;
+        }
+        for event in watches.next().await.events {
+            assert_eq!(event.kv.unwrap().mod_revision, next);
+            next += 1;
+        }
+    }
+    while next < 122 {
+        for event in watches.next().await.events {
+            assert_eq!(event.kv.unwrap().mod_revision, next);
+            next += 1;
+        }
+    }
+    drop(watches);
+    group.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slow_watch_that_is_overtaken_by_a_compaction_is_canceled() {
     let group = Group::new(1).await;
     let store = group.master().await;
