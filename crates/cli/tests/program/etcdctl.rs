@@ -5,7 +5,7 @@ use std::env;
 use std::ffi::OsString;
 use std::io::Write;
 
-use super::{Command, Group, Instant, Node, PATIENCE, STEADY, Stdio};
+use super::{Command, Group, Instant, Node, PATIENCE, Stdio};
 
 struct Etcdctl {
     program: OsString,
@@ -87,10 +87,11 @@ impl Etcdctl {
     /// The id and the leader of each member, by the order of endpoints.
     fn leaders(&self) -> Vec<(u64, u64)> {
         let text = self.run_at_last(&["endpoint", "status", "-w", "json"]);
+        // Without a leader there is no such field.
         let number = |part: &str, name: &str| {
-            let (_, rest) = part.split_once(name).expect(name);
+            let (_, rest) = part.split_once(name).unwrap_or_default();
             let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-            digits.parse().expect("a number")
+            digits.parse().unwrap_or_default()
         };
         let parts = text.split("\"Endpoint\"").skip(1);
         parts
@@ -101,8 +102,9 @@ impl Etcdctl {
 
 /// Three processes that serve clients.
 fn group() -> (Group, Vec<String>) {
+    // A watch that wants a leader ends after 3 s without one, so another has to be elected soon.
     let mut group = Group {
-        numbers: STEADY,
+        numbers: &[],
         ..Group::unstarted()
     };
     let mut endpoints = Vec::new();
@@ -157,6 +159,17 @@ fn every_subcommand_works_while_the_master_is_killed() {
         "--dest-prefix",
         "m/w",
     ]);
+
+    // Its write must not be under way when the master dies: nobody could tell how it ended.
+    let deadline = Instant::now() + PATIENCE;
+    while ctl
+        .run(&["get", "L/", "--prefix", "--keys-only"])
+        .matches("L/")
+        .count()
+        < 2
+    {
+        assert!(Instant::now() < deadline, "the second stands in line");
+    }
 
     let members = ctl.leaders();
     let master = members
@@ -260,10 +273,8 @@ fn operator(ctl: &Etcdctl) {
         program: ctl.program.clone(),
         endpoints: first,
     };
-    let file = tempfile::tempdir()
-        .expect("a directory")
-        .path()
-        .join("snapshot");
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("snapshot");
     let (succeeded, text) = one.try_run(&["snapshot", "save", &file.display().to_string()], "");
     assert!(!succeeded && text.contains("steadfast backup"), "{text}");
     for verb in ["add", "remove", "promote", "update"] {
