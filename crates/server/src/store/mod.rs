@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Revisions are numbers of this store: each transaction of a client that changes something takes the
-//! next one. The rows are described in [`keys`]. Nothing in here knows of gRPC: requests and answers
+//! next one. The rows are described in `keys.rs`. Nothing in here knows of gRPC: requests and answers
 //! are the messages of [`crate::proto`], as plain structs.
 
 mod apply;
