@@ -103,6 +103,18 @@ async fn unless_closing(
 }
 
 impl Lifecycle {
+    async fn serve_node_state(self: Arc<Self>, session: Session) -> Result<(), DialError> {
+        let weak = &Arc::downgrade(&self);
+        drop(self);
+        let describe = |request| async move {
+            match weak.upgrade() {
+                Some(lifecycle) => lifecycle.describe_for(request).await,
+                None => NodeStateMessage::default(),
+            }
+        };
+        node_state::serve(describe, session).await
+    }
+
     async fn serve_session(
         self: Arc<Self>,
         name: &'static str,
@@ -139,15 +151,7 @@ impl Lifecycle {
             return unless_closing(closing, self.serve_data(session)).await;
         }
         if name == NODE_STATE {
-            let weak = &Arc::downgrade(&self);
-            drop(self);
-            let describe = |request| async move {
-                match weak.upgrade() {
-                    Some(lifecycle) => lifecycle.describe_for(request).await,
-                    None => NodeStateMessage::default(),
-                }
-            };
-            return unless_closing(closing, node_state::serve(describe, session)).await;
+            return unless_closing(closing, self.serve_node_state(session)).await;
         }
         if let (CALLS, Some(caller)) = (name, caller) {
             return unless_closing(closing, self.serve_called(caller, session)).await;

@@ -225,7 +225,7 @@ mod tests {
     fn sent(frames: &[(u8, &[u8])]) -> Vec<u8> {
         let mut bytes = PREFACE.to_vec();
         for (kind, payload) in frames {
-            let length = u8::try_from(payload.len()).unwrap();
+            let length = u8::try_from(payload.len()).expect("a short block");
             bytes.extend([0, 0, length, *kind, 0, 0, 0, 0, 1]);
             bytes.extend_from_slice(payload);
         }
@@ -233,7 +233,7 @@ mod tests {
     }
 
     fn block() -> Vec<u8> {
-        let length = u8::try_from(NAMED.len()).unwrap();
+        let length = u8::try_from(NAMED.len()).expect("a short name");
         [&[0x83, 0x86, AUTHORITY, HUFFMAN | length][..], &NAMED].concat()
     }
 

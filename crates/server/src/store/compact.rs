@@ -75,7 +75,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
             }
         }
     };
-    inner.unless_stopped(compacting).await;
+    Box::pin(inner.unless_stopped(compacting)).await;
 }
 
 fn look_interval(inner: &Inner) -> Duration {
