@@ -348,7 +348,7 @@ fn check(records: &[Record]) {
                     "the guard of {record:?} held at revision {revision}"
                 );
             }
-            _ => {}
+            Event::Write(..) => {}
         }
     }
     check_real_time(records);

@@ -89,8 +89,11 @@ impl App {
     /// listens, and made anew after it has ended, as when the node had to copy another one's state.
     async fn listen(&self, after: Option<CommitToken>) -> Answer<FeedListener> {
         let mut feed = self.feed.lock().await;
-        if let Some(Ok(listener)) = feed.as_ref().map(|feed| feed.listen(after)) {
-            return Ok(listener);
+        match feed.as_ref().map(|feed| feed.listen(after)) {
+            Some(Ok(listener)) => return Ok(listener),
+            // Of the client's token: another feed would not know it either.
+            Some(Err(error)) if !error.is_retryable() => return Err(error.into()),
+            Some(Err(_)) | None => {}
         }
         let options = SharedFeedOptions::default().database(ITEMS);
         let feed = feed.insert(self.env.shared_feed_async(options).await?);

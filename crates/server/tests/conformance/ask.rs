@@ -111,6 +111,7 @@ impl Target {
     }
 
     /// A stream for watches.
+    #[expect(clippy::unused_async, reason = "asked like everything else")]
     pub(crate) async fn watch(&self) -> Watches {
         let (requests, mut receiver) = mpsc::channel(1100);
         let stream = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));

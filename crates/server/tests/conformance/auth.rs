@@ -176,14 +176,19 @@ async fn users_and_roles_are_kept_while_it_is_off(target: Target) {
         missing,
     );
     grant_role(&target, "a", "r").await.unwrap();
+    users_and_roles_are_told_and_taken_away(&target).await;
+    assert_eq!(target.revision().await, 1, "none of it makes a revision");
+}
 
-    let users = client(&target)
+/// Of the users `a`, which has the role `r`, and `b`.
+async fn users_and_roles_are_told_and_taken_away(target: &Target) {
+    let users = client(target)
         .user_list(AuthUserListRequest {})
         .await
         .unwrap()
         .into_inner();
     assert_eq!(users.users, ["a", "b"]);
-    let roles = client(&target)
+    let roles = client(target)
         .role_list(AuthRoleListRequest {})
         .await
         .unwrap()
@@ -192,7 +197,7 @@ async fn users_and_roles_are_kept_while_it_is_off(target: Target) {
     let get = |name: &str| AuthUserGetRequest {
         name: name.to_owned(),
     };
-    let user = client(&target)
+    let user = client(target)
         .user_get(get("a"))
         .await
         .unwrap()
@@ -201,7 +206,7 @@ async fn users_and_roles_are_kept_while_it_is_off(target: Target) {
     let get_role = AuthRoleGetRequest {
         role: "none".to_owned(),
     };
-    let answer = client(&target).role_get(get_role).await.map(|_| ());
+    let answer = client(target).role_get(get_role).await.map(|_| ());
     refused(
         answer,
         Code::FailedPrecondition,
@@ -212,24 +217,23 @@ async fn users_and_roles_are_kept_while_it_is_off(target: Target) {
         name: "a".to_owned(),
         role: "r".to_owned(),
     };
-    client(&target)
+    client(target)
         .user_revoke_role(revoke.clone())
         .await
         .unwrap();
-    let answer = client(&target).user_revoke_role(revoke).await.map(|_| ());
+    let answer = client(target).user_revoke_role(revoke).await.map(|_| ());
     let text = "etcdserver: role is not granted to the user";
     refused(answer, Code::FailedPrecondition, text);
     let delete = AuthUserDeleteRequest {
         name: "a".to_owned(),
     };
-    client(&target).user_delete(delete).await.unwrap();
-    let answer = client(&target).user_get(get("a")).await.map(|_| ());
+    client(target).user_delete(delete).await.unwrap();
+    let answer = client(target).user_get(get("a")).await.map(|_| ());
     refused(
         answer,
         Code::FailedPrecondition,
         "etcdserver: user name not found",
     );
-    assert_eq!(target.revision().await, 1, "none of it makes a revision");
 }
 
 async fn a_token_is_needed_once_it_is_on(target: Target) {

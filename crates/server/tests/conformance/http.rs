@@ -129,9 +129,10 @@ impl Connection {
 pub(crate) fn bytes(method: &str, path: &str, head: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut text = format!("{method} {path} HTTP/1.1\r\nHost: server\r\n");
     for (name, value) in head {
-        text.push_str(&format!("{name}: {value}\r\n"));
+        text.extend([name, ": ", value, "\r\n"]);
     }
-    text.push_str(&format!("Content-Length: {}\r\n\r\n", body.len()));
+    let length = body.len().to_string();
+    text.extend(["Content-Length: ", &length, "\r\n\r\n"]);
     let mut bytes = text.into_bytes();
     bytes.extend_from_slice(body);
     bytes

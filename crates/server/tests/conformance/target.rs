@@ -76,7 +76,7 @@ enum Servers {
 
 /// In what servers differ. Ours is like the newest.
 impl Target {
-    /// The HTTP status of FailedPrecondition.
+    /// The HTTP status of `FailedPrecondition`.
     pub(crate) fn failed_precondition_status(&self) -> u16 {
         if self.version < Version(3, 5, 0) {
             412
