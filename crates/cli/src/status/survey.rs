@@ -543,10 +543,14 @@ mod tests {
 
     /// A node with this status.
     fn node(role: &str, waiting_for: &str, restore: Option<&RestoreProgress>) -> SurveyedNode {
+        let phase = match waiting_for {
+            "this node was removed from the group" => "removed",
+            _ => "stopped",
+        };
         let status = json!({
             "group_name": "g", "group": "f9858012-f9cf-4200-91e8-8ecb6b6c023d", "epoch": 1,
             "node": {"id": 1, "name": "n1", "address": "h1:7400"}, "members": [], "role": role,
-            "term": 3, "vlsn": 7, "replicas": [], "disk_free_bytes": 0, "disk_total_bytes": 0,
+            "phase": phase, "term": 3, "vlsn": 7, "replicas": [], "disk_free_bytes": 0, "disk_total_bytes": 0,
             "disk_is_low": false, "version": "0.1.0", "window_bytes": 0, "waiting_for": waiting_for,
             "needs_state": false, "put_right": 0, "divergences": [], "clock_ms": 0,
             "restore": restore, "copies": 0,

@@ -25,10 +25,12 @@ use super::{Numbers, PATIENCE, free_port, steadfast};
 
 /// Writer threads in each process; those of the master are active.
 const WRITERS: usize = 4;
-/// A busy machine causes no election, and a transfer that waits for one is noticeable.
+/// A busy machine causes no election, and a transfer that waits for one is noticeable. Only a master
+/// acknowledges: so two in one term are found.
 pub(super) const CALM: Numbers = &[
     ("election_timeout_min_ms", 1_500),
     ("election_timeout_max_ms", 2_500),
+    ("forward_timeout_ms", 0),
 ];
 /// Upper bound on the median time for which a transfer holds writes, even on a busy machine. An
 /// idle machine takes a tenth of it; waiting for an election would take three times as long.

@@ -16,7 +16,7 @@ use crate::wire::hello::{DialError, Session, Superseded};
 use crate::wire::messages::{
     Hello, HelloReply, Kind, PROTOCOL_VERSION_MAX, PROTOCOL_VERSION_MIN, Refusal, decode, encode,
 };
-use crate::wire::{ADMIN, ELECTION, EVENTS, FEEDER, NODE_STATE, SUBSCRIPTION};
+use crate::wire::{ADMIN, DATA, ELECTION, EVENTS, FEEDER, NODE_STATE, SUBSCRIPTION};
 
 /// Answers hellos for one node.
 #[derive(Clone)]
@@ -153,7 +153,7 @@ impl Gate {
         );
         let may = match service {
             NODE_STATE | ADMIN => is_member || is_new,
-            SUBSCRIPTION | EVENTS => is_member,
+            SUBSCRIPTION | EVENTS | DATA => is_member,
             _ => true,
         };
         if may {
@@ -180,7 +180,7 @@ impl Gate {
         }
         // A node shows its state to anyone: an operator looks at it first. Subscribers and
         // operators name their group in the request.
-        if [NODE_STATE, SUBSCRIPTION, EVENTS, ADMIN].contains(&service) {
+        if [NODE_STATE, SUBSCRIPTION, EVENTS, ADMIN, DATA].contains(&service) {
             return Ok(None);
         }
         let Some(group) = identity.group else {
@@ -459,10 +459,11 @@ mod tests {
         refused.map(|(refusal, _)| refusal)
     }
 
-    const SERVICES: [&str; 7] = [
+    const SERVICES: [&str; 8] = [
         NODE_STATE,
         EVENTS,
         SUBSCRIPTION,
+        DATA,
         ADMIN,
         RESTORE,
         FEEDER,
@@ -480,8 +481,8 @@ mod tests {
         };
         assert_eq!(allowed("client/c", 0), SERVICES[..1]);
         assert_eq!(allowed("monitor/m", 0), SERVICES[..2]);
-        assert_eq!(allowed("subscriber/s", 0), SERVICES[..3]);
-        assert_eq!(allowed("admin/a", 0), SERVICES[..4]);
+        assert_eq!(allowed("subscriber/s", 0), SERVICES[..4]);
+        assert_eq!(allowed("admin/a", 0), SERVICES[..5]);
         assert_eq!(allowed("node/2", 2), SERVICES);
         let nobody: [&str; 0] = [];
         for who in ["client/2", "monitor/2", "subscriber/2", "admin/2"] {
@@ -494,20 +495,20 @@ mod tests {
         let refusal = |who: &str, sender| {
             SERVICES.map(|service| proving(&format!("steadfast://{who}"), sender, service))
         };
-        assert_eq!(refusal("orders/node/2", 2), [None; 7]);
-        assert_eq!(refusal("orders/node/2", 1), [Some(Refusal::NotAllowed); 7]);
-        assert_eq!(refusal("orders/node/4", 2), [Some(Refusal::NotAllowed); 7]);
+        assert_eq!(refusal("orders/node/2", 2), [None; 8]);
+        assert_eq!(refusal("orders/node/2", 1), [Some(Refusal::NotAllowed); 8]);
+        assert_eq!(refusal("orders/node/4", 2), [Some(Refusal::NotAllowed); 8]);
         let none = Some(Refusal::NotAMember);
         // What nodes ask of each other is refused with the epoch in mind, by `check`.
-        let removed = [none, none, none, none, None, None, None];
+        let removed = [none, none, none, none, none, None, None, None];
         assert_eq!(refusal("orders/node/4", 4), removed);
         assert_eq!(refusal("orders/node/4", 0), removed, "nor as a client");
-        let new = [None, none, none, None, None, None, None];
+        let new = [None, none, none, none, None, None, None, None];
         assert_eq!(refusal("orders/node/6", 6), new, "it asks to be let in");
         assert_eq!(refusal("orders/node/5", 5), new, "it was given that id");
         let recovered = proving_in(2, "steadfast://orders/node/5", 5, NODE_STATE);
         assert_eq!(recovered, none, "before the group was recovered");
-        assert_eq!(refusal("other/node/2", 2), [Some(Refusal::WrongGroup); 7]);
-        assert_eq!(refusal("other/admin/a", 0), [Some(Refusal::WrongGroup); 7]);
+        assert_eq!(refusal("other/node/2", 2), [Some(Refusal::WrongGroup); 8]);
+        assert_eq!(refusal("other/admin/a", 0), [Some(Refusal::WrongGroup); 8]);
     }
 }

@@ -182,11 +182,13 @@ impl Session {
             id => id,
         };
         let (mailed_after, ticket) = self.inner.hub.register(&keys, id, &self.mailbox);
+        // Nobody is told as new what was acknowledged before, though it may not be mailed yet.
+        let known = self.inner.header().revision.max(mailed_after);
         let now = Instant::now();
         let watch = Watch {
             keys,
             next: match request.start_revision {
-                0 => mailed_after + 1,
+                0 => known + 1,
                 start => start,
             },
             ticket,
@@ -206,7 +208,7 @@ impl Session {
         self.watches.insert(id, watch);
         let answer = WatchResponse {
             created: true,
-            header: Some(self.inner.header_at(mailed_after)),
+            header: Some(self.inner.header_at(known)),
             ..self.answer(id)
         };
         self.send(answer).await
