@@ -112,9 +112,9 @@ impl GroupClient {
         match self.call(DataCall::Write(batch.into())).await? {
             (node, DataAnswer::Written(token)) => {
                 // It is committed, whatever its token is.
-                CommitToken::try_from(token).map_err(|_| nonsense(&node))
+                CommitToken::try_from(token).map_err(|_| unknown(&node))
             }
-            (node, _) => Err(nonsense(&node)),
+            (node, _) => Err(unknown(&node)),
         }
     }
 
@@ -220,6 +220,13 @@ fn refusal(address: &str, refused: DataRefused) -> ClientError {
 }
 
 fn nonsense(address: &str) -> ClientError {
+    ClientError::Refused {
+        reason: format!("{address} gives an answer to something else"),
+        is_retryable: false,
+    }
+}
+
+fn unknown(address: &str) -> ClientError {
     ClientError::OutcomeUnknown {
         reason: format!("{address} gives an answer to something else"),
     }
