@@ -15,7 +15,8 @@
 //!
 //! // Any client of etcd will do.
 //! let endpoint = format!("http://{}", server.local_address());
-//! let mut client = KvClient::connect(endpoint).await?;
+//! let channel = tonic::transport::Endpoint::from_shared(endpoint)?.connect().await?;
+//! let mut client = KvClient::new(channel);
 //! let put = PutRequest { key: "greeting".into(), value: "hello".into(), ..Default::default() };
 //! let answer = client.put(put).await?.into_inner();
 //! println!("put as revision {}", answer.header.map_or(0, |header| header.revision));
