@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""`etcdctl check perf`, `check datascale` and `make-mirror` on etcd and on ours: etcdctl.py [LOAD…]
+"""`etcdctl check perf`, `check datascale` and `make-mirror` on etcd and on ours: etcdctl.py [CHECK/LOAD…]
 
-A load is what `check` calls s, m or l; without one it is s. `check perf` takes a minute on each server. It needs
-etcdctl. See servers.py for what is compared.
+Such as perf/l or datascale/m; without one they are perf/s and datascale/s. `check perf` takes a minute on each
+server. It needs etcdctl. See servers.py for what is compared.
 """
 
 import base64
@@ -19,7 +19,7 @@ MIRRORED_WITHIN_S = 60
 
 def prepare(_):
     servers.need("etcdctl")
-    return {"loads": sys.argv[1:] or ["s"]}
+    return {"checks": sys.argv[1:] or ["perf/s", "datascale/s"]}
 
 
 def etcdctl(server, *arguments, within_s=300):
@@ -28,18 +28,18 @@ def etcdctl(server, *arguments, within_s=300):
     return servers.output_of(command, within_s, env=environment)
 
 
-def check(server, loads):
+def check(server, checks):
     """What `check` says."""
     found = {}
-    for what in ("perf", "datascale"):
-        for load in loads:
-            lines = etcdctl(server, "check", what, "--load", load).splitlines()
-            # Progress is written over itself.
-            said = [line.split("\r")[-1].strip() for line in lines]
-            said = [line for line in said if line.startswith(("PASS", "FAIL", "Slowest", "Stddev", "Error"))]
-            print(f"{server.label}: check {what} --load {load}: " + "; ".join(said), flush=True)
-            bad = [line for line in said if "FAIL" in line or "Error" in line]
-            found[f"check {what} --load {load}"] = "ok" if said and not bad else "FAILED"
+    for what, load in (each.split("/") for each in checks):
+        # Its own prefix, as the keys of a check that failed may be left.
+        lines = etcdctl(server, "check", what, "--load", load, "--prefix", f"/check-{what}-{load}/").splitlines()
+        # Progress is written over itself.
+        said = [line.split("\r")[-1].strip() for line in lines]
+        said = [line for line in said if line.startswith(("PASS", "FAIL", "Slowest", "Stddev", "Error"))]
+        print(f"{server.label}: check {what} --load {load}: " + "; ".join(said), flush=True)
+        bad = [line for line in said if "FAIL" in line or "Error" in line]
+        found[f"check {what} --load {load}"] = "ok" if said and not bad else "FAILED"
     return found
 
 
@@ -116,7 +116,7 @@ def compare(dir, prepared):
     results = {}
     for label, program, nodes in servers.targets(prepared):
         with servers.Servers(label, program, nodes, dir) as server:
-            results[label] = check(server, prepared["loads"])
+            results[label] = check(server, prepared["checks"])
     differs = servers.compare(results, {})
     return differs if all(mirrored) else 1
 

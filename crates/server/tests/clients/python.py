@@ -28,6 +28,7 @@ KNOWN = {
     "TestAlarms.test_create_alarm_specific_member": ALARM,
     "TestAlarms.test_disarm_alarm": ALARM,
     "TestAlarms.test_list_alarms": ALARM,
+    "TestEtcd3.test_member_list": "it wants http:// in the URLs of peers, which speak TLS here",
     "TestEtcd3.test_snapshot": "a snapshot is a file of etcd's own engine; use `steadfast backup create`",
 }
 
@@ -46,10 +47,9 @@ def prepare(dir):
 
 def suite(server, prepared):
     """What each test did."""
-    endpoint = f"http://{server.endpoints[0]}"
-    environment = {**os.environ, "PYTHON_ETCD_HTTP_URL": endpoint, "TEST_ETCD_VERSION": "v3.4.0", "ETCDCTL_API": "3"}
-    if server.nodes > 1:
-        environment["ETCDCTL_ENDPOINTS"] = ",".join(f"http://{endpoint}" for endpoint in server.endpoints)
+    environment = {**os.environ, "TEST_ETCD_VERSION": "v3.4.0", "ETCDCTL_API": "3"}
+    # Where the suite itself looks; its variable for that is also a flag of etcdctl, which takes only one of both.
+    environment["ETCDCTL_ENDPOINTS"] = ",".join(f"http://{endpoint}" for endpoint in server.endpoints)
     report = server.dir / "report.xml"
     command = [prepared["python"], "-m", "pytest", "-p", "no:cacheprovider", "--junitxml", report, "tests"]
     servers.keep(server, "python", servers.output_of(command, 900, cwd=prepared["suite"], env=environment))

