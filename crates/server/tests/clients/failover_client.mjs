@@ -18,6 +18,7 @@ watcher.on('put', kv => told.add(kv.value.toString()));
 watcher.on('disconnected', () => (disconnects += 1));
 watcher.on('error', error => (watchError = error.message));
 
+console.log('ready');
 const end = Date.now() + seconds * 1000;
 const errors = new Map();
 const done = [];

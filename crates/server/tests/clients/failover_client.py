@@ -29,6 +29,13 @@ def value_of(event):
     return event.value if FORM == "grpc" else event["kv"]["value"]
 
 
+def keep_alive(client):
+    if FORM == "grpc":
+        list(client.refresh_lease(lease.id))
+    else:
+        client.post(client.get_url("/lease/keepalive"), json={"ID": lease.id})
+
+
 told, watch_error = set(), []
 
 
@@ -48,6 +55,7 @@ client.put("failover/lease", "x", lease=lease)
 # The watch stays with the node that it began with: these clients do not move one.
 threading.Thread(target=watch, args=(client,), daemon=True).start()
 time.sleep(0.5)
+print("ready", flush=True)
 
 end = time.monotonic() + SECONDS
 done, errors = [], collections.Counter()
@@ -59,8 +67,7 @@ while time.monotonic() < end:
         client.put("failover/key", str(turn))
         if time.monotonic() - refreshed > 1:
             # It is kept alive through whichever node is used.
-            etcd3_lease = client.refresh_lease(lease.id) if FORM == "grpc" else client.post(client.get_url("/lease/keepalive"), json={"ID": lease.id})
-            list(etcd3_lease) if FORM == "grpc" else None
+            keep_alive(client)
             refreshed = time.monotonic()
         done.append(str(turn).encode())
         pause = max(pause, time.monotonic() - last)
