@@ -61,6 +61,12 @@ impl Front {
                 Err(never) => match never {},
             };
         }
+        // Apart, so that a call of gRPC does not carry the room for all of this.
+        Box::pin(self.answer_plain(request)).await
+    }
+
+    /// Answers what is no call of gRPC.
+    async fn answer_plain(&self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path();
         if path.starts_with("/v3/") || path.starts_with("/v3beta/") {
             let mut response = self.gateway.answer(request.map(Body::new)).await;
