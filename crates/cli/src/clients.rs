@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use steadfast::ReplicatedEnvironment;
-use steadfast::config::{ConfigError, Key};
+use steadfast::config::{ConfigError, Key, Range};
 use steadfast_server::{BeyondLoopback, ServeError, Server, ServerConfig, ServerTls, serve};
 
 use crate::failure::Failure;
@@ -18,6 +18,14 @@ const CERTIFICATE: &str = "client_certificate";
 const KEY: &str = "client_key";
 const AUTHORITY: &str = "client_authority";
 const SECURITY: &str = "client_security";
+const TOKEN_TTL: &str = "client_token_ttl_s";
+
+/// How long a token may be good: a second to a year.
+const TOKEN_TTL_RANGE: Range = Range {
+    or_zero: false,
+    min: 1,
+    max: 365 * 24 * 60 * 60,
+};
 
 /// The keys, beside those of the node itself.
 pub(crate) const CLIENT_KEYS: &[Key] = &[
@@ -52,6 +60,13 @@ pub(crate) const CLIENT_KEYS: &[Key] = &[
         "certificates",
         "What is asked of clients where other machines can reach `client_listen`: a certificate, TLS alone, or nothing. With the last two whoever reaches the port may do everything, until users are enabled.",
     ),
+    Key {
+        name: TOKEN_TTL,
+        unit: "s",
+        range: Some(TOKEN_TTL_RANGE),
+        default: "300",
+        help: "How long the token that a user gets for a password is good after it was last used at a node. Clients ask for another then.",
+    },
 ];
 
 const fn key(
@@ -80,7 +95,7 @@ pub(crate) fn configured(
     let listen = text(LISTEN);
     let urls = text(URLS);
     let (certificate, key, client_authority) = (text(CERTIFICATE), text(KEY), text(AUTHORITY));
-    let security = text(SECURITY);
+    let (security, token_ttl) = (text(SECURITY), text(TOKEN_TTL));
     let Some(listen) = listen else {
         return Ok(None);
     };
@@ -109,9 +124,22 @@ pub(crate) fn configured(
         let parsed = parsed.map_err(|error| ConfigError::new(SECURITY, error.to_string()))?;
         config.beyond_loopback = parsed;
     }
+    if let Some(seconds) = token_ttl {
+        config.token_ttl = token_ttl_of(&seconds)?;
+    }
     config.tls = tls;
     config.data_dir = data_dir;
     Ok(Some(config))
+}
+
+fn token_ttl_of(seconds: &str) -> Result<Duration, ConfigError> {
+    let Range { min, max, .. } = TOKEN_TTL_RANGE;
+    let parsed = seconds.parse().ok();
+    let parsed = parsed.filter(|seconds| (min..=max).contains(seconds));
+    parsed.map(Duration::from_secs).ok_or_else(|| {
+        let problem = format!("is {seconds}, and must be {min} to {max}");
+        ConfigError::new(TOKEN_TTL, problem)
+    })
 }
 
 /// Serves clients as soon as the node belongs to a group.

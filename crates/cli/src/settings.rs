@@ -227,6 +227,7 @@ impl Settings {
         let data_dir = self.text("data_dir").map(PathBuf::from);
         let client = |key| match self.0.remove(key) {
             Some(Setting::Text(text)) => Some(text),
+            Some(Setting::Number(number)) => Some(number.to_string()),
             _ => None,
         };
         let clients = clients::configured(client, data_dir)?;
@@ -394,7 +395,9 @@ fn is_text(key: &str) -> bool {
         "insecure_plaintext",
     ]
     .contains(&key)
-        || CLIENT_KEYS.iter().any(|known| known.name == key)
+        || CLIENT_KEYS
+            .iter()
+            .any(|known| known.name == key && known.range.is_none())
 }
 
 fn known(key: &str) -> Result<&'static str, ConfigError> {

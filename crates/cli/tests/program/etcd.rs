@@ -168,6 +168,11 @@ fn a_node_tells_why_it_cannot_serve_clients() {
         "client_key=key.pem",
     ]);
     super::assert_refused(&half, 2, &["client_certificate", "is missing"]);
+    let set = |token_ttl| ["--client-listen", "127.0.0.1:0", "--set", token_ttl];
+    let none = with(&set("client_token_ttl_s=0"));
+    super::assert_refused(&none, 2, &["client_token_ttl_s", "1 to 31536000"]);
+    let word = with(&set("client_token_ttl_s=soon"));
+    super::assert_refused(&word, 2, &["client_token_ttl_s", "is not a number"]);
     let explained = run(&["config", "explain", "client_security"]);
     assert!(String::from_utf8_lossy(&explained.stdout).contains("plaintext"));
 }

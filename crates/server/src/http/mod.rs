@@ -1,6 +1,7 @@
 //! One port for everything: gRPC (HTTP/2, with or without TLS), the JSON form, and the plain paths
 //! that tools and orchestrators ask.
 
+pub(crate) mod calls;
 pub(crate) mod frames;
 pub(crate) mod listen;
 mod plain;
@@ -19,9 +20,9 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tower::Service;
 
 use crate::etcd::Node;
+use crate::http::calls::Calls;
 use crate::http::frames::Budget;
 use crate::json::Gateway;
 
@@ -31,7 +32,7 @@ const IGNORED_MAX: usize = 64 * 1024;
 /// Answers each request of each connection.
 #[derive(Clone)]
 pub(crate) struct Front {
-    routes: Routes,
+    calls: Calls,
     gateway: Arc<Gateway>,
     budget: Arc<Budget>,
     node: Arc<Node>,
@@ -41,9 +42,10 @@ impl Front {
     pub(crate) fn new(routes: Routes, node: Arc<Node>) -> Self {
         let budget = Budget::new(node.limits.receiving_bytes_max);
         let max = node.limits.message_bytes_max();
-        let gateway = Gateway::new(routes.clone(), max, Arc::clone(&budget));
+        let calls = Calls::new(routes);
+        let gateway = Gateway::new(calls.clone(), max, Arc::clone(&budget));
         Self {
-            routes,
+            calls,
             budget,
             gateway: Arc::new(gateway),
             node,
@@ -54,12 +56,7 @@ impl Front {
         if is_grpc(&request) {
             let max = self.node.limits.message_bytes_max();
             let request = request.map(|body| frames::Limited::new(body, max, &self.budget));
-            let mut routes = self.routes.clone();
-            // Routes are always ready, and cannot fail.
-            return match routes.call(request).await {
-                Ok(response) => response,
-                Err(never) => match never {},
-            };
+            return self.calls.answer(request).await;
         }
         // Apart, so that a call of gRPC does not carry the room for all of this.
         Box::pin(self.answer_plain(request)).await

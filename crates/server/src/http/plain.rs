@@ -9,6 +9,7 @@ use steadfast::ReplicatedEnvironment;
 use tonic::body::Body;
 
 use crate::etcd::{CLUSTER_VERSION, Node, VERSION};
+use crate::http::calls::Calls;
 use crate::http::{Front, full};
 
 const JSON: &str = "application/json";
@@ -35,7 +36,7 @@ impl Front {
             "/health" => health(&self.node, query).await,
             "/livez" => ok_or(self.node.env.health().is_live(), "the node has stopped"),
             "/readyz" => ready(&self.node.env),
-            _ => metrics(&self.node),
+            _ => metrics(&self.node, &self.calls),
         }
     }
 }
@@ -106,8 +107,8 @@ fn ok_or(fine: bool, otherwise: &str) -> Response<Body> {
     answer(status, TEXT, format!("{otherwise}\n"))
 }
 
-/// What `etcdctl check` reads, and where the node stands.
-fn metrics(node: &Node) -> Response<Body> {
+/// What `etcdctl check` reads, where the node stands, and how its calls have ended.
+fn metrics(node: &Node, calls: &Calls) -> Response<Body> {
     let mut text = String::new();
     let status = node.env.status();
     let mut gauge = |name: &str, help: &str, value: String| {
@@ -149,6 +150,8 @@ fn metrics(node: &Node) -> Response<Body> {
         "Bytes in use on the volume of the data.",
         used.to_string(),
     );
+    let written = calls.write_metrics(&mut text);
+    debug_assert!(written.is_ok());
     answer(StatusCode::OK, "text/plain; version=0.0.4", text)
 }
 

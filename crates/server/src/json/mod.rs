@@ -22,10 +22,9 @@ use prost_reflect::MethodDescriptor;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
-use tonic::service::Routes;
 use tonic::{Code, Status};
-use tower::Service;
 
+use crate::http::calls::Calls;
 use crate::http::frames::{Budget, framed, next_message, too_large};
 use codec::{Codec, Requests};
 use paths::Paths;
@@ -39,7 +38,7 @@ const METADATA: &str = "grpc-metadata-";
 /// Translates between JSON over HTTP and the gRPC services.
 #[derive(Clone)]
 pub(crate) struct Gateway {
-    routes: Routes,
+    calls: Calls,
     paths: Paths,
     /// Bytes of a message.
     message_max: usize,
@@ -47,10 +46,10 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    pub(crate) fn new(routes: Routes, message_max: usize, budget: Arc<Budget>) -> Self {
+    pub(crate) fn new(calls: Calls, message_max: usize, budget: Arc<Budget>) -> Self {
         Self {
             budget,
-            routes,
+            calls,
             paths: Paths::new(),
             message_max,
         }
@@ -83,11 +82,7 @@ impl Gateway {
             .expect("the name of a method is a path");
         *call.extensions_mut() = parts.extensions;
         *call.headers_mut() = metadata(&parts.headers);
-        // Routes are always ready, and cannot fail.
-        let response = match self.routes.clone().call(call).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        };
+        let response = self.calls.answer(call).await;
         if method.is_server_streaming() {
             answers(codec, response).await
         } else {

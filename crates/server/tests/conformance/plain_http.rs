@@ -1,5 +1,9 @@
 //! What the port answers beside the API.
 
+use serde_json::json;
+use steadfast_server::proto::etcdserverpb::PutRequest;
+
+use crate::ask::put;
 use crate::http::Connection;
 use crate::target::{Target, Version, rows};
 
@@ -9,6 +13,7 @@ rows! {
     other_methods_of_version_and_health_are_refused,
     live_and_ready_are_told,
     metrics_are_on_the_same_port,
+    metrics_count_calls_by_their_code,
     a_page_of_another_site_may_ask,
     the_health_service_knows_the_server_alone,
     a_client_may_name_the_server_with_its_scheme;
@@ -71,6 +76,27 @@ async fn metrics_are_on_the_same_port(target: Target) {
             .find(|line| line.starts_with(&format!("{name} ")));
         let value = line.and_then(|line| line.split(' ').nth(1)).expect(name);
         assert!(value.parse::<f64>().unwrap() >= 1.0, "{name} {value}");
+    }
+}
+
+async fn metrics_count_calls_by_their_code(target: Target) {
+    target.put("a", "1").await;
+    target.put("a", "2").await;
+    let json = json!({"key": "YQ==", "value": "Mw=="});
+    target.json("/v3/kv/put", json).await;
+    let lost = PutRequest {
+        lease: 4711,
+        ..put("a", "4")
+    };
+    target.try_put(lost).await.unwrap_err();
+    let text = target.http("GET", "/metrics", &[], "").await.text();
+    for (code, count) in [("OK", 3.0), ("NotFound", 1.0)] {
+        let labels = format!(
+            "grpc_code=\"{code}\",grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\""
+        );
+        let name = format!("grpc_server_handled_total{{{labels}}} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&name));
+        assert_eq!(value.unwrap().parse::<f64>().unwrap(), count, "{name}");
     }
 }
 

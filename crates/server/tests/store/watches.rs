@@ -476,6 +476,32 @@ async fn a_watch_that_catches_up_misses_nothing_of_what_happens_meanwhile() {
     group.close().await;
 }
 
+/// Some clients go on behind it when their connection was cut.
+#[tokio::test(start_paused = true)]
+async fn the_header_of_a_message_goes_no_further_than_what_was_told() {
+    let group = Group::new(1).await;
+    let store = group.master().await;
+    let large = "x".repeat(400_000);
+    for _ in 0..12 {
+        set(&store, "k", &large).await; // 2 to 13
+    }
+    let mut watches = Watches::new(&store);
+    created(&mut watches, watch("k", 2)).await;
+    let (mut told, mut messages) = (1, 0);
+    while told < 13 {
+        let answer = watches.next().await;
+        messages += 1;
+        for event in &answer.events {
+            told += 1;
+            assert_eq!(event.kv.as_ref().unwrap().mod_revision, told);
+        }
+        assert_eq!(revision(answer.header.as_ref()), told);
+    }
+    assert!(messages > 1, "it has caught up at once");
+    drop(watches);
+    group.close().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_slow_watch_that_is_overtaken_by_a_compaction_is_canceled() {
     let group = Group::new(1).await;
