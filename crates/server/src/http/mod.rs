@@ -1,7 +1,6 @@
 //! One port for everything: gRPC (HTTP/2, with or without TLS), the JSON form, and the plain paths
 //! that tools and orchestrators ask.
 
-pub(crate) mod frames;
 pub(crate) mod listen;
 mod plain;
 mod scheme;
@@ -19,10 +18,10 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tower::Service;
 
 use crate::etcd::Node;
-use crate::http::frames::Budget;
+use crate::grpc::deadline;
+use crate::grpc::frames::{self, Budget};
 use crate::json::Gateway;
 
 /// Bytes of a body that a plain path takes and throws away, so that the connection can go on.
@@ -54,12 +53,7 @@ impl Front {
         if is_grpc(&request) {
             let max = self.node.limits.message_bytes_max();
             let request = request.map(|body| frames::Limited::new(body, max, &self.budget));
-            let mut routes = self.routes.clone();
-            // Routes are always ready, and cannot fail.
-            return match routes.call(request).await {
-                Ok(response) => response,
-                Err(never) => match never {},
-            };
+            return deadline::call(self.routes.clone(), request).await;
         }
         let path = request.uri().path();
         if path.starts_with("/v3/") || path.starts_with("/v3beta/") {

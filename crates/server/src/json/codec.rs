@@ -10,7 +10,7 @@ use prost_reflect::{
 use serde_json::value::RawValue;
 use tonic::Status;
 
-use crate::http::frames::too_large;
+use crate::grpc::frames::too_large;
 
 const READ: DeserializeOptions = DeserializeOptions::new().deny_unknown_fields(false);
 const WRITE: SerializeOptions = SerializeOptions::new()

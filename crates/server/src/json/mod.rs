@@ -24,9 +24,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
-use tower::Service;
 
-use crate::http::frames::{Budget, framed, next_message, too_large};
+use crate::grpc::deadline::{self, GRPC_TIMEOUT};
+use crate::grpc::frames::{Budget, framed, next_message, too_large};
 use codec::{Codec, Requests};
 use paths::Paths;
 
@@ -83,11 +83,7 @@ impl Gateway {
             .expect("the name of a method is a path");
         *call.extensions_mut() = parts.extensions;
         *call.headers_mut() = metadata(&parts.headers);
-        // Routes are always ready, and cannot fail.
-        let response = match self.routes.clone().call(call).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        };
+        let response = deadline::call(self.routes.clone(), call).await;
         if method.is_server_streaming() {
             answers(codec, response).await
         } else {
@@ -152,14 +148,14 @@ fn path_of(method: &MethodDescriptor) -> String {
     format!("/{}/{}", method.parent_service().full_name(), method.name())
 }
 
-/// The headers that a call has as metadata: who calls, and those meant for it.
+/// The headers that a call has as metadata: who calls, its time, and those meant for it.
 fn metadata(headers: &HeaderMap) -> HeaderMap {
     let mut metadata = HeaderMap::new();
     metadata.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     for (name, value) in headers {
         let name = match name.as_str().strip_prefix(METADATA) {
             Some(name) => HeaderName::from_bytes(name.as_bytes()).ok(),
-            None => Some(name.clone()).filter(|name| name == AUTHORIZATION),
+            None => Some(name.clone()).filter(|name| name == AUTHORIZATION || name == GRPC_TIMEOUT),
         };
         if let Some(name) = name {
             metadata.insert(name, value.clone());
