@@ -41,6 +41,9 @@ mod auth;
 mod config;
 pub mod error;
 mod etcd;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod grpc;
 mod http;
 mod json;

@@ -1,6 +1,8 @@
 //! One port for everything: gRPC (HTTP/2, with or without TLS), the JSON form, and the plain paths
 //! that tools and orchestrators ask.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub(crate) mod listen;
 mod plain;
 mod scheme;

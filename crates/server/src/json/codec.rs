@@ -49,13 +49,13 @@ impl Codec {
 
     /// An encoded answer as JSON.
     pub(super) fn answer(&self, message: &[u8]) -> Result<Vec<u8>, Status> {
-        let failed = |what: String| Status::internal(what);
-        let message = DynamicMessage::decode(self.answer.clone(), message)
-            .map_err(|error| failed(error.to_string()))?;
-        let mut text = serde_json::Serializer::new(Vec::new());
-        let written = message.serialize_with_options(&mut text, &WRITE);
-        written.map_err(|error| failed(error.to_string()))?;
-        Ok(text.into_inner())
+        text_of(&self.answer, message)
+    }
+
+    /// An encoded request as JSON, in the form of answers.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn request_text(&self, message: &[u8]) -> Result<Vec<u8>, Status> {
+        text_of(&self.request, message)
     }
 
     fn next_request(&self, text: &[u8]) -> Next {
@@ -80,6 +80,17 @@ impl Codec {
             Err(error) => Next::Wrong(error.to_string()),
         }
     }
+}
+
+/// An encoded message as JSON.
+fn text_of(descriptor: &MessageDescriptor, message: &[u8]) -> Result<Vec<u8>, Status> {
+    let failed = |what: String| Status::internal(what);
+    let message = DynamicMessage::decode(descriptor.clone(), message)
+        .map_err(|error| failed(error.to_string()))?;
+    let mut text = serde_json::Serializer::new(Vec::new());
+    let written = message.serialize_with_options(&mut text, &WRITE);
+    written.map_err(|error| failed(error.to_string()))?;
+    Ok(text.into_inner())
 }
 
 /// What a text begins with.

@@ -7,6 +7,8 @@
 //! line and one chunk each.
 
 mod codec;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod paths;
 
 use std::convert::Infallible;
