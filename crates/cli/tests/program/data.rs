@@ -116,6 +116,13 @@ fn what_is_deleted_ended_or_not_there_is_told() {
         let (_, errors) = at(ask, 1, words);
         assert!(errors.contains(says), "{errors}");
     }
+    // One key more than a transaction may write, though they are all the same.
+    let many = [vec!["delete", "d"], vec!["k"; 100_001]].concat();
+    let (_, errors) = at(ask, 1, &many);
+    assert!(
+        errors.contains("100,000") || errors.contains("100000"),
+        "{errors}"
+    );
     let (_, errors) = at(ask, 2, &["get", "d", "0", "--key-format", "hex"]);
     assert!(errors.contains("hexadecimal"), "{errors}");
     let ended = at(ask, 0, &["put", "d", "soon", "gone", "--ttl-ms", "1"]);
