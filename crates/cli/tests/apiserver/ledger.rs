@@ -317,7 +317,7 @@ impl Ledger {
     /// change.
     pub(crate) fn changes(&self, keys: &Keys, after: i64, upto: i64) -> Vec<i64> {
         let books = self.lock();
-        let revisions = books.history.range(after + 1..=upto);
+        let revisions = books.history.range(after + 1..upto.max(after) + 1);
         let changes = revisions.flat_map(|(revision, changes)| {
             let own = changes.keys().filter(|key| keys.has(key));
             own.map(|_| *revision)
@@ -551,7 +551,7 @@ impl Books {
     fn check_list(&self, list: &List) {
         let mut state = self.state.clone();
         state.retain(|key, _| list.keys.has(key));
-        for (_, changes) in self.history.range(list.revision + 1..=self.audited).rev() {
+        for (_, changes) in self.history.range(list.revision + 1..self.audited + 1).rev() {
             for (key, entry) in changes.iter().filter(|(key, _)| list.keys.has(key)) {
                 match entry.before {
                     Some(before) => state.insert(key.clone(), before),

@@ -67,8 +67,9 @@ impl Nodes {
         let list = self.peers.iter().zip(1..);
         let list: Vec<_> = list.map(|(peer, n)| format!("n{n}={peer}")).collect();
         let name = format!("n{}", at + 1);
-        let log = File::options().create(true).append(true);
-        let log: File = log.clone().open(self.log(at)).expect("a log");
+        let mut options = File::options();
+        let log = options.create(true).append(true).open(self.log(at));
+        let log = log.expect("a log");
         let child = Command::new(env!("CARGO_BIN_EXE_steadfast"))
             .args(["start", "--group", "g", "--node", &name])
             .arg("--data-dir")
@@ -110,8 +111,8 @@ impl Nodes {
     /// The ids of a node and of its master, if it answers.
     async fn leader(&self, at: usize) -> Option<(u64, u64)> {
         let channel = endpoint(&self.clients[at]).connect_lazy();
-        let status = MaintenanceClient::new(channel).status(StatusRequest {});
-        let answer = status.await.ok()?.into_inner();
+        let mut client = MaintenanceClient::new(channel);
+        let answer = client.status(StatusRequest {}).await.ok()?.into_inner();
         Some((answer.header?.member_id, answer.leader))
     }
 
