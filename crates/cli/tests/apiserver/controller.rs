@@ -32,6 +32,12 @@ pub(crate) const NAMESPACES: u64 = 4;
 /// The key by which compactors agree.
 const COMPACT_KEY: &str = "compact_rev_key";
 
+/// When a compactor tries again of which nothing is known.
+const COMPACT_AGAIN: Duration = Duration::from_secs(1);
+
+/// Keys of a page of everything.
+pub(crate) const PAGE_OF_ALL: i64 = 150;
+
 /// Whether what was asked for certainly did not happen.
 fn is_refused(status: &Status) -> bool {
     status.code() == Code::Unavailable && status.message().starts_with("etcdserver: ")
@@ -314,8 +320,10 @@ pub(crate) async fn compactor(
                 }
                 before = revision;
             }
-            Came::Conflict(found) => number = found.map_or(0, |found| found.number),
-            Came::Nothing | Came::NoLease => {}
+            Came::Conflict(found) => {
+                (number, before) = found.map_or((0, 0), |found| (found.number, found.changed));
+            }
+            Came::Nothing | Came::NoLease => ticks.reset_after(COMPACT_AGAIN),
         }
     }
 }
@@ -353,7 +361,7 @@ pub(crate) async fn lister(
         ticks.tick().await;
         let client = client.beginning_at(number);
         let all = prefix("/registry/");
-        if let Some(list) = reflector::list(&client, &ledger, &all).await {
+        if let Some(list) = reflector::list(&client, &ledger, &all, PAGE_OF_ALL).await {
             ledger.listed(list);
         }
     }

@@ -459,11 +459,13 @@ impl Books {
         let changes: Vec<_> = changes
             .map(|(key, entry)| (key.clone(), entry.change, entry.before))
             .collect();
+        // Clients delete one key at a time.
+        let is_one = changes.len() == 1;
         let mut expired = BTreeMap::<i64, usize>::new();
         for (key, change, before) in &changes {
             match (change, before) {
                 (Some(version), _) => self.was_put(revision, key, *version, *before),
-                (None, Some(before)) if self.was_deleted(revision, key, *before) => {}
+                (None, Some(before)) if is_one && self.was_deleted(revision, key, *before) => {}
                 (None, Some(before)) => *expired.entry(before.lease).or_default() += 1,
                 (None, None) => panic!("{key:?} was not there\n{}", self.story(key)),
             }
@@ -551,7 +553,11 @@ impl Books {
     fn check_list(&self, list: &List) {
         let mut state = self.state.clone();
         state.retain(|key, _| list.keys.has(key));
-        for (_, changes) in self.history.range(list.revision + 1..self.audited + 1).rev() {
+        for (_, changes) in self
+            .history
+            .range(list.revision + 1..self.audited + 1)
+            .rev()
+        {
             for (key, entry) in changes.iter().filter(|(key, _)| list.keys.has(key)) {
                 match entry.before {
                     Some(before) => state.insert(key.clone(), before),

@@ -35,10 +35,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::controller::{Controller, NAMESPACES, Sender, object, prefix, resource};
+use crate::controller::{Controller, NAMESPACES, PAGE_OF_ALL, Sender, object, prefix, resource};
 use crate::ledger::{Keys, Ledger, State};
 use crate::nodes::{Client, Nodes};
-use crate::reflector::{Reflector, Segment, Watched};
+use crate::reflector::{PAGE, Reflector, Segment, Watched};
 
 /// Time limit for anything that must happen. Only a failure waits this long.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -137,7 +137,7 @@ impl Clients {
         let ledger = Arc::<Ledger>::default();
         let by_resource: Vec<_> = (0..plan.resources).map(|at| nodes.client(at)).collect();
         let everything = prefix("/registry/");
-        let first = reflector::list(&by_resource[0], &ledger, &everything).await;
+        let first = reflector::list(&by_resource[0], &ledger, &everything, PAGE).await;
         let first = first.expect("all nodes are there").revision;
         ledger.begin(first);
         let mut clients = Self {
@@ -222,7 +222,8 @@ impl Clients {
         }
         let deadline = Instant::now() + PATIENCE;
         let last = loop {
-            let list = reflector::list(client, &self.ledger, &prefix("/registry/")).await;
+            let list =
+                reflector::list(client, &self.ledger, &prefix("/registry/"), PAGE_OF_ALL).await;
             if let Some(list) = list {
                 break list.revision;
             }

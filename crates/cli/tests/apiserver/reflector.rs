@@ -22,7 +22,7 @@ use crate::ledger::{Keys, Ledger, List, State, Version, id_of};
 use crate::nodes::Client;
 
 /// Keys of a page.
-const PAGE: i64 = 15;
+pub(crate) const PAGE: i64 = 15;
 
 /// Pause before the next node is asked.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -47,7 +47,7 @@ pub(crate) fn version(kv: &KeyValue) -> Version {
 }
 
 /// One list in pages; `None`: it has to be begun anew.
-pub(crate) async fn list(client: &Client, ledger: &Ledger, keys: &Keys) -> Option<List> {
+pub(crate) async fn list(client: &Client, ledger: &Ledger, keys: &Keys, page: i64) -> Option<List> {
     let known = ledger.known();
     let (mut found, mut revision, mut count) = (State::new(), 0, 0);
     let mut start = keys.start.clone();
@@ -55,7 +55,7 @@ pub(crate) async fn list(client: &Client, ledger: &Ledger, keys: &Keys) -> Optio
         let request = RangeRequest {
             key: start.clone(),
             range_end: keys.end.clone(),
-            limit: PAGE,
+            limit: page,
             revision,
             ..RangeRequest::default()
         };
@@ -209,7 +209,7 @@ impl Reflector {
     async fn begin(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         let list = loop {
-            if let Some(list) = list(&self.client, &self.ledger, &self.keys).await {
+            if let Some(list) = list(&self.client, &self.ledger, &self.keys, PAGE).await {
                 break list;
             }
             assert!(Instant::now() < deadline, "no list in time");
