@@ -18,13 +18,20 @@ use tonic::{Code, Response, Status};
 
 use crate::history::{Came, Event, History, Is, Keys, Said, Write};
 
+/// Keys that are written without a lease.
 const KEYS: u64 = 6;
+
+/// Keys that are written with one, among them those: most of them are left to their lease.
+const LEASED_KEYS: u64 = 24;
 
 /// Leases that all clients use.
 const LEASES: usize = 12;
 
-/// Pause after an operation, and after one that certainly did not happen: another node may answer.
+/// Pause after an operation.
 const PAUSE: Duration = Duration::from_millis(4);
+
+/// Pause after one of which nothing, or nothing certain, came: the node may be away.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
 
 /// The lease that a client keeps alive.
 #[derive(Clone, Copy)]
@@ -114,10 +121,17 @@ impl Client {
     pub(crate) async fn step(&mut self) {
         let history = Arc::clone(&self.history);
         let began = history.now();
-        if let Some(event) = self.operate(began).await {
+        let event = self.operate(began).await;
+        let has_failed = matches!(event, None | Some(Event::Write(_, Came::Unknown)));
+        if let Some(event) = event {
             history.note(self.number, began, event);
         }
-        tokio::time::sleep(PAUSE).await;
+        let pause = if has_failed {
+            PAUSE_AFTER_FAILURE
+        } else {
+            PAUSE
+        };
+        tokio::time::sleep(pause).await;
     }
 
     /// What came of it; `None`: certainly nothing.
@@ -136,7 +150,7 @@ impl Client {
                 lease: 0,
             },
             9..18 => {
-                let lease = self.any_lease()?;
+                let (key, lease) = (self.choose(LEASED_KEYS), self.any_lease()?);
                 Write::Put { key, value, lease }
             }
             18..24 => {
