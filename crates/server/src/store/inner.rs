@@ -249,6 +249,7 @@ impl Inner {
             Command::KeepAlive(id) => {
                 let kept = self.with_leases(|lessor| lessor.keep_alive(id, Instant::now()));
                 let Some(Kept::Alive(ttl)) = kept else {
+                    let _keeping = Keeping::begin(self, id);
                     return self.enqueue(command).await;
                 };
                 self.leases_changed.notify_one();
@@ -292,6 +293,27 @@ impl Inner {
             (header.cluster_id, header.member_id) = (self.cluster, self.member);
         }
         answer
+    }
+}
+
+/// While a write that keeps a lease alive is on its way. One whose end the writer has not told must
+/// not be ended by a round after it: its client is told that it lives.
+struct Keeping<'i> {
+    inner: &'i Inner,
+    id: i64,
+}
+
+impl<'i> Keeping<'i> {
+    fn begin(inner: &'i Inner, id: i64) -> Self {
+        inner.lessor().keep(id);
+        Self { inner, id }
+    }
+}
+
+impl Drop for Keeping<'_> {
+    fn drop(&mut self) {
+        self.inner.lessor().kept(self.id, Instant::now());
+        self.inner.leases_changed.notify_one();
     }
 }
 
