@@ -247,12 +247,14 @@ impl Inner {
     pub(super) async fn answer_here(self: &Arc<Self>, command: Command) -> Result<Answer, Refusal> {
         match command {
             Command::KeepAlive(id) => {
+                let term = self.leases_term.load(Ordering::Acquire);
                 let kept = self.with_leases(|lessor| lessor.keep_alive(id, Instant::now()));
                 let Some(Kept::Alive(ttl)) = kept else {
                     let _keeping = Keeping::begin(self, id);
                     return self.enqueue(command).await;
                 };
                 self.leases_changed.notify_one();
+                self.confirm_master(term).await?;
                 Ok(Answer::KeepAlive(LeaseKeepAliveResponse {
                     header: Some(self.header()),
                     id,
@@ -261,6 +263,21 @@ impl Inner {
             }
             Command::TimeToLive(request) => self.time_to_live(request).await,
             command => self.enqueue(command).await,
+        }
+    }
+
+    /// Makes sure that no other node was master when this was asked. Another one knows nothing of what
+    /// is in the memory of this one, and may have ended a lease meanwhile.
+    ///
+    /// # Errors
+    /// [`Refusal::Again`] if this node is not known to be the master of that term.
+    async fn confirm_master(&self, term: u64) -> Result<(), Refusal> {
+        self.linearize().await.map_err(|_| Refusal::Again)?;
+        let state = self.env.state();
+        if state.role == Role::Master && state.term.0 == term {
+            Ok(())
+        } else {
+            Err(Refusal::Again)
         }
     }
 
