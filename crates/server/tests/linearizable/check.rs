@@ -21,8 +21,8 @@ pub(crate) struct Piece {
     /// The last revision, and the keys there.
     pub(crate) last: i64,
     pub(crate) keys: Keys,
-    /// When they were read.
-    pub(crate) read_at: Duration,
+    /// Between which times they were read.
+    pub(crate) read: (Duration, Duration),
     /// The keys at the revisions that no client was told.
     pub(crate) untold: BTreeMap<i64, Keys>,
     /// When a master was taken away.
@@ -154,7 +154,7 @@ impl Checker {
         self.unknown.extend(unknown.cloned());
         self.note_outages(piece);
         let told = told(&piece.records)?;
-        let times = Times::of(&piece.records, piece.last, piece.read_at);
+        let times = Times::of(&piece.records, piece.last, piece.read.1);
         let mut states = BTreeMap::from([(first, self.keys.clone())]);
         for revision in first + 1..=piece.last {
             if let Some(write) = told.get(&revision) {
@@ -181,7 +181,7 @@ impl Checker {
         }
         check_real_time(&piece.records, first)?;
         for is in piece.keys.values().filter(|is| is.lease != 0) {
-            self.leases.has_keys(is.lease, piece.read_at);
+            self.leases.has_keys(is.lease, piece.read.0);
         }
         self.leases.check().map_err(|what| (piece.last, what))?;
         self.revision = piece.last;
@@ -197,7 +197,7 @@ impl Checker {
             });
             let again = writes.map(|record| record.ended).min();
             self.leases
-                .note_outage(*failed, again.unwrap_or(piece.read_at));
+                .note_outage(*failed, again.unwrap_or(piece.read.1));
         }
     }
 

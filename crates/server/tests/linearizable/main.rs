@@ -172,8 +172,9 @@ impl Run {
         let rest = Arc::clone(&self.rest);
         let _all_rest = rest.write().await;
         let records = self.history.take();
-        let read_at = self.history.now();
+        let began = self.history.now();
         let (keys, last) = self.read(0, 0).await;
+        let read = (began, self.history.now());
         for at in 1..self.channels.len() {
             let (same, _) = self.read(at, last).await;
             assert_eq!(same, keys, "at another node at revision {last}");
@@ -190,7 +191,7 @@ impl Run {
             records,
             last,
             keys,
-            read_at,
+            read,
             untold,
             failed: self.history.take_ended(),
         };
@@ -301,7 +302,8 @@ impl Story {
     fn ends(mut self, last: i64, keys: &Keys) -> Result<(), String> {
         self.piece.last = last;
         self.piece.keys.clone_from(keys);
-        self.piece.read_at = Duration::from_millis(100 * self.now);
+        let at = Duration::from_millis(100 * self.now);
+        self.piece.read = (at, at);
         Checker::new(1, Keys::new()).check(&self.piece)
     }
 }
