@@ -13,7 +13,7 @@ use steadfast_server::proto::etcdserverpb::{
     RequestOp, TxnRequest, TxnResponse,
 };
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
 use tonic::{Code, Status};
 
 use crate::ledger::{Asked, Fate, Guard, Id, Keys, Ledger, Version, value};
@@ -24,7 +24,7 @@ use crate::reflector;
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// Objects of a resource.
-const OBJECTS: u64 = 48;
+const OBJECTS: u64 = 24;
 
 /// Namespaces of a resource.
 pub(crate) const NAMESPACES: u64 = 4;
@@ -36,7 +36,7 @@ const COMPACT_KEY: &str = "compact_rev_key";
 const COMPACT_AGAIN: Duration = Duration::from_secs(1);
 
 /// Keys of a page of everything.
-pub(crate) const PAGE_OF_ALL: i64 = 150;
+pub(crate) const PAGE_OF_ALL: i64 = 40;
 
 /// Whether what was asked for certainly did not happen.
 fn is_refused(status: &Status) -> bool {
@@ -214,7 +214,9 @@ impl Controller {
 
     /// One step at each tick, until told to stop.
     pub(crate) async fn run(mut self, pause: Duration, stop: watch::Receiver<bool>) {
-        let mut ticks = interval(pause);
+        // Not all at once.
+        let first = pause * u32::try_from(self.chance % 16).expect("small") / 16;
+        let mut ticks = interval_at(Instant::now() + first, pause);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !*stop.borrow() {
             ticks.tick().await;
