@@ -249,11 +249,14 @@ impl Inner {
     ) -> Result<Answer, Refusal> {
         match command {
             Command::KeepAlive(id) => {
+                let term = self.leases_term.load(Ordering::Acquire);
                 let kept = self.with_leases(|lessor| lessor.keep_alive(id, Instant::now()));
                 let Some(Kept::Alive(ttl)) = kept else {
+                    let _keeping = Keeping::begin(self, id);
                     return self.enqueue(command, answer_bytes_max).await;
                 };
                 self.leases_changed.notify_one();
+                self.confirm_master(term).await?;
                 Ok(Answer::KeepAlive(LeaseKeepAliveResponse {
                     header: Some(self.header()),
                     id,
@@ -262,6 +265,21 @@ impl Inner {
             }
             Command::TimeToLive(id) => self.time_to_live(id).await,
             command => self.enqueue(command, answer_bytes_max).await,
+        }
+    }
+
+    /// Makes sure that no other node was master when this was asked. Another one knows nothing of what
+    /// is in the memory of this one, and may have ended a lease meanwhile.
+    ///
+    /// # Errors
+    /// [`Refusal::Again`] if this node is not known to be the master of that term.
+    async fn confirm_master(&self, term: u64) -> Result<(), Refusal> {
+        self.linearize().await.map_err(|_| Refusal::Again)?;
+        let state = self.env.state();
+        if state.role == Role::Master && state.term.0 == term {
+            Ok(())
+        } else {
+            Err(Refusal::Again)
         }
     }
 
@@ -290,6 +308,27 @@ impl Inner {
             (header.cluster_id, header.member_id) = (self.cluster, self.member);
         }
         answer
+    }
+}
+
+/// While a write that keeps a lease alive is on its way. One whose end the writer has not told must
+/// not be ended by a round after it: its client is told that it lives.
+struct Keeping<'i> {
+    inner: &'i Inner,
+    id: i64,
+}
+
+impl<'i> Keeping<'i> {
+    fn begin(inner: &'i Inner, id: i64) -> Self {
+        inner.lessor().keep(id);
+        Self { inner, id }
+    }
+}
+
+impl Drop for Keeping<'_> {
+    fn drop(&mut self) {
+        self.inner.lessor().kept(self.id, Instant::now());
+        self.inner.leases_changed.notify_one();
     }
 }
 

@@ -97,6 +97,8 @@ pub(super) enum Kept {
 pub(super) struct Lessor {
     leases: HashMap<i64, Lease>,
     by_deadline: BTreeSet<(Instant, i64)>,
+    /// How many writes are on their way that keep a lease alive: none of these ends meanwhile.
+    keeping: HashMap<i64, usize>,
     /// While the rows are being read, what ended meanwhile.
     ended: Vec<i64>,
     phase: Phase,
@@ -132,6 +134,7 @@ impl Lessor {
         };
         *self = Self {
             phase: Phase::Loading(number),
+            keeping: std::mem::take(&mut self.keeping),
             ..Self::default()
         };
         number
@@ -216,6 +219,22 @@ impl Lessor {
         Kept::Alive(lease.ttl)
     }
 
+    /// A write begins that keeps a lease alive, until [`Lessor::kept`].
+    pub(super) fn keep(&mut self, id: i64) {
+        *self.keeping.entry(id).or_default() += 1;
+    }
+
+    /// The write has ended. If it did not keep the lease alive, the lease is due as before.
+    pub(super) fn kept(&mut self, id: i64, now: Instant) {
+        if let Some(count) = self.keeping.get_mut(&id) {
+            *count -= 1;
+            if *count == 0 {
+                self.keeping.remove(&id);
+                self.end_failed(id, now);
+            }
+        }
+    }
+
     /// What is left of a lease; `None`: there is none, or it has begun to end.
     pub(super) fn left(&self, id: i64, now: Instant) -> Option<Left> {
         let lease = self.leases.get(&id);
@@ -252,7 +271,9 @@ impl Lessor {
 
     /// Whether a lease that was due is still to be ended.
     pub(super) fn is_ending(&self, id: i64) -> bool {
-        self.leases.get(&id).is_some_and(|lease| lease.is_ending)
+        let lease = self.leases.get(&id).filter(|lease| lease.is_ending);
+        // Nothing keeps a lease alive of which keys have been deleted.
+        lease.is_some_and(|lease| lease.has_begun_to_end || !self.keeping.contains_key(&id))
     }
 
     /// A lease that was due could not be ended: it is due again at `again`.
@@ -301,4 +322,31 @@ pub(super) fn load(tables: &Tables<SnapshotDatabase<'_>>) -> Result<Vec<Loaded>,
         });
     }
     Ok(leases)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_does_not_end_while_a_write_is_on_its_way_that_keeps_it_alive() {
+        let began = Instant::now();
+        let due = began + duration(2);
+        let mut lessor = Lessor::default();
+        let number = lessor.begin();
+        lessor.loaded(number, Vec::new(), began);
+        lessor.note(Effect::Noted(7, 2), began);
+        lessor.keep(7);
+        assert_eq!(lessor.take_due(due, 1), [7]);
+        assert!(!lessor.is_ending(7), "the write comes first");
+        // It failed: nothing was noted.
+        lessor.kept(7, due);
+        assert_eq!(lessor.take_due(due, 1), [7]);
+        assert!(lessor.is_ending(7));
+        lessor.keep(7);
+        lessor.note(Effect::Noted(7, 2), due);
+        lessor.kept(7, due);
+        assert_eq!(lessor.take_due(due, 1), []);
+        assert!(!lessor.is_ending(7));
+    }
 }
