@@ -132,16 +132,27 @@ impl Walk<'_> {
             None => record.all_compared(),
         }
         self.bytes = 0;
-        match write(target, leases, &std::mem::take(&mut self.changes), record).await {
-            Ok(()) => Ok(()),
-            Err(NotWritten::Failed(failure)) => Err(failure.into()),
-            Err(NotWritten::TooLarge) => Err(Stopped::Failed(Failure::new(
-                "the target takes smaller requests than 1 MiB",
-                GO_ON,
-                "let it take larger ones (etcd: --max-request-bytes)",
-            ))),
-            Err(NotWritten::LeaseMissing) => {
-                Err(Stopped::Outdated("leases ended in the target meanwhile"))
+        let changes = std::mem::take(&mut self.changes);
+        let mut done = write(target, leases, &changes, record.clone()).await;
+        if matches!(done, Err(NotWritten::TooLarge)) && changes.len() > 1 {
+            // One by one: of a page that is not whole, the record says that it is to be done again.
+            for (key, change) in changes {
+                let one = Changes::from([(key, change)]);
+                write(target, leases, &one, target.record().following()).await?;
+            }
+            done = write(target, leases, &Changes::new(), record).await;
+        }
+        Ok(done?)
+    }
+}
+
+impl From<NotWritten> for Stopped {
+    fn from(error: NotWritten) -> Self {
+        match error {
+            NotWritten::Failed(failure) => Self::Failed(failure),
+            NotWritten::LeaseMissing => Self::Outdated("leases ended in the target meanwhile"),
+            NotWritten::TooLarge => {
+                Self::Outdated("a revision of the source fits into no transaction of the target")
             }
         }
     }

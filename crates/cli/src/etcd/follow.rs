@@ -223,18 +223,8 @@ impl Follow<'_, '_> {
                         && changes.len() + next.changes.len() <= BATCH_KEYS
                 });
             }
-            match write(self.target, self.leases, &changes, record).await {
-                Ok(()) => self.leases.applied(self.applied()),
-                Err(NotWritten::Failed(failure)) => return Err(failure.into()),
-                Err(NotWritten::TooLarge) => {
-                    return Err(Stopped::Outdated(
-                        "a revision of the source fits into no transaction of the target",
-                    ));
-                }
-                Err(NotWritten::LeaseMissing) => {
-                    return Err(Stopped::Outdated("leases ended in the target meanwhile"));
-                }
-            }
+            write(self.target, self.leases, &changes, record).await?;
+            self.leases.applied(self.applied());
         }
         Ok(())
     }
@@ -269,9 +259,7 @@ fn gather(
                 )));
             }
             Err(Unusable::TooLarge) => {
-                return Err(Stopped::Outdated(
-                    "a revision of the source fits into no transaction of the target",
-                ));
+                return Err(NotWritten::TooLarge.into());
             }
         }
         message = if bytes < BATCH_BYTES {

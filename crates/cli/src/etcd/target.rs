@@ -36,6 +36,9 @@ const STAGING_TTL: i64 = 3600;
 /// Ids of such leases are short, as they count for the size of the request.
 const STAGING_IDS: std::ops::RangeInclusive<i64> = 1..=127;
 
+/// Bytes of a key that an error shows.
+const SHOWN_BYTES_MAX: usize = 100;
+
 /// What becomes of each key: a value with its lease (0: none), or `None`: it is deleted.
 pub(super) type Changes = BTreeMap<Bytes, Option<(Bytes, i64)>>;
 
@@ -461,18 +464,21 @@ fn taken_over(record: &Record) -> Failure {
 fn too_large(key: &Bytes, value: &Bytes) -> Failure {
     Failure::new(
         format!(
-            "the value of {} has {} bytes, which is more than the target takes",
+            "the target does not take the key {} ({} bytes) with its value ({} bytes)",
             shown(key),
+            key.len(),
             value.len()
         ),
         GO_ON,
-        "let the target take larger requests (etcd: --max-request-bytes), or make the value smaller",
+        "let the target take larger requests (etcd: --max-request-bytes), or make them smaller: in a group \
+         a key has at most 64 KiB, and a request 1.5 MiB",
     )
 }
 
 /// A key, for people.
-pub(super) fn shown(key: &[u8]) -> String {
-    format!("{:?}", String::from_utf8_lossy(key))
+fn shown(key: &[u8]) -> String {
+    let shown = &key[..key.len().min(SHOWN_BYTES_MAX)];
+    format!("{:?}", String::from_utf8_lossy(shown))
 }
 
 #[cfg(test)]
