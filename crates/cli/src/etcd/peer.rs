@@ -370,6 +370,14 @@ impl Peer {
         let said = whole_text(&status);
         let has_answered = self.state().has_answered;
         if !has_answered && (is_lost || status.code() == Code::Unimplemented) {
+            if said.contains("ertificate") {
+                let what = format!("no TLS with the {side} at {names}: {said}");
+                let remedy = format!(
+                    "check --{flag}-cacert, the authority of its certificate, and --{flag}-cert with \
+                     --{flag}-key, which it may ask for"
+                );
+                return Failure::new(what, data, remedy);
+            }
             let what = if is_unreachable(&said) {
                 format!("the {side} at {names} cannot be reached: {said}")
             } else {
