@@ -27,6 +27,7 @@ mod data_dir;
 mod demo;
 mod dev;
 mod doctor;
+mod etcd;
 mod events;
 mod failure;
 mod group;
@@ -70,6 +71,7 @@ Examples:
   steadfast start --config n1.toml        run one node of a real group
   steadfast status 10.0.0.1:7400          show the state of a group; any of its nodes will do
   steadfast put stock chairs 12           set a key, at any node; also get, delete, scan, watch
+  steadfast etcd import ...               move from etcd, while it is in use
   steadfast token create                  print the token with which a new node joins
   steadfast master transfer n2            make n2 the master
   steadfast group shutdown                stop all nodes once all of them have every write
@@ -108,6 +110,7 @@ enum Verb {
     Databases(data::DatabasesArguments),
     Export(data::scan::ExportArguments),
     Import(data::import::Arguments),
+    Etcd(etcd::Arguments),
     Verify(verify::Arguments),
     Backup(backup::Arguments),
     Recover(recover::Arguments),
@@ -152,6 +155,7 @@ fn main() -> ExitCode {
         Verb::Databases(arguments) => on_runtime(data::databases(arguments)),
         Verb::Export(arguments) => on_runtime(data::scan::export(arguments)),
         Verb::Import(arguments) => on_runtime(data::import::run(arguments)),
+        Verb::Etcd(arguments) => on_runtime(etcd::run(arguments)),
         Verb::Doctor(arguments) => on_runtime(doctor::run(arguments)),
         Verb::Verify(arguments) => on_runtime(verify::run(arguments)),
         Verb::Backup(arguments) => on_runtime(backup::run(arguments)),

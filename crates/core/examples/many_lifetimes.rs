@@ -34,6 +34,8 @@ const CHUNK: usize = 1000;
 const MINUTE: Duration = Duration::from_mins(1);
 /// How long the writes are measured before that.
 const BEFORE: Duration = Duration::from_secs(30);
+/// Until then what was put has been flushed.
+const SETTLE: Duration = Duration::from_secs(20);
 /// Longer times count as this, in microseconds.
 const US_MAX: u64 = 3_600_000_000;
 /// A key that is later has failed.
@@ -165,11 +167,13 @@ fn free_port() -> std::io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// Puts all keys, spread over the minute in which they end.
+/// Puts all keys at an even pace, spread over the minute in which they end.
 fn load(master: &ReplicatedEnvironment, ends: &Ends) -> Result<()> {
     let began = Instant::now();
     let keys = ends.lock().len();
+    let time = (ends.from - began).saturating_sub(SETTLE + BEFORE);
     for first in (0..keys).step_by(CHUNK) {
+        until(began + time.mul_f64(part(first, keys)));
         let now = Instant::now();
         let chunk: Vec<(usize, Duration)> = (first..keys.min(first + CHUNK))
             .map(|key| {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use crate::admin::{AdminCommand, AdminError};
 use crate::env::ReplicatedEnvironment;
+use crate::error::ReadyError;
+use crate::ids::GroupUuid;
 use crate::member::{JoinToken, NodeType};
 
 impl ReplicatedEnvironment {
@@ -23,6 +25,15 @@ impl ReplicatedEnvironment {
     pub async fn administer_async(&self, command: &AdminCommand) -> Result<String, AdminError> {
         let done = self.unless_closed(self.lifecycle().administer(command));
         done.await.unwrap_or_else(|| Err(closed()))
+    }
+
+    /// Waits until the node belongs to a group, and returns which: with data that it can read, or
+    /// still copying it, and whether or not there is a master.
+    ///
+    /// # Errors
+    /// See [`ReadyError`](crate::ReadyError); a timeout says what is missing.
+    pub async fn wait_group_async(&self, timeout: Duration) -> Result<GroupUuid, ReadyError> {
+        self.lifecycle().wait_group(timeout).await
     }
 
     /// Publishes these values of the application, by name, in place of all that it has published of

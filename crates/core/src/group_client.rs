@@ -104,7 +104,9 @@ impl GroupClient {
         }
     }
 
-    /// Commits the batch with the durability that is configured at the node that answers.
+    /// Commits the batch with the durability that is configured at the node that answers. One that
+    /// writes a database of the etcd API
+    /// ([`RESERVED_DATABASES_PREFIX`](crate::limits::RESERVED_DATABASES_PREFIX)) is refused.
     ///
     /// # Errors
     /// See [`ClientError`].

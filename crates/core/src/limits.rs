@@ -33,6 +33,11 @@ pub const TTL_MAX: Duration = Duration::from_hours(10 * 365 * 24);
 /// Longest name of a database, in bytes.
 pub const DATABASE_NAME_BYTES_MAX: usize = 255;
 
+/// Databases whose names begin with this belong to the etcd v3 API (the crate `steadfast-server`): its
+/// rows depend on each other. Programs outside of the nodes read them as all others and cannot write
+/// them ([`crate::GroupClient::write_async`]); an application must not.
+pub const RESERVED_DATABASES_PREFIX: &str = "etcd/";
+
 /// Longest name of a group or of a node, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 

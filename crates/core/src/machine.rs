@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand::TryRng;
 use rand::rngs::SysRng;
-use steadfast_net::{MemoryNetwork, TcpTransport, Transport, process};
+use steadfast_net::{MemoryNetwork, TcpTransport, Transport, background, process};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -133,6 +133,21 @@ impl Machine {
             }
         }
         Ok(result)
+    }
+
+    /// The same for work that nobody waits for: its thread gives way to the others.
+    pub(crate) fn run_in_background<T: Send + 'static>(
+        &self,
+        name: &str,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<oneshot::Receiver<T>, OpenError> {
+        let gives_way = self.threads == Threads::Own;
+        self.run(name, async move {
+            if gives_way {
+                background::give_way();
+            }
+            work.await
+        })
     }
 }
 

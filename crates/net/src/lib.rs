@@ -68,6 +68,7 @@
 //! | `tls` | TLS over either, with a certificate at both ends |
 //! | `service` | async handlers, the service open as the server reads it |
 //! | `dispatcher`, `places`, `refusals` | the accept loop, the limits on what it lets in, and what its log says of the rest |
+//! | `background` | threads that give way to others |
 //! | `descriptors` | how many more files and connections this process may open |
 //! | `blocking` | the blocking API, for programs without an async runtime |
 
@@ -77,6 +78,7 @@
     reason = "the application's output is its own"
 )]
 
+pub mod background;
 mod blocking;
 mod connection;
 mod descriptors;

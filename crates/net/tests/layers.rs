@@ -1,7 +1,7 @@
 //! Modules import from their own layer and from those below, never from above, and never in a circle.
 //!
 //! The layers of the library stand in one list, the table under "Layers" in ARCHITECTURE.md, those of the
-//! program and the simulator in docs/architecture/code-map.md: a row is a layer, from the top down. A fault is told as `file:line: what is wrong`. Tests may look upward.
+//! program, the server and the simulator in docs/architecture/code-map.md: a row is a layer, from the top down. A fault is told as `file:line: what is wrong`. Tests may look upward.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![expect(
@@ -29,10 +29,11 @@ const CODE_MAP: &str = "docs/architecture/code-map.md";
 
 /// The sources of each crate, the document and the heading of its list, and the number of imports
 /// that there are at least.
-const LISTS: [(&str, &str, &str, usize); 3] = [
+const LISTS: [(&str, &str, &str, usize); 4] = [
     ("crates/core/src", "ARCHITECTURE.md", "Layers", 500),
     ("crates/cli/src", CODE_MAP, "crates/cli/src", 50),
     ("crates/sim/src", CODE_MAP, "crates/sim/src", 50),
+    ("crates/server/src", CODE_MAP, "crates/server/src", 50),
 ];
 
 #[test]

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use crate::store::{OpenStoreError, REQUEST_BYTES_MAX, StoreConfig};
 
+/// The name of what a node publishes of itself for clients: the addresses that they use, by commas.
+pub const CLIENT_URLS: &str = "etcd-client-urls";
+
 /// Bytes that a message may have beyond the largest request, before it is not even read.
 const MESSAGE_OVERHEAD: usize = 512 * 1024;
 

@@ -38,6 +38,8 @@ errors! {
     DuplicateKey = InvalidArgument, "etcdserver: duplicate key given in txn request";
     InvalidSortOption = InvalidArgument, "etcdserver: invalid sort option";
     RequestTooLarge = InvalidArgument, "etcdserver: request is too large";
+    /// What a replica would be told by the master is more than fits into a call. It did not happen.
+    AnswerTooLarge = ResourceExhausted, "etcdserver: the answer is too large for a member that is not the leader";
     Compacted = OutOfRange, "etcdserver: mvcc: required revision has been compacted";
     FutureRevision = OutOfRange, "etcdserver: mvcc: required revision is a future revision";
     NoSpace = ResourceExhausted, "etcdserver: mvcc: database space exceeded";

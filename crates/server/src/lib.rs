@@ -33,6 +33,7 @@
 //! | `etcd` | the gRPC services |
 //! | `json` | the same services as JSON over HTTP |
 //! | `http` | the port: HTTP/1.1 and HTTP/2, TLS, health, version and metrics |
+//! | `grpc` | frames of calls, and the time that clients give them |
 //! | `auth` | users, roles, permissions and tokens |
 //! | [`error`], [`proto`] | texts, codes and messages as clients of etcd know them |
 
@@ -40,13 +41,19 @@ mod auth;
 mod config;
 pub mod error;
 mod etcd;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+mod grpc;
 mod http;
 mod json;
 pub mod proto;
 mod serve;
+mod stop;
 pub mod store;
 
 pub use config::{
-    BeyondLoopback, Limits, ParseBeyondLoopbackError, ServeError, ServerConfig, ServerTls,
+    BeyondLoopback, CLIENT_URLS, Limits, ParseBeyondLoopbackError, ServeError, ServerConfig,
+    ServerTls,
 };
-pub use serve::{CLIENT_URLS, Server, serve};
+pub use serve::{Server, serve};

@@ -8,21 +8,16 @@ use steadfast::ReplicatedEnvironment;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
 
 use crate::auth::Auth;
-use crate::config::{BeyondLoopback, ServeError, ServerConfig};
+use crate::config::{BeyondLoopback, CLIENT_URLS, ServeError, ServerConfig};
 use crate::etcd::{self, Node};
 use crate::http::tls::Tls;
 use crate::http::{Front, listen};
 use crate::store::{OpenStoreError, Store};
 
-/// The name of what a node publishes of itself for clients: the addresses that they use, by commas.
-pub const CLIENT_URLS: &str = "etcd-client-urls";
-
-/// How long a node may take until it can tell its group, and how often it is asked.
+/// How long a node may take until it can tell its group.
 const GROUP_WITHIN: Duration = Duration::from_secs(2);
-const GROUP_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A running server. Dropped without [`Server::close`], it ends without waiting for its clients.
 pub struct Server {
@@ -119,13 +114,11 @@ async fn open_store(
     env: &ReplicatedEnvironment,
     config: &ServerConfig,
 ) -> Result<Store, ServeError> {
-    let until = Instant::now() + GROUP_WITHIN;
-    loop {
-        match Store::open(env.clone(), config.store.clone()).await {
-            Err(OpenStoreError::NoGroup) if Instant::now() < until => sleep(GROUP_INTERVAL).await,
-            opened => return Ok(opened?),
-        }
+    if let Err(error) = env.wait_group_async(GROUP_WITHIN).await {
+        tracing::debug!(%error, "no group to serve clients of");
+        return Err(OpenStoreError::NoGroup.into());
     }
+    Ok(Store::open(env.clone(), config.store.clone()).await?)
 }
 
 /// Other machines must not reach a server that proves or asks less than its configuration says.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::json;
-use steadfast::limits::VALUE_BYTES_MAX;
+use steadfast::limits::{RESERVED_DATABASES_PREFIX, VALUE_BYTES_MAX};
 use steadfast::{ClientError, CommitToken, ConsistencyPolicy, GroupClient, WriteBatch};
 
 use crate::data::format::{Format, JsonRow};
@@ -132,6 +132,9 @@ pub(crate) struct DeleteArguments {
 
 /// List the databases
 #[derive(clap::Args)]
+#[command(after_help = "\
+Those that belong to the etcd API of the group are marked: they can be read, and are written by clients
+of etcd alone.")]
 pub(crate) struct DatabasesArguments {
     #[command(flatten)]
     freshness: Freshness,
@@ -217,10 +220,27 @@ pub(crate) async fn databases(arguments: DatabasesArguments) -> Result<ExitCode,
     let call = client.databases_async(arguments.freshness.policy());
     let (names, _) = ask.wait_for(CALL_MAX, call).await.map_err(failed)?;
     match ask.output() {
-        Output::Json => println!("{}", json!({ "databases": names })),
-        Output::Table => names.iter().for_each(|name| println!("{name}")),
+        Output::Json => {
+            let reserved: Vec<_> = names.iter().filter(|name| is_reserved(name)).collect();
+            println!("{}", json!({ "databases": names, "reserved": reserved }));
+        }
+        Output::Table => {
+            for name in &names {
+                let mark = if is_reserved(name) {
+                    "\tof the etcd API"
+                } else {
+                    ""
+                };
+                println!("{name}{mark}");
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a database belongs to the etcd API.
+fn is_reserved(name: &str) -> bool {
+    name.starts_with(RESERVED_DATABASES_PREFIX)
 }
 
 async fn write(ask: &Ask, batch: &WriteBatch) -> Result<ExitCode, Failure> {

@@ -13,7 +13,7 @@ use steadfast::{
 };
 
 use crate::data::format::JsonRow;
-use crate::data::{CALL_MAX, Formats, Freshness, client, failed, parsed, print_row};
+use crate::data::{CALL_MAX, Formats, Freshness, client, failed, is_reserved, parsed, print_row};
 use crate::failure::{Failure, with_sources};
 use crate::output;
 use crate::progress::Progress;
@@ -56,7 +56,8 @@ pub(crate) struct ScanArguments {
 #[command(after_help = "\
 Each row is a line of JSON with database, key and value; keys and values that are no text are in
 base64, under key_base64 and value_base64. `steadfast import` reads it, in this group or another. All
-rows are as of one transaction. For safety rather than exchange, take a backup: see steadfast backup.
+rows are as of one transaction. Databases of the etcd API are written if they are named, for reading:
+they cannot be imported. For safety rather than exchange, take a backup: see steadfast backup.
 
 Examples:
   steadfast export all.jsonl
@@ -65,7 +66,7 @@ Examples:
 pub(crate) struct ExportArguments {
     /// The file, which must not exist; - for standard output
     file: PathBuf,
-    /// Only this database; may be repeated [default: all of them]
+    /// Only this database; may be repeated [default: all but those of the etcd API]
     #[arg(long = "database", value_name = "NAME")]
     databases: Vec<String>,
     #[command(flatten)]
@@ -137,6 +138,9 @@ pub(crate) async fn export(arguments: ExportArguments) -> Result<ExitCode, Failu
     let mut progress = Progress::new("exported", 0);
     let (mut rows, mut bytes) = (0_u64, 0_u64);
     let every = |row: &Row<'_>| {
+        if wanted.is_empty() && is_reserved(row.database) {
+            return Ok(true);
+        }
         let json = JsonRow::new(row.database, row.key, Some(row.value), row.left);
         match &mut file {
             None => print_row(&json),

@@ -116,6 +116,13 @@ fn what_is_deleted_ended_or_not_there_is_told() {
         let (_, errors) = at(ask, 1, words);
         assert!(errors.contains(says), "{errors}");
     }
+    // One key more than a transaction may write, though they are all the same.
+    let many = [vec!["delete", "d"], vec!["k"; 100_001]].concat();
+    let (_, errors) = at(ask, 1, &many);
+    assert!(
+        errors.contains("100,000") || errors.contains("100000"),
+        "{errors}"
+    );
     let (_, errors) = at(ask, 2, &["get", "d", "0", "--key-format", "hex"]);
     assert!(errors.contains("hexadecimal"), "{errors}");
     let ended = at(ask, 0, &["put", "d", "soon", "gone", "--ttl-ms", "1"]);
@@ -211,4 +218,62 @@ fn what_is_exported_is_imported_and_a_line_that_is_no_row_is_named() {
     );
     let said = String::from_utf8_lossy(&unnamed.stderr).into_owned();
     assert!(said.contains("names no database"), "{said}");
+}
+
+#[test]
+fn databases_of_the_etcd_api_are_marked_and_read_and_never_written() {
+    let group = Group::unstarted();
+    let listen = ["--client-listen", "127.0.0.1:0"].map(str::to_owned);
+    let nodes = (0..3).map(|at| Node::start(&[group.arguments(at), listen.to_vec()].concat()));
+    let nodes: Vec<_> = nodes.collect();
+    for node in &nodes {
+        node.wait_ready();
+    }
+    let ask = &format!("127.0.0.1:{}", group.ports[1]);
+    at(ask, 0, &["put", "d", "k", "v"]);
+    let deadline = std::time::Instant::now() + super::PATIENCE;
+    // The master of the API writes its first row soon.
+    let names = loop {
+        let (names, _) = at(ask, 0, &["databases"]);
+        if names.contains("etcd/meta") {
+            break names;
+        }
+        assert!(std::time::Instant::now() < deadline, "{names}");
+    };
+    let lines = lines(&names);
+    assert!(lines.contains(&"etcd/meta\tof the etcd API"), "{names}");
+    assert!(lines.contains(&"d"), "{names}");
+    let (json, _) = at(ask, 0, &["databases", "-o", "json"]);
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    let names = json["databases"].as_array().expect("names").len();
+    let reserved = json["reserved"].as_array().expect("names");
+    assert_eq!(reserved.len(), names - 1, "{json}");
+
+    let (before, _) = at(ask, 0, &["scan", "etcd/meta", "--value-format", "hex"]);
+    assert!(before.contains("state"), "{before}");
+    for words in [
+        &["put", "etcd/meta", "state", ""][..],
+        &["put", "etcd/new", "k", "v"],
+        &["put", "etcd/leases", "k", "v", "--ttl-ms", "1000"],
+        &["delete", "etcd/meta", "state"],
+    ] {
+        let (_, errors) = at(ask, 1, words);
+        assert!(errors.contains("belongs to the etcd API"), "{errors}");
+        assert!(errors.contains("nothing was changed"), "{errors}");
+    }
+    let input = b"{\"database\":\"etcd/meta\",\"key\":\"state\",\"value\":\"\"}\n";
+    let own = b"{\"database\":\"d\",\"key\":\"k2\",\"value\":\"\"}\n";
+    let imported = with_input(&["import", "-", "--ask", ask], &[&own[..], input].concat());
+    let said = String::from_utf8_lossy(&imported.stderr).into_owned();
+    assert!(said.contains("belongs to the etcd API"), "{said}");
+    assert!(said.contains("nothing was written"), "{said}");
+    let (after, _) = at(ask, 0, &["scan", "etcd/meta", "--value-format", "hex"]);
+    assert_eq!(after, before);
+    let (rows, _) = at(ask, 0, &["scan", "d", "--keys-only"]);
+    assert_eq!(rows, "k\n", "a transaction is written whole or not at all");
+
+    let (rows, _) = at(ask, 0, &["export", "-"]);
+    assert_eq!(rows.lines().count(), 1, "{rows}");
+    let (rows, _) = at(ask, 0, &["export", "-", "--database", "etcd/meta"]);
+    assert!(rows.lines().count() >= 1, "{rows}");
 }

@@ -1,74 +1,30 @@
 //! Clients of etcd at the group that `steadfast dev` starts.
 
-use std::process::Output;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Command, Node, PATIENCE, Stdio, free_port, node_arguments, run};
+use super::clients::Etcdctl;
+use super::{Node, free_port, node_arguments, run};
 
-/// Debian's `etcdctl`, unmodified.
-struct Etcdctl {
-    endpoints: String,
-}
-
-impl Etcdctl {
-    /// Whether this machine has one.
-    fn is_there() -> bool {
-        let version = Command::new("etcdctl").arg("version").output();
-        let is_there = version.is_ok_and(|output| output.status.success());
-        if !is_there {
-            println!("skipped: there is no etcdctl on this machine");
-        }
-        is_there
-    }
-
-    fn output(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().expect("it runs")
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("etcdctl");
-        command
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &self.endpoints])
-            .args(arguments)
-            .stdin(Stdio::null());
-        command
-    }
-
-    /// What it prints; it must succeed.
-    fn run(&self, arguments: &[&str]) -> String {
-        let output = self.output(arguments);
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let (out, errors) = (text(&output.stdout), text(&output.stderr));
-        assert!(output.status.success(), "{arguments:?}: {out}{errors}");
-        // The version of Debian prints some answers to stderr.
-        out + &errors
-    }
-}
-
-/// A group of `dev`, and its endpoints.
-fn dev() -> (Node, Etcdctl) {
+/// A group of `dev`, and a client of it; `None` if this machine has none.
+fn dev() -> Option<(Node, Etcdctl)> {
+    Etcdctl::find()?;
     let node = Node::run("dev", &[]);
     let line = node.wait_for(&["etcdctl --endpoints "]);
     let (_, endpoints) = line.split_once("--endpoints ").expect("they are named");
-    let endpoints = endpoints.split(' ').next().expect("a word").to_owned();
+    let endpoints = endpoints.split(' ').next().expect("a word");
     for _ in 0..3 {
         node.wait_for(&["serves clients on"]);
     }
-    let etcdctl = Etcdctl { endpoints };
-    let deadline = Instant::now() + PATIENCE;
-    while !etcdctl.output(&["endpoint", "health"]).status.success() {
-        assert!(Instant::now() < deadline, "not healthy in time");
-    }
-    (node, etcdctl)
+    let etcdctl = Etcdctl::at(endpoints)?;
+    etcdctl.run_at_last(&["endpoint", "health"]);
+    Some((node, etcdctl))
 }
 
 #[test]
 fn etcdctl_works_against_a_group_of_dev() {
-    if !Etcdctl::is_there() {
+    let Some((_node, etcdctl)) = dev() else {
         return;
-    }
-    let (_node, etcdctl) = dev();
+    };
     assert_eq!(etcdctl.run(&["put", "greeting", "hello"]).trim(), "OK");
     assert_eq!(etcdctl.run(&["get", "greeting"]), "greeting\nhello\n");
     assert_eq!(
@@ -96,17 +52,16 @@ fn etcdctl_works_against_a_group_of_dev() {
     etcdctl.run(&["endpoint", "hashkv"]);
     etcdctl.run(&["defrag"]);
     assert_eq!(etcdctl.run(&["alarm", "list"]).trim(), "");
-    let refused = etcdctl.output(&["member", "add", "n4", "--peer-urls", "http://127.0.0.1:1"]);
-    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let add = ["member", "add", "n4", "--peer-urls", "http://127.0.0.1:1"];
+    let (_, text) = etcdctl.try_run(&add, "");
     assert!(text.contains("steadfast token create"), "{text}");
 }
 
 #[test]
 fn users_of_etcdctl_are_kept_from_what_they_may_not_do() {
-    if !Etcdctl::is_there() {
+    let Some((_node, etcdctl)) = dev() else {
         return;
-    }
-    let (_node, etcdctl) = dev();
+    };
     etcdctl.run(&["user", "add", "root:secret"]);
     etcdctl.run(&["user", "add", "alice:word"]);
     etcdctl.run(&["role", "add", "reader"]);
@@ -132,8 +87,8 @@ fn users_of_etcdctl_are_kept_from_what_they_may_not_do() {
         etcdctl.run(&[&alice[..], &["get", "apple"]].concat()),
         "apple\nred\n"
     );
-    let refused = etcdctl.output(&[&alice[..], &["put", "apple", "green"]].concat());
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("permission denied"));
+    let (_, text) = etcdctl.try_run(&[&alice[..], &["put", "apple", "green"]].concat(), "");
+    assert!(text.contains("permission denied"), "{text}");
     etcdctl.run(&[&root[..], &["auth", "disable"]].concat());
     etcdctl.run(&["put", "apple", "green"]);
 }

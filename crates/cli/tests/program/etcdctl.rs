@@ -1,139 +1,15 @@
 //! Every subcommand of an unmodified `etcdctl` at a group of three processes, whose master is killed
 //! in the middle. `STEADFAST_ETCDCTL` names another than the one in `PATH`.
 
-use std::env;
-use std::ffi::OsString;
-use std::io::Write;
-
-use super::{Command, Group, Instant, Node, PATIENCE, Stdio};
-
-struct Etcdctl {
-    program: OsString,
-    endpoints: String,
-}
-
-impl Etcdctl {
-    /// The program, if this machine has one.
-    fn find() -> Option<OsString> {
-        let program = env::var_os("STEADFAST_ETCDCTL").unwrap_or_else(|| "etcdctl".into());
-        let found = Command::new(&program).arg("version").output().is_ok();
-        if !found {
-            println!("skipped: no etcdctl in STEADFAST_ETCDCTL or PATH");
-        }
-        found.then_some(program)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
-        command
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &self.endpoints])
-            .args(arguments);
-        command
-    }
-
-    /// What it prints, and whether it succeeded.
-    fn try_run(&self, arguments: &[&str], input: &str) -> (bool, String) {
-        let mut command = self.command(arguments);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().expect("it runs");
-        let mut stdin = child.stdin.take().expect("piped");
-        stdin.write_all(input.as_bytes()).expect("it reads");
-        drop(stdin);
-        let output = child.wait_with_output().expect("it ends");
-        let text = [output.stdout, output.stderr].concat();
-        (
-            output.status.success(),
-            String::from_utf8_lossy(&text).into_owned(),
-        )
-    }
-
-    /// What it prints; it has to succeed.
-    fn run(&self, arguments: &[&str]) -> String {
-        let (succeeded, text) = self.try_run(arguments, "");
-        assert!(succeeded, "{arguments:?}: {text}");
-        text
-    }
-
-    /// Runs it until it succeeds.
-    fn run_at_last(&self, arguments: &[&str]) -> String {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let (succeeded, text) = self.try_run(arguments, "");
-            if succeeded {
-                return text;
-            }
-            assert!(Instant::now() < deadline, "{arguments:?}: {text}");
-        }
-    }
-
-    /// A subcommand that goes on.
-    fn start(&self, arguments: &[&str]) -> Node {
-        Node::spawn(&mut self.command(arguments))
-    }
-
-    fn field(&self, arguments: &[&str], at: usize) -> String {
-        self.run(arguments)
-            .split(' ')
-            .nth(at)
-            .expect("a field")
-            .trim()
-            .to_owned()
-    }
-
-    /// The id and the leader of each member, by the order of endpoints.
-    fn leaders(&self) -> Vec<(u64, u64)> {
-        let text = self.run_at_last(&["endpoint", "status", "-w", "json"]);
-        // Without a leader there is no such field.
-        let number = |part: &str, name: &str| {
-            let (_, rest) = part.split_once(name).unwrap_or_default();
-            let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-            digits.parse().unwrap_or_default()
-        };
-        let parts = text.split("\"Endpoint\"").skip(1);
-        parts
-            .map(|part| (number(part, "\"member_id\":"), number(part, "\"leader\":")))
-            .collect()
-    }
-}
-
-/// Three processes that serve clients.
-fn group() -> (Group, Vec<String>) {
-    // A watch that wants a leader ends after 3 s without one, so another has to be elected soon.
-    let mut group = Group {
-        numbers: &[],
-        ..Group::unstarted()
-    };
-    let mut endpoints = Vec::new();
-    for at in 0..3 {
-        group.nodes[at] = Some(start(&group, at, "127.0.0.1:0"));
-    }
-    for node in group.nodes.iter().flatten() {
-        let line = node.wait_for(&["serves clients on"]);
-        let (_, address) = line.split_once(" on ").expect("it is named");
-        endpoints.push(address.trim().to_owned());
-    }
-    (group, endpoints)
-}
-
-fn start(group: &Group, at: usize, listen: &str) -> Node {
-    let mut arguments = group.arguments(at);
-    arguments.extend(["--client-listen".to_owned(), listen.to_owned()]);
-    Node::start(&arguments)
-}
+use super::clients::{Etcdctl, Serving};
+use super::{Instant, PATIENCE};
 
 #[test]
 fn every_subcommand_works_while_the_master_is_killed() {
-    let Some(program) = Etcdctl::find() else {
+    let mut group = Serving::start();
+    let endpoints = group.endpoints.clone();
+    let Some(ctl) = Etcdctl::at(&endpoints.join(",")) else {
         return;
-    };
-    let (mut group, endpoints) = group();
-    let ctl = Etcdctl {
-        program,
-        endpoints: endpoints.join(","),
     };
     ctl.run_at_last(&["endpoint", "health"]);
     keys(&ctl);
@@ -176,11 +52,11 @@ fn every_subcommand_works_while_the_master_is_killed() {
         .iter()
         .position(|(id, leader)| id == leader)
         .expect("one leads");
-    drop(group.nodes[master].take());
+    group.kill(master);
     ctl.run_at_last(&["put", "w2", "after the master"]);
     watch.wait_for(&["after the master"]);
     assert!(ctl.run_at_last(&["get", "w2"]).contains("after the master"));
-    group.nodes[master] = Some(start(&group, master, &endpoints[master]));
+    group.restart(master);
     ctl.run_at_last(&["endpoint", "health"]);
 
     holds.signal("-INT");
@@ -269,10 +145,7 @@ fn operator(ctl: &Etcdctl) {
         );
     }
     let first = ctl.endpoints.split(',').next().expect("one").to_owned();
-    let one = Etcdctl {
-        program: ctl.program.clone(),
-        endpoints: first,
-    };
+    let one = ctl.with_endpoints(&first);
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("snapshot");
     let (succeeded, text) = one.try_run(&["snapshot", "save", &file.display().to_string()], "");

@@ -7,6 +7,7 @@
 
 mod addresses;
 mod backup;
+mod clients;
 mod credentials;
 mod data;
 mod enrolment;
@@ -16,6 +17,7 @@ mod every_verb;
 mod floods;
 mod full_disk;
 mod mistakes;
+mod moving;
 mod operator;
 #[path = "../../src/ports.rs"]
 mod ports;

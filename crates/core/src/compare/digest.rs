@@ -109,7 +109,7 @@ impl SharedDigest {
             *last = Some(digest);
             Ok(digest)
         };
-        let computed = machine.run("steadfast-digest", work);
+        let computed = machine.run_in_background("steadfast-digest", work);
         let computed = computed.map_err(|error| stopped(error.to_string()))?;
         let computed = computed.await;
         computed.unwrap_or_else(|_| Err(stopped("the digest's thread died".to_owned())))

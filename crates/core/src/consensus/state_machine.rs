@@ -21,7 +21,7 @@ use crate::log::LogId;
 use crate::txn::batch::Batch;
 use crate::txn::flush::{Flush, Mark};
 use crate::txn::sequencer::Sequencer;
-use crate::txn::window::VersionKey;
+use crate::txn::window::Written;
 
 /// How long a node with a full window waits for an engine without space.
 const FULL_MAX: Duration = Duration::from_secs(10);
@@ -69,7 +69,7 @@ impl StateMachine {
 
     /// A batch that does not follow the last applied one was numbered in vain: consensus had
     /// refused the one before it. Every node finds the same here, and skips it.
-    async fn apply_batch(&self, id: LogId, batch: &Batch) -> io::Result<Vec<VersionKey>> {
+    async fn apply_batch(&self, id: LogId, batch: &Batch) -> io::Result<Vec<Written>> {
         let (first, visible) = (batch.first(), self.sequencer.visible());
         if first != visible.next() {
             tracing::info!(

@@ -1,14 +1,15 @@
 //! The messages of DATA.
 
+use std::iter;
 use std::time::Duration;
 
 use bytes::Bytes;
-use prost::Message;
+use prost::{Message, decode_length_delimiter};
 
 use crate::feed::messages::TokenMessage;
 use crate::policy::ConsistencyPolicy;
 use crate::recent::millis;
-use crate::wire::messages::WireError;
+use crate::wire::messages::{WireError, body};
 
 /// A request; each gets one reply.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -120,6 +121,42 @@ pub(crate) struct DataRefused {
     pub(crate) is_denied: bool,
 }
 
+/// How many writes are in the frame of a [`DataRequest`], at most. Decoded, one without a key takes fifty
+/// times the bytes that it has in the frame, so they are counted first.
+pub(crate) fn writes_in(frame: &Bytes) -> usize {
+    const WRITE: usize = 4;
+    const ONE: usize = 1;
+    let calls = fields(body(frame)).filter(|(tag, _)| *tag == WRITE);
+    let writes = calls.flat_map(|(_, call)| fields(call).filter(|(tag, _)| *tag == ONE));
+    writes.count()
+}
+
+/// The fields of an encoded message that have a length, with their tags, as far as it can be decoded.
+fn fields(mut rest: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    iter::from_fn(move || {
+        loop {
+            let key = decode_length_delimiter(&mut rest).ok()?;
+            let kind = key & 7;
+            let length = match kind {
+                0 => {
+                    decode_length_delimiter(&mut rest).ok()?;
+                    0
+                }
+                1 => 8,
+                2 => decode_length_delimiter(&mut rest).ok()?,
+                5 => 4,
+                // The begin and the end of a group: fields in it count too.
+                _ => 0,
+            };
+            let (field, after) = rest.split_at_checked(length)?;
+            rest = after;
+            if kind == 2 {
+                return Some((key >> 3, field));
+            }
+        }
+    })
+}
+
 impl From<ConsistencyPolicy> for FreshnessMessage {
     fn from(policy: ConsistencyPolicy) -> Self {
         let linearizable = Self::default();
@@ -157,5 +194,44 @@ impl TryFrom<FreshnessMessage> for ConsistencyPolicy {
             } => Self::MaxLag(Duration::from_millis(lag_ms)),
             _ => Self::Linearizable,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::messages::{Kind, encode};
+
+    fn request(writes: usize) -> DataRequest {
+        let one = |n: usize| OneWrite {
+            database: if n.is_multiple_of(2) { "d" } else { "" }.to_owned(),
+            ttl_ms: n.is_multiple_of(3).then_some(u64::MAX),
+            ..OneWrite::default()
+        };
+        DataRequest {
+            group_name: "g".to_owned(),
+            call: Some(DataCall::Write(WriteCall {
+                writes: (0..writes).map(one).collect(),
+            })),
+        }
+    }
+
+    #[test]
+    fn writes_are_counted_before_they_are_decoded() {
+        for count in [0, 1, 2, 100] {
+            let frame = encode(Kind::DataRequest, &request(count));
+            assert_eq!(writes_in(&frame), count);
+        }
+        let get = GetCall {
+            database: "d".to_owned(),
+            key: encode(Kind::DataRequest, &request(3)),
+            freshness: Some(ConsistencyPolicy::Eventual.into()),
+        };
+        let get = DataRequest {
+            group_name: String::new(),
+            call: Some(DataCall::Get(get)),
+        };
+        assert_eq!(writes_in(&encode(Kind::DataRequest, &get)), 0);
+        assert_eq!(writes_in(&Bytes::from_static(b"short")), 0);
     }
 }

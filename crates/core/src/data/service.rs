@@ -2,7 +2,9 @@
 
 use std::future::Future;
 
-use crate::data::messages::{DataAnswer, DataReply, DataRequest};
+use crate::data::messages::{DataAnswer, DataRefused, DataReply, DataRequest, writes_in};
+use crate::error::WriteError;
+use crate::limits::TRANSACTION_KEYS_MAX;
 use crate::wire::hello::{DialError, Session};
 use crate::wire::messages::{Kind, decode, encode};
 
@@ -19,8 +21,13 @@ where
     F: Future<Output = DataAnswer>,
 {
     while let Some(frame) = session.next_request().await? {
-        let request: DataRequest = decode(Kind::DataRequest, frame)?;
-        let answer = Some(handle(request).await);
+        let answer = Some(if writes_in(&frame) > TRANSACTION_KEYS_MAX {
+            let max = TRANSACTION_KEYS_MAX;
+            DataAnswer::Refused(DataRefused::from(WriteError::TooManyKeys { max }))
+        } else {
+            let request: DataRequest = decode(Kind::DataRequest, frame)?;
+            handle(request).await
+        });
         let reply = encode(Kind::DataReply, &DataReply { answer });
         session.sender.send(reply).await?;
     }

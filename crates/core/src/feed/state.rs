@@ -105,7 +105,7 @@ impl StateScan {
             let part = self.next();
             (self, part)
         };
-        let running = node.machine.run("steadfast-state", work);
+        let running = node.machine.run_in_background("steadfast-state", work);
         running.map_err(|error| stopped(&error.to_string()))
     }
 

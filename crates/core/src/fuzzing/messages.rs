@@ -8,7 +8,7 @@ use prost::Message;
 use crate::admin::messages::{AdminReply, AdminRequest};
 use crate::calls::messages::{CallAnswer, CallReply, CallRequest};
 use crate::consensus;
-use crate::data::messages::{DataCall, DataReply, DataRequest};
+use crate::data::messages::{DataCall, DataReply, DataRequest, writes_in};
 use crate::events::service::ViewMessage;
 use crate::feed::messages::{FeedItem, FeedMessage, Received, SubscribeMessage};
 use crate::feed::{FeedEvent, SubscribeOptions};
@@ -91,7 +91,10 @@ fn of(kind: Kind, frame: Bytes) -> Result<(), WireError> {
         Kind::RestoreReply => read(kind, frame).and_then(restore_reply),
         Kind::CallRequest => read(kind, frame).and_then(call_request),
         Kind::CallReply => read(kind, frame).map(call_reply),
-        Kind::DataRequest => read(kind, frame).and_then(data_request),
+        Kind::DataRequest => {
+            let writes_max = writes_in(&frame);
+            read(kind, frame).and_then(|it| data_request(it, writes_max))
+        }
         Kind::DataReply => read::<DataReply>(kind, frame).map(drop),
     }
 }
@@ -109,14 +112,17 @@ fn read<M: Message + Default + PartialEq + Debug>(
     Ok(message)
 }
 
-fn data_request(request: DataRequest) -> Result<(), WireError> {
+fn data_request(request: DataRequest, writes_max: usize) -> Result<(), WireError> {
     match request.call.ok_or(WireError::Missing("a call"))? {
         DataCall::Get(call) => {
             let freshness = call.freshness.unwrap_or_default();
             ConsistencyPolicy::try_from(freshness).map(drop)
         }
         DataCall::Databases(freshness) => ConsistencyPolicy::try_from(freshness).map(drop),
-        DataCall::Write(_) => Ok(()),
+        DataCall::Write(call) => {
+            assert!(call.writes.len() <= writes_max, "{writes_max} were counted");
+            Ok(())
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use super::TARGETS;
 use super::messages::{KINDS, of_kind};
 
 /// What the names of the targets of other crates begin with.
-const ELSEWHERE: [&str; 2] = ["cli_", "net_"];
+const ELSEWHERE: [&str; 3] = ["cli_", "net_", "server_"];
 
 #[test]
 fn messages_records_and_texts_of_the_corpora_are_decoded_without_a_panic() {

@@ -13,15 +13,13 @@ use crate::calls::{Handlers, IncomingCall, ServedCalls};
 use crate::error::{CallError, ServeCallsError};
 use crate::ids::NodeId;
 use crate::lifecycle::Lifecycle;
+use crate::lifecycle::waiting::SearchOver;
 use crate::limits::CALL_BYTES_MAX;
 use crate::listener::Role;
 use crate::node;
 use crate::node::phase::Phase;
 use crate::wire::CALLS;
 use crate::wire::hello::{DialError, Session};
-
-/// Pause of a call that found no master before it tries again.
-pub(super) const MASTER_RETRY: Duration = Duration::from_millis(20);
 
 /// What this node handles, and its connections to those that it calls.
 #[derive(Default)]
@@ -97,9 +95,9 @@ impl Lifecycle {
             waits: false,
             progress: Arc::default(),
         };
-        let (mut role, mut phase) = (self.role(), self.phase.subscribe());
+        let mut search = self.search_master(deadline);
         loop {
-            let state = role.borrow_and_update().clone();
+            let state = search.state();
             let why = match (state.role, state.master) {
                 (Role::Master, _) => return self.call_own(&asked).await,
                 (Role::Replica, Some(master)) => match self.call_peer(master.id, &asked).await {
@@ -112,25 +110,13 @@ impl Lifecycle {
                 },
                 _ => "no master is known".to_owned(),
             };
-            if phase.borrow_and_update().is_closing() {
-                return Err(CallError::Closed);
-            }
-            if Instant::now() >= deadline {
-                return Err(CallError::NoMaster {
+            search.pause().await.map_err(|over| match over {
+                SearchOver::Closed => CallError::Closed,
+                SearchOver::Late => CallError::NoMaster {
                     after: timeout,
                     reason: why,
-                });
-            }
-            let again = deadline.min(Instant::now() + MASTER_RETRY);
-            let news = async {
-                tokio::select! {
-                    biased;
-                    _ = role.changed() => {}
-                    _ = phase.changed() => {}
-                }
-            };
-            // Without news it tries again all the same.
-            timeout_at(again, news).await.ok();
+                },
+            })?;
         }
     }
 

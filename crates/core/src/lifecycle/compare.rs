@@ -181,7 +181,11 @@ impl Lifecycle {
             drop(turn);
             done
         };
-        self.machine.run("steadfast-digest", work).ok()?.await.ok()
+        self.machine
+            .run_in_background("steadfast-digest", work)
+            .ok()?
+            .await
+            .ok()
     }
 
     /// This node's data was found to be bad, or whole again (`None`). The single place that learns

@@ -8,11 +8,12 @@ use bytes::Bytes;
 use crate::config::access::Holder;
 use crate::data::messages::{
     DataAnswer, DataCall, DataRefused, DataRequest, DatabasesMessage, FoundMessage, GetCall,
-    WriteCall,
+    OneWrite, WriteCall,
 };
 use crate::data::service;
 use crate::error::{Outcome, ReadError, WriteError};
 use crate::lifecycle::Lifecycle;
+use crate::limits::RESERVED_DATABASES_PREFIX;
 use crate::policy::ConsistencyPolicy;
 use crate::txn::transaction::Transaction;
 use crate::wire::hello::{DialError, Session};
@@ -77,6 +78,11 @@ impl Lifecycle {
     }
 
     async fn answer_write_call(&self, call: WriteCall) -> Result<DataAnswer, DataRefused> {
+        let is_reserved = |write: &&OneWrite| write.database.starts_with(RESERVED_DATABASES_PREFIX);
+        if let Some(OneWrite { database, .. }) = call.writes.iter().find(is_reserved) {
+            let why = "belongs to the etcd API of the group: write with a client of etcd";
+            return Err(refusal(format!("the database {database:?} {why}")));
+        }
         let committed = self.write(None, |txn| apply(&call, txn)).await?;
         Ok(DataAnswer::Written(committed.token.into()))
     }

@@ -20,7 +20,7 @@ use crate::error::WriteError;
 use crate::forward::messages::{NumberMessage, WriteAnswer, WriteReply, WriteRequest};
 use crate::ids::{GroupUuid, NodeId, Term, Vlsn};
 use crate::lifecycle::Lifecycle;
-use crate::lifecycle::called::MASTER_RETRY;
+use crate::lifecycle::waiting::SearchOver;
 use crate::limits::FORWARDED_BYTES_MAX;
 use crate::listener::{Role, RoleState};
 use crate::node::write::{Failure, elsewhere};
@@ -212,9 +212,9 @@ impl Lifecycle {
         promise: Promise,
         request: &Bytes,
     ) -> Result<Sent, WriteError> {
-        let (mut role, mut phase) = (self.role(), self.phase.subscribe());
+        let mut search = self.search_master(until);
         loop {
-            let state = role.borrow_and_update().clone();
+            let state = search.state();
             match (state.role, state.master) {
                 // As soon as it numbers.
                 (Role::Master, _) if node.sequencer.newest().is_some() => return Ok(Sent::Own),
@@ -228,22 +228,10 @@ impl Lifecycle {
                 }
                 _ => {}
             }
-            if phase.borrow_and_update().is_closing() {
-                return Err(WriteError::Closed);
-            }
-            if Instant::now() >= until {
-                return Err(WriteError::NotMaster { master: None });
-            }
-            let again = until.min(Instant::now() + MASTER_RETRY);
-            let news = async {
-                tokio::select! {
-                    biased;
-                    _ = role.changed() => {}
-                    _ = phase.changed() => {}
-                }
-            };
-            // Without news it tries again all the same.
-            timeout_at(again, news).await.ok();
+            search.pause().await.map_err(|over| match over {
+                SearchOver::Closed => WriteError::Closed,
+                SearchOver::Late => WriteError::NotMaster { master: None },
+            })?;
         }
     }
 

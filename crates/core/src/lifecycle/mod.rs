@@ -44,21 +44,20 @@ mod shutdown;
 mod sources;
 mod transfer;
 mod views;
+mod waiting;
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::Duration;
 
 use steadfast_net::{Descriptors, Dispatcher, lock, process};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
 
 use crate::compare::digest::SharedDigest;
 use crate::config::RepConfig;
 use crate::consensus::MasterNotices;
 use crate::credentials::Authority;
-use crate::error::{OpenError, ReadyError};
+use crate::error::OpenError;
 use crate::events::change::Changes;
 use crate::group::addresses::{self, Addresses};
 use crate::group::identity::{DataDir, Identity};
@@ -374,44 +373,6 @@ impl Lifecycle {
     /// The node, in any phase.
     fn node(&self) -> Option<Arc<Node>> {
         lock(&self.node).clone()
-    }
-
-    pub(crate) async fn wait_ready(&self, timeout: Duration) -> Result<(), ReadyError> {
-        let deadline = Instant::now() + timeout;
-        let (mut phase, mut role) = (self.phase.subscribe(), self.role());
-        loop {
-            match &*phase.borrow_and_update() {
-                Phase::Running | Phase::Forming | Phase::Restoring => {}
-                Phase::Refused(reason) => {
-                    return Err(ReadyError::Refused {
-                        reason: reason.clone(),
-                    });
-                }
-                Phase::Stopped(reason) => {
-                    return Err(ReadyError::Stopped {
-                        reason: reason.clone(),
-                    });
-                }
-                Phase::Closing | Phase::Closed => return Err(ReadyError::Closed),
-            }
-            if role.borrow_and_update().role.is_known() {
-                return Ok(());
-            }
-            let changed = async {
-                tokio::select! {
-                    biased;
-                    changed = phase.changed() => changed.is_ok(),
-                    changed = role.changed() => changed.is_ok(),
-                }
-            };
-            if timeout_at(deadline, changed).await.is_err() {
-                let waiting_for = format!("waiting for {}", self.waiting_for());
-                return Err(ReadyError::Timeout {
-                    after: timeout,
-                    waiting_for,
-                });
-            }
-        }
     }
 
     pub(crate) fn role(&self) -> watch::Receiver<RoleState> {

@@ -331,13 +331,15 @@ impl Lifecycle {
             .map(|dir| dir.engine_dir(identity.copy + 1));
         let Some(dir) = dir else { return };
         let engines = Arc::clone(&self.machine.engines);
-        let removing = self.machine.run("steadfast-remove", async move {
-            if engines.exists(&dir)? {
-                tracing::info!("removing a copy of the state that is no longer needed");
-                engines.remove(&dir)?;
-            }
-            Ok::<_, EngineError>(())
-        });
+        let removing = self
+            .machine
+            .run_in_background("steadfast-remove", async move {
+                if engines.exists(&dir)? {
+                    tracing::info!("removing a copy of the state that is no longer needed");
+                    engines.remove(&dir)?;
+                }
+                Ok::<_, EngineError>(())
+            });
         let removed = match removing {
             Ok(removing) => removing.await.unwrap_or(Ok(())),
             Err(_) => Ok(()),

@@ -233,7 +233,7 @@ pub(super) fn start_flush(
     let (stop_sender, stop) = watch::channel(false);
     let (flush, persisted) = (Arc::clone(flush), log.persisted());
     let (failed, stopping) = (Arc::clone(&around.failed), stop.clone());
-    let ended = machine.run("steadfast-flush", async move {
+    let ended = machine.run_in_background("steadfast-flush", async move {
         let result = flush.run(auditor, persisted, stop).await;
         // Whoever stops the node gets the error from `stop`, and knows how to handle it.
         if let Err(error) = &result

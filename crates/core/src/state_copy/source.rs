@@ -218,8 +218,10 @@ impl Source {
             return Err(SourceError::Refused("no copy was begun"));
         }
         let node = Arc::clone(&self.node);
-        let reading =
-            self.node.machine.run(
+        let reading = self
+            .node
+            .machine
+            .run_in_background(
                 "steadfast-copy",
                 async move { read_chunk(&node.view(), place) },
             );

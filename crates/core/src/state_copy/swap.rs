@@ -79,7 +79,7 @@ pub(crate) async fn finish(
     );
     if engines.exists(&old)? {
         let removed: oneshot::Receiver<_> =
-            machine.run("steadfast-remove", async move { engines.remove(&old) })?;
+            machine.run_in_background("steadfast-remove", async move { engines.remove(&old) })?;
         let died = |_| OpenError::Start("the thread that removes a state died".to_owned());
         removed.await.map_err(died)??;
     }

@@ -21,7 +21,7 @@
 //! The engine never gets ahead of this node's own log: a mark is flushed only when its entry is
 //! persisted here, so after a crash the log always continues where the engine ends.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
@@ -45,7 +45,7 @@ use crate::txn::catalog::CATALOG;
 use crate::txn::readers::{ReaderId, Readers};
 use crate::txn::reclaim::Reclaim;
 use crate::txn::sequencer::Sequencer;
-use crate::txn::window::{Version, VersionKey, Window};
+use crate::txn::window::{Place, Window, Written};
 
 /// Bounds of the flush. See `RepConfig` for what they mean to a user.
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ pub(crate) struct Mark {
     /// The membership in force from this entry on, if the entry changes it.
     pub(crate) membership: Option<Bytes>,
     /// The versions that the entry put into the window.
-    pub(crate) versions: Vec<VersionKey>,
+    pub(crate) versions: Vec<Written>,
     /// Size of the entry.
     pub(crate) bytes: usize,
 }
@@ -92,7 +92,7 @@ pub(crate) struct Mark {
 #[derive(Debug)]
 struct Eviction {
     mark: ReaderId,
-    versions: Vec<VersionKey>,
+    versions: Vec<Written>,
 }
 
 #[derive(Debug)]
@@ -380,7 +380,7 @@ impl Flush {
         };
         let mut state = self.lock();
         let mut taken: Vec<Mark> = Vec::new();
-        let (mut keys, mut bytes) = (std::collections::BTreeSet::new(), 0);
+        let (mut keys, mut bytes) = (HashSet::new(), 0);
         while let Some(mark) = state.marks.front() {
             let is_persisted = mark.log_id.position <= persisted.position;
             let may_flush = mark.vlsn <= limit && (is_persisted || planted::is(Bug::EngineAhead));
@@ -389,11 +389,7 @@ impl Flush {
                 break;
             }
             bytes += mark.bytes;
-            keys.extend(
-                mark.versions
-                    .iter()
-                    .map(|version| (version.database, version.key.clone())),
-            );
+            keys.extend(mark.versions.iter().map(|written| written.place.clone()));
             taken.extend(state.marks.pop_front());
         }
         taken
@@ -419,7 +415,7 @@ impl Flush {
         } else {
             &marks[..]
         };
-        let mut changes = self.changes(flushed);
+        let mut changes = Self::changes(flushed);
         let first = changes.first().map(|(database, ..)| *database);
         if first == Some(CATALOG) {
             self.reclaim.catalog_changed();
@@ -451,10 +447,7 @@ impl Flush {
         }
         let mark = self.readers.now();
         let versions: Vec<_> = marks.into_iter().flat_map(|mark| mark.versions).collect();
-        let bytes: usize = versions
-            .iter()
-            .map(|version| self.window.version_bytes(version))
-            .sum();
+        let bytes: usize = versions.iter().map(Written::bytes).sum();
         let mut state = self.lock();
         if !planted::is(Bug::ForgetMembership) {
             state.membership = membership;
@@ -465,25 +458,25 @@ impl Flush {
     }
 
     /// The newest version of each key that the marks wrote, sorted by (database, key).
-    fn changes(&self, marks: &[Mark]) -> Vec<(DatabaseId, Bytes, Change)> {
-        let mut newest: BTreeMap<(DatabaseId, &Bytes), &VersionKey> = BTreeMap::new();
-        // Marks are in log order: the last one to write a key wins.
-        for version in marks.iter().flat_map(|mark| &mark.versions) {
-            let place = (version.database, &version.key);
-            if planted::is(Bug::FlushOldest) && newest.contains_key(&place) {
-                continue;
-            }
-            newest.insert(place, version);
+    fn changes(marks: &[Mark]) -> Vec<(DatabaseId, Bytes, Change)> {
+        let versions = marks.iter().flat_map(|mark| &mark.versions);
+        let mut versions: Vec<&Written> = versions.collect();
+        // Marks are in log order, and the sort keeps it: the last one to write a key wins.
+        if planted::is(Bug::FlushOldest) {
+            versions.reverse();
         }
-        let change = |((database, key), version): ((DatabaseId, &Bytes), &VersionKey)| {
-            let found = self.window.version(version);
-            let change = match found.expect("what is not flushed is in the window") {
-                Version::Value(value) => Change::Put(value),
-                Version::Deleted => Change::Delete,
+        versions.sort_by_key(|written| &written.place);
+        let keys = versions.chunk_by(|a, b| a.place == b.place);
+        let change = |written: &Written| {
+            let change = match &written.value {
+                Some(value) => Change::Put(value.clone()),
+                None => Change::Delete,
             };
-            (database, key.clone(), change)
+            let Place { database, key, .. } = written.place.clone();
+            (database, key, change)
         };
-        let mut changes: Vec<_> = newest.into_iter().map(change).collect();
+        let newest = keys.filter_map(<[_]>::last);
+        let mut changes: Vec<_> = newest.map(|written| change(written)).collect();
         if planted::is(Bug::FlushNoDeletes) {
             changes.retain(|(.., change)| *change != Change::Delete);
         }

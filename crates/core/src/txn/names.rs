@@ -1,5 +1,6 @@
-//! Cache from names to databases: it saves a read-only snapshot one engine read. Filled by
-//! snapshots, and emptied by each catalog change before the change is visible.
+//! Cache from names to databases, and of names that no database has: it saves a read-only snapshot
+//! one engine read. Filled by snapshots, and emptied by each catalog change before the change is
+//! visible.
 
 use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
@@ -11,6 +12,14 @@ use crate::ids::{DatabaseId, Vlsn};
 /// Maximum number of names. One more clears the cache.
 const NAMES_MAX: usize = 1024;
 
+/// What the cache says of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lookup {
+    Miss,
+    /// `None`: there is no such database.
+    Hit(Option<DatabaseId>),
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
@@ -21,19 +30,23 @@ pub(crate) struct Names {
 struct Known {
     /// The last transaction that changed the catalog: earlier snapshots see other names.
     since: Vlsn,
-    ids: BTreeMap<Bytes, DatabaseId>,
+    /// `None`: there is no such database.
+    ids: BTreeMap<Bytes, Option<DatabaseId>>,
 }
 
 impl Names {
-    /// The database of this name in the snapshot at `at`; `None` when it is not cached.
-    pub(crate) fn find(&self, name: &[u8], at: Vlsn) -> Option<DatabaseId> {
+    /// The database of this name in the snapshot at `at`.
+    pub(crate) fn find(&self, name: &[u8], at: Vlsn) -> Lookup {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let is_valid = at >= known.since;
-        is_valid.then(|| known.ids.get(name).copied()).flatten()
+        match known.ids.get(name).filter(|_| is_valid) {
+            None => Lookup::Miss,
+            Some(id) => Lookup::Hit(*id),
+        }
     }
 
     /// Remembers what the snapshot at `at` has read.
-    pub(crate) fn remember(&self, name: Bytes, id: DatabaseId, at: Vlsn) {
+    pub(crate) fn remember(&self, name: Bytes, id: Option<DatabaseId>, at: Vlsn) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if at < known.since {
             return;
@@ -62,17 +75,21 @@ mod tests {
     fn a_snapshot_finds_only_what_holds_at_its_number() {
         let (names, name) = (Names::default(), Bytes::from("d"));
         let find = |at| names.find(&name, Vlsn(at));
-        names.remember(name.clone(), DatabaseId(1), Vlsn(5));
-        assert_eq!(
-            (find(5), find(9)),
-            (Some(DatabaseId(1)), Some(DatabaseId(1)))
-        );
+        let id = |id| Some(DatabaseId(id));
+        let nothing = Lookup::Miss;
+        names.remember(name.clone(), id(1), Vlsn(5));
+        assert_eq!([find(5), find(9)], [Lookup::Hit(id(1)); 2]);
         names.changed(Vlsn(7));
-        assert_eq!((find(6), find(7)), (None, None));
+        assert_eq!([find(6), find(7)], [nothing; 2]);
         // A snapshot from before the change comes late.
-        names.remember(name.clone(), DatabaseId(1), Vlsn(6));
-        assert_eq!((find(6), find(7)), (None, None));
-        names.remember(name.clone(), DatabaseId(2), Vlsn(8));
-        assert_eq!((find(6), find(7)), (None, Some(DatabaseId(2))));
+        names.remember(name.clone(), id(1), Vlsn(6));
+        assert_eq!([find(6), find(7)], [nothing; 2]);
+        names.remember(name.clone(), None, Vlsn(8));
+        assert_eq!([find(6), find(7)], [nothing, Lookup::Hit(None)]);
+        names.changed(Vlsn(9));
+        names.remember(name.clone(), None, Vlsn(8));
+        assert_eq!([find(8), find(9)], [nothing; 2]);
+        names.remember(name.clone(), id(2), Vlsn(9));
+        assert_eq!([find(8), find(9)], [nothing, Lookup::Hit(id(2))]);
     }
 }

@@ -42,7 +42,7 @@ use crate::txn::counter;
 use crate::txn::names::Names;
 use crate::txn::read_set::ReadSet;
 use crate::txn::readers::ReaderGuard;
-use crate::txn::window::{Version, VersionKey, Window};
+use crate::txn::window::{Version, Window, Written};
 
 /// One session: its term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,14 +113,14 @@ struct InFlight {
     is_refused: bool,
     waiters: Waiters,
     /// The versions that the batch put into the window, kept so that they can be removed.
-    versions: Vec<VersionKey>,
+    versions: Vec<Written>,
 }
 
 #[derive(Debug)]
 struct OpenBatch {
     builder: BatchBuilder,
     waiters: Waiters,
-    versions: Vec<VersionKey>,
+    versions: Vec<Written>,
 }
 
 /// Who waits for a batch.
@@ -264,8 +264,9 @@ impl Sequencer {
         let batch = session.batch_with_room(self.batch_bytes_max);
         let vlsn = batch.builder.push(&finished.operations);
         for operation in finished.operations {
-            batch.versions.push(VersionKey::of(vlsn, &operation));
-            self.window.insert(vlsn, operation);
+            let written = Written::of(vlsn, operation);
+            self.window.insert(&written);
+            batch.versions.push(written);
         }
         batch.waiters.outcome.push(done);
         session.numbered = vlsn;
@@ -449,7 +450,7 @@ impl Sequencer {
     ///
     /// # Panics
     /// When the batch does not follow the last applied one: numbers are dense.
-    pub(crate) fn apply(&self, id: LogId, batch: &Batch) -> Vec<VersionKey> {
+    pub(crate) fn apply(&self, id: LogId, batch: &Batch) -> Vec<Written> {
         assert_eq!(
             batch.first(),
             self.visible().next(),
@@ -468,7 +469,10 @@ impl Sequencer {
             self.drop_pending(&mut guard);
             (self.insert_all(batch), Waiters::default())
         };
-        if versions.iter().any(|version| version.database == CATALOG) {
+        if versions
+            .iter()
+            .any(|version| version.place.database == CATALOG)
+        {
             self.names.changed(batch.last());
         }
         self.visible.send_replace(batch.last());
@@ -489,14 +493,15 @@ impl Sequencer {
         runs.push_back((term, first));
     }
 
-    fn insert_all(&self, batch: &Batch) -> Vec<VersionKey> {
+    fn insert_all(&self, batch: &Batch) -> Vec<Written> {
         if planted::is(Bug::SkipBatch) && batch.first().0.is_multiple_of(16) {
             return Vec::new();
         }
         let mut versions = Vec::new();
         batch.for_each(|vlsn, operation| {
-            versions.push(VersionKey::of(vlsn, &operation));
-            self.window.insert(vlsn, operation);
+            let written = Written::of(vlsn, operation);
+            self.window.insert(&written);
+            versions.push(written);
         });
         versions
     }

@@ -19,7 +19,7 @@ use crate::ids::{DatabaseId, Vlsn};
 use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::txn::catalog::{self, CATALOG, Named, check_name};
 use crate::txn::lifetimes::GroupTime;
-use crate::txn::names::Names;
+use crate::txn::names::{Lookup, Names};
 use crate::txn::scan::{Scan, Source};
 use crate::txn::sequencer::{Finished, SessionId};
 use crate::txn::view::{Chunk, View, ViewError, lay_over};
@@ -60,10 +60,9 @@ impl Snapshot {
         let at = self.view.at();
         // Only valid names are remembered, and those of the group's own rows, which no user may ask
         // for.
-        let known = self.names.find(name.as_bytes(), at);
-        let id = match known.filter(|_| catalog::is_users_name(name.as_bytes())) {
-            None => self.look_up(check_name(name)?)?,
-            known => known,
+        let id = match self.names.find(name.as_bytes(), at) {
+            Lookup::Hit(id) if catalog::is_users_name(name.as_bytes()) => id,
+            _ => self.look_up(check_name(name)?)?,
         };
         Ok(SnapshotDatabase { snapshot: self, id })
     }
@@ -79,15 +78,13 @@ impl Snapshot {
 
     fn look_up(&self, name: Bytes) -> Result<Option<DatabaseId>, ReadError> {
         let at = self.view.at();
-        if let Some(known) = self.names.find(&name, at) {
-            return Ok(Some(known));
+        if let Lookup::Hit(id) = self.names.find(&name, at) {
+            return Ok(id);
         }
-        let Some(entry) = self.view.get(CATALOG, &name)? else {
-            return Ok(None);
-        };
-        let id = database_id(&name, &entry)?;
+        let entry = self.view.get(CATALOG, &name)?;
+        let id = entry.map(|entry| database_id(&name, &entry)).transpose()?;
         self.names.remember(name, id, at);
-        Ok(Some(id))
+        Ok(id)
     }
 
     /// The names of all databases, sorted.

@@ -1,47 +1,39 @@
 //! The window: versions newer than what the engine holds.
 //!
-//! An ordered concurrent map from (database, key, VLSN descending) to a value or a tombstone
+//! An ordered map from (database, key) to the versions of the key, each a value or a tombstone
 //! (`None`). A read at a snapshot takes the newest version at or below it, from here or else from
-//! the engine. In this order, reading one key and flushing everything are each a single walk.
+//! the engine.
 //!
 //! Entries come from the sequencer (pending, on the master) and from the log (committed). They
 //! leave when the flush has moved them into the engine and no reader can miss them, or when the
 //! node loses mastership and drops what was pending. The window does not know which of its versions
 //! are committed: each reader supplies the VLSN up to which it may see.
+//!
+//! One lock guards the map. It is held for one key, or for one part of a scan: a reader holds up a
+//! writer no longer than a few rows take.
 
-use std::cmp::Reverse;
-use std::ops::{Bound, RangeBounds};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
-use crossbeam_skiplist::SkipMap;
-use crossbeam_skiplist::map::Entry;
 
 use crate::engine::{Direction, KeyRange};
 use crate::ids::{DatabaseId, Vlsn};
 use crate::txn::batch::Operation;
 
-/// Memory that one version takes besides its key and value: map node, tower and handles.
+/// Memory that one version takes besides its key and value: its place in the map, handles, and its
+/// entry in what waits for the flush.
 const VERSION_OVERHEAD_BYTES: usize = 160;
 
-/// Key of one version. The order of the fields is the order of the map.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct VersionKey {
-    pub(crate) database: DatabaseId,
-    pub(crate) key: Bytes,
-    pub(crate) vlsn: Reverse<Vlsn>,
-}
+/// Later than every version.
+const NEWEST: Vlsn = Vlsn(u64::MAX);
 
-impl VersionKey {
-    /// The key of the version that `operation` of transaction `vlsn` writes.
-    pub(crate) fn of(vlsn: Vlsn, operation: &Operation) -> Self {
-        Self {
-            database: operation.database,
-            key: operation.key.clone(),
-            vlsn: Reverse(vlsn),
-        }
-    }
-}
+/// Rows that a scan takes under one lock: few at first, as most scans are short.
+const SCAN_ROWS_MIN: usize = 8;
+const SCAN_ROWS_MAX: usize = 128;
 
 /// What a transaction left at a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,77 +42,166 @@ pub(crate) enum Version {
     Deleted,
 }
 
+impl From<Option<Bytes>> for Version {
+    fn from(value: Option<Bytes>) -> Self {
+        value.map_or(Self::Deleted, Self::Value)
+    }
+}
+
 /// One key as a scan of the window sees it: `value` is `None` where the key was deleted.
 pub(crate) type WindowRow = (Bytes, Option<Bytes>);
+
+/// A version that was put into the window, for whoever is to flush it and take it out again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) place: Place,
+    pub(crate) vlsn: Vlsn,
+    /// `None`: deleted.
+    pub(crate) value: Option<Bytes>,
+}
+
+impl Written {
+    /// What `operation` of transaction `vlsn` writes.
+    pub(crate) fn of(vlsn: Vlsn, operation: Operation) -> Self {
+        Self {
+            place: Place::new(operation.database, operation.key),
+            vlsn,
+            value: operation.value,
+        }
+    }
+
+    /// Estimated memory that it takes in the window.
+    pub(crate) fn bytes(&self) -> usize {
+        version_bytes(&self.place.key, self.value.as_ref())
+    }
+}
+
+/// A key of a database. The first bytes of the key stand in place, so that most comparisons follow
+/// no pointer. The order of the fields is the order of places.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) database: DatabaseId,
+    first: [u64; 2],
+    pub(crate) key: Bytes,
+}
+
+impl Place {
+    pub(crate) fn new(database: DatabaseId, key: Bytes) -> Self {
+        // Zeros after a short key: where they are all that differs, the keys themselves decide.
+        let part = |from: usize| {
+            let bytes = key.get(from..).unwrap_or_default();
+            let mut part = [0; 8];
+            let length = bytes.len().min(part.len());
+            part[..length].copy_from_slice(&bytes[..length]);
+            u64::from_be_bytes(part)
+        };
+        Self {
+            database,
+            first: [part(0), part(8)],
+            key,
+        }
+    }
+}
+
+/// The versions of one key, oldest first. Nearly all keys have one.
+#[derive(Debug)]
+enum Versions {
+    One(Vlsn, Option<Bytes>),
+    Several(VecDeque<(Vlsn, Option<Bytes>)>),
+}
+
+impl Versions {
+    fn newest_at(&self, at: Vlsn) -> Option<(Vlsn, &Option<Bytes>)> {
+        match self {
+            Self::One(vlsn, value) => (*vlsn <= at).then_some((*vlsn, value)),
+            Self::Several(versions) => {
+                let later = versions.partition_point(|(vlsn, _)| *vlsn <= at);
+                let (vlsn, value) = versions.get(later.checked_sub(1)?)?;
+                Some((*vlsn, value))
+            }
+        }
+    }
+
+    /// Nearly always the newest. A key has one version of each transaction.
+    fn add(&mut self, vlsn: Vlsn, value: Option<Bytes>) {
+        if let Self::One(only, present) = self {
+            *self = Self::Several(VecDeque::from([(*only, present.take())]));
+        }
+        if let Self::Several(versions) = self {
+            let at = versions.partition_point(|(other, _)| *other < vlsn);
+            versions.insert(at, (vlsn, value));
+        }
+    }
+
+    /// Takes a version away, nearly always the oldest.
+    fn take(&mut self, vlsn: Vlsn) -> Option<Version> {
+        match self {
+            Self::One(only, _) if *only != vlsn => None,
+            Self::One(_, value) => {
+                let value = value.take();
+                *self = Self::Several(VecDeque::new());
+                Some(value.into())
+            }
+            Self::Several(versions) => {
+                let at = versions.binary_search_by_key(&vlsn, |(other, _)| *other);
+                let (_, value) = versions.remove(at.ok()?)?;
+                Some(value.into())
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::Several(versions) if versions.is_empty())
+    }
+}
+
+type Places = BTreeMap<Place, Versions>;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
-    versions: SkipMap<VersionKey, Option<Bytes>>,
+    places: RwLock<Places>,
     bytes: AtomicUsize,
 }
 
 impl Window {
-    /// Adds the change that transaction `vlsn` makes to one key.
-    pub(crate) fn insert(&self, vlsn: Vlsn, operation: Operation) {
-        let Operation {
-            database,
-            key,
-            value,
-            ..
-        } = operation;
-        let bytes = version_bytes(&key, value.as_ref());
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.versions.insert(
-            VersionKey {
-                database,
-                key,
-                vlsn: Reverse(vlsn),
-            },
-            value,
-        );
+    /// Adds the change that a transaction made to one key.
+    pub(crate) fn insert(&self, written: &Written) {
+        self.bytes.fetch_add(written.bytes(), Ordering::Relaxed);
+        let (place, value) = (written.place.clone(), written.value.clone());
+        match self.write().entry(place) {
+            Entry::Vacant(entry) => {
+                entry.insert(Versions::One(written.vlsn, value));
+            }
+            Entry::Occupied(mut entry) => entry.get_mut().add(written.vlsn, value),
+        }
     }
 
     /// Removes one version and returns the memory that it held, in bytes; 0 when it was not there.
-    pub(crate) fn remove(&self, version: &VersionKey) -> usize {
-        let removed = self.versions.remove(version);
-        let bytes = removed.map_or(0, |entry| {
-            version_bytes(&entry.key().key, entry.value().as_ref())
-        });
+    pub(crate) fn remove(&self, written: &Written) -> usize {
+        let removed = match self.write().entry(written.place.clone()) {
+            Entry::Vacant(_) => None,
+            Entry::Occupied(mut entry) => {
+                let removed = entry.get_mut().take(written.vlsn);
+                if entry.get().is_empty() {
+                    entry.remove();
+                }
+                removed
+            }
+        };
+        // What it held is freed here, not under the lock.
+        let bytes = removed.map_or(0, |_| written.bytes());
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         bytes
-    }
-
-    /// Memory that this version holds, in bytes; 0 when it is not there.
-    pub(crate) fn version_bytes(&self, version: &VersionKey) -> usize {
-        let entry = self.versions.get(version);
-        entry.map_or(0, |entry| {
-            version_bytes(&entry.key().key, entry.value().as_ref())
-        })
     }
 
     /// The newest version of `key` at or below `at`. `None` means that the window has none and the
     /// engine must be asked.
     pub(crate) fn newest(&self, database: DatabaseId, key: &Bytes, at: Vlsn) -> Option<Version> {
-        let from = VersionKey {
-            database,
-            key: key.clone(),
-            vlsn: Reverse(at),
-        };
-        loop {
-            let entry = self.versions.lower_bound(Bound::Included(&from))?;
-            // The search may return an entry that is being removed. Newer versions of the key are
-            // removed later, so an entry still there now is the newest; otherwise search again.
-            if entry.is_removed() {
-                continue;
-            }
-            let found = entry.key();
-            if found.database != database || found.key != *key {
-                return None;
-            }
-            let value = entry.value().clone();
-            return Some(value.map_or(Version::Deleted, Version::Value));
-        }
+        let place = Place::new(database, key.clone());
+        let places = self.read();
+        let (_, value) = places.get(&place)?.newest_at(at)?;
+        Some(value.clone().into())
     }
 
     /// Whether `key` has a version newer than `at`.
@@ -136,24 +217,24 @@ impl Window {
         key: &Bytes,
         at: Vlsn,
     ) -> Option<Version> {
-        let from = VersionKey {
-            database,
-            key: key.clone(),
-            vlsn: Reverse(Vlsn(u64::MAX)),
-        };
-        let entry = self.versions.lower_bound(Bound::Included(&from))?;
-        let found = entry.key();
-        if found.database != database || found.key != *key || found.vlsn.0 <= at {
-            return None;
-        }
-        let value = entry.value().clone();
-        Some(value.map_or(Version::Deleted, Version::Value))
+        let place = Place::new(database, key.clone());
+        let places = self.read();
+        let (vlsn, value) = places.get(&place)?.newest_at(NEWEST)?;
+        (vlsn > at).then(|| value.clone().into())
     }
 
     /// Whether any key of `range` has a version newer than `at`.
     pub(crate) fn range_changed(&self, database: DatabaseId, range: &KeyRange, at: Vlsn) -> bool {
-        self.walk(database, range, Direction::Forward)
-            .any(|entry| entry.key().vlsn.0 > at)
+        let Some(bounds) = bounds(database, range) else {
+            return false;
+        };
+        let newer = |versions: &Versions| {
+            let newest = versions.newest_at(NEWEST);
+            newest.is_some_and(|(vlsn, _)| vlsn > at)
+        };
+        self.read()
+            .range(bounds)
+            .any(|(_, versions)| newer(versions))
     }
 
     /// The keys of `range` with their newest version at or below `at`, in the order of `direction`.
@@ -164,57 +245,61 @@ impl Window {
         direction: Direction,
         at: Vlsn,
     ) -> impl Iterator<Item = WindowRow> {
-        let mut last_seen: Option<Bytes> = None;
-        let row = move |entry: Entry<'_, VersionKey, Option<Bytes>>| {
-            let key = &entry.key().key;
-            if last_seen.as_ref() == Some(key) {
-                return None;
-            }
-            last_seen = Some(key.clone());
-            // Versions are evicted during the walk, older ones first, so the version it meets need
-            // not be the newest of its key. Only the key is taken from it.
-            let value = match self.newest(database, key, at) {
-                Some(Version::Value(value)) => Some(value),
-                Some(Version::Deleted) => None,
-                None => return None,
-            };
-            Some((key.clone(), value))
-        };
-        self.walk(database, range, direction).filter_map(row)
+        let mut rest = bounds(database, range);
+        let mut rows_max = SCAN_ROWS_MIN;
+        let parts = std::iter::from_fn(move || {
+            let part = self.scan_part(&mut rest, direction, at, rows_max)?;
+            rows_max = SCAN_ROWS_MAX.min(2 * rows_max);
+            Some(part)
+        });
+        parts.flatten()
     }
 
-    /// Every version of every key of `range`, in the order of `direction`.
-    ///
-    /// Avoids the map's own `range`, which never frees what it has passed (crossbeam-skiplist
-    /// 0.1.3).
-    fn walk(
+    /// The first rows of `rest`, which becomes what is left of it. `None`: there are no more.
+    fn scan_part(
         &self,
-        database: DatabaseId,
-        range: &KeyRange,
+        rest: &mut Option<Bounds>,
         direction: Direction,
-    ) -> impl Iterator<Item = Entry<'_, VersionKey, Option<Bytes>>> {
-        let bounds = version_bounds(database, range);
-        let first = match direction {
-            Direction::Forward => self.versions.lower_bound(bounds.0.as_ref()),
-            Direction::Reverse => self.versions.upper_bound(bounds.1.as_ref()),
-        };
-        std::iter::successors(first, move |entry| match direction {
-            Direction::Forward => entry.next(),
-            Direction::Reverse => entry.prev(),
-        })
-        .take_while(move |entry| bounds.contains(entry.key()))
-    }
-
-    /// The content of exactly this version; the outer `None` means that it is not in the window.
-    pub(crate) fn version(&self, version: &VersionKey) -> Option<Version> {
-        let entry = self.versions.get(version)?;
-        let value = entry.value().clone();
-        Some(value.map_or(Version::Deleted, Version::Value))
+        at: Vlsn,
+        rows_max: usize,
+    ) -> Option<Vec<WindowRow>> {
+        let bounds = rest.take()?;
+        let places = self.read();
+        let mut range = places.range(bounds.clone());
+        let (mut rows, mut last) = (Vec::new(), None);
+        for _ in 0..rows_max {
+            last = match direction {
+                Direction::Forward => range.next(),
+                Direction::Reverse => range.next_back(),
+            };
+            let Some((place, versions)) = last else {
+                break;
+            };
+            if let Some((_, value)) = versions.newest_at(at) {
+                rows.push((place.key.clone(), value.clone()));
+            }
+        }
+        let last = last.map(|(place, _)| Bound::Excluded(place.clone()));
+        let left = last.map(|last| match direction {
+            Direction::Forward => (last, bounds.1),
+            Direction::Reverse => (bounds.0, last),
+        });
+        *rest = left.filter(is_range);
+        Some(rows)
     }
 
     /// Estimated memory held, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    // Every change under the lock is whole, also where a thread panics.
+    fn read(&self) -> RwLockReadGuard<'_, Places> {
+        self.places.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Places> {
+        self.places.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -223,143 +308,36 @@ fn version_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
     key.len() + value.map_or(0, Bytes::len) + VERSION_OVERHEAD_BYTES
 }
 
-/// The map bounds that enclose every version of every key of `range`.
-fn version_bounds(
-    database: DatabaseId,
-    range: &KeyRange,
-) -> (Bound<VersionKey>, Bound<VersionKey>) {
-    let newest = |key: &Bytes| VersionKey {
-        database,
-        key: key.clone(),
-        vlsn: Reverse(Vlsn(u64::MAX)),
+type Bounds = (Bound<Place>, Bound<Place>);
+
+/// The bounds of the places of `range`; `None` if it has no keys.
+fn bounds(database: DatabaseId, range: &KeyRange) -> Option<Bounds> {
+    let place = |key: Bytes| Place::new(database, key);
+    let start = match range.start.clone() {
+        Bound::Unbounded => Bound::Included(place(Bytes::new())),
+        start => start.map(place),
     };
-    let oldest = |key: &Bytes| VersionKey {
-        database,
-        key: key.clone(),
-        vlsn: Reverse(Vlsn(0)),
-    };
-    let start = match &range.start {
-        Bound::Included(key) => Bound::Included(newest(key)),
-        Bound::Excluded(key) => Bound::Excluded(oldest(key)),
-        Bound::Unbounded => Bound::Included(newest(&Bytes::new())),
-    };
-    let end = match &range.end {
-        Bound::Included(key) => Bound::Included(oldest(key)),
-        Bound::Excluded(key) => Bound::Excluded(newest(key)),
+    let end = match range.end.clone() {
         Bound::Unbounded => match database.0.checked_add(1) {
-            Some(next) => Bound::Excluded(VersionKey {
-                database: DatabaseId(next),
-                key: Bytes::new(),
-                vlsn: Reverse(Vlsn(u64::MAX)),
-            }),
+            Some(next) => Bound::Excluded(Place::new(DatabaseId(next), Bytes::new())),
             None => Bound::Unbounded,
         },
+        end => end.map(place),
     };
-    (start, end)
+    Some((start, end)).filter(is_range)
+}
+
+/// Whether the map can be asked for these bounds.
+fn is_range((start, end): &Bounds) -> bool {
+    match (start, end) {
+        (Bound::Unbounded, _) | (_, Bound::Unbounded) => true,
+        (Bound::Included(start), Bound::Included(end)) => start <= end,
+        (
+            Bound::Included(start) | Bound::Excluded(start),
+            Bound::Included(end) | Bound::Excluded(end),
+        ) => start < end,
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, AtomicU64};
-
-    use super::*;
-
-    const DB: DatabaseId = DatabaseId(1);
-
-    fn operation(key: u8, value: Option<&'static str>) -> Operation {
-        Operation {
-            database: DB,
-            key: Bytes::copy_from_slice(&[key]),
-            value: value.map(Into::into),
-            expires: false,
-        }
-    }
-
-    /// A value that is counted as long as it is in memory.
-    struct Counted(Arc<AtomicUsize>);
-
-    impl AsRef<[u8]> for Counted {
-        fn as_ref(&self) -> &[u8] {
-            b"value"
-        }
-    }
-
-    impl Drop for Counted {
-        fn drop(&mut self) {
-            self.0.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    #[test]
-    fn what_was_scanned_is_freed_when_it_leaves() {
-        let (window, in_memory) = (Window::default(), Arc::new(AtomicUsize::new(0)));
-        let come_and_go = || {
-            let versions = (1..=100).map(|n| {
-                in_memory.fetch_add(1, Ordering::Relaxed);
-                let value = Bytes::from_owner(Counted(Arc::clone(&in_memory)));
-                let operation = Operation {
-                    value: Some(value),
-                    ..operation(n, None)
-                };
-                let version = VersionKey::of(Vlsn(n.into()), &operation);
-                window.insert(Vlsn(n.into()), operation);
-                version
-            });
-            let versions: Vec<_> = versions.collect();
-            for direction in [Direction::Forward, Direction::Reverse] {
-                for keys in [1000, 10] {
-                    let (all, at) = (KeyRange::all(), Vlsn(100));
-                    let rows = window.scan(DB, &all, direction, at).take(keys);
-                    assert_eq!(rows.count(), keys.min(100));
-                }
-            }
-            assert!(!window.range_changed(DB, &KeyRange::all(), Vlsn(100)));
-            for version in &versions {
-                assert_ne!(window.remove(version), 0);
-            }
-        };
-        // The map frees with a delay: after a thread ends, others free what it removed.
-        std::thread::scope(|scope| scope.spawn(come_and_go).join()).expect("scanned");
-        for _ in 0..100_000 {
-            if in_memory.load(Ordering::Relaxed) == 0 {
-                return;
-            }
-            let _none = window.newest(DB, &Bytes::new(), Vlsn(0));
-        }
-        panic!("{} are in memory", in_memory.load(Ordering::Relaxed));
-    }
-
-    /// Each key is put and then deleted, and its versions leave in that order.
-    #[test]
-    fn a_scan_beside_an_eviction_never_shows_what_was_deleted() {
-        let (window, visible) = (Window::default(), AtomicU64::new(0));
-        let done = AtomicBool::new(false);
-        let scan = |direction| {
-            while !done.load(Ordering::Relaxed) {
-                let at = Vlsn(visible.load(Ordering::Acquire));
-                let all = KeyRange::all();
-                let rows: Vec<_> = window.scan(DB, &all, direction, at).take(256).collect();
-                assert!(rows.iter().all(|(_, value)| value.is_none()), "{rows:?}");
-            }
-        };
-        std::thread::scope(|scope| {
-            scope.spawn(|| scan(Direction::Forward));
-            scope.spawn(|| scan(Direction::Reverse));
-            for put in (1..6_000).step_by(2).map(Vlsn) {
-                for key in 0..32 {
-                    window.insert(put, operation(key, Some("old")));
-                    window.insert(put.next(), operation(key, None));
-                }
-                visible.store(put.next().0, Ordering::Release);
-                for key in 0..32 {
-                    for vlsn in [put, put.next()] {
-                        window.remove(&VersionKey::of(vlsn, &operation(key, None)));
-                    }
-                }
-            }
-            done.store(true, Ordering::Relaxed);
-        });
-        assert_eq!(window.bytes(), 0);
-    }
-}
+mod tests;

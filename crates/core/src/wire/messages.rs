@@ -106,6 +106,11 @@ pub(crate) fn decode<M: Message + Default>(kind: Kind, mut frame: Bytes) -> Resu
     Ok(M::decode(frame.split_off(BODY_OFFSET))?)
 }
 
+/// The encoded message in a frame, whether or not its envelope is right; empty if it has none.
+pub(crate) fn body(frame: &[u8]) -> &[u8] {
+    frame.get(BODY_OFFSET..).unwrap_or_default()
+}
+
 fn checksum(frame: &[u8]) -> u32 {
     crc32c::crc32c_append(
         crc32c::crc32c(&frame[..CHECKSUM_OFFSET]),

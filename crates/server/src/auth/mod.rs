@@ -24,7 +24,6 @@ use crate::auth::passwords::Passwords;
 use crate::auth::state::{Need, STATE_BYTES_MAX, State, User};
 use crate::auth::tokens::Tokens;
 use crate::error::Error;
-use crate::http::listen::Peer;
 use crate::proto::etcdserverpb::request_op::Request as Op;
 use crate::proto::etcdserverpb::{DeleteRangeRequest, PutRequest, RequestOp, TxnRequest};
 use crate::store::{AuthChange, Store};
@@ -60,6 +59,13 @@ struct Known {
     version: u64,
     state: State,
     requests: TaskTracker,
+}
+
+/// Who is at the other end of a connection. Requests have it among their extensions.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    /// The common name of its certificate.
+    pub(crate) name: Option<Arc<str>>,
 }
 
 /// How a caller says who it is.

@@ -5,6 +5,7 @@ use steadfast::{MemberStatus, NodeType};
 use tonic::{Request, Response, Status};
 
 use crate::auth::Caller;
+use crate::config::CLIENT_URLS;
 use crate::etcd::{Node, Services};
 use crate::proto::etcdserverpb::cluster_server::Cluster;
 use crate::proto::etcdserverpb::{
@@ -12,7 +13,6 @@ use crate::proto::etcdserverpb::{
     MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse,
     MemberUpdateRequest, MemberUpdateResponse, ResponseHeader,
 };
-use crate::serve::CLIENT_URLS;
 
 #[tonic::async_trait]
 impl Cluster for Services {

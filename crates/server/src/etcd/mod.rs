@@ -25,7 +25,6 @@ use tonic_health::server::{HealthReporter, HealthService};
 use crate::auth::Auth;
 use crate::config::Limits;
 use crate::error::Error;
-use crate::http::listen;
 use crate::proto::etcdserverpb::auth_server::AuthServer;
 use crate::proto::etcdserverpb::cluster_server::ClusterServer;
 use crate::proto::etcdserverpb::kv_server::KvServer;
@@ -35,6 +34,7 @@ use crate::proto::etcdserverpb::watch_server::WatchServer;
 use crate::proto::etcdserverpb::{RangeRequest, ResponseHeader};
 use crate::proto::v3electionpb::election_server::ElectionServer;
 use crate::proto::v3lockpb::lock_server::LockServer;
+use crate::stop::stopped;
 use crate::store::Store;
 
 /// The version of etcd that clients go by: they read digits and dots.
@@ -75,7 +75,7 @@ impl Node {
 
     /// Returns when the server closes.
     pub(crate) async fn stopped(&self) {
-        listen::stopped(&mut self.stopping.clone()).await;
+        stopped(&mut self.stopping.clone()).await;
     }
 
     /// Whether this node has no room for more writes.

@@ -11,7 +11,7 @@ use crate::auth::Caller;
 use crate::error::Error;
 use crate::etcd::Node;
 use crate::etcd::kv::Answers;
-use crate::http::listen::stopped;
+use crate::stop::stopped;
 
 /// How long a node may know no leader before it ends the streams of those who want one. An election
 /// takes less.

@@ -16,10 +16,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::auth::Peer;
 use crate::config::Limits;
 use crate::http::Front;
 use crate::http::scheme::SchemeTaken;
 use crate::http::tls::{Tls, common_name};
+use crate::stop::stopped;
 
 /// How long a connection may take to prove who it is.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
@@ -38,13 +40,6 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Bytes of answers of a stream that wait for a client to take them.
 const SEND_BUFFER: usize = 256 * 1024;
-
-/// Who is at the other end of a connection. Requests have it among their extensions.
-#[derive(Clone, Debug)]
-pub(crate) struct Peer {
-    /// The common name of its certificate.
-    pub(crate) name: Option<Arc<str>>,
-}
 
 /// Places for connections.
 struct Places {
@@ -138,12 +133,6 @@ pub(crate) async fn serve(
     if timeout(CLOSE_MAX, all_ended).await.is_err() {
         connections.shutdown().await;
     }
-}
-
-/// Returns when the server closes.
-pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // Who closes it may also just be gone.
-    drop(stop.wait_for(|stop| *stop).await);
 }
 
 struct Connection {

@@ -1,8 +1,8 @@
 //! One port for everything: gRPC (HTTP/2, with or without TLS), the JSON form, and the plain paths
 //! that tools and orchestrators ask.
 
-pub(crate) mod calls;
-pub(crate) mod frames;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub(crate) mod listen;
 mod plain;
 mod scheme;
@@ -22,8 +22,8 @@ use tonic::body::Body;
 use tonic::service::Routes;
 
 use crate::etcd::Node;
-use crate::http::calls::Calls;
-use crate::http::frames::Budget;
+use crate::grpc::calls::Calls;
+use crate::grpc::frames::{self, Budget};
 use crate::json::Gateway;
 
 /// Bytes of a body that a plain path takes and throws away, so that the connection can go on.
@@ -58,6 +58,12 @@ impl Front {
             let request = request.map(|body| frames::Limited::new(body, max, &self.budget));
             return self.calls.answer(request).await;
         }
+        // Apart, so that a call of gRPC does not carry the room for all of this.
+        Box::pin(self.answer_plain(request)).await
+    }
+
+    /// Answers what is no call of gRPC.
+    async fn answer_plain(&self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path();
         if path.starts_with("/v3/") || path.starts_with("/v3beta/") {
             let mut response = self.gateway.answer(request.map(Body::new)).await;

@@ -9,7 +9,7 @@ use steadfast::ReplicatedEnvironment;
 use tonic::body::Body;
 
 use crate::etcd::{CLUSTER_VERSION, Node, VERSION};
-use crate::http::calls::Calls;
+use crate::grpc::calls::Calls;
 use crate::http::{Front, full};
 
 const JSON: &str = "application/json";

@@ -10,7 +10,7 @@ use prost_reflect::{
 use serde_json::value::RawValue;
 use tonic::Status;
 
-use crate::http::frames::too_large;
+use crate::grpc::frames::too_large;
 
 const READ: DeserializeOptions = DeserializeOptions::new().deny_unknown_fields(false);
 const WRITE: SerializeOptions = SerializeOptions::new()
@@ -49,21 +49,23 @@ impl Codec {
 
     /// An encoded answer as JSON.
     pub(super) fn answer(&self, message: &[u8]) -> Result<Vec<u8>, Status> {
-        let failed = |what: String| Status::internal(what);
-        let message = DynamicMessage::decode(self.answer.clone(), message)
-            .map_err(|error| failed(error.to_string()))?;
-        let mut text = serde_json::Serializer::new(Vec::new());
-        let written = message.serialize_with_options(&mut text, &WRITE);
-        written.map_err(|error| failed(error.to_string()))?;
-        Ok(text.into_inner())
+        text_of(&self.answer, message)
     }
 
-    fn next_request(&self, text: &[u8]) -> Next {
-        let mut texts = serde_json::Deserializer::from_slice(text).into_iter::<&RawValue>();
+    /// An encoded request as JSON, in the form of answers.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn request_text(&self, message: &[u8]) -> Result<Vec<u8>, Status> {
+        text_of(&self.request, message)
+    }
+
+    fn next_request(&self, all: &[u8]) -> Next {
+        let mut texts = serde_json::Deserializer::from_slice(all).into_iter::<&RawValue>();
         let text = match texts.next() {
             None => return Next::Nothing,
             Some(Ok(text)) => text.get(),
-            Some(Err(error)) if error.is_eof() => return Next::Cut(error.to_string()),
+            Some(Err(error)) if error.is_eof() || ends_in_a_number(all, &error) => {
+                return Next::Cut(error.to_string());
+            }
             Some(Err(error)) => return Next::Wrong(error.to_string()),
         };
         let end = texts.byte_offset();
@@ -80,6 +82,26 @@ impl Codec {
             Err(error) => Next::Wrong(error.to_string()),
         }
     }
+}
+
+/// Whether a text is wrong for nothing but its last byte, which begins a part of a number.
+fn ends_in_a_number(text: &[u8], error: &serde_json::Error) -> bool {
+    let last_line = text.rsplit(|byte| *byte == b'\n').next();
+    let lines = text.split(|byte| *byte == b'\n').count();
+    let is_at_end =
+        error.line() == lines && last_line.is_some_and(|line| error.column() >= line.len());
+    is_at_end && matches!(text.last(), Some(b'-' | b'+' | b'.' | b'e' | b'E'))
+}
+
+/// An encoded message as JSON.
+fn text_of(descriptor: &MessageDescriptor, message: &[u8]) -> Result<Vec<u8>, Status> {
+    let failed = |what: String| Status::internal(what);
+    let message = DynamicMessage::decode(descriptor.clone(), message)
+        .map_err(|error| failed(error.to_string()))?;
+    let mut text = serde_json::Serializer::new(Vec::new());
+    let written = message.serialize_with_options(&mut text, &WRITE);
+    written.map_err(|error| failed(error.to_string()))?;
+    Ok(text.into_inner())
 }
 
 /// What a text begins with.
@@ -135,4 +157,33 @@ pub(super) fn result_line(answer: &[u8]) -> Bytes {
     line.extend_from_slice(answer);
     line.extend_from_slice(b"}\n");
     line.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::paths::Paths;
+
+    #[test]
+    fn a_request_that_is_cut_in_a_number_is_waited_for() {
+        let paths = Paths::new();
+        let codec = Codec::new(paths.find("/v3/watch").expect("a path"));
+        let text = b"{\n\"create_request\":{\"start_revision\":-1,\"who\":[1.5e+3,2E-1]}}";
+        let whole = codec.first_request(text).expect("a request");
+        for cut in 1..text.len() {
+            let mut requests = Requests::new(codec.clone());
+            requests.add(&text[..cut]);
+            assert!(requests.next().is_none(), "cut at {cut}");
+            requests.add(&text[cut..]);
+            let next = requests.next().expect("it is whole");
+            assert_eq!(next.expect("a request"), whole, "cut at {cut}");
+        }
+        for wrong in [&b"{\"ID\":e"[..], b"{\"ID\":1,.", b"{-", b"{\"a\":1e2.\n"] {
+            let mut requests = Requests::new(codec.clone());
+            requests.add(wrong);
+            requests.add(b"}");
+            let next = requests.next().expect("it is told");
+            next.expect_err("it is no request");
+        }
+    }
 }

@@ -7,6 +7,8 @@
 //! line and one chunk each.
 
 mod codec;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod paths;
 
 use std::convert::Infallible;
@@ -24,8 +26,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::http::calls::Calls;
-use crate::http::frames::{Budget, framed, next_message, too_large};
+use crate::grpc::calls::Calls;
+use crate::grpc::deadline::GRPC_TIMEOUT;
+use crate::grpc::frames::{Budget, framed, next_message, too_large};
 use codec::{Codec, Requests};
 use paths::Paths;
 
@@ -147,14 +150,14 @@ fn path_of(method: &MethodDescriptor) -> String {
     format!("/{}/{}", method.parent_service().full_name(), method.name())
 }
 
-/// The headers that a call has as metadata: who calls, and those meant for it.
+/// The headers that a call has as metadata: who calls, its time, and those meant for it.
 fn metadata(headers: &HeaderMap) -> HeaderMap {
     let mut metadata = HeaderMap::new();
     metadata.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     for (name, value) in headers {
         let name = match name.as_str().strip_prefix(METADATA) {
             Some(name) => HeaderName::from_bytes(name.as_bytes()).ok(),
-            None => Some(name.clone()).filter(|name| name == AUTHORIZATION),
+            None => Some(name.clone()).filter(|name| name == AUTHORIZATION || name == GRPC_TIMEOUT),
         };
         if let Some(name) = name {
             metadata.insert(name, value.clone());

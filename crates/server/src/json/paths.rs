@@ -92,6 +92,13 @@ impl Paths {
         Self(Arc::new(TABLE.iter().filter_map(method).collect()))
     }
 
+    /// A method for each number: those of the table, over and over.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn nth(&self, number: usize) -> &MethodDescriptor {
+        let (path, ..) = TABLE[number % TABLE.len()];
+        &self.0[path]
+    }
+
     /// What is called at this path.
     pub(super) fn find(&self, path: &str) -> Option<&MethodDescriptor> {
         let behind = |base: &&str| {

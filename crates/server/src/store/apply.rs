@@ -27,6 +27,9 @@ use crate::proto::etcdserverpb::{
     ResponseOp, TxnRequest, TxnResponse,
 };
 
+/// The keys of a lease that are deleted in one step have at most this many bytes, and one key more.
+const LEASE_STEP_BYTES_MAX: usize = 1024 * 1024;
+
 /// One transaction of the environment, with the requests that have been done on it.
 pub(super) struct Round<'t> {
     committed: Committed<TransactionDatabase<'t>>,
@@ -291,7 +294,7 @@ impl<'r> Change<'r, '_> {
             value.unwrap_or(request.value),
             lease.unwrap_or(request.lease),
         );
-        if lease != 0 && lease_row(&self.round.committed.tables, lease)?.is_none() {
+        if lease != 0 && living_lease(&self.round.committed.tables, lease)?.is_none() {
             return Err(Error::LeaseNotFound.into());
         }
         let prev_kv = match &old {
@@ -341,24 +344,28 @@ impl<'r> Change<'r, '_> {
         })
     }
 
-    /// Deletes the keys of a lease, in order.
+    /// Deletes the first keys of a lease, in order, at most `keys_max`. Returns whether these were all.
     ///
     /// # Errors
     /// Those of a read.
-    pub(super) fn delete_of_lease(&mut self, id: i64) -> Result<(), Failure> {
-        let rows = self
-            .round
-            .committed
-            .tables
-            .lease_keys
-            .rows(lease_bounds(id));
-        for row in rows.collect::<Result<Vec<_>, _>>()? {
-            let key = row.0.slice(8..);
+    pub(super) fn delete_of_lease(&mut self, id: i64, keys_max: usize) -> Result<bool, Failure> {
+        let lease_keys = &self.round.committed.tables.lease_keys;
+        let (mut keys, mut bytes, mut are_all) = (Vec::new(), 0, true);
+        for row in lease_keys.rows(lease_bounds(id)).limit(keys_max + 1) {
+            if keys.len() == keys_max || bytes >= LEASE_STEP_BYTES_MAX {
+                are_all = false;
+                break;
+            }
+            let key = row?.0.slice(8..);
+            bytes += key.len();
+            keys.push(key);
+        }
+        for key in keys {
             if let Some(meta) = self.meta(&key)? {
                 self.set(key, Some(meta), None);
             }
         }
-        Ok(())
+        Ok(are_all)
     }
 
     /// # Errors
@@ -442,6 +449,17 @@ impl<'r> Change<'r, '_> {
             })
             .now = now;
     }
+}
+
+/// The row of a lease that can be kept alive and have keys.
+///
+/// # Errors
+/// Those of a read.
+pub(super) fn living_lease(
+    tables: &Tables<impl Rows>,
+    id: i64,
+) -> Result<Option<LeaseRow>, Failure> {
+    Ok(lease_row(tables, id)?.filter(|row| !row.is_ending))
 }
 
 /// The row of a lease.

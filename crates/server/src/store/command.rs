@@ -8,8 +8,7 @@ use crate::error::Error;
 use crate::proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseRevokeResponse,
-    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, PutRequest, PutResponse, ResponseHeader,
-    TxnRequest, TxnResponse,
+    LeaseTimeToLiveResponse, PutRequest, PutResponse, ResponseHeader, TxnRequest, TxnResponse,
 };
 
 /// A write, or a question that only the master can answer.
@@ -31,9 +30,9 @@ pub(super) enum Command {
     KeepAlive(i64),
     #[prost(message, tag = "8")]
     Auth(AuthMessage),
-    /// Answered from the master's memory.
-    #[prost(message, tag = "9")]
-    TimeToLive(LeaseTimeToLiveRequest),
+    /// Answered from the master's memory, without the keys.
+    #[prost(int64, tag = "9")]
+    TimeToLive(i64),
     /// Ends a lease whose time has passed, if it still has. Of the master alone.
     #[prost(int64, tag = "10")]
     Expire(i64),

@@ -173,7 +173,7 @@ async fn compact_old(inner: &Arc<Inner>) {
         revision,
         physical: false,
     };
-    match inner.enqueue(Command::Compact(request)).await {
+    match inner.enqueue(Command::Compact(request), None).await {
         Ok(_) => tracing::debug!(revision, "gave up what is old"),
         // A client was faster, or another node is the master: the next look will tell.
         Err(refusal) => tracing::debug!(?refusal, "could not give up what is old"),

@@ -15,6 +15,9 @@ use crate::error::Error;
 /// The name of the calls.
 const NAME: &str = "etcd";
 
+/// What an answer takes besides the part that depends on what is asked: headers and frames, in bytes.
+const ANSWER_OVERHEAD_BYTES: usize = 1024;
+
 impl Inner {
     /// Has the master do a command.
     ///
@@ -80,5 +83,6 @@ async fn answer(inner: &Arc<Inner>, request: Bytes) -> Result<Answer, Refusal> {
     if !inner.leader.borrow().is_here {
         return Err(Refusal::Again);
     }
-    inner.answer_here(command).await
+    let bytes_max = CALL_BYTES_MAX - ANSWER_OVERHEAD_BYTES;
+    inner.answer_here(command, Some(bytes_max)).await
 }

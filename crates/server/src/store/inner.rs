@@ -22,9 +22,7 @@ use super::watch::Hub;
 use super::write::Waiting;
 use super::{OpenStoreError, compact, read, watch, write};
 use crate::error::Error;
-use crate::proto::etcdserverpb::{
-    LeaseKeepAliveResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, ResponseHeader,
-};
+use crate::proto::etcdserverpb::{LeaseKeepAliveResponse, LeaseTimeToLiveResponse, ResponseHeader};
 
 /// Pause of a request that found no master before it looks again, unless one is heard of before.
 const RETRY: Duration = Duration::from_millis(20);
@@ -218,7 +216,7 @@ impl Inner {
             }
             let now = *leader.borrow_and_update();
             let answer = match now {
-                Leader { is_here: true, .. } => self.answer_here(command.clone()).await,
+                Leader { is_here: true, .. } => self.answer_here(command.clone(), None).await,
                 Leader { is_known: true, .. } => self.ask_master(&command, deadline).await,
                 _ => Err(Refusal::Again),
             };
@@ -240,35 +238,53 @@ impl Inner {
         }
     }
 
-    /// Answers as the master.
+    /// Answers as the master. What is answered with more than `answer_bytes_max` is not done.
     ///
     /// # Errors
     /// [`Refusal::Again`] if this node is not the master, or not ready as one.
-    pub(super) async fn answer_here(self: &Arc<Self>, command: Command) -> Result<Answer, Refusal> {
+    pub(super) async fn answer_here(
+        self: &Arc<Self>,
+        command: Command,
+        answer_bytes_max: Option<usize>,
+    ) -> Result<Answer, Refusal> {
         match command {
             Command::KeepAlive(id) => {
+                let term = self.leases_term.load(Ordering::Acquire);
                 let kept = self.with_leases(|lessor| lessor.keep_alive(id, Instant::now()));
                 let Some(Kept::Alive(ttl)) = kept else {
-                    return self.enqueue(command).await;
+                    let _keeping = Keeping::begin(self, id);
+                    return self.enqueue(command, answer_bytes_max).await;
                 };
                 self.leases_changed.notify_one();
+                self.confirm_master(term).await?;
                 Ok(Answer::KeepAlive(LeaseKeepAliveResponse {
                     header: Some(self.header()),
                     id,
                     ttl,
                 }))
             }
-            Command::TimeToLive(request) => self.time_to_live(request).await,
-            command => self.enqueue(command).await,
+            Command::TimeToLive(id) => self.time_to_live(id).await,
+            command => self.enqueue(command, answer_bytes_max).await,
         }
     }
 
-    async fn time_to_live(
-        self: &Arc<Self>,
-        request: LeaseTimeToLiveRequest,
-    ) -> Result<Answer, Refusal> {
-        let id = request.id;
-        let (header, keys) = read::lease_keys(self, id, request.keys).await?;
+    /// Makes sure that no other node was master when this was asked. Another one knows nothing of what
+    /// is in the memory of this one, and may have ended a lease meanwhile.
+    ///
+    /// # Errors
+    /// [`Refusal::Again`] if this node is not known to be the master of that term.
+    async fn confirm_master(&self, term: u64) -> Result<(), Refusal> {
+        self.linearize().await.map_err(|_| Refusal::Again)?;
+        let state = self.env.state();
+        if state.role == Role::Master && state.term.0 == term {
+            Ok(())
+        } else {
+            Err(Refusal::Again)
+        }
+    }
+
+    async fn time_to_live(&self, id: i64) -> Result<Answer, Refusal> {
+        let (header, ()) = self.read_short(false, |_| Ok(())).await?;
         let left = self.with_leases(|lessor| lessor.left(id, Instant::now()));
         let Some(left) = left else {
             self.enqueue_own();
@@ -280,7 +296,7 @@ impl Inner {
             id,
             ttl: left.map_or(-1, |left| seconds(left.left)),
             granted_ttl: left.map_or(0, |left| left.ttl),
-            keys: if left.is_some() { keys } else { Vec::new() },
+            keys: Vec::new(),
         }))
     }
 
@@ -292,6 +308,27 @@ impl Inner {
             (header.cluster_id, header.member_id) = (self.cluster, self.member);
         }
         answer
+    }
+}
+
+/// While a write that keeps a lease alive is on its way. One whose end the writer has not told must
+/// not be ended by a round after it: its client is told that it lives.
+struct Keeping<'i> {
+    inner: &'i Inner,
+    id: i64,
+}
+
+impl<'i> Keeping<'i> {
+    fn begin(inner: &'i Inner, id: i64) -> Self {
+        inner.lessor().keep(id);
+        Self { inner, id }
+    }
+}
+
+impl Drop for Keeping<'_> {
+    fn drop(&mut self) {
+        self.inner.lessor().kept(self.id, Instant::now());
+        self.inner.leases_changed.notify_one();
     }
 }
 

@@ -194,6 +194,9 @@ pub(super) struct LeaseRow {
     /// In seconds.
     #[prost(int64, tag = "1")]
     pub(super) ttl: i64,
+    /// Some of its keys are deleted already, and the others will be: it is no lease for clients.
+    #[prost(bool, tag = "2")]
+    pub(super) is_ending: bool,
 }
 
 /// Which keys are meant.
@@ -440,6 +443,14 @@ mod tests {
 
     fn keys() -> impl Strategy<Value = Vec<u8>> {
         proptest::collection::vec(prop_oneof![Just(0), Just(1), Just(255), any::<u8>()], 1..6)
+    }
+
+    #[test]
+    fn no_program_outside_of_the_nodes_writes_rows() {
+        use steadfast::limits::RESERVED_DATABASES_PREFIX;
+        let names = HASHED.into_iter().chain([LEASE_TIMES]);
+        let mut others = names.filter(|name| !name.starts_with(RESERVED_DATABASES_PREFIX));
+        assert_eq!(others.next(), None);
     }
 
     proptest! {

@@ -12,6 +12,11 @@
 //! and none lives longer than its TTL and [`allowance`], besides the time without a master. The
 //! master ends a lease at its deadline, with a write like any other; a row that has ended is nothing
 //! but a lease of which nothing is left.
+//!
+//! A lease with very many keys ends in steps, each a revision of its own, whether its time has passed
+//! or a client revokes it: the first ones delete some keys each and mark the lease, the last one
+//! deletes the lease with the rest. From the first step on there is no such lease for clients, but its
+//! id is free only after the last. A new master goes on where the old one was.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -55,8 +60,10 @@ struct Lease {
     deadline: Instant,
     /// Until when the data says that it lives; at most.
     noted: Instant,
-    /// A write that ends it is under way.
+    /// A write that ends it is under way, or waits.
     is_ending: bool,
+    /// Such a write has deleted some of its keys: nothing keeps it alive.
+    has_begun_to_end: bool,
 }
 
 /// What a committed write did to a lease.
@@ -64,6 +71,8 @@ struct Lease {
 pub(super) enum Effect {
     /// Granted or noted anew, with this TTL.
     Noted(i64, i64),
+    /// Some of its keys are deleted, with this TTL. What is left of it has to be ended.
+    Begun(i64, i64),
     Ended(i64),
 }
 
@@ -88,6 +97,8 @@ pub(super) enum Kept {
 pub(super) struct Lessor {
     leases: HashMap<i64, Lease>,
     by_deadline: BTreeSet<(Instant, i64)>,
+    /// How many writes are on their way that keep a lease alive: none of these ends meanwhile.
+    keeping: HashMap<i64, usize>,
     /// While the rows are being read, what ended meanwhile.
     ended: Vec<i64>,
     phase: Phase,
@@ -103,8 +114,15 @@ enum Phase {
     Active(u64),
 }
 
-/// A lease as the data has it: its TTL, and what is left of its row.
-pub(super) type Loaded = (i64, i64, Duration);
+/// A lease as the data has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Loaded {
+    id: i64,
+    ttl: i64,
+    /// What is left of its row.
+    left: Duration,
+    is_ending: bool,
+}
 
 impl Lessor {
     /// Begins anew: this store has become the owner. Returns the number to give to
@@ -116,6 +134,7 @@ impl Lessor {
         };
         *self = Self {
             phase: Phase::Loading(number),
+            keeping: std::mem::take(&mut self.keeping),
             ..Self::default()
         };
         number
@@ -128,19 +147,20 @@ impl Lessor {
         }
         self.phase = Phase::Active(number);
         let ended: BTreeSet<i64> = self.ended.drain(..).collect();
-        for (id, ttl, left) in leases {
+        for row in leases {
             // What was noted meanwhile is newer.
-            if self.leases.contains_key(&id) || ended.contains(&id) {
+            if self.leases.contains_key(&row.id) || ended.contains(&row.id) {
                 continue;
             }
             let lease = Lease {
-                ttl,
+                ttl: row.ttl,
                 // No lease has ever more than its TTL before it.
-                deadline: now + left.min(duration(ttl)),
-                noted: now + left,
+                deadline: now + row.left.min(duration(row.ttl)),
+                noted: now + row.left,
                 is_ending: false,
+                has_begun_to_end: row.is_ending,
             };
-            self.insert(id, lease);
+            self.insert(row.id, lease);
         }
     }
 
@@ -158,8 +178,21 @@ impl Lessor {
                     deadline: began + duration(ttl),
                     noted: began + noted_for(ttl),
                     is_ending: false,
+                    has_begun_to_end: false,
                 };
                 self.insert(id, lease);
+            }
+            Effect::Begun(id, ttl) => {
+                self.remove(id);
+                let lease = Lease {
+                    ttl,
+                    deadline: began,
+                    noted: began,
+                    is_ending: true,
+                    has_begun_to_end: true,
+                };
+                // Not by its deadline: who has begun goes on.
+                self.leases.insert(id, lease);
             }
             Effect::Ended(id) => {
                 self.remove(id);
@@ -173,7 +206,8 @@ impl Lessor {
     /// Keeps a lease alive in memory, if that is enough.
     pub(super) fn keep_alive(&mut self, id: i64, now: Instant) -> Kept {
         let lease = self.leases.get(&id).copied();
-        let lease = lease.filter(|lease| !lease.is_ending && self.is_active());
+        let is_free = |lease: &Lease| !lease.is_ending && !lease.has_begun_to_end;
+        let lease = lease.filter(|lease| is_free(lease) && self.is_active());
         let Some(lease) = lease else {
             return Kept::Write;
         };
@@ -185,9 +219,26 @@ impl Lessor {
         Kept::Alive(lease.ttl)
     }
 
-    /// What is left of a lease; `None`: there is none.
+    /// A write begins that keeps a lease alive, until [`Lessor::kept`].
+    pub(super) fn keep(&mut self, id: i64) {
+        *self.keeping.entry(id).or_default() += 1;
+    }
+
+    /// The write has ended. If it did not keep the lease alive, the lease is due as before.
+    pub(super) fn kept(&mut self, id: i64, now: Instant) {
+        if let Some(count) = self.keeping.get_mut(&id) {
+            *count -= 1;
+            if *count == 0 {
+                self.keeping.remove(&id);
+                self.end_failed(id, now);
+            }
+        }
+    }
+
+    /// What is left of a lease; `None`: there is none, or it has begun to end.
     pub(super) fn left(&self, id: i64, now: Instant) -> Option<Left> {
-        let lease = self.leases.get(&id)?;
+        let lease = self.leases.get(&id);
+        let lease = lease.filter(|lease| !lease.has_begun_to_end)?;
         Some(Left {
             ttl: lease.ttl,
             left: lease.deadline.saturating_duration_since(now),
@@ -220,7 +271,9 @@ impl Lessor {
 
     /// Whether a lease that was due is still to be ended.
     pub(super) fn is_ending(&self, id: i64) -> bool {
-        self.leases.get(&id).is_some_and(|lease| lease.is_ending)
+        let lease = self.leases.get(&id).filter(|lease| lease.is_ending);
+        // Nothing keeps a lease alive of which keys have been deleted.
+        lease.is_some_and(|lease| lease.has_begun_to_end || !self.keeping.contains_key(&id))
     }
 
     /// A lease that was due could not be ended: it is due again at `again`.
@@ -253,14 +306,47 @@ pub(super) fn load(tables: &Tables<SnapshotDatabase<'_>>) -> Result<Vec<Loaded>,
     let mut leases = Vec::new();
     for row in &tables.leases {
         let (id, row) = row?;
-        let LeaseRow { ttl } = decode(row)?;
+        let LeaseRow { ttl, is_ending } = decode(row)?;
         let left = match tables.lease_times.expires_in(&id)? {
+            _ if is_ending => Duration::ZERO,
             Some(left) => left,
             // Restored from a backup, which has no times: it begins anew.
             None if tables.lease_times.get(&id)?.is_some() => noted_for(ttl),
             None => Duration::ZERO,
         };
-        leases.push((number(&id)?, ttl, left));
+        leases.push(Loaded {
+            id: number(&id)?,
+            ttl,
+            left,
+            is_ending,
+        });
     }
     Ok(leases)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_does_not_end_while_a_write_is_on_its_way_that_keeps_it_alive() {
+        let began = Instant::now();
+        let due = began + duration(2);
+        let mut lessor = Lessor::default();
+        let number = lessor.begin();
+        lessor.loaded(number, Vec::new(), began);
+        lessor.note(Effect::Noted(7, 2), began);
+        lessor.keep(7);
+        assert_eq!(lessor.take_due(due, 1), [7]);
+        assert!(!lessor.is_ending(7), "the write comes first");
+        // It failed: nothing was noted.
+        lessor.kept(7, due);
+        assert_eq!(lessor.take_due(due, 1), [7]);
+        assert!(lessor.is_ending(7));
+        lessor.keep(7);
+        lessor.note(Effect::Noted(7, 2), due);
+        lessor.kept(7, due);
+        assert_eq!(lessor.take_due(due, 1), []);
+        assert!(!lessor.is_ending(7));
+    }
 }

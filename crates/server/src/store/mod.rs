@@ -146,7 +146,9 @@ impl Store {
     /// [`Error::LeaseProvided`], [`Error::LeaseNotFound`], and those of every write:
     /// [`Error::RequestTooLarge`], [`Error::TooManyRequests`], [`Error::NoSpace`];
     /// [`Error::NoLeader`] and [`Error::LeaderChanged`] for what certainly did not happen;
-    /// [`Error::OutcomeUnknown`] for what may have.
+    /// [`Error::OutcomeUnknown`] for what may have; [`Error::AnswerTooLarge`] for what this node would
+    /// have to be told by the master with more than a call may carry
+    /// ([`steadfast::limits::CALL_BYTES_MAX`], 8 MiB): it was not done.
     pub async fn put(&self, request: PutRequest) -> Result<PutResponse, Error> {
         check::size(&request)?;
         check::put(&request)?;
@@ -156,8 +158,10 @@ impl Store {
         }
     }
 
-    /// Deletes the keys of a range, as one revision. More than about 30,000 at a time are refused, as
-    /// a transaction of the environment has bounds: see [`steadfast::limits`].
+    /// Deletes the keys of a range, as one revision. It is whole or nothing, so what a transaction of
+    /// the environment may write bounds it ([`steadfast::limits`]): 49,999 keys, or 33,332 that are all
+    /// attached to leases, and fewer if a key has more than about 200 bytes. More are refused with
+    /// [`Error::RequestTooLarge`], and none is deleted.
     ///
     /// # Errors
     /// [`Error::EmptyKey`], and those of every write.
@@ -224,7 +228,9 @@ impl Store {
         }
     }
 
-    /// Ends a lease and deletes its keys, as one revision.
+    /// Ends a lease and deletes its keys, as one revision; more than 10,000 keys, or keys of more than
+    /// 1 MiB together, as several, which others can be between. From the first on there is no such
+    /// lease. With [`Error::OutcomeUnknown`] the rest may still be to be deleted, and will be.
     ///
     /// # Errors
     /// [`Error::LeaseNotFound`], and those of every write.
@@ -256,10 +262,17 @@ impl Store {
         &self,
         request: LeaseTimeToLiveRequest,
     ) -> Result<LeaseTimeToLiveResponse, Error> {
-        match self.inner.submit(Command::TimeToLive(request)).await? {
-            Answer::TimeToLive(answer) => Ok(answer),
-            _ => Err(Error::OutcomeUnknown),
+        let id = request.id;
+        let Answer::TimeToLive(mut answer) = self.inner.submit(Command::TimeToLive(id)).await?
+        else {
+            return Err(Error::OutcomeUnknown);
+        };
+        let is_there = answer.ttl >= 0;
+        if request.keys && is_there {
+            let (header, keys) = self.read_lease_keys(id).await?;
+            (answer.header, answer.keys) = (Some(header), keys);
         }
+        Ok(answer)
     }
 
     /// All leases.

@@ -135,26 +135,6 @@ impl Inner {
     }
 }
 
-/// The keys of a lease, if they are wanted, as of now.
-///
-/// # Errors
-/// Those of a read.
-pub(super) async fn lease_keys(
-    inner: &Arc<Inner>,
-    id: i64,
-    are_wanted: bool,
-) -> Result<(ResponseHeader, Vec<Bytes>), Error> {
-    if !are_wanted {
-        return inner.read_short(false, |_| Ok(Vec::new())).await;
-    }
-    let read = move |_: &Inner, view: &SnapshotView<'_>| {
-        let rows = view.tables.lease_keys.range(lease_bounds(id));
-        let keys = rows.map(|row| Ok(row?.0.slice(8..)));
-        keys.collect::<Result<Vec<_>, Failure>>()
-    };
-    inner.read_long(false, read).await
-}
-
 impl Store {
     /// Answers a checked request, up to the key that reaches `bytes_max`.
     ///
@@ -198,6 +178,22 @@ impl Store {
         };
         answer.header = Some(header);
         Ok(answer)
+    }
+
+    /// The keys of a lease, as of now.
+    ///
+    /// # Errors
+    /// As [`Store::lease_time_to_live`].
+    pub(super) async fn read_lease_keys(
+        &self,
+        id: i64,
+    ) -> Result<(ResponseHeader, Vec<Bytes>), Error> {
+        let read = move |_: &Inner, view: &SnapshotView<'_>| {
+            let rows = view.tables.lease_keys.range(lease_bounds(id));
+            let keys = rows.map(|row| Ok(row?.0.slice(8..)));
+            keys.collect::<Result<Vec<_>, Failure>>()
+        };
+        self.inner.read_long(false, read).await
     }
 
     /// # Errors

@@ -5,7 +5,7 @@ use prost::Message;
 use steadfast::{Transaction, TransactionDatabase, WriteError};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::apply::{Change, Changed, Round, lease_row};
+use super::apply::{Change, Changed, Round, lease_row, living_lease};
 use super::command::{Answer, AuthMessage, Command};
 use super::keys::{COMPACTED, Failure, LeaseRow, Rows, StateRow, Tables};
 use super::lease::{Effect, TTL_SECONDS_MAX, TTL_SECONDS_MIN, noted_for};
@@ -22,6 +22,10 @@ pub(super) const ROUND_BYTES_MAX: usize = 1024 * 1024;
 /// The same in rows, which all get their numbers under one lock.
 const ROUND_ROWS_MAX: usize = 8192;
 
+/// Most keys of a lease that are deleted at once, as one revision. What is left takes further steps, so
+/// that neither other writes nor the watches wait for a large lease.
+pub(super) const LEASE_STEP_KEYS_MAX: usize = 10_000;
+
 /// Who does the round, and when.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Doer {
@@ -29,6 +33,18 @@ pub(super) struct Doer {
     pub(super) term: u64,
     /// The wall clock, in ms since 1970.
     pub(super) time_ms: u64,
+    /// Most keys that a step of ending a lease deletes.
+    pub(super) lease_step_keys: usize,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Order<'c> {
+    pub(super) command: &'c Command,
+    /// A step of it is done and committed.
+    pub(super) is_continued: bool,
+    /// Longest answer, in bytes; with a longer one it is refused.
+    pub(super) answer_bytes_max: Option<usize>,
 }
 
 /// What a command came to: its answer, and what it did to a lease.
@@ -64,14 +80,14 @@ impl From<Failure> for Stopped {
     }
 }
 
-/// Does commands on a transaction. `is_due` tells whether a lease is still to be ended.
+/// Does orders on a transaction. `is_due` tells whether a lease is still to be ended.
 ///
 /// # Errors
 /// See [`Stopped`]: then the transaction must be given up.
 pub(super) fn run<'c>(
     txn: &Transaction,
     doer: Doer,
-    commands: impl Iterator<Item = &'c Command>,
+    orders: impl Iterator<Item = Order<'c>>,
     is_due: impl Fn(i64) -> bool,
 ) -> Result<Done, Stopped> {
     let mut round = Round::new(Tables::of_transaction(txn)?)?;
@@ -80,15 +96,16 @@ pub(super) fn run<'c>(
         round.own(doer.owner, doer.term);
     }
     let mut outcomes = Vec::new();
-    for (index, command) in commands.enumerate() {
+    for (index, order) in orders.enumerate() {
         let mut doing = Doing {
             round: &mut round,
             doer,
+            order,
             effect: None,
         };
-        let is_mine = !matches!(command, Command::Expire(id) if took_over || !is_due(*id));
+        let is_mine = !matches!(order.command, Command::Expire(id) if took_over || !is_due(*id));
         let answer = if is_mine {
-            doing.run(command)
+            doing.run()
         } else {
             Ok(Answer::Nothing(()))
         };
@@ -135,6 +152,7 @@ fn filled(mut answer: Answer, state: StateRow) -> Answer {
 struct Doing<'r, 't> {
     round: &'r mut Round<'t>,
     doer: Doer,
+    order: Order<'r>,
     effect: Option<Effect>,
 }
 
@@ -143,8 +161,8 @@ impl<'t> Doing<'_, 't> {
         self.round.tables()
     }
 
-    fn run(&mut self, command: &Command) -> Result<Answer, Failure> {
-        Ok(match command {
+    fn run(&mut self) -> Result<Answer, Failure> {
+        Ok(match self.order.command {
             Command::Put(request) => {
                 Answer::Put(self.change(|change| change.put(request.clone()))?)
             }
@@ -157,30 +175,33 @@ impl<'t> Doing<'_, 't> {
             Command::Compact(request) => Answer::Compact(self.compact(request)?),
             Command::Grant(request) => Answer::Grant(self.grant(request)?),
             Command::Revoke(id) => {
-                self.revoke(*id)?;
+                let is_there = self.end_lease(*id)?;
+                if !is_there && !self.order.is_continued {
+                    return Err(Error::LeaseNotFound.into());
+                }
                 Answer::Revoke(LeaseRevokeResponse::default())
             }
-            Command::Expire(id) => match self.revoke(*id) {
-                Ok(()) => Answer::Nothing(()),
-                Err(Failure::Refused(_)) => {
-                    self.effect = Some(Effect::Ended(*id));
-                    Answer::Nothing(())
-                }
-                Err(failure) => return Err(failure),
-            },
+            Command::Expire(id) => {
+                self.end_lease(*id)?;
+                Answer::Nothing(())
+            }
             Command::KeepAlive(id) => Answer::KeepAlive(self.keep_alive(*id)?),
             Command::Auth(change) => Answer::Auth(self.auth(change)?),
             Command::Own(()) | Command::TimeToLive(_) => Answer::Nothing(()),
         })
     }
 
-    /// Makes a change and keeps it.
-    fn change<T>(
+    /// Makes a change and keeps it, if its answer is not too long.
+    fn change<T: Message>(
         &mut self,
         make: impl FnOnce(&mut Change<'_, 't>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let mut change = self.round.change();
         let made = make(&mut change)?;
+        let bytes_max = self.order.answer_bytes_max;
+        if bytes_max.is_some_and(|bytes_max| made.encoded_len() > bytes_max) {
+            return Err(Error::AnswerTooLarge.into());
+        }
         let changed: Changed = change.done();
         self.round.keep(changed)?;
         Ok(made)
@@ -208,10 +229,7 @@ impl<'t> Doing<'_, 't> {
             id => id,
         };
         let ttl = request.ttl.max(TTL_SECONDS_MIN);
-        let row = LeaseRow { ttl };
-        self.tables()
-            .leases
-            .put(id.to_be_bytes(), row.encode_to_vec())?;
+        self.put_lease(id, ttl, false)?;
         self.note(id, ttl)?;
         Ok(LeaseGrantResponse {
             id,
@@ -240,7 +258,7 @@ impl<'t> Doing<'_, 't> {
     }
 
     fn keep_alive(&mut self, id: i64) -> Result<LeaseKeepAliveResponse, Failure> {
-        let row = lease_row(self.tables(), id)?;
+        let row = living_lease(self.tables(), id)?;
         if let Some(row) = row {
             self.note(id, row.ttl)?;
         }
@@ -260,16 +278,36 @@ impl<'t> Doing<'_, 't> {
         Ok(())
     }
 
-    fn revoke(&mut self, id: i64) -> Result<(), Failure> {
-        if lease_row(self.tables(), id)?.is_none() {
-            return Err(Error::LeaseNotFound.into());
-        }
-        self.change(|change| change.delete_of_lease(id))?;
-        self.tables().leases.delete(id.to_be_bytes())?;
-        self.tables().lease_times.delete(id.to_be_bytes())?;
-        self.effect = Some(Effect::Ended(id));
+    fn put_lease(&self, id: i64, ttl: i64, is_ending: bool) -> Result<(), Failure> {
+        let row = LeaseRow { ttl, is_ending };
+        let leases = &self.tables().leases;
+        Ok(leases.put(id.to_be_bytes(), row.encode_to_vec())?)
+    }
+
+    /// Deletes the keys of a lease and the lease; or some of its keys, and the lease is not for
+    /// clients any more. Returns whether there was one.
+    fn end_lease(&mut self, id: i64) -> Result<bool, Failure> {
+        let row = lease_row(self.tables(), id)?;
+        let Some(row) = row else {
+            self.effect = Some(Effect::Ended(id));
+            return Ok(false);
+        };
+        let mut change = self.round.change();
+        let are_all = change.delete_of_lease(id, self.doer.lease_step_keys)?;
+        let changed = change.done();
+        self.round.keep(changed)?;
+        self.effect = Some(if are_all {
+            self.tables().leases.delete(id.to_be_bytes())?;
+            self.tables().lease_times.delete(id.to_be_bytes())?;
+            Effect::Ended(id)
+        } else {
+            if !row.is_ending {
+                self.put_lease(id, row.ttl, true)?;
+            }
+            Effect::Begun(id, row.ttl)
+        });
         self.round.wrote(4, 150);
-        Ok(())
+        Ok(true)
     }
 
     fn auth(&mut self, change: &AuthMessage) -> Result<bool, Failure> {

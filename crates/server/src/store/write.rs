@@ -20,8 +20,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::command::{Answer, Command, CommandMessage, Refusal};
 use super::inner::Inner;
 use super::keys::{Failure, Tables};
-use super::lease::load;
-use super::round::{self, Doer, Done, ROUND_BYTES_MAX, Stopped};
+use super::lease::{Effect, load};
+use super::round::{self, Doer, Done, LEASE_STEP_KEYS_MAX, Order, ROUND_BYTES_MAX, Stopped};
 use crate::error::Error;
 
 /// Most commands in one round.
@@ -41,6 +41,10 @@ const OUTCOME_WAIT: Duration = Duration::from_secs(2);
 pub(super) struct Waiting {
     command: Command,
     bytes: usize,
+    /// Steps of it are done and committed: the lease that it ends has begun to end.
+    is_continued: bool,
+    /// Longest answer, in bytes.
+    answer_bytes_max: Option<usize>,
     /// `None`: nobody waits.
     answer: Option<oneshot::Sender<Result<Answer, Refusal>>>,
     /// Its bytes of what may wait.
@@ -53,8 +57,26 @@ impl Waiting {
         Self {
             command,
             bytes: 0,
+            is_continued: false,
+            answer_bytes_max: None,
             answer: None,
             _room: None,
+        }
+    }
+
+    fn order(&self) -> Order<'_> {
+        Order {
+            command: &self.command,
+            is_continued: self.is_continued,
+            answer_bytes_max: self.answer_bytes_max,
+        }
+    }
+
+    /// The lease that it ends.
+    fn ends_lease(&self) -> Option<i64> {
+        match self.command {
+            Command::Revoke(id) | Command::Expire(id) => Some(id),
+            _ => None,
         }
     }
 }
@@ -67,11 +89,16 @@ struct Part {
 }
 
 impl Inner {
-    /// Has a command done by this node's writer.
+    /// Has a command done by this node's writer. One whose answer has more than `answer_bytes_max` is
+    /// not done.
     ///
     /// # Errors
     /// [`Error::TooManyRequests`] when too much waits, and whatever comes of it.
-    pub(super) async fn enqueue(&self, command: Command) -> Result<Answer, Refusal> {
+    pub(super) async fn enqueue(
+        &self,
+        command: Command,
+        answer_bytes_max: Option<usize>,
+    ) -> Result<Answer, Refusal> {
         let message = CommandMessage {
             command: Some(command),
         };
@@ -86,6 +113,8 @@ impl Inner {
         let waiting = Waiting {
             command,
             bytes,
+            is_continued: false,
+            answer_bytes_max,
             answer: Some(answer),
             _room: Some(room),
         };
@@ -110,6 +139,7 @@ impl Inner {
             owner: self.owner(),
             term: self.env.state().term.0,
             time_ms: u64::try_from(time_ms).unwrap_or(u64::MAX),
+            lease_step_keys: LEASE_STEP_KEYS_MAX,
         }
     }
 }
@@ -131,7 +161,7 @@ pub(super) async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<Waiting>) {
             _ = stops.wait_for(|stops| *stops) => break,
             // First of all: this lets the newest round get its number.
             Some(parts) = in_flight.next() => for part in parts {
-                end(&inner, part);
+                waiting.extend(end(&inner, part));
             },
             received = queue.recv_many(&mut incoming, ROUND_COMMANDS_MAX), if may_begin => {
                 if received == 0 {
@@ -148,7 +178,7 @@ pub(super) async fn run(inner: Arc<Inner>, mut queue: mpsc::Receiver<Waiting>) {
     queue.close();
     while let Some(parts) = in_flight.next().await {
         for part in parts {
-            end(&inner, part);
+            waiting.extend(end(&inner, part));
         }
     }
     while let Ok(waiting) = queue.try_recv() {
@@ -196,24 +226,32 @@ async fn leases_due(inner: &Inner) -> Vec<i64> {
 async fn do_batch(inner: Arc<Inner>, mut batch: Vec<Waiting>) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut upto = batch.len();
+    let mut lease_step_keys = LEASE_STEP_KEYS_MAX;
     while !batch.is_empty() {
-        let (began, doer) = (Instant::now(), inner.doer());
+        let began = Instant::now();
+        let doer = Doer {
+            lease_step_keys,
+            ..inner.doer()
+        };
         let mut last = None;
         let is_due = |id| inner.lessor().is_ending(id);
         let durability = Durability::MAJORITY.within(inner.config.request_timeout);
         let commands = &batch[..upto];
         let written = inner.env.write_with_async(durability, |txn| {
-            let commands = commands.iter().map(|waiting| &waiting.command);
-            last = Some(round::run(txn, doer, commands, is_due)?);
+            let orders = commands.iter().map(Waiting::order);
+            last = Some(round::run(txn, doer, orders, is_due)?);
             Ok::<_, Stopped>(())
         });
         let done = match written.await {
             Ok(_) => last.ok_or(Refusal::Again),
-            Err(Stopped::NoRoom(0)) => {
-                let too_large = batch.remove(0);
-                tell(too_large, Err(Error::RequestTooLarge.into()));
-                upto = batch.len();
+            Err(Stopped::NoRoom(0)) if batch[0].ends_lease().is_some() && lease_step_keys > 1 => {
+                lease_step_keys = (lease_step_keys / 4).max(1);
+                upto = 1;
                 continue;
+            }
+            Err(Stopped::NoRoom(0)) => {
+                upto = 1;
+                Err(Error::RequestTooLarge.into())
             }
             Err(Stopped::NoRoom(index)) => {
                 upto = index;
@@ -226,7 +264,7 @@ async fn do_batch(inner: Arc<Inner>, mut batch: Vec<Waiting>) -> Vec<Part> {
         };
         let ended = match &done {
             Ok(done) => done.outcomes.len(),
-            Err(_) => batch.len(),
+            Err(_) => upto,
         };
         let rest = batch.split_off(ended);
         parts.push(Part {
@@ -236,6 +274,7 @@ async fn do_batch(inner: Arc<Inner>, mut batch: Vec<Waiting>) -> Vec<Part> {
         });
         batch = rest;
         upto = batch.len();
+        lease_step_keys = LEASE_STEP_KEYS_MAX;
     }
     parts
 }
@@ -292,8 +331,8 @@ fn refusal(failure: &Failure) -> Refusal {
     })
 }
 
-/// Takes the effects of a part, and answers.
-fn end(inner: &Arc<Inner>, part: Part) {
+/// Takes the effects of a part, and answers. Returns what goes on.
+fn end(inner: &Arc<Inner>, part: Part) -> Vec<Waiting> {
     let Part {
         waiting,
         began,
@@ -303,14 +342,14 @@ fn end(inner: &Arc<Inner>, part: Part) {
         Ok(done) => done,
         Err(refusal) => {
             for waiting in waiting {
-                if let Command::Expire(id) = waiting.command {
+                if let Some(id) = waiting.ends_lease() {
                     let again = Instant::now() + END_AGAIN;
                     inner.lessor().end_failed(id, again);
                 }
                 tell(waiting, Err(refusal));
             }
             inner.leases_changed.notify_one();
-            return;
+            return Vec::new();
         }
     };
     {
@@ -328,12 +367,18 @@ fn end(inner: &Arc<Inner>, part: Part) {
     let term = done.state.term;
     inner.leases_term.store(term, Ordering::Release);
     inner.leases_changed.notify_one();
+    let mut going_on = Vec::new();
     for (waiting, outcome) in waiting.into_iter().zip(done.outcomes) {
-        tell(
-            waiting,
-            outcome.map(|(answer, _)| answer).map_err(Into::into),
-        );
+        match outcome {
+            Ok((_, Some(Effect::Begun(..)))) => going_on.push(Waiting {
+                is_continued: true,
+                ..waiting
+            }),
+            Ok((answer, _)) => tell(waiting, Ok(answer)),
+            Err(error) => tell(waiting, Err(error.into())),
+        }
     }
+    going_on
 }
 
 /// Reads the leases in the background, for the number that the lessor gave.
@@ -357,8 +402,13 @@ fn load_leases(inner: &Arc<Inner>, number: u64) {
     });
 }
 
-/// Answers, if there is still somebody who waits.
+/// Answers, if there is still somebody who waits. What failed between two steps still happens.
 fn tell(waiting: Waiting, answer: Result<Answer, Refusal>) {
+    let answer = if waiting.is_continued {
+        answer.map_err(|_| Error::OutcomeUnknown.into())
+    } else {
+        answer
+    };
     if let Some(waiter) = waiting.answer {
         waiter.send(answer).ok();
     }

@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 
 use steadfast_server::proto::etcdserverpb::cluster_client::ClusterClient;
 use steadfast_server::proto::etcdserverpb::kv_client::KvClient;
+use steadfast_server::proto::etcdserverpb::lease_client::LeaseClient;
 use steadfast_server::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use steadfast_server::proto::etcdserverpb::{
-    AlarmRequest, DefragmentRequest, HashKvRequest, HashKvResponse, HashRequest, MemberListRequest,
-    MoveLeaderRequest, StatusRequest, StatusResponse,
+    AlarmRequest, CompactionRequest, DefragmentRequest, HashKvRequest, HashKvResponse, HashRequest,
+    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseLeasesRequest, LeaseRevokeRequest,
+    LeaseTimeToLiveRequest, MemberAddRequest, MemberListRequest, MoveLeaderRequest, ResponseHeader,
+    StatusRequest, StatusResponse, TxnRequest,
 };
 use tonic::Code;
 use tonic::transport::Channel;
@@ -20,12 +23,14 @@ rows! {
     headers_of_the_group_carry_no_revision,
     status_names_the_leader_and_a_version,
     a_hash_of_nothing_compacted_says_so,
-    identity_is_in_every_header;
+    identity_is_in_every_header,
+    a_member_is_added_as_a_learner_or_by_a_verb;
     Three:
     members_are_the_same_from_each_of_them,
     hashes_are_equal_on_every_member,
     leadership_moves_to_who_is_named_and_leases_live_on,
-    a_write_at_one_member_is_read_at_every_other;
+    a_write_at_one_member_is_read_at_every_other,
+    the_term_is_in_every_header_and_never_goes_down;
 }
 
 fn maintenance(target: &Target, member: usize) -> MaintenanceClient<Channel> {
@@ -125,6 +130,118 @@ async fn identity_is_in_every_header(target: Target) {
         );
         assert!(header.raft_term >= id.raft_term);
     }
+}
+
+async fn a_member_is_added_as_a_learner_or_by_a_verb(target: Target) {
+    let mut client = ClusterClient::new(target.channel());
+    let request = MemberAddRequest {
+        peer_ur_ls: vec!["http://127.0.0.1:1".to_owned()],
+        is_learner: true,
+    };
+    let answer = client.member_add(request).await;
+    let request = MemberListRequest { linearizable: true };
+    let members = client.member_list(request).await.unwrap();
+    let members = members.into_inner().members;
+    if target.is_ours {
+        let status = answer.expect_err("a new node needs a certificate and a name");
+        assert_eq!(status.code(), Code::Unimplemented);
+        assert!(status.message().contains("steadfast token create"));
+        assert!(members.iter().all(|member| !member.is_learner));
+        return;
+    }
+    let added = answer.unwrap().into_inner();
+    assert_eq!(added.header.unwrap().revision, 0);
+    let member = added.member.unwrap();
+    assert!(member.is_learner && member.name.is_empty() && member.id != 0);
+    assert_eq!(added.members.len(), 2);
+    assert_eq!(members.len(), 2);
+    let learners: Vec<_> = members.iter().filter(|one| one.is_learner).collect();
+    assert_eq!(learners, [&member]);
+    // It does not count: the one member is a majority.
+    target.put("a", "v").await;
+}
+
+/// The terms of all headers that a member gives, in the order in which they came.
+async fn terms(target: &Target, member: usize) -> Vec<u64> {
+    let channel = || target.channel_to(member);
+    let mut terms = Vec::new();
+    let mut told = |header: Option<ResponseHeader>| terms.push(header.unwrap().raft_term);
+    let mut kv = KvClient::new(channel());
+    let key = format!("k{member}");
+    let put = kv.put(crate::ask::put(&key, "v")).await.unwrap();
+    told(put.into_inner().header);
+    let range = kv.range(crate::ask::one(&key)).await.unwrap();
+    told(range.into_inner().header);
+    let txn = kv.txn(TxnRequest::default()).await.unwrap();
+    told(txn.into_inner().header);
+    let deleted = kv.delete_range(crate::ask::delete(&key)).await.unwrap();
+    let revision = deleted.get_ref().header.as_ref().unwrap().revision;
+    told(deleted.into_inner().header);
+    let request = CompactionRequest {
+        revision,
+        physical: false,
+    };
+    told(kv.compact(request).await.unwrap().into_inner().header);
+    let mut leases = LeaseClient::new(channel());
+    let request = LeaseGrantRequest { ttl: 60, id: 0 };
+    let granted = leases.lease_grant(request).await.unwrap().into_inner();
+    told(granted.header);
+    let id = granted.id;
+    let request = LeaseTimeToLiveRequest { id, keys: true };
+    let left = leases.lease_time_to_live(request).await.unwrap();
+    told(left.into_inner().header);
+    let listed = leases.lease_leases(LeaseLeasesRequest {}).await.unwrap();
+    told(listed.into_inner().header);
+    let requests = futures_util::stream::iter([LeaseKeepAliveRequest { id }]);
+    let kept = leases.lease_keep_alive(requests).await.unwrap();
+    told(kept.into_inner().message().await.unwrap().unwrap().header);
+    let request = LeaseRevokeRequest { id };
+    let revoked = leases.lease_revoke(request).await.unwrap();
+    told(revoked.into_inner().header);
+    told(hash_kv(target, member).await.header);
+    told(status(target, member).await.header);
+    let request = MemberListRequest { linearizable: true };
+    let listed = ClusterClient::new(channel()).member_list(request).await;
+    told(listed.unwrap().into_inner().header);
+    terms
+}
+
+async fn the_term_is_in_every_header_and_never_goes_down(target: Target) {
+    let mut watches = target.watch().await;
+    let created = watches.create(crate::ask::watch_prefix("k")).await;
+    let mut told = vec![created.header.unwrap().raft_term];
+    let mut seen = Vec::new();
+    for member in 0..3 {
+        seen.extend(terms(&target, member).await);
+    }
+    let before = status(&target, 0).await;
+    let mut leader = 0;
+    let mut other = 0;
+    for member in 0..3 {
+        match status(&target, member).await.header.unwrap().member_id {
+            id if id == before.leader => leader = member,
+            id => other = id,
+        }
+    }
+    let to = MoveLeaderRequest { target_id: other };
+    maintenance(&target, leader).move_leader(to).await.unwrap();
+    for member in 0..3 {
+        let moved = || async { status(&target, member).await.leader == other };
+        until("every member knows the new leader", moved).await;
+    }
+    for member in 0..3 {
+        seen.extend(terms(&target, member).await);
+    }
+    assert!(seen[0] > 0 && seen.is_sorted(), "{seen:?}");
+    assert!(seen.last() > Some(&before.raft_term), "{seen:?}");
+    // A put and a deletion at each member, twice.
+    let mut events = 0;
+    while events < 12 {
+        let answer = watches.next().await;
+        events += answer.events.len();
+        told.push(answer.header.unwrap().raft_term);
+    }
+    assert!(told[0] > 0 && told.is_sorted(), "{told:?}");
 }
 
 async fn members_are_the_same_from_each_of_them(target: Target) {

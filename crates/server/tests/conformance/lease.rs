@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use steadfast_server::proto::etcdserverpb::LeaseLeasesRequest;
-use steadfast_server::proto::etcdserverpb::PutRequest;
 use steadfast_server::proto::etcdserverpb::lease_client::LeaseClient;
+use steadfast_server::proto::etcdserverpb::{
+    LeaseLeasesRequest, LeaseTimeToLiveRequest, PutRequest,
+};
 use tokio::time::{Instant, sleep};
 use tonic::Code;
 
-use crate::ask::{lines, one, put, refused, revision, watch_prefix};
+use crate::ask::{lines, one, put, refused, revision, until, watch_prefix};
 use crate::target::{Target, rows};
 
 rows! {
@@ -23,7 +24,8 @@ rows! {
     a_key_belongs_to_the_lease_of_its_last_put,
     leases_are_listed;
     Three:
-    a_time_to_live_has_a_least_value;
+    a_time_to_live_has_a_least_value,
+    every_member_tells_the_time_and_the_keys_of_a_lease;
 }
 
 const NOT_FOUND: &str = "etcdserver: requested lease not found";
@@ -40,6 +42,40 @@ async fn a_time_to_live_has_a_least_value(target: Target) {
         let answer = target.grant(asked, 0).await.unwrap();
         assert_eq!(answer.ttl, granted, "asked for {asked}");
         assert!(answer.id > 0 && answer.error.is_empty());
+    }
+}
+
+async fn every_member_tells_the_time_and_the_keys_of_a_lease(target: Target) {
+    target.grant(60, 77).await.unwrap();
+    target.try_put(leased("b", 77)).await.unwrap();
+    target.try_put(leased("a", 77)).await.unwrap();
+    for member in 0..3 {
+        let mut client = LeaseClient::new(target.channel_to(member));
+        let there = || async {
+            let request = LeaseTimeToLiveRequest { id: 77, keys: true };
+            let mut client = LeaseClient::new(target.channel_to(member));
+            let answer = client.lease_time_to_live(request).await;
+            answer.unwrap().into_inner().keys.len() == 2
+        };
+        // A follower of a real etcd applies what it tells a moment after the leader.
+        until("the keys are there", there).await;
+        let request = LeaseTimeToLiveRequest { id: 77, keys: true };
+        let answer = client.lease_time_to_live(request).await;
+        let answer = answer.unwrap().into_inner();
+        assert_eq!((answer.id, answer.granted_ttl), (77, 60));
+        assert!((30..60).contains(&answer.ttl), "{answer:?}");
+        let mut keys = answer.keys;
+        keys.sort();
+        assert_eq!(keys, ["a", "b"]);
+        let request = LeaseTimeToLiveRequest { id: 78, keys: true };
+        let answer = client.lease_time_to_live(request).await;
+        assert_eq!(answer.unwrap().into_inner().ttl, -1);
+        let leases = client.lease_leases(LeaseLeasesRequest {}).await.unwrap();
+        let leases: Vec<_> = leases.into_inner().leases;
+        assert_eq!(
+            leases.iter().map(|lease| lease.id).collect::<Vec<_>>(),
+            [77]
+        );
     }
 }
 

@@ -1,9 +1,13 @@
 //! The lock service.
 
+use std::time::Duration;
+
+use serde_json::json;
 use steadfast_server::proto::etcdserverpb::TxnRequest;
 use steadfast_server::proto::etcdserverpb::compare::{CompareResult, TargetUnion};
 use steadfast_server::proto::v3lockpb::lock_client::LockClient;
 use steadfast_server::proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest};
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::ask::{Operation, bytes, compare, prefix, put, refused, text, txn, until};
@@ -15,7 +19,8 @@ rows! {
     the_next_in_line_has_the_lock_when_the_first_lets_go,
     a_lock_without_a_lease_makes_one,
     a_lock_with_an_unknown_lease_is_refused_with_a_lost_code,
-    a_stale_holder_is_refused_by_the_create_revision;
+    a_stale_holder_is_refused_by_the_create_revision,
+    a_call_that_waits_ends_with_the_time_that_its_client_gives_it;
 }
 
 async fn lock(target: &Target, name: &str, lease: i64) -> Result<LockResponse, Status> {
@@ -78,6 +83,18 @@ async fn a_lock_with_an_unknown_lease_is_refused_with_a_lost_code(target: Target
         Code::Unknown,
         "etcdserver: requested lease not found",
     );
+}
+
+async fn a_call_that_waits_ends_with_the_time_that_its_client_gives_it(target: Target) {
+    lock(&target, "name", 0).await.unwrap();
+    let body = json!({ "name": "bmFtZQ==" }).to_string();
+    let began = Instant::now();
+    let head = [("Grpc-Timeout", "300m")];
+    let answer = target.http("POST", "/v3/lock/lock", &head, &body).await;
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(290), "{took:?}");
+    assert_eq!(answer.status, 504, "{}", answer.text());
+    assert_eq!(answer.json()["code"], 4, "{}", answer.text());
 }
 
 async fn a_stale_holder_is_refused_by_the_create_revision(target: Target) {

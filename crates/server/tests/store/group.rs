@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use steadfast::{InMemoryGroup, ReplicatedEnvironment};
+use steadfast::{InMemoryGroup, RepConfigBuilder, ReplicatedEnvironment};
 use steadfast_server::error::Error;
 use steadfast_server::proto::etcdserverpb::request_op::Request;
 use steadfast_server::proto::etcdserverpb::*;
@@ -27,6 +27,18 @@ impl Group {
 
     pub async fn with(nodes: usize, config: StoreConfig) -> Self {
         let nodes = InMemoryGroup::new_async(nodes).await.expect("a group");
+        Self::on(nodes, config).await
+    }
+
+    /// One whose transactions may write half of this.
+    pub async fn with_segments(nodes: usize, log_segment_bytes: u64) -> Self {
+        let configure =
+            move |builder: RepConfigBuilder| builder.set("log_segment_bytes", log_segment_bytes);
+        let nodes = InMemoryGroup::configured_async(nodes, configure).await;
+        Self::on(nodes.expect("a group"), StoreConfig::default()).await
+    }
+
+    async fn on(nodes: InMemoryGroup, config: StoreConfig) -> Self {
         let mut group = Self {
             nodes,
             config,

@@ -213,3 +213,35 @@ async fn no_lease_ends_early_or_late_over_a_failover() {
     over_a_failover(60, 2, 3, 0).await;
     over_a_failover(2, 0, 0, 1).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_master_that_was_replaced_keeps_no_lease_alive() {
+    let mut group = Group::new(3).await;
+    let (name, old) = (group.master_name().await, group.master().await);
+    grant(&old, 2, 7).await;
+    put_leased(&old, "k", 7).await;
+    group.nodes.cut_off(&name).expect("cut off");
+    // The others have a new master at once, and the old one does not know it yet.
+    let mut kept_at = Instant::now();
+    for _ in 0..60 {
+        let asked_at = Instant::now();
+        let answer = old.lease_keep_alive(7);
+        let answer = tokio::time::timeout(Duration::from_millis(10), answer).await;
+        if let Ok(Ok(answer)) = answer
+            && answer.ttl > 0
+        {
+            kept_at = asked_at;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    let others = ["n1", "n2", "n3"].into_iter().filter(|of| *of != name);
+    let other = group.store(others.last().expect("a node"));
+    set(&other, "other", "1").await;
+    let lived = gone(&other, "k", kept_at).await;
+    assert!(
+        lived >= Duration::from_secs(2),
+        "it ended after {lived:?}, early"
+    );
+    group.nodes.heal(&name).expect("healed");
+    group.close().await;
+}

@@ -10,6 +10,7 @@
 mod failover;
 mod group;
 mod kv;
+mod large;
 mod leases;
 mod limits;
 mod model;

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use steadfast_net::lock;
+use steadfast_net::{background, lock};
 
 use noxu::Environment;
 use noxu_cleaner::Cleaner;
@@ -77,7 +77,10 @@ impl Upkeep {
         let (life, ended) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("steadfast-upkeep".to_owned())
-            .spawn(move || work.run(&ended))
+            .spawn(move || {
+                background::give_way();
+                work.run(&ended);
+            })
             .map_err(|error| io_error("start its thread", error))?;
         Ok(Self {
             life: Some(life),

@@ -1,6 +1,7 @@
 //! What a flush brings into the engine, when, and in which order.
 
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::*;
@@ -125,11 +126,8 @@ impl Rig {
             position: LogPosition(first.0),
         };
         self.sequencer.apply(log_id, &batch);
-        let versions = operations.iter().map(|operation| VersionKey {
-            database: operation.database,
-            key: operation.key.clone(),
-            vlsn: std::cmp::Reverse(first),
-        });
+        let versions = operations.iter().cloned();
+        let versions = versions.map(|operation| Written::of(first, operation));
         self.flush.note(Mark {
             log_id,
             vlsn: first,

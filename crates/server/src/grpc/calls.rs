@@ -14,8 +14,8 @@ use prost_reflect::{DescriptorPool, MethodDescriptor};
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
-use tower::Service;
 
+use crate::grpc::deadline;
 use crate::proto::DESCRIPTORS;
 
 /// The codes of gRPC by their numbers, with the names that metrics of gRPC have for them.
@@ -77,11 +77,7 @@ impl Calls {
     {
         let method = self.methods.get(request.uri().path()).cloned();
         let mut ending = Ending(method);
-        // Routes are always ready, and cannot fail.
-        let response = match self.routes.clone().call(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        };
+        let response = deadline::call(self.routes.clone(), request).await;
         if let Some(code) = code_in(response.headers()) {
             ending.with(code);
         }
