@@ -36,7 +36,7 @@ KNOWN = {
 def prepare(dir):
     servers.need("etcdctl", "pgrep")
     python = servers.python_with(dir / "python", CLIENT, *NEEDS)
-    download = [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
+    download = [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     servers.run([*download, "--no-binary", ":all:", "--dest", dir, CLIENT])
     (archive,) = dir.glob("etcd3-*.tar.gz")
     servers.run(["tar", "--extract", "--file", archive, "--directory", dir])
