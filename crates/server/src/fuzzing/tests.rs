@@ -1,10 +1,6 @@
 //! The corpora of `fuzz/`, replayed.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::disallowed_methods,
-    reason = "the corpora are files of the repository"
-)]
+#![expect(clippy::disallowed_methods, reason = "the corpora are files")]
 
 use std::collections::BTreeSet;
 use std::fs;

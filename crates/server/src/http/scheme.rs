@@ -483,7 +483,7 @@ mod tests {
     async fn padding_priority_and_every_form_of_the_header_are_known() {
         let long = [b"https://[fe80::1]:2379", &[b'x'; 200][..]].concat();
         // 127 and 95 more, in two bytes.
-        let long = [&[0x41, 0x7f, 95 | 0x80, 0][..], &long].concat();
+        let long = [&[0x41, 0x7f, 0xdf, 0][..], &long].concat();
         let names = [
             coded(),
             name(0x01, HUFFMAN, &CODED),
