@@ -115,11 +115,23 @@ impl Run {
     }
 
     async fn goes_on(&self, operations: usize, at_least: Duration) {
-        let wanted = self.history.done() + operations;
-        let (begin, deadline) = (Instant::now() + at_least, Instant::now() + READY_MAX);
-        while self.history.done() < wanted || Instant::now() < begin {
-            assert!(Instant::now() < deadline, "clients get nowhere");
+        let mut done = self.history.done();
+        let wanted = done + operations;
+        let begin = Instant::now() + at_least;
+        let mut deadline = Instant::now() + READY_MAX;
+        while done < wanted || Instant::now() < begin {
+            let states: Vec<_> = self
+                .group
+                .nodes()
+                .map(ReplicatedEnvironment::state)
+                .collect();
+            let is_late = Instant::now() >= deadline;
+            assert!(!is_late, "clients get nowhere: {states:?}");
             sleep(Duration::from_millis(10)).await;
+            if self.history.done() > done {
+                done = self.history.done();
+                deadline = Instant::now() + READY_MAX;
+            }
         }
     }
 
