@@ -377,18 +377,29 @@ fn a_history_that_has_no_order_is_found() {
     );
 }
 
-#[test]
-fn a_lease_that_ends_early_or_late_is_found() {
-    let said = |said: Said| Event::Lease(7, said);
+/// A lease of two seconds that takes a key.
+fn leased() -> Story {
     let story = Story {
         piece: Piece::default(),
         now: 0,
     };
-    let granted = story
+    story
         .then(said(Said::Granted(Duration::from_secs(2))))
-        .then(put(2, 10, 7));
+        .then(put(2, 10, 7))
+}
+
+fn said(said: Said) -> Event {
+    Event::Lease(7, said)
+}
+
+fn read(keys: &Keys, at: i64) -> Event {
+    Event::Read(keys.clone(), at)
+}
+
+#[test]
+fn a_lease_that_ends_early_or_late_is_found() {
+    let granted = leased();
     let (there, gone) = (key(10, 2, 7), Keys::new());
-    let read = |keys: &Keys, at: i64| Event::Read(keys.clone(), at);
     let expired = |story: Story| story.untold(3, &gone).then(read(&gone, 3)).ends(3, &gone);
     expired(granted.clone().after(18)).unwrap();
     assert!(expired(granted.clone().after(10)).is_err(), "early");
@@ -412,6 +423,12 @@ fn a_lease_that_ends_early_or_late_is_found() {
         later.ends(3, &key(11, 3, 7)).is_err(),
         "late after a failover"
     );
+}
+
+#[test]
+fn a_lease_that_is_not_gone_as_a_whole_is_found() {
+    let granted = leased();
+    let (there, gone) = (key(10, 2, 7), Keys::new());
     let ended = granted
         .clone()
         .after(18)
