@@ -32,8 +32,8 @@ const GREET_FOR: Duration = Duration::from_secs(10);
 /// How long one attempt may take. A server of etcd gives up after 7 s itself.
 const CALL_MAX: Duration = Duration::from_secs(10);
 const CONNECT_MAX: Duration = Duration::from_secs(3);
-/// How often a connection is asked whether it still stands. Servers end one that asks more often
-/// than each 5 s.
+/// How often a connection with a call on it is asked whether it still stands. Servers of etcd end one
+/// that asks more often than each 5 s, or while nothing is going on.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -182,6 +182,9 @@ impl Peer {
                 self.user.is_some() && status.message().contains("user name is empty");
             if !is_passing(&status) && !is_unsigned {
                 return Err(Trouble::Refused(status));
+            }
+            if is_of_server(&status) {
+                self.state().has_answered = true;
             }
             tracing::debug!(side = self.side, endpoint = self.names[at], %status, "asking again");
             let patience = if self.state().has_answered {
@@ -370,24 +373,7 @@ impl Peer {
         let said = whole_text(&status);
         let has_answered = self.state().has_answered;
         if !has_answered && (is_lost || status.code() == Code::Unimplemented) {
-            if said.contains("ertificate") {
-                let what = format!("no TLS with the {side} at {names}: {said}");
-                let remedy = format!(
-                    "check --{flag}-cacert, the authority of its certificate, and --{flag}-cert with \
-                     --{flag}-key, which it may ask for"
-                );
-                return Failure::new(what, data, remedy);
-            }
-            let what = if is_unreachable(&said) {
-                format!("the {side} at {names} cannot be reached: {said}")
-            } else {
-                format!("the {side} at {names} does not answer as etcd does: {said}")
-            };
-            let remedy = format!(
-                "give --{flag} the addresses of an etcd's clients (often port 2379), or the \
-                 --client-listen of nodes of a group; with --{flag}-cacert where they speak TLS"
-            );
-            return Failure::new(what, data, remedy);
+            return self.never_reached(&said, data);
         }
         let remedy = if is_lost {
             format!("see why no endpoint of the {side} answers, then run the same command again")
@@ -420,6 +406,31 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// The failure of a verb that got no answer at all.
+    fn never_reached(&self, said: &str, data: &str) -> Failure {
+        let (side, names, flag) = (self.side, self.names(), flag(self.side));
+        if said.contains("ertificate") {
+            let what = format!("no TLS with the {side} at {names}: {said}");
+            let remedy = format!(
+                "check --{flag}-cacert, the authority of its certificate, and --{flag}-cert with \
+                 --{flag}-key, which it may ask for"
+            );
+            return Failure::new(what, data, remedy);
+        }
+        let what = if is_unreachable(said) {
+            format!("the {side} at {names} cannot be reached: {said}")
+        } else {
+            format!("the {side} at {names} does not answer as etcd does: {said}")
+        };
+        let remedy = format!(
+            "give --{flag} the addresses of an etcd's clients (often port 2379), or the \
+             --client-listen of nodes of a group; with --{flag}-cacert where they speak TLS"
+        );
+        Failure::new(what, data, remedy)
+    }
+}
+
 /// Whether the same call may succeed later, or elsewhere.
 fn is_passing(status: &Status) -> bool {
     let text = status.message();
@@ -437,6 +448,12 @@ fn is_passing(status: &Status) -> bool {
         Code::OutOfRange => text.contains("future revision"),
         _ => false,
     }
+}
+
+/// Whether it was a server of the API that said so.
+fn is_of_server(status: &Status) -> bool {
+    let text = status.message();
+    text.starts_with("etcdserver: ") || text == "context deadline exceeded"
 }
 
 fn is_unreachable(text: &str) -> bool {
@@ -535,8 +552,7 @@ fn channel(flag: &str, name: &str, tls: Option<&ClientTlsConfig>) -> Result<Chan
     let mut endpoint = endpoint
         .connect_timeout(CONNECT_MAX)
         .http2_keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_INTERVAL)
-        .keep_alive_while_idle(true);
+        .keep_alive_timeout(PING_INTERVAL);
     if url.starts_with("https://") {
         let Some(tls) = tls else {
             let what = format!("{name} speaks TLS, and no authority is given for it");

@@ -23,8 +23,8 @@ use steadfast_server::proto::etcdserverpb::{
 use steadfast_server::proto::mvccpb::KeyValue;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status};
 
 use super::{Group, Node, PATIENCE, free_port};
 
@@ -151,11 +151,19 @@ impl Serving {
 
     /// The same, with more arguments for each node.
     pub(crate) fn start_with(more: &[String]) -> Self {
-        // A watch that wants a leader ends after 3 s without one, so another has to be elected soon.
+        Self::of(Group::unstarted(), more)
+    }
+
+    /// One whose nodes elect another master soon, also where they have only had no time to run.
+    pub(crate) fn start_hasty() -> Self {
         let group = Group {
             numbers: &[],
             ..Group::unstarted()
         };
+        Self::of(group, &[])
+    }
+
+    fn of(group: Group, more: &[String]) -> Self {
         let mut serving = Self {
             group,
             endpoints: vec!["127.0.0.1:0".to_owned(); 3],
@@ -316,6 +324,26 @@ impl Client {
         LeaseClient::new(self.channel.clone())
     }
 
+    /// Makes a call until a server takes it: on a busy machine one may find no leader in time. All
+    /// that is called here may be done twice.
+    fn until_taken<T, F>(&self, call: impl Fn() -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.runtime.block_on(call()) {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => {
+                    let passes = matches!(status.code(), Code::Unavailable | Code::Unknown);
+                    if !passes || Instant::now() >= deadline {
+                        return Err(status);
+                    }
+                }
+            }
+        }
+    }
+
     fn leads(&self) -> bool {
         let mut client = MaintenanceClient::new(self.channel.clone());
         let status = self.runtime.block_on(client.status(StatusRequest {}));
@@ -379,7 +407,10 @@ impl Client {
             lease,
             ..Default::default()
         };
-        let answer = self.runtime.block_on(self.kv().put(request))?.into_inner();
+        let answer = self.until_taken(|| {
+            let (mut kv, request) = (self.kv(), request.clone());
+            async move { kv.put(request).await }
+        })?;
         Ok(answer.header.expect("it has one").revision)
     }
 
@@ -393,13 +424,19 @@ impl Client {
             range_end: range_end.to_vec().into(),
             ..Default::default()
         };
-        let answer = self.runtime.block_on(self.kv().delete_range(request));
-        answer.expect("deleted").into_inner().deleted
+        let answer = self.until_taken(|| {
+            let (mut kv, request) = (self.kv(), request.clone());
+            async move { kv.delete_range(request).await }
+        });
+        answer.expect("deleted").deleted
     }
 
     pub(crate) fn txn(&self, request: TxnRequest) -> TxnResponse {
-        let answer = self.runtime.block_on(self.kv().txn(request));
-        answer.expect("done").into_inner()
+        let answer = self.until_taken(|| {
+            let (mut kv, request) = (self.kv(), request.clone());
+            async move { kv.txn(request).await }
+        });
+        answer.expect("done")
     }
 
     pub(crate) fn compact(&self, revision: i64) {
@@ -413,10 +450,14 @@ impl Client {
 
     pub(crate) fn grant(&self, id: i64, ttl: i64) {
         let request = LeaseGrantRequest { id, ttl };
-        let answer = self
-            .runtime
-            .block_on(self.leases_client().lease_grant(request));
-        answer.expect("granted");
+        let granted = self.until_taken(|| {
+            let mut leases = self.leases_client();
+            async move { leases.lease_grant(request).await }
+        });
+        if let Err(status) = granted {
+            // An earlier attempt was taken after all.
+            assert!(status.message().contains("already exists"), "{status}");
+        }
     }
 
     pub(crate) fn revoke(&self, id: i64) {

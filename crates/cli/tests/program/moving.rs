@@ -317,7 +317,7 @@ fn a_copy_that_was_killed_goes_on_and_neither_loses_nor_repeats_a_revision() {
                 .map(|kv| kv.value),
         );
     }
-    assert!(seen.is_sorted_by(|one, next| one < next), "{seen:?}");
+    assert!(seen.is_sorted(), "{seen:?}");
 }
 
 /// Waits until some keys are copied, and kills the copy.
@@ -428,13 +428,13 @@ fn leases_go_on_in_the_target_for_as_long_as_at_the_source() {
     assert_eq!(here.leases(), [long]);
 }
 
-/// Puts the largest value that fits, less two bytes.
+/// Puts the largest value that fits, less what servers differ in.
 fn put_largest(client: &Client, key: &[u8], lease: i64) -> i64 {
     let mut size = 1536 * 1024;
     while client.try_put(key, &vec![b'x'; size], lease).is_err() {
         size -= 1;
     }
-    client.put(key, &vec![b'y'; size - 2], lease)
+    client.put(key, &vec![b'y'; size - 16], lease)
 }
 
 #[test]

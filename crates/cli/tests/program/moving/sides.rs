@@ -63,10 +63,18 @@ fn what_cannot_be_copied_from_or_to_is_named_and_left_as_it_is() {
     here.delete(b"of an application", b"");
     assert!(here.all(0).is_empty(), "nothing was copied");
 
-    // A copy of another cluster that is not complete.
     here.put(RECORD, b"no record", 0);
     assert_refused(&from, &to, &[], 1, &["is no record of a copy"]);
-    here.delete(RECORD, b"");
+}
+
+#[test]
+fn two_copies_into_one_target_do_not_mix() {
+    let (source, target) = (Serving::start(), Serving::start());
+    let (there, here) = (
+        Client::to(&source.endpoints[0]),
+        Client::to(&target.endpoints[0]),
+    );
+    let (from, to) = (source.all(), target.all());
     let copy = Copy::start("import", &from, &to, &[]);
     let mark = there.put(b"mark", b"", 0);
     until_at(&here, mark);
