@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
-use prost_reflect::{DescriptorPool, MethodDescriptor};
+use prost_reflect::{DescriptorPool, MethodDescriptor, ServiceDescriptor};
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -58,7 +58,7 @@ impl Calls {
     pub(crate) fn new(routes: Routes) -> Self {
         let pool = DescriptorPool::decode(DESCRIPTORS).expect("the descriptors were just compiled");
         let services: Vec<_> = pool.services().collect();
-        let methods = services.iter().flat_map(|service| service.methods());
+        let methods = services.iter().flat_map(ServiceDescriptor::methods);
         let methods = methods.map(|method| {
             let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
             (path, Arc::new(Method::of(&method)))
