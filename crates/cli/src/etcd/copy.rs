@@ -92,12 +92,12 @@ impl Walk<'_> {
             (Some(there), Some(here)) => there.key.cmp(&here.key),
         };
         let there = if order.is_le() {
-            self.there.pages.pop_front()
+            self.there.rows.pop_front()
         } else {
             None
         };
         let here = if order.is_ge() {
-            self.here.pages.pop_front()
+            self.here.rows.pop_front()
         } else {
             None
         };
@@ -195,7 +195,7 @@ struct Pages<'a> {
     /// Where the next page begins; `None`: there is none.
     next: Option<Bytes>,
     limit: i64,
-    pages: VecDeque<KeyValue>,
+    rows: VecDeque<KeyValue>,
 }
 
 impl<'a> Pages<'a> {
@@ -206,18 +206,18 @@ impl<'a> Pages<'a> {
             revision,
             next: Some(if from.is_empty() { first } else { from }),
             limit: PAGE_KEYS_FIRST,
-            pages: VecDeque::new(),
+            rows: VecDeque::new(),
         }
     }
 
     /// The next key, without taking it.
     async fn peek(&mut self) -> Result<Option<&KeyValue>, Stopped> {
-        while self.pages.is_empty()
+        while self.rows.is_empty()
             && let Some(key) = self.next.clone()
         {
             self.read(key).await?;
         }
-        Ok(self.pages.front())
+        Ok(self.rows.front())
     }
 
     async fn read(&mut self, key: Bytes) -> Result<(), Stopped> {
@@ -245,7 +245,7 @@ impl<'a> Pages<'a> {
         self.next = last.map(|kv| [&kv.key[..], b"\0"].concat().into());
         self.limit = limit_after(self.limit, answer.kvs.len(), bytes);
         let kvs = answer.kvs.into_iter().filter(|kv| kv.key != RECORD_KEY);
-        self.pages.extend(kvs);
+        self.rows.extend(kvs);
         Ok(())
     }
 

@@ -179,7 +179,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     };
     let (start_over, json) = (sides.start_over, sides.json);
     let (from, to) = sides.ways();
-    let (source, target) = (Peer::new("source", from)?, Peer::new("target", to)?);
+    let (source, target) = (Peer::new("source", &from)?, Peer::new("target", &to)?);
     let mut stop = Stop::new(false)?;
     let switch = Switch::default();
     if is_at_once {

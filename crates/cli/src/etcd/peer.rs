@@ -118,7 +118,7 @@ impl Peer {
     ///
     /// # Errors
     /// When an endpoint, a file or the user is written in a way that cannot be used.
-    pub(super) fn new(side: &'static str, way: Way) -> Result<Self, Failure> {
+    pub(super) fn new(side: &'static str, way: &Way) -> Result<Self, Failure> {
         let flag = flag(side);
         let names: Vec<String> = way
             .endpoints
@@ -142,7 +142,7 @@ impl Peer {
                 })
         });
         let user = user.transpose()?;
-        let tls = tls(flag, &way)?;
+        let tls = tls(flag, way)?;
         let channels = names.iter().map(|name| channel(flag, name, tls.as_ref()));
         Ok(Self {
             side,
@@ -486,7 +486,7 @@ fn whole_text(status: &Status) -> String {
         cause = error.source();
     }
     if text.is_empty() {
-        text = status.code().description().to_owned();
+        status.code().description().clone_into(&mut text);
     }
     text
 }
@@ -496,6 +496,10 @@ pub(super) fn flag(side: &str) -> &'static str {
     if side == "source" { "from" } else { "to" }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a program reads its certificates itself"
+)]
 fn tls(flag: &str, way: &Way) -> Result<Option<ClientTlsConfig>, Failure> {
     if way.cacert.is_none() {
         if way.cert.is_some() || way.key.is_some() {

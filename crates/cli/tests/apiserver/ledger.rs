@@ -11,6 +11,7 @@
 //! at the next event of the same key.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound::{Excluded, Included};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -317,7 +318,9 @@ impl Ledger {
     /// change.
     pub(crate) fn changes(&self, keys: &Keys, after: i64, upto: i64) -> Vec<i64> {
         let books = self.lock();
-        let revisions = books.history.range(after + 1..upto.max(after) + 1);
+        let revisions = books
+            .history
+            .range((Excluded(after), Included(upto.max(after))));
         let changes = revisions.flat_map(|(revision, changes)| {
             let own = changes.keys().filter(|key| keys.has(key));
             own.map(|_| *revision)
@@ -330,18 +333,19 @@ impl Ledger {
         let books = self.lock();
         let audited = books.audited;
         for write in books.writes.values() {
-            if write.done.is_some_and(|at| at <= audited) {
-                panic!(
-                    "{write:?} did not happen\n{}",
-                    books.story(&write.asked.key)
-                );
-            }
+            assert!(
+                write.done.is_none_or(|at| at > audited),
+                "{write:?} did not happen\n{}",
+                books.story(&write.asked.key)
+            );
         }
         for ((key, changed), deletion) in &books.deletions {
             let done = deletion.done.filter(|done| *done <= audited);
-            if done.is_some() && deletion.happened.is_none() {
-                panic!("deleting {changed} did not happen\n{}", books.story(key));
-            }
+            assert!(
+                done.is_none() || deletion.happened.is_some(),
+                "deleting {changed} did not happen\n{}",
+                books.story(key)
+            );
         }
         let ahead = books.lists.keys().next();
         assert!(ahead.is_none(), "{ahead:?} was listed, above {audited}");
@@ -420,12 +424,11 @@ impl Books {
         entry.is_audited |= watch == 0;
         let later = now - entry.seen_at;
         let is_same = entry.change == change;
-        if !is_same || (!is_known && revision <= self.audited) {
-            panic!(
-                "watch {watch} saw {change:?} of {key:?} at {revision}, as no other\n{}",
-                self.story(key)
-            );
-        }
+        assert!(
+            is_same && (is_known || revision > self.audited),
+            "watch {watch} saw {change:?} of {key:?} at {revision}, as no other\n{}",
+            self.story(key)
+        );
         later
     }
 
@@ -555,7 +558,7 @@ impl Books {
         state.retain(|key, _| list.keys.has(key));
         for (_, changes) in self
             .history
-            .range(list.revision + 1..self.audited + 1)
+            .range((Excluded(list.revision), Included(self.audited)))
             .rev()
         {
             for (key, entry) in changes.iter().filter(|(key, _)| list.keys.has(key)) {

@@ -82,6 +82,12 @@ fn until_at(target: &Client, revision: i64) {
 
 /// The same keys with the same values and leases, and the same leases.
 fn assert_same(source: &Client, revision: i64, target: &Client) {
+    // The one was asked before the other.
+    assert_same_within(source, revision, target, 1);
+}
+
+/// The same where leases may have so many seconds less before them than at the source.
+fn assert_same_within(source: &Client, revision: i64, target: &Client, seconds: i64) {
     let rows = |client: &Client, revision| -> BTreeMap<_, _> {
         let all = client.all(revision).into_iter();
         all.map(|kv| (kv.key, (kv.value, kv.lease))).collect()
@@ -95,9 +101,8 @@ fn assert_same(source: &Client, revision: i64, target: &Client) {
     for id in source.leases() {
         let (there, here) = (source.time_to_live(id), target.time_to_live(id));
         assert_eq!(here.granted_ttl, there.granted_ttl, "lease {id}");
-        // The one was asked before the other.
         assert!(
-            here.ttl >= there.ttl - 1,
+            here.ttl >= there.ttl - seconds,
             "lease {id}: {} of {}",
             here.ttl,
             there.ttl
@@ -288,7 +293,8 @@ fn a_copy_that_was_killed_goes_on_and_neither_loses_nor_repeats_a_revision() {
 
     let mut copy = start();
     let mut last = count(0);
-    for number in 1..=120 {
+    // The last of these come after the last kill: who is told to switch has begun.
+    for number in 1..=130 {
         last = count(number);
         // The pauses between kills are as long as some commits take.
         if number % 40 == 0 {
@@ -476,7 +482,8 @@ fn an_etcd_is_copied_into_a_group_and_back_while_it_is_written_to() {
     until_at(&here, mark);
     let followed_from = here.revision();
     there.revoke(9);
-    put_largest(&there, b"largest", 8);
+    // An etcd takes a few bytes more than a group does.
+    there.put(b"largest", &vec![b'y'; 1536 * 1024 - 64], 8);
     drop(writer);
     // The source is gone for a moment, and has compacted when it is back.
     let before = there.put(b"mark", b"2", 0);
@@ -488,7 +495,8 @@ fn an_etcd_is_copied_into_a_group_and_back_while_it_is_written_to() {
     until_at(&here, last);
     let report = copy.switch();
     assert_eq!(report["revision"], last, "{report}");
-    assert_same(&there, last, &here);
+    // An etcd that starts again gives each lease its whole time; in the target it is kept alive by then.
+    assert_same_within(&there, last, &here, 60);
     assert_no_half_revisions(&here, followed_from);
 
     let Some(back) = Etcd::start(&[]) else {

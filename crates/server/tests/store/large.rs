@@ -54,22 +54,24 @@ async fn count(store: &Store) -> i64 {
     store.range(prefix("k/")).await.expect("a range").count
 }
 
-/// For clients there is no lease 7 any more, but its id is not free.
+/// For clients there is no lease 7 any more, but its id is not free. All is asked at once: the steps
+/// do not wait.
 async fn is_being_ended(store: &Store) {
     let put = PutRequest {
         lease: 7,
         ..put("other", "1")
     };
-    assert_eq!(refused(store.put(put).await), Error::LeaseNotFound);
-    assert_eq!(store.lease_keep_alive(7).await.expect("an answer").ttl, 0);
-    let request = LeaseTimeToLiveRequest { id: 7, keys: true };
-    let left = store.lease_time_to_live(request).await.expect("an answer");
-    assert_eq!((left.ttl, left.keys.len()), (-1, 0));
-    let request = LeaseGrantRequest { ttl: 60, id: 7 };
-    assert_eq!(
-        refused(store.lease_grant(request).await),
-        Error::LeaseExists
+    let (put, kept, left, granted) = tokio::join!(
+        store.put(put),
+        store.lease_keep_alive(7),
+        store.lease_time_to_live(LeaseTimeToLiveRequest { id: 7, keys: true }),
+        store.lease_grant(LeaseGrantRequest { ttl: 60, id: 7 }),
     );
+    assert_eq!(refused(put), Error::LeaseNotFound);
+    assert_eq!(kept.expect("an answer").ttl, 0);
+    let left = left.expect("an answer");
+    assert_eq!((left.ttl, left.keys.len()), (-1, 0));
+    assert_eq!(refused(granted), Error::LeaseExists);
 }
 
 #[tokio::test(start_paused = true)]
