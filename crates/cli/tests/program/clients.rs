@@ -431,7 +431,7 @@ impl Client {
         answer.expect("deleted").deleted
     }
 
-    pub(crate) fn txn(&self, request: TxnRequest) -> TxnResponse {
+    pub(crate) fn txn(&self, request: &TxnRequest) -> TxnResponse {
         let answer = self.until_taken(|| {
             let (mut kv, request) = (self.kv(), request.clone());
             async move { kv.txn(request).await }

@@ -157,7 +157,7 @@ impl Writer {
     fn round(client: &Client, round: u32) {
         for number in 0..5 {
             let value = format!("{round}.{number}");
-            client.txn(TxnRequest {
+            client.txn(&TxnRequest {
                 success: ["a/pair", "z/pair"]
                     .map(|key| put(key.to_owned(), value.clone()))
                     .into(),
@@ -167,7 +167,7 @@ impl Writer {
         }
         client.put(format!("come/{}", round % 7).as_bytes(), b"v", 0);
         client.delete(format!("come/{}", (round + 3) % 7).as_bytes(), b"");
-        if round % 4 == 0 {
+        if round.is_multiple_of(4) {
             let keys = (0..MANY).map(|n| format!("many/{n:03}"));
             let puts: Vec<_> = keys.map(|key| put(key, format!("{round}"))).collect();
             let nested = puts.chunks(60).map(|puts| RequestOp {
@@ -176,7 +176,7 @@ impl Writer {
                     ..Default::default()
                 })),
             });
-            client.txn(TxnRequest {
+            client.txn(&TxnRequest {
                 success: nested.collect(),
                 ..Default::default()
             });
@@ -187,7 +187,7 @@ impl Writer {
                 ..Default::default()
             };
             let request = Some(Request::RequestDeleteRange(all));
-            client.txn(TxnRequest {
+            client.txn(&TxnRequest {
                 success: vec![RequestOp { request }],
                 ..Default::default()
             });
@@ -235,7 +235,7 @@ fn fill(client: &Client, keys: usize) {
     for from in (0..keys).step_by(100) {
         let key = |n: usize| format!("filled/{n:06}");
         let puts = (from..(from + 100).min(keys)).map(|n| put(key(n), format!("{n}").repeat(100)));
-        client.txn(TxnRequest {
+        client.txn(&TxnRequest {
             success: puts.collect(),
             ..Default::default()
         });
@@ -434,13 +434,14 @@ fn leases_go_on_in_the_target_for_as_long_as_at_the_source() {
     assert_eq!(here.leases(), [long]);
 }
 
-/// Puts the largest value that fits, less what servers differ in.
-fn put_largest(client: &Client, key: &[u8], lease: i64) -> i64 {
-    let mut size = 1536 * 1024;
-    while client.try_put(key, &vec![b'x'; size], lease).is_err() {
+/// The size of the largest value that fits, less what a copy needs for itself.
+fn largest(client: &Client) -> usize {
+    let (probe, mut size) = (b"probe", 1536 * 1024);
+    while client.try_put(probe, &vec![b'x'; size], 5).is_err() {
         size -= 1;
     }
-    client.put(key, &vec![b'y'; size - 16], lease)
+    client.delete(probe, b"");
+    size - 16
 }
 
 #[test]
@@ -451,13 +452,15 @@ fn the_largest_values_are_copied_with_their_leases() {
         Client::to(&target.endpoints[0]),
     );
     there.grant(5, 600);
-    put_largest(&there, b"before", 0);
-    put_largest(&there, b"leased", 5);
+    let size = largest(&there);
+    let put = |key: &[u8], lease| there.put(key, &vec![b'y'; size], lease);
+    put(b"before", 0);
+    put(b"leased", 5);
     let copy = Copy::start("import", &source.all(), &target.all(), &[]);
     let mark = there.put(b"mark", b"", 0);
     until_at(&here, mark);
-    put_largest(&there, b"after", 0);
-    let last = put_largest(&there, b"before", 5);
+    put(b"after", 0);
+    let last = put(b"before", 5);
     until_at(&here, last);
     let report = copy.switch();
     assert_eq!(report["copied"]["start_overs"], 0, "{report}");

@@ -234,8 +234,8 @@ async fn a_master_that_was_replaced_keeps_no_lease_alive() {
         }
         sleep(Duration::from_millis(10)).await;
     }
-    let others = ["n1", "n2", "n3"].into_iter().filter(|of| *of != name);
-    let other = group.store(others.last().expect("a node"));
+    let mut others = ["n1", "n2", "n3"].into_iter().filter(|of| *of != name);
+    let other = group.store(others.next_back().expect("a node"));
     set(&other, "other", "1").await;
     let lived = gone(&other, "k", kept_at).await;
     assert!(
