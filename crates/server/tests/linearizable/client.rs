@@ -287,11 +287,8 @@ impl Client {
         let said = match answer {
             Ok(Some(answer)) if answer.ttl > 0 => Said::KeptAlive,
             Ok(Some(_)) => Said::Gone,
-            Ok(None) => Said::MayBeKeptAlive,
-            Err(status) if is_refused(&status) => {
-                return None;
-            }
-            Err(_) => Said::MayBeKeptAlive,
+            Err(status) if is_refused(&status) => return None,
+            Ok(None) | Err(_) => Said::MayBeKeptAlive,
         };
         if said == Said::Gone {
             self.own = None;

@@ -62,7 +62,7 @@ struct Lease {
 /// All leases that are not known to be gone for long, and when there was no master.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
-    leases: BTreeMap<i64, Lease>,
+    by_id: BTreeMap<i64, Lease>,
     outages: Vec<(Duration, Duration)>,
     /// How many ended by themselves.
     pub(crate) expired: usize,
@@ -79,7 +79,7 @@ impl Leases {
             Event::Lease(lease, said) => {
                 let sign = match said {
                     Said::Granted(ttl) | Said::MayBeGranted(ttl) => {
-                        self.leases.entry(*lease).or_default().ttl = *ttl;
+                        self.by_id.entry(*lease).or_default().ttl = *ttl;
                         match said {
                             Said::Granted(_) => Sign::Renewed,
                             _ => Sign::MayBeRenewed,
@@ -108,7 +108,7 @@ impl Leases {
 
     fn see(&mut self, lease: i64, began: Duration, ended: Duration, sign: Sign) {
         let seen = Seen { began, ended, sign };
-        self.leases.entry(lease).or_default().seen.push(seen);
+        self.by_id.entry(lease).or_default().seen.push(seen);
     }
 
     /// The keys of a lease went, at some time between these, and it was not revoked.
@@ -127,13 +127,13 @@ impl Leases {
     /// Checks all, and forgets those of which no more is to come.
     pub(crate) fn check(&mut self) -> Result<(), String> {
         let outages = &self.outages;
-        for (id, lease) in &mut self.leases {
+        for (id, lease) in &mut self.by_id {
             lease.seen.sort_by_key(|seen| seen.began);
             lease
                 .check(outages)
                 .map_err(|what| format!("lease {id}: {what}"))?;
         }
-        self.leases.retain(|_, lease| {
+        self.by_id.retain(|_, lease| {
             // Late witnesses are few, and are compared with the one that is left.
             let gone = lease.gone();
             lease
@@ -232,7 +232,7 @@ impl Lease {
                     until += allowance(self.ttl);
                 }
                 was_failover = true;
-                until += *to - *from;
+                until += to.saturating_sub(*from);
             }
         }
         until
