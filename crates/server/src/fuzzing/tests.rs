@@ -17,7 +17,7 @@ fn what_clients_send_in_the_corpora_is_decoded_without_a_panic() {
     for (name, decode) in TARGETS {
         let inputs = files_in(&fuzz().join("corpus").join(name)).into_iter();
         let panics = |input: &PathBuf| {
-            let bytes = fs::read(input).unwrap();
+            let bytes = fs::read(input).expect("a file");
             catch_unwind(|| decode(&bytes)).is_err()
         };
         let failed: Vec<_> = inputs.filter(panics).collect();
@@ -45,7 +45,9 @@ fn fuzz() -> PathBuf {
 fn files_in(folder: &Path) -> Vec<PathBuf> {
     let entries =
         fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     files.sort();
     files
 }
@@ -53,6 +55,9 @@ fn files_in(folder: &Path) -> Vec<PathBuf> {
 /// The names in a folder of `fuzz/` that are of this crate.
 fn names_in(folder: &str) -> BTreeSet<String> {
     let names = files_in(&fuzz().join(folder)).into_iter();
-    let names = names.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned());
+    let names = names.map(|path| {
+        let stem = path.file_stem().and_then(std::ffi::OsStr::to_str);
+        stem.expect("a name in text").to_owned()
+    });
     names.filter(|name| name.starts_with(PREFIX)).collect()
 }
