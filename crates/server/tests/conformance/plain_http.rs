@@ -75,7 +75,7 @@ async fn metrics_are_on_the_same_port(target: Target) {
             .lines()
             .find(|line| line.starts_with(&format!("{name} ")));
         let value = line.and_then(|line| line.split(' ').nth(1)).expect(name);
-        assert!(value.parse::<u64>().unwrap() >= 1.0, "{name} {value}");
+        assert!(value.parse::<f64>().unwrap() >= 1.0, "{name} {value}");
     }
 }
 
