@@ -1,7 +1,5 @@
 //! The corpora of `fuzz/`, replayed.
 
-#![expect(clippy::disallowed_methods, reason = "the corpora are files")]
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::panic::catch_unwind;
