@@ -23,11 +23,14 @@ mod tests {
     fn a_thread_gives_way_and_its_siblings_do_not() {
         let nice = || rustix::process::getpriority_process(None).expect("a nice value");
         let before = nice();
-        let inside = std::thread::spawn(move || {
-            give_way();
-            nice()
+        let inside = std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                give_way();
+                nice()
+            });
+            inside.join().expect("no panic")
         });
-        assert_eq!(inside.join().expect("no panic"), (before + NICE).min(19));
+        assert_eq!(inside, (before + NICE).min(19));
         assert_eq!(nice(), before);
     }
 }
