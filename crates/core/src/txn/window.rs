@@ -9,8 +9,8 @@
 //! node loses mastership and drops what was pending. The window does not know which of its versions
 //! are committed: each reader supplies the VLSN up to which it may see.
 //!
-//! One lock guards the map. It is held for one key, or for one part of a scan: a reader holds up a
-//! writer no longer than a few rows take.
+//! One lock guards the map. It is held for one key, or for one part of a scan. Only the check whether
+//! a range has changed holds it for the whole range, as it does the sequencer's lock.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
